@@ -1,0 +1,78 @@
+"""Name -> class, one table per kind of part. A new part is one new file that registers itself.
+
+A registry knows the package its parts live in and imports that package's modules on the first look-up, so that adding
+a file is enough to add a part, and `import vfmlab` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from vfmlab.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry:
+    """A table of named parts.
+
+    Args:
+        what: what an entry is called in messages, for example `"tokenizer"`.
+        package: dotted name of the package (or module) whose import fills the table.
+    """
+
+    def __init__(self, what: str, package: str):
+        self.what, self.package = what, package
+        self._table: dict[str, Any] = {}
+        self._filled = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class or function decorator: file the object under `name` and tell it its own name."""
+
+        def keep(thing: T) -> T:
+            old = self._table.get(name)
+            if old is not None and getattr(old, "__qualname__", None) != getattr(thing, "__qualname__", None):
+                raise ConfigError(f"{self.what} '{name}' is registered twice: {old!r} and {thing!r}; rename one of them")
+            self._table[name] = thing
+            thing.registered_name = name
+            return thing
+
+        return keep
+
+    def get(self, name: str) -> Any:
+        """The entry called `name`; :class:`ConfigError` with the nearest known name otherwise."""
+        self._fill()
+        try:
+            return self._table[name]
+        except (KeyError, TypeError):
+            raise ConfigError(f"unknown {self.what} '{name}'{nearest(name, self._table)}") from None
+
+    def names(self) -> list[str]:
+        self._fill()
+        return sorted(self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._table
+
+    def _fill(self) -> None:
+        if self._filled:
+            return
+        self._filled = True  # first, so that a part may look another one up while the package is being imported
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self.package}.{module.name}")
+
+
+TOKENIZERS = Registry("tokenizer", "vfmlab.tokenizers")
+DECODERS = Registry("decoder", "vfmlab.decoders")
+LOSSES = Registry("loss", "vfmlab.losses")
+NETWORKS = Registry("diffusion network", "vfmlab.diffusion")
+FEATURE_SPACES = Registry("feature space", "vfmlab.evaluation")
+IMPORTERS = Registry("released checkpoint family", "vfmlab.weights")

@@ -1,0 +1,187 @@
+"""What every visual tokenizer is: images -> Posterior -> normalised latent z -> images.
+
+There are two latents and only this file knows both. *Raw* latents are what the networks make and take
+(`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the training images
+(`encode`, `decode`); everything outside tokenizers and their training sees only those, and calls them z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab.config import TokenizerConfig
+from vfmlab.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Diagonal Gaussian over latents. mean, logvar: B C h w; logvar None: a deterministic code."""
+
+    mean: Tensor
+    logvar: Tensor | None = None
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean) if self.logvar is None else torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Mean + std * noise; noise (B C h w, standard normal) may be given, so that the caller can seed it per sample."""
+        if self.logvar is None:
+            return self.mean
+        if noise is None:
+            device = generator.device if generator is not None else self.mean.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean)
+
+    def kl(self) -> Tensor:
+        """KL divergence to N(0, 1), summed over C h w: one value per image [B] (nats). Zero for a deterministic code."""
+        if self.logvar is None:
+            return self.mean.new_zeros(self.mean.shape[0])
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).sum(1)
+
+    def normalised(self, mean: Tensor, std: Tensor) -> Posterior:
+        """The posterior of (z - mean) / std; mean, std: [C]."""
+        mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        logvar = None if self.logvar is None else self.logvar - 2 * std.log()
+        return Posterior((self.mean - mean) / std, logvar)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-channel mean and std [C] of raw latents (posterior mode), over `count` images with `fingerprint`."""
+
+    mean: Tensor
+    std: Tensor
+    count: int
+    fingerprint: str
+
+
+class Tokenizer(nn.Module):
+    """Base of all tokenizers.
+
+    A method subclasses this in one file, registers itself, declares its options as a nested `Config`, and implements
+    `posterior` and `decode_raw`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm the
+    frozen :class:`vfmlab.vfm.VisionModel` of the run, or None.
+
+    Attributes:
+        layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
+        size: side of the images in pixels.
+    """
+
+    Config: type[TokenizerConfig] = TokenizerConfig
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, config: TokenizerConfig, size: int, vfm: nn.Module | None = None):
+        super().__init__()
+        if size % config.factor:
+            raise ConfigError(f"data.size {size} is not divisible by tokenizer.factor {config.factor}; choose a multiple of {config.factor}")
+        self.config, self.size = config, size
+        # The VFM is frozen and shared: kept out of parameters(), state_dict() and .train().
+        self.__dict__["vfm"] = vfm
+        self.register_buffer("stat_mean", torch.zeros(config.channels))
+        self.register_buffer("stat_std", torch.ones(config.channels))
+        self.register_buffer("stat_count", torch.zeros((), dtype=torch.long))
+        self.fingerprint = ""
+
+    # -- what a method implements, on raw latents -------------------------------------------------------------------
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        """Images in [-1, 1] (B 3 H W) -> raw posterior (B C h w).
+
+        features: maps of the VFM for these images by layer (`vfm.features(images, layers).maps`), when the caller has them.
+        """
+        raise NotImplementedError
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        """Raw latents (B C h w) -> [images B 3 H W, then lower-resolution outputs, largest first]."""
+        raise NotImplementedError
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        """The parameter at which adaptive loss weights compare gradient norms."""
+        raise NotImplementedError
+
+    # -- what the rest of the project uses --------------------------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.size // self.config.factor
+        return self.config.channels, side, side
+
+    @property
+    def statistics(self) -> Statistics:
+        if int(self.stat_count) == 0:
+            raise CheckpointError(
+                f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for diffusion; "
+                "finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches)"
+            )
+        return Statistics(self.stat_mean, self.stat_std, int(self.stat_count), self.fingerprint)
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        mean, std = statistics.mean.float(), statistics.std.float()
+        if mean.shape != self.stat_mean.shape or std.shape != self.stat_std.shape:
+            raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer {self.config.channels}; measure them again")
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise CheckpointError(f"latent statistics are not usable (std {std.tolist()}): a channel is constant or not finite")
+        self.stat_mean.copy_(mean)
+        self.stat_std.copy_(std)
+        self.stat_count.fill_(statistics.count)
+        self.fingerprint = statistics.fingerprint
+
+    def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        """Images in [-1, 1] (B 3 H W) -> posterior of the normalised latent (B C h w)."""
+        statistics = self.statistics
+        raw = self.posterior(images, features)
+        raw = Posterior(raw.mean.float(), None if raw.logvar is None else raw.logvar.float())
+        return raw.normalised(statistics.mean, statistics.std)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Normalised latents (B C h w) -> images clamped to [-1, 1] (B 3 H W)."""
+        statistics = self.statistics
+        raw = z.float() * statistics.std.view(1, -1, 1, 1) + statistics.mean.view(1, -1, 1, 1)
+        return self.decode_raw(raw)[0].float().clamp(-1, 1)
+
+    def read_features(self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...]) -> dict[int, Tensor]:
+        """The VFM maps of `layers`: those given, or computed now."""
+        if features is not None and all(layer in features for layer in layers):
+            return features
+        if self.vfm is None:
+            raise ConfigError(f"tokenizer '{self.config.method}' reads VFM layers {list(layers)} but the run has no 'vfm' section; add vfm.name=...")
+        return self.vfm.features(images, layers).maps
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Tokenizer:
+        super()._apply(fn, recurse)
+        if self.vfm is not None:  # .to(device) reaches the shared VFM too, although it is not a submodule
+            self.vfm._apply(fn, recurse)
+        return self
+
+
+@torch.no_grad()
+def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
+    """Per-channel mean and std of the posterior mode over `batches` of images in [-1, 1], in float64, one pass.
+
+    Several processes: call it on the main one with all images; the pass is cheap beside training.
+    """
+    count, images = 0, 0
+    mean = torch.zeros(tokenizer.config.channels, dtype=torch.float64)
+    m2 = torch.zeros_like(mean)
+    for batch in batches:
+        z = tokenizer.posterior(batch).mode().double().cpu()
+        n = z.numel() // z.shape[1]
+        new = z.mean(dim=(0, 2, 3))
+        spread = (z - new.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3))
+        delta = new - mean  # Chan's update: exact for batches of any size, no cancellation
+        m2 += spread + delta.square() * (count * n / (count + n))
+        mean += delta * (n / (count + n))
+        count, images = count + n, images + batch.shape[0]
+    if images == 0:
+        raise CheckpointError("no images to measure latent statistics on; check data.source and data.train")
+    return Statistics(mean.float(), (m2 / count).sqrt().float(), images, fingerprint)
