@@ -1,0 +1,33 @@
+"""Shared fixtures: reference data is looked for in VFMLAB_SHARED or ../shared, and its absence is named in the skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _shared(part: str) -> Path:
+    base = Path(os.environ.get("VFMLAB_SHARED", ROOT.parent / "shared"))
+    path = base / part
+    if not path.is_dir():
+        pytest.skip(f"no reference folder '{part}': set VFMLAB_SHARED to the folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference inputs, weights and outputs (see its README)."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real images: `cifar10` (parquet) and `clothing256` (ImageFolder)."""
+    return _shared("data")
