@@ -1,0 +1,75 @@
+"""What every term of a tokenizer's training loss is: a module from a :class:`Reconstruction` to one fp32 number.
+
+Every term is a mean over the images of the batch. Gradients of two processes with half the batch each, averaged, are
+then those of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vfmlab.config import LossConfig
+from vfmlab.errors import ConfigError
+from vfmlab.tokenizers.base import Posterior
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss may depend on when it is built.
+
+    size: side of the images in pixels. channels, latent_side: the latent is channels x latent_side x latent_side.
+    vfm: the run's frozen VisionModel, or None.
+    """
+
+    size: int
+    channels: int
+    latent_side: int
+    vfm: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One batch on its way through the tokenizer.
+
+    target: B 3 H W in [-1, 1], what `images[0]` should be (already scaled / rotated on the latent path).
+    images: outputs of the decoder, largest first; images[0] has the target's shape.
+    posterior: raw posterior of the encoded images. z: raw sampled latent B C h w, before any equivariance transform.
+    features: maps of the VFM for the *encoded* images by layer, B D h' w'.
+    """
+
+    target: Tensor
+    images: list[Tensor]
+    posterior: Posterior
+    z: Tensor
+    features: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Loss(nn.Module):
+    """Base of all terms: `forward(r) -> scalar, fp32`, unweighted.
+
+    Attributes:
+        layers: VFM layers whose maps the term needs in `r.features`.
+        adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the tokenizer's last
+            encoder layer; see :func:`vfmlab.losses.adaptive.adaptive_weight`.
+    """
+
+    Config: type[LossConfig] = LossConfig
+    registered_name: ClassVar[str] = "loss"
+    layers: tuple[int, ...] = ()
+    adaptive: bool = False
+
+    def __init__(self, config: LossConfig, context: LossContext):
+        super().__init__()
+        self.config, self.context = config, context
+
+    def forward(self, r: Reconstruction) -> Tensor:
+        raise NotImplementedError
+
+    def need_vfm(self) -> nn.Module:
+        """The run's VFM; :class:`ConfigError` when the run has none."""
+        if self.context.vfm is None:
+            raise ConfigError(f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' section; add vfm.name=pocket")
+        return self.context.vfm
