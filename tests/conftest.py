@@ -1,4 +1,4 @@
-"""Shared fixtures: reference data is looked for in VFMLAB_SHARED or ../shared, and its absence is named in the skips."""
+"""Shared fixtures: reference data is looked for in VFMLAB_SHARED or ../shared; its absence is named in the skips."""
 
 from __future__ import annotations
 

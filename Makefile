@@ -1,0 +1,71 @@
+# vfmlab needs Python >= 3.11 and make; everything else goes into .venv. The two commands to know: make demo, make test.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# make demo DATA=folder:my/images PRESET=pocket_vfm_vae ROOT=runs
+DATA   ?=
+PRESET ?=
+ROOT   ?=
+
+# One test process per usable core and one thread each: small tensors gain nothing from a second thread.
+WORKERS     ?= $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint pytest notebooks notebooks-check lab app lock clean
+
+help:
+	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... ROOT=...)"
+	@echo "make test       lint, tests, notebook pairs"
+	@echo "make install    create $(VENV) with the versions pinned in constraints.txt"
+	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make app        the app on the runs (ROOT=...)"
+	@echo "make lint       ruff"
+	@echo "make notebooks  write every notebooks/*.ipynb from its .py"
+	@echo "make lock       choose versions anew for constraints.txt"
+	@echo "make clean      remove $(VENV)"
+
+install: $(STAMP)
+
+# The stamp is written last, so an installation that was interrupted is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
+	  { echo "make: vfmlab needs Python >= 3.11, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true); name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing into $(VENV) (once; about a minute and 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(BIN)/python -m uv pip install --python $(BIN)/python --constraints constraints.txt --build-constraints constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m vfmlab.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(ROOT),--root '$(ROOT)')
+
+test: lint notebooks-check pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check
+
+pytest: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# The .py (py:percent) is the source; the .ipynb is generated and carries no outputs.
+notebooks: $(STAMP)
+	@$(BIN)/python -m vfmlab.pairs write
+
+notebooks-check: $(STAMP)
+	@$(BIN)/python -m vfmlab.pairs check
+
+lab: $(STAMP)
+	@$(BIN)/python -m jupyter lab notebooks
+
+app: $(STAMP)
+	@$(BIN)/python -m vfmlab app $(if $(ROOT),--runs '$(ROOT)')
+
+lock: $(STAMP)
+	@$(BIN)/python -m uv pip compile pyproject.toml --all-extras --no-header --no-annotate --no-emit-index-url --upgrade --quiet --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV)

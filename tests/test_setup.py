@@ -1,0 +1,125 @@
+"""Installation: pinned versions, a stamp that saves the second call, a core that runs without the optional extras."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL = [
+    *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "scipy", "tensorboard"),
+    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat"),
+]
+# These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
+PRESENTATION = ["vfmlab.viz", "vfmlab.widgets", "vfmlab.sweep", "vfmlab.demo"]
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_python(code: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+
+
+def test_constraints_are_versions_only():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert len(lines) > 50
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9.-]*==[A-Za-z0-9.!+-]+( ; [^:@/]+)?", line), line
+
+
+def test_constraints_pin_every_direct_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    names = {re.split(r"[\[<>=~! ;]", item)[0].lower().replace("_", "-") for item in wanted} - {"vfmlab"}
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert names <= pinned, sorted(names - pinned)
+
+
+def test_conda_environment_installs_the_same_pins():
+    text = (ROOT / "environment.yml").read_text()
+    assert "constraints.txt" in text
+    assert "-e .[all,dev]" in text
+    assert "://" not in text
+
+
+def make(*args: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *args], capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what installation reads, with an environment that only claims to be installed."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_second_install_has_nothing_to_do(checkout: Path):
+    assert make("-q", "install", cwd=checkout).returncode == 1, "an environment without the stamp is not installed"
+    (checkout / ".venv" / ".installed").touch()
+    assert make("-q", "install", cwd=checkout).returncode == 0
+    done = make("install", cwd=checkout)
+    assert done.returncode == 0
+    assert "installing" not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_changed_pins_are_installed(checkout: Path):
+    import os
+
+    stamp = checkout / ".venv" / ".installed"
+    stamp.touch()
+    later = stamp.stat().st_mtime + 10
+    os.utime(checkout / "constraints.txt", (later, later))
+    assert make("-q", "install", cwd=checkout).returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_old_python_is_refused_in_one_line(checkout: Path):
+    old = checkout / "oldpython"
+    old.write_text('#!/bin/sh\ncase "$1" in --version) echo "Python 3.9.1";; *) exit 1;; esac\n')
+    old.chmod(0o755)
+    done = make("install", f"PYTHON={old}", cwd=checkout)
+    assert done.returncode != 0
+    first = done.stderr.splitlines()[0]
+    assert "needs Python >= 3.11" in first
+    assert "Python 3.9.1" in first
+    assert not (checkout / ".venv" / ".installed").exists()
+
+
+def test_import_is_light():
+    heavy = ["torch", "timm", "numpy", "pydantic", "gradio"]
+    done = run_python(f"import sys, vfmlab; print([m for m in {heavy} if m in sys.modules])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_core_needs_no_optional_extra():
+    """Every core module imports with the extras' packages missing: they are imported where they are used."""
+    code = BLOCK.format(names=OPTIONAL) + (
+        "import importlib, pkgutil, vfmlab\n"
+        "names = [m.name for m in pkgutil.walk_packages(vfmlab.__path__, 'vfmlab.')]\n"
+        f"names = [n for n in names if not n.endswith('__main__') and not n.startswith(tuple({PRESENTATION}))]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names))\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 10
