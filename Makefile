@@ -46,7 +46,7 @@ demo: $(STAMP)
 test: lint notebooks-check pytest
 
 lint: $(STAMP)
-	@$(BIN)/ruff check
+	@$(BIN)/ruff check --output-format concise
 
 pytest: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
