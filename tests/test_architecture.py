@@ -1,0 +1,185 @@
+"""House rules that a reader relies on: imports run downwards, no circles, one idea a file, nothing machine-bound."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "vfmlab"
+
+# From the ground up; a module imports from its own floor and from those below. A new top-level module is added here.
+FLOORS = [
+    ["errors"],
+    ["registry"],
+    ["config", "seeding", "events", "progress"],
+    ["nn"],
+    ["losses", "decoders"],
+    ["data", "vfm", "judge", "runs", "presets", "pairs"],
+    ["tokenizers", "viz", "sweep"],
+    ["diffusion"],
+    ["training", "evaluation", "weights"],
+    ["api", "plan", "bench", "doctor"],
+    ["cli", "widgets", "demo", "__main__"],
+]
+FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+MAY_PRINT = {"cli"}
+LONGEST = 450
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+MODULES = {module_name(path): path for path in FILES}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree: ast.AST):
+    """All nodes but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(tree):
+        if is_type_checking(child):
+            for other in child.orelse:
+                yield other
+                yield from statements(other)
+            continue
+        yield child
+        yield from statements(child)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that `path` imports, at its head or inside functions."""
+    found = set()
+    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "vfmlab"}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import; write the full name"
+            if node.module and node.module.split(".")[0] == "vfmlab":
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    found.add(whole if whole in MODULES else node.module)
+    return found
+
+
+def top(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def test_floors_are_told_for_every_module():
+    unknown = sorted({top(name) for name in MODULES if top(name)} - set(FLOOR))
+    assert not unknown, f"say on which floor these stand (FLOORS in {Path(__file__).name}): {unknown}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_run_downwards(name: str):
+    here = top(name)
+    if here is None:
+        pytest.skip("the package itself only forwards names, lazily")
+    for other in imports(MODULES[name]):
+        if other == "vfmlab":
+            continue  # the package's own facts, such as __version__
+        assert other in MODULES, f"{name} imports {other}, which does not exist"
+        assert FLOOR[top(other)] <= FLOOR[here], f"{name} imports {other} from a floor above its own"
+
+
+def test_no_import_circles():
+    graph = {name: imports(path) - {name} for name, path in MODULES.items()}
+    for name in graph:  # importing a.b runs a/__init__.py first
+        parent = name.rpartition(".")[0]
+        while parent and parent != "vfmlab":
+            assert parent in graph, f"{parent} has no __init__.py"
+            if name not in graph[parent]:
+                graph[name].add(parent)
+            parent = parent.rpartition(".")[0]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("imports run in a circle: " + " -> ".join(reversed(error.args[1])))
+
+
+def test_no_file_grows_too_long():
+    long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > LONGEST}
+    assert not long, f"split these along their ideas (limit {LONGEST} lines): {long}"
+
+
+def test_one_base_class_deep():
+    """One base class deep: a class of the project derives from a project class that itself derives from none."""
+    classes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = [ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases]
+    # Config sections and errors are data, not behaviour: their hierarchies may be deeper.
+    data = {"Section", "VfmlabError", "Config"}
+
+    def depth(name: str, seen: frozenset = frozenset()) -> int:
+        if name not in classes or name in seen or name in data or name.endswith(("Config", "Error")):
+            return 0
+        return 1 + max((depth(base, seen | {name}) for base in classes[name]), default=0)
+
+    deep = {name: depth(name) for name in classes if depth(name) > 2}
+    assert not deep, f"deeper than one base class: {deep}"
+
+
+def test_library_does_not_print():
+    for name, path in MODULES.items():
+        if top(name) in MAY_PRINT:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                assert any(key.arg == "file" for key in node.keywords), f"{name}:{node.lineno} prints"
+
+
+def test_each_module_imports_alone():
+    """In any order: every module is imported first in an interpreter that has imported nothing else of the project."""
+    code = (
+        "import importlib, os, sys\n"
+        "import torch, timm, pydantic, torchvision\n"  # the heavy ones once; then each module gets a fork of its own
+        "failed = []\n"
+        "for name in sys.argv[1:]:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        try:\n"
+        "            importlib.import_module(name)\n"
+        "        except BaseException as error:\n"
+        "            sys.stderr.write(f'{name}: {type(error).__name__}: {error}\\n')\n"
+        "            os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    failed += [name] if os.waitpid(child, 0)[1] else []\n"
+        "sys.exit(bool(failed))\n"
+    )
+    names = [name for name in sorted(MODULES) if not name.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: cannot tell which files belong to the project")
+    suffixes = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".ipynb", ".html", ".css", ""}
+    return [ROOT / name for name in listed.stdout.split("\0") if name and Path(name).suffix in suffixes]
+
+
+def test_nothing_is_bound_to_a_machine():
+    """No absolute path of somebody's machine and no package index: versions only, folders only by argument or beside."""
+    paths = ["/root/", "/work/", "/home/", "/Users/"]
+    hosts = ["pypi.org", "pythonhosted", "index-url=", "find-links", "download.pytorch"]
+    hits = []
+    for path in tracked():
+        if path.is_file() and path != Path(__file__):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            hits += [f"{path.relative_to(ROOT)}: {word}" for word in paths + hosts if word in text]
+    assert not hits, hits
