@@ -1,0 +1,38 @@
+"""One string -> one source: `scenes:`, `folder:`, `parquet:`, `hf:`, `wds:`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal
+
+from vfmlab.config import Data
+from vfmlab.data.base import ImageSource
+from vfmlab.errors import ConfigError, nearest
+
+OPENERS = {
+    "scenes": "vfmlab.data.scenes:open_scenes",
+    "folder": "vfmlab.data.folder:open_folder",
+    "parquet": "vfmlab.data.tables:open_parquet",
+    "hf": "vfmlab.data.tables:open_hf",
+    "wds": "vfmlab.data.shards:open_shards",
+}
+
+
+def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
+    """Open one split of `config.source`.
+
+    Args:
+        config: the data section of a run. split: "train" or "val"; no image is in both.
+
+    Raises:
+        ConfigError: unknown kind of source, unknown style or column.
+        DataError: nothing there, or nothing that can be read.
+    """
+    if split not in ("train", "val"):
+        raise ConfigError(f"unknown split '{split}'{nearest(split, ('train', 'val'))}")
+    kind, sign, rest = config.source.partition(":")
+    if kind not in OPENERS or not sign or not rest:
+        hint = nearest(kind, OPENERS) if kind not in OPENERS else f" (write '{kind}:...')"
+        raise ConfigError(f"field 'data.source' = '{config.source}': not a known source{hint}")
+    module, name = OPENERS[kind].split(":")
+    return getattr(importlib.import_module(module), name)(config, rest, split)
