@@ -1,0 +1,188 @@
+"""Run directories: the same config is the same directory, and no reader sees half a file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vfmlab import runs
+from vfmlab.config import parse
+from vfmlab.errors import RunError, TrainingError
+
+
+def config(name="a", **changes):
+    """A pretraining run: the one kind that needs no registered part."""
+    return parse({"name": name, "pretrain": {}, "train": {"samples": 64}, **changes})
+
+
+def tokenizer_dir(root, name, diffusion=None):
+    """A run directory of another kind, written by hand: readers of a directory must not need its parts."""
+    path = root / name
+    path.mkdir(parents=True)
+    tree = {"name": name.rpartition("-")[0], "data": {}, "tokenizer": {"method": "x"}, "diffusion": diffusion}
+    (path / "config.json").write_text(json.dumps(tree))
+
+
+def test_create_is_idempotent_and_complete(tmp_path):
+    first, second = runs.create(config(), tmp_path), runs.create(config(), tmp_path)
+    assert first == second
+    assert first.config() == config()
+    assert first.status().state == "created"
+    assert first.status().total == 64
+    assert first.kind == "pretrain"
+    assert first.metrics() == []
+    assert first.report() is None
+
+
+def test_another_config_under_the_same_id_is_refused(tmp_path):
+    run = runs.create(config(), tmp_path)
+    tree = json.loads((run.path / "config.json").read_text())
+    tree["train"]["lr"] = 0.5
+    (run.path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(RunError, match=r"train\.lr"):
+        runs.create(config(), tmp_path)
+
+
+def test_a_new_protocol_is_stored_under_the_same_id(tmp_path):
+    run = runs.create(config(), tmp_path)
+    again = runs.create(config(protocol={"n": 7}), tmp_path)
+    assert again.path == run.path
+    assert again.config().protocol.n == 7
+
+
+def test_references(tmp_path):
+    one, two = runs.create(config("pocket"), tmp_path), runs.create(config("pocket_more"), tmp_path)
+    assert runs.open_run(one.id, tmp_path) == one
+    assert runs.open_run("pocket_m", tmp_path) == two
+    assert runs.open_run(str(one.path), tmp_path / "elsewhere") == one
+    assert runs.open_run("pocket", tmp_path) == one  # the whole name of one of two
+    with pytest.raises(RunError, match=r"fits 2 runs.*pocket-.*pocket_more-"):
+        runs.open_run("poc", tmp_path)
+    with pytest.raises(RunError, match="did you mean 'pocket-"):
+        runs.open_run("pokcet" + one.id[6:], tmp_path)
+    with pytest.raises(RunError, match="holds no runs"):
+        runs.open_run("x", tmp_path / "empty")
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(RunError, match="not a run"):
+        runs.open_run(str(tmp_path / "foreign"), tmp_path / "empty")
+
+
+def test_kind_decides_between_matches(tmp_path):
+    tokenizer_dir(tmp_path, "p_tokenizer-11111111")
+    tokenizer_dir(tmp_path, "p-22222222", diffusion={"network": {}})
+    assert runs.open_run("p", tmp_path, kind="tokenizer").id == "p_tokenizer-11111111"
+    assert runs.open_run("p", tmp_path, kind="diffusion").id == "p-22222222"
+    assert runs.open_run("p_", tmp_path, kind="diffusion").kind == "tokenizer"  # the only match: the caller decides
+
+
+def test_scan_is_ordered_and_tolerates_anything(tmp_path):
+    made = [runs.create(config(name), tmp_path) for name in ("z", "m", "a")]
+    for i, run in enumerate(made):
+        run.set_status(created=1000.0 + i)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text('{"name": "half", "da')
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("[1, 2]")
+    (tmp_path / "file.txt").write_text("")
+    (made[0].path / "status.json").write_text("{")  # broken status: still a run
+    assert {run.id for run in runs.scan(tmp_path)} == {run.id for run in made}
+    assert [run.id for run in runs.scan(tmp_path)][:2] == [made[1].id, made[2].id]
+    assert runs.scan(tmp_path / "nowhere") == []
+
+
+def test_metrics_survive_a_torn_line(tmp_path):
+    run = runs.create(config(), tmp_path)
+    run.log({"kind": "step", "step": 1, "loss": 2.0})
+    run.log({"kind": "evaluation", "step": 1, "gfd": float("nan")})
+    with open(run.path / "metrics.jsonl", "a") as handle:
+        handle.write('{"kind":"step","st')
+    assert [r["step"] for r in run.metrics("step")] == [1]
+    run.log({"kind": "step", "step": 2})
+    assert [r["step"] for r in run.metrics("step")] == [1, 2]
+    assert run.metrics("evaluation") == [{"kind": "evaluation", "step": 1, "gfd": None}]
+    run.truncate(1)
+    assert (run.path / "metrics.jsonl").read_text().count("\n") == 2
+    assert [r["step"] for r in run.metrics()] == [1, 1]
+
+
+def test_a_dead_process_shows_as_interrupted(tmp_path):
+    run = runs.create(config(), tmp_path)
+    run.set_status(state="running")
+    assert run.status().state == "running"
+    code = "import sys; from vfmlab import runs; runs.RunDir(runs.Path(sys.argv[1])).set_status(state='running')"
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
+    assert run.status().state == "interrupted"
+    run.set_status(state="running")
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps({**status, "born": status["born"] - 100}))  # the number was reused
+    assert run.status().state == "interrupted"
+    (run.path / "status.json").write_text(json.dumps({**status, "host": "elsewhere"}))
+    assert run.status().state == "running"
+    (run.path / "status.json").write_text(json.dumps({**status, "host": "elsewhere", "heartbeat": 1.0}))
+    assert run.status().state == "interrupted"
+
+
+def _hold(path, ready, go):
+    with runs.RunDir(path).lock():
+        ready.set()
+        go.wait(30)
+
+
+def test_lock(tmp_path):
+    run = runs.create(config(), tmp_path)
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(run.path, ready, go))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(RunError, match="is being trained"), run.lock():
+        pass
+    holder.kill()  # a lock of a dead process is taken over
+    holder.join()
+    (run.checkpoints / ".model.safetensors.99.tmp").write_text("half")
+    with run.lock():
+        assert not list(run.checkpoints.glob(".*.tmp"))
+        with pytest.raises(RunError), run.lock():  # the same process cannot train it twice either
+            pass
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    runs.write_json(path, {"a": 1})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"disk full while writing .*x\.json"):
+        runs.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_root_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="choose another root"):
+        runs.create(config(), tmp_path / "file")
+
+
+def test_env_keeps_what_a_resumed_run_had_before(tmp_path):
+    run = runs.create(config(), tmp_path)
+    run.save_env(device="cpu", threads=2)
+    run.save_env(device="cpu", threads=2)
+    assert run.env()["earlier"] == []
+    assert run.env()["versions"]["torch"]
+    run.save_env(device="cuda", threads=2)
+    assert [e["device"] for e in run.env()["earlier"]] == ["cpu"]
+
+
+def test_runs_does_not_import_torch():
+    code = "import sys, vfmlab.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
