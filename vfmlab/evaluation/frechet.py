@@ -1,0 +1,189 @@
+"""Frechet and kernel distances between two sets of features, from statistics that are gathered in one pass.
+
+Frechet distance (Heusel et al. 2017, arXiv 1706.08500, eq. 6) between Gaussians fitted to the features:
+`|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2))`. The trace of the square root is the sum of the square roots of the
+eigenvalues of a symmetric product, so no matrix square root is taken: it would be slower, and its iteration is what
+made published numbers differ. Kernel distance: KID (Binkowski et al. 2018, arXiv 1801.01401, section 4), unbiased,
+so it may be slightly negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vfmlab.errors import DataError
+from vfmlab.seeding import generator
+
+FEW_SAMPLES = 10_000  # below this many samples the Frechet distance is visibly biased upwards
+KEPT_ROWS = 10_000  # feature rows kept for the kernel distance
+
+
+class Moments:
+    """Streaming mean and covariance in float64; two of them merge exactly (Chan's update).
+
+    Args:
+        dimension: D of the features.
+    """
+
+    def __init__(self, dimension: int):
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> Moments:
+        """Add rows of features (B D); :class:`DataError` if one is not finite."""
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            shape = tuple(features.shape)
+            raise DataError(f"features {shape} do not fit statistics of dimension {len(self.mean)}; use one feature space")
+        x = features.detach().to("cpu", torch.float64)
+        if not torch.isfinite(x).all():
+            rows = f"{self.count} to {self.count + len(x) - 1}"
+            raise DataError(f"features of samples {rows} are not finite; look at the images of these samples")
+        if len(x):
+            mean = x.mean(0)
+            x = x - mean
+            self._merge(len(x), mean, x.T @ x)
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """Take in the rows that `other` has seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other.scatter)
+        return self
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance D D in float64."""
+        if self.count < 2:
+            raise DataError(f"a covariance needs at least 2 samples, got {self.count}; raise protocol.n")
+        return self.scatter / (self.count - 1)
+
+
+@dataclass
+class FeatureSet:
+    """What a set of images leaves behind in a feature space: moments of all rows, and the first rows themselves."""
+
+    moments: Moments
+    rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most KEPT_ROWS in all
+
+    @classmethod
+    def empty(cls, dimension: int) -> FeatureSet:
+        return cls(Moments(dimension))
+
+    def update(self, features: Tensor) -> FeatureSet:
+        room = KEPT_ROWS - sum(len(r) for r in self.rows)
+        self.moments.update(features)
+        if room > 0:
+            self.rows.append(features[:room].detach().float().cpu())
+        return self
+
+    @property
+    def count(self) -> int:
+        return self.moments.count
+
+    def features(self) -> Tensor:
+        """The kept rows [min(count, KEPT_ROWS), D]."""
+        return torch.cat(self.rows) if self.rows else torch.zeros(0, len(self.moments.mean))
+
+
+def frechet_distance(a: Moments | FeatureSet, b: Moments | FeatureSet) -> float:
+    """Frechet distance between the Gaussians of two sets of statistics, >= 0 up to rounding (about 1e-9 relative)."""
+    a, b = (s.moments if isinstance(s, FeatureSet) else s for s in (a, b))
+    return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """Frechet distance between N(mean_a, cov_a) and N(mean_b, cov_b); means [D], covariances D D, any rank."""
+    mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x, dtype=torch.float64) for x in (mean_a, cov_a, mean_b, cov_b))
+    if mean_a.shape != mean_b.shape:
+        raise DataError(f"features have {len(mean_a)} and {len(mean_b)} dimensions; compare within one feature space")
+    trace = cov_a.trace() + cov_b.trace() - 2 * trace_sqrt_product(cov_a, cov_b)
+    return float((mean_a - mean_b).square().sum() + trace)
+
+
+def trace_sqrt_product(a: Tensor, b: Tensor) -> Tensor:
+    """Tr (a b)^(1/2) of symmetric positive semi-definite a, b (D D, float64).
+
+    With a = L L^T, the eigenvalues of a b are those of the symmetric L^T b L. If both are well conditioned one Cholesky
+    factor and one eigenvalue problem do. Otherwise (fewer samples than dimensions) rounding of order 1e-16 in
+    eigenvalues that should be zero would enter as 1e-8 each after the root, so both are reduced to their range and the
+    roots are taken as singular values of the product of the factors.
+    """
+    factor, other = _cholesky(a), _cholesky(b)
+    if factor is not None and other is not None:
+        return torch.linalg.eigvalsh(factor.T @ b @ factor).clamp_min(0).sqrt().sum()
+    return torch.linalg.svdvals(_range_factor(a).T @ _range_factor(b)).sum()
+
+
+def _cholesky(a: Tensor) -> Tensor | None:
+    """The Cholesky factor, or None where a is singular or nearly so."""
+    factor, failed = torch.linalg.cholesky_ex(a)
+    diagonal = factor.diagonal().square()
+    return factor if not failed and diagonal.min() > 1e-8 * diagonal.max() else None
+
+
+def _range_factor(a: Tensor) -> Tensor:
+    """F (D r) with a = F F^T, r the numerical rank; zero columns are left out."""
+    values, vectors = torch.linalg.eigh(a)
+    keep = values > len(a) * torch.finfo(a.dtype).eps * values[-1].clamp_min(0)
+    return vectors[:, keep] * values[keep].sqrt()
+
+
+def kernel_distance(
+    a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance (KID): unbiased squared MMD with the kernel (x.y / D + 1)^3, mean and spread over random subsets.
+
+    Args:
+        a, b: features N D and M D, or feature sets (their kept rows are used).
+        subsets, subset_size: as published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller
+            set, because equal subsets would show no spread.
+        seed: of the subsets.
+
+    Returns:
+        mean and standard deviation over subsets.
+    """
+    a, b = (s.features() if isinstance(s, FeatureSet) else s for s in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise DataError(f"features have {a.shape[1]} and {b.shape[1]} dimensions; compare within one feature space")
+    size = min(subset_size, len(a) // 2, len(b) // 2)
+    if size < 2:
+        raise DataError(f"kernel distance needs at least 4 samples a set, got {len(a)} and {len(b)}; raise protocol.n")
+    draw = generator("kernel distance", seed)
+    a, b = a.double().cpu(), b.double().cpu()
+    values = []
+    for _ in range(subsets):
+        x = a[torch.randperm(len(a), generator=draw)[:size]]
+        y = b[torch.randperm(len(b), generator=draw)[:size]]
+        values.append(_mmd2(x, y))
+    values = torch.tensor(values, dtype=torch.float64)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def _mmd2(x: Tensor, y: Tensor) -> float:
+    """Unbiased squared MMD of x, y (m D each) with the cubic kernel."""
+    m, d = x.shape
+
+    def kernel(u: Tensor, v: Tensor) -> Tensor:
+        k = torch.mm(u, v.T).div_(d).add_(1)
+        return k.square().mul_(k)
+
+    within = sum(float(k.sum() - k.diagonal().sum()) for k in (kernel(x, x), kernel(y, y)))
+    return within / (m * (m - 1)) - 2 * float(kernel(x, y).mean())
+
+
+def few_samples_warning(n: int) -> str | None:
+    """One line when n is too small for a Frechet distance to be read alone."""
+    if n >= FEW_SAMPLES:
+        return None
+    return f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read the unbiased kernel distances too"
