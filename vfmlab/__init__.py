@@ -1,0 +1,27 @@
+"""vfmlab: visual tokenizers from vision foundation models, and latent diffusion on them.
+
+The few doors (see `vfmlab.api`): :func:`train`, :func:`evaluate`, :func:`sample`, :func:`reconstruct`,
+:func:`load_tokenizer`, :func:`load_diffusion`. They are imported on first use, so `import vfmlab` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load_diffusion", "load_tokenizer", "reconstruct", "resolve", "sample", "train"]
+
+if TYPE_CHECKING:
+    from vfmlab.api import evaluate, load_diffusion, load_tokenizer, reconstruct, resolve, sample, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("vfmlab.api"), name)
+    try:
+        return importlib.import_module(f"vfmlab.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"vfmlab.{name}":
+            raise
+        raise AttributeError(f"module 'vfmlab' has no attribute '{name}'") from None

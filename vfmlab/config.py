@@ -106,7 +106,10 @@ def _losses(value: Any) -> Any:
     chosen = {}
     for name, term in value.items():
         config = LOSSES.get(name).Config
-        chosen[name] = config.model_validate({"weight": term} if isinstance(term, int | float) else term) if not isinstance(term, Section) else term
+        if not isinstance(term, Section):
+            term = config.model_validate({"weight": term} if isinstance(term, int | float) else term)
+        if term.weight > 0:  # a term of weight 0 is the same run as one without it, so it gets the same id
+            chosen[name] = term
     return chosen
 
 
@@ -304,6 +307,8 @@ def override(run: Run, values: dict[str, Any] | str | None) -> Run:
         *path, last = dotted.split(".")
         node = tree
         for depth, key in enumerate(path):
+            if path[:depth] == ["losses"] and key in LOSSES:
+                node.setdefault(key, {})  # a loss term is added by naming it
             if not isinstance(node, dict) or key not in node:
                 raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
             if node[key] is None:  # an absent section is opened by naming one of its fields

@@ -1,0 +1,72 @@
+# %% [markdown]
+# # Start here: from images to latents to samples
+#
+# **Question.** What are the parts of a latent diffusion pipeline built on a vision foundation model (VFM), and what does
+# each of them do to a picture?
+#
+# This notebook trains nothing. It looks at the images, at what a frozen VFM sees in them, at what the diffusion
+# model will have to learn, and at the plan of the run that the next notebooks carry out.
+
+# %% tags=["parameters"]
+preset = "pocket_vfm_vae"  # any name from `vfmlab presets`
+overrides = "{}"  # JSON with dotted names, e.g. '{"train.samples": 50000}'
+root = "runs"  # where runs are kept
+seed = 0
+headless = False  # True: no widgets; every result is the same
+
+# %%
+import vfmlab
+from vfmlab import figures, presets, runs, viz
+
+viz.use_notebook_renderer()
+run = vfmlab.resolve(preset, overrides, seed=seed)
+print(f"{run.name}: images from {run.data.source} at {run.data.size} px, run id {run.id}")
+
+# %% [markdown]
+# ## 1. The images
+# One string says where images come from. `scenes` are drawn by the library: ten classes (a shape, plain or
+# striped) in front of changing backgrounds, so that everything here runs offline. *Prediction:* you can name the
+# class of each picture at a glance; if you cannot, no judge will tell good samples from bad ones.
+
+# %%
+images, labels, names = figures.examples(run.data, n=16, seed=seed)
+viz.grid(images, columns=8, title=", ".join(names))
+
+# %% [markdown]
+# ## 2. What a frozen VFM sees
+# Each map below shows the first three principal components of the features at one depth as colours. *Prediction:*
+# early layers keep edges and colour, late layers paint the object in one colour whatever its texture.
+
+# %%
+vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.VFM(), run.data.size)
+figures.feature_maps(vfm, images[:8])
+
+# %% [markdown]
+# ## 3. What diffusion has to undo
+# Training mixes data with noise on a straight line, $x_t = (1-t)\,x + t\,\epsilon$, and learns the velocity
+# $v = \epsilon - x$. Here on pixels; the bench does it on latents. *Prediction:* the class is readable until about t = 0.6.
+
+# %%
+figures.noising(images[:6], times=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), seed=seed)
+
+# %% [markdown]
+# ## 4. The plan
+# A run is a frozen config. Its phases are trained one after the other, each in a directory of its own whose name
+# ends in the hash of its config: the same config is never trained twice, and an interrupted one goes on.
+
+# %%
+viz.table([{"phase": p.kind, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases()])
+
+# %%
+viz.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])
+
+# %%
+viz.table([{"run": d.id, "state": d.status()["state"], "images": d.status().get("samples")} for d in runs.scan(root)] or [{"run": "none yet"}])
+
+# %% [markdown]
+# ## Finding
+# Three frozen or trained maps are chained: images to VFM features, features to a small normalised latent, and noise to
+# latents. The bench changes one of them at a time and measures what that does to the last one.
+#
+# ## What next
+# `01_foundation_features` asks what the features keep and what they lose; `02_train_a_tokenizer` builds on them.

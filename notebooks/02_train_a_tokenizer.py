@@ -1,0 +1,69 @@
+# %% [markdown]
+# # Train a visual tokenizer
+#
+# **Question.** Can a small latent, made from frozen features, hold enough of the image to decode it again, and what
+# does that latent look like?
+#
+# VFM-VAE reads several depths of a frozen VFM, squeezes them into a few channels and decodes coarse to fine. The plain
+# VAE (`-p preset pocket_plain_vae`) sees pixels only. Both use the same loss terms, budget and decoder here.
+
+# %% tags=["parameters"]
+preset = "pocket_vfm_vae"
+overrides = "{}"
+root = "runs"
+seed = 0
+headless = False
+
+# %%
+import vfmlab
+from vfmlab import figures, progress, runs, viz
+
+viz.use_notebook_renderer()
+run = vfmlab.resolve(preset, overrides, seed=seed).phases()[0]
+viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
+
+# %% [markdown]
+# ## 1. Train
+# Interrupt it whenever you like: the state is written to the run's directory, and running this cell again goes on where
+# it stopped. *Prediction:* the reconstruction error falls fast at first; the alignment loss (if there is one) falls more slowly.
+
+# %%
+events = progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+folder = runs.open_run(run.id, root)
+folder.status()
+
+# %% [markdown]
+# ## 2. Curves
+# Every term of the loss by itself, and PSNR of the training batches. *Prediction:* PSNR is still rising at the end:
+# the pocket budget is minutes, not days.
+
+# %%
+figures.training_curves([folder])
+
+# %% [markdown]
+# ## 3. The same images before and after
+# Above: held-out images; below: their reconstructions and the error, four times enlarged. *Prediction:* colours and shapes
+# are right, edges and stripes are the first to go soft.
+
+# %%
+tokenizer = vfmlab.load_tokenizer(run.id, root)
+images, labels, names = figures.examples(run.data, n=8, seed=seed)
+figures.reconstructions({run.tokenizer.method: tokenizer}, images)
+
+# %% [markdown]
+# ## 4. The latent
+# Diffusion is trained on latents with zero mean and unit variance per channel; mean and std are measured on the
+# training images and kept in the checkpoint. Left to right: one row per channel. *Prediction:* with a VFM, channels show the object as a region.
+
+# %%
+figures.latent_channels(tokenizer, images[:6])
+
+# %%
+figures.latent_statistics(tokenizer)
+
+# %% [markdown]
+# ## Finding
+# The tokenizer is in the run directory printed above, with its statistics; the figures show what it keeps.
+#
+# ## What next
+# `03_reconstruction_report` puts numbers on it, next to a baseline; `07_train_diffusion` asks the question that matters.

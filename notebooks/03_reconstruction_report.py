@@ -1,0 +1,64 @@
+# %% [markdown]
+# # How good are the reconstructions, and how fragile?
+#
+# **Question.** Next to a plain VAE of the same latent size, what does a tokenizer on a frozen VFM lose in reconstruction,
+# and what does it gain in the latent?
+
+# %% tags=["parameters"]
+preset = "pocket_vfm_vae"
+baseline = "pocket_plain_vae"  # trained first if it does not exist
+overrides = "{}"
+root = "runs"
+seed = 0
+headless = False
+
+# %%
+import vfmlab
+from vfmlab import figures, progress, viz
+
+viz.use_notebook_renderer()
+chosen = {name: vfmlab.resolve(name, overrides, seed=seed).phases()[0] for name in (preset, baseline)}
+for run in chosen.values():
+    progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+tokenizers = {name: vfmlab.load_tokenizer(run.id, root) for name, run in chosen.items()}
+
+# %% [markdown]
+# ## 1. By eye
+# The same held-out images through both, with error maps. *Prediction:* the plain VAE, trained for pixels alone, is sharper.
+
+# %%
+images, labels, names = figures.examples(run.data, n=8, seed=seed)
+figures.reconstructions(tokenizers, images)
+
+# %% [markdown]
+# ## 2. By number
+# PSNR over the image and inside the object, SSIM, Frechet distance of reconstructions (rFD), linear probe and kNN on
+# the latent. Each number belongs to a protocol (data, N, features, sampler ...), whose hash stands beside it. *Prediction:*
+# the plain VAE wins the reconstruction columns, the VFM tokenizer the probe.
+
+# %%
+reports = {name: vfmlab.evaluate(run.id, root) for name, run in chosen.items()}
+viz.table(figures.report_rows(reports))
+
+# %% [markdown]
+# ## 3. Fragility
+# Diffusion never hits a latent exactly. PSNR of decoding when Gaussian noise of growing size is added to the normalised
+# latent. *Prediction:* the curve that starts higher falls faster.
+
+# %%
+figures.robustness(reports)
+
+# %% [markdown]
+# ## 4. Where the error is
+# *Prediction:* in the high frequencies for both; the VFM tokenizer loses more of them.
+
+# %%
+figures.error_spectrum(tokenizers, run.data, n=256, seed=seed)
+
+# %% [markdown]
+# ## Finding
+# Read the table with the protocol hash: numbers of another hash do not belong beside these. Reconstruction is one half of the question;
+# a tokenizer that loses here can still win the next notebook.
+#
+# ## What next
+# `07_train_diffusion` trains the same small DiT on each latent.

@@ -1,0 +1,282 @@
+"""The one door to the bench for notebooks, the command line and the app: train, evaluate, sample, reconstruct, load.
+
+A *reference* to a run is its id, a unique prefix of it, or its directory. A *preset* is a name from `vfmlab.presets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import config, data, presets, runs, vfm
+from vfmlab.errors import CheckpointError, ConfigError, RunError
+from vfmlab.events import Event
+from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.training import checkpoint
+
+
+def device() -> torch.device:
+    """CUDA, MPS or another accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Run:
+    """A :class:`config.Run` from a preset's name, a config file (.json), a dict or a Run, with dotted `overrides` applied."""
+    if isinstance(run, dict):
+        run = config.parse(run)
+    elif not isinstance(run, config.Run):
+        text = str(run)
+        if text.endswith(".json"):
+            try:
+                run = config.parse(json.loads(Path(text).read_text()), text)
+            except OSError as error:
+                raise ConfigError(f"config file '{text}' cannot be read: {error.strerror}; give a preset's name or another file") from None
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"config file '{text}' is not JSON: {error}") from None
+        else:
+            run = presets.get(text)
+    run = config.override(run, overrides)
+    return run if seed is None or seed == run.seed else config.override(run, {"seed": seed})
+
+
+def train(
+    run: config.Run | dict[str, Any] | str,
+    root: str | Path = "runs",
+    overrides: dict[str, Any] | str | None = None,
+    until: str | None = None,
+) -> Iterator[Event]:
+    """Train all phases of `run` that are not finished yet, and tell what happens.
+
+    Args:
+        run: a preset's name, a Run, its dict, or a path to its JSON. overrides: dotted names, e.g. `{"train.samples": 5000}`.
+        root: folder of the run directories. until: stop after this phase ("tokenizer").
+
+    Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
+    """
+    whole = resolve(run, overrides)
+    kinds = [phase.kind for phase in whole.phases()]
+    if until is not None and until not in kinds:
+        raise ConfigError(f"until = '{until}': this run's phases are {', '.join(kinds)}")
+    for phase in whole.phases():
+        folder = runs.create(phase, root)
+        if folder.status().state == "finished":
+            yield Event("skip", phase.id, phase.kind, phase.budget.samples, phase.budget.samples)
+        else:
+            yield from _fit(phase, folder, root)
+        if phase.kind == until:
+            return
+
+
+def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[Event]:
+    from vfmlab.training import loop
+
+    if phase.kind == "tokenizer":
+        from vfmlab.training.tokenizer import TokenizerTask
+
+        task = TokenizerTask(phase)
+    elif phase.kind == "diffusion":
+        from vfmlab.training.diffusion import DiffusionTask
+
+        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), cache_root=Path(root) / ".latents")
+    else:
+        from vfmlab.training.pretrain import PretrainTask
+
+        task = PretrainTask(phase)
+    yield from loop.fit(task, folder)
+
+
+def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
+    """The run directory of the tokenizer that `ref` is, or was trained on."""
+    folder = runs.open_run(ref, root, kind="tokenizer")
+    if folder.kind == "diffusion":
+        return runs.open_run(folder.config().parent, folder.path.parent)
+    if folder.kind != "tokenizer":
+        raise RunError(f"run '{folder.id}' is a {folder.kind} run and has no tokenizer; give a tokenizer or diffusion run")
+    return folder
+
+
+def build_tokenizer(run: config.Run) -> Tokenizer:
+    """The tokenizer of a config, not trained, on the CPU."""
+    if run.tokenizer is None:
+        raise ConfigError(f"run '{run.name}' has no 'tokenizer' section")
+    model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
+    return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+
+
+def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None) -> Tokenizer:
+    """A trained tokenizer in eval mode, with its latent statistics.
+
+    Args:
+        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded). ema: averaged weights. on: device.
+
+    Raises:
+        RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were trained on
+        other VFM weights than those found now.
+    """
+    folder = tokenizer_run(ref, root)
+    tokenizer = build_tokenizer(folder.config())
+    meta = _load(tokenizer, folder, ema)
+    tokenizer.fingerprint = meta.get("fingerprint", "")
+    if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
+        raise CheckpointError(
+            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but '{folder.config().vfm.name}' now has "
+            f"{tokenizer.vfm.fingerprint}; give the old weights with vfm.weights=FILE or train again"
+        )
+    _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
+    return tokenizer.to(on or device()).eval()
+
+
+def _load(module: nn.Module, folder: runs.RunDir, ema: bool) -> dict[str, str]:
+    path = folder.ema if ema and folder.ema.exists() else folder.model
+    if not path.exists():
+        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
+    return checkpoint.load_weights(module, path)
+
+
+@dataclass(frozen=True)
+class LoadedDiffusion:
+    """A trained diffusion network with the tokenizer whose latents it makes."""
+
+    network: nn.Module
+    tokenizer: Tokenizer
+    run: config.Run
+    num_classes: int
+    class_names: list[str]
+    folder: runs.RunDir
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None) -> LoadedDiffusion:
+    """A trained diffusion run: network (in eval mode), its tokenizer and class names."""
+    folder = runs.open_run(ref, root, kind="diffusion")
+    if folder.kind != "diffusion":
+        raise RunError(f"run '{folder.id}' is a {folder.kind} run; sampling needs a diffusion run")
+    run = folder.config()
+    tokenizer = load_tokenizer(run.parent, folder.path.parent, on=on)
+    path = folder.ema if ema and folder.ema.exists() else folder.model
+    if not path.exists():
+        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
+    names = json.loads(checkpoint.metadata(path).get("class_names", "[]"))
+    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
+    checkpoint.load_weights(network, path)
+    return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
+
+
+def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | None = None, again: bool = False) -> dict[str, Any]:
+    """All numbers of a run under a protocol; written to the run's report.json, and read from there the next time.
+
+    Args:
+        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`. again: measure anew.
+
+    Returns:
+        `{"run", "kind", "protocol": {...}, "hash", "metrics": {name: {"value", ...}}}`.
+    """
+    from vfmlab.evaluation import evaluate as measure
+
+    folder = runs.open_run(ref, root)
+    run = folder.config()
+    if protocol:
+        run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
+    return measure.cached(run, folder, lambda: _load_for(folder, root), again=again)
+
+
+def _load_for(folder: runs.RunDir, root: str | Path) -> Any:
+    return load_diffusion(folder.path) if folder.kind == "diffusion" else load_tokenizer(folder.path, root)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One step of sampling. images: N 3 H W in [-1, 1], decoded from the current estimate of the clean latent; t: 1 (noise) .. 0 (data)."""
+
+    step: int
+    total: int
+    t: float
+    images: Tensor
+    final: bool = False
+
+
+def sample(
+    model: LoadedDiffusion | str | Path,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    guidance: float | dict[str, Any] | None = None,
+    steps: int | None = None,
+    sampler: dict[str, Any] | None = None,
+    root: str | Path = "runs",
+    ema: bool = True,
+    previews: int = 8,
+) -> Iterator[Preview]:
+    """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
+
+    Args:
+        model: a loaded diffusion model or a reference. guidance: scale, or fields of `config.Guidance`.
+        steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
+        seed: image i is made from noise seeded by (seed, i), whatever else is in the batch.
+        previews: at most so many intermediate decodings.
+    """
+    from vfmlab.diffusion import sampling
+    from vfmlab.seeding import SampleRandom
+
+    loaded = model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema)
+    labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
+    wrong = [label for label in labels if not 0 <= label < loaded.num_classes]
+    if wrong:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(loaded.class_names[:12]))
+        raise ConfigError(f"label {wrong[0]} is not one of this run's {loaded.num_classes} classes ({names})")
+    if not labels:
+        raise ConfigError("labels is empty; name at least one class")
+    changes: dict[str, Any] = {}
+    if guidance is not None:
+        fields = guidance if isinstance(guidance, dict) else {"scale": guidance}
+        changes |= {f"protocol.guidance.{k}": v for k, v in fields.items()}
+    changes |= {f"protocol.sampler.{k}": v for k, v in {**(sampler or {}), **({"steps": steps} if steps else {})}.items()}
+    protocol = config.override(loaded.run, changes).protocol
+    ids = range(len(labels))
+    y = torch.tensor(labels, device=loaded.device)
+    stride = max(1, -(-protocol.sampler.steps // max(1, previews)))
+    last = None
+    for step in sampling.trajectory(
+        loaded.network, SampleRandom(seed, ids, loaded.device), y, loaded.tokenizer.latent_shape, protocol.sampler, protocol.guidance, loaded.num_classes
+    ):
+        last = step
+        if previews and step.index < step.total and step.index % stride == 0:
+            with torch.no_grad():
+                yield Preview(step.index, step.total, step.t, loaded.tokenizer.decode(step.clean).cpu())
+    with torch.no_grad():
+        yield Preview(last.total, last.total, 0.0, loaded.tokenizer.decode(last.x).cpu(), final=True)
+
+
+def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
+    """Image files -> [N 3 size size] in [-1, 1], with the one crop of the bench. Raises DataError naming the file."""
+    return torch.stack([data.to_float(data.read_image(path, size)) for path in paths])
+
+
+@torch.no_grad()
+def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | Path], root: str | Path = "runs") -> tuple[Tensor, Tensor, Tensor]:
+    """Images through a tokenizer and back (posterior mode).
+
+    Args:
+        model: a loaded tokenizer or a reference to a run. images: [N 3 H W] in [-1, 1], or image files.
+
+    Returns:
+        originals as the tokenizer saw them, reconstructions (both [N 3 S S] in [-1, 1], on the CPU), PSNR [N] in dB.
+    """
+    tokenizer = model if isinstance(model, Tokenizer) else load_tokenizer(model, root)
+    if not isinstance(images, Tensor):
+        images = read_images(images, tokenizer.size)
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (tokenizer.size, tokenizer.size):
+        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 {tokenizer.size} {tokenizer.size} in [-1, 1]")
+    where = tokenizer.stat_mean.device
+    restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu() for part in images.split(64)])
+    error = (images.cpu() - restored).square().flatten(1).mean(1) / 4  # to a range of 1
+    return images.cpu(), restored, -10 * error.clamp_min(1e-10).log10()

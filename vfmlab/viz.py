@@ -1,0 +1,239 @@
+"""Figures. Everything here takes arrays and records and returns a plotly figure (or a PIL image); nothing computes results.
+
+Colours belong to methods and are the same in notebooks, reports and the app. Images are drawn as pixels (no smoothing),
+because blur is one of the things people look for.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
+import torch
+from PIL import Image
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+# Okabe-Ito, readable with colour-vision deficiency and on light and dark ground.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
+TEMPLATE = "plotly_white"
+METHOD_COLOURS = {
+    "vfm_vae": PALETTE[0], "plain_vae": PALETTE[1], "va_vae": PALETTE[2], "aligntok": PALETTE[3],
+    "rae": PALETTE[4], "sd_vae": PALETTE[5], "fae": PALETTE[6], "multi_layer_rae": PALETTE[7],
+}
+
+
+def colour(name: str, index: int = 0) -> str:
+    """The colour of a method; runs whose name starts with a method's (or tier_method) share it; others by position."""
+    for method, value in METHOD_COLOURS.items():
+        if name == method or f"_{method}" in f"_{name}":
+            return value
+    return PALETTE[index % len(PALETTE)]
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """[N 3 H W] in [-1, 1] (or uint8) -> uint8 [N H W 3]."""
+    if images.ndim == 3:
+        images = images[None]
+    if images.dtype != torch.uint8:
+        images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return images.cpu().permute(0, 2, 3, 1).numpy()
+
+
+def tile(images: Tensor, columns: int = 8, scale: int | None = None, gap: int = 2) -> Image.Image:
+    """One picture with all images [N 3 H W] in [-1, 1], enlarged by a whole factor so that pixels stay pixels."""
+    pixels = to_pixels(images)
+    count, height, width, _ = pixels.shape
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    scale = scale or max(1, min(6, 1000 // (columns * width)))
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image
+    picture = Image.fromarray(sheet)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
+    top = 40 if title else 8
+    figure.update_layout(
+        title=title, width=width, height=height + top, margin={"l": 8, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+    )
+    return figure
+
+
+def grid(images: Tensor, columns: int = 8, title: str | None = None, scale: int | None = None) -> go.Figure:
+    """A contact sheet of images [N 3 H W] in [-1, 1]."""
+    picture = tile(images, columns, scale)
+    figure = go.Figure(go.Image(source=data_uri(picture), hoverinfo="skip"))
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return _bare(figure, picture.width + 16, picture.height + 8, title)
+
+
+def rows(groups: Mapping[str, Tensor], title: str | None = None, scale: int | None = None) -> go.Figure:
+    """One labelled row per group, same columns: e.g. {"original": x, "VFM-VAE": x_, "error": e}. Each [N 3 H W] in [-1, 1]."""
+    first = next(iter(groups.values()))
+    count, _, height, width = first.shape
+    scale = scale or max(1, min(6, 860 // (count * width)))
+    gap = 2
+    sheet = tile(torch.cat(list(groups.values())), columns=count, scale=scale, gap=gap)
+    left = 9 * max(len(name) for name in groups) + 16
+    figure = go.Figure(go.Image(source=data_uri(sheet), hoverinfo="skip"))
+    step = (height + gap) * scale
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(
+        tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))], ticktext=list(groups), showgrid=False, zeroline=False
+    )
+    figure = _bare(figure, sheet.width + left, sheet.height + 8, title)
+    return figure.update_layout(margin={"l": left})
+
+
+def error_map(target: Tensor, image: Tensor, gain: float = 4.0) -> Tensor:
+    """Mean absolute error over channels, as grey images [N 3 H W] in [-1, 1]; white is an error of 2 / gain or more."""
+    error = (target.float() - image.float()).abs().mean(1, keepdim=True)
+    return (error * gain - 1).clamp(-1, 1).expand(-1, 3, -1, -1)
+
+
+def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
+    """Feature maps [N C h w] as colours [N 3 H W] in [-1, 1]: the first three principal components over all positions.
+
+    Components are scaled to their own 2..98 % range; signs are fixed by the largest loading, so colours are reproducible.
+    """
+    n, c, h, w = features.shape
+    flat = features.detach().float().permute(0, 2, 3, 1).reshape(-1, c)
+    flat = flat - flat.mean(0)
+    _, _, basis = torch.linalg.svd(flat[:: max(1, len(flat) // 20_000)], full_matrices=False)
+    basis = basis[:3]
+    basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+    scores = flat @ basis.T
+    if scores.shape[1] < 3:
+        scores = torch.nn.functional.pad(scores, (0, 3 - scores.shape[1]))
+    low, high = torch.quantile(scores[:: max(1, len(scores) // 100_000)], torch.tensor([0.02, 0.98], device=scores.device), dim=0)
+    maps = ((scores - low) / (high - low).clamp_min(1e-8) * 2 - 1).clamp(-1, 1).reshape(n, h, w, 3).permute(0, 3, 1, 2)
+    return torch.nn.functional.interpolate(maps, size=(size, size), mode="nearest") if size else maps
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str = "images seen",
+    y: str = "loss",
+    title: str | None = None,
+    log_y: bool = False,
+    dashed: Sequence[str] = (),
+) -> go.Figure:
+    """Lines over training: {name: (x, y)}. Names in `dashed` are drawn dashed (reference curves, other seeds)."""
+    figure = go.Figure()
+    for i, (name, (xs, ys)) in enumerate(series.items()):
+        mode = "lines+markers" if len(xs) <= 12 else "lines"
+        line = {"color": colour(name, i), "dash": "dash" if name in dashed else "solid"}
+        figure.add_trace(go.Scatter(x=list(xs), y=list(ys), name=name, mode=mode, line=line))
+    figure.update_layout(template=TEMPLATE, title=title, height=360, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44}, hovermode="x unified")
+    figure.update_xaxes(title=x, rangemode="tozero")
+    figure.update_yaxes(title=y, type="log" if log_y else "linear")
+    return figure
+
+
+def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = None) -> go.Figure:
+    """Several curve figures beside each other; a name keeps its colour and appears once in the legend."""
+    count = -(-len(figures) // columns)
+    titles = [f.layout.title.text or "" for f in figures]
+    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.16)
+    seen: set[str] = set()
+    for k, figure in enumerate(figures):
+        row, column = k // columns + 1, k % columns + 1
+        for trace in figure.data:
+            trace = trace.__class__(trace)  # a copy: traces belong to one figure only
+            trace.update(legendgroup=trace.name, showlegend=bool(trace.name) and trace.name not in seen)
+            seen.add(trace.name)
+            sheet.add_trace(trace, row, column)
+        sheet.update_xaxes(title=figure.layout.xaxis.title.text, row=row, col=column)
+        sheet.update_yaxes(title=figure.layout.yaxis.title.text, type=figure.layout.yaxis.type, row=row, col=column)
+    return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60, margin={"l": 56, "r": 12, "t": 64, "b": 44})
+
+
+def scatter(
+    points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name", title: str | None = None, diagonal: bool = False
+) -> go.Figure:
+    """One labelled point per record: {label: ..., x: ..., y: ...}; with `diagonal` the line y = x is drawn."""
+    figure = go.Figure()
+    for i, point in enumerate(points):
+        name = str(point[label])
+        figure.add_trace(go.Scatter(
+            x=[point[x]], y=[point[y]], name=name, text=[name], mode="markers+text", textposition="top center",
+            marker={"size": 12, "color": colour(name, i)},
+        ))
+    if diagonal and points:
+        low, high = min(min(p[x], p[y]) for p in points), max(max(p[x], p[y]) for p in points)
+        figure.add_trace(go.Scatter(x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": "#999"}, showlegend=False))
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    return figure.update_layout(template=TEMPLATE, title=title, height=380, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44}, showlegend=False)
+
+
+def number(value: Any) -> str:
+    """A number with three significant digits, text as it is, None as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table(records: Sequence[Mapping[str, Any]], title: str | None = None) -> go.Figure:
+    """A table with one row per record; columns in the order in which they first appear."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    cells = [[number(record.get(column)) for record in records] for column in columns]
+    widths = [max(len(str(column)), *(len(c) for c in values)) + 2 for column, values in zip(columns, cells, strict=True)] if records else None
+    figure = go.Figure(go.Table(
+        columnwidth=widths,
+        header={"values": [f"<b>{column}</b>" for column in columns], "align": "left", "fill_color": "#E8EDF2", "font": {"color": "#1B1F23"}},
+        cells={"values": cells, "align": "left", "height": 26, "fill_color": "#FFFFFF", "font": {"color": "#1B1F23"}},
+    ))
+    return figure.update_layout(title=title, height=70 + 28 * len(records) + (36 if title else 0), margin={"l": 8, "r": 8, "t": 44 if title else 8, "b": 8})
+
+
+def bars(values: Mapping[str, float], y: str, title: str | None = None, errors: Mapping[str, float] | None = None) -> go.Figure:
+    """One bar per name, with an error bar where a spread is given."""
+    names = list(values)
+    spread = {"type": "data", "array": [errors.get(n, 0.0) for n in names]} if errors else None
+    figure = go.Figure(go.Bar(x=names, y=[values[n] for n in names], marker_color=[colour(n, i) for i, n in enumerate(names)], error_y=spread))
+    figure.update_yaxes(title=y)
+    return figure.update_layout(template=TEMPLATE, title=title, height=340, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44})
+
+
+def heatmap(values: Any, x: Sequence[Any], y: Sequence[Any], x_title: str, y_title: str, title: str | None = None) -> go.Figure:
+    """A matrix [len(y), len(x)] as colours."""
+    figure = go.Figure(go.Heatmap(z=np.asarray(values), x=[str(v) for v in x], y=[str(v) for v in y], colorscale="Viridis"))
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
+    return figure.update_layout(template=TEMPLATE, title=title, height=360, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44})
+
+
+def use_notebook_renderer() -> None:
+    """Figures in notebooks: live in JupyterLab and, because plotly.js is embedded once, in exported HTML without a network."""
+    pio.renderers.default = "plotly_mimetype+notebook"
+
+
+def fragment(figure: go.Figure, first: bool = False) -> str:
+    """The figure as an HTML fragment; the `first` one of a page carries plotly.js, so that the page works offline."""
+    return figure.to_html(full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False})
