@@ -7,13 +7,16 @@ then those of one process with the whole batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vfmlab.config import LossConfig
 from vfmlab.errors import ConfigError
-from vfmlab.tokenizers.base import Posterior
+
+if TYPE_CHECKING:  # the tokenizers are a floor above
+    from vfmlab.tokenizers.base import Posterior
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,55 @@ class Reconstruction:
 
 
 class Loss(nn.Module):
-    """Base of all terms: `forward(r) -> scalar, fp32`, unweighted.
+    """Base of all terms: `forward(r) -> scalar, fp32`, unweighted. A term implements `value`.
 
     Attributes:
         layers: VFM layers whose maps the term needs in `r.features`.
         adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the tokenizer's last
             encoder layer; see :func:`vfmlab.losses.adaptive.adaptive_weight`.
+        autocast: whether `value` may run under the caller's autocast. Only terms that are networks of their own do;
+            sums over pixels and latents are taken in fp32.
     """
 
     Config: type[LossConfig] = LossConfig
     registered_name: ClassVar[str] = "loss"
     layers: tuple[int, ...] = ()
     adaptive: bool = False
+    autocast: ClassVar[bool] = False
 
     def __init__(self, config: LossConfig, context: LossContext):
         super().__init__()
         self.config, self.context = config, context
+        self.__dict__["hidden"] = {}
+
+    def value(self, r: Reconstruction) -> Tensor:
+        """The term for one batch: a mean over its images."""
+        raise NotImplementedError
 
     def forward(self, r: Reconstruction) -> Tensor:
-        raise NotImplementedError
+        if self.autocast:
+            return self.value(r).float()
+        with torch.autocast(r.target.device.type, enabled=False):
+            return self.value(r).float()
+
+    def hide(self, name: str, network: nn.Module) -> None:
+        """Freeze a network and keep it, as `self.hidden[name]`, out of parameters(), state_dict() and .train().
+
+        It still moves with `.to()`.
+        """
+        self.hidden[name] = network.requires_grad_(False).eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Loss:
+        super()._apply(fn, recurse)
+        for network in self.hidden.values():
+            network._apply(fn, recurse)
+        return self
 
     def need_vfm(self) -> nn.Module:
         """The run's VFM; :class:`ConfigError` when the run has none."""
         if self.context.vfm is None:
-            raise ConfigError(f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' section; add vfm.name=pocket")
+            raise ConfigError(
+                f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' section; "
+                "add vfm.name=pocket"
+            )
         return self.context.vfm

@@ -17,7 +17,7 @@ from vfmlab.registry import IMPORTERS
 
 
 def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str, Any]) -> nn.Module:
-    """The module of released checkpoint family `name`, built from the release's `config`, with its weights, in eval mode.
+    """The module of released checkpoint family `name`, built from the release's `config`, in eval mode.
 
     Args:
         name: an entry of `IMPORTERS`, for example "va-vae".
@@ -32,7 +32,7 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
 
 @torch.no_grad()
 def load_renamed(module: nn.Module, state_dict: dict[str, Tensor], what: str, keep: Iterable[str] = ()) -> nn.Module:
-    """Copy `state_dict`, whose keys are already `module`'s own, into `module`, all of it or nothing. Returns the module.
+    """Copy `state_dict`, whose keys are already `module`'s own, into `module`: all of it or nothing. Returns `module`.
 
     Args:
         what: what the weights are, for the message, for example "va-vae checkpoint".
@@ -52,13 +52,17 @@ def load_renamed(module: nn.Module, state_dict: dict[str, Tensor], what: str, ke
         if key in own and own[key].shape != value.shape
     ]
     broken = [key for key, value in state_dict.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": shaped, "not finite": broken}
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped), ("not finite", broken))
+        for kind, keys in found.items()
         if keys
     ]
     if problems:
-        raise CheckpointError(f"{what} does not fit {type(module).__name__}: {'; '.join(problems)}; give the configuration it was trained with")
+        raise CheckpointError(
+            f"{what} does not fit {type(module).__name__}: {'; '.join(problems)}; "
+            "give the configuration it was trained with"
+        )
     for key, value in state_dict.items():
         own[key].copy_(value)  # state_dict() shares storage with the parameters; copy_ converts dtype and device
     return module

@@ -1,0 +1,217 @@
+"""A linear start for any tokenizer: patch paths beside encoder and decoder, solved in closed form before training.
+
+A tokenizer's network begins as noise and spends most of a short training on what a linear map knows. With this option
+
+    raw mean = gain_e * network(x) + A source        decoded image = gain_d * network(z) + B z
+
+where `source` is what the encoder looks at (the image's own patches, or VFM maps on the latent grid), A and B
+are ordinary trainable parameters, and the gains (per channel, trainable) begin small. A is the reduced-rank ridge
+regression of the image patches on the source (Izenman 1975): with patches as source that is patch PCA, with features
+it is the best code of that many channels a linear map can read off them. Codes are whitened to unit variance, which
+suits the KL prior. B is the ridge regression of the patches on 3x3 neighbourhoods of codes: it smooths over borders.
+
+It changes the comparison of tokenizers unless all of them use it: set it for every one or for none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.errors import ConfigError
+
+RIDGE = 1e-4  # of the mean variance of the regressors: enough for rank-deficient features, invisible otherwise
+START_GAIN = 0.1
+START_LOGVAR = -6.0  # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
+
+
+class LinearStart(nn.Module):
+    """The linear paths of one tokenizer. Built with it (so that checkpoints fit), fitted once by :func:`fit`.
+
+    Args:
+        channels: of the latent. factor: side of a patch in pixels (the tokenizer's down-sampling factor).
+        widths: VFM layer -> (channels of its map, grid side over latent side, at the run's size) for tokenizers that
+            read features; None for those that read pixels. Maps finer than the latent by a whole number are
+            pixel-unshuffled, others resized.
+    """
+
+    def __init__(self, channels: int, factor: int, widths: dict[int, tuple[int, float]] | None = None):
+        super().__init__()
+        self.factor, self.widths = factor, widths
+        pixels = 3 * factor**2
+        if channels > pixels:
+            raise ConfigError(
+                f"tokenizer.linear_start: {channels} channels are more than the {pixels} values of a "
+                f"{factor} x {factor} patch; use fewer channels or switch it off"
+            )
+        known = pixels if widths is None else sum(width * _unshuffle(ratio) ** 2 for width, ratio in widths.values())
+        self.read = nn.Conv2d(known, channels, 1)
+        self.write = nn.Conv2d(channels, pixels, 3, padding=1)
+        for layer in (self.read, self.write):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.gain_encode = nn.Parameter(torch.full((channels, 1, 1), START_GAIN))
+        self.gain_decode = nn.Parameter(torch.full((3, 1, 1), START_GAIN))
+        self.logvar = nn.Parameter(torch.full((channels, 1, 1), START_LOGVAR))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    @classmethod
+    def for_pixels(cls, channels: int, factor: int) -> LinearStart:
+        """For an encoder that looks at pixels; `source` is then the images, B 3 H W."""
+        return cls(channels, factor)
+
+    @classmethod
+    def for_features(cls, channels: int, factor: int, size: int, vfm: nn.Module, layers: Iterable[int]) -> LinearStart:
+        """For an encoder that looks at a VFM's maps; `source` is then the dict of maps, layer -> B D h' w'."""
+        side = size // factor
+        return cls(channels, factor, {layer: (vfm.width(layer), vfm.grid(layer)[0] / side) for layer in layers})
+
+    def encode(
+        self, mean: Tensor, logvar: Tensor | None, source: Tensor | dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's raw mean and log-variance (B C h w) -> those with the linear path added.
+
+        logvar None (a deterministic code) stays None.
+        """
+        mean = self.gain_encode * mean + self.read(self.arrange(source, mean.shape[-2:]))
+        return mean, None if logvar is None else logvar + self.logvar
+
+    def decode(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
+        """The network's images, largest first -> those with the linear path added (averaged down for smaller ones)."""
+        own = F.pixel_shuffle(self.write(z), self.factor)
+        return [self.gain_decode * image + F.adaptive_avg_pool2d(own, image.shape[-2:]) if image.shape != own.shape
+                else self.gain_decode * image + own for image in images]  # fmt: skip
+
+    def arrange(self, source: Tensor | dict[int, Tensor], grid: tuple[int, int]) -> Tensor:
+        """What the linear encoder reads, on the latent's grid: B D h w."""
+        if self.widths is None:
+            return F.pixel_unshuffle(source, self.factor)
+        maps = []
+        for layer, (_, ratio) in self.widths.items():
+            x, step = source[layer], _unshuffle(ratio)
+            x = F.pixel_unshuffle(x, step) if step > 1 else x
+            if x.shape[-2:] != torch.Size(grid):
+                x = F.interpolate(x, size=tuple(grid), mode="bilinear", align_corners=False)
+            maps.append(x)
+        return torch.cat(maps, dim=1)
+
+    @torch.no_grad()
+    def solve(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | dict[int, Tensor]]]]) -> None:
+        """Set A and B from pairs (images B 3 H W, source). `batches()` is called twice and must give the same pairs."""
+        device = self.read.weight.device
+        moments = _Moments()
+        for images, source in batches():
+            patches = F.pixel_unshuffle(images.float(), self.factor)
+            moments.add(_rows(self.arrange(source, patches.shape[-2:]).float()), _rows(patches))
+        coefficients = moments.ridge()  # D x P
+        covariance = coefficients.T @ moments.xx @ coefficients  # of the fitted patches
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(-1)[:, : self.read.out_channels]
+        # An eigenvector's sign is arbitrary; fixed, so that the fit is the same on every machine.
+        directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+        code = coefficients @ directions  # D x C
+        variance = (code.T @ moments.xx @ code).diagonal()
+        code = code / variance.clamp_min(1e-12 * max(float(variance.max()), 1e-12)).sqrt()
+        self.read.weight.copy_(code.T[:, :, None, None].to(device))
+        self.read.bias.copy_(-(moments.mean_x @ code).to(device))
+
+        moments = _Moments()
+        for images, source in batches():
+            patches = F.pixel_unshuffle(images.float(), self.factor)
+            codes = self.read(self.arrange(source, patches.shape[-2:]).float())
+            around = F.unfold(codes, 3, padding=1).transpose(1, 2).flatten(0, 1)  # B h w rows, C 3 3
+            moments.add(around, _rows(patches))
+        back = moments.ridge()
+        self.write.weight.copy_(back.T.reshape(self.write.weight.shape).to(device))
+        self.write.bias.copy_((moments.mean_y - moments.mean_x @ back).to(device))
+        self.fitted.fill_(True)
+
+
+def _unshuffle(ratio: float) -> int:
+    """How often a map is pixel-unshuffled: the whole number by which it is finer than the latent, else 1."""
+    return int(ratio) if ratio >= 1 and float(ratio).is_integer() else 1
+
+
+def _rows(x: Tensor) -> Tensor:
+    """B D h w -> (B h w) D."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class _Moments:
+    """Means and central second moments of (x, y), accumulated in float64 by batches."""
+
+    def __init__(self):
+        self.count = 0
+        self.mean = self.product = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        rows = torch.cat([x, y], dim=1).double().cpu()
+        n, mean = rows.shape[0], rows.mean(0)
+        centred = rows - mean
+        product = centred.T @ centred
+        if self.mean is None:
+            self.count, self.mean, self.product, self.width = n, mean, product, x.shape[1]
+            return
+        delta = mean - self.mean  # Chan's update
+        self.product += product + torch.outer(delta, delta) * (self.count * n / (self.count + n))
+        self.mean = self.mean + delta * (n / (self.count + n))
+        self.count += n
+
+    @property
+    def xx(self) -> Tensor:
+        return self.product[: self.width, : self.width] / self.count
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self.mean[: self.width]
+
+    @property
+    def mean_y(self) -> Tensor:
+        return self.mean[self.width :]
+
+    def ridge(self) -> Tensor:
+        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's."""
+        xx, xy = self.xx, self.product[: self.width, self.width :] / self.count
+        ridge = RIDGE * max(float(xx.diagonal().mean()), 1e-12)
+        return torch.linalg.solve(xx + ridge * torch.eye(self.width, dtype=xx.dtype), xy)
+
+
+@torch.no_grad()
+def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
+    """Fit the linear start of `tokenizer`, once, before its training; nothing to do for one without it (returns None).
+
+    Deterministic: the same batches give the same weights, so every rank may call it with the same batches.
+
+    Args:
+        batches: images B 3 H W in [-1, 1], a re-iterable (list, or an object whose iteration starts anew), some hundred
+            to a few thousand images in all.
+
+    Returns:
+        PSNR in dB (range 2) of the linear paths alone on `batches`, before any training.
+    """
+    start = getattr(tokenizer, "start", None)
+    if not isinstance(start, LinearStart):
+        return None
+    device = start.read.weight.device
+
+    def pairs():
+        for images in batches:
+            images = images.to(device)
+            if start.widths is None:
+                yield images, images
+            else:
+                yield images, tokenizer.read_features(images, None, tuple(start.widths))
+
+    if next(iter(batches), None) is None:
+        raise ConfigError("tokenizer.linear_start: no images to fit it on; check data.source and data.train")
+    start.solve(pairs)
+    error, count = 0.0, 0
+    for images, source in pairs():
+        grid = (images.shape[-2] // start.factor, images.shape[-1] // start.factor)
+        out = F.pixel_shuffle(start.write(start.read(start.arrange(source, grid))), start.factor)
+        error += float((out - images).double().square().sum())
+        count += images.numel()
+    return 10 * math.log10(4 * count / max(error, 1e-12 * count))

@@ -1,0 +1,84 @@
+"""The plain convolutional KL autoencoder (SD-VAE's network) at any factor and width, and VA-VAE, which is the same net.
+
+arXiv 2112.10752 (appendix D) and 2501.01423. The published f16d32 net is width 128, multipliers (1, 1, 2, 2, 4), two
+residual blocks per resolution, attention at 16 px.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.nn.conv_blocks import ConvEncoder, levels
+from vfmlab.registry import DECODERS, TOKENIZERS
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.linear_start import LinearStart
+
+LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
+
+
+@TOKENIZERS.register("plain_vae")
+class PlainVAE(Tokenizer):
+    """Convolutional encoder -> diagonal Gaussian -> any registered decoder (default: its convolutional mirror image).
+
+    Looks at pixels only; the run's VFM, if any, is used by losses. Accepts images of any side divisible by `factor`.
+    """
+
+    class Config(config.TokenizerConfig):
+        method: Literal["plain_vae"] = "plain_vae"
+        width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
+        multipliers: tuple[int, ...] | None = Field(
+            None, description="widths per resolution over `width`, finest first; None: the usual ones for the factor"
+        )
+        blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
+        attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
+        middle_attention: bool = True
+        inner: int | None = Field(None, ge=1, description="half the channels before the last 1x1 convolution")
+        patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
+        linear_start: bool = Field(False, description="linear patch paths, fitted before training (linear_start.py)")
+        decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
+
+    def __init__(self, config: PlainVAE.Config, size: int, vfm: nn.Module | None = None):
+        super().__init__(config, size, vfm)
+        if config.factor % config.patch:
+            raise ConfigError(
+                f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a divisor"
+            )
+        channels, side, _ = self.latent_shape
+        inner = 2 * (config.inner or channels)
+        widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
+        self.encoder = ConvEncoder(
+            inner, config.factor, size, widths, config.blocks, config.attention, config.middle_attention, config.patch
+        )
+        self.quant = nn.Conv2d(inner, 2 * channels, 1)
+        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
+        self.start = LinearStart.for_pixels(channels, config.factor) if config.linear_start else None
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        mean, logvar = self.quant(self.encoder(images)).chunk(2, dim=1)
+        if self.start is not None:
+            mean, logvar = self.start.encode(mean, logvar, images)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        images = self.decoder(z)
+        return images if self.start is None else self.start.decode(images, z)
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        return self.quant.weight
+
+
+@TOKENIZERS.register("va_vae")
+class VAVAE(PlainVAE):
+    """VA-VAE (arXiv 2501.01423): the network of `plain_vae`, aligned with a VFM by the loss `vf`.
+
+    The run must have a `vfm` section (the paper: DINOv2-L/14) and the loss `vf` (the paper: weight 0.1, adaptive, margins
+    cos 0.5 and distance 0.25); that loss refuses a run without a VFM. Encoding needs no VFM.
+    """
+
+    class Config(PlainVAE.Config):
+        method: Literal["va_vae"] = "va_vae"  # type: ignore[assignment]
