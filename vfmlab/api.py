@@ -244,16 +244,18 @@ def sample(
     ids = range(len(labels))
     y = torch.tensor(labels, device=loaded.device)
     stride = max(1, -(-protocol.sampler.steps // max(1, previews)))
-    last = None
+    step = None
     for step in sampling.trajectory(
-        loaded.network, SampleRandom(seed, ids, loaded.device), y, loaded.tokenizer.latent_shape, protocol.sampler, protocol.guidance, loaded.num_classes
+        loaded.network, y, SampleRandom(seed, ids), protocol.sampler, protocol.guidance, loaded.tokenizer.latent_shape, loaded.num_classes
     ):
-        last = step
-        if previews and step.index < step.total and step.index % stride == 0:
-            with torch.no_grad():
-                yield Preview(step.index, step.total, step.t, loaded.tokenizer.decode(step.clean).cpu())
-    with torch.no_grad():
-        yield Preview(last.total, last.total, 0.0, loaded.tokenizer.decode(last.x).cpu(), final=True)
+        if previews and step.number < step.total and step.number % stride == 0:
+            yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
+    yield Preview(step.total, step.total, step.t, _decode(loaded, step.x), final=True)
+
+
+@torch.no_grad()
+def _decode(loaded: LoadedDiffusion, z: Tensor) -> Tensor:
+    return torch.cat([loaded.tokenizer.decode(part).cpu() for part in z.split(64)])
 
 
 def read_images(paths: Sequence[str | Path], size: int) -> Tensor:

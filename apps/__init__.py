@@ -1,0 +1,1 @@
+"""The browser side of vfmlab: one file per tab, all computation in the library."""
