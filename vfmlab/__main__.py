@@ -1,0 +1,8 @@
+"""`python -m vfmlab` is the command line."""
+
+import sys
+
+from vfmlab.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
