@@ -37,7 +37,7 @@ class Moments:
         """Add rows of features (B D); :class:`DataError` if one is not finite."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             shape = tuple(features.shape)
-            raise DataError(f"features {shape} do not fit statistics of dimension {len(self.mean)}; use one feature space")
+            raise DataError(f"features {shape} do not fit dimension {len(self.mean)}; use one feature space")
         x = features.detach().to("cpu", torch.float64)
         if not torch.isfinite(x).all():
             rows = f"{self.count} to {self.count + len(x) - 1}"
@@ -183,7 +183,7 @@ def _mmd2(x: Tensor, y: Tensor) -> float:
 
 
 def few_samples_warning(n: int) -> str | None:
-    """One line when n is too small for a Frechet distance to be read alone."""
+    """One line when n is too small for a Frechet distance to be read alone; kernel distances are unbiased at any n."""
     if n >= FEW_SAMPLES:
         return None
-    return f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read the unbiased kernel distances too"
+    return f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read kernel distances too"
