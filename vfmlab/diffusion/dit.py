@@ -1,0 +1,151 @@
+"""LightningDiT: the transformer that predicts the velocity of the latents (arXiv 2501.01423, on DiT, arXiv 2212.09748).
+
+Time and velocity follow `vfmlab.diffusion.path`. Channels and grid are read from the tokenizer's latent shape, so
+that a change of tokenizer needs no change here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.config import NetworkConfig
+from vfmlab.diffusion.blocks import Block, FinalLayer, TimeEmbedding, initialise, unpatchify
+from vfmlab.errors import ConfigError
+from vfmlab.nn.rope import rotary_table, sincos_table
+from vfmlab.registry import NETWORKS
+
+SIZES = {  # name: (width, depth, heads), table 1 of DiT
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+class Shape(NetworkConfig):
+    """Size and patch of a transformer: a preset, or numbers, or a preset with some numbers replaced."""
+
+    size: Literal["S", "B", "L", "XL"] | None = Field(None, description="DiT's preset of width, depth and heads")
+    width: int | None = Field(None, ge=8)
+    depth: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+    patch: int = Field(1, ge=1, description="side of a patch in latent pixels")
+
+    @model_validator(mode="after")
+    def _sized(self) -> Shape:
+        if self.size is None and None in (self.width, self.depth, self.heads):
+            raise ValueError("needs either size=S|B|L|XL or all of width, depth, heads")
+        width, _, heads = self.sizes
+        if width % (4 * heads):
+            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or heads")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(width, depth, heads)."""
+        preset = SIZES[self.size] if self.size else (None, None, None)
+        given = (self.width, self.depth, self.heads)
+        return tuple(p if g is None else g for g, p in zip(given, preset, strict=True))  # type: ignore[return-value]
+
+
+def token_grid(latent_shape: tuple[int, int, int], patch: int) -> tuple[int, int]:
+    """Tokens down and across; :class:`ConfigError` when the latent does not divide."""
+    _, height, width = latent_shape
+    if height % patch or width % patch:
+        raise ConfigError(f"network.patch {patch} does not divide the latent of {height} x {width}; 1 always does")
+    return height // patch, width // patch
+
+
+@NETWORKS.register("lightningdit")
+class LightningDiT(nn.Module):
+    """Velocity network on latents.
+
+    Args:
+        config: see :class:`Config`. latent_shape: (C, h, w). num_classes: labels are 0 .. num_classes - 1, and
+            num_classes itself is the null label of classifier-free guidance.
+    """
+
+    class Config(Shape):
+        kind: str = "lightningdit"
+        mlp_ratio: float = Field(4.0, gt=0)
+        qk_norm: bool = Field(True, description="norm of queries and keys; keeps bf16 training stable")
+        swiglu: bool = True
+        rope: bool = True
+        rmsnorm: bool = Field(True, description="False: layer norm without weights")
+        shift_free: bool = Field(False, description="modulation by scale and gate only (the release's wo_shift)")
+        learn_sigma: bool = Field(False, description="twice the output channels, the second half unused")
+        pos_embed: bool = Field(True, description="add a fixed sine-cosine position code")
+
+    def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        width, depth, heads = config.sizes
+        channels, _, _ = latent_shape
+        self.config, self.latent_shape, self.num_classes = config, tuple(latent_shape), num_classes
+        self.grid = token_grid(latent_shape, config.patch)
+        norm = "rms" if config.rmsnorm else "layer"
+
+        self.patch_embed = nn.Conv2d(channels, width, config.patch, config.patch)
+        self.time_embed = TimeEmbedding(width)
+        self.label_embed = nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, config.mlp_ratio, norm, config.qk_norm, config.swiglu, config.shift_free)
+            for _ in range(depth)
+        )
+        self.final = FinalLayer(width, config.patch**2 * channels * (2 if config.learn_sigma else 1), norm)
+        # A parameter without gradient, not a buffer: published parameter counts include it, and releases store it.
+        self.pos_embed = nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
+        self.register_buffer("rope", rotary_table(self.grid, width // heads) if config.rope else None, persistent=False)
+        initialise(self)
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """Velocity at noisy latents.
+
+        Args:
+            x: B C h w noisy latents. t: B times in [0, 1], 0 = data. y: B labels; num_classes is the null label.
+            features_at: blocks whose output tokens are wanted: k = after block k, 0 = after the embeddings,
+                -1 = after the last block.
+
+        Returns:
+            v: B C h w; with `features_at`, (v, {k: B N D}) with N tokens row by row.
+        """
+        h = self.patch_embed(x).flatten(2).transpose(1, 2)  # B N D
+        if self.pos_embed is not None:
+            h = h + self.pos_embed
+        c = F.silu(self.time_embed(t) + self.label_embed(y))  # B D; each block's modulation begins with this SiLU
+        kept = {0: h}
+        for k, block in enumerate(self.blocks, 1):
+            h = block(h, c, self.rope)
+            kept[k] = h
+        v = unpatchify(self.final(h, c), self.config.patch, self.grid)[:, : self.latent_shape[0]]
+        return v if not features_at else (v, pick(kept, features_at))
+
+
+def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
+    """The wanted entries under the caller's own keys; negative keys count from the last block."""
+    depth = max(kept)
+    for k in wanted:
+        if not -depth <= k <= depth:
+            raise ConfigError(f"features_at {k}: the network has blocks 1 to {depth} (0: embeddings, -1: the last)")
+    return {k: kept[k if k >= 0 else depth + 1 + k] for k in wanted}
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters, the fixed position code included."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def on_meta(config: NetworkConfig, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A network without storage, for counting and planning."""
+    with torch.device("meta"):
+        return NETWORKS.get(config.kind)(config, latent_shape, num_classes)

@@ -1,0 +1,138 @@
+"""The one convention of time and velocity: t = 0 is data, t = 1 is noise, v = dx/dt = noise - data.
+
+This is the only file that knows it. The path is linear (rectified flow, arXiv 2209.03003; SiT, arXiv 2401.08740):
+
+    x_t = (1 - t) z + t n,   z: clean normalised latents, n: standard normal noise,   v = n - z.
+
+LightningDiT's releases run time the other way (t = 1 data, v = data - noise); `reverse` converts a time, and a velocity
+changes its sign. SiT, REPA, REG and RAE use this file's convention. Shapes: latents B C h w, times B or a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab.config import TimeSampling
+from vfmlab.seeding import StepRandom
+
+DATA, NOISE = 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point of the path: x at time t (B C h w, B) and the velocity v (B C h w) a network should predict there."""
+
+    x: Tensor
+    v: Tensor
+    t: Tensor
+
+
+def _over(t: Tensor | float, x: Tensor) -> Tensor | float:
+    """Times shaped so that they multiply latents; numbers pass."""
+    return t.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(t, Tensor) and t.ndim else t
+
+
+def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
+    """The point at time t between clean latents z and noise, with its velocity."""
+    times = t if isinstance(t, Tensor) else torch.full((z.shape[0],), float(t), device=z.device)
+    return PathSample(torch.lerp(z, noise, _over(times, z)), noise - z, times)
+
+
+def reverse(t: Tensor | float) -> Tensor | float:
+    """Time of the convention with t = 1 at the data <-> time of this one."""
+    return 1 - t
+
+
+# -- what a velocity says about the two ends ---------------------------------------------------------------------------
+
+
+def clean(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
+    """Estimate of the clean latent: x - t v."""
+    return x - _over(t, x) * v
+
+
+def noise(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
+    """Estimate of the noise: x + (1 - t) v."""
+    return x + (1 - _over(t, x)) * v
+
+
+def score(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
+    """Gradient of log p_t(x): -(x + (1 - t) v) / t. Not defined at t = 0."""
+    return -noise(x, v, t) / _over(t, x)
+
+
+def velocity_from_score(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
+    """-(x + t s) / (1 - t). Not defined at t = 1, where the score says nothing about the data."""
+    t = _over(t, x)
+    return -(x + t * s) / (1 - t)
+
+
+def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
+    """(x - z) / t. Not defined at t = 0."""
+    return (x - z) / _over(t, x)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def shift_time(t: Tensor | float, shift: float) -> Tensor | float:
+    """t -> s t / (1 + (s - 1) t): s > 1 moves times towards noise, as latents of many dimensions need (arXiv 2403.03206).
+
+    A shift s' of the convention with t = 1 at the data is s = 1 / s' here.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def draw_times(config: TimeSampling, random: StepRandom) -> Tensor:
+    """Training times [rows] in (0, 1): uniform, or logit-normal = sigmoid of a normal (SD3), then shifted."""
+    if config.kind == "uniform":
+        t = random.rand()
+    else:
+        t = torch.sigmoid(config.mean + config.std * random.randn())
+    return shift_time(t, config.shift)
+
+
+def velocity_loss(prediction: Tensor, target: Tensor, cosine: float = 0.0) -> Tensor:
+    """Loss per sample [B], fp32: mean squared error plus `cosine` times the mean over places of 1 - cos over channels.
+
+    The cosine term is LightningDiT's option (arXiv 2501.01423, section 3), used there with weight 1.
+    """
+    prediction, target = prediction.float(), target.float()
+    loss = (prediction - target).square().flatten(1).mean(1)
+    if cosine:
+        loss = loss + cosine * (1 - F.cosine_similarity(prediction, target, dim=1)).flatten(1).mean(1)
+    return loss
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+LAST_SDE_TIME = 0.04  # SiT and REPA: below this one step without noise
+
+
+def time_grid(steps: int, shift: float = 1.0) -> list[float]:
+    """steps + 1 times from noise to data, evenly spaced before the shift."""
+    return [shift_time(NOISE + (DATA - NOISE) * k / steps, shift) for k in range(steps)] + [DATA]
+
+
+def sde_grid(steps: int, shift: float = 1.0) -> list[float]:
+    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0, taken without noise (SiT, REPA)."""
+    ends = min(LAST_SDE_TIME, 1 / steps)
+    inner = [NOISE + (ends - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
+    return [shift_time(t, shift) for t in inner] + [DATA]
+
+
+def diffusion(t: float) -> float:
+    """g(t) of the sampling SDE: g^2 = 2 t, SiT's `sigma` form (w_t = sigma_t = t; arXiv 2401.08740, table 2)."""
+    return (2 * t) ** 0.5
+
+
+def sde_drift(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
+    """Drift of dx = (v - g^2 / 2 * score) dt + g dW, run from noise to data, which keeps the path's marginals.
+
+    With g^2 = 2 t the second term is the estimated noise itself, so nothing is divided by t.
+    """
+    return v + noise(x, v, t)

@@ -1,0 +1,174 @@
+"""From noise to latents: solvers of the probability-flow ODE and of the SDE, each step told to one callback.
+
+A sample is a function of (network, label, sampler, guidance, seed, id): noise comes from a stream per sample, and no
+solver lets samples of one batch influence each other, so the batch size changes nothing beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+from vfmlab.config import Guidance, Sampler
+from vfmlab.diffusion import path
+from vfmlab.diffusion.guidance import Guided
+from vfmlab.errors import ConfigError
+from vfmlab.seeding import SampleRandom
+
+Field = Callable[[Tensor, float], Tensor]
+Callback = Callable[[int, int, float, Tensor, Tensor], object]
+Reached = tuple[float, Tensor, Tensor]  # time, state, estimate of the clean latent
+
+RTOL, ATOL = 1e-5, 1e-5  # of dopri5; the releases' rtol of 1e-3 leaves errors of several 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: number (from 1) of `total`, the time reached, the state x there, an estimate of the clean z."""
+
+    number: int
+    total: int
+    t: float
+    x: Tensor
+    estimate: Tensor
+
+
+def euler(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+    """First order, one evaluation per step."""
+    for t, s in pairwise(grid):
+        v = field(x, t)
+        estimate = path.clean(x, v, t)
+        x = x + (s - t) * v
+        yield s, x, estimate
+
+
+def heun(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+    """Second order: mean of the slopes at both ends of the step, two evaluations."""
+    for t, s in pairwise(grid):
+        first = field(x, t)
+        v = (first + field(x + (s - t) * first, s)) / 2
+        estimate = path.clean(x, v, t)
+        x = x + (s - t) * v
+        yield s, x, estimate
+
+
+def sde(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+    """Euler-Maruyama on SiT's SDE with g^2 = 2 t (see `path.diffusion`); the last step is taken without noise."""
+    if random is None:
+        raise ConfigError("sampler.solver 'sde' draws noise at every step; give a SampleRandom, not only the first noise")
+    for t, s in pairwise(grid):
+        v = field(x, t)
+        estimate = path.clean(x, v, t)
+        x = x + (s - t) * path.sde_drift(x, v, t)
+        if s != grid[-1]:
+            x = x + path.diffusion(t) * abs(s - t) ** 0.5 * random.randn(*x.shape[1:]).to(x)
+        yield s, x, estimate
+
+
+SOLVERS = {"euler": euler, "heun": heun, "sde": sde}
+
+
+def adaptive(field: Field, x: Tensor, rtol: float = RTOL, atol: float = ATOL, land: bool = True) -> Tensor:
+    """torchdiffeq's Dormand-Prince 4(5) from noise to data with x (B C h w) as one system under one error norm.
+
+    land: end exactly at the data; otherwise, as the releases do, step beyond it and interpolate back, which calls the
+    network at times it was never trained on.
+    """
+    ends = torch.tensor([path.NOISE, path.DATA], device=x.device)
+    options = {"dtype": torch.float32, **({"step_t": ends[1:]} if land else {})}
+
+    def slope(t: Tensor, state: Tensor) -> Tensor:
+        return field(state, float(t))
+
+    return odeint(slope, x, ends, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+
+
+def dopri5(field: Guided, x: Tensor) -> Iterator[Reached]:
+    """Each sample solved adaptively on its own; yields once per sample; rows not reached yet still hold their noise.
+
+    Solved at once, a batch would tie its samples together through the error norm that sets the step. The price is a
+    network batch of one: a reference solver, not a fast one. `steps` and `shift` have no effect.
+    """
+    x = x.clone()
+    for i in range(x.shape[0]):
+        row = field.rows(slice(i, i + 1))
+        x[i : i + 1] = adaptive(row, x[i : i + 1])
+        field.evaluations += row.evaluations
+        yield path.DATA, x, x
+
+
+@torch.no_grad()
+def trajectory(
+    network: nn.Module | Callable[..., Tensor],
+    labels: Tensor,
+    random: SampleRandom | None,
+    sampler: Sampler | None = None,
+    guidance: Guidance | None = None,
+    latent_shape: tuple[int, int, int] | None = None,
+    null: int | None = None,
+    noise: Tensor | None = None,
+) -> Iterator[Step]:
+    """Integrate from noise to data, step by step.
+
+    Args:
+        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`.
+        labels: B class labels; the null label samples without condition.
+        random: noise streams, one per label; the same (seed, id) always gives the same sample.
+        sampler: solver, steps (intervals) and time shift. guidance: see :class:`~vfmlab.diffusion.guidance.Guided`.
+        latent_shape, null: (C, h, w) and the null label; by default the network's own.
+        noise: B C h w to start from instead of the streams' first numbers.
+
+    Yields:
+        one :class:`Step` per interval (dopri5: per sample); states are fp32.
+    """
+    sampler, guidance = sampler or Sampler(), guidance or Guidance()
+    latent_shape = latent_shape or network.latent_shape
+    null = network.num_classes if null is None else null
+    if labels.numel() and (labels.min() < 0 or (labels.max() > null)):
+        found = f"{labels.min().item()} to {labels.max().item()}"
+        raise ConfigError(f"labels {found} are outside 0 to {null} ({null}: the null label)")
+    if noise is None:
+        if random is None or len(random) != len(labels):
+            streams = 0 if random is None else len(random)
+            raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per label")
+        noise = random.randn(*latent_shape)
+    x = noise.to(labels.device, torch.float32)
+    field = Guided(network, labels, guidance, null)
+    if sampler.solver == "dopri5":
+        total, steps = len(labels), dopri5(field, x)
+    else:
+        grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
+        total, steps = sampler.steps, SOLVERS[sampler.solver](field, x, grid, random)
+    for number, (t, x, estimate) in enumerate(steps, 1):
+        yield Step(number, total, t, x, estimate)
+
+
+def sample(
+    network: nn.Module | Callable[..., Tensor],
+    labels: Tensor,
+    random: SampleRandom | None,
+    sampler: Sampler | None = None,
+    guidance: Guidance | None = None,
+    latent_shape: tuple[int, int, int] | None = None,
+    null: int | None = None,
+    noise: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Clean normalised latents B C h w (fp32) for `labels`; arguments as in :func:`trajectory`.
+
+    callback(step, total, t, x, estimate): called after every step, 1 to total, with the time reached, the state and the
+        estimate of the clean latent made on the way. An exception raised in it ends the sampling: so it cancels.
+    """
+    x = None
+    for step in trajectory(network, labels, random, sampler, guidance, latent_shape, null, noise):
+        x = step.x
+        if callback is not None:
+            callback(step.number, step.total, step.t, step.x, step.estimate)
+    if x is None:
+        raise ConfigError("no labels to sample for; give at least one")
+    return x

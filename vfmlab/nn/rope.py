@@ -1,0 +1,34 @@
+"""Position codes of token grids: rotary embedding (turns queries and keys), fixed sine-cosine table (added)."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import build_rotary_pos_embed
+from torch import Tensor
+
+
+def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
+    """Axial rotary table [2 (sin, cos), N, head_dim], N = h * w tokens row by row, on the CPU in fp32.
+
+    The first half of a head's dimensions turns with the row, the second with the column; neighbouring dimensions form
+    a pair (EVA-02, arXiv 2303.11331; as in LightningDiT). head_dim must be a multiple of 4.
+    """
+    return torch.stack(build_rotary_pos_embed(list(grid), dim=head_dim, in_pixels=False))
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the dimension pairs of x (B heads N d) by the angles of `table`; same shape and dtype as x."""
+    sin, cos = table.to(x.dtype)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return x * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin
+
+
+def sincos_table(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed 2-d sine-cosine code [N, width] of a grid (MAE, arXiv 2111.06377): column first, then row; sin, then cos.
+
+    width must be a multiple of 4. Computed in fp64, returned in fp32.
+    """
+    bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    angles = [axis.flatten()[:, None] * bands for axis in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()

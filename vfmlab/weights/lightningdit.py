@@ -1,0 +1,138 @@
+"""Released LightningDiT weights (hustvl/LightningDiT, MIT; arXiv 2501.01423) -> our LightningDiT.
+
+The release has t = 1 at the data and v = data - noise. Both differences are folded into the weights, so that the result
+is an ordinary network of this project, trainable and storable like any other:
+
+* its time embedding sees 1 - t: cos(f - f t) and sin(f - f t) are rotations of cos(f t) and sin(f t) by the angle f, so
+  the first linear layer of the embedding takes the rotation;
+* its output changes sign: so does the last linear layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmlab.config import Guidance, Sampler
+from vfmlab.diffusion.blocks import frequencies
+from vfmlab.diffusion.dit import LightningDiT
+from vfmlab.diffusion.path import reverse
+from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.registry import IMPORTERS
+from vfmlab.weights import load_renamed
+
+DEFAULTS = {  # of the release's constructor
+    "input_size": 32, "patch_size": 2, "in_channels": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16,
+    "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, "learn_sigma": False, "use_qknorm": False,
+    "use_swiglu": False, "use_rope": False, "use_rmsnorm": False, "wo_shift": False, "use_checkpoint": False,
+}  # fmt: skip
+
+PARTS = {  # release -> here, by prefix
+    "x_embedder.proj.": "patch_embed.",
+    "t_embedder.": "time_embed.",
+    "y_embedder.embedding_table.": "label_embed.",
+    "final_layer.adaLN_modulation.1.": "final.modulation.",
+    "final_layer.norm_final.": "final.norm.",
+    "final_layer.linear.": "final.linear.",
+}
+INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
+
+
+def settings(config: dict[str, Any], defaults: dict[str, Any], what: str) -> dict[str, Any]:
+    """`defaults` with `config` over them; an argument the release does not know raises :class:`ConfigError`."""
+    for key, value in config.items():
+        if key not in defaults:
+            raise ConfigError(f"{what}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
+    return {**defaults, **config}
+
+
+def rename(key: str) -> str:
+    """A key of the release under our name; `module.`, which its distributed checkpoints put first, is dropped."""
+    key = key.removeprefix("module.")
+    for theirs, ours in PARTS.items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    if key.startswith("blocks."):
+        for theirs, ours in INSIDE.items():
+            key = key.replace(theirs, ours)
+    return key
+
+
+def check_rope(state: dict[str, Tensor], prefix: str, table: Tensor | None, what: str) -> None:
+    """Take the rotary tables out of `state`; they are computed here, and must be those of the release."""
+    for part, name in enumerate(("freqs_sin", "freqs_cos")):
+        stored = state.pop(f"{prefix}{name}", None)
+        if stored is None:
+            continue
+        fits = table is not None and stored.shape == table[part].shape
+        if not fits or not torch.allclose(stored.float(), table[part], atol=1e-4):
+            raise CheckpointError(
+                f"{what}: {prefix}{name} {list(stored.shape)} is not the rotary table of this config; "
+                "check use_rope and input_size"
+            )
+
+
+def with_null(table: Tensor, num_classes: int) -> Tensor:
+    """A label table with the null row; networks released without class dropout have none and get zeros."""
+    return torch.cat([table, table.new_zeros(1, table.shape[1])]) if table.shape[0] == num_classes else table
+
+
+def reversed_time(weight: Tensor) -> Tensor:
+    """First linear layer of a sinusoidal time embedding [D, 256] so that f(t) becomes f(1 - t). Its own inverse."""
+    angle = frequencies(weight.shape[1] // 2).double()
+    cos, sin = weight.double().chunk(2, dim=1)
+    turned = [cos * angle.cos() + sin * angle.sin(), cos * angle.sin() - sin * angle.cos()]
+    return torch.cat(turned, dim=1).to(weight.dtype)
+
+
+@IMPORTERS.register("lightningdit")
+def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
+    """A LightningDiT called `(x, t, y)` in the convention of `vfmlab.diffusion.path`.
+
+    Args:
+        state_dict: keys as released (one set of weights: the EMA ones are under "ema" in the release's file).
+        config: arguments of the release's constructor (`hidden_size`, `depth`, `use_qknorm`, ...); its defaults hold.
+    """
+    c = settings(config, DEFAULTS, "lightningdit")
+    ours = LightningDiT.Config(
+        width=c["hidden_size"],
+        depth=c["depth"],
+        heads=c["num_heads"],
+        patch=c["patch_size"],
+        mlp_ratio=c["mlp_ratio"],
+        qk_norm=c["use_qknorm"],
+        swiglu=c["use_swiglu"],
+        rope=c["use_rope"],
+        rmsnorm=c["use_rmsnorm"],
+        shift_free=c["wo_shift"],
+        learn_sigma=c["learn_sigma"],
+    )
+    network = LightningDiT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
+    state = {rename(key): value for key, value in state_dict.items()}
+    check_rope(state, "feat_rope.", network.rope, "lightningdit")
+    for key, change in (
+        ("time_embed.mlp.0.weight", reversed_time),
+        ("final.linear.weight", torch.neg),
+        ("final.linear.bias", torch.neg),
+        ("label_embed.weight", lambda table: with_null(table, network.num_classes)),
+    ):
+        if key in state:
+            state[key] = change(state[key])
+    return load_renamed(network, state, "lightningdit checkpoint")
+
+
+def released_guidance(scale: float, interval_start: float | None = None) -> Guidance:
+    """Guidance as the release applies it: on the first three channels, and only from `interval_start` of its time on.
+
+    `interval_start` counts from noise (0) to data (1), so that guidance acts where our t <= 1 - interval_start.
+    """
+    end = 1.0 if interval_start is None else float(reverse(interval_start))
+    return Guidance(scale=scale, interval=(0.0, end), channels=3)
+
+
+def released_sampler(num_steps: int, timestep_shift: float = 0.0, method: str = "euler") -> Sampler:
+    """The release's sampler: `num_steps` counts points of time, hence one interval fewer; a shift of 0 means none."""
+    solver = {"heun2": "heun"}.get(method, method)
+    return Sampler(solver=solver, steps=num_steps - 1, shift=1 / timestep_shift if timestep_shift > 0 else 1.0)
