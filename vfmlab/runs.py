@@ -19,7 +19,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -168,12 +168,18 @@ class RunDir:
         records = _read_jsonl(self.path / file)
         return [r for r in records if kind is None or r.get("kind") == kind]
 
-    def truncate(self, step: int) -> None:
-        """Drop the records after `step` (those a killed run had logged past its last checkpoint) and torn lines."""
+    def truncate(self, step: int, done: Collection[str] | None = None) -> None:
+        """Drop torn lines and the records after `step`: those a killed run had logged past its last checkpoint.
+
+        done: of the records of `step` itself, keep these kinds only ("step", "evaluation", "bad"); None: all.
+        """
+        def keep(kind: str) -> bool:
+            return done is None or kind in done
+
         for file in ("metrics.jsonl", "bad_steps.jsonl"):
             path = self.path / file
             if path.exists():
-                kept = [r for r in _read_jsonl(path) if r.get("step", 0) <= step]
+                kept = [r for r in _read_jsonl(path) if r["step"] < step or (r["step"] == step and keep(r["kind"]))]
                 write_atomic(path, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in kept))
 
     def report(self) -> dict[str, Any] | None:

@@ -1,0 +1,78 @@
+"""Guards: a step that would spoil the weights is skipped and written down; a few in a row end the run.
+
+Nothing is repaired or replaced by zero: a bad step simply does not happen, and the run goes on with the next batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+from vfmlab.config import Train
+from vfmlab.errors import TrainingError
+
+WINDOW, ENOUGH = 101, 8  # losses the running median is taken over, and from how many on it is trusted
+
+
+class Guard:
+    """Judges each step by numbers that are equal on all ranks, so that all skip together.
+
+    Its state is part of the checkpoint: a resumed run judges as the uninterrupted one would.
+    """
+
+    def __init__(self, train: Train):
+        self.patience, self.explode = train.guard_patience, train.guard_explode
+        self.clip, self.lr, self.precision = train.clip, train.lr, train.precision
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.in_a_row = 0
+        self.total = 0
+
+    def judge(self, loss: float, gradient: float, parameters: float) -> str | None:
+        """Why the step must be skipped, or None.
+
+        loss: mean over the global batch. gradient, parameters: norms over everything that trains, before the step.
+        """
+        reason = self._reason(loss, gradient, parameters)
+        if reason is None:
+            self.losses.append(abs(loss))
+            self.in_a_row = 0
+        else:
+            self.in_a_row += 1
+            self.total += 1
+        return reason
+
+    def _reason(self, loss: float, gradient: float, parameters: float) -> str | None:
+        if not math.isfinite(parameters):
+            return "parameters are not finite"
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if len(self.losses) >= ENOUGH and abs(loss) > self.explode * median(self.losses):
+            return f"loss {loss:.4g} is more than {self.explode:g} times its running median {median(self.losses):.4g}"
+        if not math.isfinite(gradient):
+            return f"gradient norm is {gradient}"
+        if gradient == 0:
+            return "all gradients are zero"
+        return None
+
+    def check_patience(self, reason: str, where: str) -> None:
+        """Raise :class:`TrainingError` when the run has lost its patience. where: the file that lists the bad steps."""
+        if self.in_a_row >= self.patience:
+            bad = f"{self.in_a_row} bad steps in a row, last: {reason}"
+            raise TrainingError(f"{bad}; {self._advice(reason)} (see {where})")
+
+    def _advice(self, reason: str) -> str:
+        if "parameters" in reason:
+            return f"start from an earlier checkpoint with a lower train.lr (now {self.lr:g})"
+        if "zero" in reason:
+            return "check that 'trains' and the loss weights leave something to learn, or set train.precision=fp32"
+        fp32 = "" if self.precision == "fp32" else "train.precision=fp32, "
+        return f"try a lower train.lr (now {self.lr:g}), {fp32}train.clip (now {self.clip:g}) or more train.warmup"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses), "in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = deque(state["losses"], maxlen=WINDOW)
+        self.in_a_row, self.total = state["in_a_row"], state["total"]

@@ -1,0 +1,427 @@
+"""The one training loop: a generator of events over accelerate, resumable bit for bit.
+
+The state of a run is a function of (config, step): data and random numbers of step k are made from (seed, k), so a
+checkpoint holds weights, averages, optimiser, guards and running means, and no random state. Gradients are means over
+the global batch, however it is cut into processes and accumulation steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torchvision.utils import save_image
+
+from vfmlab.errors import DataError, TrainingError, VfmlabError
+from vfmlab.events import Event
+from vfmlab.runs import RunDir, beside
+from vfmlab.seeding import derive
+from vfmlab.training import checkpoint, dryrun
+from vfmlab.training.average import Average
+from vfmlab.training.guards import Guard
+from vfmlab.training.schedule import Clock, rate
+from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows
+from vfmlab.training.stop import Stop
+from vfmlab.training.task import Task, apply, indices, select
+
+__all__ = ["Task", "fit"]
+BEAT = 30.0  # seconds between signs of life in status.json
+
+
+def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | None = None) -> Iterator[Event]:
+    """Train `task` in `run_dir` from where it stands to its budget; yields :class:`vfmlab.events.Event`.
+
+    Closing the generator, Ctrl-C or SIGTERM saves the last completed step, marks the run interrupted and frees memory;
+    the next `fit` goes on there. On several processes only the first one yields.
+
+    Args:
+        until: stop (interrupted, saved) once so many samples were seen. device: "cpu" keeps off accelerators.
+
+    Raises:
+        ConfigError: a batch that does not divide, globs that match nothing, an optional package that is missing.
+        TrainingError: guards lost their patience, memory or disk is full. RunError: the run is being trained already.
+    """
+    stop = Stop()
+    events = _Loop(task, run_dir, until, device, stop).events()
+    with stop.terminating():
+        try:
+            while True:
+                # Random numbers of the caller (a notebook) stay the caller's; the loop seeds its own at every step.
+                with stop.listening(), torch.random.fork_rng(devices=_cuda_devices()):
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
+        finally:
+            with stop.listening():
+                events.close()
+
+
+class _Loop:
+    def __init__(self, task: Task, run_dir: RunDir, until: int | None, device: str | None, stop: Stop):
+        self.task, self.run_dir, self.until, self.device, self.stop = task, run_dir, until, device, stop
+        self.train = task.train
+        self.steps = -(-self.train.samples // self.train.batch)
+        self.step = 0  # completed steps
+        self.done: list[str] = []  # what has been done since the last step: a resumed run does the rest
+        self.sums: dict[str, list[float]] = {}  # metric -> [sum, count] since the last log
+        self.seconds = 0.0
+        self.ready = False  # training state is complete, so it may be saved
+        self.clock, self.beat = Clock(), 0.0
+        self.stream: Any = None
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.train.batch
+
+    def event(self, kind: str, **data: Any) -> Event:
+        left = self.clock.left(self.steps - self.step, self._extras_left())
+        total = self.train.samples
+        return Event(kind, self.run_dir.id, self.task.name, min(self.samples, total), total, left, data)
+
+    # -- life cycle -------------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        with contextlib.ExitStack() as stack:
+            self.accelerator = make_accelerator(self.task, self.run_dir, self.device)
+            self.main = self.accelerator.is_main_process
+            if self.main:
+                stack.enter_context(self.run_dir.lock())
+            self.accelerator.wait_for_everyone()
+            if self.run_dir.status().state == "finished":
+                self.step = self.steps
+                if self.main:
+                    yield self.event("skip")
+                return
+            try:
+                for event in self._life():
+                    if self.main:
+                        yield event
+            except (GeneratorExit, KeyboardInterrupt, SystemExit):
+                self._interrupt("stopped by hand")
+                raise
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise self._fail(dryrun.out_of_memory(self.task, str(error))) from None
+            except BaseException as error:
+                self._fail(error)
+                raise
+            finally:
+                self._release()
+
+    def _life(self) -> Iterator[Event]:
+        saved = self._set_up()
+        self._status(state="running", message="")
+        yield self.event("start", resumed=self.samples, precision=self.accelerator.mixed_precision)
+        for what, done, of in self.task.prepare(self.run_dir, fresh=saved is None):
+            yield Event("step", self.run_dir.id, what, done, of)
+        if saved is None and self.accelerator.device.type == "cuda":
+            facts = dryrun.measure_prepared(self.task, self.objective, self.accelerator)
+            yield Event("step", self.run_dir.id, "dry run", 1, 1, data=facts)
+        self._start(saved)
+        yield from self._after_step()
+        while self.step < self.steps:
+            if self.until is not None and self.samples >= self.until:
+                self._interrupt(f"stopped at {self.samples} samples as asked")
+                return
+            self._step()
+            yield from self._after_step()
+        self._finish()
+        yield self.event("finish", seconds=self.seconds)
+
+    def _set_up(self) -> dict[str, Any] | None:
+        """Everything on its device; returns the checkpoint's tensors and state, None for a fresh run."""
+        task, train, acc = self.task, self.train, self.accelerator
+        self.rows = my_rows(train, acc)
+        self.stop.together = acc.num_processes > 1
+        if self.main:
+            checkpoint.recover(self.run_dir)
+            self.run_dir.save_env(
+                device=str(acc.device),
+                device_name=torch.cuda.get_device_name() if acc.device.type == "cuda" else acc.device.type,
+                processes=acc.num_processes,
+                threads=torch.get_num_threads(),
+                precision=acc.mixed_precision,
+            )
+        acc.wait_for_everyone()
+        saved = checkpoint.load(self.run_dir)
+        self.parameters = select(task)
+        task.objective.to(acc.device).train()
+        self.optimizer = make_optimizer(task, self.parameters, acc.device)
+        if train.compile:
+            for module in task.compiled:
+                module.compile()
+        self.objective, self.optimizer = acc.prepare(task.objective, self.optimizer)
+        self.guard = Guard(train)
+        if train.logger != "none":
+            acc.init_trackers("vfmlab", {"run": self.run_dir.id})
+        if saved is not None:
+            model, ema, state = saved
+            checkpoint.put(task.weights, model, "model.safetensors")
+            self.step = state["step"]
+            return {"ema": ema, **state}
+        return None
+
+    @torch.no_grad()
+    def _start(self, saved: dict[str, Any] | None) -> None:
+        """Continue from `saved`, or begin."""
+        self.average = Average(self.task.weights, self.train)
+        if saved is not None:
+            if self.average.ema is not None:
+                checkpoint.put(self.average.module, saved["ema"], "ema.safetensors")
+            others = self._others()
+            checkpoint.check(others, saved["others"], "state.pt")
+            for key, value in others.items():
+                value.copy_(saved["others"][key])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.guard.load_state_dict(saved["guard"])
+            self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
+            self.done = saved["done"]
+            if self.accelerator.scaler is not None and saved["scaler"]:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.main:
+            kinds = {"log": "step", "evaluate": "evaluation"}
+            self.run_dir.truncate(self.step, {"bad", *(kinds.get(name, name) for name in self.done)})
+        self.stream = iter(self.task.stream(self.step, self.rows))
+        self.stop.busy = False
+        self.ready = True
+
+    def _others(self) -> dict[str, Tensor]:
+        """Tensors of the objective that are not part of the weights: parameters and buffers of losses."""
+        objective, weights = self.task.objective, self.task.weights
+        prefix = next(name for name, module in objective.named_modules() if module is weights)
+        every = objective.state_dict()
+        return {key: value for key, value in every.items() if prefix and not key.startswith(prefix + ".")}
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        train, acc, begin = self.train, self.accelerator, time.perf_counter()
+        batch = next(self.stream, None)
+        if batch is None:
+            raise DataError(f"the data of the {self.task.name} ended at step {self.step}; a stream must go on for ever")
+        batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
+        self.stop.busy, self.done = True, []
+        torch.manual_seed(derive("global", self.task.run.seed, self.step, acc.process_index))  # dropout draws from it
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.lr * rate(train, self.samples)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = backward(self.task, self.objective, acc, batch, self.rows, self.step)
+        gradient = acc.clip_grad_norm_(self.parameters, train.clip)
+        numbers = self._agree(metrics, gradient)
+        reason = self._judge(numbers)
+        if reason is None:
+            self.optimizer.step()
+            if not acc.optimizer_step_was_skipped:
+                self.average.update()
+            for key, value in numbers.items():
+                entry = self.sums.setdefault(key, [0.0, 0])
+                entry[0], entry[1] = entry[0] + value, entry[1] + 1
+        else:
+            if acc.scaler is not None:
+                acc.scaler.update()
+            self._write_down(reason, batch, numbers)
+        self.step += 1
+        self.stop.busy = False
+        elapsed = time.perf_counter() - begin
+        self.seconds += elapsed
+        self.clock.step(elapsed)
+        if reason is not None:
+            self.guard.check_patience(reason, "bad_steps.jsonl")
+        if time.time() - self.beat > BEAT:
+            self._status()
+        if self.stop.asked:
+            self.stop.raise_now()
+
+    def _agree(self, metrics: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
+        """Means over all processes, in one exchange and one wait for the device; also who was asked to stop."""
+        acc = self.accelerator
+        numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
+        if acc.num_processes > 1:
+            numbers = acc.reduce(numbers, "mean")
+        parameters = get_total_norm(self.parameters)
+        *values, asked, gradient, parameters = torch.cat(
+            [numbers, torch.stack([gradient.float(), parameters.float()])]
+        ).tolist()
+        if asked and not self.stop.asked:
+            self.stop.asked = round(asked * acc.num_processes)
+        return {**dict(zip(metrics, values, strict=True)), "grad_norm": gradient, "parameter_norm": parameters}
+
+    def _judge(self, numbers: dict[str, float]) -> str | None:
+        gradient = numbers["grad_norm"]
+        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
+            # fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them
+            gradient = gradient if gradient < float("inf") else 1.0
+        return self.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"])
+
+    def _write_down(self, reason: str, batch: Any, numbers: dict[str, float]) -> None:
+        rows = indices(batch)
+        if self.accelerator.num_processes > 1:
+            rows = gather_object(rows)
+        record = {"kind": "bad", "step": self.step + 1, "samples": self.samples, "seed": self.task.run.seed}
+        if self.main:
+            self.run_dir.log({**record, "reason": reason, **numbers, "indices": rows}, "bad_steps.jsonl")
+
+    # -- between steps ----------------------------------------------------------------------------------------------
+
+    def _due(self) -> list[str]:
+        """What is to be done after the step just completed; the checkpoint last, so that it covers the rest."""
+        if self.step == 0:
+            return []
+        train, after, before = self.train, self.samples, self.samples - self.train.batch
+        last = self.step == self.steps
+        every = {"log": train.log_every, "preview": train.preview_every, "checkpoint": train.checkpoint_every}
+        due = [name for name, n in every.items() if last or after // n > before // n]
+        if any(before < n <= after for n in train.evaluate_at):
+            due.insert(len(due) - ("checkpoint" in due), "evaluate")
+        return due
+
+    def _extras_left(self) -> dict[str, int]:
+        train, rest = self.train, self.train.samples - self.samples
+        evaluations = sum(n > self.samples for n in train.evaluate_at)
+        saves = rest // train.checkpoint_every
+        return {"preview": rest // train.preview_every, "checkpoint": saves, "evaluate": evaluations}
+
+    def _after_step(self) -> Iterator[Event]:
+        for name in self._due():
+            if name in self.done:
+                continue
+            begin = time.perf_counter()
+            if name == "checkpoint":
+                self.done.append(name)  # the checkpoint says of itself that it was made
+            event = getattr(self, f"_{name}")() if self.main else None
+            if name in ("preview", "evaluate"):
+                self.accelerator.wait_for_everyone()
+            if name != "checkpoint":
+                self.done.append(name)
+            elapsed = time.perf_counter() - begin
+            self.seconds += elapsed
+            self.clock.extra(name, elapsed)
+            if event is not None:
+                yield event
+
+    def _log(self) -> Event:
+        means = {key: total / count for key, (total, count) in self.sums.items()}
+        self.sums = {}
+        facts = {"step": self.step, "samples": self.samples, **means, "lr": self.optimizer.param_groups[0]["lr"]}
+        facts |= {"bad_steps": self.guard.total, "ema_samples": self.average.samples}
+        speed = self.train.batch / self.clock.median
+        self.run_dir.log({"kind": "step", **facts, "seconds": self.seconds, "samples_per_second": speed})
+        if self.train.logger != "none":
+            self.accelerator.log({k: v for k, v in facts.items() if isinstance(v, float)}, step=self.samples)
+        self._status()
+        return self.event("step", **facts, samples_per_second=speed)
+
+    def _preview(self) -> Event | None:
+        shown: dict[str, Tensor] = {}
+        for which, weights in {"raw": self.task.weights, "ema": self.average.module}.items():
+            with self._evaluating():
+                images = self.task.preview(weights)
+            if images is None:
+                return None
+            shown[which] = images.detach().float().cpu().clamp(-1, 1)
+            with beside(self.run_dir.images / f"{self.samples:010d}_{which}.png") as temporary:
+                save_image(shown[which], temporary, "png", nrow=self.task.columns, normalize=True, value_range=(-1, 1))
+        return self.event("preview", images=shown["ema"], raw=shown["raw"], columns=self.task.columns)
+
+    def _evaluate(self) -> Event | None:
+        with self._evaluating():
+            numbers = self.task.evaluate(self.average.module, self.samples)
+        if numbers is None:
+            return None
+        self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples, **numbers})
+        return self.event("evaluation", **numbers)
+
+    def _checkpoint(self) -> Event:
+        self._save()
+        return self.event("checkpoint", step=self.step)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.task.objective.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.task.objective.train()
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        norm = get_total_norm(self.parameters)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"parameters are not finite at step {self.step}, so they are not saved; the last checkpoint is intact: "
+                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
+            )
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "done": self.done,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "others": {key: value.detach().cpu() for key, value in self._others().items()},
+        }
+        facts = {"samples": self.samples, "ema_samples": self.average.samples, **self.task.facts()}
+        model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
+        checkpoint.save(self.run_dir, model, ema, state, facts)
+
+    def _finish(self) -> None:
+        if self.main:
+            with self._evaluating():
+                self.task.finish(self.average.module, self.run_dir)
+            self._save()  # again: finishing may have filled buffers, such as the latent statistics
+            self._status(state="finished", message="")
+        self.accelerator.wait_for_everyone()
+
+    def _status(self, **changes: Any) -> None:
+        self.beat = time.time()
+        if self.main:
+            seen = min(self.samples, self.train.samples)
+            self.run_dir.set_status(samples=seen, total=self.train.samples, seconds=self.seconds, **changes)
+
+    def _interrupt(self, why: str) -> None:
+        """Save if the state is whole. Only the first process works here: the others may be gone."""
+        if not self.main:
+            return
+        if self.ready and not self.stop.busy and self.step:
+            self._save()
+            why += "; start the run again to go on"
+        elif self.stop.busy:
+            why += " in the middle of a step; goes on from the last checkpoint"
+        self._status(state="interrupted", message=why)
+
+    def _fail(self, error: BaseException) -> BaseException:
+        message = str(error).strip() or type(error).__name__
+        text = message if isinstance(error, VfmlabError) else f"{type(error).__name__}: {message}"
+        with contextlib.suppress(TrainingError):  # the disk may be full: the error itself matters more
+            self._status(state="failed", message=text.splitlines()[0])
+        return error
+
+    def _release(self) -> None:
+        if hasattr(self.stream, "close"):
+            self.stream.close()
+        acc = self.accelerator
+        if self.train.logger != "none":
+            acc.end_training()
+        if hasattr(self, "objective"):
+            acc.unwrap_model(self.objective, keep_fp32_wrapper=False)
+        for name in ("objective", "optimizer", "average", "parameters", "stream"):
+            self.__dict__.pop(name, None)
+        self.task.objective.zero_grad(set_to_none=True)
+        acc.free_memory()
+        gc.collect()
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []

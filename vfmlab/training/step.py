@@ -1,0 +1,105 @@
+"""The parts of one training step that training and the dry run share: device, precision, optimiser, gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.util
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from vfmlab.config import Train
+from vfmlab.errors import ConfigError
+from vfmlab.runs import RunDir
+from vfmlab.seeding import StepRandom
+from vfmlab.training.task import Task, apply
+
+WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
+
+
+def pick_precision(train: Train, device: torch.device) -> str:
+    """accelerate's name for `train.precision` on `device`: "no" (fp32), "bf16" or "fp16".
+
+    "auto" is bf16 where it is faster: GPUs with native bf16, and CPUs with AVX512-BF16 or AMX; fp32 elsewhere.
+    """
+    if train.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"train.precision=fp16 needs a CUDA device, this is {device.type}; use auto, bf16 or fp32")
+    if train.precision != "auto":
+        return "no" if train.precision == "fp32" else train.precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if native else "no"
+
+
+def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | None = None) -> Accelerator:
+    """An Accelerator for this task. run_dir: where trackers write; None: none. device: "cpu" keeps off accelerators."""
+    # accelerate keeps one state per process; phases that follow each other may differ in precision and device.
+    AcceleratorState._reset_state()
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        PartialState._reset_state()
+    precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
+    logger = task.train.logger if run_dir is not None else "none"
+    if logger != "none" and importlib.util.find_spec(logger) is None:
+        raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or set none")
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        log_with=None if logger == "none" else logger,
+        project_dir=None if run_dir is None else str(run_dir.path),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused)],
+    )
+
+
+def my_rows(train: Train, accelerator: Accelerator) -> slice:
+    """This process's rows of the global batch; :class:`ConfigError` where the batch does not divide."""
+    processes = accelerator.num_processes
+    if train.batch % (processes * train.accumulation):
+        raise ConfigError(
+            f"train.batch {train.batch} does not divide into {processes} processes x {train.accumulation} "
+            f"accumulation steps; use a multiple of {processes * train.accumulation}"
+        )
+    share = train.batch // processes
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def make_optimizer(task: Task, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """Adam or AdamW over `parameters`; weight decay, if any, acts on matrices only (timm's rule)."""
+    train = task.train
+    groups: Any = param_groups_weight_decay(task.objective, train.weight_decay) if train.weight_decay else parameters
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    options = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
+    return kind(groups, **options, fused=device.type in ("cpu", "cuda"))
+
+
+def backward(
+    task: Task, objective: nn.Module, accelerator: Accelerator, batch: Any, rows: slice, step: int
+) -> dict[str, Tensor]:
+    """Forward and backward of all accumulation steps of step `step`; gradients are means over the global batch.
+
+    objective: `task.objective` as accelerate prepared it. batch: rows `rows` of the global batch, on the device.
+    Returns this process's means of the loss and the metrics.
+    """
+    train = task.train
+    size = (rows.stop - rows.start) // train.accumulation
+    means: dict[str, Tensor] = {}
+    for part in range(train.accumulation):
+        low, high = part * size, (part + 1) * size
+        micro = batch if train.accumulation == 1 else apply(batch, lambda tensor, a=low, b=high: tensor[a:b])
+        cut = slice(rows.start + low, rows.start + high)
+        rng = StepRandom(task.run.seed, step, train.batch, cut, accelerator.device)
+        last = part == train.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(objective):
+            loss, metrics = objective(micro, rng, step * train.batch)
+            accelerator.backward(loss / train.accumulation)
+        for key, value in {"loss": loss, **metrics}.items():
+            value = value.detach().float() / train.accumulation
+            means[key] = means[key] + value if key in means else value
+    return means

@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM while training: finish the step, save, then stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stop:
+    """Turns signals into a request to stop at the next step boundary.
+
+    A step must not be torn: a signal inside one only sets `asked`. Between steps (previews, evaluation, loading) it
+    raises at once, and so does a second Ctrl-C anywhere. Signals reach the main thread only; elsewhere this does
+    nothing, and a generator is stopped by closing it.
+
+    Attributes:
+        asked: 0, or the signal's number. busy: inside a step. together: several processes have to stop at the same
+            step, so a signal between steps waits for the next one.
+    """
+
+    def __init__(self):
+        self.asked, self.busy, self.together, self._listening = 0, False, False, False
+        self._main = threading.current_thread() is threading.main_thread()
+
+    def raise_now(self) -> None:
+        """End the program the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM."""
+        raise SystemExit(128 + signal.SIGTERM) if self.asked == signal.SIGTERM else KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        again, self.asked = self.asked, number
+        waits = self._listening and (self.busy or self.together)
+        if not waits or (again and number == signal.SIGINT):
+            self.raise_now()
+
+    @contextmanager
+    def terminating(self) -> Iterator[None]:
+        """Around the whole generator: SIGTERM becomes SystemExit, so that `finally` clauses run."""
+        with self._handler(signal.SIGTERM):
+            yield
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While the generator computes. Not while its consumer does: Ctrl-C is then the consumer's own."""
+        with self._handler(signal.SIGINT):
+            self._listening = True
+            try:
+                yield
+            finally:
+                self._listening = False
+
+    @contextmanager
+    def _handler(self, number: int) -> Iterator[None]:
+        # A program that ignores a signal (nohup, a background shell job) goes on ignoring it.
+        if not self._main or signal.getsignal(number) is signal.SIG_IGN:
+            yield
+            return
+        before = signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():  # else: closed by another thread's collector
+                signal.signal(number, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,119 @@
+"""What the loop trains: a task brings the objective, the data and the pictures; the loop brings everything else."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab.config import Run, Train
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.runs import RunDir
+
+
+class Task:
+    """Base of the training phases.
+
+    Attributes:
+        name: "tokenizer", "diffusion" or "pretrain".
+        objective: module whose `forward(batch, rng, samples) -> (loss, metrics)` is the training forward of one
+            (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached scalar tensors.
+            batch: this rank's rows on the device; rng: a :class:`vfmlab.seeding.StepRandom` for exactly these rows;
+            samples: images seen before this step. It draws random numbers from `rng` only.
+        weights: the part of `objective` that is averaged, and saved as model.safetensors.
+        trains: globs on `weights`' parameter names; what no glob matches is frozen. Parameters of the objective outside
+            `weights` (of losses) always train.
+        compiled: modules that `train.compile` compiles, in place, so that no name changes.
+        find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for them).
+        columns: images per row of a preview.
+    """
+
+    name: str
+    run: Run
+    train: Train
+    objective: nn.Module
+    weights: nn.Module
+    trains: tuple[str, ...] = ("*",)
+    find_unused: bool = False
+    columns: int = 8
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        return [self.weights]
+
+    def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
+        """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not resumed).
+
+        Yields (what, done, of). Must be deterministic. On several processes every one calls it.
+        """
+        return iter(())
+
+    def stream(self, start_step: int, rows: slice) -> Iterable[Any]:
+        """Batches of steps start_step, start_step + 1, ...: this rank's `rows` of the global batch of `train.batch`.
+
+        A batch is a (named) tuple, list or dict of tensors with one row per image; what it holds depends on the run's
+        seed and the step only. An iterator with `close()` is closed at the end.
+        """
+        raise NotImplementedError
+
+    def example(self, rows: slice) -> Any:
+        """A batch as large as any, for the memory dry run; may be random where real ones need other runs."""
+        return next(iter(self.stream(0, rows)))
+
+    def preview(self, weights: nn.Module) -> Tensor | None:
+        """Pictures that show how far `weights` are, always of the same inputs: N 3 H W in [-1, 1]."""
+        return None
+
+    def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any] | None:
+        """Numbers by the run's protocol, at the sample counts in `train.evaluate_at`."""
+        return None
+
+    def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
+        """Last act, once, with the averaged weights: buffers that need trained weights, files besides the weights.
+
+        `self.weights` (not averaged) may be completed too; both are saved after this.
+        """
+
+    def facts(self) -> dict[str, str]:
+        """More metadata of the weights files: "fingerprint", "vfm_fingerprint"."""
+        return {}
+
+
+def select(task: Task) -> list[nn.Parameter]:
+    """Freeze what `task.trains` does not match, and return all parameters of the objective that train."""
+    named = dict(task.weights.named_parameters())
+    chosen: set[str] = set()
+    for glob in task.trains:
+        found = fnmatch.filter(named, glob)
+        if not found:
+            hint = nearest(glob, {name.split(".")[0] + ".*" if "." in name else name for name in named})
+            raise ConfigError(f"trains: '{glob}' matches no parameter of the {task.name}{hint}")
+        chosen |= set(found)
+    for name, parameter in named.items():
+        if name not in chosen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError(f"trains: {list(task.trains)} leaves nothing of the {task.name} to train; name a part of it")
+    return [parameter for parameter in task.objective.parameters() if parameter.requires_grad]
+
+
+def apply(batch: Any, change: Any) -> Any:
+    """`batch` with `change` applied to each of its tensors."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {key: apply(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(apply(value, change) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(apply(value, change) for value in batch)
+    return batch
+
+
+def indices(batch: Any) -> list[int]:
+    """The data indices of a batch, where it knows them."""
+    found = batch.get("indices") if isinstance(batch, dict) else getattr(batch, "indices", None)
+    return found.tolist() if isinstance(found, torch.Tensor) else []
