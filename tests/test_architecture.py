@@ -24,8 +24,8 @@ FLOORS = [
     ["tokenizers", "viz", "sweep"],
     ["diffusion"],
     ["training", "evaluation", "weights"],
-    ["api", "plan", "bench", "doctor"],
-    ["cli", "widgets", "demo", "__main__"],
+    ["api", "plan", "bench", "doctor", "figures", "report"],
+    ["cli", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 MAY_PRINT = {"cli"}
@@ -146,7 +146,7 @@ def test_each_module_imports_alone():
     """In any order: every module is imported first in an interpreter that has imported nothing else of the project."""
     code = (
         "import importlib, os, sys\n"
-        "import torch, timm, pydantic, torchvision\n"  # the heavy ones once; then each module gets a fork of its own
+        "import torch, timm, pydantic, torchvision\n"  # the heavy ones once; then a fork for each module
         "failed = []\n"
         "for name in sys.argv[1:]:\n"
         "    child = os.fork()\n"

@@ -17,7 +17,7 @@ OPTIONAL = [
     *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
-PRESENTATION = ["vfmlab.viz", "vfmlab.widgets", "vfmlab.sweep", "vfmlab.demo"]
+PRESENTATION = [f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo")]
 
 BLOCK = """
 import sys

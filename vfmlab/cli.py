@@ -212,8 +212,7 @@ def presets() -> int:
     names = table.names()
     width = max(map(len, names))
     for name in names:
-        text = (getattr(table, name).__doc__ or "").strip()
-        print(f"{name:<{width}}  {text.splitlines()[0] if text else ''}".rstrip())
+        print(f"{name:<{width}}  {table.summary(name)}")
     return 0
 
 
@@ -282,7 +281,7 @@ def app(
         missing = "gradio" if error.name != "apps" else "the folder apps/ of the repository"
         way = "in a clone, uv pip install -c constraints.txt -e '.[app]'"
         raise ConfigError(f"the app needs {missing}: {way}") from None
-    application.main(runs, port=port)
+    application.launch(runs, port=port)
     return 0
 
 
