@@ -2,8 +2,8 @@
 
 An image is a pure function of (style, seed, split, index, size); what is shown does not depend on the size. Its class
 is shape x texture; everything else (position, scale, rotation, colours, background) is a nuisance factor whose true
-value :meth:`SceneSource.factors` returns. `scenes:other` draws shapes and textures that no other style has: a vision model
-trained on it has never seen the classes of `easy`, `medium` and `hard`.
+value :meth:`SceneSource.factors` returns. `scenes:other` draws shapes and textures that no other style has: a vision
+model trained on it has never seen the classes of `easy`, `medium` and `hard`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def ring(u: Array, v: Array) -> Array:
 
 
 def bar(u: Array, v: Array) -> Array:
-    return maximum(abs(u) - f32(1.05), abs(v) - f32(0.36))
+    return maximum(abs(u) - f32(0.36), abs(v) - f32(1.05))
 
 
 def half(u: Array, v: Array) -> Array:
