@@ -174,7 +174,7 @@ def tracked() -> list[Path]:
 
 
 def test_nothing_is_bound_to_a_machine():
-    """No absolute path of somebody's machine and no package index: versions only, folders only by argument or beside."""
+    """No absolute path of somebody's machine, no package index: versions only, folders by argument or beside."""
     paths = ["/root/", "/work/", "/home/", "/Users/"]
     hosts = ["pypi.org", "pythonhosted", "index-url=", "find-links", "download.pytorch"]
     hits = []

@@ -312,7 +312,8 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"  memory, estimated for {phase['micro_batch']} images at a time: {shown}")
         if "measured" in phase:
             seen = phase["measured"]
-            speed = f"{seen['seconds_per_step']:.3f} s per step, {seen['batch'] / seen['seconds_per_step']:.0f} images/s"
+            second = seen["seconds_per_step"]
+            speed = f"{second:.3f} s per step, {seen['batch'] / second:.0f} images/s"
             where = f"{seen['device']}, {seen['precision']}"
             lines.append(f"  measured on {where}: {speed}, peak memory {_bytes(seen['peak_bytes'])}")
         lines += [f"  note: {note}" for note in phase["notes"]]

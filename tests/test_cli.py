@@ -1,0 +1,336 @@
+"""The command line: one clear line and exit code 2 for bad input, 130 for Ctrl-C, tracebacks for faults of our own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vfmlab import api, cli, runs
+from vfmlab.errors import RunError
+from vfmlab.events import Event
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(capsys, *args: object) -> tuple[int, str, str]:
+    code = cli.main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, *args: object) -> str:
+    """The one line on stderr of a call that must be refused."""
+    code, _, err = call(capsys, *args)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("vfmlab: error: ")
+    return lines[0]
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_command(capsys):
+    assert "did you mean 'train'" in refused(capsys, "trian", "tiny_vfm_vae")
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_unknown_preset(capsys, command, tmp_path):
+    line = refused(capsys, command, "tiny_plane_vae", *(["--root", tmp_path] if command == "train" else []))
+    assert "unknown preset 'tiny_plane_vae'" in line
+    assert "did you mean 'tiny_plain_vae'" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_field(capsys, tmp_path):
+    line = refused(capsys, "train", "tiny_plain_vae", "--set", "train.sample=5", "--root", tmp_path)
+    assert "train.sample" in line
+    assert "samples'?" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_value_of_the_wrong_type(capsys):
+    line = refused(capsys, "plan", "tiny_plain_vae", "--set", "train.samples=many")
+    assert "train.samples" in line
+    assert "'many'" in line
+
+
+def test_assignment_without_a_value(capsys):
+    assert "field=value" in refused(capsys, "plan", "tiny_plain_vae", "--set=train.samples")
+
+
+def test_size_that_does_not_divide(capsys):
+    assert "divisible" in refused(capsys, "plan", "tiny_plain_vae", "--set", "data.size=17")
+
+
+def test_unknown_vfm(capsys):
+    line = refused(capsys, "plan", "tiny_vfm_vae", "--set", "vfm.name=dinov2_s41")
+    assert "unknown VFM 'dinov2_s41'" in line
+    assert "did you mean 'dinov2_s14'" in line
+
+
+@pytest.mark.parametrize("command", [["eval"], ["sample"], ["reconstruct"]])
+def test_unknown_run(capsys, command, tmp_path):
+    image = ["image.png"] if command == ["reconstruct"] else []
+    line = refused(capsys, *command, "nothing", *image, "--root", tmp_path)
+    assert "unknown run 'nothing'" in line
+
+
+def test_config_file_that_is_none(capsys, tmp_path):
+    assert "cannot be read" in refused(capsys, "plan", tmp_path / "missing.json")
+    (tmp_path / "broken.json").write_text("{")
+    assert "not JSON" in refused(capsys, "plan", tmp_path / "broken.json")
+    (tmp_path / "other.json").write_text("{}")
+    assert "'name' is missing" in refused(capsys, "plan", tmp_path / "other.json")
+
+
+def test_errors_of_several_lines_become_one(capsys, monkeypatch):
+    def fail(*args, **more):
+        raise RunError("first\n  second")
+
+    monkeypatch.setattr(api, "evaluate", fail)
+    assert refused(capsys, "eval", "x") == "vfmlab: error: first second"
+
+
+def test_own_faults_keep_their_traceback(monkeypatch):
+    def fail(*args, **more):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(api, "evaluate", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["eval", "x"])
+
+
+# -- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(api.resolve("tiny_plain_vae").model_dump(mode="json")))
+    return path
+
+
+def test_train_takes_presets_files_and_assignments(capsys, monkeypatch, tmp_path, config_file):
+    seen = []
+
+    def train(run, root, until=None):
+        seen.append((run, root, until))
+        yield Event("start", run.id, "tokenizer", 0, 10)
+        yield Event("step", run.id, "tokenizer", 10, 10, 0.0, {"loss": 1.0})
+        yield Event("finish", run.id, "tokenizer", 10, 10)
+
+    monkeypatch.setattr(api, "train", train)
+    sets = ["--set", "train.samples=128", "train.lr=0.01", "--root", tmp_path, "--set", "data.source=scenes:hard"]
+    for what in ("tiny_plain_vae", config_file):
+        code, out, _ = call(capsys, "train", what, *sets, "--until", "tokenizer")
+        assert code == 0
+        run, root, until = seen.pop()
+        assert (run.train.samples, run.train.lr, run.data.source) == (128, 0.01, "scenes:hard")
+        assert (root, until) == (tmp_path, "tokenizer")
+        assert run.id in out
+        assert f"vfmlab eval {run.id} --root {tmp_path}" in out
+
+
+def test_ctrl_c_says_what_is_kept(capsys, monkeypatch, tmp_path):
+    closed = []
+
+    def train(run, root, until=None):
+        try:
+            yield Event("start", run.id, "tokenizer", 0, 10)
+            raise KeyboardInterrupt
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(api, "train", train)
+    monkeypatch.setattr(sys, "argv", ["vfmlab", "train", "tiny_plain_vae", "--root", str(tmp_path)])
+    code = cli.main()
+    err = capsys.readouterr().err
+    assert code == 130
+    assert closed == [True]
+    line = next(line for line in err.splitlines() if line.startswith("vfmlab: "))
+    run_id = api.resolve("tiny_plain_vae").id
+    assert f"run '{run_id}' is saved" in line
+    assert f"To go on: vfmlab train tiny_plain_vae --root {tmp_path}" in line
+
+
+def test_only_the_first_process_speaks(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "train", lambda run, root, until=None: (e for e in [Event("start", run.id, "x", 0, 1)]))
+    monkeypatch.setenv("RANK", "1")
+    assert call(capsys, "train", "tiny_plain_vae", "--root", tmp_path) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "gathered"),
+    [
+        (["train", "p", "--set", "a=1", "b=2", "--root", "r"], ["train", "p", "--root", "r", "--set", "a=1", "b=2"]),
+        (["train", "--set", "a=1", "p"], ["train", "p", "--set", "a=1"]),
+        (["train", "p", "--set", "a=1", "--set=b=2"], ["train", "p", "--set", "a=1", "b=2"]),
+        (["train", "p", "--root", "x=y"], ["train", "p", "--root", "x=y"]),
+    ],
+)
+def test_set_may_be_repeated_and_stand_anywhere(given, gathered):
+    assert cli.gather(given) == gathered
+
+
+# -- reports, samples, pictures -------------------------------------------------------------------------------------
+
+
+def test_eval_prints_numbers_with_their_hash(capsys, monkeypatch, tmp_path):
+    asked = {}
+
+    def evaluate(ref, root, protocol=None, again=False):
+        asked.update(ref=ref, protocol=protocol, again=again)
+        return {"run": "r-1", "kind": "diffusion", "hash": "abcd1234", "metrics": {"gfd": {"value": 12.34567}}}
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    code, out, _ = call(capsys, "eval", "r", "--set", "n=50", "--again", "--root", tmp_path)
+    assert code == 0
+    assert asked == {"ref": "r", "protocol": {"n": 50}, "again": True}
+    assert "abcd1234" in out
+    assert re.search(r"gfd +12\.3457", out)
+    code, out, _ = call(capsys, "eval", "r", "--json")
+    assert json.loads(out)["metrics"]["gfd"]["value"] == 12.34567
+
+
+@pytest.fixture
+def loaded(monkeypatch, tmp_path):
+    """A diffusion run that draws grey images, and what was asked of it."""
+    asked = []
+    names = ["disc", "ring", "cross/plain"]
+    model = SimpleNamespace(num_classes=3, class_names=names, folder=runs.RunDir(tmp_path / "r"))
+
+    def sample(model, labels, **how):
+        asked.append((labels, how))
+        yield SimpleNamespace(images=torch.ones(len(labels), 3, 8, 8))
+        yield SimpleNamespace(images=torch.zeros(len(labels), 3, 8, 8))
+
+    monkeypatch.setattr(api, "load_diffusion", lambda run, root, ema=True: model)
+    monkeypatch.setattr(api, "sample", sample)
+    return asked
+
+
+def test_sample_writes_a_grid_and_its_images(capsys, loaded, tmp_path):
+    from PIL import Image
+
+    args = ["sample", "r", "--labels", "ring", "2", "--seed", 5, "--steps", 3, "--guidance", 2, "--out", tmp_path / "o"]
+    code, out, _ = call(capsys, *args)
+    assert code == 0
+    labels, how = loaded[0]
+    assert labels == [1, 2]
+    assert (how["seed"], how["steps"], how["guidance"]) == (5, 3, 2.0)
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["0000_ring.png", "0001_cross_plain.png", "grid.png"]
+    assert str(tmp_path / "o" / "grid.png") in out
+    image = Image.open(tmp_path / "o" / "0000_ring.png")
+    assert image.size == (8, 8)
+    assert image.getpixel((0, 0)) == (128, 128, 128)  # 0 in [-1, 1]
+
+
+def test_sample_draws_every_class_by_default(capsys, loaded, tmp_path):
+    assert call(capsys, "sample", "r")[0] == 0
+    assert loaded[0][0] == [0, 1, 2]
+    assert (tmp_path / "r" / "samples" / "grid.png").is_file()
+
+
+def test_sample_of_an_unknown_class(capsys, loaded):
+    assert "did you mean 'ring'" in refused(capsys, "sample", "r", "--labels", "rings")
+
+
+def test_folder_that_cannot_be_written(capsys, loaded, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "--out" in refused(capsys, "sample", "r", "--out", tmp_path / "file")
+
+
+def test_reconstruct_writes_pairs(capsys, monkeypatch, tmp_path):
+    from PIL import Image
+
+    monkeypatch.setattr(api, "load_tokenizer", lambda run, root: "tokenizer")
+    monkeypatch.setattr(api, "tokenizer_run", lambda run, root: runs.RunDir(tmp_path / "r"))
+    two = torch.zeros(2, 3, 8, 8)
+    monkeypatch.setattr(api, "reconstruct", lambda tokenizer, images: (two, two, torch.tensor([30.0, 25.5])))
+    code, out, _ = call(capsys, "reconstruct", "r", "a b.png", "c.jpg")
+    assert code == 0
+    assert "a b.png  PSNR 30.00 dB" in out
+    assert Image.open(tmp_path / "r" / "reconstructions" / "0000_a_b.png").size == (16, 8)
+
+
+# -- looking around -------------------------------------------------------------------------------------------------
+
+
+def test_runs_lists_what_is_there(capsys, tmp_path):
+    code, out, _ = call(capsys, "runs", "--root", tmp_path)
+    assert code == 0
+    assert "no runs" in out
+    run = api.resolve("tiny_plain_vae").phases()[0]
+    folder = runs.create(run, tmp_path)
+    folder.save_report({"hash": "x", "metrics": {"psnr": {"value": 21.5}}})
+    code, out, _ = call(capsys, "runs", "--root", tmp_path)
+    assert run.id in out
+    assert "psnr 21.5" in out
+    code, out, _ = call(capsys, "runs", "--root", tmp_path, "--json")
+    (row,) = json.loads(out)
+    assert (row["id"], row["kind"], row["state"]) == (run.id, "tokenizer", "created")
+    assert row["metrics"] == {"psnr": 21.5}
+
+
+def test_presets_are_listed(capsys):
+    from vfmlab import presets
+
+    code, out, _ = call(capsys, "presets")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == presets.names()
+    assert all(len(line.split()) > 3 for line in out.splitlines()), "every preset says what it is for"
+
+
+def test_doctor_fails_when_something_must_be_mended(capsys, monkeypatch):
+    from vfmlab import doctor
+
+    found = [doctor.Check("torch", "ok", "2"), doctor.Check("assets", "fail", "gone", "get it")]
+    monkeypatch.setattr(doctor, "checks", lambda root: iter(found))
+    code, out, _ = call(capsys, "doctor", "--json")
+    assert code == 1
+    assert json.loads(out)["ok"] is False
+    found.pop()
+    assert call(capsys, "doctor")[0] == 0
+
+
+def test_app_without_gradio_says_what_to_install():
+    code = (
+        "import sys; sys.modules['gradio'] = None\n"
+        "from vfmlab import cli\n"
+        "sys.exit(cli.main(['app']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "the app needs gradio" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_quick_to_import():
+    """Help and mistakes must not wait for torch."""
+    code = (
+        "import sys\n"
+        "from vfmlab import cli\n"
+        "code = cli.main(['trian'])\n"
+        "print(code, [m for m in ('torch', 'timm', 'numpy', 'gradio', 'torchvision') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "2 []", done.stderr
+
+
+def test_module_and_every_command_have_help():
+    for command in cli.COMMANDS.values():
+        assert command.__doc__
+        assert len(command.__doc__.splitlines()[0]) > 20
+    done = subprocess.run([sys.executable, "-m", "vfmlab", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for name in cli.COMMANDS:
+        assert name in done.stdout
