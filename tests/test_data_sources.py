@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 import sys
 import tarfile
@@ -93,6 +94,7 @@ def test_folder_holds_images_out(tmp_path):
     assert batch.images.dtype == torch.uint8
     assert batch.labels.tolist() == [int(n >= 20) for n in numbers(train)]
     assert train.masks(torch.arange(2)) is None
+    assert train.factors(torch.arange(2)) is None
     other = open_source(data(f"folder:{tmp_path}", seed=1), "val")
     assert set(numbers(other)) != set(numbers(val))
 
@@ -325,6 +327,20 @@ def test_wrong_shard_patterns_are_one_clear_line(tmp_path, pattern, needle):
     assert "\n" not in str(caught.value)
 
 
+def test_unreadable_members_are_named(tmp_path):
+    members = [(f"a/{i:02}.jpg", png(i)) for i in range(20)] + [("a/99.jpg", b"junk")]
+    shard(tmp_path / "x.tar", members)
+    train, val = both(f"wds:{tmp_path}/x.tar")
+    assert sorted({*numbers(train), *numbers(val)}) == list(range(20))
+    assert (train.bad + val.bad)[0].startswith(f"{tmp_path}/x.tar/a/99.jpg: ")
+
+
+def test_a_sample_without_the_label_that_others_have(tmp_path):
+    shard(tmp_path / "x.tar", [("a.png", png(1)), ("a.cls", b"0"), ("b.png", png(2))])
+    with pytest.raises(DataError, match=r"x\.tar/b\.png has no label, others have"):
+        both(f"wds:{tmp_path}/x.tar")
+
+
 def test_compressed_shards_are_refused(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.png"))
@@ -340,6 +356,24 @@ def test_split_names():
     assert split_names(["trainer", "testing2"]) == {"all": ["trainer", "testing2"]}
     assert split_names(["test-0", "test-1"]) == {"all": ["test-0", "test-1"]}
     assert split_names(["train", "unsupervised"]) == {"all": ["train"]}
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "hf", "wds"])
+def test_sources_travel_to_loader_processes(tmp_path, kind):
+    """Where processes are spawned, not forked, the source is pickled."""
+    if kind == "folder":
+        fill(tmp_path / "d")
+    elif kind == "parquet":
+        table(tmp_path / "d/x.parquet", [png(i) for i in range(20)], [0] * 20)
+    elif kind == "hf":
+        datasets = pytest.importorskip("datasets")
+        rows = {"image": [png(i) for i in range(20)], "label": [0] * 20}
+        datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "d")
+    else:
+        (tmp_path / "d").mkdir()
+        shards(tmp_path / "d", {"x": range(20)})
+    source, _ = both(f"{kind}:{tmp_path / 'd'}")
+    assert numbers(pickle.loads(pickle.dumps(source))) == numbers(source)
 
 
 # ---- unreadable images

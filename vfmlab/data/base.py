@@ -92,6 +92,10 @@ class ImageSource:
         """Segmentation of the object, bool B 1 S S; None where the source knows none."""
         return None
 
+    def factors(self, indices: Tensor) -> dict[str, Tensor] | None:
+        """True values of what varies in the images, by name, B ...; None where the source knows none."""
+        return None
+
     def share(self) -> None:
         """Move the cache to shared memory, so that loader processes fill one cache together."""
         if self._cache is not None and self._used is not None:

@@ -49,11 +49,20 @@ def _scan(root: Path) -> Records:
     files = sorted(nested or files)
     names = [name for name, _ in files]
     listing = "\n".join(f"{name}\t{size}" for name, size in files)
-    return Records(
-        count=len(files),
-        read=lambda i: (root / names[i]).read_bytes(),
-        name=lambda i: str(root / names[i]),
-        labels=[name.partition("/")[0] for name in names] if nested else None,
-        names=None,
-        identity=["folder", hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()],
-    )
+    labels = [name.partition("/")[0] for name in names] if nested else None
+    mark = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    listed = _Files(root, names)
+    return Records(len(files), listed.read, listed.name, labels, None, ["folder", mark])
+
+
+class _Files:
+    """Access by position; a class, because loader processes may have to pickle it."""
+
+    def __init__(self, root: Path, names: list[str]):
+        self.root, self.names = root, names
+
+    def name(self, position: int) -> str:
+        return str(self.root / self.names[position])
+
+    def read(self, position: int) -> bytes:
+        return (self.root / self.names[position]).read_bytes()

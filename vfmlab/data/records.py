@@ -82,9 +82,10 @@ class RecordSource(ImageSource):
             try:
                 image = decode(self.records.read(position), self.size)
             except (Unreadable, OSError) as error:
-                self._state[i] = 2
-                reason = error.strerror or error if isinstance(error, OSError) else error
-                self._note(f"{self.records.name(position)}: {reason}")
+                known, self._state[i] = self._state[i] == 2, 2
+                if not known:  # another thread may have met it meanwhile
+                    reason = error.strerror or error if isinstance(error, OSError) else error
+                    self._note(f"{self.records.name(position)}: {reason}")
             else:
                 self._state[i] = 1
                 return image, i
@@ -117,8 +118,9 @@ def source(config: Data, split: str, what: str, parts: dict[str, Records]) -> Re
         order = order[:held] if split == "val" else order[held:]
     picked = order[: config.train if split == "train" else config.val]
     chosen = hashlib.sha256(picked.astype("<i8").tobytes()).hexdigest()
-    mark = digest([parts[part].identity, split, config.size, chosen])
-    return RecordSource(what, parts[part], picked, torch.from_numpy(labels[part][picked]), names, config.size, mark)
+    records = parts[part]._replace(labels=None)  # kept as numbers only
+    mark = digest([records.identity, split, config.size, chosen])
+    return RecordSource(what, records, picked, torch.from_numpy(labels[part][picked]), names, config.size, mark)
 
 
 def _classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray], list[str]]:

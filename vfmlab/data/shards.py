@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from array import array
 from pathlib import Path
 
 from vfmlab.config import Data
@@ -69,18 +70,18 @@ class _Shards:
     """Index of some shards: where each image lies, and its label."""
 
     def __init__(self, what: str, files: list[str], label: str):
-        self.what, self.label_field = what, label
-        self.places: list[tuple[str, str, int, int]] = []  # shard, member, offset, bytes
+        self.what, self.label_field, self.files = what, label, files
+        self.shard, self.offset, self.bytes = array("l"), array("q"), array("q")  # of each image; millions fit
         self.labels: list[int | str | None] = []
         self.bad: list[str] = []
         self.listing: list[list] = []
-        for file in files:
-            self._index(file)
-        if len(self.bad) > max(FEW, SHARE * len(files)) or (self.bad and not self.places):
+        for number, file in enumerate(files):
+            self._index(number, file)
+        if len(self.bad) > max(FEW, SHARE * len(files)) or (self.bad and not self.labels):
             count = f"{len(self.bad)} of {len(files)} shards"
             raise DataError(f"{what}: {count} cannot be read, for example {self.bad[-1]}")
 
-    def _index(self, file: str) -> None:
+    def _index(self, number: int, file: str) -> None:
         """Append the samples of one shard; of a damaged one, those before the damage."""
         samples: dict[str, tuple[list, list]] = {}
         try:
@@ -92,7 +93,7 @@ class _Shards:
                         continue
                     images, labels = samples.setdefault(f"{os.path.dirname(member.name)}/{base}", ([], []))
                     if kind in IMAGE_TYPES:
-                        images.append((file, member.name, member.offset_data, member.size))
+                        images.append((member.offset_data, member.size))
                     else:
                         labels.append(self._label(kind, tar.extractfile(member).read()))
                 if _block(file, tar.offset) != bytes(tarfile.BLOCKSIZE):
@@ -102,8 +103,11 @@ class _Shards:
             if samples:
                 samples.popitem()  # the last one may have lost its label or the end of its image
         for images, labels in samples.values():
-            self.places += images[:1]
-            self.labels += [next((x for x in labels if x is not None), None)] * len(images[:1])
+            for offset, size in images[:1]:
+                self.shard.append(number)
+                self.offset.append(offset)
+                self.bytes.append(size)
+                self.labels.append(next((label for label in labels if label is not None), None))
         if samples:
             self.listing.append([os.path.basename(file), os.path.getsize(file)])
 
@@ -116,17 +120,21 @@ class _Shards:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def read(self, position: int) -> bytes:
-        file, _, offset, size = self.places[position]
-        with open(file, "rb") as shard:
-            shard.seek(offset)
-            return shard.read(size)
+        with open(self.files[self.shard[position]], "rb") as shard:
+            shard.seek(self.offset[position])
+            return shard.read(self.bytes[position])
+
+    def name(self, position: int) -> str:
+        """Shard and member; looked up in the shard, since names are wanted for bad images only."""
+        file = self.files[self.shard[position]]
+        with tarfile.open(file, "r:") as tar:
+            members = (member.name for member in tar if member.offset_data == self.offset[position])
+            return f"{file}/{next(members)}"
 
     def records(self) -> Records:
-        labels = None if all(label is None for label in self.labels) else self.labels
-        if labels is not None and any(label is None for label in labels):
-            shard, member = self.places[labels.index(None)][:2]
-            raise DataError(f"{self.what}: '{member}' in {shard} has no label, others have")
-        return Records(
-            len(self.places), self.read, lambda i: "/".join(self.places[i][:2]), labels, None,
-            ["wds", self.listing], tuple(self.bad),
-        )  # fmt: skip
+        labels, self.labels = self.labels, []
+        if all(label is None for label in labels):
+            labels = None
+        elif None in labels:
+            raise DataError(f"{self.what}: {self.name(labels.index(None))} has no label, others have")
+        return Records(len(self.shard), self.read, self.name, labels, None, ["wds", self.listing], tuple(self.bad))

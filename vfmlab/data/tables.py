@@ -115,6 +115,9 @@ class _Parquet:
             raise Unreadable("the row holds no bytes")
         return value
 
+    def row_name(self, row: int) -> str:
+        return f"{self.what} row {row}"
+
     def records(self) -> Records:
         import pyarrow.parquet as pq
 
@@ -122,7 +125,7 @@ class _Parquet:
         labels = _label_values(self.what, self.label, self._read(self.label).to_pylist()) if self.label else None
         listing = [[file.name, file.stat().st_size] for file in self.files]
         return Records(
-            count, self.read, lambda i: f"{self.what} row {i}", labels, self.names,
+            count, self.read, self.row_name, labels, self.names,
             ["table", listing, self.image, self.label], tuple(self.bad),
         )  # fmt: skip
 
@@ -201,25 +204,32 @@ def _hf_records(config: Data, what: str, data: Any) -> Records:
     images = data.select_columns([image])
     if isinstance(data.features[image], datasets.Image):
         images = images.cast_column(image, datasets.Image(decode=False))
-
-    def read(row: int) -> bytes:
-        value = images[row][image]
-        if isinstance(value, dict):
-            value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-        if not isinstance(value, bytes):
-            raise Unreadable("the row holds no bytes")
-        return value
-
+    rows = _Rows(what, images, image)
     mark = hashlib.sha256(json.dumps(values, default=str).encode())
     for row in np.unique(np.linspace(0, len(data) - 1, 64).astype(int)):  # the content itself would take too long
         try:
-            mark.update(read(int(row)))
+            mark.update(rows.read(int(row)))
         except (Unreadable, OSError):
             mark.update(b"unreadable")
-    return Records(
-        len(data), read, lambda i: f"{what} row {i}", values, names,
-        ["hf", len(data), image, label, mark.hexdigest()],
-    )  # fmt: skip
+    return Records(len(data), rows.read, rows.name, values, names, ["hf", len(data), image, label, mark.hexdigest()])
+
+
+class _Rows:
+    """Encoded images of a `datasets` table."""
+
+    def __init__(self, what: str, data: Any, column: str):
+        self.what, self.data, self.column = what, data, column
+
+    def name(self, row: int) -> str:
+        return f"{self.what} row {row}"
+
+    def read(self, row: int) -> bytes:
+        value = self.data[row][self.column]
+        if isinstance(value, dict):
+            value = Path(value["path"]).read_bytes() if value["bytes"] is None and value["path"] else value["bytes"]
+        if not isinstance(value, bytes):
+            raise Unreadable("the row holds no bytes")
+        return value
 
 
 def _holds_pixels(kind: Any) -> bool:
