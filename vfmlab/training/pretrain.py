@@ -1,0 +1,320 @@
+"""Pretraining of the two small networks that make the project work offline: the pocket VFM and the judge.
+
+Objectives (`pretrain.objective`), all on any image source unless said otherwise:
+
+| name        | network    | learns                                                                                    |
+|-------------|------------|-------------------------------------------------------------------------------------------|
+| factors+mae | pocket VFM | shapes and textures of `scenes:other`, nuisance factors, masked reconstruction            |
+| leaky       | pocket VFM | the same with the source's own labels: a control that knows what the generator is told    |
+| mae         | pocket VFM | masked reconstruction only; needs no labels                                               |
+| classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
+
+The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes shape and
+texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other styles. A finished run
+holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and `judge.load`; `python -m
+vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab import config, judge, runs
+from vfmlab.data import Batch, ImageSource, open_source, to_float
+from vfmlab.data.stream import BatchStream
+from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
+from vfmlab.seeding import StepRandom, derive
+from vfmlab.training import augment
+from vfmlab.training.task import Task
+from vfmlab.vfm import files, pocket
+
+OBJECTIVES = ("factors+mae", "leaky", "mae", "classify")
+# `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every size.
+MIXED = {"scenes:hard": ("scenes:hard", "scenes:medium", "scenes:easy")}
+COLOURS = ("foreground", "background", "background_end")
+PLACES = ("x", "y", "scale")
+
+
+class Mixed(ImageSource):
+    """Several sources as one, one image of each in turn; labels are those of the first, matched by class name."""
+
+    def __init__(self, sources: list[ImageSource]):
+        first = sources[0]
+        n = len(sources)
+        labels = torch.empty(n * min(map(len, sources)), dtype=torch.long)
+        for k, source in enumerate(sources):
+            position = torch.tensor([first.class_names.index(name) for name in source.class_names])
+            labels[k::n] = position[source.labels[: len(labels) // n]]
+        self.sources = sources
+        super().__init__(first.size, labels, first.class_names, config.digest([s.fingerprint for s in sources]))
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        for rows, source, at in self._split(indices):
+            images[rows] = source.batch(at).images
+        return images, indices
+
+    def masks(self, indices: Tensor) -> Tensor:
+        masks = torch.empty(len(indices), 1, self.size, self.size, dtype=torch.bool)
+        for rows, source, at in self._split(indices):
+            masks[rows] = source.masks(at)
+        return masks
+
+    def factors(self, indices: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for rows, source, at in self._split(indices):
+            for name, value in source.factors(at).items():
+                found.setdefault(name, torch.zeros(len(indices), *value.shape[1:], dtype=value.dtype))[rows] = value
+        return found
+
+    def _split(self, indices: Tensor) -> Iterable[tuple[Tensor, ImageSource, Tensor]]:
+        for k, source in enumerate(self.sources):
+            rows = torch.nonzero(indices % len(self.sources) == k).squeeze(1)
+            if len(rows):
+                yield rows, source, indices[rows] // len(self.sources)
+
+
+def open_mixed(data: config.Data, objective: str, split: str) -> ImageSource:
+    """The run's source, together with the easier styles where their labels are learnt too."""
+    if objective not in ("classify", "leaky") or data.source not in MIXED:
+        return open_source(data, split)
+    names = MIXED[data.source]
+    share = {
+        part: None if size is None else max(1, size // len(names))
+        for part, size in (("train", data.train), ("val", data.val))
+    }
+    return Mixed([open_source(data.model_copy(update={"source": name, **share}), split) for name in names])
+
+
+class ClassifyObjective(nn.Module):
+    """The judge's cross-entropy (label smoothing 0.05) on images as a generator might make them: soft, noisy, off-colour."""
+
+    def __init__(self, source: ImageSource):
+        super().__init__()
+        self.net = judge.Judge(source.class_names)
+
+    def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x = to_float(batch.images)
+        x = augment.zoom(x, rng, p=0.5, most=1.15, shift=0.08)
+        x, _, _ = augment.colour(x, rng, p=0.6, strength=0.25)
+        x = augment.noise(augment.blur(x, rng, p=0.5, most=1.6), rng, p=0.5, most=0.3)
+        x = x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        logits = self.net(x)[1]
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.05)
+        return loss, {"accuracy": (logits.detach().argmax(1) == batch.labels).float().mean()}
+
+
+class PocketObjective(nn.Module):
+    """What the pocket VFM learns from one batch; see the table at the top.
+
+    About every second row has a share `mask` of its patches hidden. Pixels of hidden patches (and, at a quarter of the
+    weight, of visible ones, so that detail survives to the end) are read linearly from the last layer, as clean as they
+    were before blur and noise; factors and classes are read linearly from its mean.
+    """
+
+    def __init__(self, source: ImageSource, objective: str, mask: float):
+        super().__init__()
+        self.source, self.mask, self.objective = source, mask, objective
+        self.net = pocket.PocketNet()
+        for block in self.net.blocks:
+            block.silence()
+        self.pixels = nn.Linear(self.net.width, 3 * pocket.PATCH**2)
+        self.supervised = objective != "mae"
+        if not self.supervised:
+            return
+        if not hasattr(source, "factors"):
+            raise ConfigError(
+                f"pretrain.objective '{objective}' needs the true factors of procedural scenes; "
+                "set data.source=scenes:other, or pretrain.objective=mae"
+            )
+        self.places = nn.Linear(self.net.width, len(PLACES))
+        self.colours = nn.Linear(self.net.width, 3 * len(COLOURS))
+        self.coverage = nn.Linear(self.net.width, 1)
+        own = objective == "leaky" or not set(source.class_names) & _generator_classes()
+        self.classes = nn.Linear(self.net.width, source.num_classes) if own else None
+
+    def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        clean = to_float(batch.images)
+        clean, mix, shift = augment.colour(clean, rng, p=0.6)
+        x = augment.noise(augment.blur(clean, rng, p=0.2, most=1.2), rng, p=0.3, most=0.2)
+        hidden = self._hidden(x, rng)
+        maps = self.net(x.contiguous(memory_format=torch.channels_last), hidden)
+        last = maps[-1].float().flatten(2).transpose(1, 2)  # B N C
+        losses = {"mae": self._pixels(last, clean, hidden)}
+        if self.supervised:
+            losses.update(self._factors(last, batch, mix, shift))
+        report = {name: value.detach() for name, value in losses.items()}
+        if "class" in losses:
+            report["accuracy"] = self._accuracy
+        return sum(losses.values()), report
+
+    def _hidden(self, x: Tensor, rng: StepRandom) -> Tensor:
+        h, w = x.shape[-2] // pocket.PATCH, x.shape[-1] // pocket.PATCH
+        share = self.mask * (rng.rand(1, 1, 1) < 0.5)
+        return rng.rand(1, h, w) < share
+
+    def _pixels(self, last: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:
+        target = F.pixel_unshuffle(clean, pocket.PATCH).flatten(2).transpose(1, 2)
+        weight = torch.where(hidden, 1.0, 0.25).flatten(1)
+        error = (self.pixels(last) - target).square().mean(2)
+        return 2.0 * (weight * error).sum() / weight.sum()
+
+    def _factors(self, last: Tensor, batch: Batch, mix: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        indices = batch.indices.cpu()
+        found = {name: value.to(last.device) for name, value in self.source.factors(indices).items()}
+        covered = self.source.masks(indices).to(last.device).float()
+        pooled = last.mean(1)
+        places = torch.stack([found[name] for name in PLACES], 1)
+        colours = torch.stack([found[name] * 2 - 1 for name in COLOURS], 1)  # B 3 3: colour, channel
+        colours = torch.einsum("bij,bkj->bki", mix, colours) + shift[:, None]
+        share = F.avg_pool2d(covered, pocket.PATCH).flatten(1)
+        losses = {
+            "places": 4.0 * (self.places(pooled) - places).square().mean(),
+            "colours": 0.5 * (self.colours(pooled).view_as(colours) - colours).square().mean(),
+            "coverage": 0.5 * F.binary_cross_entropy_with_logits(self.coverage(last).squeeze(2), share),
+        }
+        if self.classes is not None:
+            logits = self.classes(pooled)
+            losses["class"] = F.cross_entropy(logits, batch.labels, label_smoothing=0.05)
+            self._accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
+        return losses
+
+
+def _generator_classes() -> set[str]:
+    from vfmlab.data.scenes import STYLES
+
+    return {
+        f"{t} {s}" for name in ("easy", "medium", "hard") for s in STYLES[name].shapes for t in STYLES[name].textures
+    }
+
+
+class PretrainTask(Task):
+    """A run with a `pretrain` section, as the training loop wants it. `weights` is the network without its heads."""
+
+    name = "pretrain"
+
+    def __init__(self, run: config.Run):
+        if run.pretrain is None:
+            raise ConfigError(
+                f"run '{run.name}' has no 'pretrain' section; set for example pretrain.objective=factors+mae"
+            )
+        objective = run.pretrain.objective
+        if objective not in OBJECTIVES:
+            raise ConfigError(f"pretrain.objective '{objective}': unknown{nearest(objective, OBJECTIVES)}")
+        judging = objective == "classify"
+        if not judging and (run.data.size % pocket.PATCH or run.data.flip):
+            raise ConfigError(
+                f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is a multiple of "
+                f"{pocket.PATCH}, and no flips (the factors of scenes are not mirrored with them)"
+            )
+        self.run, self.train = run, run.train
+        self.source = open_mixed(run.data, objective, "train")
+        self.held_out = open_mixed(run.data, objective, "val")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive("pretrain", run.seed))
+            if judging:
+                self.objective: nn.Module = ClassifyObjective(self.source)
+            else:
+                self.objective = PocketObjective(self.source, objective, run.pretrain.mask)
+        self.objective.to(memory_format=torch.channels_last)
+        self.weights: nn.Module = self.objective.net
+
+    def facts(self) -> dict[str, str]:
+        return {"fingerprint": self.source.fingerprint}
+
+    def stream(self, start_step: int, rows: slice) -> BatchStream:
+        data = self.run.data
+        return BatchStream(self.source, self.train.batch, self.run.seed, start_step, rows, data.flip, data.workers)
+
+    @torch.no_grad()
+    def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
+        """Accuracy on held-out images: the judge's own; the pocket VFM's is a ridge classifier's on its global mean."""
+        device = next(weights.parameters()).device
+        weights = weights.eval()
+        if isinstance(weights, judge.Judge):
+            logits, labels = _over(self.held_out, lambda x: weights(x.to(device))[1])
+            return {"accuracy": float((logits.argmax(1) == labels).float().mean())}
+        pooled, labels = _over(self.held_out, lambda x: weights(x.to(device))[-1].float().mean(dim=(2, 3)))
+        return {"ridge_accuracy": ridge_accuracy(pooled, labels)}
+
+    def finish(self, weights: nn.Module, run_dir: runs.RunDir) -> None:
+        """Write `judge.safetensors` or `pocket.safetensors` into the run directory."""
+        spec = {"judge": weights.spec} if isinstance(weights, judge.Judge) else {"pocket": weights.spec}
+        write(run_dir.path / f"{next(iter(spec))}.safetensors", weights, spec, self.run, self.source.fingerprint)
+
+
+@torch.no_grad()
+def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor, Tensor]:
+    """`function` of all images of a source, and their labels, on the CPU."""
+    found = [source.batch(indices) for indices in torch.arange(len(source)).split(batch)]
+    values = torch.cat([function(to_float(b.images)).float().cpu() for b in found])
+    return values, torch.cat([b.labels for b in found])
+
+
+def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> float:
+    """Accuracy of a ridge classifier (targets +-1 per class), fitted to the first half of the rows, on the other half."""
+    x = features.double()
+    half = len(x) // 2
+    mean, std = x[:half].mean(0), x[:half].std(0).clamp_min(1e-6)
+    x = torch.cat([(x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    y = F.one_hot(labels, int(labels.max()) + 1).double() * 2 - 1
+    gram = x[:half].T @ x[:half] + strength * half * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(gram, x[:half].T @ y[:half])
+    return float(((x[half:] @ weight).argmax(1) == labels[half:]).double().mean())
+
+
+def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Run, fingerprint: str) -> None:
+    """Weights as fp16 safetensors, with what is needed to build the network and to train it again.
+
+    The metadata name neither a date nor a version of the code: the same recipe gives the same file.
+    """
+    # fp16 has 11 bits of mantissa, and batch-norm variances and weights lie well inside its range: halving the file
+    # moves features by less than bf16 arithmetic does. Counters are of no use to a frozen network.
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        for key, value in net.state_dict().items()
+    }
+    recipe = run.model_dump(mode="json", include={"name", "seed", "data", "train", "pretrain"})
+    facts = {
+        "format": "vfmlab/1",
+        **spec,
+        "recipe": recipe,
+        "samples": run.train.samples,
+        "seed": run.seed,
+        "data_fingerprint": fingerprint,
+    }
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {files.METADATA: json.dumps(facts, sort_keys=True)}
+    with runs.beside(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def export(run_dir: str | Path, name: str) -> Path:
+    """Copy a finished run's network into the package as `assets/NAME.safetensors`, after checking that it loads."""
+    found = [
+        path for path in (Path(run_dir) / "pocket.safetensors", Path(run_dir) / "judge.safetensors") if path.is_file()
+    ]
+    if not found:
+        raise CheckpointError(f"'{run_dir}' holds no finished pretraining (pocket.safetensors or judge.safetensors)")
+    (judge.load if found[0].stem == "judge" else pocket.read)(found[0])
+    target = judge.ASSETS / f"{name}.safetensors"
+    target.write_bytes(found[0].read_bytes())
+    return target
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] != "export":
+        raise SystemExit("usage: python -m vfmlab.training.pretrain export RUN_DIR NAME")
+    try:
+        sys.stdout.write(f"{export(*sys.argv[2:])}\n")
+    except VfmlabError as error:
+        raise SystemExit(f"error: {error}") from None

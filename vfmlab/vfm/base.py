@@ -1,0 +1,112 @@
+"""What every frozen vision foundation model offers, whichever library it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.errors import ConfigError
+from vfmlab.vfm.table import Facts
+
+
+class Features(NamedTuple):
+    """Feature maps by layer (B C h w, fp32), and the global token (B D, fp32) where the model has one."""
+
+    maps: dict[int, Tensor]
+    pooled: Tensor | None
+
+
+class VisionModel(nn.Module):
+    """A frozen VFM: images in [-1, 1] -> feature maps at chosen depths.
+
+    Layers are numbered as in the papers: 0 is the sequence that enters block 1 (patch + position embedding), k what
+    block k puts out, -1 the output after the final norm, -2 the last block before that norm. Class and register tokens
+    are never part of a map. The model is always in eval mode, and its parameters never take gradients; gradients with
+    respect to the images flow if the images ask for them.
+
+    Attributes:
+        facts: the model's row of the table. layers: read when none are asked for. size: side of the images in pixels.
+        fingerprint: first 16 hex digits of the SHA-256 of the weights. depth: number of blocks.
+    """
+
+    depth: int
+
+    def __init__(self, facts: Facts, size: int, layers: Iterable[int] | None, upscale: float, depth: int):
+        super().__init__()
+        self.facts, self.size, self.upscale, self.depth = facts, size, upscale, depth
+        self.fingerprint = ""
+        self.layers = self.check_layers(facts.layers if layers is None else layers)
+        self.input_size = round(size * upscale)
+        self._check_size(self.input_size)
+
+    def features(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
+        """Images in [-1, 1] (B 3 H W) -> :class:`Features` at `layers` (default: `self.layers`).
+
+        H and W are normally `self.size`; other sizes work if, after up-scaling, they are multiples of the patch.
+
+        Raises:
+            ConfigError: a layer that the model does not have, or a size that its patches do not divide.
+        """
+        layers = self.layers if layers is None else self.check_layers(layers)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+            maps, pooled = self._read(self.prepare(images), layers)
+            return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
+
+    def forward(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
+        return self.features(images, layers)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Up-scale (bicubic or as the model was trained, antialiased) and normalise with the model's mean and std."""
+        h, w = (round(side * self.upscale) for side in images.shape[-2:])
+        if (h, w) != (self.input_size, self.input_size):
+            self._check_size(h), self._check_size(w)
+        images = images.float()
+        if (h, w) != tuple(images.shape[-2:]):
+            images = F.interpolate(images, (h, w), mode=self.facts.interpolation, antialias=True, align_corners=False)
+        return (images * 0.5 + 0.5 - self.mean) / self.std
+
+    def width(self, layer: int) -> int:
+        """Channels of a layer's map."""
+        raise NotImplementedError
+
+    def grid(self, layer: int) -> tuple[int, int]:
+        """(h, w) of a layer's map at the run's image size."""
+        self.check_layers((layer,))
+        return (self.input_size // self.facts.patch,) * 2
+
+    def _read(self, x: Tensor, layers: tuple[int, ...]) -> tuple[dict[int, Tensor], Tensor | None]:
+        raise NotImplementedError
+
+    def check_layers(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """`layers` as a tuple; :class:`ConfigError` if one of them does not exist or is named twice."""
+        layers = tuple(layers)
+        if not layers or len(set(layers)) < len(layers) or any(not -2 <= k <= self.depth for k in layers):
+            raise ConfigError(
+                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} blocks; name different layers among "
+                f"0 (patch embedding), 1..{self.depth}, -1 (after the final norm), -2 (last block before the norm)"
+            )
+        return layers
+
+    def _check_size(self, side: int) -> None:
+        patch = self.facts.patch
+        if side % patch or side < patch:
+            near = max(patch, round(side / patch) * patch)
+            raise ConfigError(
+                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a multiple of "
+                f"its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
+            )
+
+    def train(self, mode: bool = True) -> VisionModel:
+        """Frozen: stays in eval mode whatever contains it."""
+        return super().train(False)
+
+    def freeze(self, mean: Iterable[float], std: Iterable[float], fingerprint: str) -> Any:
+        """Last step of every constructor: normalisation, eval mode, no gradients."""
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1), persistent=False)
+        self.fingerprint = fingerprint
+        return self.eval().requires_grad_(False)
