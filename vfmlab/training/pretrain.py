@@ -96,7 +96,7 @@ def open_mixed(data: config.Data, objective: str, split: str) -> ImageSource:
 
 
 class ClassifyObjective(nn.Module):
-    """The judge's cross-entropy (label smoothing 0.05) on images as a generator might make them: soft, noisy, off-colour."""
+    """The judge's cross-entropy (label smoothing 0.05), on images as generators make them: soft, noisy, off-colour."""
 
     def __init__(self, source: ImageSource):
         super().__init__()
@@ -213,8 +213,8 @@ class PretrainTask(Task):
         judging = objective == "classify"
         if not judging and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
-                f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is a multiple of "
-                f"{pocket.PATCH}, and no flips (the factors of scenes are not mirrored with them)"
+                f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is a multiple "
+                f"of {pocket.PATCH}, and no flips (the factors of scenes are not mirrored with them)"
             )
         self.run, self.train = run, run.train
         self.source = open_mixed(run.data, objective, "train")
@@ -261,7 +261,7 @@ def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor,
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> float:
-    """Accuracy of a ridge classifier (targets +-1 per class), fitted to the first half of the rows, on the other half."""
+    """Accuracy of a ridge classifier (targets +-1) fitted to the first half of the rows, on the other half."""
     x = features.double()
     half = len(x) // 2
     mean, std = x[:half].mean(0), x[:half].std(0).clamp_min(1e-6)

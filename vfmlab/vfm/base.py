@@ -96,8 +96,8 @@ class VisionModel(nn.Module):
         if side % patch or side < patch:
             near = max(patch, round(side / patch) * patch)
             raise ConfigError(
-                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a multiple of "
-                f"its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
+                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a multiple "
+                f"of its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
             )
 
     def train(self, mode: bool = True) -> VisionModel:

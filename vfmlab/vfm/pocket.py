@@ -58,7 +58,7 @@ class PocketNet(nn.Module):
     """The trainable network.
 
     Args:
-        width, depth, heads: of the transformer. early: channels of layer 0. grid: side of the position embedding, tokens.
+        width, depth, heads: of the transformer. early: channels of layer 0. grid: side of the position embedding.
     """
 
     def __init__(self, width: int = 128, depth: int = 4, heads: int = 4, early: int = 32, grid: int = 8):

@@ -119,9 +119,8 @@ def describe(name: str) -> Facts:
     architecture, _, tag = name.partition(".")
     known = timm.list_pretrained(f"{architecture}*") if timm.is_model(architecture) else []
     if not timm.is_model(architecture) or (tag and name not in known):
-        raise ConfigError(
-            f"vfm.name 'timm:{name}': timm knows no such model{nearest(name, known or timm.list_models(pretrained=True))}"
-        )
+        hint = nearest(name, known or timm.list_models(pretrained=True))
+        raise ConfigError(f"vfm.name 'timm:{name}': timm knows no such model{hint}")
     record = timm.get_pretrained_cfg(name)
     if not tag and record is not None and record.tag:
         name = f"{name}.{record.tag}"  # timm's default weights of this architecture, named so that a run says which
@@ -153,7 +152,8 @@ def check_plain(net: nn.Module, name: str) -> None:
         plain = len({(info["num_chs"], info.get("reduction")) for info in net.feature_info}) == 1
     if not plain:
         raise ConfigError(
-            f"vfm.name '{name}': {type(net).__name__} is not a plain vision transformer; choose a ViT, for example dinov2_s14"
+            f"vfm.name '{name}': {type(net).__name__} is not a plain vision transformer; choose a ViT, "
+            "for example dinov2_s14"
         )
 
 
@@ -174,9 +174,9 @@ def locate(facts: Facts, weights: str) -> Path:
         return Path(hf_hub_download(facts.hub, _FILE))
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
-            f"vfm.weights 'pretrained': no weights of '{facts.name}' in the hub cache ({constants.HF_HUB_CACHE}) and no download "
-            f"({type(error).__name__}); on a machine with network run `hf download {facts.hub} {_FILE}` and copy the cache, "
-            f"or copy that file here and set vfm.weights=PATH/{_FILE}"
+            f"vfm.weights 'pretrained': no '{facts.name}' in the cache ({constants.HF_HUB_CACHE}) "
+            f"and no download ({type(error).__name__}); on a machine with network run `hf download {facts.hub} {_FILE}` "
+            f"and copy the cache, or copy that file here and set vfm.weights=PATH/{_FILE}"
         ) from None
 
 
