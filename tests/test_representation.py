@@ -130,7 +130,7 @@ def test_neighbours_by_hand():
 
 
 def test_no_common_neighbours():
-    """a groups samples {0 1 2} {3 4 5} {6 7 8}, b groups {0 3 6} {1 4 7} {2 5 8}: with k = 2 they share no neighbour."""
+    """a groups samples {0 1 2} {3 4 5} {6 7 8}, b groups {0 3 6} {1 4 7} {2 5 8}: no shared neighbour."""
     grid = torch.arange(9)
     scale = 1 + 0.01 * grid[:, None]
     a, b = torch.eye(3)[grid // 3] * scale, torch.eye(3)[grid % 3] * scale

@@ -102,8 +102,8 @@ def cknna(a: Tensor, b: Tensor, k: int = 10, unbiased: bool = True, epsilon: flo
             features with themselves 0.9998 at N = 512); 0 leaves it exactly 1.
 
     Returns:
-        At most about 1, about 0 for unrelated representations. As published, it is not exactly symmetric in a and b: the
-        masks are not, and the last term of the estimator sums columns of the first and rows of the second.
+        About 0 for unrelated representations, 1 for equal ones. As published, it is not exactly symmetric in a and b:
+        the masks are not, and the last term of the estimator sums columns of the first and rows of the second.
 
     Raises:
         DataError: different N, k >= N, features constant or not finite.

@@ -1,0 +1,136 @@
+"""Generation numbers of networks whose samples are known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from evaluation_toys import CFG, Knows, Lossless, Toy, one_per_class, setup
+
+from vfmlab import config, data
+from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation import generation, reconstruction
+from vfmlab.evaluation.features import Seen
+from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
+from vfmlab.evaluation.generation import evaluate_generation, fidelity, labels_of
+from vfmlab.evaluation.protocol import BETTER
+
+BASE = config.Protocol(n=60, batch=25, sampler=config.Sampler(steps=4))
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VFMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reconstruction, "perceptual", lambda device: "no weights in this test")
+
+
+def knowing(noise: float = 0.0):
+    """Tokenizer, network whose samples are the first image of each class, those images, and their class names."""
+    source, tokenizer = data.open_source(CFG, "val"), Lossless()
+    images = one_per_class(source)
+    return tokenizer, Knows(tokenizer.encode(images).mode(), noise), images, source.class_names
+
+
+def evaluate(protocol=BASE, space=None, noise=0.0, **how):
+    tokenizer, network, images, _ = knowing(noise)
+    how.setdefault("setup", setup(protocol, space=space))
+    return evaluate_generation(network, tokenizer, CFG, protocol, len(images), **how)
+
+
+def test_samples_of_a_network_that_knows_its_targets():
+    _, _, images, names = knowing()
+    numbers = evaluate(space=Toy(names, images))
+    assert numbers["class_accuracy"]["value"] == 1.0
+    assert numbers["class_accuracy"]["n"] == 60
+    # The same by hand: the features of 60 samples are those of the prototypes, over and over.
+    space = Toy()
+    labels = labels_of(torch.arange(60), len(images))
+    samples = FeatureSet.empty(space.dimension).update(space(images[labels]).features)
+    real = data.to_float(data.open_source(CFG, "val").batch(torch.arange(60)).images)
+    expected = frechet_distance(samples, FeatureSet.empty(space.dimension).update(space(real).features))
+    assert numbers["gfd"]["value"] == pytest.approx(expected, rel=1e-3)
+    assert numbers["gfd_own"]["value"] == pytest.approx(expected, rel=1e-3)  # this tokenizer loses nothing
+    assert numbers["rfd"]["value"] == pytest.approx(0, abs=1e-9)
+    assert {"rfd", "gkd", "gkd_own", "psnr", "class_accuracy_own"} <= set(numbers) <= set(BETTER)
+    assert numbers["gfd"]["protocol"] != numbers["rfd"]["protocol"]
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_two_references_differ_when_the_tokenizer_loses():
+    """A tokenizer that brightens brightens samples too: they are nearer to its reconstructions than to images."""
+    tokenizer, network, images, _ = knowing()
+    tokenizer.error = 0.3
+    numbers = evaluate_generation(network, tokenizer, CFG, BASE, len(images), setup=setup(BASE))
+    assert numbers["rfd"]["value"] > 0.01
+    assert numbers["gfd_own"]["value"] < numbers["gfd"]["value"]
+
+
+def test_batch_size_does_not_matter_even_with_noise_left():
+    """A network that leaves a tenth of the noise in: samples differ by id and seed, not by batch."""
+    small, large = (evaluate(BASE.model_copy(update={"batch": b}), noise=0.1) for b in (7, 60))
+    other_seed = evaluate(BASE.model_copy(update={"seed": 1}), noise=0.1)
+    for name in ("gfd", "gkd", "gfd_own", "gkd_own"):
+        assert small[name]["value"] == pytest.approx(large[name]["value"], rel=1e-4, abs=1e-6)
+        assert small[name]["protocol"] == large[name]["protocol"] != other_seed[name]["protocol"]
+    assert other_seed["gfd"]["value"] != pytest.approx(large["gfd"]["value"], rel=1e-6)
+
+
+def test_labels_are_balanced_and_fixed_by_id():
+    assert labels_of(torch.arange(7), 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert labels_of(torch.tensor([5]), 3).tolist() == [2]
+    assert labels_of(torch.arange(3), 1).tolist() == [0, 0, 0]
+
+
+def test_class_accuracy_is_none_where_the_judge_does_not_know_the_classes():
+    entry = evaluate()["class_accuracy"]
+    assert entry["value"] is None
+    assert "knows no classes" in entry["reason"]
+
+
+def test_baseline_is_reused_and_progress_told(monkeypatch):
+    tokenizer, network, images, _ = knowing()
+    s, told = setup(BASE), []
+    baseline = reconstruction.measure(tokenizer, CFG, BASE, s)
+    first = evaluate_generation(network, tokenizer, CFG, BASE, len(images), setup=s)
+    monkeypatch.setattr(generation, "measure", None)  # must not be called
+    again = evaluate_generation(
+        network, tokenizer, CFG, BASE, len(images), lambda *x: told.append(x), setup=s, baseline=baseline
+    )
+    assert again["gfd"] == first["gfd"]
+    assert told == [(25, 60), (50, 60), (60, 60)]
+
+
+def test_diverged_network_is_an_error():
+    tokenizer, network, images, _ = knowing()
+    network.targets.data.fill_(torch.nan)
+    with pytest.raises(DataError, match="not finite"):
+        evaluate_generation(network, tokenizer, CFG, BASE, len(images), setup=setup(BASE))
+
+
+def test_inception_space_adds_scores_by_torch_fidelity():
+    """A stand-in for Inception whose logits are one class per prototype: the score approaches the number of classes."""
+    pytest.importorskip("torch_fidelity")
+    _, _, images, names = knowing()
+
+    class Sharp(Toy):
+        def forward(self, x):
+            seen = super().forward(x)
+            return Seen(seen.features, seen.logits * 50)
+
+    space = Sharp(names, images)
+    space.name = "inception"
+    numbers = evaluate(BASE.model_copy(update={"n": 1000}), space=space)
+    assert numbers["inception_score"]["value"] == pytest.approx(len(images), rel=0.08)  # ten parts of 100 samples
+    assert numbers["precision"]["value"] == 1.0  # every sample is one of the real images
+    assert 0 < numbers["recall"]["value"] <= 1
+
+
+def test_fidelity_checks_its_input(tmp_path, monkeypatch):
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ConfigError, match=r"put https://.*weights-inception"):
+        fidelity(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="give uint8 N 3 H W"):
+        generation._Images(torch.zeros(4, 3, 8, 8))

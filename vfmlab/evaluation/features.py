@@ -1,0 +1,180 @@
+"""Feature spaces in which sets of images are compared: the judge, any vision model of timm, torch-fidelity's Inception.
+
+A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
+directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, or `inception`. Everything that could change its
+numbers (weights, pre-processing, dimension) is part of what it declares, and so of a protocol's hash.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import config, vfm
+from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.registry import FEATURE_SPACES
+
+
+class Seen(NamedTuple):
+    """What a space makes of B images: features B D (fp32), and logits B K where it is a classifier."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+class FeatureSpace(nn.Module):
+    """Base of all spaces. Frozen, in eval mode; maps images in [-1, 1] (B 3 H W) to :class:`Seen`.
+
+    Attributes:
+        name: as asked for. version: of weights and code. dimension: D. preprocessing: one line.
+        class_names: what the logits stand for, in order; None where the space knows no classes.
+    """
+
+    name: str
+    version: str
+    dimension: int
+    preprocessing: str
+    class_names: list[str] | None = None
+
+    def facts(self) -> dict[str, str | int]:
+        """What enters a protocol's hash."""
+        return {
+            "name": self.name.partition(":")[0],  # a run's directory is not part of a number; the version is
+            "version": self.version,
+            "dimension": self.dimension,
+            "preprocessing": self.preprocessing,
+        }
+
+    def forward(self, images: Tensor) -> Seen:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> FeatureSpace:
+        """Frozen: stays in eval mode."""
+        return super().train(False)
+
+
+def open_space(name: str, size: int, root: str | Path = "runs") -> FeatureSpace:
+    """The feature space called `name` for images of `size` pixels.
+
+    Args:
+        root: folder of the runs, for `judge:RUN`.
+
+    Raises:
+        ConfigError: no such space, or a library or file it needs is not there.
+        CheckpointError: weights are missing or not usable; the message says which file to put where.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in FEATURE_SPACES:
+        space = FEATURE_SPACES.get(kind)(rest, size, root)
+    elif Path(name).expanduser().is_dir():
+        space = FEATURE_SPACES.get("judge")(name, size, root)
+    elif name in vfm.names():
+        space = FEATURE_SPACES.get("vfm")(name, size, root)
+    else:
+        known = [*FEATURE_SPACES.names(), *vfm.names()]
+        raise ConfigError(f"protocol.features '{name}' is no feature space{nearest(name, known)}")
+    space.name = name
+    return space.requires_grad_(False).eval()
+
+
+@FEATURE_SPACES.register("judge")
+class JudgeSpace(FeatureSpace):
+    """The small independent classifier: bundled (knows the scenes' classes), or one trained on own data."""
+
+    def __init__(self, reference: str, size: int, root: str | Path):
+        super().__init__()
+        from vfmlab import judge, runs
+
+        path = None
+        if reference:
+            path = Path(reference).expanduser()
+            if not path.exists():
+                path = runs.open_run(reference, root, kind="pretrain").path
+        self.judge = judge.load(path)
+        self.version, self.dimension = self.judge.fingerprint, self.judge.dim
+        self.class_names = list(self.judge.class_names)
+        self.preprocessing = f"bilinear antialiased to {judge.SIZE}"
+
+    def forward(self, images: Tensor) -> Seen:
+        return Seen(*self.judge(images))
+
+
+@FEATURE_SPACES.register("vfm")
+class VisionModelSpace(FeatureSpace):
+    """Global features of a vision foundation model: its pooled token, else the mean of the last map."""
+
+    def __init__(self, row: str, size: int, root: str | Path):
+        super().__init__()
+        facts = vfm.facts(row)
+        self.model = vfm.build(config.VFM(name=row, upscale=facts.size / size), size)  # the model's own resolution
+        with torch.no_grad():
+            self.dimension = self(torch.zeros(1, 3, size, size)).features.shape[1]
+        self.version = self.model.fingerprint
+        self.preprocessing = f"{facts.interpolation} to {facts.size}, own mean and std"
+
+    def forward(self, images: Tensor) -> Seen:
+        maps, pooled = self.model.features(images, (-1,))
+        return Seen(maps[-1].mean((2, 3)) if pooled is None else pooled, None)
+
+
+@FEATURE_SPACES.register("timm")
+class TimmSpace(VisionModelSpace):
+    """`timm:NAME`: any vision transformer of timm."""
+
+    def __init__(self, name: str, size: int, root: str | Path):
+        super().__init__(f"timm:{name}", size, root)
+
+
+@FEATURE_SPACES.register("inception")
+class InceptionSpace(FeatureSpace):
+    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features, and logits for its score.
+
+    The weights (91 MB) are looked for in torch's hub folder, and downloaded there if that is possible.
+    """
+
+    def __init__(self, _: str, size: int, root: str | Path):
+        super().__init__()
+        try:
+            import torch_fidelity
+            from torch_fidelity import feature_extractor_inceptionv3 as source
+        except ImportError:
+            install = "install torch-fidelity (pip install 'vfmlab[metrics]')"
+            raise ConfigError(f"protocol.features 'inception': {install}") from None
+        path = fetch(source.URL_INCEPTION_V3, "protocol.features 'inception'")
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles it: plain tensors only
+            self.net = source.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        except Exception as error:
+            why = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"protocol.features 'inception': '{path}' does not hold its weights ({why}); delete it"
+            ) from None
+        self.dimension = 2048
+        self.version = f"torch-fidelity {torch_fidelity.__version__}, {path.name}"
+        self.preprocessing = "uint8, TensorFlow 1.x bilinear to 299"
+
+    def forward(self, images: Tensor) -> Seen:
+        from vfmlab.data import to_uint8
+
+        return Seen(*self.net(to_uint8(images)))
+
+
+def fetch(url: str, what: str) -> Path:
+    """The copy of `url` in torch's hub folder, downloaded if it is not there; else one clear :class:`ConfigError`."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    help_ = f"put {url} into {path.parent}"
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise ConfigError(f"{what}: weights are not here and HF_HUB_OFFLINE forbids downloads; {help_}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{what}: weights could not be downloaded ({why}); {help_}") from None
+    return path

@@ -1,0 +1,165 @@
+"""How good samples are: distances to real images and to the tokenizer's own reconstructions, class accuracy.
+
+Distance to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two are always reported
+together; distance to the tokenizer's reconstructions of real images (`gfd_own`) tells how well the diffusion model has
+learnt the latents, apart from the decoder's floor. Sample i is made from (seed, i) with class i modulo the number of
+classes, whatever the batch size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.evaluation.features import fetch
+from vfmlab.evaluation.frechet import FeatureSet
+from vfmlab.evaluation.protocol import Report, Resolved, Setup, as_saved, open_setup
+from vfmlab.evaluation.reconstruction import Measured, Progress, distances, evaluating, measure
+from vfmlab.seeding import SampleRandom
+from vfmlab.tokenizers.base import Tokenizer
+
+RECONSTRUCTION = ("rfd", "rkd", "psnr", "class_accuracy_own")  # what stands beside the generation numbers
+
+
+def labels_of(ids: Tensor, num_classes: int) -> Tensor:
+    """The class of each sample: balanced over any run of ids, and fixed by the id."""
+    return ids % max(num_classes, 1)
+
+
+@torch.no_grad()
+def evaluate_generation(
+    network: nn.Module,
+    tokenizer: Tokenizer,
+    cfg: config.Data,
+    protocol: config.Protocol,
+    num_classes: int,
+    progress: Progress | None = None,
+    setup: Setup | None = None,
+    baseline: Measured | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Draw protocol.n samples and measure them.
+
+    Args:
+        network: `(x, t, y) -> v`. tokenizer: with statistics. cfg: the data the tokenizer was trained on.
+        progress: called with (samples done, samples in all) after every batch.
+        setup, baseline: what :func:`~vfmlab.evaluation.protocol.open_setup` and
+            :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares work
+            when a network is evaluated again and again.
+
+    Returns:
+        {metric: {"value", "protocol", "n", "spread"?}}: `gfd`, `gkd` to real images, `gfd_own`, `gkd_own` to own
+        reconstructions, `class_accuracy` by the judge (None with a reason where it does not know the classes), `rfd`,
+        `rkd`, `psnr`, `class_accuracy_own` of the tokenizer; in space "inception" also `inception_score`, `precision`
+        and `recall` by torch-fidelity.
+
+    Raises:
+        DataError: samples are not finite. CheckpointError: a tokenizer without statistics.
+    """
+    device = next(network.parameters()).device
+    setup = setup or open_setup(cfg, protocol, device=device)
+    baseline = baseline or measure(tokenizer, cfg, protocol, setup)
+    resolved, report, judged = setup.resolved(sampling=True), Report(), setup.judged
+    samples, hits, logits = FeatureSet.empty(setup.space.dimension), 0, []
+    with evaluating(network, tokenizer):
+        for ids in torch.arange(protocol.n).split(protocol.batch):
+            labels = labels_of(ids, num_classes)
+            seen = setup.space(as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes)))
+            samples.update(seen.features)
+            if judged is None:
+                hits += int((seen.logits.argmax(1).cpu() == labels).sum())
+            if setup.space.name == "inception":
+                logits.append(seen.logits.cpu())
+            if progress is not None:
+                progress(int(ids[-1]) + 1, protocol.n)
+    distances(report, "g", "", samples, baseline.real, resolved, protocol.seed)
+    distances(report, "g", "_own", samples, baseline.own, resolved, protocol.seed)
+    if judged is None:
+        report.add("class_accuracy", hits / protocol.n, resolved, protocol.n)
+    else:
+        report.absent("class_accuracy", judged)
+    if logits:
+        _fidelity(report, samples, baseline.real, torch.cat(logits), resolved)
+    beside = {name: baseline.report.numbers[name] for name in RECONSTRUCTION}
+    return report.numbers | beside
+
+
+def draw(
+    network: nn.Module,
+    tokenizer: Tokenizer,
+    protocol: config.Protocol,
+    ids: Tensor,
+    labels: Tensor,
+    num_classes: int,
+) -> Tensor:
+    """Samples `ids` as images B 3 H W in [-1, 1]."""
+    from vfmlab.diffusion import sampling
+
+    random = SampleRandom(protocol.seed, ids.tolist(), labels.device)
+    z = sampling.sample(
+        network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape, num_classes
+    )
+    return tokenizer.decode(z)
+
+
+def _fidelity(report: Report, samples: FeatureSet, real: FeatureSet, logits: Tensor, resolved: Resolved) -> None:
+    """Inception score, precision and recall by torch-fidelity's own functions on the features gathered here."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    score = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=resolved.sections["images"]["seed"])
+    n = len(logits)
+    report.add("inception_score", score["inception_score_mean"], resolved, n, score["inception_score_std"])
+    rows = samples.features(), real.features()
+    found = prc_features_to_metric(*rows, prc_neighborhood=3, prc_batch_size=10_000, verbose=False)
+    for name in ("precision", "recall"):
+        report.add(name, float(found[name]), resolved, len(rows[0]))
+
+
+def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = None) -> dict[str, float]:
+    """torch-fidelity's FID, KID, Inception score, precision and recall of two sets of images, as it publishes them.
+
+    Args:
+        samples, reference: folder with images, or uint8 tensor N 3 H W.
+
+    Raises:
+        ConfigError: torch-fidelity is not installed, or its Inception weights are not to be had.
+    """
+    try:
+        import torch_fidelity
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        raise ConfigError("torch-fidelity is not installed: pip install 'vfmlab[metrics]'") from None
+    path = fetch(URL_INCEPTION_V3, "torch-fidelity's Inception")
+    torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles it: plain tensors only
+    inputs = [_Images(x) if isinstance(x, Tensor) else str(x) for x in (samples, reference)]
+    subset = min(1000, *(len(x) if isinstance(x, _Images) else _count(x) for x in inputs))
+    found = torch_fidelity.calculate_metrics(
+        input1=inputs[0], input2=inputs[1], isc=True, fid=True, kid=True, prc=True, batch_size=batch, verbose=False,
+        cuda=torch.cuda.is_available() if cuda is None else cuda, kid_subset_size=subset, samples_find_deep=True,
+        feature_extractor_weights_path=str(path), save_cpu_ram=True,
+    )  # fmt: skip
+    return {name: float(value) for name, value in found.items()}
+
+
+def _count(folder: str) -> int:
+    return sum(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in Path(folder).rglob("*"))
+
+
+class _Images(torch.utils.data.Dataset):
+    """uint8 N 3 H W as the data set of plain tensors that torch-fidelity takes."""
+
+    def __init__(self, images: Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ConfigError(f"images of type {images.dtype} and shape {tuple(images.shape)}: give uint8 N 3 H W")
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]

@@ -1,0 +1,108 @@
+"""What simple classifiers find in a representation: logistic regression (linear probe) and nearest neighbours.
+
+One protocol for latents and VFM features, so that numbers can be compared: features are flattened (or pooled first, by
+the caller), standardised with the training part's mean and std; the linear probe minimises cross-entropy plus
+`DECAY / 2 |W|^2` to convergence (convex, so there is one answer and no learning rate); kNN votes by cosine similarity.
+Numbers do not compare with papers, whose probes all differ; orderings do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab import config, data
+from vfmlab.errors import DataError
+from vfmlab.seeding import generator
+from vfmlab.tokenizers.base import Tokenizer
+
+DECAY = 0.01
+NEIGHBOURS = 10
+TRAIN_IMAGES = 2000
+FACTS = {"probe": "logistic, lbfgs", "decay": DECAY, "knn": NEIGHBOURS, "train_images": TRAIN_IMAGES}
+
+
+def probe(features: Tensor, labels: Tensor, seed: int = 0, train_share: float = 0.5) -> dict[str, float]:
+    """Linear-probe and kNN accuracy on a seeded split of one set.
+
+    Args:
+        features: N x ... (flattened). labels: long N. train_share: part of the samples that is fitted on.
+
+    Returns:
+        {"linear": accuracy, "knn": accuracy, "chance": share of the commonest class among those tested}.
+
+    Raises:
+        DataError: different N, too few samples, one class only, features not finite or constant.
+    """
+    if len(features) != len(labels):
+        raise DataError(f"{len(features)} features and {len(labels)} labels; give one label per sample")
+    if len(features) < 4:
+        raise DataError(f"a probe needs at least 4 samples, got {len(features)}")
+    order = torch.randperm(len(features), generator=generator("probe", seed)).to(features.device)
+    cut = min(max(1, round(train_share * len(order))), len(order) - 1)
+    return probe_split(features[order[:cut]], labels[order[:cut]], features[order[cut:]], labels[order[cut:]])
+
+
+def probe_split(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
+    """As :func:`probe`, with the split given."""
+    train, test = train.flatten(1).float(), test.flatten(1).float()
+    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+        raise DataError("features are not finite; look at the network that made them")
+    if train_labels.unique().numel() < 2:
+        raise DataError("a probe needs at least two classes; the data has one (no labels?)")
+    mean, std = train.mean(0), train.std(0, correction=0)
+    alive = std > 1e-6 * std.max()
+    if std.max() == 0:
+        raise DataError(f"features are constant over all {len(train)} samples; nothing can be read from them")
+    train, test = ((x[:, alive] - mean[alive]) / std[alive] for x in (train, test))
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    weight, bias = _logistic(train, train_labels, classes)
+    linear = (test @ weight + bias).argmax(1) == test_labels
+    near = knn(train, train_labels, test, classes) == test_labels
+    chance = test_labels.bincount().max() / len(test_labels)
+    return {"linear": float(linear.float().mean()), "knn": float(near.float().mean()), "chance": float(chance)}
+
+
+def _logistic(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression: weight D K, bias K; deterministic (starts at zero)."""
+    weight = x.new_zeros(x.shape[1], classes, requires_grad=True)
+    bias = x.new_zeros(classes, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=100, tolerance_change=1e-7, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, labels) + DECAY / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        search.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIGHBOURS) -> Tensor:
+    """Class of each test row by its k nearest training rows, votes weighted by exp(cosine / 0.07) as in DINO."""
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    votes = []
+    for rows in test.split(1024):
+        near = (rows @ train.T).topk(min(k, len(train)), dim=1)
+        weights = ((near.values - 1) / 0.07).exp()
+        votes.append(weights.new_zeros(len(rows), classes).scatter_add_(1, labels[near.indices], weights).argmax(1))
+    return torch.cat(votes)
+
+
+@torch.no_grad()
+def training_latents(
+    tokenizer: Tokenizer, cfg: config.Data, seed: int, batch: int, n: int = TRAIN_IMAGES
+) -> tuple[Tensor, Tensor]:
+    """Normalised latents (mode, n C h w) and labels of a seeded choice of training images."""
+    source = data.open_source(cfg, "train")
+    which = torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
+    z, labels = [], []
+    for part in which.split(batch):
+        found = source.batch(part)
+        images = data.to_float(found.images).to(tokenizer.stat_mean.device)
+        z.append(tokenizer.encode(images).mode().cpu())
+        labels.append(found.labels)
+    return torch.cat(z), torch.cat(labels)
