@@ -104,8 +104,9 @@ def save(
     try:
         save_weights(folder / "model.safetensors.new", model, step)
         save_weights(folder / "ema.safetensors.new", ema, step)
-        with runs.beside(folder / "state.pt.new") as temporary:
-            torch.save(state, temporary)
+        # Through a file of Python's: torch's own writer hides that the disk is full.
+        with runs.beside(folder / "state.pt.new") as temporary, open(temporary, "wb") as handle:
+            torch.save(state, handle)
     except BaseException:
         recover(run_dir)
         raise
