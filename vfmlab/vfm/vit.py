@@ -119,7 +119,7 @@ def describe(name: str) -> Facts:
     architecture, _, tag = name.partition(".")
     known = timm.list_pretrained(f"{architecture}*") if timm.is_model(architecture) else []
     if not timm.is_model(architecture) or (tag and name not in known):
-        hint = nearest(name, known or timm.list_models(pretrained=True))
+        hint = nearest(name, known or timm.list_models())
         raise ConfigError(f"vfm.name 'timm:{name}': timm knows no such model{hint}")
     record = timm.get_pretrained_cfg(name)
     if not tag and record is not None and record.tag:
@@ -174,7 +174,7 @@ def locate(facts: Facts, weights: str) -> Path:
         return Path(hf_hub_download(facts.hub, _FILE))
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
-            f"vfm.weights 'pretrained': no '{facts.name}' in the cache ({constants.HF_HUB_CACHE}) "
+            f"vfm.weights 'pretrained': no '{facts.name}' in {constants.HF_HUB_CACHE} "
             f"and no download ({type(error).__name__}); on a machine with network run `hf download {facts.hub} {_FILE}` "
             f"and copy the cache, or copy that file here and set vfm.weights=PATH/{_FILE}"
         ) from None
