@@ -1,0 +1,223 @@
+"""VFM-VAE: a frozen vision foundation model as the encoder of a latent-diffusion tokenizer (arXiv 2510.18457).
+
+    VFM maps of several depths -> projection each -> pixel-unshuffle to the latent grid -> concatenate
+        -> projection -> mean, log-variance (or codes) -> any registered decoder (default: `progressive`)
+
+Only the small adapter and the decoder are trained. How the fields map to the release's argument names, in brackets, and
+to the paper's values, which are the defaults: `channels` 32 [z_dimension], `factor` 16 [resolution_compression_factor],
+`widths` 64 for each layer [patch_out_dimensions], `projection` attention [how_to_compress: attnproj | conv],
+`projection_layers` 1 [attnproj_quant_layers], `kl` [use_kl_loss], `discrete` [compression_mode]. Which VFM, layers
+[patch_from_layers] and up-scaling [scale_factor] is the run's `vfm` section; the decoder's names are in
+`vfmlab/decoders/progressive.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.nn.attention_projection import Gelu, Kind, projection
+from vfmlab.nn.quantizer import MultiCodebookQuantizer, Quantised
+from vfmlab.registry import DECODERS, TOKENIZERS
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.linear_start import LinearStart
+
+LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
+
+
+@dataclass(frozen=True)
+class CodePosterior(Posterior):
+    """A quantised latent (`mean`, straight-through, no variance) with what the quantiser says about it."""
+
+    codes: Quantised | None = None
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The map of one VFM layer at the run's image size: channels, and side of its square grid."""
+
+    width: int
+    side: int
+
+
+@TOKENIZERS.register("vfm_vae")
+class VFMVAE(Tokenizer):
+    """Adapter on frozen VFM features, KL (or deterministic, or discrete) latent, any decoder.
+
+    Args:
+        config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
+        shapes: layer -> :class:`LayerShape`, in place of a VFM, for imported weights: features are then given to
+            :meth:`encode_features`, or a VFM is attached later.
+
+    Raises:
+        ConfigError: neither `vfm` nor `shapes`; a layer's grid that is not a multiple of the latent's; a number of
+            `widths` that is not the number of layers.
+    """
+
+    class Config(config.TokenizerConfig):
+        method: Literal["vfm_vae"] = "vfm_vae"
+        channels: int = Field(32, ge=1, description="latent channels")
+        factor: int = Field(16, ge=1, description="spatial down-sampling")
+        widths: tuple[int, ...] = Field(
+            (64,), min_length=1, description="width of each projected layer; one for all, or one each"
+        )
+        projection: Kind = Field("attention", description="attention projection (UniTok) or 1x1 convolution")
+        projection_layers: int = Field(1, ge=1, description="attention projections in a row")
+        gelu: Gelu = Field("tanh", description="GELU of the attention projections; 'erf' is faster on the CPU")
+        kl: bool = Field(True, description="off: no log-variance, the latent is deterministic")
+        discrete: bool = Field(False, description="multi-codebook quantiser in place of the Gaussian; `kl` is not used")
+        codebooks: int = Field(8, ge=1)
+        vocabulary: int = Field(32768, ge=2, description="entries of all codebooks together")
+        beta: float = Field(0.25, ge=0, description="weight of the commitment term in the codebook loss")
+        entropy_temperature: float = Field(0.01, gt=0)
+        alignment_width: int = Field(
+            0, ge=0, description="of the frozen alignment map in released weights; the loss `vf` has its own"
+        )
+        linear_start: bool = Field(False, description="add linear paths fitted before training; see linear_start.py")
+        decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("progressive").Config())
+
+    def __init__(
+        self,
+        config: VFMVAE.Config,
+        size: int,
+        vfm: nn.Module | None = None,
+        shapes: dict[int, LayerShape] | None = None,
+    ):
+        super().__init__(config, size, vfm)
+        if shapes is None:
+            if vfm is None:
+                raise ConfigError(
+                    "tokenizer 'vfm_vae' encodes with a vision foundation model, but the run has no 'vfm' section; "
+                    "add vfm.name=pocket"
+                )
+            shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
+        self.layers, self.shapes = tuple(shapes), shapes
+        channels, side, _ = self.latent_shape
+        widths = config.widths * len(shapes) if len(config.widths) == 1 else config.widths
+        if len(widths) != len(shapes):
+            raise ConfigError(
+                f"tokenizer.widths {list(config.widths)}: the VFM's layers are {list(shapes)}, give one width "
+                f"for all or {len(shapes)}"
+            )
+        self.unshuffle = tuple(self._ratio(layer, shape.side, side) for layer, shape in shapes.items())
+
+        def project(inputs: int, outputs: int) -> nn.Module:
+            return projection(config.projection, inputs, outputs, config.projection_layers, config.gelu)
+
+        self.projections = nn.ModuleList(project(s.width, w) for s, w in zip(shapes.values(), widths, strict=True))
+        gathered = sum(w * r * r for w, r in zip(widths, self.unshuffle, strict=True))
+        gaussian = config.kl and not config.discrete
+        self.final_projection = project(gathered, 2 * channels if gaussian else channels)
+        self.quantizer = (
+            MultiCodebookQuantizer(
+                channels, config.vocabulary, config.codebooks, config.beta, config.entropy_temperature
+            )
+            if config.discrete
+            else None
+        )
+        self.alignment = nn.Conv2d(channels, config.alignment_width, 1, bias=False) if config.alignment_width else None
+        if self.alignment is not None:  # carried along, not trained: the loss owns the map that is
+            self.alignment.requires_grad_(False)
+        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
+        self.start = None
+        if config.linear_start:
+            self.start = LinearStart(channels, config.factor, {k: (s.width, s.side / side) for k, s in shapes.items()})
+
+    def _ratio(self, layer: int, grid: int, side: int) -> int:
+        if grid % side:
+            raise ConfigError(
+                f"vfm.layers: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; set "
+                f"vfm.upscale, vfm.layers or tokenizer.factor {self.config.factor} (grid / latent is {grid / side:.3g})"
+            )
+        return grid // side
+
+    def attach(self, vfm: nn.Module) -> VFMVAE:
+        """Give imported weights their VFM, so that :meth:`posterior` takes images. Returns self.
+
+        Raises:
+            ConfigError: a layer's width or grid is not the one the weights were made for.
+        """
+        for layer, shape in self.shapes.items():
+            found = LayerShape(vfm.width(layer), vfm.grid(layer)[0])
+            if found != shape:
+                raise ConfigError(
+                    f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made for "
+                    f"width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its training"
+                )
+        self.__dict__["vfm"] = vfm
+        return self
+
+    # -- encoder ----------------------------------------------------------------------------------------------------
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        return self._encode(self.read_features(images, features, self.layers))
+
+    def encode_features(self, features: Sequence[Tensor]) -> Posterior:
+        """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior (B C h w)."""
+        if len(features) != len(self.layers):
+            raise ConfigError(
+                f"encode_features: {len(features)} tensors for the layers {list(self.layers)}; give one for each"
+            )
+        maps = {}
+        for layer, tokens in zip(self.layers, features, strict=True):
+            side = math.isqrt(tokens.shape[1])
+            if side * side != tokens.shape[1]:
+                raise ConfigError(
+                    f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; leave out class "
+                    "and register tokens"
+                )
+            maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return self._encode(maps)
+
+    def _encode(self, maps: dict[int, Tensor]) -> Posterior:
+        parts = []
+        for layer, project, ratio in zip(self.layers, self.projections, self.unshuffle, strict=True):
+            if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
+                raise ConfigError(
+                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not divide by "
+                    f"{ratio}; use images of {self.size} px or a size whose grid does"
+                )
+            parts.append(F.pixel_unshuffle(project(maps[layer]), ratio))
+        out = self.final_projection(torch.cat(parts, dim=1)).float()
+        mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
+        if self.start is not None:
+            mean, logvar = self.start.encode(mean, logvar, maps)
+        if self.quantizer is not None:
+            codes = self.quantizer(mean.flatten(2).transpose(1, 2))
+            return CodePosterior(codes.latent.transpose(1, 2).unflatten(2, mean.shape[-2:]), None, codes)
+        return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        return self.final_projection.last_weight
+
+    # -- decoder ----------------------------------------------------------------------------------------------------
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        images = self.decoder(z)
+        return images if self.start is None else self.start.decode(images, z)
+
+    def part_sizes(self) -> dict[str, int]:
+        """Parameters per part, counted as the release does: the decompressing projection is the adapter's."""
+
+        def count(*modules: nn.Module | None) -> int:
+            return sum(p.numel() for m in modules if m is not None for p in m.parameters())
+
+        sizes = {"adapter": count(self.projections, self.final_projection, self.quantizer, self.alignment)}
+        if hasattr(self.decoder, "decompress"):
+            sizes["adapter"] += count(self.decoder.decompress)
+            sizes["mapping"] = count(self.decoder.mapping)
+            sizes["synthesis"] = count(self.decoder.fusion, self.decoder.blocks)
+        else:
+            sizes["decoder"] = count(self.decoder)
+        if self.start is not None:
+            sizes["linear start"] = count(self.start)
+        return sizes

@@ -1,0 +1,323 @@
+"""Released VFM-VAE weights (arXiv 2510.18457) -> :class:`vfmlab.tokenizers.vfm_vae.VFMVAE`.
+
+The state dict and the arguments are taken in the release's own names. Left out on purpose, because nothing here uses
+them: `zero_k_bias` (a constant zero), `mapping.x_avg` (the mean style), the VFM's own weights under `vfm_encoder.`. The
+fixed blur kernels are compared with ours. Arguments that concern training only (losses, precision, `train_mode`) are
+not read; everything else has to fit key by key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmlab.decoders.progressive import ProgressiveConfig
+from vfmlab.errors import CheckpointError
+from vfmlab.registry import IMPORTERS
+from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
+from vfmlab.weights import load_renamed
+
+NAME = "vfm-vae"
+
+IGNORED = re.compile(r"vfm_encoder\..*|.*\.attn\.zero_k_bias|mapping\.x_avg|.*\.blur_weight")
+
+# One attention projection, in the release's names and ours.
+PROJECTION = {
+    "norm1": "norm_attention",
+    "norm2": "norm_mlp",
+    "norm3": "norm_linear",
+    "proj": "linear",
+    "attn.qkv": "attention.qkv",
+    "attn.q_bias": "attention.q_bias",
+    "attn.v_bias": "attention.v_bias",
+    "attn.proj": "attention.out",
+    "mlp.norm": "mlp.norm",
+    "mlp.w0": "mlp.gate",
+    "mlp.w1": "mlp.value",
+    "mlp.w2": "mlp.out",
+}
+LAYER = {
+    "affine_pw1.proj": "style.linear",
+    "dwconv": "depthwise",
+    "norm": "norm",
+    "pwconv1.weight": "expand_weight",
+    "pwconv1.bias": "expand_bias",
+    "pwconv2": "contract",
+    "gamma": "scale",
+    "noise_const": "noise",
+    "noise_strength": "noise_strength",
+}
+ATTENTION = {
+    "attn.norm.gamma": "attention.norm.gain",
+    "attn.norm_context.gamma": "attention.norm_context.gain",
+    "attn.null_kv": "attention.null",
+    "attn.to_q": "attention.q",
+    "attn.to_k": "attention.k",
+    "attn.to_v": "attention.v",
+    "attn.to_kv": "attention.kv",
+    "attn.to_out": "attention.out",
+    "ff.0.gamma": "norm.gain",
+    "ff.1": "expand",
+    "ff.3": "contract",
+}
+TO_RGB = {"affine.proj": "style.linear", "weight": "weight", "bias": "bias"}
+UPSAMPLE = {"norm": "norm", "depthwise": "depthwise", "pointwise": "pointwise"}
+FUSION_FIRST = {"0": "depthwise", "1": "pointwise", "2": "norm"}
+FUSION_LAST = {"0": "mix", "1": "norm_out"}
+ACTIVATIONS = {"lrelu": "leaky_relu", "relu": "relu", "silu": "silu", "gelu": "gelu"}
+
+
+def _table(key: str, table: dict[str, str]) -> str | None:
+    """`key` with the longest matching head of the table replaced; None if there is none."""
+    for old in sorted(table, key=len, reverse=True):
+        if key == old or key.startswith(old + "."):
+            return table[old] + key[len(old) :]
+    return None
+
+
+class _Names:
+    """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it pixel-unshuffles first."""
+
+    def __init__(self, fusion: dict[int, tuple[int, bool]]):
+        self.fusion = fusion
+        self.rules = (
+            (r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)", lambda i, rest: self._projection(f"projections.{i}", rest)),
+            (r"ldm_adapter\.final_quant\.(.+)", lambda rest: self._projection("final_projection", rest)),
+            (r"ldm_adapter\.post_quant\.(.+)", lambda rest: self._projection("decoder.decompress", rest)),
+            (r"ldm_adapter\.linear_proj\.weight", lambda: "alignment.weight"),
+            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight", "quantizer.codebooks.{}.weight".format),
+            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.vocab_usage", "quantizer.codebooks.{}.usage".format),
+            (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", "decoder.mapping.layers.{}.{}".format),
+            (r"synthesis\.z_convs\.(\d+)\.(\d+)\.(.+)", self._fusion),
+            (r"synthesis\.blocks\.(\d+)\.(.+)", self._block),
+        )
+
+    def __call__(self, key: str) -> str | None:
+        for pattern, ours in self.rules:
+            if match := re.fullmatch(pattern, key):
+                return ours(*match.groups())
+        return None
+
+    @staticmethod
+    def _projection(ours: str, rest: str) -> str | None:
+        if rest in ("weight", "bias"):  # the 1x1 convolution
+            return f"{ours}.{rest}"
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", rest)
+        name = _table(match[2], PROJECTION) if match else None
+        return name and f"{ours}.layers.{match[1]}.{name}"
+
+    def _fusion(self, index: str, stage: str, rest: str) -> str | None:
+        if int(index) not in self.fusion:
+            return None
+        block, unshuffles = self.fusion[int(index)]
+        # A pixel-unshuffle takes the first place of the sequence, a pixel-shuffle the second; neither has weights.
+        name = _table(rest, FUSION_FIRST if int(stage) == int(unshuffles) else FUSION_LAST)
+        return name and f"decoder.fusion.{block}.{name}"
+
+    @staticmethod
+    def _block(index: str, rest: str) -> str | None:
+        ours = f"decoder.blocks.{index}"
+        for pattern, name, table in (
+            (r"seperate_upsample_conv\.(.+)", "upsample", UPSAMPLE),
+            (r"last_upsample_conv\.(.+)", "sum_upsample", UPSAMPLE),
+            (r"conv0\.(.+)", "layers.0", LAYER),
+            (r"torgb\.(.+)", "to_rgb", TO_RGB),
+        ):
+            if match := re.fullmatch(pattern, rest):
+                found = _table(match[1], table)
+                return found and f"{ours}.{name}.{found}"
+        match = re.fullmatch(r"(convs1|self_attns|cross_attns)\.(\d+)\.(.+)", rest)
+        if match is None:
+            return None
+        kind, number, rest = match.groups()
+        if kind == "convs1":
+            found, name = _table(rest, LAYER), f"layers.{int(number) + 1}"
+        else:
+            found = _table(rest, ATTENTION)
+            name = ("attention" if kind == "self_attns" else "cross_attention") + f".{number}"
+        return found and f"{ours}.{name}.{found}"
+
+
+class _Arguments:
+    """The release's arguments, read one by one; a missing or unsupported one is one clear line."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = {**config, **config.get("synthesis_kwargs", {})}
+
+    def __call__(self, name: str, default: Any = ..., choices: dict | None = None) -> Any:
+        value = self.config.get(name, default)
+        if value is ...:
+            raise CheckpointError(f"{NAME}: the config has no '{name}'; pass the release's own arguments")
+        if choices is None:
+            return value
+        if value not in choices:
+            raise CheckpointError(f"{NAME}: {name} = {value!r} is not supported, only {', '.join(map(repr, choices))}")
+        return choices[value]
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """How many different numbers stand in the first group of `pattern` among the keys."""
+    return len({m[1] for key in state if (m := re.fullmatch(pattern, key))})
+
+
+def _rows(state: dict[str, Tensor], key: str, axis: int = 0) -> int:
+    if key not in state or state[key].ndim <= axis:
+        raise CheckpointError(f"{NAME}: the weights have no '{key}'; is this the generator of that config?")
+    return state[key].shape[axis]
+
+
+def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
+    get("architecture", "skip", {"skip": True})
+    get("use_convnext", True, {True: True})
+    get("how_to_process_concat_z", "unshuffle", {"unshuffle": True})
+    get("img_channels", 3, {3: True})
+    get("conditional", False, {False: True})
+    blocks, per_layer = get("num_blocks"), get("num_res_blocks", 2)
+    res_layers: tuple[int, ...] = (3, 3, 3, 3, 2)
+    if not get("add_additional_convnext", True) and per_layer:
+        found = [_count(state, rf"synthesis\.blocks\.{i}\.convs1\.(\d+)\..*") for i in range(blocks)]
+        res_layers = tuple(n // per_layer for n in found)
+    nulls = [v for k, v in state.items() if k.endswith(".attn.null_kv")]
+    contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
+    return ProgressiveConfig(
+        decompress=get("how_to_decompress", "attnproj", {"attnproj": "attention", "conv": "conv"}),
+        decompress_factor=get("decompress_factor"),
+        decompress_layers=get("attnproj_post_quant_layers", 1),
+        blocks=blocks,
+        channel_base=get("channel_base", 32768),
+        channel_max=get("channel_max", 512),
+        num_res_blocks=per_layer,
+        res_layers=res_layers,
+        blur=get("use_gaussian_blur", True),
+        multiscale=get("use_multiscale_output", True),
+        fusion_blocks=tuple(get("concat_z_block_indices")),
+        fusion_widths=tuple(get("concat_z_mapped_dims")),
+        fusion_activation=get("activation_for_concat_z", "lrelu", ACTIVATIONS),
+        style_width=get("z_dim_for_mapping_mlp_output"),
+        style_pool=get("z_pooled_resolution", 1),
+        attention=get("use_self_attn", True),
+        attention_blocks=tuple(get("attn_block_indices", ())),
+        attention_depths=tuple(get("attn_depths", ())),
+        heads=nulls[0].shape[1] if nulls else 8,
+        cross_attention=get("use_cross_attn", False),
+        context_width=contexts[0].shape[0] if contexts else None,
+        legacy_noise=bool(get("legacy", False)) or any(k.endswith(".noise_const") for k in state),
+    )
+
+
+def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
+    """The tokenizer that the arguments describe; what they leave open is read off the weights' shapes."""
+    size, factor, channels = get("img_resolution"), get("resolution_compression_factor"), get("z_dimension")
+    how = get("how_to_compress", "attnproj", {"attnproj": "attention", "conv": "conv"})
+    layers_in_a_row = get("attnproj_quant_layers", 1)
+    discrete = get("compression_mode", "continuous", {"continuous": False, "discrete": True})
+    final, aligned = "ldm_adapter.final_quant", "ldm_adapter.linear_proj.weight"
+    if how == "attention":
+        gathered = _rows(state, f"{final}.blocks.0.norm1.weight")
+        outputs = _rows(state, f"{final}.blocks.{layers_in_a_row - 1}.proj.weight")
+    else:
+        gathered, outputs = _rows(state, f"{final}.weight", 1), _rows(state, f"{final}.weight")
+    layers, inputs, widths = (
+        tuple(get(f"patch_{name}")) for name in ("from_layers", "in_dimensions", "out_dimensions")
+    )
+    # The grid of the VFM is not among the arguments: the unshuffled width tells how much finer than the latent it is.
+    ratio = math.isqrt(gathered // sum(widths))
+    if ratio < 1 or ratio * ratio * sum(widths) != gathered or not len(layers) == len(inputs) == len(widths):
+        raise CheckpointError(
+            f"{NAME}: '{final}' takes {gathered} channels, which patch_out_dimensions {list(widths)} for the layers "
+            f"{list(layers)} do not give at any grid; check the config against the weights"
+        )
+    config = VFMVAE.Config(
+        channels=channels,
+        factor=factor,
+        widths=widths,
+        projection=how,
+        projection_layers=layers_in_a_row,
+        kl=outputs == 2 * channels,
+        discrete=discrete,
+        alignment_width=_rows(state, aligned) if aligned in state else 0,
+        decoder=_decoder(get, state),
+        **_codebooks(state, get) if discrete else {},
+    )
+    side = size // factor * ratio
+    shapes = {layer: LayerShape(width, side) for layer, width in zip(layers, inputs, strict=True)}
+    return VFMVAE(config, size, shapes=shapes)
+
+
+def _codebooks(state: dict[str, Tensor], get: _Arguments) -> dict[str, Any]:
+    head = "ldm_adapter.quantizer.codebooks"
+    number = _count(state, rf"{re.escape(head)}\.(\d+)\.codebook\.weight")
+    entries = _rows(state, f"{head}.0.codebook.weight")
+    return {"codebooks": number, "vocabulary": number * entries}
+
+
+@IMPORTERS.register(NAME)
+def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMVAE:
+    """A tokenizer with the weights of a released VFM-VAE generator.
+
+    Args:
+        state_dict: the generator's, in the release's key names. config: its arguments (`network_kwargs`).
+
+    Returns:
+        VFMVAE in eval mode, in fp32 on the CPU, without a VFM: give features to `encode_features`, or `attach` the VFM
+        named in the config (`vfm_name`, up-scaled by `scale_factor`), built for the same layers.
+
+    Raises:
+        CheckpointError: an argument that is missing or cannot be imported, a key that is missing, unknown or of another
+            shape, a blur kernel that is not the binomial one.
+        ConfigError: arguments that contradict each other.
+    """
+    get = _Arguments(config)
+    state = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
+    tokenizer = _tokenizer(get, state)
+    decoder = tokenizer.decoder
+    _check_blurs(state_dict, decoder.config)
+    names = _Names(_fusion_places(state, decoder))
+    own = tokenizer.state_dict()
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if _unused_rgb(key, decoder.config):
+            continue
+        ours = names(key) or key  # an unknown key keeps its name and is reported as unexpected
+        # The release keeps biases and scales as 1 C 1 1; only axes of one may differ.
+        if ours in own and [n for n in value.shape if n != 1] == [n for n in own[ours].shape if n != 1]:
+            value = value.reshape(own[ours].shape)
+        renamed[ours] = value
+    fresh = ("stat_mean", "stat_std", "stat_count", *(key for key in own if key.endswith(".batches")))
+    load_renamed(tokenizer, renamed, f"{NAME} checkpoint", keep=fresh)
+    if tokenizer.quantizer is not None:
+        for book in tokenizer.quantizer.codebooks:  # a usage that is not all zeros has been averaged for long
+            book.batches.fill_(100 if book.usage.any() else 0)
+    return tokenizer.eval()
+
+
+def _unused_rgb(key: str, config: ProgressiveConfig) -> bool:
+    """ToRGB of a lower block where the config asks for the final image only: nothing depends on it."""
+    match = re.match(r"synthesis\.blocks\.(\d+)\.torgb\.", key)
+    return match is not None and not config.multiscale and int(match[1]) < config.blocks - 1
+
+
+def _fusion_places(state: dict[str, Tensor], decoder: Any) -> dict[int, tuple[int, bool]]:
+    """`z_convs` may be numbered by block or in order; the keys tell which."""
+    blocks = sorted(int(block) for block in decoder.fusion)
+    found = sorted({int(m[1]) for key in state if (m := re.match(r"synthesis\.z_convs\.(\d+)\.", key))})
+    indices = blocks if found == blocks else list(range(len(blocks)))
+    return {i: (block, decoder.fusion[str(block)].down > 1) for i, block in zip(indices, blocks, strict=True)}
+
+
+def _check_blurs(state: dict[str, Tensor], config: ProgressiveConfig) -> None:
+    """The release stores its fixed kernels; ours are computed, so they must be the same."""
+    for key, value in state.items():
+        match = re.fullmatch(r"synthesis\.blocks\.(\d+)\..*\.blur_weight", key)
+        if match is None or value.is_meta:
+            continue
+        taps = config.taps[min(int(match[1]), len(config.taps) - 1)] if config.blur else 0
+        row = torch.tensor([math.comb(taps - 1, k) for k in range(taps)]) / 2 ** (taps - 1) if taps else torch.zeros(0)
+        kernel = torch.outer(row, row)
+        same = value.shape[-2:] == kernel.shape
+        if not same or not torch.allclose(value.float().cpu(), kernel.expand_as(value), atol=1e-6):
+            raise CheckpointError(f"{NAME}: '{key}' is not the binomial blur of {taps} taps that the config asks for")
