@@ -31,7 +31,8 @@ class ConvDecoder(nn.Module):
         )
         blocks: int = Field(3, ge=1, description="residual blocks per resolution (one more than in the encoder)")
         attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
-        middle_attention: bool = True
+        middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
+        middle_attention: bool = Field(True, description="attention between those two")
         inner: int | None = Field(None, ge=1, description="channels after the first 1x1 convolution; None: those of z")
         patch: int = Field(1, ge=1, description="the last up-sampling, by this much, is a pixel-shuffle: faster")
 
@@ -46,8 +47,9 @@ class ConvDecoder(nn.Module):
         widths = levels(config.width, config.multipliers, factor // config.patch, "decoder")
         self.post_quant = nn.Conv2d(latent_channels, inner, 1)
         self.net = ConvUpsampler(
-            inner, factor, size, widths, config.blocks, config.attention, config.middle_attention, config.patch
-        )
+            inner, factor, size, widths, config.blocks, config.attention, config.middle, config.middle_attention,
+            config.patch,
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> list[Tensor]:
         return [self.net(self.post_quant(z))]

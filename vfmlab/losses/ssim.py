@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vfmlab.losses.base import Loss, Reconstruction
 from vfmlab.registry import LOSSES
@@ -17,6 +16,9 @@ class SSIM(Loss):
     """
 
     def value(self, r: Reconstruction) -> Tensor:
+        # Imported here: torchmetrics takes seconds to import, and reading a config fills the table of losses.
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         image, target = r.images[0].float(), r.target.float()
         # torchmetrics cuts int(3.5 sigma + 0.5) pixels off each border; more than half the side would leave nothing.
         border = min(5, (min(image.shape[-2:]) - 1) // 2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,8 +127,8 @@ def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: 
         multipliers = USUAL.get(needed) or (1,) * (needed - len(USUAL[6])) + USUAL[6]
     if len(multipliers) != needed:
         raise ConfigError(
-            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; a factor of {factor} has {needed} "
-            "resolutions, give one multiplier for each"
+            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; a factor of {factor} (over 'patch') has "
+            f"{needed} resolutions, give one multiplier for each"
         )
     return [width * multiplier for multiplier in multipliers]
 
@@ -144,7 +143,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(
         self, out: int, factor: int, size: int, widths: list[int], blocks: int, attention: tuple[int, ...],
-        middle_attention: bool, patch: int = 1,
+        middle: bool = True, middle_attention: bool = True, patch: int = 1,
     ):  # fmt: skip
         super().__init__()
         self.patch = patch
@@ -156,13 +155,13 @@ class ConvEncoder(nn.Module):
             stages.append(Stage(width, target, blocks, side in attention, resample))
             width, side = target, side // (stride or 1)
         self.stages = nn.ModuleList(stages)
-        self.middle = Middle(width, middle_attention)
+        self.middle = Middle(width, middle_attention) if middle else nn.Identity()
         self.norm_out = group_norm(width)
         self.conv_out = nn.Conv2d(width, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(x)
         for stage in self.stages:
             x = stage(x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
@@ -173,13 +172,13 @@ class ConvUpsampler(nn.Module):
 
     def __init__(
         self, inner: int, factor: int, size: int, widths: list[int], blocks: int, attention: tuple[int, ...],
-        middle_attention: bool, patch: int = 1,
+        middle: bool = True, middle_attention: bool = True, patch: int = 1,
     ):  # fmt: skip
         super().__init__()
         self.patch = patch
         side, width, stages = size // factor, widths[-1], []
         self.conv_in = nn.Conv2d(inner, width, 3, padding=1)
-        self.middle = Middle(width, middle_attention)
+        self.middle = Middle(width, middle_attention) if middle else nn.Identity()
         steps = [*reversed(strides(factor // patch)), None]
         for target, stride in zip(reversed(widths), steps, strict=True):
             resample = Up(target, stride) if stride else None
@@ -190,7 +189,7 @@ class ConvUpsampler(nn.Module):
         self.conv_out = nn.Conv2d(width, 3 * patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.middle(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        x = self.middle(self.conv_in(z))
         for stage in self.stages:
             x = stage(x)
         x = self.conv_out(F.silu(self.norm_out(x)))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from vfmlab.errors import ConfigError
 
 RIDGE = 1e-4  # of the mean variance of the regressors: enough for rank-deficient features, invisible otherwise
-START_GAIN = 0.1
+START_GAIN = 0.03
 START_LOGVAR = -6.0  # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
 
 

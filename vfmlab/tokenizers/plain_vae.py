@@ -36,7 +36,8 @@ class PlainVAE(Tokenizer):
         )
         blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
         attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
-        middle_attention: bool = True
+        middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
+        middle_attention: bool = Field(True, description="attention between those two")
         inner: int | None = Field(None, ge=1, description="half the channels before the last 1x1 convolution")
         patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
         linear_start: bool = Field(False, description="linear patch paths, fitted before training (linear_start.py)")
@@ -52,8 +53,9 @@ class PlainVAE(Tokenizer):
         inner = 2 * (config.inner or channels)
         widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
         self.encoder = ConvEncoder(
-            inner, config.factor, size, widths, config.blocks, config.attention, config.middle_attention, config.patch
-        )
+            inner, config.factor, size, widths, config.blocks, config.attention, config.middle,
+            config.middle_attention, config.patch,
+        )  # fmt: skip
         self.quant = nn.Conv2d(inner, 2 * channels, 1)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.start = LinearStart.for_pixels(channels, config.factor) if config.linear_start else None
@@ -76,8 +78,8 @@ class PlainVAE(Tokenizer):
 class VAVAE(PlainVAE):
     """VA-VAE (arXiv 2501.01423): the network of `plain_vae`, aligned with a VFM by the loss `vf`.
 
-    The run must have a `vfm` section (the paper: DINOv2-L/14) and the loss `vf` (the paper: weight 0.1, adaptive, margins
-    cos 0.5 and distance 0.25); that loss refuses a run without a VFM. Encoding needs no VFM.
+    The run must have a `vfm` section (the paper: DINOv2-L/14) and the loss `vf` (the paper: weight 0.1, adaptive,
+    margins cos 0.5 and distance 0.25); that loss refuses a run without a VFM. Encoding needs no VFM.
     """
 
     class Config(PlainVAE.Config):
