@@ -1,0 +1,130 @@
+"""The plan: counts held against real modules and published figures, FLOPs against closed forms, nothing allocated."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from vfmlab import api, cli, config, plan
+from vfmlab.errors import ConfigError
+from vfmlab.registry import NETWORKS
+
+TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
+
+
+@pytest.fixture(scope="module", params=TINY)
+def planned(request) -> tuple[config.Run, dict]:
+    run = api.resolve(request.param)
+    return run, plan.plan(run)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_are_those_of_the_real_parts(planned):
+    run, found = planned
+    tokenizer_phase, diffusion_phase = found["phases"]
+    random = run.vfm and run.vfm.model_copy(update={"weights": "random"})
+    tokenizer = api.build_tokenizer(run.model_copy(update={"vfm": random}))
+    assert sum(tokenizer_phase["parameters"].values()) == count(tokenizer)
+    assert tokenizer_phase["vfm_parameters"] == (count(tokenizer.vfm) if tokenizer.vfm is not None else 0)
+    assert tuple(tokenizer_phase["latent_shape"]) == tokenizer.latent_shape
+    cfg = run.diffusion.network
+    network = NETWORKS.get(cfg.kind)(cfg, tokenizer.latent_shape, diffusion_phase["num_classes"])
+    assert sum(diffusion_phase["parameters"].values()) == count(network)
+    assert diffusion_phase["trained"] == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert diffusion_phase["notes"] == [], "the classes of scenes are known, not assumed"
+
+
+def test_memory_adds_up(planned):
+    for phase in planned[1]["phases"]:
+        memory = phase["memory"]
+        assert memory["total"] == sum(v for k, v in memory.items() if k != "total")
+        assert memory["weights"] == 4 * phase["trained"]
+        assert memory["optimiser"] == 2 * memory["weights"]
+        assert memory["activations"] > 0
+        assert phase["flops"]["step_per_image"] == sum(v for k, v in phase["flops"].items() if k != "step_per_image")
+        assert phase["total_flops"] > 0
+
+
+def test_budget(planned):
+    run, found = planned
+    for phase, train in zip(found["phases"], (run.train, run.diffusion.train), strict=True):
+        assert phase["batch"] == train.batch
+        assert phase["steps"] * train.batch >= train.samples > (phase["steps"] - 1) * train.batch
+
+
+def test_frozen_parts_are_not_counted_as_trained():
+    run = api.resolve("tiny_plain_vae", {"trains": ["decoder.*"]})
+    phase = plan.plan(run)["phases"][0]
+    extra = sum(phase["loss_parameters"].values())
+    assert phase["trained"] == phase["parameters"]["decoder"] + extra
+    assert phase["memory"]["frozen"] >= 4 * phase["parameters"]["encoder"]
+
+
+def test_flops_and_activations_of_a_closed_form():
+    """Two linear layers: 2 in out multiply-adds forward; backward twice that, less the gradient of the input."""
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(32, 64, bias=False), nn.Linear(64, 16, bias=False))
+    meter = plan.Meter()
+    with meter.fake(net):
+        x = torch.empty(5, 32)
+        with meter.part("forward"):
+            y = net(x)
+        with meter.part("backward"):
+            y.sum().backward()
+    first, second = 2 * 5 * 32 * 64, 2 * 5 * 64 * 16
+    assert meter.flops == {"forward": first + second, "backward": first + 2 * second}
+    assert meter.activations == 4 * (5 * 32 + 5 * 64)  # the input of each layer, once
+
+
+def test_published_counts_without_allocating():
+    """LightningDiT-XL/1 and B/1 at ImageNet's classes; nothing of 2.7 GB is allocated."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size, published in (("XL", 675_260_768), ("B", 130_557_728)):
+        diffusion = {"network": {"kind": "lightningdit", "size": size, "patch": 1}, "train": {"samples": 1000}}
+        run = api.resolve("tiny_plain_vae", {"diffusion": diffusion, "data.size": 256})
+        run = config.override(run, {"tokenizer.channels": 32, "tokenizer.factor": 16, "tokenizer.multipliers": None})
+        network = plan.empty_network(run, (32, 16, 16), 1000)
+        assert count(network) == published
+        assert all(p.is_meta for p in network.parameters())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300 * 1024 * (1 if sys.platform == "linux" else 1024)
+
+
+def test_data_that_is_not_here_is_said(tmp_path):
+    run = api.resolve("tiny_plain_vae", {"data.source": f"folder:{tmp_path / 'missing'}"})
+    phase = plan.plan(run)["phases"][1]
+    assert phase["num_classes"] == 1000
+    assert "assumed" in phase["notes"][0]
+
+
+def test_sampling_cost_follows_the_protocol():
+    base = plan.plan(api.resolve("tiny_plain_vae"))["phases"][1]
+    changes = {"protocol.sampler.solver": "heun", "protocol.guidance.scale": 2.0}
+    more = plan.plan(api.resolve("tiny_plain_vae", changes))["phases"][1]
+    assert more["sampling_flops"] == 4 * base["sampling_flops"]
+    adaptive = plan.plan(api.resolve("tiny_plain_vae", {"protocol.sampler.solver": "dopri5"}))["phases"][1]
+    assert "sampling_flops" not in adaptive
+
+
+def test_pretraining_runs_have_no_plan():
+    run = config.parse({"name": "judge", "pretrain": {"objective": "classify"}, "train": {"samples": 10}})
+    with pytest.raises(ConfigError, match="pretraining"):
+        plan.plan(run)
+
+
+def test_command_prints_and_dumps(capsys):
+    assert cli.main(["plan", "tiny_plain_vae"]) == 0
+    text = capsys.readouterr().out
+    assert "latent 4 x 4 x 4" in text
+    assert "encoder" in text
+    assert "memory" in text
+    assert cli.main(["plan", "tiny_plain_vae", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tier"] == "tiny"
