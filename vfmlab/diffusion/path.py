@@ -38,8 +38,9 @@ def _over(t: Tensor | float, x: Tensor) -> Tensor | float:
 
 def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
     """The point at time t between clean latents z and noise, with its velocity."""
-    times = t if isinstance(t, Tensor) else torch.full((z.shape[0],), float(t), device=z.device)
-    return PathSample(torch.lerp(z, noise, _over(times, z)), noise - z, times)
+    if not isinstance(t, Tensor):
+        t = torch.full((z.shape[0],), t, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
+    return PathSample(torch.lerp(z, noise, _over(t, z)), noise - z, t)
 
 
 def reverse(t: Tensor | float) -> Tensor | float:
@@ -80,7 +81,7 @@ def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
 
 
 def shift_time(t: Tensor | float, shift: float) -> Tensor | float:
-    """t -> s t / (1 + (s - 1) t): s > 1 moves times towards noise, as latents of many dimensions need (arXiv 2403.03206).
+    """t -> s t / (1 + (s - 1) t): s > 1 moves times towards noise, as large latents need (arXiv 2403.03206).
 
     A shift s' of the convention with t = 1 at the data is s = 1 / s' here.
     """
@@ -94,6 +95,13 @@ def draw_times(config: TimeSampling, random: StepRandom) -> Tensor:
     else:
         t = torch.sigmoid(config.mean + config.std * random.randn())
     return shift_time(t, config.shift)
+
+
+def time_quantiles(config: TimeSampling, count: int = 4096) -> Tensor:
+    """`count` times [count] at equal probability: means over them are expectations over :func:`draw_times`."""
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    t = u if config.kind == "uniform" else torch.sigmoid(config.mean + config.std * torch.special.ndtri(u))
+    return shift_time(t, config.shift).float()
 
 
 def velocity_loss(prediction: Tensor, target: Tensor, cosine: float = 0.0) -> Tensor:
@@ -120,8 +128,7 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
 
 def sde_grid(steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0, taken without noise (SiT, REPA)."""
-    ends = min(LAST_SDE_TIME, 1 / steps)
-    inner = [NOISE + (ends - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
+    inner = [NOISE + (LAST_SDE_TIME - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
     return [shift_time(t, shift) for t in inner] + [DATA]
 
 

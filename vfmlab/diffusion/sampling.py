@@ -29,7 +29,7 @@ RTOL, ATOL = 1e-5, 1e-5  # of dopri5; the releases' rtol of 1e-3 leaves errors o
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: number (from 1) of `total`, the time reached, the state x there, an estimate of the clean z."""
+    """One finished step: number (from 1) of `total`, the time reached, the state x there, the estimated z."""
 
     number: int
     total: int
@@ -60,7 +60,7 @@ def heun(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None
 def sde(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
     """Euler-Maruyama on SiT's SDE with g^2 = 2 t (see `path.diffusion`); the last step is taken without noise."""
     if random is None:
-        raise ConfigError("sampler.solver 'sde' draws noise at every step; give a SampleRandom, not only the first noise")
+        raise ConfigError("sampler.solver 'sde' draws noise at every step; give a SampleRandom, not only noise")
     for t, s in pairwise(grid):
         v = field(x, t)
         estimate = path.clean(x, v, t)
@@ -129,7 +129,9 @@ def trajectory(
     sampler, guidance = sampler or Sampler(), guidance or Guidance()
     latent_shape = latent_shape or network.latent_shape
     null = network.num_classes if null is None else null
-    if labels.numel() and (labels.min() < 0 or (labels.max() > null)):
+    if not len(labels):
+        raise ConfigError("no labels to sample for; give at least one")
+    if labels.min() < 0 or labels.max() > null:
         found = f"{labels.min().item()} to {labels.max().item()}"
         raise ConfigError(f"labels {found} are outside 0 to {null} ({null}: the null label)")
     if noise is None:
@@ -164,11 +166,8 @@ def sample(
     callback(step, total, t, x, estimate): called after every step, 1 to total, with the time reached, the state and the
         estimate of the clean latent made on the way. An exception raised in it ends the sampling: so it cancels.
     """
-    x = None
+    step = None
     for step in trajectory(network, labels, random, sampler, guidance, latent_shape, null, noise):
-        x = step.x
         if callback is not None:
             callback(step.number, step.total, step.t, step.x, step.estimate)
-    if x is None:
-        raise ConfigError("no labels to sample for; give at least one")
-    return x
+    return step.x

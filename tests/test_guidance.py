@@ -1,0 +1,79 @@
+"""Guidance: the formula, where it acts, and how often the network runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vfmlab.config import Guidance
+from vfmlab.diffusion.guidance import Guided
+from vfmlab.errors import ConfigError
+
+NULL = 3
+
+
+class Counting:
+    """v = label + t everywhere; remembers the batch sizes it was called with."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, x, t, y):
+        self.batches.append(len(x))
+        return torch.ones_like(x) * (y.float() + t)[:, None, None, None]
+
+
+def field(scale=2.0, labels=(0, 1), **more):
+    network = Counting()
+    return network, Guided(network, torch.tensor(labels), Guidance(scale=scale, **more), NULL)
+
+
+X = torch.zeros(2, 4, 2, 2)
+
+
+def test_formula_in_one_doubled_batch():
+    network, guided = field(scale=2.5)
+    v = guided(X, 0.5)
+    expected = torch.tensor([NULL + 2.5 * (label - NULL) + 0.5 for label in (0, 1)])
+    torch.testing.assert_close(v, expected[:, None, None, None].expand_as(X))
+    assert network.batches == [4]
+    assert guided.evaluations == 2
+
+
+@pytest.mark.parametrize(("t", "acts"), [(0.19, False), (0.2, True), (0.7, True), (0.71, False), (1.0, False)])
+def test_interval_includes_its_edges(t, acts):
+    network, guided = field(interval=(0.2, 0.7))
+    v = guided(X, float(torch.tensor(t)))  # with the rounding of a time in fp32
+    assert network.batches == [4 if acts else 2]
+    assert torch.allclose(v[0], torch.tensor(t + (NULL + 2.0 * (0 - NULL) if acts else 0.0)))
+
+
+@pytest.mark.parametrize(("scale", "labels"), [(1.0, (0, 1)), (4.0, (NULL, NULL))])
+def test_inactive_guidance_evaluates_once(scale, labels):
+    network, guided = field(scale, labels)
+    guided(X, 0.5)
+    assert network.batches == [2]
+
+
+def test_scale_zero_is_unconditional():
+    _, guided = field(scale=0.0)
+    assert torch.allclose(guided(X, 0.5), torch.tensor(NULL + 0.5))
+
+
+def test_null_labels_among_others_stay_unconditional():
+    _, guided = field(scale=3.0, labels=(1, NULL))
+    assert torch.allclose(guided(X, 0.0)[1], torch.tensor(float(NULL)))
+
+
+def test_channels_limit_what_is_guided():
+    _, guided = field(channels=3)
+    v = guided(X, 0.5)
+    _, all_channels = field()
+    _, none = field(scale=1.0)
+    assert torch.equal(v[:, :3], all_channels(X, 0.5)[:, :3])
+    assert torch.equal(v[:, 3:], none(X, 0.5)[:, 3:])
+
+
+def test_an_empty_interval_is_refused():
+    with pytest.raises(ConfigError, match="low <= high"):
+        field(interval=(0.8, 0.2))

@@ -1,0 +1,284 @@
+"""Latent cache and training forward: what is stored, reused and refused; streams that depend on (seed, step) only."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vfmlab.config import Data, Diffusion, TimeSampling, TokenizerConfig
+from vfmlab.data import BatchStream, open_source, to_float
+from vfmlab.diffusion import latents
+from vfmlab.diffusion.dit import LightningDiT
+from vfmlab.diffusion.objective import DiffusionObjective
+from vfmlab.errors import CheckpointError
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
+
+COUNT = 20
+
+
+class Unshuffle(Tokenizer):
+    """Latent = pixels, with a spread that depends on them; deterministic on request."""
+
+    def __init__(self, spread=True):
+        super().__init__(TokenizerConfig(method="unshuffle", channels=12, factor=2), 16)
+        self.gain, self.spread, self.calls = torch.nn.Parameter(torch.tensor(3.0)), spread, 0
+
+    def posterior(self, images, features=None):
+        self.calls += 1
+        mean = self.gain * F.pixel_unshuffle(images, 2)
+        return Posterior(mean, 0.5 * mean - 4 if self.spread else None)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(Data(source="scenes:easy", size=16, train=COUNT), "train")
+
+
+@pytest.fixture
+def tokenizer(source):
+    return ready(Unshuffle(), source)
+
+
+def ready(tokenizer, source):
+    images = to_float(source.batch(torch.arange(COUNT)).images)
+    tokenizer.set_statistics(measure(tokenizer, [images], source.fingerprint))
+    tokenizer.calls = 0
+    return tokenizer.eval()
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 8)
+
+
+def run(directory, tokenizer, source, **options):
+    steps = list(latents.build(directory, tokenizer, source, batch=3, **options))
+    wanted = {k: v for k, v in options.items() if k in ("flip", "sampled")}
+    return latents.LatentSource(directory, latents.fingerprint(tokenizer, source, **wanted)), steps
+
+
+def test_cached_latents_are_the_tokenizers(tmp_path, tokenizer, source):
+    cache, steps = run(tmp_path, tokenizer, source, flip=True)
+    assert steps[-1] == (COUNT, COUNT)
+    assert (len(cache), cache.shape, cache.num_classes) == (COUNT, (12, 8, 8), source.num_classes)
+    indices = torch.tensor([19, 0, 7, 8, 7])
+    images = source.batch(indices)
+    turned = torch.tensor([False, True, False, True, True])
+    views = torch.where(turned[:, None, None, None], images.images.flip(-1), images.images)
+    posterior = tokenizer.encode(to_float(views))
+    noise = torch.randn(5, *cache.shape)
+    torch.testing.assert_close(cache.latents(indices, turned), posterior.mode(), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        cache.latents(indices, turned, noise), posterior.sample(noise=noise), atol=4e-3, rtol=1e-3
+    )
+    assert torch.equal(cache.labels(indices), images.labels)
+    assert cache.meta["statistics"]["mean"] == tokenizer.statistics.mean.tolist()
+    every = cache.latents(torch.arange(COUNT))
+    torch.testing.assert_close(every.mean((0, 2, 3)), torch.zeros(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(every.std((0, 2, 3), correction=0), torch.ones(12), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_the_mode_alone_takes_half_the_space(tmp_path, source, spread):
+    tokenizer = ready(Unshuffle(spread), source)
+    cache, _ = run(tmp_path, tokenizer, source, sampled=not spread)
+    assert not cache.sampled
+    assert sorted(cache.shards[0]) == ["labels", "mean"]
+    indices = torch.arange(4)
+    assert torch.equal(cache.latents(indices, noise=torch.randn(4, *cache.shape)), cache.latents(indices))
+    with pytest.raises(CheckpointError, match="flip=True"):
+        cache.latents(indices, torch.tensor([True, False, False, False]))
+
+
+def test_a_finished_cache_is_reused_and_an_interrupted_one_goes_on(tmp_path, tokenizer, source):
+    building = latents.build(tmp_path, tokenizer, source, batch=3)
+    while not (tmp_path / "latents-00001.safetensors").exists():
+        next(building)
+    building.close()
+    with pytest.raises(CheckpointError, match=r"latents-00002.safetensors' is missing"):
+        latents.LatentSource(tmp_path)
+    before = (tmp_path / "latents-00000.safetensors").stat().st_mtime_ns
+    tokenizer.calls = 0
+    run(tmp_path, tokenizer, source)
+    assert tokenizer.calls == 2  # the 4 images of the last shard, in batches of 3
+    assert (tmp_path / "latents-00000.safetensors").stat().st_mtime_ns == before
+    run(tmp_path, tokenizer, source)
+    assert tokenizer.calls == 2
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
+
+
+def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
+    first, second = (latents.build(tmp_path / "two", tokenizer, source, batch=3, rank=rank, world=2) for rank in (0, 1))
+    monkeypatch.setattr(latents, "PATIENCE", -1.0)  # in one process nobody works while one waits
+    with pytest.raises(CheckpointError, match=r"2 shards of .* are not coming"):
+        list(second)
+    list(first)
+    assert tokenizer.calls == 3 + 3 + 2  # three shards of 8, 8 and 4 images in batches of 3: nothing encoded twice
+    list(latents.build(tmp_path / "two", tokenizer, source, rank=1, world=2))
+    one, _ = run(tmp_path / "one", tokenizer, source)
+    two = latents.LatentSource(tmp_path / "two", one.fingerprint)
+    torch.testing.assert_close(two.latents(torch.arange(COUNT)), one.latents(torch.arange(COUNT)))
+
+
+def test_other_tokenizers_data_and_options_are_refused(tmp_path, tokenizer, source):
+    run(tmp_path, tokenizer, source)
+    message = "another tokenizer, data set or options"
+    with pytest.raises(CheckpointError, match=message):
+        run(tmp_path, tokenizer, source, flip=True)
+    other = open_source(Data(source="scenes:easy", size=16, train=COUNT, seed=1), "train")
+    with pytest.raises(CheckpointError, match=message):
+        run(tmp_path, tokenizer, other)
+    with torch.no_grad():
+        tokenizer.gain.mul_(1.001)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        run(tmp_path, tokenizer, source)
+    assert "\n" not in str(refused.value)
+    assert "delete the folder" in str(refused.value)
+
+
+def test_broken_caches_say_so(tmp_path, tokenizer, source):
+    with pytest.raises(CheckpointError, match="no latent cache"):
+        latents.LatentSource(tmp_path)
+    run(tmp_path, tokenizer, source)
+    file = tmp_path / "latents-00001.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="missing or broken"):
+        latents.LatentSource(tmp_path)
+    file.unlink()
+    run(tmp_path, tokenizer, source)
+    assert file.read_bytes() == whole
+    (tmp_path / "meta.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(CheckpointError, match="does not describe a latent cache"):
+        latents.LatentSource(tmp_path)
+
+
+def test_statistics_and_finite_latents_are_required(tmp_path, tokenizer, source):
+    with pytest.raises(CheckpointError, match="no latent statistics"):
+        list(latents.build(tmp_path / "a", Unshuffle(), source))
+    with torch.no_grad():
+        tokenizer.gain.fill_(1e9)  # beyond fp16 once normalised by the old statistics
+    with pytest.raises(CheckpointError, match="not finite in fp16"):
+        list(latents.build(tmp_path / "b", tokenizer, source))
+    assert not list((tmp_path / "b").glob("*.safetensors"))
+
+
+def take(stream, count):
+    found = list(itertools.islice(stream, count))
+    stream.close()
+    return found
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_streams_depend_on_seed_and_step_only_and_agree(tmp_path, tokenizer, source, sampled):
+    cache, _ = run(tmp_path, tokenizer, source, flip=True, sampled=sampled)
+    whole = take(latents.cached_stream(cache, 8, seed=4), 6)
+    assert whole[0].z.shape == (8, 12, 8, 8)
+    for later, batch in zip(take(latents.cached_stream(cache, 8, seed=4, start_step=3), 3), whole[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(later, batch, strict=True))
+    halves = [take(latents.cached_stream(cache, 8, seed=4, rows=rows), 6) for rows in (slice(0, 4), slice(4, 8))]
+    for a, b, batch in zip(*halves, whole, strict=True):
+        assert torch.equal(torch.cat([a.z, b.z]), batch.z)
+        assert torch.equal(torch.cat([a.labels, b.labels]), batch.labels)
+    images = BatchStream(source, 8, seed=4, start_step=2, flip=True)
+    fresh = take(latents.fresh_stream(images, tokenizer, 8, seed=4, start_step=2, sampled=sampled), 4)
+    for now, batch in zip(fresh, whole[2:], strict=True):
+        assert torch.equal(now.indices, batch.indices)
+        assert torch.equal(now.labels, batch.labels)
+        torch.testing.assert_close(now.z, batch.z, atol=4e-3, rtol=1e-3)
+    repeats = torch.cat([batch.indices for batch in whole])[:COUNT]
+    assert sorted(repeats.tolist()) == list(range(COUNT))  # an epoch sees every image once
+    other = take(latents.cached_stream(cache, 8, seed=5), 1)[0]
+    assert not torch.equal(other.indices, whole[0].indices)
+
+
+# -- the training forward ----------------------------------------------------------------------------------------------
+
+
+class Recording(torch.nn.Module):
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, y):
+        self.seen = (x, t, y)
+        return self.scale * x
+
+
+def config(**more):
+    return Diffusion.model_validate(
+        {"network": {"kind": "lightningdit", "width": 32, "depth": 2, "heads": 2}, "train": {"samples": 8}, **more}
+    )
+
+
+def batch(n=64, shape=(4, 4, 4)):
+    g = torch.Generator().manual_seed(0)
+    return latents.LatentBatch(
+        torch.randn(n, *shape, generator=g), torch.randint(0, 3, (n,), generator=g), torch.arange(n)
+    )
+
+
+def test_objective_is_the_stated_loss():
+    network = Recording()
+    objective = DiffusionObjective(network, config(time={"kind": "uniform"}, class_dropout=0.0))
+    data = batch()
+    loss, metrics = objective(data, StepRandom(0, 5, 64), 0)
+    x, t, y = network.seen
+    again = StepRandom(0, 5, 64)
+    noise = again.randn(4, 4, 4)
+    assert torch.equal(y, data.labels)
+    torch.testing.assert_close(t, again.rand())
+    torch.testing.assert_close(x, data.z + t[:, None, None, None] * (noise - data.z))
+    torch.testing.assert_close(loss, (0.5 * x - (noise - data.z)).square().mean())
+    weights = {"loss_data": 1 / 3, "loss_middle": 1 / 3, "loss_noise": 1 / 3}  # of uniform times
+    assert sum(weights[k] * metrics[k] for k in weights).item() == pytest.approx(loss.item(), rel=1e-4)
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_class_dropout_has_its_rate():
+    network = Recording()
+    data = batch(4000)
+    DiffusionObjective(network, config(class_dropout=0.25))(data, StepRandom(0, 0, 4000), 0)
+    dropped = network.seen[2] == 3
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(network.seen[2][~dropped], data.labels[~dropped])
+
+
+@pytest.mark.parametrize("time", [TimeSampling(), TimeSampling(kind="uniform", shift=2.0)], ids=str)
+def test_ranks_agree_with_one_process(time):
+    torch.manual_seed(0)
+    network = LightningDiT(LightningDiT.Config(width=32, depth=2, heads=2), (4, 4, 4), 3)
+    objective = DiffusionObjective(network, config(time=time.model_dump(), cosine_loss=1.0))
+    data = batch(8)
+    loss, metrics = objective(data, StepRandom(1, 2, 8), 0)
+    parts = [
+        objective(latents.LatentBatch(*(p[rows] for p in data)), StepRandom(1, 2, 8, rows), 0)
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, loss)
+    for key, value in metrics.items():
+        torch.testing.assert_close(sum(part[1][key] for part in parts) / 2, value)
+
+
+def test_a_few_steps_lower_the_loss():
+    torch.manual_seed(0)
+    network = LightningDiT(LightningDiT.Config(width=32, depth=2, heads=2), (4, 4, 4), 3)
+    objective = DiffusionObjective(network, config())
+    optimiser = torch.optim.AdamW(network.parameters(), 3e-3)
+    data = batch(32)
+    data = data._replace(z=data.labels[:, None, None, None].float().expand_as(data.z) - 1)
+    losses = []
+    for step in range(60):
+        optimiser.zero_grad()
+        loss, _ = objective(data, StepRandom(0, step, 32), 0)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])

@@ -1,0 +1,312 @@
+"""The latent cache: a data set encoded once through a tokenizer, and the streams of latents that diffusion trains on.
+
+    <directory>/meta.json                 what is cached: fingerprint, shape, counts, classes, statistics
+                latents-00000.safetensors mean, std (and mean_flip, std_flip), labels of SHARD images; -00001 ...
+
+Means and standard deviations of the *normalised* posterior are stored in fp16: at their unit scale its range is no
+limit and its rounding error is about 2e-4 of the latents' standard deviation (bf16: 2e-3). The std is stored instead of
+the log-variance because a rounding error of the logarithm is multiplied by the std's size.
+
+Files are written beside and renamed, one shard at a time, so an interrupted encoding goes on with the missing shards. A
+cache is used only with the fingerprint of tokenizer, data and options that it was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vfmlab.data import BatchStream, ImageSource, to_float
+from vfmlab.data.stream import Order, _from_thread
+from vfmlab.errors import CheckpointError
+from vfmlab.runs import beside, write_json
+from vfmlab.seeding import generator
+from vfmlab.tokenizers.base import Tokenizer
+
+FORMAT = "vfmlab-latents/1"
+PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
+SHARD = 4096  # images a shard: at 16 x 16 x 32 about 128 MB with both copies
+
+
+class LatentBatch(NamedTuple):
+    """z: fp32 B C h w normalised latents. labels, indices: long B."""
+
+    z: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, sampled: bool = True) -> str:
+    """Digest of all that decides a cache: weights and statistics of the tokenizer, its VFM, the images, the options."""
+    tokenizer.statistics  # noqa: B018  missing statistics are an error here, before anything is encoded
+    state = hashlib.sha256()
+    for key, value in sorted(tokenizer.state_dict().items()):
+        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    vfm = getattr(tokenizer.vfm, "fingerprint", None)
+    config = tokenizer.config.model_dump(mode="json")
+    what = [FORMAT, config, tokenizer.size, state.hexdigest(), vfm, source.fingerprint, len(source), flip, sampled]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build(
+    directory: str | Path,
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    flip: bool = False,
+    sampled: bool = True,
+    batch: int = 64,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[int, int]]:
+    """Encode `source` into `directory`, or find it encoded; yields (images done, images in all) on the way.
+
+    Args:
+        tokenizer: in eval mode, with statistics; encodes on the device it is on, in fp32.
+        flip: also store the mirrored images' latents. sampled: store the posterior's std, so that z can be drawn anew
+            each time; otherwise (and for a deterministic tokenizer) only the mode.
+        rank, world: of several processes each encodes every world-th shard, then waits for the others.
+
+    Raises:
+        CheckpointError: the tokenizer has no statistics, the directory holds other latents, or a latent is not finite.
+    """
+    directory, wanted = Path(directory), fingerprint(tokenizer, source, flip, sampled)
+    meta = _meta(directory)
+    if meta is None:
+        statistics = tokenizer.statistics
+        meta = {
+            "format": FORMAT,
+            "fingerprint": wanted,
+            "count": len(source),
+            "shape": list(tokenizer.latent_shape),
+            "shard": SHARD,
+            "flip": flip,
+            "class_names": source.class_names,
+            "method": tokenizer.config.method,
+            "data": source.fingerprint,
+            "statistics": {
+                "mean": statistics.mean.tolist(),
+                "std": statistics.std.tolist(),
+                "count": statistics.count,
+                "fingerprint": statistics.fingerprint,
+            },
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "meta.json", meta)
+    _check(meta, wanted, directory)
+    total, done = len(source), 0
+    files = _files(directory, meta)
+    for number, file in enumerate(files):
+        first, last = number * meta["shard"], min((number + 1) * meta["shard"], total)
+        if number % world != rank:
+            continue
+        if file.exists():
+            done += last - first
+            continue
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(first, last, batch):
+            indices = torch.arange(start, min(start + batch, last))
+            for key, value in _encode(tokenizer, source, indices, flip, sampled).items():
+                parts.setdefault(key, []).append(value)
+            done += len(indices)
+            yield min(done * world, total), total
+        with beside(file) as temporary:
+            save_file({key: torch.cat(value) for key, value in parts.items()}, temporary, {"fingerprint": wanted})
+    _wait(files)
+    yield total, total
+
+
+def _wait(files: list[Path]) -> None:
+    """Until the other processes have written theirs."""
+    missing, since = len(files), time.monotonic()
+    while missing:
+        left = sum(not file.exists() for file in files)
+        if left < missing:
+            missing, since = left, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise CheckpointError(f"{left} shards of '{files[0].parent}' are not coming from other processes; start again")
+        if missing:
+            time.sleep(0.2)
+
+
+@torch.no_grad()
+def _encode(
+    tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool
+) -> dict[str, Tensor]:
+    """One batch as it is stored."""
+    batch = source.batch(indices)
+    images = to_float(batch.images).to(tokenizer.stat_mean.device)
+    kept = {"labels": batch.labels}
+    for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
+        if suffix and not flip:
+            continue
+        posterior = tokenizer.encode(view)
+        kept[f"mean{suffix}"] = posterior.mean.half().cpu()
+        if sampled and posterior.logvar is not None:
+            kept[f"std{suffix}"] = posterior.std.half().cpu()
+    for key, value in kept.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            which = f"one of the images {int(indices[0])} to {int(indices[-1])}"
+            raise CheckpointError(
+                f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is not finite in fp16; "
+                "look at its training, or measure its latent statistics again"
+            )
+    return kept
+
+
+def _files(directory: Path, meta: dict[str, Any]) -> list[Path]:
+    return [directory / f"latents-{k:05d}.safetensors" for k in range(-(-meta["count"] // meta["shard"]))]
+
+
+def _meta(directory: Path) -> dict[str, Any] | None:
+    file = directory / "meta.json"
+    if not file.exists():
+        return None
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        assert meta["format"] == FORMAT
+        return meta
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise CheckpointError(f"'{file}' does not describe a latent cache; delete the folder to encode again") from None
+
+
+def _check(meta: dict[str, Any], wanted: str | None, directory: Path) -> None:
+    if wanted is not None and meta["fingerprint"] != wanted:
+        raise CheckpointError(
+            f"latents in '{directory}' are of another tokenizer, data set or options "
+            f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, or name another"
+        )
+
+
+class LatentSource:
+    """Random access to a finished cache. Shards are memory-mapped: a cache larger than memory is read as it is needed.
+
+    Args:
+        directory: of the cache. wanted: fingerprint it must have; None: any.
+
+    Attributes:
+        shape: (C, h, w). class_names; num_classes. flip: mirrored copies are there. sampled: stds are there.
+
+    Raises:
+        CheckpointError: no cache there, another one, or an incomplete or broken one.
+    """
+
+    def __init__(self, directory: str | Path, wanted: str | None = None):
+        directory = Path(directory)
+        meta = _meta(directory)
+        if meta is None:
+            raise CheckpointError(f"no latent cache in '{directory}'; encode one with vfmlab.diffusion.latents.build")
+        _check(meta, wanted, directory)
+        self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
+        self.class_names, self.flip, self.size = meta["class_names"], meta["flip"], meta["shard"]
+        self.shards = [self._open(file) for file in _files(directory, meta)]
+        self.sampled = "std" in self.shards[0]
+        self.all_labels = torch.cat([shard["labels"] for shard in self.shards])
+
+    def _open(self, file: Path) -> dict[str, Tensor]:
+        try:
+            with safe_open(file, framework="pt") as shard:
+                if (shard.metadata() or {}).get("fingerprint") != self.fingerprint:
+                    raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
+                return {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{file}' is missing or broken ({error}); delete it and build again") from None
+
+    def __len__(self) -> int:
+        return len(self.all_labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """Long B."""
+        return self.all_labels[indices]
+
+    def _read(self, what: str, indices: Tensor, flip: Tensor | None) -> Tensor:
+        out = torch.empty(len(indices), *self.shape)
+        shard = indices.div(self.size, rounding_mode="floor")
+        turned = torch.zeros_like(indices, dtype=torch.bool) if flip is None else flip
+        for number in shard.unique().tolist():
+            for suffix, side in (("", ~turned), ("_flip", turned)):
+                rows = ((shard == number) & side).nonzero().squeeze(1)
+                if len(rows):
+                    out[rows] = self.shards[number][what + suffix][indices[rows] % self.size].float()
+        return out
+
+    def latents(self, indices: Tensor, flip: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Normalised latents z, fp32 B C h w.
+
+        Args:
+            indices: long B. flip: bool B, which rows take the mirrored copy. noise: standard normal B C h w that draws
+            z from the posterior; None: the mode. A cache without stds ignores it.
+        """
+        if flip is not None and flip.any() and not self.flip:
+            raise CheckpointError("this latent cache has no mirrored copies; build it with flip=True")
+        z = self._read("mean", indices, flip)
+        if noise is not None and self.sampled:
+            z = z.addcmul_(self._read("std", indices, flip), noise.to(z))
+        return z
+
+
+def posterior_noise(seed: int, step: int, total: int, shape: tuple[int, ...], rows: slice) -> Tensor:
+    """The noise that draws step's latents from their posteriors: this rank's rows of the global batch's."""
+    return torch.randn(total, *shape, generator=generator("latents", seed, step))[rows]
+
+
+class _Cached:
+    """Step -> this rank's rows of its batch of cached latents."""
+
+    def __init__(self, source: LatentSource, batch: int, seed: int, rows: slice):
+        self.source, self.batch, self.seed, self.rows = source, batch, seed, rows
+        self.order = Order(len(source), batch, seed)
+
+    def __getitem__(self, step: int) -> LatentBatch:
+        indices, flip = self.order(step)[self.rows], None
+        if self.source.flip:  # the draws of `BatchStream`, so that cached and fresh latents are of the same images
+            flip = torch.rand(self.batch, generator=generator("flip", self.seed, step))[self.rows] < 0.5
+        noise = None
+        if self.source.sampled:
+            noise = posterior_noise(self.seed, step, self.batch, self.source.shape, self.rows)
+        return LatentBatch(self.source.latents(indices, flip, noise), self.source.labels(indices), indices)
+
+
+def cached_stream(
+    source: LatentSource, batch: int, seed: int, start_step: int = 0, rows: slice | None = None
+) -> Iterator[LatentBatch]:
+    """Batches of cached latents without end, step `start_step` first, each a pure function of (seed, step).
+
+    Order and flips are those of :class:`vfmlab.data.BatchStream` with the same seed; arguments as there.
+    """
+    return _from_thread(_Cached(source, batch, seed, rows if rows is not None else slice(0, batch)), start_step)
+
+
+def fresh_stream(
+    images: BatchStream, tokenizer: Tokenizer, batch: int, seed: int, start_step: int = 0, rows: slice | None = None,
+    sampled: bool = True,
+) -> Iterator[LatentBatch]:  # fmt: skip
+    """The same batches encoded on the fly: what :func:`cached_stream` gives, up to the rounding of its fp16.
+
+    Args:
+        images: a stream that was started with the same batch, seed, start_step and rows.
+    """
+    rows = rows if rows is not None else slice(0, batch)
+    device = tokenizer.stat_mean.device
+    try:
+        for step, part in enumerate(images, start_step):
+            with torch.no_grad():
+                posterior = tokenizer.encode(to_float(part.images.to(device)))
+                noise = posterior_noise(seed, step, batch, posterior.mean.shape[1:], rows) if sampled else None
+                z = posterior.mode() if noise is None else posterior.sample(noise=noise.to(device))
+            yield LatentBatch(z, part.labels, part.indices)
+    finally:
+        images.close()
