@@ -5,6 +5,7 @@ A *reference* to a run is its id, a unique prefix of it, or its directory. A *pr
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -187,11 +188,8 @@ def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any
     run = folder.config()
     if protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
-    return measure.cached(run, folder, lambda: _load_for(folder, root), again=again)
-
-
-def _load_for(folder: runs.RunDir, root: str | Path) -> Any:
-    return load_diffusion(folder.path) if folder.kind == "diffusion" else load_tokenizer(folder.path, root)
+    load = load_diffusion if folder.kind == "diffusion" else load_tokenizer
+    return measure.cached(run, folder, functools.partial(load, folder.path, root), again=again)
 
 
 @dataclass(frozen=True)
