@@ -127,7 +127,7 @@ def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: 
         multipliers = USUAL.get(needed) or (1,) * (needed - len(USUAL[6])) + USUAL[6]
     if len(multipliers) != needed:
         raise ConfigError(
-            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; a factor of {factor} (over 'patch') "
+            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor {factor} (over 'patch') "
             f"has {needed} resolutions, give one multiplier for each"
         )
     return [width * multiplier for multiplier in multipliers]
