@@ -16,6 +16,7 @@ from torch import nn
 from vfmlab import runs
 from vfmlab.config import parse
 from vfmlab.seeding import generator
+from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.loop import Task, fit
 
 
@@ -102,7 +103,7 @@ def train_toy(root, norm=True, poison=None, until=None, delay=0.0, **config):
 
 def outcome(run_dir):
     """All that must not depend on how often a run was interrupted: weights, averages, state, metrics without times."""
-    files = {name: (run_dir.checkpoints / name).read_bytes() for name in ("model.safetensors", "ema.safetensors")}
+    files = {path.name: flat(read_weights(path)) for path in (run_dir.model, run_dir.ema)}
     state = torch.load(run_dir.checkpoints / "state.pt", weights_only=True)
     state.pop("seconds")
     metrics = [{k: v for k, v in record.items() if k not in runs.TIMING} for record in run_dir.metrics()]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vfmlab.errors import TrainingError
-from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows
+from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows, release
 from vfmlab.training.task import Task, apply, select
 
 
@@ -34,8 +34,7 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
     try:
         return measure_prepared(task, objective, accelerator, steps)
     finally:
-        accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
-        accelerator.free_memory()
+        release(task, objective, accelerator)
 
 
 def measure_prepared(task: Task, objective: nn.Module, accelerator: Accelerator, steps: int = 3) -> dict[str, Any]:

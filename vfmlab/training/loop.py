@@ -27,7 +27,7 @@ from vfmlab.training import checkpoint, dryrun
 from vfmlab.training.average import Average
 from vfmlab.training.guards import Guard
 from vfmlab.training.schedule import Clock, rate
-from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows
+from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows, release
 from vfmlab.training.stop import Stop
 from vfmlab.training.task import Task, apply, indices, select
 
@@ -415,11 +415,9 @@ class _Loop:
         if self.train.logger != "none":
             acc.end_training()
         if hasattr(self, "objective"):
-            acc.unwrap_model(self.objective, keep_fp32_wrapper=False)
+            release(self.task, self.objective, acc)
         for name in ("objective", "optimizer", "average", "parameters", "stream"):
             self.__dict__.pop(name, None)
-        self.task.objective.zero_grad(set_to_none=True)
-        acc.free_memory()
         gc.collect()
 
 

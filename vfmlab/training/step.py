@@ -58,6 +58,14 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     )
 
 
+def release(task: Task, objective: nn.Module, accelerator: Accelerator) -> None:
+    """Undo what accelerate's prepare did to `task.objective`, and let go of gradients and accelerate's references."""
+    accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
+    task.objective.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
+    task.objective.zero_grad(set_to_none=True)
+    accelerator.free_memory()
+
+
 def my_rows(train: Train, accelerator: Accelerator) -> slice:
     """This process's rows of the global batch; :class:`ConfigError` where the batch does not divide."""
     processes = accelerator.num_processes

@@ -1,0 +1,342 @@
+"""The loop on a toy: what it yields, what it writes, how it is stopped, and that its gradients are means."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from PIL import Image
+from toy import ToyTask, outcome, toy_run, train_toy
+
+from vfmlab import runs
+from vfmlab.config import Train
+from vfmlab.errors import ConfigError, DataError, RunError, TrainingError
+from vfmlab.training import dryrun
+from vfmlab.training.average import Average
+from vfmlab.training.checkpoint import read_weights
+from vfmlab.training.loop import fit
+from vfmlab.training.schedule import Clock, rate
+from vfmlab.training.step import pick_precision
+
+
+def test_events_and_files(tmp_path):
+    run_dir, events, task = train_toy(tmp_path, samples=128, evaluate_at=(50, 128))
+    kinds = [(event.kind, event.samples) for event in events]
+    assert kinds == [
+        ("start", 0), ("step", 32), ("step", 64), ("preview", 64), ("evaluation", 64), ("checkpoint", 64),
+        ("step", 96), ("step", 128), ("preview", 128), ("evaluation", 128), ("checkpoint", 128), ("finish", 128),
+    ]  # fmt: skip
+    assert {event.run_id for event in events} == {run_dir.id}
+    assert events[-2].seconds_left == 0
+    assert events[3].data["images"].shape == (4, 3, 4, 4)
+    assert not torch.equal(events[3].data["images"], events[3].data["raw"])
+    assert run_dir.status().state == "finished"
+    assert run_dir.status().samples == 128
+    step = run_dir.metrics("step")[0]
+    assert (step["step"], step["samples"], step["lr"], step["seen"]) == (2, 32, 1e-3, 8.0)
+    assert [record["samples"] for record in run_dir.metrics("evaluation")] == [64, 128]
+    _, metadata = read_weights(run_dir.ema)
+    assert (metadata["samples"], metadata["ema_samples"], metadata["kind"]) == ("128", "128", "pretrain")
+    assert {path.name for path in run_dir.images.iterdir()} == {
+        f"{n:010d}_{which}.png" for n in (64, 128) for which in ("raw", "ema")
+    }
+    assert Image.open(next(run_dir.images.iterdir())).size == (4 * 6 + 2, 8)
+    assert task.closed
+    assert task.order == list(range(8))
+    assert (run_dir.path / "finished.txt").exists()
+    assert run_dir.env()["device"] == "cpu"
+    assert [event.kind for event in fit(task, run_dir)] == ["skip"]
+
+
+def test_average_is_another_file_and_shares_the_vfm(tmp_path):
+    task = ToyTask(toy_run())
+    average = Average(task.weights, task.train)
+    assert average.module.__dict__["vfm"] is task.shared
+    assert task.weights.__dict__["vfm"] is task.shared
+    assert not average.module.training
+    run_dir, *_ = train_toy(tmp_path, samples=64)
+    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    assert raw.keys() == ema.keys()
+    assert not torch.equal(raw["decoder.weight"], ema["decoder.weight"])
+    run_dir, *_ = train_toy(tmp_path, samples=64, ema_halflife=0)
+    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    assert torch.equal(raw["decoder.weight"], ema["decoder.weight"])
+
+
+def test_average_against_its_definition():
+    """Half-life in samples, and timm's warm-up, from the formulas."""
+    train = Train(samples=1, batch=10, ema_halflife=40)
+    weights = torch.nn.Linear(1, 1, bias=False)
+    average, expected = Average(weights, train), 0.0
+    for n in range(1, 40):
+        with torch.no_grad():
+            weights.weight.fill_(n)
+        average.update()
+        decay = min(0.5 ** (10 / 40), 1 - n ** (-2 / 3)) if n > 1 else 0.0
+        expected = decay * expected + (1 - decay) * n
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert average.samples == 390
+
+
+def test_schedule():
+    train = Train(samples=1000, batch=10, warmup=100, schedule="cosine")
+    assert [rate(train, n) for n in (0, 40, 90, 100, 550, 1000)] == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
+    assert rate(Train(samples=1000, schedule="linear"), 250) == 0.75
+    assert rate(Train(samples=1000), 990) == 1.0
+
+
+def test_time_left_ignores_a_slow_start():
+    clock = Clock()
+    assert clock.left(10, {}) is None
+    for seconds in (60.0, 0.5, 0.5, 0.5):
+        clock.step(seconds)
+    clock.extra("preview", 3.0)
+    assert clock.left(10, {"preview": 2, "evaluate": 1}) == pytest.approx(11.0)
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    """Gradients are means over the global batch, never sums over its parts."""
+    one, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=128)
+    four, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=128, accumulation=4)
+    left, right = read_weights(one.model)[0], read_weights(four.model)[0]
+    for key in left:
+        torch.testing.assert_close(left[key], right[key], rtol=1e-5, atol=1e-6)
+    for a, b in zip(one.metrics("step"), four.metrics("step"), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_batches_that_do_not_divide(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.batch 16 does not divide.*3 accumulation.*multiple of 3"):
+        train_toy(tmp_path, accumulation=3)
+
+
+def test_what_trains(tmp_path):
+    before = ToyTask(toy_run()).weights.state_dict()
+    run_dir, *_ = train_toy(tmp_path, trains=("decoder.*",), samples=64)
+    after, _ = read_weights(run_dir.model)
+    changed = {key for key in before if "num_batches" not in key and not torch.equal(before[key], after[key])}
+    assert changed == {"decoder.weight", "decoder.bias", "encoder.1.running_mean", "encoder.1.running_var"}
+    with pytest.raises(ConfigError, match=r"'decodr\.\*' matches no parameter of the pretrain .did you mean 'decoder"):
+        train_toy(tmp_path, trains=("encoder.*", "decodr.*"))
+    with pytest.raises(ConfigError, match="leaves nothing of the pretrain to train"):
+        train_toy(tmp_path, trains=())
+
+
+def test_precision(monkeypatch):
+    def pick(precision, device="cpu"):
+        return pick_precision(Train(samples=1, precision=precision), torch.device(device))
+
+    assert (pick("fp32"), pick("bf16"), pick("auto", "mps")) == ("no", "bf16", "no")
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
+        pick("fp16")
+    for avx, amx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert pick("auto") == expected
+
+
+def test_phases_of_different_precision_in_one_process(tmp_path):
+    order = ("bf16", "fp32", "bf16")
+    seen = [train_toy(tmp_path, seed=i, samples=32, precision=p)[1][0].data["precision"] for i, p in enumerate(order)]
+    assert seen == ["bf16", "no", "bf16"]
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path):
+    run = toy_run(samples=32)
+    task, run_dir = ToyTask(run), runs.create(run, tmp_path)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    list(fit(task, run_dir, device="cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_closing_the_generator_saves_and_frees(tmp_path):
+    run = toy_run()
+    run_dir, task = runs.create(run, tmp_path), ToyTask(run)
+    events = fit(task, run_dir, device="cpu")
+    while next(events).samples < 96:
+        pass
+    events.close()
+    status = run_dir.status()
+    assert (status.state, status.samples) == ("interrupted", 96)
+    assert torch.load(run_dir.checkpoints / "state.pt", weights_only=True)["step"] == 6
+    assert task.closed
+    assert all(parameter.grad is None for parameter in task.objective.parameters())
+    assert "forward" not in task.objective.__dict__
+    gone = weakref.ref(task.weights)
+    del task, events
+    gc.collect()
+    assert gone() is None
+    again = list(fit(ToyTask(run), run_dir, device="cpu"))
+    assert (again[0].data["resumed"], again[-1].kind) == (96, "finish")
+
+
+class Interrupting(ToyTask):
+    """Sends a signal to its own process in one of its phases."""
+
+    def __init__(self, run, phase, number=signal.SIGINT):
+        super().__init__(run)
+        self.phase, self.number = phase, number
+        self.objective.register_forward_hook(lambda *_: self.strike("step") if len(self.order) == 5 else None)
+
+    def strike(self, phase):
+        if phase == self.phase:
+            self.phase = ""
+            os.kill(os.getpid(), self.number)
+
+    def prepare(self, run_dir, fresh):
+        yield "cache", 0, 1
+        self.strike("prepare")
+        yield "cache", 1, 1
+
+    def preview(self, weights):
+        self.strike("preview")
+        return super().preview(weights)
+
+    def evaluate(self, weights, samples):
+        self.strike("evaluate")
+        return super().evaluate(weights, samples)
+
+    def finish(self, weights, run_dir):
+        self.strike("finish")
+        super().finish(weights, run_dir)
+
+    def stream(self, start_step, rows):
+        for step, batch in enumerate(super().stream(start_step, rows), start_step):
+            if step == 3:
+                self.strike("data")
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("phase", "saved"), [("prepare", 0), ("data", 3), ("step", 5), ("preview", 4), ("evaluate", 7), ("finish", 8)]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_in_each_phase_lose_nothing(tmp_path, phase, saved, number):
+    """The step under way is completed and saved; the run goes on and ends like an uninterrupted one."""
+    run = toy_run(samples=128, evaluate_at=(100,))
+    run_dir = runs.create(run, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        list(fit(Interrupting(run, phase, number), run_dir, device="cpu"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert run_dir.status().state == "interrupted"
+    assert run_dir.status().samples == 16 * saved
+    list(fit(Interrupting(run, ""), run_dir, device="cpu"))
+    whole = runs.create(run, tmp_path / "b")
+    list(fit(Interrupting(run, ""), whole, device="cpu"))
+    assert outcome(run_dir) == outcome(whole)
+
+
+def test_ctrl_c_in_the_consumer_is_the_consumers(tmp_path):
+    """Between events the loop's handler is off: an abandoned generator swallows nobody's Ctrl-C."""
+    run = toy_run()
+    events = fit(ToyTask(run), runs.create(run, tmp_path), device="cpu")
+    next(events)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal arrives a moment later
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    events.close()
+
+
+def test_in_another_thread(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(train_toy(tmp_path, samples=64)[1]))
+    thread.start()
+    thread.join(120)
+    assert done[-1].kind == "finish"
+
+
+def test_errors_mark_the_run_failed(tmp_path):
+    class Broken(ToyTask):
+        def stream(self, start_step, rows):
+            return iter([])
+
+    run = toy_run()
+    run_dir = runs.create(run, tmp_path)
+    with pytest.raises(DataError, match="ended at step 0"):
+        list(fit(Broken(run), run_dir, device="cpu"))
+    assert run_dir.status().state == "failed"
+    assert "ended at step 0" in run_dir.status().message
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    run = toy_run()
+    run_dir = runs.create(run, tmp_path)
+    events = fit(ToyTask(run), run_dir, device="cpu")
+    next(events)
+    with pytest.raises(RunError, match="is being trained by process"):
+        next(fit(ToyTask(run), run_dir, device="cpu"))
+    events.close()
+    assert run_dir.status().state == "interrupted"
+
+
+def test_out_of_memory_says_what_to_change(tmp_path):
+    class Greedy(ToyTask):
+        def preview(self, weights):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nmore lines")
+
+    run = toy_run()
+    run_dir = runs.create(run, tmp_path)
+    with pytest.raises(TrainingError, match=r"out of memory.*train\.accumulation=2.*train\.batch=8") as caught:
+        list(fit(Greedy(run), run_dir, device="cpu"))
+    assert "\n" not in str(caught.value)
+    assert run_dir.status().state == "failed"
+
+
+def test_dry_run_measures_and_restores(tmp_path):
+    task = ToyTask(toy_run())
+    before = {key: value.clone() for key, value in task.objective.state_dict().items()}
+    facts = dryrun.measure(task, device="cpu")
+    assert facts["seconds_per_step"] > 0
+    assert facts["peak_bytes"] > 1e6
+    assert (facts["batch"], facts["device"], facts["parameters"]) == (16, "cpu", 8 * 16 + 16 + 32 + 16 * 8 + 8 + 8)
+    after = task.objective.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert "forward" not in task.objective.__dict__
+
+
+def test_compile_keeps_the_names(tmp_path):
+    """The averaged weights' names carry no compiler prefix, and the average moves."""
+    run = toy_run(samples=32, compile=True)
+    task = ToyTask(run)
+    task.weights.compile = lambda: type(task.weights).compile(task.weights, backend="eager")
+    list(fit(task, runs.create(run, tmp_path), device="cpu"))
+    run_dir = runs.create(run, tmp_path)
+    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    assert raw.keys() == ema.keys() == ToyTask(run).weights.state_dict().keys()
+    assert not torch.equal(ema["decoder.weight"], ToyTask(run).weights.decoder.weight)
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    run_dir, *_ = train_toy(tmp_path, samples=32, logger="tensorboard")
+    assert list(run_dir.path.rglob("events.out.tfevents.*"))
+
+
+def test_a_missing_logger_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"train\.logger=trackio needs a package"):
+        train_toy(tmp_path, samples=32, logger="trackio")
+
+
+def test_training_imports_no_optional_package():
+    code = (
+        "import sys, tempfile; from toy import train_toy; train_toy(tempfile.mkdtemp(), samples=16);"
+        "bad = {'gradio', 'jupyter', 'plotly', 'papermill', 'tensorboard', 'matplotlib', 'torch_fidelity'};"
+        "sys.exit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
