@@ -131,7 +131,7 @@ class PocketObjective(nn.Module):
         self.supervised = objective != "mae"
         if not self.supervised:
             return
-        if not hasattr(source, "factors"):
+        if source.factors(torch.arange(1)) is None:
             raise ConfigError(
                 f"pretrain.objective '{objective}' needs the true factors of procedural scenes; "
                 "set data.source=scenes:other, or pretrain.objective=mae"

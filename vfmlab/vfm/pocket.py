@@ -157,7 +157,7 @@ def untrained() -> PocketNet:
     net = PocketNet().train()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = 1.0
-    images = F.interpolate(torch.randn(256, 3, 8, 8), (32, 32), mode="bicubic", align_corners=False)
+    images = F.interpolate(torch.randn(64, 3, 8, 8), (32, 32), mode="bicubic", align_corners=False)
     net(images.clamp(-1, 1))
     return net
 

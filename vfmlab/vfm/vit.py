@@ -175,7 +175,7 @@ def locate(facts: Facts, weights: str) -> Path:
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
             f"vfm.weights 'pretrained': no '{facts.name}' in {constants.HF_HUB_CACHE} "
-            f"and no download ({type(error).__name__}); on a machine with network run `hf download {facts.hub} {_FILE}` "
+            f"and no download ({type(error).__name__}); with network, run `hf download {facts.hub} {_FILE}` "
             f"and copy the cache, or copy that file here and set vfm.weights=PATH/{_FILE}"
         ) from None
 
