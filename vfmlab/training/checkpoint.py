@@ -12,7 +12,7 @@ old checkpoint is untouched.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (on the CPU) and metadata of a safetensors file; :class:`CheckpointError` for anything else."""
+    return _open(path, lambda file: ({key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})))  # noqa: SIM118
+
+
+def _open(path: str | Path, read: Callable[[Any], Any]) -> Any:
     path = Path(path)
     try:
         with open(path, "rb") as handle:
@@ -50,12 +54,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"'{path}' is a pickle, which can run code when read; convert it to safetensors first")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return read(file)
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
         raise CheckpointError(
             f"'{path}' ({size} bytes) is truncated or not safetensors ({error}); copy it again, or train the run again"
         ) from None
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a weights file, without its tensors."""
+    return _open(path, lambda file: dict(file.metadata() or {}))
 
 
 def load_weights(module: nn.Module, path: str | Path) -> dict[str, str]:

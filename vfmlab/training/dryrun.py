@@ -19,7 +19,8 @@ from vfmlab.training.task import Task, apply, select
 def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, Any]:
     """Seconds and peak memory of a training step of `task`, which is left as it was.
 
-    Runs whole steps (forward, backward, optimiser, average) at the full batch on `task.example(rows)`.
+    Runs whole steps (forward, backward, optimiser) at the full batch on `task.example(rows)`, those of
+    `task.costly_steps` (full resolution where steps differ), with the memory of the average set aside.
 
     Returns:
         "seconds_per_step" (median without the first), "peak_bytes" (device memory on CUDA, of the process elsewhere),
@@ -49,7 +50,7 @@ def measure_prepared(task: Task, objective: nn.Module, accelerator: Accelerator,
         optimizer = make_optimizer(task, parameters, device)
         batch = apply(task.example(rows), lambda tensor: tensor.to(device))
         average = [value.detach().clone() for value in task.weights.state_dict().values()]  # what the average takes
-        for step in range(steps):
+        for step in task.costly_steps(steps):
             begin = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             backward(task, objective, accelerator, batch, rows, step)

@@ -118,12 +118,12 @@ class _Loop:
     def _life(self) -> Iterator[Event]:
         saved = self._set_up()
         self._status(state="running", message="")
-        yield self.event("start", resumed=self.samples, precision=self.accelerator.mixed_precision)
-        for what, done, of in self.task.prepare(self.run_dir, fresh=saved is None):
-            yield Event("step", self.run_dir.id, what, done, of)
+        yield from self._prepare(fresh=saved is None)
+        self._wrap()
+        facts = {"resumed": self.samples, "precision": self.accelerator.mixed_precision}
         if saved is None and self.accelerator.device.type == "cuda":
-            facts = dryrun.measure_prepared(self.task, self.objective, self.accelerator)
-            yield Event("step", self.run_dir.id, "dry run", 1, 1, data=facts)
+            facts |= dryrun.measure_prepared(self.task, self.objective, self.accelerator)
+        yield self.event("start", **facts)
         self._start(saved)
         yield from self._after_step()
         while self.step < self.steps:
@@ -136,10 +136,11 @@ class _Loop:
         yield self.event("finish", seconds=self.seconds)
 
     def _set_up(self) -> dict[str, Any] | None:
-        """Everything on its device; returns the checkpoint's tensors and state, None for a fresh run."""
-        task, train, acc = self.task, self.train, self.accelerator
-        self.rows = my_rows(train, acc)
+        """Everything on its device; returns what was saved, None for a fresh run."""
+        task, acc = self.task, self.accelerator
+        self.rows = my_rows(self.train, acc)
         self.stop.together = acc.num_processes > 1
+        self.parameters = select(task)
         if self.main:
             checkpoint.recover(self.run_dir)
             self.run_dir.save_env(
@@ -151,22 +152,41 @@ class _Loop:
             )
         acc.wait_for_everyone()
         saved = checkpoint.load(self.run_dir)
-        self.parameters = select(task)
         task.objective.to(acc.device).train()
-        self.optimizer = make_optimizer(task, self.parameters, acc.device)
+        if saved is None:
+            return None
+        model, ema, state = saved
+        checkpoint.put(task.weights, model, "model.safetensors")
+        self.step = state["step"]
+        return {"ema": ema, **state}
+
+    def _prepare(self, fresh: bool) -> Iterator[Event]:
+        """The task's own preparations, each bracketed by a "start" and a "finish" of its name."""
+        phase = None
+        with self._evaluating():
+            for what, done, of in self.task.prepare(self.run_dir, fresh):
+                if phase != what:
+                    if phase is not None:
+                        yield Event("finish", self.run_dir.id, phase)
+                    yield Event("start", self.run_dir.id, what, 0, of)
+                    phase = what
+                yield Event("step", self.run_dir.id, what, done, of)
+                if time.time() - self.beat > BEAT:
+                    self._status()
+        if phase is not None:
+            yield Event("finish", self.run_dir.id, phase)
+
+    def _wrap(self) -> None:
+        """Optimiser, compiler and accelerate's wrappers, around weights that are now at their start."""
+        task, train, acc = self.task, self.train, self.accelerator
         if train.compile:
             for module in task.compiled:
                 module.compile()
-        self.objective, self.optimizer = acc.prepare(task.objective, self.optimizer)
+        optimizer = make_optimizer(task, self.parameters, acc.device)
+        self.objective, self.optimizer = acc.prepare(task.objective, optimizer)
         self.guard = Guard(train)
         if train.logger != "none":
             acc.init_trackers("vfmlab", {"run": self.run_dir.id})
-        if saved is not None:
-            model, ema, state = saved
-            checkpoint.put(task.weights, model, "model.safetensors")
-            self.step = state["step"]
-            return {"ema": ema, **state}
-        return None
 
     @torch.no_grad()
     def _start(self, saved: dict[str, Any] | None) -> None:

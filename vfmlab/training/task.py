@@ -61,7 +61,16 @@ class Task:
 
     def example(self, rows: slice) -> Any:
         """A batch as large as any, for the memory dry run; may be random where real ones need other runs."""
-        return next(iter(self.stream(0, rows)))
+        batches = iter(self.stream(0, rows))
+        try:
+            return next(batches)
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
+
+    def costly_steps(self, n: int) -> list[int]:
+        """Step numbers whose random choices make the most expensive steps, for the dry run."""
+        return list(range(n))
 
     def preview(self, weights: nn.Module) -> Tensor | None:
         """Pictures that show how far `weights` are, always of the same inputs: N 3 H W in [-1, 1]."""
