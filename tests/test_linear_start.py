@@ -79,6 +79,15 @@ def test_at_least_as_good_as_patch_pca():
     assert reported >= pca_psnr(images, 6, 4) - 0.01
 
 
+def test_the_reported_figure_is_that_of_the_linear_paths():
+    images = smooth()
+    start = LinearStart.for_pixels(6, 4)
+    reported = fit(Reader(start, {}), [images])
+    with torch.no_grad():
+        out = F.pixel_shuffle(start.write(start.read(start.arrange(images, (4, 4)))), 4)
+    assert psnr(out, images) == pytest.approx(reported, abs=1e-3)
+
+
 def test_all_channels_lose_nothing():
     assert fit(Reader(LinearStart.for_pixels(12, 2), {}), [smooth()]) > 60
 
