@@ -51,12 +51,16 @@ def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0, str
     try:
         for event in events:
             if mode == "bar":
-                if event.kind == "start":
-                    bar = tqdm(total=event.total, initial=event.samples, desc=event.phase, unit="img", unit_scale=True, file=stream)
-                elif event.kind == "step" and bar is not None:
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in list(event.data.items())[:4] if isinstance(v, int | float)}, refresh=False)
+                if event.kind in ("start", "step"):  # preparations (a latent cache, say) are steps of a phase of their own
+                    if bar is None or bar.desc.removesuffix(": ") != event.phase:
+                        if bar is not None:
+                            bar.close()
+                        bar = tqdm(total=event.total, initial=event.samples, desc=event.phase, unit="img", unit_scale=True, file=stream)
+                    numbers = {k: f"{v:.3g}" for k, v in list(event.data.items())[:4] if event.kind == "step" and isinstance(v, float)}
+                    bar.set_postfix(numbers, refresh=False)
                     bar.update(event.samples - bar.n)
                 elif event.kind == "finish" and bar is not None:
+                    bar.update(event.total - bar.n)
                     bar.close()
                     bar = None
                 elif event.kind in ("warning", "evaluation", "skip"):

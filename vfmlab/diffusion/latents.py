@@ -120,7 +120,7 @@ def build(
             done += len(indices)
             yield min(done * world, total), total
         with beside(file) as temporary:
-            save_file({key: torch.cat(value) for key, value in parts.items()}, temporary, {"fingerprint": wanted})
+            save_file({key: torch.cat(value).contiguous() for key, value in parts.items()}, temporary, {"fingerprint": wanted})
     _wait(files)
     yield total, total
 
