@@ -21,7 +21,7 @@ NMS = "operator torchvision::nms does not exist"
 @pytest.fixture(scope="module")
 def healthy() -> dict:
     """What the probe finds in this environment."""
-    return doctor.probe()
+    return doctor.probe(timeout=280)
 
 
 def states(checks) -> dict[str, str]:
