@@ -298,7 +298,7 @@ def class_samples(model: Any, root: str | Path = "runs", per_class: int = 1, see
     return last.images
 
 
-def sample_rows(model: Any, root: str | Path = "runs", variants: Mapping[str, Mapping[str, Any]] = {}, per_class: int = 1, seed: int = 0) -> go.Figure:  # noqa: B006
+def sample_rows(model: Any, root: str | Path = "runs", variants: Mapping[str, Mapping[str, Any]] = {}, per_class: int = 1, seed: int = 0) -> go.Figure:
     """One row per variant of `api.sample`'s arguments (or `ema`), same noise and classes in every row."""
     return viz.rows({name: class_samples(model, root, per_class, seed, **how) for name, how in variants.items()})
 

@@ -66,7 +66,7 @@ def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0, str
                 elif event.kind in ("warning", "evaluation", "skip"):
                     tqdm.write(describe(event), file=stream)
             elif mode == "plain" and (event.kind not in ("step", "preview", "checkpoint") or time.monotonic() - last > every):
-                print(describe(event), file=stream, flush=True)  # noqa: T201  (this is what the caller asked for)
+                print(describe(event), file=stream, flush=True)
                 last = time.monotonic() if event.kind == "step" else last
             yield event
     finally:
