@@ -73,6 +73,7 @@ class Registry:
 TOKENIZERS = Registry("tokenizer", "vfmlab.tokenizers")
 DECODERS = Registry("decoder", "vfmlab.decoders")
 LOSSES = Registry("loss", "vfmlab.losses")
+DISCRIMINATORS = Registry("discriminator", "vfmlab.discriminators")
 NETWORKS = Registry("diffusion network", "vfmlab.diffusion")
 FEATURE_SPACES = Registry("feature space", "vfmlab.evaluation")
 IMPORTERS = Registry("released checkpoint family", "vfmlab.weights")

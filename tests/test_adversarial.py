@@ -1,0 +1,285 @@
+"""Adversarial losses, feature matching and preservation against reference values and closed forms; one game played out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vfmlab.discriminators.game import DiscriminatorObjective, judge
+from vfmlab.errors import ConfigError
+from vfmlab.losses.adversarial import Judged, discriminator_losses, generator_loss, ramp
+from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.feature_matching import feature_matching
+from vfmlab.losses.preservation import preservation
+from vfmlab.registry import DISCRIMINATORS, LOSSES
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Posterior
+from vfmlab.weights import import_state_dict
+
+CONTEXT = LossContext(size=16, channels=4, latent_side=4)
+
+
+@dataclass(frozen=True)
+class Full(Reconstruction):
+    """A reconstruction with all that these terms read."""
+
+    judged: dict[str, Judged] = field(default_factory=dict)
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    encoded: Tensor | None = None
+
+
+def full(**parts) -> Full:
+    z = parts.pop("z", torch.zeros(2, 4, 4, 4))
+    image = torch.zeros(2, 3, 16, 16)
+    return Full(image, [image], Posterior(z), z, **parts)
+
+
+def loss(name: str, **options):
+    kind = LOSSES.get(name)
+    return kind(kind.Config(**options), CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def values(golden: Path) -> dict:
+    return json.loads((golden / "discriminator_losses.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def multi(golden: Path):
+    """Logits and maps of the reference's three-scale PatchGAN on real and generated images."""
+    g = load_file(golden / "discriminators.safetensors")
+    sd = {key.removeprefix("multi.sd."): value for key, value in g.items() if key.startswith("multi.sd.")}
+    net = import_state_dict("patchgan", sd, {})
+    with torch.no_grad():
+        return net(g["nlayer.x"], features=True), net(g["multi.x_fake"], features=True), g
+
+
+@pytest.mark.parametrize(("kind", "name"), [("hinge", "hinge"), ("lsgan", "mse"), ("nonsaturating", "bce")])
+def test_losses_equal_the_reference(values: dict, multi, kind: str, name: str):
+    (real, _), (fake, _), _ = multi
+    on_real, on_fake = discriminator_losses(real, fake, kind)
+    assert float(on_real) == pytest.approx(values[f"patchgan_disc_real_{name}"], rel=1e-5)
+    assert float(on_fake) == pytest.approx(values[f"patchgan_disc_fake_{name}"], rel=1e-5)
+    assert float(generator_loss(fake, kind)) == pytest.approx(values[f"patchgan_gen_{name}"], rel=1e-5)
+
+
+def test_projected_losses_equal_the_reference(values: dict, multi):
+    """The reference concatenates the heads' logits; cut into the five heads they must give the same."""
+    real, fake = (multi[2][key].chunk(5, 1) for key in ("logits_real", "logits_fake"))
+    on_real, on_fake = discriminator_losses(real, fake, "hinge")
+    assert float(on_real) == pytest.approx(values["stylegan_t_real_hinge"], rel=1e-5)
+    assert float(on_fake) == pytest.approx(values["stylegan_t_fake_hinge"], rel=1e-5)
+    assert float(generator_loss(fake, "hinge")) == pytest.approx(values["stylegan_t_gen"], rel=1e-5)
+
+
+def test_feature_matching_equals_the_reference(values: dict, multi):
+    (_, real), (_, fake), g = multi
+    assert float(feature_matching(fake, real)) == pytest.approx(values["feature_matching"], rel=1e-5)
+    for scale in range(3):
+        for layer in range(4):
+            found = (fake[scale][layer] - real[scale][layer]).abs().mean()
+            assert float(found) == pytest.approx(float(g[f"multi.l1.{scale}.{layer}"]), rel=1e-5)
+
+
+def test_feature_matching_does_not_depend_on_the_number_of_layers():
+    """Two maps that differ by 1 everywhere weigh as four do (pix2pixHD's 4 / layers), and nothing flows into `real`."""
+    real = [[torch.zeros(2, 3, 4, 4, requires_grad=True) for _ in range(2)]]
+    fake = [[torch.ones(2, 3, 4, 4, requires_grad=True) for _ in range(2)]]
+    value = feature_matching(fake, real)
+    assert value.item() == 4.0
+    value.backward()
+    assert real[0][0].grad is None
+    assert fake[0][0].grad is not None
+
+
+@pytest.mark.parametrize("kind", ["hinge", "lsgan", "nonsaturating"])
+def test_gradients_push_the_right_way(kind: str):
+    """The discriminator raises real and lowers generated logits, the generator raises its own."""
+    real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    sum(discriminator_losses([real], [fake], kind)).backward()
+    assert (real.grad < 0).all()
+    assert (kind == "lsgan") == bool((fake.grad == 0).all())  # LSGAN's target for generated images is 0 itself
+    own = torch.zeros(3, requires_grad=True)
+    generator_loss([own], kind).backward()
+    assert (own.grad < 0).all()
+
+
+def test_scales_of_different_size_weigh_the_same():
+    assert float(generator_loss([torch.ones(2, 100), -torch.ones(2, 1)], "hinge")) == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "factor"), [(0, 0.0), (99, 0.0), (100, 0.0), (125, 0.25), (200, 1.0), (10_000, 1.0)]
+)
+def test_ramp(samples: int, factor: float):
+    assert ramp(samples, 100, 100) == factor
+
+
+def test_ramp_without_warmup_is_a_step():
+    assert [ramp(s, 100, 0) for s in (0, 99, 100, 101)] == [0.0, 0.0, 1.0, 1.0]
+    assert ramp(0, 0, 0) == 1.0
+
+
+# -- terms of a recipe -----------------------------------------------------------------------------------------------
+
+
+def test_adversarial_term_names_its_discriminator():
+    kind = LOSSES.get("adversarial").Config
+    term = kind.model_validate({"weight": 0.5, "discriminator": {"kind": "patchgan", "width": 8}, "start": 100})
+    assert term.discriminator.width == 8
+    assert kind.model_validate(term.model_dump(mode="json")) == term
+    assert kind().discriminator == DISCRIMINATORS.get("patchgan").Config(kind="patchgan")
+    assert kind.model_validate({"discriminator": "projected"}).discriminator.virtual_batch == 8
+    with pytest.raises(ValidationError, match="needs the field 'kind' .choose from: patchgan, projected, rae_dino"):
+        kind.model_validate({"discriminator": {"width": 8}})
+    with pytest.raises(ValidationError, match="widht"):
+        kind.model_validate({"discriminator": {"kind": "patchgan", "widht": 8}})
+    with pytest.raises(ConfigError, match="unknown discriminator 'patch'"):
+        kind.model_validate({"discriminator": "patch"})
+
+
+def test_default_discriminator_never_sees_a_vfm():
+    term = LOSSES.get("adversarial").Config()
+    net = DISCRIMINATORS.get(term.discriminator.kind)(term.discriminator, 32, None)
+    assert not net.hidden
+
+
+def test_discriminator_may_start_before_the_term():
+    term = LOSSES.get("adversarial").Config(start=100, warmup=50, discriminator_start=40, until=300)
+    assert [term.trains_discriminator(s) for s in (39, 40, 299, 300)] == [False, True, True, False]
+    assert [term.scale(s) for s in (40, 100, 125, 150)] == [0, 0, 0.5, 1]
+    assert not LOSSES.get("adversarial").Config(start=100).trains_discriminator(99)
+
+
+def test_adversarial_term_reads_what_was_judged():
+    logits = [torch.randn(2, 1, 3, 3, requires_grad=True)]
+    r = full(judged={"adversarial": Judged(logits)})
+    term = loss("adversarial", loss="lsgan", adaptive=True)
+    assert term.adaptive
+    value = term(r)
+    torch.testing.assert_close(value, (logits[0] - 1).square().mean())
+    value.backward()
+    assert logits[0].grad is not None
+
+
+def test_feature_matching_term():
+    maps = [[torch.ones(2, 3, 4, 4)]]
+    r = full(judged={"adversarial": Judged([torch.zeros(2)], maps, [[torch.zeros(2, 3, 4, 4)]])})
+    assert float(loss("feature_matching")(r)) == 4
+    with pytest.raises(ConfigError, match="losses.patch, which is off"):
+        loss("feature_matching", of="patch")(r)
+    with pytest.raises(ConfigError, match="maps of losses.adversarial were not kept"):
+        loss("feature_matching")(full(judged={"adversarial": Judged([torch.zeros(2)])}))
+    with pytest.raises(ConfigError, match="losses.adversarial, which is off; add losses.adversarial"):
+        loss("adversarial")(full())
+
+
+# -- preservation ----------------------------------------------------------------------------------------------------
+
+
+def test_preservation_closed_forms():
+    new, old = torch.randn(3, 5, 4, 4), torch.randn(3, 5, 4, 4)
+    torch.testing.assert_close(preservation(new, old, "l2"), (new - old).square().mean())
+    assert float(preservation(new, 3 * new, "cosine")) == pytest.approx(0, abs=1e-6)
+    assert float(preservation(new, -new, "cosine")) == pytest.approx(2, abs=1e-6)
+    assert float(preservation(new, 3 * new, "l2")) > 1
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("anchor", ["after", "before"])
+def test_preservation_pulls_the_new_encoding_only(distance: str, anchor: str):
+    new = torch.randn(2, 4, 4, 4, requires_grad=True)
+    old = torch.randn(2, 4, 4, 4, requires_grad=True)
+    parts = {"z": new} if anchor == "after" else {"encoded": new}
+    value = loss("preservation", distance=distance, anchor=anchor)(full(reference={anchor: old}, **parts))
+    value.backward()
+    assert old.grad is None
+    with torch.no_grad():
+        assert preservation(new - 0.1 * new.grad, old, distance) < value
+
+
+def test_preservation_ignores_sampling_noise():
+    """It compares means: a tokenizer with a variance is not pulled by its own noise."""
+    old = torch.randn(2, 4, 4, 4)
+    r = full(z=old, reference={"after": old})
+    noisy = Full(r.target, r.images, Posterior(old, torch.zeros_like(old)), old + 1, reference=r.reference)
+    assert float(loss("preservation")(noisy)) == 0
+
+
+def test_preservation_says_what_is_missing():
+    with pytest.raises(ConfigError, match="needs a stage before this one; remove"):
+        loss("preservation")(full())
+    with pytest.raises(ConfigError, match="and a tokenizer with an adapter"):
+        loss("preservation", anchor="before")(full(reference={"before": torch.zeros(2, 9, 4, 4)}))
+    with pytest.raises(ConfigError, match=r"encodes to \[8, 4, 4\], this one to \[4, 4, 4\]"):
+        loss("preservation")(full(reference={"after": torch.zeros(2, 8, 4, 4)}))
+
+
+# -- the game --------------------------------------------------------------------------------------------------------
+
+
+def small_patchgan(**options):
+    kind = DISCRIMINATORS.get("patchgan")
+    return kind(kind.Config(kind="patchgan", width=8, layers=2, scales=2, **options), 16)
+
+
+def test_judging_leaves_the_discriminator_alone():
+    net = small_patchgan()
+    fake, real = torch.rand(3, 3, 16, 16, requires_grad=True), torch.rand(3, 3, 16, 16)
+    heard = judge(net, fake, real, features=True)
+    (generator_loss(heard.fake, "hinge") + feature_matching(heard.fake_features, heard.real_features)).backward()
+    assert fake.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert not judge(net, fake, real).fake_features
+
+
+def test_feature_matching_of_equal_images_is_zero_under_augmentation():
+    net = small_patchgan(augment=("colour", "translation", "cutout"))
+    same = torch.rand(4, 3, 16, 16) * 2 - 1
+    heard = judge(net, same, same, rng=StepRandom(0, 0, 4), features=True)
+    assert float(feature_matching(heard.fake_features, heard.real_features)) == 0
+
+
+def test_own_step_sends_nothing_to_the_decoder():
+    fake = torch.rand(3, 3, 16, 16, requires_grad=True)
+    net = small_patchgan()
+    value, metrics = DiscriminatorObjective(net, "hinge")(fake, torch.rand(3, 3, 16, 16))
+    value.backward()
+    assert fake.grad is None
+    assert all(p.grad is not None for p in net.parameters())
+    assert set(metrics) == {"real", "fake", "accuracy"}
+
+
+@pytest.mark.parametrize("kind", ["hinge", "lsgan", "nonsaturating"])
+def test_a_game_brings_images_closer(kind: str):
+    """Free pixels against a discriminator: it tells them apart first, then they take on the real images' stripes."""
+    torch.manual_seed(0)
+    net = small_patchgan(augment=("translation",), norm="none")
+    fake = torch.nn.Parameter(torch.zeros(16, 3, 16, 16))
+    own = torch.optim.Adam(net.parameters(), 2e-3, betas=(0.0, 0.99))
+    decoder = torch.optim.Adam([fake], 2e-2, betas=(0.0, 0.99))
+    objective = DiscriminatorObjective(net, kind)
+    stripes = (torch.arange(16) % 4 < 2).float().mul(1.6).sub(0.8).expand(16, 3, 16, 16)
+    accuracies = []
+    for step in range(80):
+        rng = StepRandom(0, step, 16)
+        if step >= 25:
+            decoder.zero_grad()
+            generator_loss(judge(net, fake, stripes, rng=rng).fake, kind).backward()
+            decoder.step()
+        own.zero_grad()
+        value, metrics = objective(fake, stripes, rng=rng)
+        value.backward()
+        own.step()
+        accuracies.append(float(metrics["accuracy"]))
+    assert max(accuracies[:25]) > 0.9
+    assert accuracies[-1] < 0.8  # with the decoder's sign turned round it stays above 0.97
+    columns, rows = (fake.detach().mean((0, 1)).mean(axis).std() for axis in (0, 1))
+    assert columns > 5 * rows

@@ -1,0 +1,126 @@
+"""Adversarial losses on a discriminator's logits, and the term of a recipe that names discriminator, loss and schedule.
+
+Logits come as a list, one tensor per scale or depth; every loss is the mean over the list of the mean over each tensor,
+in fp32. High logits mean "real". The discriminators themselves stand in `vfmlab.discriminators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.losses.base import Loss, LossContext, Reconstruction
+from vfmlab.registry import DISCRIMINATORS, LOSSES
+
+Kind = Literal["hinge", "lsgan", "nonsaturating"]
+
+# (real, generated) for the discriminator, generated for the generator; each from logits to pointwise losses.
+_POINTWISE: dict[str, tuple[Callable, Callable, Callable]] = {
+    "hinge": (lambda x: F.relu(1 - x), lambda x: F.relu(1 + x), lambda x: -x),  # Lim & Ye 1705.02894
+    "lsgan": (lambda x: (x - 1).square(), lambda x: x.square(), lambda x: (x - 1).square()),  # Mao et al. 1611.04076
+    "nonsaturating": (lambda x: F.softplus(-x), F.softplus, lambda x: F.softplus(-x)),  # Goodfellow et al. 1406.2661
+}
+
+
+def _mean(pointwise: Callable, logits: Sequence[Tensor]) -> Tensor:
+    return sum(pointwise(x.float()).mean() for x in logits) / len(logits)
+
+
+def generator_loss(fake: Sequence[Tensor], kind: Kind) -> Tensor:
+    """What the decoder lowers: its images' logits towards "real". hinge: -mean, lsgan: (x - 1)^2, else softplus(-x)."""
+    return _mean(_POINTWISE[kind][2], fake)
+
+
+def discriminator_losses(real: Sequence[Tensor], fake: Sequence[Tensor], kind: Kind) -> tuple[Tensor, Tensor]:
+    """The discriminator's loss on real and on generated images; it lowers their mean."""
+    return _mean(_POINTWISE[kind][0], real), _mean(_POINTWISE[kind][1], fake)
+
+
+def ramp(samples: int, start: int, warmup: int) -> float:
+    """Factor on a term's weight after `samples` images: 0 before `start`, then linearly to 1 over `warmup` images."""
+    if samples < start:
+        return 0.0
+    return 1.0 if samples >= start + warmup else (samples - start) / warmup
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a discriminator says of one batch, for the decoder's terms.
+
+    fake: logits of the decoded images, with gradients. fake_features, real_features: the maps behind the logits of
+    decoded and of target images (the latter without gradients), under the same augmentation; [] where not asked for.
+    """
+
+    fake: list[Tensor]
+    fake_features: list[list[Tensor]] = field(default_factory=list)
+    real_features: list[list[Tensor]] = field(default_factory=list)
+
+
+def judged(r: Reconstruction, loss: str, name: str) -> Judged:
+    """`r.judged[name]`; :class:`ConfigError` if the recipe has no adversarial term of that name."""
+    found = (getattr(r, "judged", None) or {}).get(name)
+    if found is None:
+        raise ConfigError(f"losses.{loss} reads the discriminator of losses.{name}, which is off; add losses.{name}")
+    return found
+
+
+def _discriminator(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, dict):
+        return value
+    if "kind" not in value:
+        raise ValueError(f"needs the field 'kind' (choose from: {', '.join(DISCRIMINATORS.names())})")
+    return DISCRIMINATORS.get(value["kind"]).Config.model_validate(value)
+
+
+AnyDiscriminator = Annotated[SerializeAsAny[config.Section], BeforeValidator(_discriminator)]
+
+
+class Scheduled(config.LossConfig):
+    """A term that begins late: the counts are images seen in the stage."""
+
+    start: int = Field(0, ge=0, description="off before so many samples")
+    warmup: int = Field(0, ge=0, description="the weight then grows linearly over so many samples")
+
+    def scale(self, samples: int) -> float:
+        """Factor on `weight` after `samples` images."""
+        return ramp(samples, self.start, self.warmup)
+
+
+@LOSSES.register("adversarial")
+class Adversarial(Loss):
+    """The generator's loss on `r.judged["adversarial"].fake`.
+
+    The discriminator is no part of this term: whoever trains builds it from `config.discriminator`, trains it with its
+    own optimiser and fills `r.judged` (`vfmlab.discriminators.game`).
+    """
+
+    class Config(Scheduled):
+        discriminator: AnyDiscriminator = Field({"kind": "patchgan"}, validate_default=True)
+        loss: Kind = "hinge"
+        discriminator_start: int | None = Field(
+            None, ge=0, description="the discriminator trains from here on; null: from `start` on"
+        )
+        adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last decoder layer")
+        lr: float | None = Field(None, gt=0, description="of the discriminator; null: the run's")
+        betas: tuple[float, float] | None = Field(None, description="of the discriminator's Adam; null: the run's")
+
+        def trains_discriminator(self, samples: int) -> bool:
+            """Whether the discriminator takes a step after `samples` images of the stage."""
+            first = self.start if self.discriminator_start is None else self.discriminator_start
+            return samples >= first and (self.until is None or samples < self.until)
+
+    def __init__(self, config: Adversarial.Config, context: LossContext):
+        super().__init__(config, context)
+        self.adaptive = config.adaptive
+
+    def value(self, r: Reconstruction) -> Tensor:
+        return generator_loss(judged(r, self.registered_name, self.registered_name).fake, self.config.loss)
