@@ -103,11 +103,12 @@ class ClassifyObjective(nn.Module):
         self.net = judge.Judge(source.class_names)
 
     def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x = to_float(batch.images)
-        x = augment.zoom(x, rng, p=0.5, most=1.15, shift=0.08)
-        x, _, _ = augment.colour(x, rng, p=0.6, strength=0.25)
-        x = augment.noise(augment.blur(x, rng, p=0.5, most=1.6), rng, p=0.5, most=0.3)
-        x = x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.images.device.type, enabled=False):  # pixels have 8 bits, and so has bf16
+            x = to_float(batch.images)
+            x = augment.zoom(x, rng, p=0.5, most=1.15, shift=0.08)
+            x, _, _ = augment.colour(x, rng, p=0.6, strength=0.25)
+            x = augment.noise(augment.blur(x, rng, p=0.5, most=1.6), rng, p=0.5, most=0.3)
+            x = x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         logits = self.net(x)[1]
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.05)
         return loss, {"accuracy": (logits.detach().argmax(1) == batch.labels).float().mean()}
@@ -143,10 +144,10 @@ class PocketObjective(nn.Module):
         self.classes = nn.Linear(self.net.width, source.num_classes) if own else None
 
     def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        clean = to_float(batch.images)
-        clean, mix, shift = augment.colour(clean, rng, p=0.6)
-        x = augment.noise(augment.blur(clean, rng, p=0.2, most=1.2), rng, p=0.3, most=0.2)
-        hidden = self._hidden(x, rng)
+        with torch.autocast(batch.images.device.type, enabled=False):  # pixels have 8 bits, and so has bf16
+            clean, mix, shift = augment.colour(to_float(batch.images), rng, p=0.6)
+            x = augment.noise(augment.blur(clean, rng, p=0.2, most=1.2), rng, p=0.3, most=0.2)
+            hidden = self._hidden(x, rng)
         maps = self.net(x.contiguous(memory_format=torch.channels_last), hidden)
         last = maps[-1].float().flatten(2).transpose(1, 2)  # B N C
         losses = {"mae": self._pixels(last, clean, hidden)}
