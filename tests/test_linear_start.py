@@ -167,6 +167,17 @@ def test_starts_near_the_linear_solution_and_learns_on():
     assert results[True] > results[False] + 3
 
 
+def test_adaptive_weights_are_taken_where_gradients_have_full_size():
+    tokenizer = vae(channels=6, linear_start=True)
+    fit(tokenizer, [smooth()])
+    layer = tokenizer.last_encoder_layer()
+    images = smooth(32, seed=5)
+    z = tokenizer.posterior(images).mode()
+    reconstruction = (tokenizer.decode_raw(z)[0] - images).abs().mean()
+    there, behind = torch.autograd.grad(reconstruction, [layer, tokenizer.quant.weight])
+    assert there.norm() > 10 * behind.norm()
+
+
 def test_lower_resolutions_get_the_averaged_path():
     start = LinearStart.for_pixels(6, 4)
     fit(Reader(start, {}), [smooth()])

@@ -71,7 +71,8 @@ class PlainVAE(Tokenizer):
         return images if self.start is None else self.start.decode(images, z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant.weight
+        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's epsilon.
+        return self.quant.weight if self.start is None else self.start.read.weight
 
 
 @TOKENIZERS.register("va_vae")
