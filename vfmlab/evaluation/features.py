@@ -122,11 +122,9 @@ class VisionModelSpace(FeatureSpace):
 
 
 @FEATURE_SPACES.register("timm")
-class TimmSpace(VisionModelSpace):
+def timm_space(name: str, size: int, root: str | Path) -> FeatureSpace:
     """`timm:NAME`: any vision transformer of timm."""
-
-    def __init__(self, name: str, size: int, root: str | Path):
-        super().__init__(f"timm:{name}", size, root)
+    return VisionModelSpace(f"timm:{name}", size, root)
 
 
 @FEATURE_SPACES.register("inception")

@@ -71,7 +71,7 @@ def evaluate_generation(
             seen = setup.space(as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes)))
             samples.update(seen.features)
             if judged is None:
-                hits += int((seen.logits.argmax(1).cpu() == labels).sum())
+                hits += int((setup.told(seen.logits) == labels).sum())
             if setup.space.name == "inception":
                 logits.append(seen.logits.cpu())
             if progress is not None:

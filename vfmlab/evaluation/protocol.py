@@ -131,12 +131,18 @@ class Setup:
     @property
     def judged(self) -> str | None:
         """Why the feature space cannot tell the classes of this data; None where it can."""
-        known, wanted = self.space.class_names, self.source.class_names
+        known = self.space.class_names
         if known is None:
             return f"feature space '{self.space.name}' knows no classes"
-        if known != wanted:
-            return f"feature space '{self.space.name}' was trained on other classes than those of '{self.cfg.source}'"
+        missing = [name for name in self.source.class_names if name not in known]
+        if missing:
+            return f"feature space '{self.space.name}' has not learnt class '{missing[0]}' of '{self.cfg.source}'"
         return None
+
+    def told(self, logits: Tensor) -> Tensor:
+        """Labels (long B, on the CPU) that the judge gives, among the classes of this data; only where `judged` is None."""
+        columns = [self.space.class_names.index(name) for name in self.source.class_names]
+        return logits[:, columns].argmax(1).cpu()
 
 
 def open_setup(

@@ -85,7 +85,7 @@ def measure(
             seen = setup.space(restored)
             own.update(seen.features)
             if judged is None:
-                hits += int((seen.logits.argmax(1).cpu() == batch.labels).sum())
+                hits += int((setup.told(seen.logits) == batch.labels).sum())
             if kept < KEPT_LATENTS:
                 latents.append(normalised(tokenizer, raw)[: KEPT_LATENTS - kept].cpu())
                 labels.append(batch.labels[: KEPT_LATENTS - kept])
