@@ -219,4 +219,15 @@ def test_judged_says_why_not():
     assert "knows no classes" in setup(BASE).judged
     names = data.open_source(CFG, "val").class_names
     assert setup(BASE, space=Toy(names)).judged is None
-    assert "other classes" in setup(BASE, space=Toy(names[::-1])).judged
+    assert f"has not learnt class '{names[-1]}'" in setup(BASE, space=Toy(names[:-1])).judged
+
+
+def test_classes_are_matched_by_name():
+    """A space may know more classes, in another order: its choice is among the classes of the data."""
+    names = data.open_source(CFG, "val").class_names
+    s = setup(BASE, space=Toy(["another", *names[::-1]]))
+    assert s.judged is None
+    logits = torch.zeros(3, len(names) + 1)
+    logits[0, len(names)] = logits[1, 1] = logits[2, len(names) - 2] = 1  # first, last and third class of the data
+    logits[2, 0] = 2  # the class that the data does not have
+    assert s.told(logits).tolist() == [0, len(names) - 1, 2]
