@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +174,8 @@ def locate(facts: Facts, weights: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
+        if not getproxies():  # without a network the hub's client would try again for half a minute
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
         return Path(hf_hub_download(facts.hub, _FILE))
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
