@@ -59,6 +59,19 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.mlp[0].weight.dtype))
 
 
+class FourierEmbedding(nn.Module):
+    """t -> D: sines and cosines of 2 pi w t at fixed random frequencies w ~ N(0, 1), then a two-layer MLP (RAE)."""
+
+    def __init__(self, width: int, count: int = 256):
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.randn(count), requires_grad=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = 2 * math.pi * t.float()[:, None] * self.frequencies.float()
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with optional norm of queries and keys and rotary positions.
 
@@ -134,9 +147,13 @@ class FinalLayer(nn.Module):
         self.norm = RMSNorm(width) if norm == "rms" else LayerNorm(width)
         self.modulation, self.linear = nn.Linear(width, 2 * width), nn.Linear(width, out)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def modulated(self, x: Tensor, c: Tensor) -> Tensor:
+        """What the projection reads: B N D."""
         shift, scale = self.modulation(c).to(x.dtype).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm(x), scale, shift))
+        return modulate(self.norm(x), scale, shift)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.linear(self.modulated(x, c))
 
 
 def unpatchify(x: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
@@ -157,7 +174,7 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, TimeEmbedding):
+        if isinstance(module, TimeEmbedding | FourierEmbedding):
             module.apply(lambda m: nn.init.normal_(m.weight, std=0.02) if isinstance(m, nn.Linear) else None)
     for name, module in network.named_modules():
         if name.endswith("modulation") or isinstance(module, FinalLayer):

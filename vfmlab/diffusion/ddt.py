@@ -1,0 +1,107 @@
+"""DiT with a decoupled head (DDT, arXiv 2504.05741), in the form of RAE's DiT-DH (arXiv 2510.11690, section 5).
+
+A deep encoder of ordinary width reads the noisy latents and gives one condition per token; a shallow head, which may be
+much wider (RAE latents have 768 channels), reads the noisy latents again and predicts the velocity under that condition.
+The two are methods of their own, `encode` and `head`, so that one encoding can serve several steps of the head.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.diffusion.blocks import Block, FinalLayer, FourierEmbedding, initialise, unpatchify
+from vfmlab.diffusion.dit import Shape, pick, token_grid
+from vfmlab.nn.rope import rotary_table, sincos_table
+from vfmlab.registry import NETWORKS
+
+
+@NETWORKS.register("ddt")
+class DDT(nn.Module):
+    """Velocity network with encoder and head; arguments and contract as :class:`vfmlab.diffusion.dit.LightningDiT`."""
+
+    class Config(Shape):
+        kind: str = "ddt"
+        head_width: int = Field(2048, ge=8, description="RAE: wider than the latents have channels")
+        head_depth: int = Field(2, ge=1)
+        head_heads: int = Field(16, ge=1)
+        mlp_ratio: float = Field(4.0, gt=0)
+        qk_norm: bool = Field(False, description="norm of queries and keys; off in RAE")
+        swiglu: bool = True
+        rope: bool = True
+        rmsnorm: bool = Field(True, description="False: layer norm without weights")
+        shift_free: bool = Field(False, description="modulation by scale and gate only")
+        pos_embed: bool = Field(True, description="add a fixed sine-cosine position code to the encoder's tokens")
+
+        @model_validator(mode="after")
+        def _head(self) -> DDT.Config:
+            if self.head_width % (4 * self.head_heads):
+                multiple = 4 * self.head_heads
+                raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads ({multiple})")
+            return self
+
+    def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        width, depth, heads = config.sizes
+        channels, wide = latent_shape[0], config.head_width
+        self.config, self.latent_shape, self.num_classes = config, tuple(latent_shape), num_classes
+        self.grid = token_grid(latent_shape, config.patch)
+        norm = "rms" if config.rmsnorm else "layer"
+        style = (config.mlp_ratio, norm, config.qk_norm, config.swiglu, config.shift_free)
+
+        self.patch_embed = nn.Conv2d(channels, width, config.patch, config.patch)
+        self.time_embed = FourierEmbedding(width)
+        self.label_embed = nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads, *style) for _ in range(depth))
+        self.to_head = nn.Linear(width, wide) if width != wide else nn.Identity()
+        self.head_patch_embed = nn.Conv2d(channels, wide, config.patch, config.patch)
+        self.head_blocks = nn.ModuleList(Block(wide, config.head_heads, *style) for _ in range(config.head_depth))
+        self.final = FinalLayer(wide, config.patch**2 * channels, norm)
+        self.pos_embed = nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
+        tables = [rotary_table(self.grid, d) for d in (width // heads, wide // config.head_heads)] if config.rope else []
+        self.register_buffer("rope", tables[0] if tables else None, persistent=False)
+        self.register_buffer("head_rope", tables[1] if tables else None, persistent=False)
+        initialise(self)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of encoder and head together, as `features_at` counts them."""
+        return len(self.blocks) + len(self.head_blocks)
+
+    def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+        """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as :meth:`forward`."""
+        h = self.patch_embed(x).flatten(2).transpose(1, 2)
+        if self.pos_embed is not None:
+            h = h + self.pos_embed
+        # The release activates the condition, and each block's modulation activates it again; so do we.
+        c = F.silu(F.silu(self.time_embed(t) + self.label_embed(y)))
+        states = [h]
+        for block in self.blocks:
+            h = block(h, c, self.rope)
+            states.append(h)
+        return states
+
+    def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Velocity B C h w under the encoder's last `tokens` (B N D), and the tokens after each block of the head."""
+        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))  # B N wide: a condition per token
+        h = self.head_patch_embed(x).flatten(2).transpose(1, 2)
+        states = []
+        for block in self.head_blocks:
+            h = block(h, c, self.head_rope)
+            states.append(h)
+        return unpatchify(self.final(h, c), self.config.patch, self.grid), states
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the encoder's."""
+        states = self.encode(x, t, y)
+        v, more = self.head(x, t, states[-1])
+        return v if not features_at else (v, pick(dict(enumerate(states + more)), features_at))
+
+
+def time_shift(latent_shape: tuple[int, int, int], base: int = 4096) -> float:
+    """RAE's dimension-dependent shift of training and sampling times: sqrt(C h w / 4096) (section 4.2)."""
+    return float(torch.tensor(latent_shape).prod() / base) ** 0.5
