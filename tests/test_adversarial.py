@@ -178,7 +178,26 @@ def test_feature_matching_term():
     with pytest.raises(ConfigError, match="maps of losses.adversarial were not kept"):
         loss("feature_matching")(full(judged={"adversarial": Judged([torch.zeros(2)])}))
     with pytest.raises(ConfigError, match="losses.adversarial, which is off; add losses.adversarial"):
+        loss("feature_matching")(full())
+    with pytest.raises(ConfigError, match="no discriminator has judged this batch"):
         loss("adversarial")(full())
+
+
+@pytest.mark.parametrize("name", ["adversarial", "feature_matching", "preservation"])
+def test_terms_are_means_over_the_batch_and_fp32(name: str):
+    """A term of the whole batch is the mean of its halves', so several processes add up to one."""
+    draw = torch.Generator().manual_seed(0)
+    logits, ours, theirs = (torch.randn(4, 1, 5, 5, generator=draw) for _ in range(3))
+    z, old = torch.randn(2, 4, 4, 4, 4, generator=draw)
+
+    def part(rows: slice) -> Tensor:
+        heard = Judged([logits[rows]], [[ours[rows]]], [[theirs[rows]]])
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(name)(full(z=z[rows], reference={"after": old[rows]}, judged={"adversarial": heard}))
+
+    whole = part(slice(None))
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(whole, (part(slice(0, 2)) + part(slice(2, 4))) / 2)
 
 
 # -- preservation ----------------------------------------------------------------------------------------------------

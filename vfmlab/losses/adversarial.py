@@ -64,8 +64,10 @@ class Judged:
 
 
 def judged(r: Reconstruction, loss: str, name: str) -> Judged:
-    """`r.judged[name]`; :class:`ConfigError` if the recipe has no adversarial term of that name."""
+    """`r.judged[name]`; :class:`ConfigError` if no discriminator of that name has judged this batch."""
     found = (getattr(r, "judged", None) or {}).get(name)
+    if found is None and loss == name:
+        raise ConfigError(f"losses.{name}: no discriminator has judged this batch; it works in tokenizer training only")
     if found is None:
         raise ConfigError(f"losses.{loss} reads the discriminator of losses.{name}, which is off; add losses.{name}")
     return found
