@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.modulation import Style, modulated_conv
 from vfmlab.nn.norms import group_norm
 
@@ -49,7 +50,7 @@ class ModulatedConvNeXt(nn.Module):
         super().__init__()
         hidden = expansion * channels
         self.activation = ACTIVATIONS[activation]
-        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.depthwise = DepthwiseConv(channels, kernel)
         self.norm = group_norm(channels)
         self.style = Style(style, channels) if style else None
         self.expand_weight = nn.Parameter(torch.randn(hidden, channels, 1, 1) / math.sqrt(channels))
@@ -71,7 +72,7 @@ class ModulatedConvNeXt(nn.Module):
         else:
             y = modulated_conv(y, self.expand_weight, self.style(w), bias=self.expand_bias)
         y = self.contract(self.activation(y))
-        return x + y * self.scale.to(y.dtype)
+        return torch.addcmul(x, y.to(x.dtype), self.scale.to(x.dtype))
 
     def _noise(self, shape: torch.Size) -> Tensor:
         noise = self.noise[None, None]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.nn.convnext import ACTIVATIONS, Activation
+from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.norms import group_norm
 
 
@@ -23,7 +24,7 @@ class LatentFusion(nn.Module):
         super().__init__()
         self.up, self.down, self.activation = up, down, ACTIVATIONS[activation]
         inputs, inner = inputs * down**2, outputs * up**2
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
+        self.depthwise = DepthwiseConv(inputs, 3, bias=False)
         self.pointwise = nn.Conv2d(inputs, inner, 1, bias=False)
         self.norm = group_norm(inner, least=1)
         self.mix = nn.Conv2d(outputs, outputs, 1, bias=False)

@@ -32,7 +32,8 @@ def modulated_conv(
         with torch.autocast(x.device.type, enabled=False):
             norm = style.float().square() @ weight.float().square().sum(dim=(2, 3)).t()
             scale = (norm + EPS).rsqrt()[:, :, None, None]
-        y = y * scale.to(y.dtype)
+        scale = scale.to(y.dtype)
+        return y * scale if bias is None else torch.addcmul(bias.to(y.dtype)[:, None, None], y, scale)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 

@@ -1,17 +1,26 @@
-"""Normalisations shared by the decoders."""
+"""Normalisations shared by the decoders. Statistics are taken in fp32 whatever the activations are."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-def group_norm(channels: int, least: int = 4, most: int = 32) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm in fp32, given back in the input's precision (torch's own bf16 kernel is also slower on the CPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+def group_norm(channels: int, least: int = 4, most: int = 32) -> GroupNorm:
     """GroupNorm with as many groups as divide `channels`, up to `most`, each of at least `least` channels."""
     groups = max(1, min(most, channels // least))
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +32,5 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels, 1, 1) if dim == 1 else torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        norm = wide.norm(dim=self.dim, keepdim=True).clamp_min(1e-12)
-        return (wide / norm * (self.gain * x.shape[self.dim] ** 0.5)).to(x.dtype)
+        unit = F.normalize(x.float(), dim=self.dim)
+        return (unit * (self.gain * x.shape[self.dim] ** 0.5)).to(x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.norms import group_norm
 
 
@@ -36,7 +37,7 @@ class ShuffleUpsample(nn.Module):
         super().__init__()
         self.norm_after = norm_after
         self.norm = group_norm(outputs if norm_after else inputs)
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
+        self.depthwise = DepthwiseConv(inputs, 3, bias=False)
         self.pointwise = nn.Conv2d(inputs, 4 * outputs, 1, bias=False)
         self.blur = BinomialBlur(taps) if taps else nn.Identity()
 
