@@ -1,0 +1,114 @@
+"""2N steps = N steps, kill -9 in the middle of a step, resume, the rest: bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from tiny import KINDS, make_task, tiny_run, train_tiny
+from toy import flat, outcome
+
+from vfmlab import runs
+from vfmlab.training import checkpoint
+from vfmlab.training.loop import fit
+
+
+def killed(root, **options):
+    """Train in a process of its own until it is killed with signal 9."""
+    arguments = json.dumps({"root": str(root), **options})
+    done = subprocess.run([sys.executable, tiny.__file__, arguments], capture_output=True, text=True, timeout=280)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (run_dir,) = runs.scan(root)
+    assert run_dir.status().state == "interrupted"
+    return run_dir
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
+    broken = killed(tmp_path / "killed", kind=kind, kill_step=7)
+    assert broken.metrics("step")[-1]["step"] > 4, "it should have gone past its checkpoint"
+    again, events = train_tiny(kind, tmp_path / "killed")
+    assert again.path == broken.path
+    (start,) = [event for event in events if event.kind == "start" and "resumed" in event.data]
+    assert start.data["resumed"] == 4 * again.config().budget.batch
+    whole, _ = train_tiny(kind, tmp_path / "whole")
+    assert outcome(again) == outcome(whole)
+    steps = [record["step"] for record in again.metrics("step")]
+    assert steps == sorted(set(steps)), "curves must have no doubles"
+    if kind in ("plain_vae", "vfm_vae"):
+        assert flat(checkpoint.read_weights(again.latent_stats)) == flat(checkpoint.read_weights(whole.latent_stats))
+
+
+@pytest.mark.parametrize(("rename", "resumed"), [(8, 64), (10, 128), (12, 128)])
+def test_killed_between_the_renames_of_a_checkpoint(tmp_path, rename, resumed):
+    """The first checkpoint takes six renames; the second is whole from its third on."""
+    killed(tmp_path / "killed", kind="toy", kill_rename=rename)
+    again, events = train_tiny("toy", tmp_path / "killed")
+    assert events[0].data["resumed"] == resumed
+    whole, _ = train_tiny("toy", tmp_path / "whole")
+    assert outcome(again) == outcome(whole)
+
+
+def test_interrupted_at_every_event_equals_uninterrupted(tmp_path):
+    """Whatever the generator has just yielded when it is closed, nothing is lost and nothing is done twice."""
+    whole, events = train_tiny("toy", tmp_path / "whole")
+    for n in range(1, len(events)):
+        run = tiny_run("toy")
+        run_dir = runs.create(run, tmp_path / str(n))
+        generator = fit(make_task(run, tmp_path), run_dir, device="cpu")
+        for _ in range(n):
+            next(generator)
+        generator.close()
+        rest = list(fit(make_task(run, tmp_path), run_dir, device="cpu"))
+        kinds = [event.kind for event in rest if event.kind != "start"]
+        assert kinds == [event.kind for event in events[n:] if event.kind != "start"]
+        assert outcome(run_dir) == outcome(whole), f"after {events[n - 1].kind}"
+
+
+def test_resumed_runs_see_the_same_data(tmp_path):
+    seen = {}
+    for name, stops in {"whole": (None,), "parts": (24, 40, None)}.items():
+        seen[name] = []
+        run = tiny_run("plain_vae")
+        for until in stops:
+            task = make_task(run, tmp_path)
+            task.objective.register_forward_pre_hook(
+                lambda _, args, name=name: seen[name].append((args[0].indices.tolist(), args[0].images.sum().item()))
+            )
+            list(fit(task, runs.create(run, tmp_path / name), until=until, device="cpu"))
+    assert len(seen["whole"]) == 8
+    assert seen["whole"] == seen["parts"]
+
+
+def test_interrupted_while_latents_are_cached(tmp_path):
+    run = tiny_run("diffusion")
+    run_dir = runs.create(run, tmp_path / "a")
+    events = fit(make_task(run, tmp_path / "a"), run_dir, device="cpu")
+    assert (next(events).phase, next(events).phase) == ("latents", "latents")
+    events.close()
+    assert (run_dir.status().state, run_dir.status().samples) == ("interrupted", 0)
+    again = list(fit(make_task(run, tmp_path / "a"), run_dir, device="cpu"))
+    assert again[-1].kind == "finish"
+    assert outcome(run_dir) == outcome(train_tiny("diffusion", tmp_path / "b")[0])
+
+
+def test_latent_statistics_are_in_the_weights(tmp_path):
+    run_dir, events = train_tiny("vfm_vae", tmp_path)
+    assert events[-1].kind == "finish"
+    for path in (run_dir.model, run_dir.ema):
+        tensors, metadata = checkpoint.read_weights(path)
+        assert tensors["stat_count"] == 48
+        assert (tensors["stat_std"] > 0).all()
+        assert metadata["fingerprint"]
+        assert metadata["vfm_fingerprint"]
+        assert not any(key.startswith("vfm.") for key in tensors)
+    stats, facts = checkpoint.read_weights(run_dir.latent_stats)
+    assert torch.equal(stats["mean"], checkpoint.read_weights(run_dir.ema)[0]["stat_mean"])
+    assert facts["fingerprint"] == checkpoint.metadata(run_dir.ema)["fingerprint"]
+    assert os.path.getsize(run_dir.ema) < 1_000_000

@@ -1,0 +1,93 @@
+"""Tiny real runs for tests of training, and a program that trains one and is killed in the middle of a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from toy import ToyTask, toy_run
+
+from vfmlab import api, presets, runs
+from vfmlab.config import override
+from vfmlab.registry import TOKENIZERS
+from vfmlab.tokenizers.base import Statistics
+from vfmlab.training.diffusion import DiffusionTask
+from vfmlab.training.loop import fit
+from vfmlab.training.tokenizer import TokenizerTask
+
+KINDS = ("toy", "plain_vae", "vfm_vae", "diffusion", "diffusion_fresh")
+COMMON = {"data.train": 48, "data.val": 16, "data.flip": True, "protocol.n": 16}
+
+
+def tiny_run(kind, **overrides):
+    """The config of the one phase that `kind` trains: 8 steps of 8 images, a checkpoint after 4."""
+    if kind == "toy":
+        return toy_run(samples=128, batch=16, checkpoint_every=64, evaluate_at=(64, 128))
+    if kind == "vfm_vae":
+        run = override(presets.get("tiny_vfm_vae"), {"vfm.weights": "random"} | COMMON | overrides)
+    else:
+        fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
+        run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)
+    return run if kind.startswith("diffusion") else run.phases()[0]
+
+
+def make_task(run, root):
+    """The task of `run`; diffusion gets an untrained tokenizer with made-up statistics."""
+    if run.kind == "pretrain":
+        return ToyTask(run)
+    if run.kind == "tokenizer":
+        return TokenizerTask(run)
+    return DiffusionTask(run, untrained(run), cache_root=root / ".latents")
+
+
+def untrained(run):
+    """The tokenizer of `run` with seeded weights and statistics, so that every process makes the same."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, api.build_tokenizer(run).vfm)
+    ones = torch.ones(run.tokenizer.channels)
+    tokenizer.set_statistics(Statistics(0.1 * ones, 2 * ones, 5, "made up"))
+    return tokenizer
+
+
+def train_tiny(kind, root, until=None, **overrides):
+    run = tiny_run(kind, **overrides)
+    run_dir = runs.create(run, root)
+    task = make_task(run, root)
+    return run_dir, list(fit(task, run_dir, until=until, device="cpu"))
+
+
+def main():
+    """argv: JSON of kind, root, and `kill_step` (in the middle of that step) or `kill_rename` (at that rename)."""
+    from pathlib import Path
+
+    options = json.loads(sys.argv[1])
+    root = Path(options["root"])
+    run = tiny_run(options["kind"])
+    task, count = make_task(run, root), {"forward": 0, "rename": 0}
+
+    def after(*_):
+        count["forward"] += 1
+        if count["forward"] == options.get("kill_step"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    replace = os.replace
+
+    def rename(old, new):
+        if "checkpoints" in str(new):
+            count["rename"] += 1
+            if count["rename"] == options.get("kill_rename"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(old, new)
+
+    os.replace = rename
+    task.objective.register_forward_hook(after)
+    list(fit(task, runs.create(run, root), device="cpu"))
+
+
+if __name__ == "__main__":
+    main()
