@@ -84,6 +84,22 @@ def test_flops_and_activations_of_a_closed_form():
     assert meter.activations == 4 * (5 * 32 + 5 * 64)  # the input of each layer, once
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_flops_of_convolutions(groups):
+    """Forward 2 O (I / groups) k k H W; backward twice that, for the gradients of input and weight."""
+    with torch.device("meta"):
+        net = nn.Conv2d(16, 32, 3, padding=1, groups=groups, bias=False)
+    meter = plan.Meter()
+    with meter.fake(net):
+        x = torch.empty(2, 16, 8, 8, requires_grad=True)
+        with meter.part("forward"):
+            y = net(x)
+        with meter.part("backward"):
+            y.sum().backward()
+    forward = 2 * 2 * 32 * (16 // groups) * 9 * 8 * 8
+    assert meter.flops == {"forward": forward, "backward": 2 * forward}
+
+
 def test_published_counts_without_allocating():
     """LightningDiT-XL/1 and B/1 at ImageNet's classes; nothing of 2.7 GB is allocated."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -96,6 +112,20 @@ def test_published_counts_without_allocating():
         assert all(p.is_meta for p in network.parameters())
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300 * 1024 * (1 if sys.platform == "linux" else 1024)
+
+
+def test_paper_preset_is_the_published_network(golden, monkeypatch):
+    """Counts of the release's configuration; no weights are looked for and nothing is downloaded."""
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **options: pytest.fail("a plan downloaded"))
+    published = json.loads((golden / "vfmvae_full_param_counts.json").read_text())
+    found = plan.plan(api.resolve("paper_vfm_vae"))
+    tokenizer, diffusion = found["phases"]
+    total = sum(tokenizer["parameters"].values()) + tokenizer["loss_parameters"]["vf"]
+    assert total == published["legacy_false"]["total"] == 139_770_642
+    assert sum(diffusion["parameters"].values()) == 675_260_768
+    assert tokenizer["latent_shape"] == [32, 16, 16]
+    assert tokenizer["frozen_in_losses"] > 14_000_000, "LPIPS' backbone is counted"
+    assert not any("loss" in note for note in tokenizer["notes"])
 
 
 def test_data_that_is_not_here_is_said(tmp_path):

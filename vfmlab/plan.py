@@ -9,6 +9,7 @@ what a kernel needs besides and the allocator's slack are not in it; `--measure`
 from __future__ import annotations
 
 import fnmatch
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,11 +103,28 @@ def empty_losses(run: config.Run, tokenizer: nn.Module) -> tuple[nn.ModuleDict, 
     built, refused = nn.ModuleDict(), {}
     for name, term in run.losses.items():
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _without_weights():
                 built[name] = LOSSES.get(name)(term, context)
         except VfmlabError as error:  # a backbone that must be downloaded; the rest of the plan holds without it
             refused[name] = str(error)
     return built, refused
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Inside, torchvision's and torchmetrics' pretrained networks are built without their weights: no download.
+
+    On the meta device there are no values to load, so reading the files would only cost time and a connection.
+    """
+    from torchvision.models import WeightsEnum
+
+    get, load = WeightsEnum.get_state_dict, nn.Module.load_state_dict
+    WeightsEnum.get_state_dict = lambda *args, **options: {}
+    nn.Module.load_state_dict = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        WeightsEnum.get_state_dict, nn.Module.load_state_dict = get, load
 
 
 def classes(cfg: config.Data) -> tuple[int, str]:
@@ -115,13 +133,25 @@ def classes(cfg: config.Data) -> tuple[int, str]:
         try:
             return data.open_source(cfg, "train").num_classes, ""
         except VfmlabError as error:
-            reason = str(error)
+            reason = str(error).partition(" (choose from")[0]
     else:
         reason = f"'{cfg.source}' is not opened for a plan"
     return IMAGENET_CLASSES, f"{IMAGENET_CLASSES} classes assumed: {reason}"
 
 
 # -- one pass over shapes -------------------------------------------------------------------------------------------
+
+
+def _conv_backward_flops(
+    grad: torch.Size, x: torch.Size, weight: torch.Size, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, wanted: list[bool], **_: Any,
+) -> int:  # fmt: skip
+    """FLOPs of a convolution's backward pass: the forward's, once for the input's and once for the weight's gradient.
+
+    torch's own formula takes the weight's gradient of a grouped convolution for a dense one, hundreds of times too much.
+    """
+    places = math.prod((x if transposed else grad)[2:])
+    return 2 * x[0] * places * math.prod(weight) * sum(wanted[:2])
 
 
 class Meter:
@@ -134,16 +164,24 @@ class Meter:
 
     @contextmanager
     def fake(self, *modules: nn.Module) -> Iterator[None]:
-        """Inside, `modules` hold fake tensors on the CPU: shapes only. A tokenizer brings its VFM along."""
+        """Inside, `modules` hold fake tensors on the CPU instead of meta tensors: shapes, and a device to autocast on."""
+        made: dict[int, Tensor] = {}  # parameters and modules may be shared
         with FakeTensorMode(allow_non_fake_inputs=True):
-            for module in modules:
-                module.to_empty(device="cpu")
-                self._own |= {id(p.untyped_storage()) for p in module.parameters()}
+            for child in (child for module in modules for child in module.modules()):
+                for table in (child._parameters, child._buffers):
+                    for name, old in table.items():
+                        if old is None or not old.is_meta:
+                            continue
+                        if id(old) not in made:
+                            new = torch.empty(old.shape, dtype=old.dtype)
+                            made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                        table[name] = made[id(old)]
+                self._own |= {id(p.untyped_storage()) for p in child.parameters(recurse=False)}
             yield
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops})
         with counter, saved_tensors_hooks(self._pack, lambda kept: kept):
             yield
         self.flops[name] = self.flops.get(name, 0) + counter.get_total_flops()
@@ -175,7 +213,7 @@ def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
 
     frozen_in_losses = [network for loss in losses.values() for network in getattr(loss, "hidden", {}).values()]
     hidden = [network for network in frozen_in_losses if network is not model]
-    with meter.fake(tokenizer, *losses.values(), *hidden):
+    with meter.fake(*(module for module in (tokenizer, model, *losses.values(), *hidden) if module is not None)):
         images = torch.empty(1, 3, size, size)
         features = {}
         if layers and model is not None:
@@ -252,18 +290,20 @@ def _finish(found: dict[str, Any], train: config.Train, frozen: int, activations
     """Budget and memory of a phase: bytes on one device that holds the whole micro-batch."""
     trained, micro = found["trained"], train.batch // train.accumulation
     half = train.precision != "fp32"
+    image = activations // (2 if half else 1)
     memory = {
         "weights": 4 * trained,
         "gradients": 4 * trained,
         "optimiser": 8 * trained,
         "ema": 4 * trained if train.ema_halflife else 0,
         "frozen": 4 * frozen,
-        "activations": activations // (2 if half else 1) * micro,
+        "activations": image * micro,
     }
     found["flops"]["step_per_image"] = sum(found["flops"].values())
     found["batch"], found["micro_batch"], found["steps"] = train.batch, micro, -(-train.samples // train.batch)
     found["total_flops"] = found["flops"]["step_per_image"] * train.samples
     found["memory"] = {**memory, "total": sum(memory.values())}
+    found["activations_per_image"] = image
     return found
 
 
@@ -308,8 +348,11 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"  a sample under the protocol: {_si(phase['sampling_flops'], 'FLOP')}")
         total = _si(phase["total_flops"], "FLOP")
         lines.append(f"  training: {phase['steps']:,} steps of {phase['batch']} images, {total}")
-        shown = "  ".join(f"{name} {_bytes(value)}" for name, value in phase["memory"].items() if value)
-        lines.append(f"  memory, estimated for {phase['micro_batch']} images at a time: {shown}")
+        fixed = {k: v for k, v in phase["memory"].items() if v and k not in ("activations", "total")}
+        shown = "  ".join(f"{name} {_bytes(value)}" for name, value in fixed.items())
+        lines.append(f"  memory, estimated: {shown}  activations {_bytes(phase['activations_per_image'])} an image")
+        total = _bytes(phase["memory"]["total"])
+        lines.append(f"  in all {total} with {phase['micro_batch']} images at a time on one device")
         if "measured" in phase:
             seen = phase["measured"]
             second = seen["seconds_per_step"]
