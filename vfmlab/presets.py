@@ -51,7 +51,12 @@ TINY_DECODER = {
     "fusion_blocks": [0, 1], "fusion_widths": [16, 8], "attention_blocks": [0], "attention_depths": [1], "heads": 2, "gelu": "erf", "kernels": [3],
     "activation": "silu", "expansion": 2,
 }
-POCKET_DECODER: dict[str, Any] = {"kind": "progressive"}
+# Widths 64, 32, 16 at 8, 16, 32 px. The published layer scale of 1e-5 needs more steps than a pocket run has.
+POCKET_DECODER = {
+    "kind": "progressive", "blocks": 3, "channel_base": 4096, "channel_max": 64, "num_res_blocks": 1, "res_layers": [2, 1, 0], "decompress_factor": 8,
+    "gelu": "erf", "kernels": [5], "taps": [3], "expansion": 2, "layer_scale": 0.1, "fusion_blocks": [0, 1, 2], "fusion_widths": [48, 24, 12],
+    "style_width": 64, "attention_blocks": [0], "attention_depths": [1], "heads": 4,
+}
 
 
 def _tiny() -> dict[str, Any]:
@@ -79,7 +84,7 @@ def _pocket() -> dict[str, Any]:
             "preview_every": 8000, "checkpoint_every": 8000,
         },
         "diffusion": {
-            "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2},
+            "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
             "train": {
                 "samples": 102_400, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 8000, "log_every": 1280, "preview_every": 25_600,
                 "checkpoint_every": 25_600, "evaluate_at": [25_600, 51_200, 76_800, 102_400],
@@ -167,7 +172,7 @@ def tiny_plain_vae() -> Run:
 
 # One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are what is compared.
 POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 16_000}}
-POCKET_CONV = {"width": 48, "multipliers": [1, 2], "blocks": 1, "attention": [], "middle_attention": False, "patch": 2}
+POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False, "middle_attention": False, "patch": 2}
 
 
 @preset

@@ -197,7 +197,8 @@ class VFMVAE(Tokenizer):
         return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
 
     def last_encoder_layer(self) -> nn.Parameter:
-        return self.final_projection.last_weight
+        # Behind the start's small gain the projection's gradients would be of the size of the ratio's epsilon.
+        return self.final_projection.last_weight if self.start is None else self.start.read.weight
 
     # -- decoder ----------------------------------------------------------------------------------------------------
 
