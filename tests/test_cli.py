@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -334,3 +335,62 @@ def test_module_and_every_command_have_help():
     assert done.returncode == 0
     for name in cli.COMMANDS:
         assert name in done.stdout
+
+
+# -- the whole way, as a person would go it -------------------------------------------------------------------------
+
+
+def start(*args: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vfmlab", *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    """A real signal to a real run, twice: exit code 130, one line, and the second start goes on where the first was."""
+    root = tmp_path / "runs"
+    args = ["train", "tiny_plain_vae", "--set", "train.samples=200000", "--root", root, "--progress", "plain"]
+    reached = []
+    for _ in range(2):
+        process = start(*args)
+        for line in process.stderr:  # the first line about a step says that training is under way
+            if "images" in line and "left" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        told = [line for line in err.splitlines() if line.startswith("vfmlab: ")]
+        assert len(told) == 1
+        assert "is saved. To go on: vfmlab train tiny_plain_vae" in told[0]
+        assert "Traceback" not in err
+        (run,) = runs.scan(root)
+        assert run.status().state == "interrupted"
+        reached.append(run.status().samples)
+    assert 0 < reached[0] < reached[1]
+
+
+def test_train_eval_sample_reconstruct(capsys, tmp_path):
+    from PIL import Image
+
+    root = tmp_path / "runs"
+    small = ["--set", "data.train=32", "train.samples=16", "diffusion.train.samples=16", "diffusion.train.evaluate_at=[]"]
+    code, out, _ = call(capsys, "train", "tiny_plain_vae", *small, "--root", root)
+    assert code == 0
+    tokenizer, diffusion = runs.scan(root)
+    assert f"trained {diffusion.id}" in out
+    code, out, _ = call(capsys, "eval", diffusion.id, "--set", "n=8", "batch=8", "--root", root)
+    assert code == 0
+    assert "gfd" in out
+    code, out, _ = call(capsys, "sample", diffusion.id, "--labels", 0, 1, "--steps", 2, "--root", root)
+    assert code == 0
+    assert Image.open(diffusion.path / "samples" / "grid.png").size[0] > 16
+    picture = tmp_path / "in.png"
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(picture)
+    code, out, _ = call(capsys, "reconstruct", tokenizer.id, picture, "--root", root)
+    assert code == 0
+    assert re.search(r"PSNR \d+\.\d+ dB", out)
+    picture.write_bytes(b"")
+    assert "in.png" in refused(capsys, "reconstruct", tokenizer.id, picture, "--root", root)
+    line = refused(capsys, "sample", tokenizer.id, "--root", root)
+    assert "diffusion" in line
+    (tokenizer.checkpoints / "ema.safetensors").write_bytes(b"\x80\x04 a pickle")
+    assert "ema.safetensors" in refused(capsys, "reconstruct", tokenizer.id, picture, "--root", root)

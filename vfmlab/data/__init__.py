@@ -1,8 +1,8 @@
 """Images: procedural scenes, folders, tables and shards behind one interface, and the stream of training batches."""
 
 from vfmlab.data.base import Batch, ImageSource, to_float, to_uint8
-from vfmlab.data.decode import centre_crop
+from vfmlab.data.decode import centre_crop, read_image
 from vfmlab.data.open import open_source
 from vfmlab.data.stream import BatchStream
 
-__all__ = ["Batch", "BatchStream", "ImageSource", "centre_crop", "open_source", "to_float", "to_uint8"]
+__all__ = ["Batch", "BatchStream", "ImageSource", "centre_crop", "open_source", "read_image", "to_float", "to_uint8"]

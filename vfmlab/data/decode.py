@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+
+from vfmlab.errors import DataError
 
 MAX_PIXELS = 2**26
 """Larger images (8192 x 8192) are refused before they are decoded: decompression bombs."""
@@ -69,3 +74,18 @@ def decode(data: bytes, size: int) -> np.ndarray:
     except Exception as error:  # decoders raise nearly every type on damaged files
         reason = re.sub(r"\s*<\S+ object at \w+>", "", " ".join(str(error).split()))
         raise Unreadable(reason or type(error).__name__) from None
+
+
+def read_image(path: str | Path, size: int) -> Tensor:
+    """One image file -> uint8 3 `size` `size`, by the same rules as a data set's images.
+
+    Raises:
+        DataError: names the file and the reason.
+    """
+    try:
+        pixels = decode(Path(path).expanduser().read_bytes(), size)
+    except OSError as error:
+        raise DataError(f"image '{path}' cannot be read: {error.strerror or error}; give the path of an image file") from None
+    except Unreadable as error:
+        raise DataError(f"image '{path}' cannot be decoded: {error}; convert it to PNG or JPEG") from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
