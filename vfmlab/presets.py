@@ -42,7 +42,7 @@ def summary(name: str) -> str:
 #          images                                    tokenizer phase                      diffusion phase
 # tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
 # tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
-# pocket   scenes:medium   32    20 000   1000   4  8   32 000       32    2e-3      102 400      64    1e-3    1000, 20 steps
+# pocket   scenes:medium   32    20 000   1000   4  8   20 480       32    2e-3      76 800       64    1e-3    1000, 20 steps
 # small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   2e-4      20 000 000   256   2e-4    10 000, 50 steps
 # paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
 
@@ -80,14 +80,14 @@ def _pocket() -> dict[str, Any]:
         "tier": "pocket",
         "data": {"source": "scenes:medium", "size": 32, "train": 20_000, "val": 1000},
         "train": {
-            "samples": 32_000, "batch": 32, "lr": 2e-3, "schedule": "cosine", "warmup": 1000, "ema_halflife": 3000, "log_every": 320,
-            "preview_every": 8000, "checkpoint_every": 8000,
+            "samples": 20_480, "batch": 32, "lr": 2e-3, "schedule": "cosine", "warmup": 640, "ema_halflife": 1600, "log_every": 320,
+            "preview_every": 5120, "checkpoint_every": 5120,
         },
         "diffusion": {
             "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
             "train": {
-                "samples": 102_400, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 8000, "log_every": 1280, "preview_every": 25_600,
-                "checkpoint_every": 25_600, "evaluate_at": [25_600, 51_200, 76_800, 102_400],
+                "samples": 76_800, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280, "preview_every": 25_600,
+                "checkpoint_every": 12_800, "evaluate_at": [25_600, 51_200, 76_800],
             },
         },
         "protocol": {"n": 1000, "sampler": {"steps": 20}},
@@ -171,7 +171,7 @@ def tiny_plain_vae() -> Run:
 # -- pocket: two CPU cores, minutes, offline --------------------------------------------------------------------------
 
 # One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are what is compared.
-POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 16_000}}
+POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 10_240}}
 POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False, "middle_attention": False, "patch": 2}
 
 
@@ -183,7 +183,7 @@ def pocket_vfm_vae() -> Run:
     """
     tokenizer = {"method": "vfm_vae", "widths": [32], "gelu": "erf", "linear_start": True, "decoder": POCKET_DECODER}
     return _run("pocket_vfm_vae", _vae(_pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},
-                losses=POCKET_LOSSES | {"vf": {"weight": 0.3}})  # fmt: skip
+                losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "adaptive": False}})  # fmt: skip
 
 
 @preset
@@ -204,7 +204,7 @@ def pocket_va_vae() -> Run:
     """
     tokenizer = {"method": "va_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
     return _run("pocket_va_vae", _vae(_pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},
-                losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25}})  # fmt: skip
+                losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25, "adaptive": False}})  # fmt: skip
 
 
 # -- small: one GPU, hours --------------------------------------------------------------------------------------------
