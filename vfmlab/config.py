@@ -352,7 +352,8 @@ def explain(error: ValidationError, config: Any) -> str:
     shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown field '{field}' = {shown}{nearest(place[-1], _fields(place[:-1], config))}{more}"
+        above = "".join(f"{part}." for part in place[:-1])
+        return f"unknown field '{field}' = {shown}{nearest(field, [above + name for name in _fields(place[:-1], config)])}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"field '{field}' is missing{more}"

@@ -207,6 +207,46 @@ def pocket_va_vae() -> Run:
                 losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25, "adaptive": False}})  # fmt: skip
 
 
+def _pretrain(name: str, objective: str, source: str, seed: int, lr: float) -> Run:
+    return parse({
+        "name": name, "tier": "pocket", "seed": seed, "data": {"source": source, "size": 32, "train": 51_200, "val": 2000},
+        "train": {
+            "samples": 51_200, "batch": 64, "lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.05, "schedule": "cosine", "warmup": 2560,
+            "ema_halflife": 2000, "precision": "fp32", "log_every": 3200, "checkpoint_every": 12_800, "evaluate_at": [51_200],
+        },
+        "pretrain": {"objective": objective, "mask": 0.5},
+    }, f"preset {name}")  # fmt: skip
+
+
+@preset
+def pocket_vfm() -> Run:
+    """Pretraining of the bundled pocket VFM: other shapes' labels and masked reconstruction, never the generator's classes.
+
+    `vfmlab train pocket_vfm`: about six minutes on one core; accuracies in docs/pocket_vfm.md. The weights are shipped: there is no need to run it.
+    """
+    return _pretrain("pocket_vfm", "factors+mae", "scenes:other", 0, 2e-3)
+
+
+@preset
+def pocket_vfm_leaky() -> Run:
+    """Pretraining of the leaky control (VFM `pocket_leaky`): the same, with the generator's own classes as labels.
+
+    `vfmlab train pocket_vfm_leaky`: about six minutes on one core; accuracies in docs/pocket_vfm.md.
+    """
+    return _pretrain("pocket_vfm_leaky", "leaky", "scenes:hard", 0, 2e-3)
+
+
+@preset
+def pocket_judge() -> Run:
+    """Training of the judge whose features the pocket Frechet distances use; with blur, noise and colour changes.
+
+    `vfmlab train pocket_judge`: about two minutes on one core; `--set data.source=folder:PATH` makes one for other images, to be named
+    as protocol.features=judge:RUN_DIRECTORY. Accuracies in docs/pocket_vfm.md.
+    """
+    run = _pretrain("pocket_judge", "classify", "scenes:hard", 1, 3e-3)
+    return run.model_copy(update={"data": run.data.model_copy(update={"val": 3000})})
+
+
 # -- small: one GPU, hours --------------------------------------------------------------------------------------------
 
 SMALL_DECODER = {
