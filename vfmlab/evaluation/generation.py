@@ -107,7 +107,7 @@ def draw(
 
 
 def _fidelity(report: Report, samples: FeatureSet, real: FeatureSet, logits: Tensor, resolved: Resolved) -> None:
-    """Inception score, precision and recall by torch-fidelity's own functions on the features gathered here."""
+    """Inception score, precision and recall (in Inception's features) by torch-fidelity's own functions."""
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -121,7 +121,9 @@ def _fidelity(report: Report, samples: FeatureSet, real: FeatureSet, logits: Ten
 
 
 def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = None) -> dict[str, float]:
-    """torch-fidelity's FID, KID, Inception score, precision and recall of two sets of images, as it publishes them.
+    """torch-fidelity's FID, KID, Inception score, precision and recall of two sets of images.
+
+    Precision and recall are taken in Inception's features, as ADM's evaluation does (torch-fidelity's default is VGG16).
 
     Args:
         samples, reference: folder with images, or uint8 tensor N 3 H W.
@@ -141,7 +143,8 @@ def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = 
     found = torch_fidelity.calculate_metrics(
         input1=inputs[0], input2=inputs[1], isc=True, fid=True, kid=True, prc=True, batch_size=batch, verbose=False,
         cuda=torch.cuda.is_available() if cuda is None else cuda, kid_subset_size=subset, samples_find_deep=True,
-        feature_extractor_weights_path=str(path), save_cpu_ram=True,
+        feature_extractor="inception-v3-compat", feature_layer_prc="2048", feature_extractor_weights_path=str(path),
+        save_cpu_ram=True, cache=False,
     )  # fmt: skip
     return {name: float(value) for name, value in found.items()}
 

@@ -19,7 +19,7 @@ from vfmlab.tokenizers.base import Tokenizer
 
 DECAY = 0.01
 NEIGHBOURS = 10
-TRAIN_IMAGES = 2000
+TRAIN_IMAGES = 1000  # encoding them is the dearest part of a report on a CPU
 FACTS = {"probe": "logistic, lbfgs", "decay": DECAY, "knn": NEIGHBOURS, "train_images": TRAIN_IMAGES}
 
 

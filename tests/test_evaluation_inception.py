@@ -1,0 +1,55 @@
+"""The Inception space and torch-fidelity's own report, with random weights in the file where the real ones belong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.utils import save_image
+
+from vfmlab.data import to_float
+from vfmlab.evaluation.features import open_space
+from vfmlab.evaluation.generation import fidelity
+
+source = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub folder with a random network under the name of the released weights."""
+    folder = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *args, **kwargs: None)
+        torch.manual_seed(0)
+        net = source.FeatureExtractorInceptionV3("random", ["2048"])
+    (folder / "checkpoints").mkdir()
+    torch.save(net.state_dict(), folder / "checkpoints" / source.URL_INCEPTION_V3.rpartition("/")[2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(folder))
+        yield folder
+
+
+def images(n: int, seed: int) -> torch.Tensor:
+    return torch.randint(256, (n, 3, 16, 16), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_space(hub):
+    space = open_space("inception", 16)
+    seen = space(to_float(images(2, 0)))
+    assert seen.features.shape == (2, 2048) == (2, space.dimension)
+    assert seen.logits.shape == (2, 1008)
+    assert "torch-fidelity" in space.facts()["version"]
+    direct = space.net(images(2, 0))[0]
+    torch.testing.assert_close(seen.features, direct)
+
+
+def test_torch_fidelity_on_tensors_and_folders(hub, tmp_path):
+    a, b = images(6, 0), images(6, 1)
+    for i, image in enumerate(b):
+        save_image(image / 255, tmp_path / f"{i}.png")
+    numbers = fidelity(a, tmp_path, batch=6, cuda=False)
+    names = {"frechet_inception_distance", "kernel_inception_distance_mean", "inception_score_mean", "precision", "recall"}
+    assert names <= set(numbers)
+    same = fidelity(b, tmp_path, batch=6, cuda=False)
+    assert abs(same["frechet_inception_distance"]) < 1e-3 * abs(numbers["frechet_inception_distance"]) + 1e-6
+    assert same["precision"] == 1.0
