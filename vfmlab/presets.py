@@ -42,7 +42,7 @@ def summary(name: str) -> str:
 #          images                                    tokenizer phase                      diffusion phase
 # tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
 # tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
-# pocket   scenes:medium   32    20 000   1000   4  8   20 480       32    2e-3      76 800       64    1e-3    1000, 20 steps
+# pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      76 800       64    1e-3    1000, 20 steps
 # small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   2e-4      20 000 000   256   2e-4    10 000, 50 steps
 # paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
 
@@ -80,8 +80,8 @@ def _pocket() -> dict[str, Any]:
         "tier": "pocket",
         "data": {"source": "scenes:medium", "size": 32, "train": 20_000, "val": 1000},
         "train": {
-            "samples": 20_480, "batch": 32, "lr": 2e-3, "schedule": "cosine", "warmup": 640, "ema_halflife": 1600, "log_every": 320,
-            "preview_every": 5120, "checkpoint_every": 5120,
+            "samples": 15_360, "batch": 32, "lr": 2e-3, "schedule": "cosine", "warmup": 640, "ema_halflife": 1600, "log_every": 320,
+            "preview_every": 3840, "checkpoint_every": 3840,
         },
         "diffusion": {
             "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
@@ -171,7 +171,7 @@ def tiny_plain_vae() -> Run:
 # -- pocket: two CPU cores, minutes, offline --------------------------------------------------------------------------
 
 # One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are what is compared.
-POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 10_240}}
+POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 7680}}
 POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False, "middle_attention": False, "patch": 2}
 
 
@@ -181,7 +181,8 @@ def pocket_vfm_vae() -> Run:
 
     `vfmlab train pocket_vfm_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
     """
-    tokenizer = {"method": "vfm_vae", "widths": [32], "gelu": "erf", "linear_start": True, "decoder": POCKET_DECODER}
+    # 1x1 projections, the paper's second option: attention projections took a third of the step here.
+    tokenizer = {"method": "vfm_vae", "widths": [32], "projection": "conv", "linear_start": True, "decoder": POCKET_DECODER}
     return _run("pocket_vfm_vae", _vae(_pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},
                 losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "adaptive": False}})  # fmt: skip
 
