@@ -355,6 +355,8 @@ def test_importer_is_strict(small):
     assert "num_blocks" in broken(small, lambda w, c: c.pop("num_blocks"))
     assert "conditional = True" in broken(small, lambda w, c: c.update(conditional=True))
     assert "patch_out_dimensions" in broken(small, lambda w, c: c.update(patch_out_dimensions=[16, 16, 24]))
+    assert "attention_blocks [0, 9]" in broken(small, lambda w, c: c.update(attn_block_indices=[0, 9]))
+    assert "z_dimension" in broken(small, lambda w, c: (c.update(G_kwargs=dict(c)), c["G_kwargs"].pop("z_dimension")))
     blur = "synthesis.blocks.4.last_upsample_conv.blur_weight"
     assert blur in broken(small, lambda w, c: w.update({blur: w[blur] * 2}))
 

@@ -49,8 +49,8 @@ class Codebook(nn.Module):
     def count(self, indices: Tensor) -> Tensor:
         """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in eval)."""
         share = indices.flatten().bincount(minlength=len(self.weight)).float()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(share)
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(share)  # in eval a rank may be alone
         share = share / share.sum()
         if self.training:
             # Quick at first, slow later: 0 keeps nothing of the zeros it began with.

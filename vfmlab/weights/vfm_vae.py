@@ -13,10 +13,12 @@ import re
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from vfmlab.config import explain
 from vfmlab.decoders.progressive import ProgressiveConfig
-from vfmlab.errors import CheckpointError
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import IMPORTERS
 from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
 from vfmlab.weights import load_renamed
@@ -146,6 +148,7 @@ class _Arguments:
     """The release's arguments, read one by one; a missing or unsupported one is one clear line."""
 
     def __init__(self, config: dict[str, Any]):
+        config = config.get("G_kwargs", config)
         self.config = {**config, **config.get("synthesis_kwargs", {})}
 
     def __call__(self, name: str, default: Any = ..., choices: dict | None = None) -> Any:
@@ -237,7 +240,7 @@ def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
         widths=widths,
         projection=how,
         projection_layers=layers_in_a_row,
-        kl=outputs == 2 * channels,
+        kl=discrete or outputs == 2 * channels,
         discrete=discrete,
         alignment_width=_rows(state, aligned) if aligned in state else 0,
         decoder=_decoder(get, state),
@@ -260,7 +263,7 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
     """A tokenizer with the weights of a released VFM-VAE generator.
 
     Args:
-        state_dict: the generator's, in the release's key names. config: its arguments (`network_kwargs`).
+        state_dict: the generator's, in the release's key names. config: its arguments (or a dict with them as `G_kwargs`).
 
     Returns:
         VFMVAE in eval mode, in fp32 on the CPU, without a VFM: give features to `encode_features`, or `attach` the VFM
@@ -271,9 +274,11 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
             shape, a blur kernel that is not the binomial one.
         ConfigError: arguments that contradict each other.
     """
-    get = _Arguments(config)
     state = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
-    tokenizer = _tokenizer(get, state)
+    try:
+        tokenizer = _tokenizer(_Arguments(config), state)
+    except ValidationError as error:
+        raise ConfigError(f"{NAME}, in our names: {explain(error, config)}") from None
     decoder = tokenizer.decoder
     _check_blurs(state_dict, decoder.config)
     names = _Names(_fusion_places(state, decoder))
