@@ -44,12 +44,12 @@ def test_space(hub):
 
 
 def test_torch_fidelity_on_tensors_and_folders(hub, tmp_path):
-    a, b = images(6, 0), images(6, 1)
+    a, b = images(4, 0), images(4, 1)
     for i, image in enumerate(b):
         save_image(image / 255, tmp_path / f"{i}.png")
-    numbers = fidelity(a, tmp_path, batch=6, cuda=False)
+    numbers = fidelity(a, tmp_path, batch=4, cuda=False)
     names = {"frechet_inception_distance", "kernel_inception_distance_mean", "inception_score_mean", "precision", "recall"}
     assert names <= set(numbers)
-    same = fidelity(b, tmp_path, batch=6, cuda=False)
+    same = fidelity(b, tmp_path, batch=4, cuda=False)
     assert abs(same["frechet_inception_distance"]) < 1e-3 * abs(numbers["frechet_inception_distance"]) + 1e-6
     assert same["precision"] == 1.0
