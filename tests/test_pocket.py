@@ -89,7 +89,7 @@ def test_what_it_learnt_from_shows_no_shape_and_no_texture_of_the_generator():
 
 def test_features_know_the_classes_far_better_than_random_ones():
     accuracy = {}
-    for style, n in (("medium", 1000), ("hard", 1600)):
+    for style, n in (("medium", 800), ("hard", 1200)):
         images, labels = scenes(style, n)
         for name in NAMES:
             model = vfm.build(config.VFM(name=name), 32)
@@ -98,7 +98,7 @@ def test_features_know_the_classes_far_better_than_random_ones():
     for style in ("medium", "hard"):
         trained, random = accuracy[style, "pocket"], accuracy[style, "pocket_random"]
         assert 1 - trained < 0.5 * (1 - random), accuracy
-    assert accuracy["hard", "pocket_leaky"] > accuracy["hard", "pocket"], "the leaky control knows the classes"
+    assert accuracy["medium", "pocket_leaky"] > accuracy["medium", "pocket"], "the leaky control knows the classes"
 
 
 @names
@@ -155,7 +155,8 @@ def test_objectives_learn_and_finish(objective, tmp_path):
     task.finish(task.weights.eval(), runs.RunDir(tmp_path))
     model = vfm.build(config.VFM(name="pocket", weights=str(tmp_path)), 32)
     images = to_float(batch.images)
-    torch.testing.assert_close(model.features(images).maps[-1], task.weights(images)[-1], rtol=0, atol=5e-2)
+    saved, trained = model.features(images).maps[-1], task.weights(images)[-1]
+    assert (saved - trained).norm() < 0.01 * trained.norm(), "more than the rounding of fp16 weights"
     assert 0 <= task.evaluate(task.weights, 0)["ridge_accuracy"] <= 1
 
 
