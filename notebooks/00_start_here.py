@@ -61,7 +61,7 @@ viz.table([{"phase": p.kind, "run": p.id, "images seen": p.budget.samples, "batc
 viz.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])
 
 # %%
-viz.table([{"run": d.id, "state": d.status()["state"], "images": d.status().get("samples")} for d in runs.scan(root)] or [{"run": "none yet"}])
+viz.table([{"run": d.id, "state": d.status().state, "images": d.status().samples} for d in runs.scan(root)] or [{"run": "none yet"}])
 
 # %% [markdown]
 # ## Finding

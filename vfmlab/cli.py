@@ -1,4 +1,4 @@
-"""The command line: `vfmlab train|eval|sample|reconstruct|runs|plan|presets|doctor|bench|app|demo`.
+"""The command line: `vfmlab train|eval|sample|reconstruct|runs|plan|presets|doctor|bench|compare|app|demo`.
 
 Thin over `vfmlab.api`. Everything heavy is imported inside the commands, so that help and mistakes are quick. What the
 library raises on bad input becomes one line on stderr and exit code 2; anything else keeps its traceback.
@@ -264,6 +264,33 @@ def bench(only: tuple[str, ...] = (), out: Path = Path("bench.json"), repeats: i
     return 0
 
 
+def compare(
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[:field=value,...]")],
+    /,
+    sets: Assignments = (),
+    seeds: tuple[int, ...] = (0, 1),
+    root: Root = Path("runs"),
+    out: Path = Path("comparison"),
+    jobs: int = 2,
+    title: str = "Comparison",
+) -> int:
+    """Train several settings with several seeds under one protocol and write tables and curves.
+
+    Args:
+        sets: changes that hold for all rows.
+        seeds: every row is trained with each.
+        out: where to write; .md, .json and .html are added.
+        jobs: runs at a time, one thread each where there are several.
+        title: heading of the page.
+    """
+    from vfmlab import compare as comparing
+
+    if not rows:
+        raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae")
+    print(f"written: {comparing.run(rows, seeds, root, out, jobs, _assignments(sets), title)}")
+    return 0
+
+
 def app(
     runs: Root = Path("runs"),
     port: int = 7860,
@@ -350,6 +377,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "plan": plan,
     "doctor": doctor,
     "bench": bench,
+    "compare": compare,
     "app": app,
     "demo": demo,
 }

@@ -161,7 +161,7 @@ def describe_run(run: config.Run) -> dict[str, Any]:
 def training_curves(folders: Sequence[runs.RunDir]) -> go.Figure:
     """Every metric of the training records, one panel each, one line per run."""
     records = {folder.id: folder.metrics("step") for folder in folders}
-    skipped = {"step", "samples", "seconds", "samples_per_second", "kind", "lr"}
+    skipped = {"step", "samples", "seconds", "samples_per_second", "kind", "lr", "bad_steps", "ema_samples", "parameter_norm"}
     names = [k for k in dict.fromkeys(k for rows in records.values() for r in rows for k in r) if k not in skipped]
     parts = []
     for name in names:
