@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = [
-    *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "scipy", "tensorboard"),
+    *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "tensorboard"),
     *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
