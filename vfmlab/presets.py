@@ -208,12 +208,13 @@ def pocket_va_vae() -> Run:
                 losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25, "adaptive": False}})  # fmt: skip
 
 
-def _pretrain(name: str, objective: str, source: str, seed: int, lr: float) -> Run:
+def _pretrain(name: str, objective: str, source: str, seed: int, lr: float, samples: int = 51_200, val: int = 2000) -> Run:
     return parse({
-        "name": name, "tier": "pocket", "seed": seed, "data": {"source": source, "size": 32, "train": 51_200, "val": 2000},
+        "name": name, "tier": "pocket", "seed": seed, "data": {"source": source, "size": 32, "train": samples, "val": val},
         "train": {
-            "samples": 51_200, "batch": 64, "lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.05, "schedule": "cosine", "warmup": 2560,
-            "ema_halflife": 2000, "precision": "fp32", "log_every": 3200, "checkpoint_every": 12_800, "evaluate_at": [51_200],
+            "samples": samples, "batch": 64, "lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.05, "schedule": "cosine", "warmup": samples // 20,
+            "ema_halflife": samples * 10 // 256, "precision": "fp32", "log_every": samples // 16, "checkpoint_every": samples // 4,
+            "evaluate_at": [samples],
         },
         "pretrain": {"objective": objective, "mask": 0.5},
     }, f"preset {name}")  # fmt: skip
@@ -241,11 +242,10 @@ def pocket_vfm_leaky() -> Run:
 def pocket_judge() -> Run:
     """Training of the judge whose features the pocket Frechet distances use; with blur, noise and colour changes.
 
-    `vfmlab train pocket_judge`: about two minutes on one core; `--set data.source=folder:PATH` makes one for other images, to be named
+    `vfmlab train pocket_judge`: a few minutes on one core; `--set data.source=folder:PATH` makes one for other images, to be named
     as protocol.features=judge:RUN_DIRECTORY. Accuracies in docs/pocket_vfm.md.
     """
-    run = _pretrain("pocket_judge", "classify", "scenes:hard", 1, 3e-3)
-    return run.model_copy(update={"data": run.data.model_copy(update={"val": 3000})})
+    return _pretrain("pocket_judge", "classify", "scenes:hard", 1, 3e-3, 102_400, 3000)
 
 
 # -- small: one GPU, hours --------------------------------------------------------------------------------------------
