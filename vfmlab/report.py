@@ -40,7 +40,8 @@ def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed
     diffusion = {name: folder for name, folder in folders.items() if folder.kind == "diffusion"}
     if diffusion:
         sections.append(("Samples, one per class, same noise in every row", _sampler_note(first), viz.rows(
-            {name: figures.class_samples(folder.path, root, seed=seed) for name, folder in diffusion.items()})))
+            {f"{name}{word}": figures.class_samples(folder.path, root, seed=seed, **how)
+             for word, how in (("", {}), (", guidance 2.5", {"guidance": 2.5})) for name, folder in diffusion.items()})))
         sections.append(("Quality over training", "Measured on EMA weights during training.", figures.convergence(list(diffusion.values()))))
         sections.append(("Generation in numbers", _protocol_note(reports), viz.table(figures.report_rows(reports))))
         sections.append(("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports)))

@@ -70,7 +70,7 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
-    top = 40 if title else 8
+    top = 40  # room for the title, and for plotly's buttons, which would cover the first row of images
     figure.update_layout(
         title=title, width=width, height=height + top, margin={"l": 8, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
         showlegend=False,
