@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
+import torch
 from toy import ToyTask, toy_run
 
 from vfmlab import api, presets, runs
@@ -44,8 +46,6 @@ def make_task(run, root):
 
 def untrained(run):
     """The tokenizer of `run` with seeded weights and statistics, so that every process makes the same."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, api.build_tokenizer(run).vfm)
@@ -62,30 +62,39 @@ def train_tiny(kind, root, until=None, **overrides):
 
 
 def main():
-    """argv: JSON of kind, root, and `kill_step` (in the middle of that step) or `kill_rename` (at that rename)."""
-    from pathlib import Path
+    """argv: JSON of kind, root, `overrides` (of real runs) or fields of the toy, and what should go wrong.
 
+    kill_step, kill_rename: signal 9 in the middle of that step, at that rename. poison_rank: the process whose loss is
+    not finite in step 4.
+    """
     options = json.loads(sys.argv[1])
-    root = Path(options["root"])
-    run = tiny_run(options["kind"])
-    task, count = make_task(run, root), {"forward": 0, "rename": 0}
+    root, kind, overrides = Path(options.pop("root")), options.pop("kind"), options.pop("overrides", {})
+    kill_step, kill_rename = options.pop("kill_step", None), options.pop("kill_rename", None)
+    rank = int(os.environ.get("RANK", 0))
+    poison = {3: float("nan")} if options.pop("poison_rank", None) == rank else None
+    if options:
+        extra = {key: options.pop(key) for key in ("norm", "delay") if key in options}
+        run = toy_run(**options)
+        task = ToyTask(run, poison=poison, **extra)
+    else:
+        run = tiny_run(kind, **overrides)
+        task = make_task(run, root)
+    count = {"forward": 0, "rename": 0}
 
-    def after(*_):
-        count["forward"] += 1
-        if count["forward"] == options.get("kill_step"):
+    def strike(what, at):
+        count[what] += 1
+        if count[what] == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     replace = os.replace
 
     def rename(old, new):
         if "checkpoints" in str(new):
-            count["rename"] += 1
-            if count["rename"] == options.get("kill_rename"):
-                os.kill(os.getpid(), signal.SIGKILL)
+            strike("rename", kill_rename)
         replace(old, new)
 
     os.replace = rename
-    task.objective.register_forward_hook(after)
+    task.objective.register_forward_hook(lambda *_: strike("forward", kill_step))
     list(fit(task, runs.create(run, root), device="cpu"))
 
 

@@ -1,13 +1,10 @@
 """A task small enough to train in a test, with everything that makes resuming hard: noise, dropout, batch norm, a loss
-with parameters of its own. Run as a program it trains in a process of its own, to be killed or launched twice.
+with parameters of its own.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -118,18 +115,3 @@ def flat(value):
     if isinstance(value, dict):
         return {key: flat(item) for key, item in value.items()}
     return [flat(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def main():
-    options = json.loads(sys.argv[1])
-    root = Path(options.pop("root"))
-    until, delay, norm = options.pop("until", None), options.pop("delay", 0.0), options.pop("norm", True)
-    run = toy_run(**options)
-    run_dir = runs.create(run, root)
-    for event in fit(ToyTask(run, norm=norm, delay=delay), run_dir, until=until, device="cpu"):
-        sys.stdout.write(f"{event.kind} {event.samples}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,113 @@
+"""Two processes (gloo, CPU) with half the rows each train what one process with the whole batch trains."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+import torch
+from toy import train_toy
+
+from vfmlab import runs
+from vfmlab.training.checkpoint import read_weights
+
+
+def launch(root, wait=True, **options):
+    """`accelerate launch` of tests/tiny.py with two processes on the CPU.
+
+    Its flag --cpu starts several processes through mpirun only; --multi_gpu takes torchrun's launcher, and the variable
+    keeps the processes on the CPU.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    flags = ["--num_machines", "1", "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*accelerate, *flags, tiny.__file__, json.dumps({"root": str(root), **options})]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=290)
+    assert process.returncode == 0, output
+    (run_dir,) = runs.scan(root)
+    assert (run_dir.env()["processes"], run_dir.status().state) == (2, "finished"), output
+    return run_dir
+
+
+def close(one, two, rtol=2e-4, atol=2e-6, later=1e-4):
+    """Weights, averages and curves agree within rounding.
+
+    All numbers of the first step, gradient norm included, agree to 1e-5. Adam then divides small gradients by their own
+    size and so enlarges rounding errors: later numbers agree to `later`.
+    """
+    for path in ("model", "ema"):
+        left, right = read_weights(getattr(one, path))[0], read_weights(getattr(two, path))[0]
+        assert left.keys() == right.keys()
+        for key in left:
+            torch.testing.assert_close(left[key], right[key], rtol=rtol, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+    for a, b in zip(one.metrics("step"), two.metrics("step"), strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {*runs.TIMING, "kind"}:
+            equal = math.isclose(a[key], b[key], rel_tol=1e-5 if a["step"] == 1 else later, abs_tol=1e-7)
+            assert equal, (a["step"], key, a[key], b[key])
+
+
+def test_two_processes_equal_one(tmp_path):
+    """The toy, fp32: noise and data are the same rows of the same global batch, gradients are means over both."""
+    options = {"norm": False, "precision": "fp32", "samples": 128, "clip": 0.5}
+    two = launch(tmp_path / "two", kind="toy", **options)
+    one, *_ = train_toy(tmp_path / "one", **options)
+    close(one, two)
+    assert two.metrics("step")[0]["grad_norm"] > 0.5, "clipping must have been at work"
+
+
+@pytest.mark.parametrize("kind", ["vfm_vae", "diffusion"])
+def test_two_processes_equal_one_for_real_parts(tmp_path, kind):
+    """Adaptive loss weight and equivariance included: choices and weights are those of the global batch."""
+    overrides = {"train.precision": "fp32"}
+    if kind == "diffusion":
+        overrides = {"diffusion.train.precision": "fp32", "diffusion.train.evaluate_at": []}
+    two = launch(tmp_path / "two", kind=kind, overrides=overrides)
+    one, _ = tiny.train_tiny(kind, tmp_path / "one", **overrides)
+    close(one, two, rtol=2e-3, atol=5e-4, later=1e-2)
+    if kind == "vfm_vae":
+        assert one.metrics("step")[0]["weight_vf"] > 0
+
+
+def test_a_bad_step_is_skipped_by_all_and_ctrl_c_stops_all(tmp_path):
+    """A loss that is not finite on one process only; then SIGINT to the group: one checkpoint, no process left."""
+    process = launch(
+        tmp_path, wait=False, kind="toy", norm=False, precision="fp32", samples=100_000, delay=0.05, poison_rank=1
+    )
+    (run_dir,) = _until(lambda: runs.scan(tmp_path), process)
+    _until(lambda: len(run_dir.metrics("step")) > 3, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert run_dir.status().state == "interrupted", output
+    (bad,) = run_dir.metrics(file="bad_steps.jsonl")
+    assert bad["step"] == 4
+    assert bad["indices"] == list(range(48, 64)), "the indices of both processes"
+    state = torch.load(run_dir.checkpoints / "state.pt", weights_only=True)
+    assert state["step"] * 16 == run_dir.status().samples
+    assert state["updates"] == state["step"] - 1
+
+
+def _until(found, process, seconds=200):
+    end = time.time() + seconds
+    while time.time() < end:
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        if value := found():
+            return value
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(f"not within {seconds} s: {process.communicate()[0]}")
