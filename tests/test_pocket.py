@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vfmlab import config, runs, vfm
+from vfmlab import config, presets, runs, vfm
 from vfmlab.data import open_source, to_float
 from vfmlab.data.scenes import STYLES
 from vfmlab.errors import CheckpointError, ConfigError
@@ -246,3 +246,13 @@ def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
     task = PretrainTask(run())
     task.finish(task.weights, runs.RunDir(tmp_path))
     assert pretrain.export(tmp_path, "mine").read_bytes() == (tmp_path / "pocket.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("weights", "preset"),
+    [("pocket", "pocket_vfm"), ("pocket_leaky", "pocket_vfm_leaky"), ("judge", "pocket_judge")],
+)
+def test_bundled_weights_are_what_their_preset_trains(weights, preset):
+    _, metadata = files.read(pocket.ASSETS / f"{weights}.safetensors", "weights")
+    recipe = json.loads(metadata[files.METADATA])["recipe"]
+    assert getattr(presets, preset)().model_dump(mode="json", include=set(recipe)) == recipe
