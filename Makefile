@@ -5,10 +5,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# make demo DATA=folder:my/images PRESET=pocket_vfm_vae ROOT=runs
-DATA   ?=
-PRESET ?=
-ROOT   ?=
+# make demo DATA=folder:my/images ROOT=my_demo OVERRIDES='{"seed": 1}'
+DATA      ?=
+PRESET    ?=
+BASELINE  ?=
+OVERRIDES ?=
+ROOT      ?=
 
 # One test process per usable core and one thread each: small tensors gain nothing from a second thread.
 WORKERS     ?= $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
@@ -18,11 +20,11 @@ PYTEST_ARGS ?=
 .PHONY: help install demo test lint pytest notebooks notebooks-check lab app lock clean
 
 help:
-	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... ROOT=...)"
+	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... BASELINE=... OVERRIDES=... ROOT=...)"
 	@echo "make test       lint, tests, notebook pairs"
 	@echo "make install    create $(VENV) with the versions pinned in constraints.txt"
 	@echo "make lab        JupyterLab on the notebooks"
-	@echo "make app        the app on the runs (ROOT=...)"
+	@echo "make app        the app on the runs of the demo (ROOT=...)"
 	@echo "make lint       ruff"
 	@echo "make notebooks  write every notebooks/*.ipynb from its .py"
 	@echo "make lock       choose versions anew for constraints.txt"
@@ -41,7 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m vfmlab.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(ROOT),--root '$(ROOT)')
+	@$(BIN)/python -m vfmlab.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(BASELINE),--baseline '$(BASELINE)') \
+	  $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(ROOT),--root '$(ROOT)')
 
 test: lint notebooks-check pytest
 
@@ -62,7 +65,7 @@ lab: $(STAMP)
 	@$(BIN)/python -m jupyter lab notebooks
 
 app: $(STAMP)
-	@$(BIN)/python -m vfmlab app $(if $(ROOT),--runs '$(ROOT)')
+	@$(BIN)/python -m vfmlab app --runs '$(or $(ROOT),demo)/runs'
 
 lock: $(STAMP)
 	@$(BIN)/python -m uv pip compile pyproject.toml --all-extras --no-header --no-annotate --no-emit-index-url --upgrade --quiet --output-file constraints.txt

@@ -21,8 +21,9 @@ from typing import Any
 from tqdm import tqdm
 
 from vfmlab import api, config, data, runs
+from vfmlab.data.records import RecordSource
 from vfmlab.errors import ConfigError, TrainingError, VfmlabError
-from vfmlab.progress import clock
+from vfmlab.progress import clock, watch
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -74,20 +75,22 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     root = Path(args.root).resolve()
     root.mkdir(parents=True, exist_ok=True)
-    overrides = json.loads(args.overrides)
-    judge: list[Step] = []
+    try:
+        overrides = json.loads(args.overrides)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--overrides: not JSON ({error}): {args.overrides!r}") from None
     if args.data:
         overrides = real_data(args.data, root, say) | overrides
     text = json.dumps(overrides)
     chosen = {name: api.resolve(name, text, seed=args.seed) for name in (args.preset, args.baseline)}
     common = {"overrides": text, "root": str(root / "runs"), "seed": args.seed, "headless": True}
     lanes = [
-        Lane(name, [*judge, Step("02_train_a_tokenizer", {**common, "preset": name}, f".{name}"), Step("07_train_diffusion", {**common, "preset": name}, f".{name}")])
+        Lane(name, [Step(n, {**common, "preset": name}, f".{name}") for n in ("02_train_a_tokenizer", "07_train_diffusion")])
         for name in chosen
     ]
     pair = {"preset": args.preset, "baseline": args.baseline}
-    before = Lane("look", [Step(n, {**common, "preset": args.preset}) for n in ("00_start_here", "01_foundation_features")])
-    lanes[0].steps = [*before.steps, *lanes[0].steps]
+    looking = [Step(n, {**common, "preset": args.preset}) for n in ("00_start_here", "01_foundation_features")]
+    lanes[0].steps = [*looking, *lanes[0].steps]
     after = Lane("report", [
         Step("03_reconstruction_report", {**common, **pair}),
         Step("09_sampling_and_guidance", {**common, "preset": args.preset}),
@@ -102,14 +105,15 @@ def run(args: argparse.Namespace) -> int:
 
 def real_data(source: str, root: Path, say: Any) -> dict[str, Any]:
     """Overrides that put both pipelines and a judge of its own onto the user's images."""
-    small = data.open_source(config.Data(source=source, size=32, val=64), "val")
-    size = 32 if small.native_size is not None and small.native_size <= 48 else 64
+    opened = data.open_source(config.Data(source=source, size=32, train=1000, val=64), "val")
+    if not isinstance(opened, RecordSource):
+        raise ConfigError(f"--data '{source}': drawn scenes are what the presets use already; use --overrides '{{\"data.source\": \"{source}\"}}'")
+    size = 32 if max(opened.native_size()) <= 48 else 64
     factor = size // 8
     overrides: dict[str, Any] = {"data.source": source, "data.size": size, "tokenizer.factor": factor, "data.flip": True}
-    judge = api.resolve("pocket_judge", {"data.source": source, "data.size": size, "data.flip": True})
+    half = 51_200  # images; enough for a judge of ten classes, and half the time
+    judge = api.resolve("pocket_judge", {"data.source": source, "data.size": size, "data.flip": True, "train.samples": half, "train.evaluate_at": [half]})
     say(f"a judge is trained on these images first ({judge.train.samples:,} images): the bundled one knows only the drawn scenes")
-    from vfmlab.progress import watch
-
     for _ in watch(api.train(judge, root / "runs")):
         pass
     return overrides | {"protocol.features": f"judge:{root / 'runs' / judge.id}"}
@@ -130,7 +134,7 @@ def together(lanes: list[Lane], root: Path, chosen: list[config.Run]) -> None:
         steps = tqdm(total=sum(len(lane.steps) for lane in lanes), desc="notebooks", unit="nb", position=0)
         while any(lane.process.poll() is None for lane in lanes):
             _refresh(phases, root, bars)
-            finished = sum((folder / f"{s.output}.html").exists() and (folder / f"{s.output}.html").stat().st_mtime > 0 for lane in lanes for s in lane.steps)
+            finished = sum((folder / f"{s.output}.html").exists() for lane in lanes for s in lane.steps)
             steps.update(finished - steps.n)
             if any(lane.process.poll() not in (None, 0) for lane in lanes):
                 break
@@ -173,8 +177,6 @@ def _summary(chosen: dict[str, config.Run], root: Path, seconds: float, say: Any
     say(f"report: {root / 'report.html'}   executed notebooks: {root / 'notebooks'}")
     say(f"look at the runs in the app: vfmlab app --runs {root / 'runs'}")
 
-
-__all__ = ["ConfigError", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

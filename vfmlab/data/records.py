@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vfmlab.config import Data, digest
@@ -90,6 +92,12 @@ class RecordSource(ImageSource):
                 self._state[i] = 1
                 return image, i
         raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example {self.bad[-1]}")
+
+    def native_size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the first readable image, before the crop."""
+        position = int(self.picked[self._decode(0)[1]])
+        with Image.open(io.BytesIO(self.records.read(position))) as image:
+            return image.size
 
     def _note(self, line: str) -> None:
         self.bad.append(line)
