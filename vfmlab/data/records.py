@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import hashlib
+import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
