@@ -39,7 +39,7 @@ figures.similarity(vfm, images[:6], query=(0.5, 0.5))
 
 # %% [markdown]
 # ## 3. Meaning: linear probe and nearest neighbours, layer by layer
-# A ridge classifier and a kNN vote on features averaged over positions, on held-out images. The same network with
+# A logistic classifier and a kNN vote on features averaged over positions, on held-out images. The same network with
 # random weights is the control. *Prediction:* the trained network gains with depth, the random one does not.
 
 # %%

@@ -77,7 +77,7 @@ def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0, str
 def follow(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0) -> list[Event]:
     """Run a job to its end and return what it told, previews' images of all but the last left out to save memory."""
     kept: list[Event] = []
-    for event in watch(events, mode, every):
+    for event in watch(events, mode, every, sys.stdout):  # notebooks colour stderr as if something were wrong
         if event.kind == "preview":
             kept = [e for e in kept if e.kind != "preview"]
         kept.append(event)
