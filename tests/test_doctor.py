@@ -116,6 +116,12 @@ def test_whole_asset(assets: Path):
     assert check_assets(assets).state == "ok"
 
 
+def test_bundled_weights_are_whole():
+    found = list(doctor.asset_checks(doctor.ASSETS))
+    assert {"judge.safetensors", "pocket.safetensors"} <= {check.detail.split(",")[0] for check in found}
+    assert [check.state for check in found] == ["ok"] * len(found), found
+
+
 def test_missing_asset(tmp_path: Path):
     assert check_assets(tmp_path).state == "fail"
 

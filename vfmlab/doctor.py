@@ -247,7 +247,7 @@ def _extras() -> Iterator[Check]:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket_vfm")) -> Iterator[Check]:
+def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
     """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling .json)."""
     names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
     for name in names:
