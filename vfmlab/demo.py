@@ -20,8 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vfmlab import api, config, data, runs
-from vfmlab.data.records import RecordSource
+from vfmlab import config, runs
 from vfmlab.errors import ConfigError, TrainingError, VfmlabError
 from vfmlab.progress import clock, watch
 
@@ -73,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     say = print
     began = time.monotonic()
+    say(f"vfmlab demo: {args.preset} beside {args.baseline}", flush=True)
+    from vfmlab import api  # after the first line: it takes torch with it
+
     root = Path(args.root).resolve()
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
 def real_data(source: str, root: Path, say: Any) -> dict[str, Any]:
     """Overrides that put both pipelines and a judge of its own onto the user's images."""
+    from vfmlab import api, data
+    from vfmlab.data.records import RecordSource
+
     opened = data.open_source(config.Data(source=source, size=32, train=1000, val=64), "val")
     if not isinstance(opened, RecordSource):
         raise ConfigError(f"--data '{source}': drawn scenes are what the presets use already; use --overrides '{{\"data.source\": \"{source}\"}}'")
@@ -168,6 +173,8 @@ def _refresh(phases: list[config.Run], root: Path, bars: dict[str, tqdm]) -> Non
 
 
 def _summary(chosen: dict[str, config.Run], root: Path, seconds: float, say: Any) -> None:
+    from vfmlab import api
+
     shown = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")
     for name, run in chosen.items():
         metrics = api.evaluate(run.id, root / "runs")
