@@ -165,7 +165,12 @@ def page(results: Sequence[Mapping[str, Any]], title: str) -> str:
     """Curves over training as one HTML page; the same label has the same colour for every seed."""
     from vfmlab import viz
 
-    labels = list(dict.fromkeys(r["label"] for r in results))
+    colours: dict[str, str] = {}
+    for r in results:  # a method's own colour for its first row, free ones for its variants
+        if r["label"] not in colours:
+            free = [c for c in reversed(viz.PALETTE) if c not in colours.values()] or list(viz.PALETTE)
+            own = viz.colour(r["run"])
+            colours[r["label"]] = own if own not in colours.values() else free[0]
     figures = []
     for key in CURVES:
         figure = viz.curves({}, y=METRICS[key], title=METRICS[key])
@@ -173,7 +178,7 @@ def page(results: Sequence[Mapping[str, Any]], title: str) -> str:
             points = [(p["samples"], p[key]) for p in r["curve"] if p.get(key) is not None]
             if points:
                 x, y = zip(*points, strict=True)
-                style = {"color": viz.PALETTE[labels.index(r["label"]) % len(viz.PALETTE)]}
+                style = {"color": colours[r["label"]]}
                 figure.add_scatter(x=x, y=y, mode="lines+markers", name=r["label"], line=style)
         figures.append(figure)
     return f'<!doctype html><meta charset="utf-8"><title>{title}</title>{viz.fragment(viz.panels(figures, columns=3, title=title), first=True)}'
