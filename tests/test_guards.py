@@ -79,6 +79,19 @@ def test_a_skipped_step_changes_no_parameter(tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_inputs_that_are_not_numbers_leave_no_trace(tmp_path):
+    """Batch norm's running statistics are changed by the forward itself: a skipped step takes that back."""
+    run = toy_run(samples=64)
+    task, run_dir = ToyTask(run), runs.create(run, tmp_path)
+    task.spoilt = (2,)
+    list(fit(task, run_dir, device="cpu"))
+    assert [record["step"] for record in run_dir.metrics(file="bad_steps.jsonl")] == [3]
+    for path in (run_dir.model, run_dir.ema):
+        tensors, _ = read_weights(path)
+        assert all(torch.isfinite(value).all() for value in tensors.values())
+        assert tensors["encoder.1.num_batches_tracked"] == 3
+
+
 @pytest.mark.parametrize(("factor", "reason"), [(math.nan, "loss is nan"), (0.0, "are zero"), (1e7, "running")])
 def test_patience_ends_the_run_and_keeps_the_checkpoint(tmp_path, factor, reason):
     run = toy_run(guard_patience=3)
@@ -114,7 +127,7 @@ def test_broken_parameters_are_never_saved(tmp_path):
             break
     with torch.no_grad():
         task.weights.decoder.weight[0, 0] = math.nan
-    with pytest.raises(TrainingError, match="parameters are not finite"):
+    with pytest.raises(TrainingError, match="weights are not finite"):
         list(events)
     assert run_dir.status().state == "failed"
     assert all(torch.isfinite(value).all() for value in read_weights(run_dir.model)[0].values())

@@ -47,9 +47,11 @@ class Objective(nn.Module):
 
 
 class ToyTask(Task):
-    """Reconstruct rows of numbers. poison: step -> factor on its loss."""
+    """Reconstruct rows of numbers. poison: step -> factor on its loss; spoilt: steps whose inputs are not numbers."""
 
     name = "pretrain"
+
+    spoilt: tuple[int, ...] = ()
 
     def __init__(self, run, norm=True, poison=None, delay=0.0):
         self.run, self.train, self.trains = run, run.train, run.trains
@@ -68,6 +70,8 @@ class ToyTask(Task):
                 draw = generator("toy", self.run.seed, step)
                 n = self.train.batch
                 batch = ToyBatch(torch.randn(n, 8, generator=draw), torch.arange(n) + n * step)
+                if step in self.spoilt:
+                    batch.x.fill_(float("nan"))
                 self.order.append(step)
                 time.sleep(self.delay)
                 yield ToyBatch(*(part[rows] for part in batch))

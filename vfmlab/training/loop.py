@@ -24,9 +24,8 @@ from vfmlab.events import Event
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import derive
 from vfmlab.training import checkpoint, dryrun
-from vfmlab.training.average import Average
-from vfmlab.training.guards import Guard
 from vfmlab.training.schedule import Clock, rate
+from vfmlab.training.state import State
 from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows, release
 from vfmlab.training.stop import Stop
 from vfmlab.training.task import Task, apply, indices, select
@@ -69,13 +68,14 @@ class _Loop:
         self.task, self.run_dir, self.until, self.device, self.stop = task, run_dir, until, device, stop
         self.train = task.train
         self.steps = -(-self.train.samples // self.train.batch)
-        self.step = 0  # completed steps
-        self.done: list[str] = []  # what has been done since the last step: a resumed run does the rest
-        self.sums: dict[str, list[float]] = {}  # metric -> [sum, count] since the last log
-        self.seconds = 0.0
-        self.ready = False  # training state is complete, so it may be saved
+        self.state: State | None = None
+        self.ready = False  # the state is complete, so it may be saved
         self.clock, self.beat = Clock(), 0.0
         self.stream: Any = None
+
+    @property
+    def step(self) -> int:
+        return 0 if self.state is None else self.state.step
 
     @property
     def samples(self) -> int:
@@ -96,9 +96,9 @@ class _Loop:
                 stack.enter_context(self.run_dir.lock())
             self.accelerator.wait_for_everyone()
             if self.run_dir.status().state == "finished":
-                self.step = self.steps
                 if self.main:
-                    yield self.event("skip")
+                    total = self.train.samples
+                    yield Event("skip", self.run_dir.id, self.task.name, total, total)
                 return
             try:
                 for event in self._life():
@@ -116,15 +116,16 @@ class _Loop:
                 self._release()
 
     def _life(self) -> Iterator[Event]:
-        saved = self._set_up()
+        self._set_up()
         self._status(state="running", message="")
-        yield from self._prepare(fresh=saved is None)
+        fresh = not self.state.resumed
+        yield from self._prepare(fresh)
         self._wrap()
         facts = {"resumed": self.samples, "precision": self.accelerator.mixed_precision}
-        if saved is None and self.accelerator.device.type == "cuda":
+        if fresh and self.accelerator.device.type == "cuda":
             facts |= dryrun.measure_prepared(self.task, self.objective, self.accelerator)
         yield self.event("start", **facts)
-        self._start(saved)
+        self._start()
         yield from self._after_step()
         while self.step < self.steps:
             if self.until is not None and self.samples >= self.until:
@@ -133,14 +134,13 @@ class _Loop:
             self._step()
             yield from self._after_step()
         self._finish()
-        yield self.event("finish", seconds=self.seconds)
+        yield self.event("finish", seconds=self.state.seconds)
 
-    def _set_up(self) -> dict[str, Any] | None:
-        """Everything on its device; returns what was saved, None for a fresh run."""
+    def _set_up(self) -> None:
+        """Everything on its device, the checkpoint's weights in place."""
         task, acc = self.task, self.accelerator
         self.rows = my_rows(self.train, acc)
         self.stop.together = acc.num_processes > 1
-        self.parameters = select(task)
         if self.main:
             checkpoint.recover(self.run_dir)
             self.run_dir.save_env(
@@ -151,14 +151,9 @@ class _Loop:
                 precision=acc.mixed_precision,
             )
         acc.wait_for_everyone()
-        saved = checkpoint.load(self.run_dir)
+        self.state = State(task, select(task))
+        self.state.load(self.run_dir)
         task.objective.to(acc.device).train()
-        if saved is None:
-            return None
-        model, ema, state = saved
-        checkpoint.put(task.weights, model, "model.safetensors")
-        self.step = state["step"]
-        return {"ema": ema, **state}
 
     def _prepare(self, fresh: bool) -> Iterator[Event]:
         """The task's own preparations, each bracketed by a "start" and a "finish" of its name."""
@@ -182,78 +177,53 @@ class _Loop:
         if train.compile:
             for module in task.compiled:
                 module.compile()
-        optimizer = make_optimizer(task, self.parameters, acc.device)
+        optimizer = make_optimizer(task, self.state.parameters, acc.device)
         self.objective, self.optimizer = acc.prepare(task.objective, optimizer)
-        self.guard = Guard(train)
         if train.logger != "none":
             acc.init_trackers("vfmlab", {"run": self.run_dir.id})
 
-    @torch.no_grad()
-    def _start(self, saved: dict[str, Any] | None) -> None:
-        """Continue from `saved`, or begin."""
-        self.average = Average(self.task.weights, self.train)
-        if saved is not None:
-            if self.average.ema is not None:
-                checkpoint.put(self.average.module, saved["ema"], "ema.safetensors")
-            others = self._others()
-            checkpoint.check(others, saved["others"], "state.pt")
-            for key, value in others.items():
-                value.copy_(saved["others"][key])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.guard.load_state_dict(saved["guard"])
-            self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
-            self.done = saved["done"]
-            if self.accelerator.scaler is not None and saved["scaler"]:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+    def _start(self) -> None:
+        """Continue from the checkpoint, or begin."""
+        self.state.begin(self.optimizer, self.accelerator.scaler)
+        self.buffers = self.state.buffers()
         if self.main:
-            kinds = {"log": "step", "evaluate": "evaluation"}
-            self.run_dir.truncate(self.step, {"bad", *(kinds.get(name, name) for name in self.done)})
+            self.run_dir.truncate(self.step, self.state.records_done())
         self.stream = iter(self.task.stream(self.step, self.rows))
         self.stop.busy = False
         self.ready = True
 
-    def _others(self) -> dict[str, Tensor]:
-        """Tensors of the objective that are not part of the weights: parameters and buffers of losses."""
-        objective, weights = self.task.objective, self.task.weights
-        prefix = next(name for name, module in objective.named_modules() if module is weights)
-        every = objective.state_dict()
-        return {key: value for key, value in every.items() if prefix and not key.startswith(prefix + ".")}
-
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        train, acc, begin = self.train, self.accelerator, time.perf_counter()
+        train, acc, state, begin = self.train, self.accelerator, self.state, time.perf_counter()
         batch = next(self.stream, None)
         if batch is None:
             raise DataError(f"the data of the {self.task.name} ended at step {self.step}; a stream must go on for ever")
         batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
-        self.stop.busy, self.done = True, []
+        self.stop.busy, state.done = True, []
         torch.manual_seed(derive("global", self.task.run.seed, self.step, acc.process_index))  # dropout draws from it
         for group in self.optimizer.param_groups:
             group["lr"] = train.lr * rate(train, self.samples)
         self.optimizer.zero_grad(set_to_none=True)
+        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
         metrics = backward(self.task, self.objective, acc, batch, self.rows, self.step)
-        gradient = acc.clip_grad_norm_(self.parameters, train.clip)
+        gradient = acc.clip_grad_norm_(state.parameters, train.clip)
         numbers = self._agree(metrics, gradient)
         reason = self._judge(numbers)
         if reason is None:
             self.optimizer.step()
             if not acc.optimizer_step_was_skipped:
-                self.average.update()
-            for key, value in numbers.items():
-                entry = self.sums.setdefault(key, [0.0, 0])
-                entry[0], entry[1] = entry[0] + value, entry[1] + 1
+                state.average.update()
+                state.add(numbers)
         else:
-            if acc.scaler is not None:
-                acc.scaler.update()
-            self._write_down(reason, batch, numbers)
-        self.step += 1
+            self._skip(reason, batch, numbers, before)
+        state.step += 1
         self.stop.busy = False
         elapsed = time.perf_counter() - begin
-        self.seconds += elapsed
+        state.seconds += elapsed
         self.clock.step(elapsed)
         if reason is not None:
-            self.guard.check_patience(reason, "bad_steps.jsonl")
+            state.guard.check_patience(reason, "bad_steps.jsonl")
         if time.time() - self.beat > BEAT:
             self._status()
         if self.stop.asked:
@@ -265,7 +235,7 @@ class _Loop:
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
         if acc.num_processes > 1:
             numbers = acc.reduce(numbers, "mean")
-        parameters = get_total_norm(self.parameters)
+        parameters = get_total_norm(self.state.parameters)
         *values, asked, gradient, parameters = torch.cat(
             [numbers, torch.stack([gradient.float(), parameters.float()])]
         ).tolist()
@@ -278,9 +248,15 @@ class _Loop:
         if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
             # fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them
             gradient = gradient if gradient < float("inf") else 1.0
-        return self.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"])
+        return self.state.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"])
 
-    def _write_down(self, reason: str, batch: Any, numbers: dict[str, float]) -> None:
+    def _skip(self, reason: str, batch: Any, numbers: dict[str, float], before: dict[str, Tensor]) -> None:
+        """The step does not happen: running statistics go back to what they were, and the step is written down."""
+        with torch.no_grad():
+            for name, buffer in self.buffers.items():
+                buffer.copy_(before[name])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
         rows = indices(batch)
         if self.accelerator.num_processes > 1:
             rows = gather_object(rows)
@@ -309,30 +285,34 @@ class _Loop:
         return {"preview": rest // train.preview_every, "checkpoint": saves, "evaluate": evaluations}
 
     def _after_step(self) -> Iterator[Event]:
+        done = self.state.done
         for name in self._due():
-            if name in self.done:
+            if name in done:
                 continue
             begin = time.perf_counter()
             if name == "checkpoint":
-                self.done.append(name)  # the checkpoint says of itself that it was made
+                done.append(name)  # the checkpoint says of itself that it was made
+            self.stop.busy = name == "log"  # a log empties the running means: it happens whole
             event = getattr(self, f"_{name}")() if self.main else None
+            self.stop.busy = False
             if name in ("preview", "evaluate"):
                 self.accelerator.wait_for_everyone()
             if name != "checkpoint":
-                self.done.append(name)
+                done.append(name)
+            if self.stop.asked and not self.stop.together:
+                self.stop.raise_now()
             elapsed = time.perf_counter() - begin
-            self.seconds += elapsed
+            self.state.seconds += elapsed
             self.clock.extra(name, elapsed)
             if event is not None:
                 yield event
 
     def _log(self) -> Event:
-        means = {key: total / count for key, (total, count) in self.sums.items()}
-        self.sums = {}
-        facts = {"step": self.step, "samples": self.samples, **means, "lr": self.optimizer.param_groups[0]["lr"]}
-        facts |= {"bad_steps": self.guard.total, "ema_samples": self.average.samples}
+        state, lr = self.state, self.optimizer.param_groups[0]["lr"]
+        facts = {"step": self.step, "samples": self.samples, **state.means(), "lr": lr}
+        facts |= {"bad_steps": state.guard.total, "ema_samples": state.average.samples}
         speed = self.train.batch / self.clock.median
-        self.run_dir.log({"kind": "step", **facts, "seconds": self.seconds, "samples_per_second": speed})
+        self.run_dir.log({"kind": "step", **facts, "seconds": state.seconds, "samples_per_second": speed})
         if self.train.logger != "none":
             self.accelerator.log({k: v for k, v in facts.items() if isinstance(v, float)}, step=self.samples)
         self._status()
@@ -340,7 +320,7 @@ class _Loop:
 
     def _preview(self) -> Event | None:
         shown: dict[str, Tensor] = {}
-        for which, weights in {"raw": self.task.weights, "ema": self.average.module}.items():
+        for which, weights in {"raw": self.task.weights, "ema": self.state.average.module}.items():
             with self._evaluating():
                 images = self.task.preview(weights)
             if images is None:
@@ -352,14 +332,14 @@ class _Loop:
 
     def _evaluate(self) -> Event | None:
         with self._evaluating():
-            numbers = self.task.evaluate(self.average.module, self.samples)
+            numbers = self.task.evaluate(self.state.average.module, self.samples)
         if numbers is None:
             return None
         self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples, **numbers})
         return self.event("evaluation", **numbers)
 
     def _checkpoint(self) -> Event:
-        self._save()
+        self.state.save(self.run_dir)
         return self.event("checkpoint", step=self.step)
 
     @contextlib.contextmanager
@@ -371,36 +351,13 @@ class _Loop:
         finally:
             self.task.objective.train()
 
-    # -- saving -----------------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        norm = get_total_norm(self.parameters)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"parameters are not finite at step {self.step}, so they are not saved; the last checkpoint is intact: "
-                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
-            )
-        scaler = self.accelerator.scaler
-        state = {
-            "step": self.step,
-            "done": self.done,
-            "sums": self.sums,
-            "seconds": self.seconds,
-            "updates": self.average.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "guard": self.guard.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "others": {key: value.detach().cpu() for key, value in self._others().items()},
-        }
-        facts = {"samples": self.samples, "ema_samples": self.average.samples, **self.task.facts()}
-        model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
-        checkpoint.save(self.run_dir, model, ema, state, facts)
+    # -- ends -------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         if self.main:
             with self._evaluating():
-                self.task.finish(self.average.module, self.run_dir)
-            self._save()  # again: finishing may have filled buffers, such as the latent statistics
+                self.task.finish(self.state.average.module, self.run_dir)
+            self.state.save(self.run_dir)  # again: finishing may have filled buffers, such as the latent statistics
             self._status(state="finished", message="")
         self.accelerator.wait_for_everyone()
 
@@ -408,14 +365,19 @@ class _Loop:
         self.beat = time.time()
         if self.main:
             seen = min(self.samples, self.train.samples)
-            self.run_dir.set_status(samples=seen, total=self.train.samples, seconds=self.seconds, **changes)
+            seconds = 0.0 if self.state is None else self.state.seconds
+            self.run_dir.set_status(samples=seen, total=self.train.samples, seconds=seconds, **changes)
 
     def _interrupt(self, why: str) -> None:
         """Save if the state is whole. Only the first process works here: the others may be gone."""
         if not self.main:
             return
         if self.ready and not self.stop.busy and self.step:
-            self._save()
+            try:
+                self.state.save(self.run_dir)
+            except BaseException as error:
+                self._fail(error)
+                raise
             why += "; start the run again to go on"
         elif self.stop.busy:
             why += " in the middle of a step; goes on from the last checkpoint"
@@ -436,7 +398,7 @@ class _Loop:
             acc.end_training()
         if hasattr(self, "objective"):
             release(self.task, self.objective, acc)
-        for name in ("objective", "optimizer", "average", "parameters", "stream"):
+        for name in ("objective", "optimizer", "state", "buffers", "stream"):
             self.__dict__.pop(name, None)
         gc.collect()
 

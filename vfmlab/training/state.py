@@ -1,0 +1,130 @@
+"""The state of a run between two steps: all that is saved, and all that a resumed run needs.
+
+Random numbers and data of step k are made from (seed, k), so no random state is in here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from vfmlab.errors import TrainingError
+from vfmlab.runs import RunDir
+from vfmlab.training import checkpoint
+from vfmlab.training.average import Average
+from vfmlab.training.guards import Guard
+from vfmlab.training.task import Task
+
+RECORDS = {"log": "step", "evaluate": "evaluation"}  # what is done between steps -> kind of record it leaves
+
+
+class State:
+    """Counts and running means from the start; optimiser and average join in :meth:`begin`.
+
+    Attributes:
+        step: completed steps. done: what has been done since the last of them; a resumed run does the rest.
+        sums: metric -> [sum, count] since the last log. seconds: spent training.
+        guard, average, optimizer, scaler: as in their own files; scaler is that of fp16, or None.
+    """
+
+    average: Average
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+
+    def __init__(self, task: Task, parameters: list[nn.Parameter]):
+        self.task, self.parameters = task, parameters
+        self.guard = Guard(task.train)
+        self.step, self.seconds = 0, 0.0
+        self.done: list[str] = []
+        self.sums: dict[str, list[float]] = {}
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.task.train.batch
+
+    @property
+    def resumed(self) -> bool:
+        return self._saved is not None
+
+    def load(self, run_dir: RunDir) -> None:
+        """Read the run's checkpoint, if there is one, and put its weights and step in place; the rest in `begin`."""
+        found = checkpoint.load(run_dir)
+        if found is not None:
+            model, ema, state = found
+            checkpoint.put(self.task.weights, model, "model.safetensors")
+            self.step, self._saved = state["step"], {"ema": ema, **state}
+
+    @torch.no_grad()
+    def begin(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+        """Take up optimiser and scaler, average the weights from here on, and restore what :meth:`load` has read."""
+        self.optimizer, self.scaler = optimizer, scaler
+        self.average = Average(self.task.weights, self.task.train)
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        if self.average.ema is not None:
+            checkpoint.put(self.average.module, saved["ema"], "ema.safetensors")
+        others = self._others()
+        checkpoint.check(others, saved["others"], "state.pt")
+        for key, value in others.items():
+            value.copy_(saved["others"][key])
+        optimizer.load_state_dict(saved["optimizer"])
+        self.guard.load_state_dict(saved["guard"])
+        self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
+        self.done = saved["done"]
+        if scaler is not None and saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
+
+    def save(self, run_dir: RunDir) -> None:
+        """Write the run's checkpoint; :class:`TrainingError` if the weights are not finite or the disk is full."""
+        model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
+        floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
+        if not torch.isfinite(get_total_norm([*floats, *self.parameters])):
+            raise TrainingError(
+                f"weights are not finite at step {self.step}, so they are not saved; the last checkpoint is intact: "
+                f"lower train.lr (now {self.task.train.lr:g}) or set train.precision=fp32"
+            )
+        state = {
+            "step": self.step,
+            "done": self.done,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "others": {key: value.detach().cpu() for key, value in self._others().items()},
+        }
+        facts = {"samples": self.samples, "ema_samples": self.average.samples, **self.task.facts()}
+        checkpoint.save(run_dir, model, ema, state, facts)
+
+    def records_done(self) -> set[str]:
+        """Kinds of records that belong to the last step: what else a killed run had logged is dropped."""
+        return {"bad", *(RECORDS.get(name, name) for name in self.done)}
+
+    def add(self, numbers: dict[str, float]) -> None:
+        for key, value in numbers.items():
+            entry = self.sums.setdefault(key, [0.0, 0])
+            entry[0], entry[1] = entry[0] + value, entry[1] + 1
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {key: total / count for key, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that a forward may change (running statistics), by name."""
+        kept = self.task.objective.state_dict()
+        return {name: buffer for name, buffer in self.task.objective.named_buffers() if name in kept}
+
+    def _others(self) -> dict[str, Tensor]:
+        """Tensors of the objective that are not part of the weights: parameters and buffers of losses."""
+        objective, weights = self.task.objective, self.task.weights
+        prefix = next(name for name, module in objective.named_modules() if module is weights)
+        every = objective.state_dict()
+        return {key: value for key, value in every.items() if prefix and not key.startswith(prefix + ".")}
