@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     except json.JSONDecodeError as error:
         raise ConfigError(f"--overrides: not JSON ({error}): {args.overrides!r}") from None
     if args.data:
-        overrides = real_data(args.data, root, say) | overrides
+        overrides = real_data(args.data, root, overrides, say) | overrides
     text = json.dumps(overrides)
     chosen = {name: api.resolve(name, text, seed=args.seed) for name in (args.preset, args.baseline)}
     common = {"overrides": text, "root": str(root / "runs"), "seed": args.seed, "headless": True}
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def real_data(source: str, root: Path, say: Any) -> dict[str, Any]:
-    """Overrides that put both pipelines and a judge of its own onto the user's images."""
+def real_data(source: str, root: Path, given: dict[str, Any], say: Any) -> dict[str, Any]:
+    """Overrides that put both pipelines onto the user's images, with a judge of its own unless `given` names features."""
     from vfmlab import api, data
     from vfmlab.data.records import RecordSource
 
@@ -116,6 +116,8 @@ def real_data(source: str, root: Path, say: Any) -> dict[str, Any]:
     size = 32 if max(opened.native_size()) <= 48 else 64
     factor = size // 8
     overrides: dict[str, Any] = {"data.source": source, "data.size": size, "tokenizer.factor": factor, "data.flip": True}
+    if "protocol.features" in given:
+        return overrides
     half = 51_200  # images; enough for a judge of ten classes, and half the time
     judge = api.resolve("pocket_judge", {"data.source": source, "data.size": size, "data.flip": True, "train.samples": half, "train.evaluate_at": [half]})
     say(f"a judge is trained on these images first ({judge.train.samples:,} images): the bundled one knows only the drawn scenes")
