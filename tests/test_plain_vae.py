@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from vfmlab import config
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn import conv_blocks
+from vfmlab.nn.conv_blocks import levels
 from vfmlab.registry import TOKENIZERS
 from vfmlab.weights import import_state_dict, load_renamed
 
@@ -143,8 +144,9 @@ def test_unbounded_log_variance_is_clamped():
 
 
 def test_clear_errors():
-    with pytest.raises(ConfigError, match=r"tokenizer.multipliers \[1, 2\] has 2 entries.*has 3 resolutions"):
-        make(factor=4, multipliers=(1, 2))
+    with pytest.raises(ConfigError, match=r"tokenizer.multipliers \[1, 2, 2, 4\] has 4 entries.*has 3 resolutions"):
+        make(factor=4, multipliers=(1, 2, 2, 4))
+    assert levels(8, (1, 3), 4, "tokenizer") == [8, 24, 24]
     with pytest.raises(ConfigError, match=r"tokenizer.patch 3 does not divide tokenizer.factor 4"):
         make(factor=4, patch=3)
     with pytest.raises(ConfigError, match=r"data.size 30 is not divisible by tokenizer.factor 4"):

@@ -120,15 +120,17 @@ def strides(factor: int) -> list[int]:
 def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: str) -> list[int]:
     """Width of each resolution, finest first: one more than there are strides in `factor`.
 
-    multipliers None: (1, 1, 2, 2, 4) for f16, (1, 2, 4, 4) for f8, (1, 2, 4) for f4, ...
+    multipliers None: (1, 1, 2, 2, 4) for f16, (1, 2, 4, 4) for f8, (1, 2, 4) for f4, ...; of a shorter tuple the last
+    entry holds for all further resolutions, so that one config serves several factors.
     """
     needed = len(strides(factor)) + 1
     if multipliers is None:
         multipliers = USUAL.get(needed) or (1,) * (needed - len(USUAL[6])) + USUAL[6]
+    multipliers = multipliers + multipliers[-1:] * (needed - len(multipliers))
     if len(multipliers) != needed:
         raise ConfigError(
             f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor {factor} (over 'patch') "
-            f"has {needed} resolutions, give one multiplier for each"
+            f"has {needed} resolutions, give at most one multiplier for each"
         )
     return [width * multiplier for multiplier in multipliers]
 
