@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from toy import ToyTask, outcome, toy_run, train_toy
 
-from vfmlab import runs
-from vfmlab.config import Train
+from vfmlab import presets, runs
+from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, TrainingError
 from vfmlab.training import dryrun
 from vfmlab.training.average import Average
@@ -25,6 +25,7 @@ from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.loop import fit
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.step import pick_precision
+from vfmlab.training.tokenizer import TokenizerTask
 
 
 def test_events_and_files(tmp_path):
@@ -305,6 +306,13 @@ def test_dry_run_measures_and_restores(tmp_path):
     after = task.objective.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert "forward" not in task.objective.__dict__
+
+
+@pytest.mark.parametrize("name", ["adversarial", "feature_matching", "preservation"])
+def test_terms_that_nothing_feeds_are_refused(name):
+    run = override(presets.get("tiny_plain_vae").phases()[0], {f"losses.{name}": 1.0})
+    with pytest.raises(ConfigError, match=f"losses.{name} needs a discriminator or a stage before"):
+        TokenizerTask(run)
 
 
 def test_compile_keeps_the_names(tmp_path):

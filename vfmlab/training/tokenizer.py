@@ -27,6 +27,7 @@ SHOWN = 8  # images of a preview
 STATISTICS_IMAGES = 4096  # x h x w values a channel: the mean's standard error is below 1 % of the std even if
 START_IMAGES = 2048  # an image's places were all alike
 LATENT_TERMS = ("kl", "codebook")  # terms on the latent alone: no part of the reconstruction that others are weighed by
+UNFED = {"adversarial", "feature_matching", "preservation"}  # terms that read more than one batch's reconstruction
 
 
 class TokenizerObjective(nn.Module):
@@ -120,6 +121,11 @@ class TokenizerTask(Task):
         size, losses = run.data.size, {name: term for name, term in run.losses.items() if term.weight > 0}
         if not losses:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
+        if unfed := sorted(UNFED & losses.keys()):
+            raise ConfigError(
+                f"losses.{unfed[0]} needs a discriminator or a stage before this one, which tokenizer training does "
+                "not provide; remove it"
+            )
         self.source: ImageSource = open_source(run.data, "train")
         self.held_out: ImageSource = open_source(run.data, "val")
         model = vfm.build(run.vfm, size) if run.vfm is not None else None
