@@ -24,8 +24,8 @@ from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
 from vfmlab.training.task import Task
 
 SHOWN = 8  # images of a preview
-STATISTICS_IMAGES = 4096  # x h x w values a channel: the mean's standard error is below 1 % of the std even if
-START_IMAGES = 2048  # an image's places were all alike
+STATISTICS_IMAGES = 4096  # standard error of a mean: 1/64 std even if all places of an image were alike
+START_IMAGES = 2048
 LATENT_TERMS = ("kl", "codebook")  # terms on the latent alone: no part of the reconstruction that others are weighed by
 UNFED = {"adversarial", "feature_matching", "preservation"}  # terms that read more than one batch's reconstruction
 
