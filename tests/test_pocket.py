@@ -255,4 +255,4 @@ def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
 def test_bundled_weights_are_what_their_preset_trains(weights, preset):
     _, metadata = files.read(pocket.ASSETS / f"{weights}.safetensors", "weights")
     recipe = json.loads(metadata[files.METADATA])["recipe"]
-    assert getattr(presets, preset)().model_dump(mode="json", include=set(recipe)) == recipe
+    assert presets.get(preset).model_dump(mode="json", include=set(recipe)) == recipe

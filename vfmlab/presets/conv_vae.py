@@ -1,0 +1,85 @@
+"""The plain convolutional VAE (SD-VAE's network, arXiv 2112.10752) and VA-VAE (2501.01423) at every tier."""
+
+from __future__ import annotations
+
+from vfmlab.config import Run
+from vfmlab.presets.table import preset
+from vfmlab.presets.tiers import (
+    POCKET_CONV,
+    POCKET_DECODER,
+    POCKET_LOSSES,
+    SMALL_DECODER,
+    SMALL_LOSSES,
+    TINY_DECODER,
+    TINY_LOSSES,
+    make,
+    paper,
+    pocket,
+    small,
+    tiny,
+    vae,
+)
+
+
+@preset
+def tiny_plain_vae() -> Run:
+    """Plain convolutional VAE, 16 px, a few dozen images: does it all run?
+
+    `vfmlab train tiny_plain_vae` takes seconds on one core; the pictures are noise.
+    """
+    tokenizer = {"method": "plain_vae", "channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "attention": [],
+                 "decoder": TINY_DECODER}  # fmt: skip
+    return make("tiny_plain_vae", tiny(), tokenizer=tokenizer, losses=TINY_LOSSES)
+
+
+@preset
+def pocket_plain_vae() -> Run:
+    """Plain convolutional VAE (f4d8) with the decoder, losses and budget of pocket_vfm_vae, then the same DiT: the baseline.
+
+    `vfmlab train pocket_plain_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
+    """
+    tokenizer = {"method": "plain_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
+    return make("pocket_plain_vae", vae(pocket(), 8, 4, **tokenizer), losses=POCKET_LOSSES)
+
+
+@preset
+def pocket_va_vae() -> Run:
+    """VA-VAE (f4d8): the plain VAE's network, aligned with the pocket VFM by the VF loss.
+
+    `vfmlab train pocket_va_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
+    """
+    tokenizer = {"method": "va_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
+    return make("pocket_va_vae", vae(pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},
+                losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25, "adaptive": False}})  # fmt: skip
+
+
+@preset
+def small_plain_vae() -> Run:
+    """Plain convolutional VAE (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
+
+    `vfmlab train small_plain_vae --set data.source=parquet:PATH` on one GPU, hours. Not run to its end yet: no result is claimed.
+    """
+    tokenizer = {"method": "plain_vae", "width": 96, "multipliers": [1, 2, 4], "blocks": 2, "attention": [8], "decoder": SMALL_DECODER}
+    return make("small_plain_vae", vae(small(), 16, 4, **tokenizer), losses=SMALL_LOSSES)
+
+
+@preset
+def paper_va_vae() -> Run:
+    """VA-VAE f16d32 (convolutional, VF loss to DINOv2-L); LightningDiT-XL/1, 64 epochs.
+
+    `accelerate launch -m vfmlab train paper_va_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.28-0.30, gFID 5.14. The
+    adversarial term (weight 0.5) is not part of this preset; batch and optimiser are the VFM-VAE tokenizer's, not the paper's.
+    """
+    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "vf": {"weight": 0.1, "cos_margin": 0.5, "distance_margin": 0.25}}
+    return make("paper_va_vae", vae(paper(), 32, 16, method="va_vae"), vfm={"name": "dinov2_l14", "upscale": 0.875}, losses=losses)
+
+
+@preset
+def paper_plain_vae() -> Run:
+    """Plain convolutional VAE f16d32, the same network as VA-VAE without alignment; LightningDiT-XL/1, 64 epochs.
+
+    `accelerate launch -m vfmlab train paper_plain_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.26, gFID 10.17 at 80 k steps. The
+    adversarial term is not part of this preset; batch and optimiser are the VFM-VAE tokenizer's, not the paper's.
+    """
+    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6}
+    return make("paper_plain_vae", vae(paper(), 32, 16, method="plain_vae"), losses=losses)

@@ -1,0 +1,121 @@
+"""What the presets of a tier share: data, budgets, evaluation, decoders and pixel losses.
+
+Four tiers, same code: `tiny` (automated tests, seconds), `pocket` (two CPU cores, minutes, nothing downloaded), `small` (one
+GPU, hours), `paper` (ImageNet 256, the published sizes and schedules). What a paper does not state is marked "ours".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vfmlab.config import Run, parse
+
+#          images                                    tokenizer phase                      diffusion phase
+# tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
+# tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
+# pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      76 800       64    1e-3    1000, 20 steps
+# small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   2e-4      20 000 000   256   2e-4    10 000, 50 steps
+# paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
+
+TINY_DECODER = {
+    "kind": "progressive", "blocks": 2, "channel_base": 4096, "channel_max": 16, "num_res_blocks": 0, "decompress_factor": 4, "style_width": 16,
+    "fusion_blocks": [0, 1], "fusion_widths": [16, 8], "attention_blocks": [0], "attention_depths": [1], "heads": 2, "gelu": "erf", "kernels": [3],
+    "activation": "silu", "expansion": 2,
+}
+# Widths 64, 32, 16 at 8, 16, 32 px. The published layer scale of 1e-5 needs more steps than a pocket run has.
+POCKET_DECODER = {
+    "kind": "progressive", "blocks": 3, "channel_base": 4096, "channel_max": 64, "num_res_blocks": 1, "res_layers": [2, 1, 0], "decompress_factor": 8,
+    "gelu": "erf", "kernels": [5], "taps": [3], "expansion": 2, "layer_scale": 0.1, "fusion_blocks": [0, 1, 2], "fusion_widths": [48, 24, 12],
+    "style_width": 64, "attention_blocks": [0], "attention_depths": [1], "heads": 4,
+}
+TINY_LOSSES = {"l1": 1.0, "kl": 1e-6, "multiscale": 0.1}
+
+# One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are what is compared.
+POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 7680}}
+POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False, "middle_attention": False, "patch": 2}
+SMALL_DECODER = {
+    "kind": "progressive", "blocks": 3, "channel_base": 65_536, "channel_max": 384, "num_res_blocks": 1, "layer_scale": 0.1,
+    "fusion_blocks": [0, 1, 2], "fusion_widths": [256, 128, 64], "style_width": 256, "attention_blocks": [0], "attention_depths": [2],
+}
+SMALL_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "multiscale": 0.1}
+
+
+def tiny() -> dict[str, Any]:
+    return {
+        "tier": "tiny",
+        "data": {"source": "scenes:easy", "size": 16, "train": 64, "val": 32},
+        "train": {"samples": 64, "batch": 8, "lr": 2e-3, "ema_halflife": 32, "log_every": 8, "preview_every": 32, "checkpoint_every": 32},
+        "diffusion": {
+            "network": {"kind": "lightningdit", "width": 32, "depth": 2, "heads": 2, "patch": 2},
+            "train": {
+                "samples": 64, "batch": 8, "lr": 2e-3, "ema_halflife": 32, "log_every": 8, "preview_every": 32, "checkpoint_every": 32,
+                "evaluate_at": [32, 64],
+            },
+        },
+        "protocol": {"n": 32, "sampler": {"steps": 4}, "batch": 32},
+    }
+
+
+def pocket() -> dict[str, Any]:
+    return {
+        "tier": "pocket",
+        "data": {"source": "scenes:medium", "size": 32, "train": 20_000, "val": 1000},
+        "train": {
+            "samples": 15_360, "batch": 32, "lr": 2e-3, "schedule": "cosine", "warmup": 640, "ema_halflife": 1600, "log_every": 320,
+            "preview_every": 3840, "checkpoint_every": 3840,
+        },
+        "diffusion": {
+            "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
+            "train": {
+                "samples": 76_800, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280, "preview_every": 25_600,
+                "checkpoint_every": 12_800, "evaluate_at": [25_600, 51_200, 76_800],
+            },
+        },
+        "protocol": {"n": 1000, "sampler": {"steps": 20}},
+    }
+
+
+def small() -> dict[str, Any]:
+    schedule = {"log_every": 12_800, "preview_every": 256_000, "checkpoint_every": 256_000}
+    return {
+        "tier": "small",
+        "data": {"source": "parquet:data/cifar10", "size": 32, "val": 10_000, "flip": True},
+        "train": {"samples": 5_000_000, "batch": 256, "lr": 4e-4, "schedule": "cosine", "warmup": 50_000, "ema_halflife": 50_000, **schedule},
+        "diffusion": {
+            "network": {"kind": "lightningdit", "size": "S", "patch": 1},
+            "train": {
+                "samples": 20_000_000, "batch": 256, "lr": 2e-4, "betas": [0.9, 0.95], "warmup": 50_000, "ema_halflife": 500_000,
+                "evaluate_at": [1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000], **schedule,
+            },
+        },
+        "protocol": {"n": 10_000, "batch": 500, "sampler": {"steps": 50}, "features": "inception"},
+    }
+
+
+def paper() -> dict[str, Any]:
+    # Diffusion: LightningDiT-XL/1, 64 epochs; sampling with 250 Euler steps and shift 0.3 in the release's time (1 / 0.3 in ours).
+    return {
+        "tier": "paper",
+        "data": {"source": "folder:data/imagenet", "size": 256, "val": 50_000, "flip": True, "workers": 8},
+        "train": {
+            "samples": 20_000_000, "batch": 512, "optimizer": "adam", "lr": 1e-4, "betas": [0.0, 0.99], "ema_halflife": 160_000,
+            "log_every": 51_200, "preview_every": 512_000, "checkpoint_every": 512_000,
+        },
+        "diffusion": {
+            "network": {"kind": "lightningdit", "size": "XL", "patch": 1},
+            "cosine_loss": 1.0,
+            "train": {
+                "samples": 81_995_000, "batch": 1024, "lr": 2e-4, "betas": [0.9, 0.95], "ema_halflife": 7_000_000, "log_every": 102_400,
+                "preview_every": 5_120_000, "checkpoint_every": 2_560_000,
+            },
+        },
+        "protocol": {"n": 50_000, "batch": 64, "sampler": {"steps": 250, "shift": 1 / 0.3}, "features": "inception"},
+    }
+
+
+def make(name: str, base: dict[str, Any], **changes: Any) -> Run:
+    return parse({"name": name, **base, **changes}, f"preset {name}")
+
+
+def vae(base: dict[str, Any], channels: int, factor: int, **more: Any) -> dict[str, Any]:
+    return base | {"tokenizer": {"channels": channels, "factor": factor, **more}}
