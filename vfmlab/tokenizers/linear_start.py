@@ -106,10 +106,10 @@ class LinearStart(nn.Module):
         Returns the mean squared error per pixel value of the linear paths alone on these images.
         """
         device = self.read.weight.device
-        moments = _Moments()
+        moments = Moments()
         for images, source in batches():
             patches = F.pixel_unshuffle(images.float(), self.factor)
-            moments.add(_rows(self.arrange(source, patches.shape[-2:]).float()), _rows(patches))
+            moments.add(rows(self.arrange(source, patches.shape[-2:]).float()), rows(patches))
         coefficients = moments.ridge()  # D x P
         covariance = coefficients.T @ moments.xx @ coefficients  # of the fitted patches
         directions = torch.linalg.eigh(covariance).eigenvectors.flip(-1)[:, : self.read.out_channels]
@@ -122,12 +122,12 @@ class LinearStart(nn.Module):
         self.read.weight.copy_(code.T[:, :, None, None].to(device))
         self.read.bias.copy_(-(moments.mean_x @ code).to(device))
 
-        moments = _Moments()
+        moments = Moments()
         for images, source in batches():
             patches = F.pixel_unshuffle(images.float(), self.factor)
             codes = self.read(self.arrange(source, patches.shape[-2:]).float())
             around = F.unfold(codes, 3, padding=1).transpose(1, 2).flatten(0, 1)  # B h w rows, C 3 3
-            moments.add(around, _rows(patches))
+            moments.add(around, rows(patches))
         back = moments.ridge()
         self.write.weight.copy_(back.T.reshape(self.write.weight.shape).to(device))
         self.write.bias.copy_((moments.mean_y - moments.mean_x @ back).to(device))
@@ -140,12 +140,12 @@ def _unshuffle(ratio: float) -> int:
     return int(ratio) if ratio >= 1 and float(ratio).is_integer() else 1
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """B D h w -> (B h w) D."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-class _Moments:
+class Moments:
     """Means and central second moments of (x, y), accumulated in float64 by batches."""
 
     def __init__(self):
@@ -153,9 +153,9 @@ class _Moments:
         self.mean = self.product = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        rows = torch.cat([x, y], dim=1).double().cpu()
-        n, mean = rows.shape[0], rows.mean(0)
-        centred = rows - mean
+        both = torch.cat([x, y], dim=1).double().cpu()
+        n, mean = both.shape[0], both.mean(0)
+        centred = both - mean
         product = centred.T @ centred
         if self.mean is None:
             self.count, self.mean, self.product, self.width = n, mean, product, x.shape[1]
@@ -177,10 +177,15 @@ class _Moments:
     def mean_y(self) -> Tensor:
         return self.mean[self.width :]
 
-    def ridge(self) -> Tensor:
-        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's."""
+    @property
+    def scale(self) -> float:
+        """Mean variance of x."""
+        return max(float(self.xx.diagonal().mean()), 1e-12)
+
+    def ridge(self, ridge: float | None = None) -> Tensor:
+        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's. None: RIDGE of the mean variance."""
         xx, xy = self.xx, self.product[: self.width, self.width :] / self.count
-        ridge = RIDGE * max(float(xx.diagonal().mean()), 1e-12)
+        ridge = RIDGE * self.scale if ridge is None else ridge
         return torch.linalg.solve(xx + ridge * torch.eye(self.width, dtype=xx.dtype), xy)
 
     def residual(self, weight: Tensor) -> Tensor:

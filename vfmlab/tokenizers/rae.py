@@ -1,0 +1,145 @@
+"""RAE: the tokens of a frozen vision foundation model are the latent, nothing is compressed (arXiv 2510.11690); and RAEv2.
+
+    VFM blocks -> layer norm without weights, each -> mean -> standardise per channel -> z (+ noise in training) -> decoder
+
+Only the decoder is trained. `rae` reads the last block alone. `multi_layer_rae` (RAEv2, arXiv 2605.18324) reads the last K
+blocks, or every `stride`-th of them; their sum and their mean are the same latent once it is standardised. What the paper's
+release does and this does: the final norm without its weights on every block, DINOv3 with the last block's mean over places
+added everywhere. Reading block outputs through a layer norm of our own (and not the model's final one) is the same thing,
+since its weights are left out. Statistics are one mean and std for each channel, fixed before training.
+
+Noise: z + sigma * n with n ~ N(0, 1), one sigma for each image, |N(0, tau)| as the paper writes; the release draws it uniformly from
+[0, tau] and adds it before standardisation (`noise_law`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.nn.standardise import Standardise
+from vfmlab.registry import DECODERS, TOKENIZERS
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.linear_write import LinearWrite
+
+EPS = 1e-6  # of the layer norm, as in the large models
+
+
+@TOKENIZERS.register("rae")
+class RAE(Tokenizer):
+    """Deterministic latent (no variance) of as many channels as the VFM is wide, on the VFM's own grid; any decoder.
+
+    Raises:
+        ConfigError: no VFM; `channels` or the latent's side are not the VFM's.
+    """
+
+    class Config(config.TokenizerConfig):
+        method: Literal["rae"] = "rae"
+        channels: int = Field(768, ge=1, description="must be the VFM's width")
+        factor: int = Field(16, ge=1, description="spatial down-sampling; must give the VFM's grid")
+        noise: float = Field(0.8, ge=0, description="tau: scale of the training noise on the standardised latent; 0: none")
+        noise_law: Literal["half_normal", "uniform"] = Field("half_normal", description="sigma ~ |N(0, tau)|, or uniform in [0, tau]")
+        linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before training (linear_write.py)")
+        decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
+
+    def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):
+        super().__init__(config, size, vfm)
+        if vfm is None:
+            raise ConfigError(f"tokenizer '{config.method}' encodes with a vision foundation model, but the run has no 'vfm' section; add vfm.name=pocket")
+        self.layers = self.read_layers()
+        channels, side, _ = self.latent_shape
+        for layer in self.layers:
+            check_grid(vfm, layer, side, config.factor)
+            if vfm.width(layer) != channels:
+                raise ConfigError(
+                    f"tokenizer.channels {channels}: '{config.method}' does not compress, its latent is as wide as the VFM's layer {layer}; "
+                    f"set tokenizer.channels={vfm.width(layer)}"
+                )
+        self.standardise = Standardise(channels)
+        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
+        self.write = LinearWrite(channels, config.factor) if config.linear_start else None
+
+    def read_layers(self) -> tuple[int, ...]:
+        """VFM layers whose mean is the latent, the last one last."""
+        return (-2,)
+
+    # -- encoder ----------------------------------------------------------------------------------------------------
+
+    def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
+        """Images (B 3 H W) -> the VFM's normalised tokens before standardisation (B C h w)."""
+        maps = self.read_features(images, features, self.layers)
+        return sum(plain_norm(maps[layer]) for layer in self.layers) / len(self.layers)
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        return Posterior(self.standardise(self.tokens(images, features)))
+
+    def begin(self, batches: list[Tensor]) -> None:
+        """Measures the latent's statistics, then fits the linear start where there is one."""
+        batches = [images.to(self.stat_mean.device) for images in batches]
+        self.standardise.fit(self.tokens(images) for images in batches)
+        if self.write is not None:
+            tau = self.config.noise
+            variance = tau**2 if self.config.noise_law == "half_normal" else tau**2 / 3
+            self.write.solve(((images, self.posterior(images).mean) for images in batches), variance)
+
+    def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
+        draw = rng.randn(1, 1, 1).abs() if self.config.noise_law == "half_normal" else rng.rand(1, 1, 1)
+        return z + self.config.noise * draw * rng.randn(*z.shape[1:])
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        raise ConfigError(f"tokenizer '{self.config.method}' trains no encoder: no adaptive weight can be taken there; set adaptive=false, or leave the term out")
+
+    # -- decoder ----------------------------------------------------------------------------------------------------
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        images = self.decoder(z)
+        return images if self.write is None else self.write(images, z)
+
+
+@TOKENIZERS.register("multi_layer_rae")
+class MultiLayerRAE(RAE):
+    """RAE on the mean of the last K blocks (RAEv2); K = 1 is `rae`. All blocks must be on one grid."""
+
+    class Config(RAE.Config):
+        method: Literal["multi_layer_rae"] = "multi_layer_rae"  # type: ignore[assignment]
+        last: int = Field(7, ge=1, description="K: how many blocks are read, counted from the last")
+        stride: int = Field(1, ge=1, description="every so many blocks (the release's K = 7 is every second one)")
+        pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the release does for DINOv3")
+
+    def read_layers(self) -> tuple[int, ...]:
+        depth, c = self.vfm.depth, self.config
+        first = depth - (c.last - 1) * c.stride
+        if first < 1:
+            raise ConfigError(
+                f"tokenizer.last {c.last}: with tokenizer.stride {c.stride} the VFM's {depth} blocks give at most "
+                f"{(depth - 1) // c.stride + 1}; lower one of them"
+            )
+        return (*range(first, depth, c.stride), -2)
+
+    def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
+        features = self.read_features(images, features, self.layers)
+        mean = super().tokens(images, features)
+        return mean + plain_norm(features[-2]).mean(dim=(2, 3), keepdim=True) if self.config.pooled else mean
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Layer norm over the channels of B C h w, without weights, in fp32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x.float().movedim(1, -1), x.shape[1:2], eps=EPS).movedim(-1, 1)
+
+
+def check_grid(vfm: nn.Module, layer: int, side: int, factor: int) -> None:
+    """:class:`ConfigError` unless the map of `layer` is `side` x `side`."""
+    grid = vfm.grid(layer)[0]
+    if grid != side:
+        raise ConfigError(
+            f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} asks for {side} x {side}; "
+            f"set vfm.upscale={vfm.upscale * side / grid:g} or a tokenizer.factor that fits"
+        )

@@ -1,0 +1,167 @@
+"""The released decoder of RAE (arXiv 2510.11690; `GeneralDecoder`, MIT) -> our ViT decoder.
+
+It takes tokens as the frozen encoder gives them (patch tokens behind its last norm, that norm without its weights), and gives
+images before the encoder's mean and std are put back. :func:`adopt` puts it into a tokenizer `rae`, images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.decoders.vit import ViTDecoder
+from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.nn.vit_block import ACTIVATIONS
+from vfmlab.registry import IMPORTERS
+from vfmlab.tokenizers.rae import RAE
+from vfmlab.weights import load_renamed
+
+DEFAULTS = {  # of the release's configuration, the one of a ViT-MAE
+    "hidden_size": 768, "decoder_hidden_size": 512, "decoder_intermediate_size": 2048, "decoder_num_attention_heads": 16,
+    "decoder_num_hidden_layers": 8, "num_channels": 3, "patch_size": 16, "image_size": None, "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu", "qkv_bias": True,
+}  # fmt: skip
+WITHOUT_EFFECT = {  # on the decoder in use: the masked autoencoder's own encoder, training, bookkeeping
+    "num_hidden_layers", "num_attention_heads", "intermediate_size", "attention_probs_dropout_prob", "hidden_dropout_prob",
+    "initializer_range", "mask_ratio", "norm_pix_loss", "model_type", "architectures", "transformers_version", "torch_dtype",
+    "num_patches",
+}  # fmt: skip
+HIDDEN_ACT = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"} | {name: name for name in ACTIVATIONS}
+
+NAMES = {
+    "decoder_embed.": "embed.",
+    "decoder_pos_embed": "position",
+    "decoder_norm.": "norm.",
+    "decoder_pred.": "pred.",
+    "trainable_cls_token": "class_token",
+}
+INSIDE = {  # of a block; the second form of each is that of the port in diffusers
+    r"attention\.(?:attention\.query|to_q)\.": "q.",
+    r"attention\.(?:attention\.key|to_k)\.": "k.",
+    r"attention\.(?:attention\.value|to_v)\.": "v.",
+    r"attention\.(?:output\.dense|to_out\.0)\.": "proj.",
+    r"intermediate\.dense\.": "expand.",
+    r"output\.dense\.": "contract.",
+    r"layernorm_before\.": "norm1.",
+    r"layernorm_after\.": "norm2.",
+}
+
+
+class TokenDecoder(nn.Module):
+    """The decoder as released: tokens of the encoder -> image before the encoder's mean and std are put back."""
+
+    def __init__(self, decoder: ViTDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """B N C -> B 3 H W, always at the trained size: other token grids are resized (bilinear) first, as in the release."""
+        side = math.isqrt(tokens.shape[1])
+        if side * side != tokens.shape[1]:
+            raise ConfigError(f"rae-decoder: {tokens.shape[1]} tokens are no square grid; leave out class and register tokens")
+        z = tokens.transpose(1, 2).unflatten(2, (side, side))
+        if side != self.decoder.side:
+            z = F.interpolate(z, (self.decoder.side,) * 2, mode="bilinear", align_corners=False)
+        return self.decoder(z)[0]
+
+
+@IMPORTERS.register("rae-decoder")
+def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) -> TokenDecoder:
+    """A decoder called on [B, tokens, width] -> image before the encoder's mean and std.
+
+    Args:
+        state_dict: keys as released, or as diffusers' `AutoencoderRAE` has them (its frozen encoder and statistics are not
+            read). config: the release's configuration, names of a ViT-MAE; `image_size` may be left out.
+    """
+    for key, value in config.items():
+        if key not in DEFAULTS and key not in WITHOUT_EFFECT:
+            raise ConfigError(f"rae-decoder: unknown argument '{key}' = {value!r}{nearest(key, DEFAULTS)}")
+    c = DEFAULTS | {key: value for key, value in config.items() if key in DEFAULTS}
+    if c["hidden_act"] not in HIDDEN_ACT:
+        raise ConfigError(f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from {', '.join(HIDDEN_ACT)}")
+    state = fuse({rename(key): value for key, value in state_dict.items() if not foreign(key)})
+    if "embed.weight" not in state:
+        raise CheckpointError("rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state dict, not a wrapper")
+    patches = state["position"].shape[1] - 1 if "position" in state else None
+    size = c["image_size"] or (patches and c["patch_size"] * math.isqrt(patches))
+    if size is None:
+        raise ConfigError("rae-decoder: the weights hold no decoder_pos_embed, so image_size must be given")
+    if size % c["patch_size"] or patches not in (None, (size // c["patch_size"]) ** 2):
+        found = "" if patches is None else f" and the weights have {patches} patches"
+        raise ConfigError(
+            f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is {size / c['patch_size']:g} patches a side{found}; "
+            "RAE sets image_size to patch_size times the encoder's grid"
+        )
+    try:
+        ours = ViTDecoder.Config(
+            width=c["decoder_hidden_size"],
+            depth=c["decoder_num_hidden_layers"],
+            heads=c["decoder_num_attention_heads"],
+            hidden=c["decoder_intermediate_size"],
+            activation=HIDDEN_ACT[c["hidden_act"]],
+            eps=c["layer_norm_eps"],
+            qkv_bias=c["qkv_bias"],
+            class_token="class_token" in state,
+        )
+    except ValueError as error:
+        raise ConfigError(f"rae-decoder: {error.errors()[0]['msg']}") from None
+    decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])
+    return TokenDecoder(load_renamed(decoder, state, "rae-decoder checkpoint", keep=("position",)))
+
+
+def foreign(key: str) -> bool:
+    """Whether `key`, of a whole autoencoder's checkpoint, belongs to the frozen encoder or the latent statistics."""
+    return key.removeprefix("module.").startswith(("encoder.", "encoder_", "_latents_", "latent_"))
+
+
+def rename(key: str) -> str:
+    """A key of the release -> ours, with q, k and v still apart."""
+    key = key.removeprefix("module.").removeprefix("decoder.")
+    for theirs, ours in NAMES.items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    if match := re.fullmatch(r"decoder_layers\.(\d+)\.(.*)", key):
+        for theirs, ours in INSIDE.items():
+            if re.match(theirs, match[2]):
+                return f"blocks.{match[1]}.{re.sub(f'^{theirs}', ours, match[2])}"
+    return key
+
+
+def fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values of each block as the one linear layer we have; a missing one is left to the strict loader."""
+    out = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(blocks\.\d+\.)([qkv])\.(weight|bias)", key)
+        parts = match and [f"{match[1]}{name}.{match[3]}" for name in "qkv"]
+        if not parts or any(part not in state for part in parts):
+            out[key] = value
+        elif match[2] == "q":
+            out[f"{match[1]}qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
+    return out
+
+
+@torch.no_grad()
+def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> RAE:
+    """Put a released decoder into a tokenizer `rae` of the same sizes. Returns the tokenizer.
+
+    The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the difference, so the
+    tokenizer's statistics must be there (:meth:`RAE.begin`, or the released ones set). Its last layer takes the encoder's
+    `pixel_mean` and `pixel_std` (of images in [0, 1]) and the change to [-1, 1].
+    """
+    mine, theirs = tokenizer.decoder, released.decoder
+    if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
+        raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off")
+    load_renamed(mine, theirs.state_dict(), "rae-decoder")
+    mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
+    mine.embed.bias.add_(mine.embed.weight @ mean)
+    mine.embed.weight.mul_(std)
+    pixels = mine.patch**2
+    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean))
+    mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
+    mine.pred.weight.mul_(2 * scale[:, None])
+    return tokenizer
