@@ -121,6 +121,28 @@ def test_frozen(row: Facts):
 
 
 @families
+def test_trainable_copy(row: Facts):
+    """Everything that the layers read depends on takes gradients; heads, mask tokens and later blocks stay frozen."""
+    model = small(row, 2 * row.patch)
+    twin = model.trainable_copy((2,))
+    x = images(2 * row.patch)
+    torch.testing.assert_close(twin.features(x).maps[2], model.features(x, (2,)).maps[2])
+    assert list(twin.features(x).maps) == [2]
+    twin.features(x).maps[2].square().sum().backward()
+    named = dict(twin.named_parameters())
+    assert {name for name, p in named.items() if p.requires_grad} == {name for name, p in named.items() if p.grad is not None}
+    assert named["net.blocks.1.attn.proj.weight"].grad.abs().sum() > 0
+    assert not any(p.requires_grad for name, p in named.items() if name.startswith(("net.blocks.2.", "net.norm.", "net.attn_pool")))
+    assert not twin.train().training
+    assert not any(p.requires_grad for p in model.parameters()), "the original stays frozen"
+    with torch.no_grad():
+        named["net.patch_embed.proj.weight"].mul_(2.0)
+    assert not torch.allclose(twin.features(x).maps[2], model.features(x, (2,)).maps[2])
+    assert not twin.requires_grad_(False).features(x).maps[2].requires_grad
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
+@families
 def test_autocast_is_close(row: Facts):
     model = small(row, 4 * row.patch)
     x = images(4 * row.patch)

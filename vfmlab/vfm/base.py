@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class VisionModel(nn.Module):
             ConfigError: a layer that the model does not have, or a size that its patches do not divide.
         """
         layers = self.layers if layers is None else self.check_layers(layers)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+        wanted = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
             maps, pooled = self._read(self.prepare(images), layers)
             return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
 
@@ -100,8 +102,27 @@ class VisionModel(nn.Module):
                 f"of its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
             )
 
-    def train(self, mode: bool = True) -> VisionModel:
-        """Frozen: stays in eval mode whatever contains it."""
+    def trainable_copy(self, layers: Iterable[int] | None = None) -> Self:
+        """A copy that can be trained, to be a submodule of what trains it: its own weights, in state_dict and averages.
+
+        Still in eval mode: running statistics of batch norms stay, dropout is off. Parameters on which the maps of
+        `layers` (default: `self.layers`) do not depend, such as a mask token or a pooling head, stay frozen. Where
+        nothing of it is to be trained (`requires_grad_(False)`), its features cost no gradients either.
+        """
+        layers = self.layers if layers is None else self.check_layers(layers)
+        twin = copy.deepcopy(self).requires_grad_(True)
+        twin.layers, twin.fingerprint = layers, ""  # no longer a known file's weights
+        parameters = list(twin.parameters())
+        with torch.enable_grad():
+            blank = torch.zeros(1, 3, self.size, self.size, device=parameters[0].device)
+            maps = twin.features(blank, layers).maps
+            reached = torch.autograd.grad(sum(m.sum() for m in maps.values()), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, reached, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        return twin
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode whatever contains it, a trainable copy too."""
         return super().train(False)
 
     def freeze(self, mean: Iterable[float], std: Iterable[float], fingerprint: str) -> Any:

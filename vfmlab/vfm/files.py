@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +33,22 @@ def fingerprint(net: nn.Module) -> str:
         if not value.is_meta:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fetch(repo: str, name: str) -> Path:
+    """File `name` of a repository on the Hugging Face hub, from the local cache or downloaded into it.
+
+    Raises:
+        Exception: whatever the hub's client or the network raises; the caller says what to put where.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, name)
+    if isinstance(cached, str):
+        return Path(cached)
+    if not getproxies():  # without a network the hub's client would try again for half a minute
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    return Path(hf_hub_download(repo, name))
 
 
 def read(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -168,15 +165,10 @@ def locate(facts: Facts, weights: str) -> Path:
     """
     if weights != "pretrained":
         return Path(weights).expanduser()
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    cached = try_to_load_from_cache(facts.hub, _FILE)
-    if isinstance(cached, str):
-        return Path(cached)
     try:
-        if not getproxies():  # without a network the hub's client would try again for half a minute
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-        return Path(hf_hub_download(facts.hub, _FILE))
+        return files.fetch(facts.hub, _FILE)
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
             f"vfm.weights 'pretrained': no '{facts.name}' in {constants.HF_HUB_CACHE} "

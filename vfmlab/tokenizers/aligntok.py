@@ -1,0 +1,132 @@
+"""AlignTok: a vision foundation model becomes the tokenizer's encoder, and is then tuned (arXiv 2509.25162).
+
+    images -> encoder (a trainable copy of the run's VFM) -> adapter -> latent -> any registered decoder (default: `conv`)
+
+The latent is deterministic: there is no KL term. What trains when is said by the run's stages: latent alignment (adapter
+and decoder), perceptual alignment (everything, held by the loss `preservation`), refinement (decoder). The paper's
+encoder is DINOv2-L/14 at its last layer and its widths are f16d32 and d64; its adapter is called light and not
+described, so the one here, a normalisation and a two-layer perceptron at every position, is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.registry import DECODERS, TOKENIZERS
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.linear_start import LinearStart
+
+
+class EncoderMaps(dict[int, Tensor]):
+    """Maps of the tokenizer's own encoder by layer, so that those of the frozen VFM are not mistaken for them."""
+
+
+class Adapter(nn.Module):
+    """Layer norm, linear, GELU, linear at every position: B D h w -> B C h w."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs)
+        self.hidden = nn.Linear(inputs, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return self.out(F.gelu(self.hidden(x))).permute(0, 3, 1, 2)
+
+
+@TOKENIZERS.register("aligntok")
+class AlignTok(Tokenizer):
+    """Trainable VFM encoder -> adapter -> deterministic latent -> decoder.
+
+    The run's VFM gives the encoder's initial weights; later ones are the tokenizer's own, under `encoder.*`. Features of
+    the frozen VFM are therefore never read (`layers` is empty), and such maps are not taken when somebody passes them:
+    they would be right only as long as the encoder was not touched.
+
+    Args:
+        config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
+
+    Raises:
+        ConfigError: no VFM; a layer's grid that is not a multiple of the latent's.
+    """
+
+    class Config(config.TokenizerConfig):
+        method: Literal["aligntok"] = "aligntok"
+        channels: int = Field(32, ge=1, description="latent channels; the paper: 32 and 64")
+        factor: int = Field(16, ge=1, description="spatial down-sampling")
+        read: tuple[int, ...] = Field(
+            (-1,), min_length=1, description="layers of the encoder; the paper reads the last, more are ours"
+        )
+        adapter_width: int = Field(256, ge=1, description="hidden channels of the adapter (ours)")
+        linear_start: bool = Field(False, description="add linear paths fitted before training; see linear_start.py")
+        decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
+
+    def __init__(self, config: AlignTok.Config, size: int, vfm: nn.Module | None = None):
+        super().__init__(config, size, vfm)
+        if vfm is None:
+            raise ConfigError(
+                "tokenizer 'aligntok' starts from a vision foundation model, but the run has no 'vfm' section; add "
+                "vfm.name=pocket"
+            )
+        channels, side, _ = self.latent_shape
+        self.encoder = vfm.trainable_copy(config.read)
+        self.unshuffle = {layer: self._ratio(layer, vfm.grid(layer)[0], side) for layer in self.encoder.layers}
+        gathered = sum(vfm.width(layer) * ratio**2 for layer, ratio in self.unshuffle.items())
+        self.adapter = Adapter(gathered, config.adapter_width, channels)
+        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
+        self.start = None
+        if config.linear_start:
+            self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.encoder.layers)
+            self.start.logvar.requires_grad_(False)  # a deterministic code has none
+
+    def _ratio(self, layer: int, grid: int, side: int) -> int:
+        if grid % side:
+            raise ConfigError(
+                f"tokenizer.read: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; set "
+                f"vfm.upscale, or tokenizer.factor {self.config.factor} (grid / latent is {grid / side:.3g})"
+            )
+        return grid // side
+
+    # -- encoder ----------------------------------------------------------------------------------------------------
+
+    def own_features(self, images: Tensor) -> EncoderMaps:
+        """Maps of the encoder (B D h w by layer, in the order of `read`), with gradients where its weights take any."""
+        return EncoderMaps(self.encoder.features(images).maps)
+
+    def read_features(
+        self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...] = ()
+    ) -> dict[int, Tensor]:
+        """The encoder's maps: `features` if they are its own, else computed now."""
+        return features if isinstance(features, EncoderMaps) else self.own_features(images)
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        maps = self.read_features(images, features)
+        parts = []
+        for layer, ratio in self.unshuffle.items():
+            if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
+                raise ConfigError(
+                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not divide by "
+                    f"{ratio}; use images of {self.size} px or a size whose grid does"
+                )
+            parts.append(F.pixel_unshuffle(maps[layer], ratio))
+        mean = self.adapter(torch.cat(parts, dim=1)).float()
+        if self.start is not None:
+            mean, _ = self.start.encode(mean, None, maps)
+        return Posterior(mean)
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        # Behind the start's small gain the adapter's gradients would be of the size of the ratio's epsilon.
+        return self.adapter.out.weight if self.start is None else self.start.read.weight
+
+    # -- decoder ----------------------------------------------------------------------------------------------------
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        images = self.decoder(z)
+        return images if self.start is None else self.start.decode(images, z)
