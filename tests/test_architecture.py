@@ -17,6 +17,7 @@ PACKAGE = ROOT / "vfmlab"
 FLOORS = [
     ["errors"],
     ["registry"],
+    ["sections"],
     ["config", "seeding", "events", "progress"],
     ["nn"],
     ["losses", "decoders", "discriminators", "vfm"],

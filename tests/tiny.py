@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from toy import ToyTask, toy_run
+from toy import ToyTask, outcome, toy_run
 
 from vfmlab import api, presets, runs
 from vfmlab.config import override
@@ -59,6 +59,11 @@ def train_tiny(kind, root, until=None, **overrides):
     run_dir = runs.create(run, root)
     task = make_task(run, root)
     return run_dir, list(fit(task, run_dir, until=until, device="cpu"))
+
+
+def outcome_of(root, run):
+    """What must not depend on how often `run` was interrupted."""
+    return outcome(runs.create(run, root))
 
 
 def main():

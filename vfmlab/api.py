@@ -57,31 +57,38 @@ def train(
 
     Args:
         run: a preset's name, a Run, its dict, or a path to its JSON. overrides: dotted names, e.g. `{"train.samples": 5000}`.
-        root: folder of the run directories. until: stop after this phase ("tokenizer").
+        root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all stages).
 
     Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
     """
     whole = resolve(run, overrides)
-    kinds = [phase.kind for phase in whole.phases()]
-    if until is not None and until not in kinds:
-        raise ConfigError(f"until = '{until}': this run's phases are {', '.join(kinds)}")
-    for phase in whole.phases():
+    phases = whole.phases()
+    ends = [i for i, phase in enumerate(phases) if until in (phase.phase, phase.kind)]
+    if until is not None and not ends:
+        named = dict.fromkeys([*(phase.phase for phase in phases), *(phase.kind for phase in phases)])
+        raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
+    for phase in phases if until is None else phases[: ends[-1] + 1]:
         folder = runs.create(phase, root)
         if folder.status().state == "finished":
-            yield Event("skip", phase.id, phase.kind, phase.budget.samples, phase.budget.samples)
+            total = 0 if phase.budget is None else phase.budget.samples
+            yield Event("skip", phase.id, phase.kind, total, total)
         else:
             yield from _fit(phase, folder, root)
-        if phase.kind == until:
-            return
 
 
 def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[Event]:
     from vfmlab.training import loop
 
+    if phase.phase == "imported":
+        from vfmlab.weights.into_run import import_run
+
+        yield from import_run(phase, root)
+        return
     if phase.kind == "tokenizer":
         from vfmlab.training.tokenizer import TokenizerTask
 
-        task = TokenizerTask(phase)
+        parents = () if phase.parent is None else (load_tokenizer(phase.parent, root), runs.open_run(phase.parent, root))
+        task = TokenizerTask(phase, *parents)
     elif phase.kind == "diffusion":
         from vfmlab.training.diffusion import DiffusionTask
 

@@ -1,14 +1,9 @@
 """The configuration of a run: frozen pydantic models, one section per part, nothing unknown allowed.
 
-A :class:`Run` describes a whole pipeline: images -> tokenizer -> latents -> diffusion -> samples. It is plain JSON, and the
-same JSON always gives the same id. `run.phases()` splits it into what is trained one after the other, so that two
-pipelines that differ only in their diffusion section share one trained tokenizer.
-
-Budgets (`samples`, `*_every`, `warmup`, `ema_halflife`) are counted in training images seen, never in steps, so that
-batch size and number of devices do not change what a config means.
-
-Parts that bring their own options (tokenizers, decoders, losses, diffusion networks) declare a nested `Config` derived
-from the section here; the registry picks it by name, and an unknown option is refused like any unknown field.
+A :class:`Run` describes a whole pipeline: images -> tokenizer (in one or several stages) -> latents -> diffusion ->
+samples. It is plain JSON, and the same JSON always gives the same id. `run.phases()` splits it into what is trained one
+after the other, so that two pipelines that differ only in their diffusion section, or in a later stage, share what comes
+before. The sections are in `vfmlab/sections.py`; all of them are to be had from here.
 """
 
 from __future__ import annotations
@@ -17,200 +12,59 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
 from vfmlab.errors import ConfigError, nearest
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, TOKENIZERS, Registry
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, TOKENIZERS
+from vfmlab.sections import (
+    VFM,
+    AnyDecoder,
+    Data,
+    DecoderConfig,
+    Diffusion,
+    Equivariance,
+    Guidance,
+    LossConfig,
+    Losses,
+    NetworkConfig,
+    Pretrain,
+    Protocol,
+    Sampler,
+    Section,
+    TimeSampling,
+    TokenizerConfig,
+    Train,
+    by_name,
+    loss_config,
+    under,
+)
+
+__all__ = [
+    "VFM", "AnyDecoder", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance", "Imported", "LossConfig", "Losses", "NetworkConfig",
+    "Pretrain", "Protocol", "Run", "Sampler", "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "digest", "explain", "override", "parse",
+    "parse_assignments",
+]  # fmt: skip
 
 
-class Section(BaseModel):
-    """Base of every config section: frozen, and closed to unknown fields."""
+class Stage(Section):
+    """One stage of a recipe: its name, and only what differs from the stage before (the first: from the run's own fields).
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _by_name(registry: Registry, key: str) -> BeforeValidator:
-    """Validate a section with the `Config` of the registered part that its field `key` names."""
-
-    def choose(value: Any) -> Any:
-        if isinstance(value, str):
-            value = {key: value}
-        if not isinstance(value, dict):
-            return value
-        if key not in value:
-            raise ValueError(f"needs the field '{key}' (choose from: {', '.join(registry.names())})")
-        return registry.get(value[key]).Config.model_validate(value)
-
-    return BeforeValidator(choose)
-
-
-class Data(Section):
-    """Where images come from and how they are cut.
-
-    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`, `wds:PATTERN`.
+    Each stage is a run `<name>_<stage>` with the stage before as parent; it starts from that run's averaged weights, with
+    a fresh optimiser. Recipes with the same first stages share the runs of these.
     """
 
-    source: str = "scenes:medium"
-    size: int = Field(32, ge=8, description="images are size x size after ADM's centre crop")
-    train: int | None = Field(None, ge=1, description="cap on training images; scenes need it")
-    val: int = Field(1000, ge=1, description="held-out images, taken from the source's own split where it has one")
-    flip: bool = Field(False, description="random horizontal flips in training")
-    image_column: str | None = Field(None, description="parquet / hf column with the image; None: found by type")
-    label_column: str | None = Field(None, description="parquet / hf column with the class; None: found by name")
-    seed: int = 0
-    workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and caches small sets)")
+    name: str = Field(..., pattern=r"^[a-z][a-z0-9]*$")
+    trains: tuple[str, ...] | None = Field(None, description="globs on parameter names; null: as before")
+    losses: dict[str, Any] = Field({}, description="term -> weight, or the term's fields that change; weight 0 removes the term")
+    equivariance: dict[str, Any] = Field({}, description="fields that change")
+    train: dict[str, Any] = Field({}, description="fields that change; counts are images of this stage")
 
 
-class VFM(Section):
-    """A frozen vision foundation model: a row of `vfmlab.vfm`'s table, or `timm:NAME` for any timm model."""
+class Imported(Section):
+    """Weights released by others; see `vfmlab.weights`. Such a run is not trained: `vfmlab import NAME` makes it."""
 
-    name: str = "pocket"
-    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block k, -1 after the final norm; None: the row's default")
-    weights: str = Field("pretrained", description="'pretrained', 'random', or a safetensors file")
-    upscale: float = Field(1.0, gt=0, description="images are resized by this factor before they enter the VFM")
-    seed: int = Field(0, description="initialisation of random weights")
-
-
-class DecoderConfig(Section):
-    """Latent -> image. Each registered decoder extends this."""
-
-    kind: str
-
-
-class TokenizerConfig(Section):
-    """Image -> latent -> image. Each registered tokenizer extends this."""
-
-    method: str
-    channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
-    factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
-
-
-class LossConfig(Section):
-    """One term of the training loss. Each registered loss extends this."""
-
-    weight: float = Field(1.0, ge=0)
-    until: int | None = Field(None, ge=0, description="switched off after so many samples")
-
-
-def _losses(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    chosen = {}
-    for name, term in value.items():
-        config = LOSSES.get(name).Config
-        if not isinstance(term, Section):
-            term = config.model_validate({"weight": term} if isinstance(term, int | float) else term)
-        if term.weight > 0:  # a term of weight 0 is the same run as one without it, so it gets the same id
-            chosen[name] = term
-    return chosen
-
-
-Losses = Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
-AnyDecoder = Annotated[SerializeAsAny[DecoderConfig], _by_name(DECODERS, "kind")]
-
-
-class Equivariance(Section):
-    """Equivariance regularisation of VFM-VAE: per batch either the latent or the prior path (arXiv 2510.18457, released config)."""
-
-    p_latent: float = Field(0.0, ge=0, le=1, description="chance that latent and target are scaled / rotated alike; 0: off")
-    p_prior: float = Field(0.0, ge=0, le=1, description="otherwise, chance that the input is down-scaled before encoding")
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-
-
-class Train(Section):
-    """One training phase. All budgets are in samples (images) seen."""
-
-    samples: int = Field(..., ge=1)
-    batch: int = Field(32, ge=1, description="global batch over all devices and accumulation steps")
-    accumulation: int = Field(1, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: int = Field(0, ge=0)
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
-    ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    log_every: int = Field(640, ge=1)
-    preview_every: int = Field(8_000, ge=1)
-    checkpoint_every: int = Field(8_000, ge=1)
-    evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the EMA weights")
-    guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
-    guard_explode: float = Field(1e3, gt=1, description="a loss this many times its running median is a bad step")
-    logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-
-
-class TimeSampling(Section):
-    """How t is drawn in training; t = 0 is data, t = 1 is noise."""
-
-    kind: Literal["uniform", "lognormal"] = "lognormal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
-    shift: float = Field(1.0, gt=0, description="t -> s t / (1 + (s - 1) t); > 1 spends more time near noise")
-
-
-class NetworkConfig(Section):
-    """The network that predicts the velocity. Each registered network extends this."""
-
-    kind: str
-
-
-class Diffusion(Section):
-    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""
-
-    network: Annotated[SerializeAsAny[NetworkConfig], _by_name(NETWORKS, "kind")]
-    train: Train
-    time: TimeSampling = TimeSampling()
-    cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
-    class_dropout: float = Field(0.1, ge=0, le=1)
-    sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
-    cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
-
-
-class Guidance(Section):
-    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on `channels`."""
-
-    scale: float = Field(1.0, ge=0)
-    interval: tuple[float, float] = (0.0, 1.0)
-    channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy modes); None: all")
-
-
-class Sampler(Section):
-    """How the probability-flow ODE (or the SDE) is integrated from t = 1 to t = 0."""
-
-    solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
-    steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
-    shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
-
-
-class Protocol(Section):
-    """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked together."""
-
-    n: int = Field(1000, ge=2, description="images (reconstruction) and samples (generation)")
-    features: str = Field("judge", description="feature space of the Frechet and kernel distances")
-    sampler: Sampler = Sampler()
-    guidance: Guidance = Guidance()
-    ema: bool = True
-    batch: int = Field(100, ge=1, description="compute only; does not enter the hash because it cannot change a result")
-    seed: int = 0
-    version: int = Field(1, description="of the metric code; raised whenever a metric changes")
-
-
-class Pretrain(Section):
-    """Pretraining of the small offline networks (pocket VFM, judge); see `vfmlab.training.pretrain`."""
-
-    objective: str = "factors+mae"
-    mask: float = Field(0.5, ge=0, le=1)
+    name: str = Field(..., description="entry of the table of released weights")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
 
 
 class Run(Section):
@@ -221,18 +75,23 @@ class Run(Section):
     seed: int = 0
     data: Data = Data()
     vfm: VFM | None = None
-    tokenizer: Annotated[SerializeAsAny[TokenizerConfig], _by_name(TOKENIZERS, "method")] | None = None
-    losses: Losses = {}
+    tokenizer: Annotated[SerializeAsAny[TokenizerConfig], by_name(TOKENIZERS, "method")] | None = None
+    losses: Losses = Field({})
     equivariance: Equivariance = Equivariance()
     trains: tuple[str, ...] = Field(("*",), description="globs on parameter names; the VFM is always frozen")
     train: Train | None = None
+    stages: tuple[Stage, ...] = Field((), description="what the tokenizer's training consists of; none: a single stage, the fields above")
+    stage: int | None = Field(None, ge=0, description="the one of `stages` that this run is; null: the whole recipe")
+    imported: Imported | None = None
     diffusion: Diffusion | None = None
     pretrain: Pretrain | None = None
     protocol: Protocol = Protocol()
 
     @model_validator(mode="after")
     def _complete(self) -> Run:
-        if self.train is None:
+        if self.imported is not None and self.train is not None and not self.stages:
+            raise ValueError("imported weights are trained further in stages: move 'train' into one of 'stages', or leave it out")
+        if self.train is None and self.imported is None:
             raise ValueError("field 'train' is missing: every run needs a training budget")
         if (self.tokenizer is None) == (self.pretrain is None):
             raise ValueError("a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, judge)")
@@ -241,7 +100,33 @@ class Run(Section):
                 f"data.size {self.data.size} is not divisible by tokenizer.factor {self.tokenizer.factor}; "
                 f"use {self.data.size - self.data.size % self.tokenizer.factor} or {self.data.size + (-self.data.size) % self.tokenizer.factor}"
             )
+        called = [stage.name for stage in self.stages]
+        for name in called:
+            if called.count(name) > 1 or name in ("tokenizer", "imported", "diffusion"):
+                raise ValueError(f"stages {called}: '{name}' is taken; give each stage a name of its own")
+        if self.stage is not None and self.stage != len(self.stages) - 1:
+            raise ValueError(f"field 'stage' = {self.stage}: a stage's run lists the stages up to itself, here {len(self.stages)}")
+        for i in range(len(self.stages)):
+            self._settings(i)  # so that a stage that does not fit is refused before the first one is trained
         return self
+
+    def _settings(self, last: int) -> dict[str, Any]:
+        """trains, losses, equivariance, train with the changes of stages 0 ... last applied."""
+        found = {"trains": self.trains, "equivariance": self.equivariance.model_dump(), "train": {} if self.train is None else self.train.model_dump()}
+        losses = {name: term.model_dump() for name, term in self.losses.items()}
+        for i, stage in enumerate(self.stages[: last + 1]):
+            for name, change in stage.losses.items():
+                change = change if isinstance(change, dict) else {"weight": change}
+                losses[name] = {**losses.get(name, {}), **change}
+            found["trains"] = found["trains"] if stage.trains is None else stage.trains
+            found["equivariance"] = {**found["equivariance"], **stage.equivariance}
+            found["train"] = {**found["train"], **stage.train}
+            try:
+                valid = _Settings.model_validate({**found, "losses": losses})
+            except ValidationError as error:
+                raise under("stages", under(str(i), error)) from None
+            losses = {name: term for name, term in losses.items() if name in valid.losses}  # a removed term begins anew, with its defaults
+        return dict(valid)
 
     @property
     def kind(self) -> Literal["pretrain", "tokenizer", "diffusion"]:
@@ -255,11 +140,32 @@ class Run(Section):
         what = self.model_dump(mode="json", exclude={"protocol"})
         return f"{self.name}-{digest(what)}"
 
+    def settled(self) -> Run:
+        """This run with `trains, losses, equivariance, train` as they hold in its stage; itself when it is not a stage."""
+        return self if self.stage is None else self.model_copy(update=self._settings(self.stage))
+
     def phases(self) -> list[Run]:
-        """The runs to be trained, first to last; the last is this run."""
-        if self.kind != "diffusion":
+        """The runs to be trained, first to last; the last is this run (or its last stage): [imported], stages, [diffusion]."""
+        if self.pretrain is not None:
             return [self]
-        return [self.model_copy(update={"name": f"{self.name}_tokenizer", "diffusion": None}), self]
+        bare = self.model_copy(update={"diffusion": None})
+        name = self.name if self.stage is None else self.name.removesuffix(f"_{self.stages[-1].name}")
+        found: list[Run] = []
+        if self.imported is not None:
+            fresh = {"trains": ("*",), "losses": {}, "equivariance": Equivariance(), "train": None, "stages": (), "stage": None}
+            found.append(bare.model_copy(update={"name": f"{name.removesuffix('_imported')}_imported", **fresh}))
+        for i, stage in enumerate(self.stages):
+            found.append(bare.model_copy(update={"name": f"{name}_{stage.name}", "stages": self.stages[: i + 1], "stage": i}))
+        if not found:
+            found.append(bare if self.diffusion is None else bare.model_copy(update={"name": f"{name}_tokenizer"}))
+        return found if self.diffusion is None else [*found, self]
+
+    @property
+    def phase(self) -> str:
+        """What this run is within its recipe: a stage's name, "imported", "tokenizer", "diffusion" or "pretrain"."""
+        if self.stage is not None:
+            return self.stages[self.stage].name
+        return "imported" if self.kind == "tokenizer" and self.imported is not None and not self.stages else self.kind
 
     @property
     def parent(self) -> str | None:
@@ -268,9 +174,18 @@ class Run(Section):
         return phases[-2].id if len(phases) > 1 else None
 
     @property
-    def budget(self) -> Train:
-        """The training section of this run's own (last) phase."""
-        return self.diffusion.train if self.diffusion is not None else self.train
+    def budget(self) -> Train | None:
+        """The training section of this run's own (last) phase; None for imported weights."""
+        return self.diffusion.train if self.diffusion is not None else self.settled().train
+
+
+class _Settings(Section):
+    """What a stage can change."""
+
+    trains: tuple[str, ...]
+    losses: Losses
+    equivariance: Equivariance
+    train: Train
 
 
 def digest(value: Any) -> str:
@@ -307,13 +222,19 @@ def override(run: Run, values: dict[str, Any] | str | None) -> Run:
         *path, last = dotted.split(".")
         node = tree
         for depth, key in enumerate(path):
-            if path[:depth] == ["losses"] and key in LOSSES:
+            if path[max(0, depth - 1) : depth] == ["losses"] and key.partition(":")[0] in LOSSES:
                 node.setdefault(key, {})  # a loss term is added by naming it
-            if not isinstance(node, dict) or key not in node:
+            if path[:1] == ["stages"] and depth == 1:
+                node = {str(i): stage for i, stage in enumerate(node)} | {stage["name"]: stage for stage in node}
+            if not isinstance(node, dict) or (key not in node and path[:1] != ["stages"]):
                 raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+            if path[:1] == ["stages"] and key not in node:
+                if depth < 3:
+                    raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+                node[key] = {}  # a stage says only what differs, so what it does not say yet can be added
             if node[key] is None:  # an absent section is opened by naming one of its fields
                 node[key] = {}
-            elif isinstance(node[key], int | float) and path[0] == "losses":
+            elif isinstance(node[key], int | float) and "losses" in path[:depth]:
                 node[key] = {"weight": node[key]}
             node = node[key]
         if not isinstance(node, dict):
@@ -365,17 +286,19 @@ def explain(error: ValidationError, config: Any) -> str:
 def _fields(place: list[str], config: Any) -> list[str]:
     """Field names of the section at `place`, for the suggestion after an unknown name."""
     model: Any = Run
+    if place[:1] == ["stages"]:
+        return list(Stage.model_fields) if len(place) == 2 else _fields(place[2:], {})
     try:
         node = config
         for part in place:
-            node = node[part]
+            node = node.get(part, {}) if isinstance(node, dict) else {}
             field = model.model_fields[part] if part in getattr(model, "model_fields", {}) else None
             model = field.annotation if field is not None else None
             registry, key = {"tokenizer": (TOKENIZERS, "method"), "decoder": (DECODERS, "kind"), "network": (NETWORKS, "kind")}.get(part, (None, ""))
             if registry is not None:
                 model = registry.get(node[key]).Config
             elif place[-2:-1] == ["losses"] and part == place[-1]:
-                model = LOSSES.get(part).Config
+                model = loss_config(part)
             model = next((a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)), model)
     except (KeyError, TypeError, IndexError, ConfigError):
         return []

@@ -65,9 +65,13 @@ class Registry:
         if self._filled:
             return
         self._filled = True  # first, so that a part may look another one up while the package is being imported
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{self.package}.{module.name}")
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                importlib.import_module(f"{self.package}.{module.name}")
+        except BaseException:
+            self._filled = False  # half a table would hide why the other half is missing
+            raise
 
 
 TOKENIZERS = Registry("tokenizer", "vfmlab.tokenizers")

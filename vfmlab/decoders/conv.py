@@ -51,5 +51,9 @@ class ConvDecoder(nn.Module):
             config.patch,
         )  # fmt: skip
 
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes the image."""
+        return self.net.conv_out.weight
+
     def forward(self, z: Tensor) -> list[Tensor]:
         return [self.net(self.post_quant(z))]

@@ -220,6 +220,10 @@ class ProgressiveDecoder(nn.Module):
             )
         return up, down
 
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes the final image."""
+        return self.blocks[-1].to_rgb.weight
+
     def forward(self, z: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
         """z: B C h w. For cross-attention, context: B M context_width (default: tokens of z') and mask: bool B M."""
         if z.shape[-1] % self.latent_multiple or z.shape[-2] % self.latent_multiple:

@@ -10,7 +10,7 @@ from vfmlab.errors import TrainingError
 LIMIT = 1e4
 
 
-def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter, limit: float = LIMIT) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter, limit: float = LIMIT, at: str = "encoder") -> Tensor:
     """|d reconstruction / d parameter| / (|d loss / d parameter| + 1e-4), clamped to [0, limit], detached, fp32 scalar.
 
     With several processes the gradients are averaged over all of them before their norms are taken, so that the weight
@@ -18,7 +18,7 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
 
     Args:
         reconstruction: the sum of the weighted reconstruction terms. loss: the term to be weighed, without its weight.
-        parameter: `tokenizer.last_encoder_layer()`.
+        parameter: `tokenizer.last_encoder_layer()`, or its last decoder layer; at: which of the two, for the message.
     """
     grads = []
     for what, value in (("reconstruction", reconstruction), ("loss", loss)):
@@ -27,7 +27,7 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
             grad = torch.autograd.grad(value, parameter, retain_graph=True, allow_unused=True)[0]
         if grad is None:
             raise TrainingError(
-                f"adaptive weight: the {what} does not depend on the encoder's last layer (frozen by 'trains', or "
+                f"adaptive weight: the {what} does not depend on the {at}'s last layer (frozen by 'trains', or "
                 "reconstruction weight 0?); set adaptive=false for this term"
             )
         grads.append(grad.float())

@@ -65,7 +65,7 @@ class Judged:
 
 def judged(r: Reconstruction, loss: str, name: str) -> Judged:
     """`r.judged[name]`; :class:`ConfigError` if no discriminator of that name has judged this batch."""
-    found = (getattr(r, "judged", None) or {}).get(name)
+    found = r.judged.get(name)
     if found is None and loss == name:
         raise ConfigError(f"losses.{name}: no discriminator has judged this batch; it works in tokenizer training only")
     if found is None:
@@ -99,7 +99,7 @@ class Scheduled(config.LossConfig):
 
 @LOSSES.register("adversarial")
 class Adversarial(Loss):
-    """The generator's loss on `r.judged["adversarial"].fake`.
+    """The generator's loss on `r.judged[name].fake`; a recipe with two of them names the second "adversarial:label".
 
     The discriminator is no part of this term: whoever trains builds it from `config.discriminator`, trains it with its
     own optimiser and fills `r.judged` (`vfmlab.discriminators.game`).
@@ -120,9 +120,12 @@ class Adversarial(Loss):
             first = self.start if self.discriminator_start is None else self.discriminator_start
             return samples >= first and (self.until is None or samples < self.until)
 
+    adaptive_at = "decoder"
+    on_images = False
+
     def __init__(self, config: Adversarial.Config, context: LossContext):
         super().__init__(config, context)
         self.adaptive = config.adaptive
 
     def value(self, r: Reconstruction) -> Tensor:
-        return generator_loss(judged(r, self.registered_name, self.registered_name).fake, self.config.loss)
+        return generator_loss(judged(r, self.name, self.name).fake, self.config.loss)

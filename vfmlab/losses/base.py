@@ -7,7 +7,7 @@ then those of one process with the whole batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ class Reconstruction:
     images: outputs of the decoder, largest first; images[0] has the target's shape.
     posterior: raw posterior of the encoded images. z: raw sampled latent B C h w, before any equivariance transform.
     features: maps of the VFM for the *encoded* images by layer, B D h' w'.
+    judged: adversarial term -> what its discriminator says (:class:`vfmlab.losses.adversarial.Judged`).
+    encoded: what enters the adapter of a tokenizer with an encoder of its own, B D h w; None for others.
+    reference: of the parent stage's frozen copy, for the same images: "after" the adapter (raw posterior mode) and "before".
+    rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
     """
 
     target: Tensor
@@ -48,6 +52,10 @@ class Reconstruction:
     posterior: Posterior
     z: Tensor
     features: dict[int, Tensor] = field(default_factory=dict)
+    judged: dict[str, Any] = field(default_factory=dict)
+    encoded: Tensor | None = None
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    rebuilt: dict[int, Tensor] | None = None
 
 
 class Loss(nn.Module):
@@ -56,7 +64,10 @@ class Loss(nn.Module):
     Attributes:
         layers: VFM layers whose maps the term needs in `r.features`.
         adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the tokenizer's last
-            encoder layer; see :func:`vfmlab.losses.adaptive.adaptive_weight`.
+            encoder layer, or, where `adaptive_at` says so, its last decoder layer; see
+            :func:`vfmlab.losses.adaptive.adaptive_weight`.
+        on_images: part of the reconstruction that adaptive terms are weighed by; False for terms on latents and for
+            those of a discriminator.
         autocast: whether `value` may run under the caller's autocast. Only terms that are networks of their own do;
             sums over pixels and latents are taken in fp32.
     """
@@ -65,11 +76,14 @@ class Loss(nn.Module):
     registered_name: ClassVar[str] = "loss"
     layers: tuple[int, ...] = ()
     adaptive: bool = False
+    adaptive_at: ClassVar[Literal["encoder", "decoder"]] = "encoder"
+    on_images: ClassVar[bool] = True
     autocast: ClassVar[bool] = False
 
     def __init__(self, config: LossConfig, context: LossContext):
         super().__init__()
         self.config, self.context = config, context
+        self.name = self.registered_name  # whoever builds a recipe says under which name the term stands in it
         self.__dict__["hidden"] = {}
 
     def value(self, r: Reconstruction) -> Tensor:

@@ -21,6 +21,8 @@ class CodebookLoss(Loss):
     class Config(config.LossConfig):
         entropy: float = Field(0.0, ge=0, description="weight of the entropy term inside this loss")
 
+    on_images = False
+
     def value(self, r: Reconstruction) -> Tensor:
         codes = getattr(r.posterior, "codes", None)
         if codes is None:

@@ -34,8 +34,10 @@ class FeatureMatching(Loss):
     class Config(Scheduled):
         of: str = Field("adversarial", description="the adversarial term whose discriminator is read")
 
+    on_images = False
+
     def value(self, r: Reconstruction) -> Tensor:
-        found = judged(r, self.registered_name, self.config.of)
+        found = judged(r, self.name, self.config.of)
         if not found.fake_features:
-            raise ConfigError(f"losses.{self.registered_name}: the maps of losses.{self.config.of} were not kept")
+            raise ConfigError(f"losses.{self.name}: the maps of losses.{self.config.of} were not kept")
         return feature_matching(found.fake_features, found.real_features)

@@ -12,5 +12,7 @@ from vfmlab.registry import LOSSES
 class KL(Loss):
     """Summed over C, H, W (nats per image), averaged over the batch; published weight 1e-6. 0 without logvar."""
 
+    on_images = False
+
     def value(self, r: Reconstruction) -> Tensor:
         return r.posterior.kl().mean()

@@ -34,13 +34,15 @@ class Preservation(Loss):
         distance: Literal["l2", "cosine"] = "l2"
         anchor: Literal["after", "before"] = Field("after", description="the adapter")
 
+    on_images = False
+
     def __init__(self, config: Preservation.Config, context: LossContext):
         super().__init__(config, context)
         self.anchor = config.anchor
 
     def value(self, r: Reconstruction) -> Tensor:
-        old = (getattr(r, "reference", None) or {}).get(self.anchor)
-        new = r.posterior.mode() if self.anchor == "after" else getattr(r, "encoded", None)
+        old = r.reference.get(self.anchor)
+        new = r.posterior.mode() if self.anchor == "after" else r.encoded
         if old is None or new is None:
             raise ConfigError(
                 f"losses.preservation.anchor '{self.anchor}' has no reference: it needs a stage before this one"

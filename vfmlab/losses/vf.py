@@ -51,6 +51,8 @@ class VF(Loss):
         adaptive: bool = Field(True, description="weight scaled by the gradient-norm ratio at the last encoder layer")
         layer: int = Field(-1, description="VFM layer that is compared with")
 
+    on_images = False
+
     def __init__(self, config: VF.Config, context: LossContext):
         super().__init__(config, context)
         self.layers, self.adaptive = (config.layer,), config.adaptive

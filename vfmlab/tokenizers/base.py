@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vfmlab.config import TokenizerConfig
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.seeding import StepRandom
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,37 @@ class Tokenizer(nn.Module):
     def last_encoder_layer(self) -> nn.Parameter:
         """The parameter at which adaptive loss weights compare gradient norms."""
         raise NotImplementedError
+
+    def last_decoder_layer(self) -> nn.Parameter:
+        """The parameter at which the adaptive weight of an adversarial term compares gradient norms: the one before the image."""
+        return self.decoder.last_layer()
+
+    # -- what a method may add for its training ---------------------------------------------------------------------
+
+    def begin(self, batches: list[Tensor]) -> None:
+        """Before the first step of the first stage: what is solved or measured on training images (B 3 H W in [-1, 1] each).
+
+        Here: the closed-form linear start of tokenizers that have one as `start`.
+        """
+        if getattr(self, "start", None) is not None:
+            from vfmlab.tokenizers import linear_start
+
+            linear_start.fit(self, batches)
+
+    def own_features(self, images: Tensor) -> dict[int, Tensor] | None:
+        """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients; None where the frozen VFM is all there is.
+
+        They are handed to `posterior` as `features`; the last of them is what enters the adapter.
+        """
+        return None
+
+    def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
+        """Training noise on the raw sampled latent (B C h w) before it is decoded."""
+        return z
+
+    def rebuild(self, z: Tensor) -> dict[int, Tensor] | None:
+        """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature decoder."""
+        return None
 
     # -- what the rest of the project uses --------------------------------------------------------------------------
 

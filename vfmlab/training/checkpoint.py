@@ -137,6 +137,12 @@ def recover(run_dir: runs.RunDir) -> None:
         runs.sync(folder)
 
 
+def load_state(run_dir: runs.RunDir) -> dict[str, Any] | None:
+    """The training state alone; None for runs without one (imported weights)."""
+    path = run_dir.checkpoints / FILES[2]
+    return _read_state(path, run_dir) if path.exists() else None
+
+
 def load(run_dir: runs.RunDir) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
     """(model tensors, EMA tensors, state) of the run's checkpoint, or None before the first one."""
     paths = [run_dir.checkpoints / name for name in FILES]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vfmlab.errors import TrainingError
-from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows, release
+from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
 from vfmlab.training.task import Task, apply, select
 
 
@@ -32,30 +32,39 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
     accelerator = make_accelerator(task, None, device)
     task.objective.to(accelerator.device).train()
     objective = accelerator.prepare(task.objective)
+    opponent = None if task.opponent is None else accelerator.prepare(task.opponent.to(accelerator.device).train())
     try:
-        return measure_prepared(task, objective, accelerator, steps)
+        return measure_prepared(task, objective, opponent, accelerator, steps)
     finally:
-        release(task, objective, accelerator)
+        release(task, objective, opponent, accelerator)
 
 
-def measure_prepared(task: Task, objective: nn.Module, accelerator: Accelerator, steps: int = 3) -> dict[str, Any]:
-    """:func:`measure` for an objective that accelerate has prepared; all processes take part."""
+def measure_prepared(
+    task: Task, objective: nn.Module, opponent: nn.Module | None, accelerator: Accelerator, steps: int = 3
+) -> dict[str, Any]:
+    """:func:`measure` for modules that accelerate has prepared; all processes take part."""
     rows, device = my_rows(task.train, accelerator), accelerator.device
     parameters = select(task)
-    before = {key: value.detach().cpu().clone() for key, value in task.objective.state_dict().items()}
+    modules = [module for module in (task.objective, task.opponent) if module is not None]
+    before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()} for module in modules]
+    samples = None if opponent is None else task.opponent.all_on()
     seconds: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         optimizer = make_optimizer(task, parameters, device)
+        other = None if opponent is None else make_opponent_optimizer(task, device)
         batch = apply(task.example(rows), lambda tensor: tensor.to(device))
         average = [value.detach().clone() for value in task.weights.state_dict().values()]  # what the average takes
         for step in task.costly_steps(steps):
             begin = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            backward(task, objective, accelerator, batch, rows, step)
+            backward(task, objective, accelerator, batch, rows, step, opponent, samples)
             torch.nn.utils.clip_grad_norm_(parameters, task.train.clip)
             optimizer.step()
+            if other is not None:
+                other.step()
+                other.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begin)
@@ -64,9 +73,10 @@ def measure_prepared(task: Task, objective: nn.Module, accelerator: Accelerator,
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(task, str(error)) from None
     finally:
-        optimizer = None
-        task.objective.zero_grad(set_to_none=True)
-        task.objective.load_state_dict(before)
+        optimizer = other = None
+        for module, state in zip(modules, before, strict=True):
+            module.zero_grad(set_to_none=True)
+            module.load_state_dict(state)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return {

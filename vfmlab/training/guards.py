@@ -29,12 +29,15 @@ class Guard:
         self.in_a_row = 0
         self.total = 0
 
-    def judge(self, loss: float, gradient: float, parameters: float) -> str | None:
+    def judge(self, loss: float, gradient: float, parameters: float, opponent: float = 0.0) -> str | None:
         """Why the step must be skipped, or None.
 
         loss: mean over the global batch. gradient, parameters: norms over everything that trains, before the step.
+        opponent: gradient norm of the discriminators, where there are any.
         """
         reason = self._reason(loss, gradient, parameters)
+        if reason is None and not math.isfinite(opponent):
+            reason = f"gradient norm of the discriminators is {opponent}"
         if reason is None:
             self.losses.append(abs(loss))
             self.in_a_row = 0

@@ -26,7 +26,7 @@ from vfmlab.seeding import derive
 from vfmlab.training import checkpoint, dryrun
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
-from vfmlab.training.step import backward, make_accelerator, make_optimizer, my_rows, release
+from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
 from vfmlab.training.stop import Stop
 from vfmlab.training.task import Task, apply, indices, select
 
@@ -72,6 +72,7 @@ class _Loop:
         self.ready = False  # the state is complete, so it may be saved
         self.clock, self.beat = Clock(), 0.0
         self.stream: Any = None
+        self.opponent = self.opponent_optimizer = None
 
     @property
     def step(self) -> int:
@@ -123,7 +124,7 @@ class _Loop:
         self._wrap()
         facts = {"resumed": self.samples, "precision": self.accelerator.mixed_precision}
         if fresh and self.accelerator.device.type == "cuda":
-            facts |= dryrun.measure_prepared(self.task, self.objective, self.accelerator)
+            facts |= dryrun.measure_prepared(self.task, self.objective, self.opponent, self.accelerator)
         yield self.event("start", **facts)
         self._start()
         yield from self._after_step()
@@ -154,6 +155,8 @@ class _Loop:
         self.state = State(task, select(task))
         self.state.load(self.run_dir)
         task.objective.to(acc.device).train()
+        if task.opponent is not None:
+            task.opponent.to(acc.device).train()
 
     def _prepare(self, fresh: bool) -> Iterator[Event]:
         """The task's own preparations, each bracketed by a "start" and a "finish" of its name."""
@@ -179,12 +182,14 @@ class _Loop:
                 module.compile()
         optimizer = make_optimizer(task, self.state.parameters, acc.device)
         self.objective, self.optimizer = acc.prepare(task.objective, optimizer)
+        if task.opponent is not None:
+            self.opponent, self.opponent_optimizer = acc.prepare(task.opponent, make_opponent_optimizer(task, acc.device))
         if train.logger != "none":
             acc.init_trackers("vfmlab", {"run": self.run_dir.id})
 
     def _start(self) -> None:
         """Continue from the checkpoint, or begin."""
-        self.state.begin(self.optimizer, self.accelerator.scaler)
+        self.state.begin(self.optimizer, self.opponent_optimizer, self.accelerator.scaler)
         self.buffers = self.state.buffers()
         if self.main:
             self.run_dir.truncate(self.step, self.state.records_done())
@@ -201,17 +206,23 @@ class _Loop:
             raise DataError(f"the data of the {self.task.name} ended at step {self.step}; a stream must go on for ever")
         batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
         self.stop.busy, state.done = True, []
-        torch.manual_seed(derive("global", self.task.run.seed, self.step, acc.process_index))  # dropout draws from it
-        for group in self.optimizer.param_groups:
-            group["lr"] = train.lr * rate(train, self.samples)
-        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(derive("global", self.task.seed, self.step, acc.process_index))  # dropout draws from it
+        opponent = self.opponent if self.opponent is not None and self.task.opponent.learns(self.samples) else None
+        optimizers = [self.optimizer] if opponent is None else [self.optimizer, self.opponent_optimizer]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate(train, self.samples)
+            optimizer.zero_grad(set_to_none=True)
         before = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        metrics = backward(self.task, self.objective, acc, batch, self.rows, self.step)
+        metrics = backward(self.task, self.objective, acc, batch, self.rows, self.step, opponent)
         gradient = acc.clip_grad_norm_(state.parameters, train.clip)
+        if opponent is not None:
+            metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(self.task.opponent.parameters(), train.clip)
         numbers = self._agree(metrics, gradient)
         reason = self._judge(numbers)
         if reason is None:
-            self.optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if not acc.optimizer_step_was_skipped:
                 state.average.update()
                 state.add(numbers)
@@ -248,7 +259,8 @@ class _Loop:
         if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
             # fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them
             gradient = gradient if gradient < float("inf") else 1.0
-        return self.state.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"])
+        rival = numbers.get("discriminator_grad_norm", 0.0)
+        return self.state.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"], rival)
 
     def _skip(self, reason: str, batch: Any, numbers: dict[str, float], before: dict[str, Tensor]) -> None:
         """The step does not happen: running statistics go back to what they were, and the step is written down."""
@@ -397,8 +409,8 @@ class _Loop:
         if self.train.logger != "none":
             acc.end_training()
         if hasattr(self, "objective"):
-            release(self.task, self.objective, acc)
-        for name in ("objective", "optimizer", "state", "buffers", "stream"):
+            release(self.task, self.objective, self.opponent, acc)
+        for name in ("objective", "optimizer", "opponent", "opponent_optimizer", "state", "buffers", "stream"):
             self.__dict__.pop(name, None)
         gc.collect()
 

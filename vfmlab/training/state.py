@@ -27,11 +27,12 @@ class State:
     Attributes:
         step: completed steps. done: what has been done since the last of them; a resumed run does the rest.
         sums: metric -> [sum, count] since the last log. seconds: spent training.
-        guard, average, optimizer, scaler: as in their own files; scaler is that of fp16, or None.
+        guard, average, optimizer, rival, scaler: as in their own files; scaler is that of fp16, or None.
     """
 
     average: Average
     optimizer: torch.optim.Optimizer
+    rival: torch.optim.Optimizer | None = None
     scaler: Any = None
 
     def __init__(self, task: Task, parameters: list[nn.Parameter]):
@@ -59,9 +60,9 @@ class State:
             self.step, self._saved = state["step"], {"ema": ema, **state}
 
     @torch.no_grad()
-    def begin(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
-        """Take up optimiser and scaler, average the weights from here on, and restore what :meth:`load` has read."""
-        self.optimizer, self.scaler = optimizer, scaler
+    def begin(self, optimizer: torch.optim.Optimizer, rival: torch.optim.Optimizer | None, scaler: Any) -> None:
+        """Take up the optimisers (rival: the discriminators') and the scaler, average the weights from here on, and restore what :meth:`load` has read."""
+        self.optimizer, self.rival, self.scaler = optimizer, rival, scaler
         self.average = Average(self.task.weights, self.task.train)
         saved, self._saved = self._saved, None
         if saved is None:
@@ -73,6 +74,9 @@ class State:
         for key, value in others.items():
             value.copy_(saved["others"][key])
         optimizer.load_state_dict(saved["optimizer"])
+        if rival is not None:
+            checkpoint.put(self.task.opponent, saved["opponent"], "state.pt")
+            rival.load_state_dict(saved["opponent_optimizer"])
         self.guard.load_state_dict(saved["guard"])
         self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
         self.done = saved["done"]
@@ -95,6 +99,7 @@ class State:
             "seconds": self.seconds,
             "updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
+            **self._rival(),
             "guard": self.guard.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "others": {key: value.detach().cpu() for key, value in self._others().items()},
@@ -119,8 +124,18 @@ class State:
 
     def buffers(self) -> dict[str, Tensor]:
         """Buffers that a forward may change (running statistics), by name."""
-        kept = self.task.objective.state_dict()
-        return {name: buffer for name, buffer in self.task.objective.named_buffers() if name in kept}
+        modules = {"": self.task.objective} | ({} if self.task.opponent is None else {"opponent.": self.task.opponent})
+        found = {}
+        for prefix, module in modules.items():
+            kept = module.state_dict()
+            found |= {prefix + name: buffer for name, buffer in module.named_buffers() if name in kept}
+        return found
+
+    def _rival(self) -> dict[str, Any]:
+        if self.rival is None:
+            return {}
+        weights = {key: value.detach().cpu() for key, value in self.task.opponent.state_dict().items()}
+        return {"opponent": weights, "opponent_optimizer": self.rival.state_dict()}
 
     def _others(self) -> dict[str, Tensor]:
         """Tensors of the objective that are not part of the weights: parameters and buffers of losses."""

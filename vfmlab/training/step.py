@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fnmatch
 import importlib.util
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from vfmlab.config import Train
 from vfmlab.errors import ConfigError
 from vfmlab.runs import RunDir
-from vfmlab.seeding import StepRandom
+from vfmlab.seeding import StepRandom, derive
 from vfmlab.training.task import Task, apply
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
@@ -46,6 +46,8 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     AcceleratorState._reset_state()
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()
+    if task.opponent is not None and task.train.precision == "fp16":
+        raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms bring a second; use bf16, fp32 or auto")
     precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
@@ -59,11 +61,13 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     )
 
 
-def release(task: Task, objective: nn.Module, accelerator: Accelerator) -> None:
-    """Undo what accelerate's prepare did to `task.objective`, and let go of gradients and accelerate's references."""
-    accelerator.unwrap_model(objective, keep_fp32_wrapper=False)
-    task.objective.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
-    task.objective.zero_grad(set_to_none=True)
+def release(task: Task, objective: nn.Module, opponent: nn.Module | None, accelerator: Accelerator) -> None:
+    """Undo what accelerate's prepare did to the task's modules, and let go of gradients and accelerate's references."""
+    for prepared, own in ((objective, task.objective), (opponent, task.opponent)):
+        if prepared is not None:
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+            own.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
+            own.zero_grad(set_to_none=True)
     accelerator.free_memory()
 
 
@@ -80,34 +84,77 @@ def my_rows(train: Train, accelerator: Accelerator) -> slice:
 
 
 def make_optimizer(task: Task, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """Adam or AdamW over `parameters`; weight decay, if any, acts on matrices only (timm's rule)."""
+    """Adam or AdamW over `parameters`; weight decay, if any, acts on matrices only; `lr_for` makes groups."""
     train = task.train
-    groups: Any = param_groups_weight_decay(task.objective, train.weight_decay) if train.weight_decay else parameters
+    factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()])
+    by_id = {id(p): factors.get(name, 1.0) for name, p in task.weights.named_parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        decay = train.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((by_id.get(id(parameter), 1.0), decay), []).append(parameter)
+    listed = [{"params": of, "lr": train.lr * factor, "weight_decay": decay} for (factor, decay), of in groups.items()]
+    return _adam(listed, train, device)
+
+
+def make_opponent_optimizer(task: Task, device: torch.device) -> torch.optim.Optimizer:
+    """The discriminators' optimiser: the run's kind, with their own learning rates and betas, without weight decay."""
+    return _adam(task.opponent.groups(task.train), task.train, device)
+
+
+def _adam(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    options = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
-    return kind(groups, **options, fused=device.type in ("cpu", "cuda"))
+    found = kind(groups, lr=train.lr, betas=train.betas, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
+    for group in found.param_groups:
+        group["initial_lr"] = group["lr"]  # what the schedule multiplies
+    return found
+
+
+def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
+    """`train.lr_for` on parameter names: name -> factor; :class:`ConfigError` for a glob that matches nothing."""
+    found: dict[str, float] = {}
+    for glob, value in globs.items():
+        hits = fnmatch.filter(names, glob)
+        if not hits:
+            raise ConfigError(f"train.lr_for: '{glob}' matches no parameter; name a part such as '{names[0].split('.')[0]}.*'")
+        found |= dict.fromkeys(hits, value)
+    return found
 
 
 def backward(
-    task: Task, objective: nn.Module, accelerator: Accelerator, batch: Any, rows: slice, step: int
+    task: Task,
+    objective: nn.Module,
+    accelerator: Accelerator,
+    batch: Any,
+    rows: slice,
+    step: int,
+    opponent: nn.Module | None = None,
+    samples: int | None = None,
 ) -> dict[str, Tensor]:
     """Forward and backward of all accumulation steps of step `step`; gradients are means over the global batch.
 
-    objective: `task.objective` as accelerate prepared it. batch: rows `rows` of the global batch, on the device.
+    objective, opponent: `task.objective` and, if it takes this step, `task.opponent`, as accelerate prepared them.
+    batch: rows `rows` of the global batch, on the device. samples: images seen before; None: all of the steps before.
     Returns this process's means of the loss and the metrics.
     """
-    train = task.train
+    train, samples = task.train, step * task.train.batch if samples is None else samples
     size = (rows.stop - rows.start) // train.accumulation
     means: dict[str, Tensor] = {}
     for part in range(train.accumulation):
         low, high = part * size, (part + 1) * size
         micro = batch if train.accumulation == 1 else apply(batch, lambda tensor, a=low, b=high: tensor[a:b])
         cut = slice(rows.start + low, rows.start + high)
-        rng = StepRandom(task.run.seed, step, train.batch, cut, accelerator.device)
-        last = part == train.accumulation - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(objective):
-            loss, metrics = objective(micro, rng, step * train.batch)
+        rng = StepRandom(task.seed, step, train.batch, cut, accelerator.device)
+        with contextlib.ExitStack() as stack:
+            if part < train.accumulation - 1:
+                stack.enter_context(accelerator.no_sync(objective))
+                if opponent is not None:
+                    stack.enter_context(accelerator.no_sync(opponent))
+            loss, metrics, *handed = objective(micro, rng, samples)
             accelerator.backward(loss / train.accumulation)
+            if opponent is not None:
+                other, more = opponent(*handed, StepRandom(derive("opponent", task.seed), step, train.batch, cut, accelerator.device), samples)
+                accelerator.backward(other / train.accumulation)
+                metrics = metrics | more
         for key, value in {"loss": loss, **metrics}.items():
             value = value.detach().float() / train.accumulation
             means[key] = means[key] + value if key in means else value

@@ -28,6 +28,10 @@ class Task:
             `weights` (of losses) always train.
         compiled: modules that `train.compile` compiles, in place, so that no name changes.
         find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for them).
+        opponent: what plays against the objective with an optimiser of its own (discriminators), or None. The objective
+            then returns a third thing, and `opponent(third, rng, samples) -> (loss, metrics)` is its training forward;
+            `learns(samples)` says whether it takes a step, `groups(train)` gives its optimiser's groups, and `all_on()`
+            a count of samples at which it costs most.
         columns: images per row of a preview.
     """
 
@@ -38,7 +42,13 @@ class Task:
     weights: nn.Module
     trains: tuple[str, ...] = ("*",)
     find_unused: bool = False
+    opponent: nn.Module | None = None
     columns: int = 8
+
+    @property
+    def seed(self) -> int:
+        """Random numbers of step k are made from (seed, k)."""
+        return self.run.seed
 
     @property
     def compiled(self) -> list[nn.Module]:

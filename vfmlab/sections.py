@@ -1,0 +1,213 @@
+"""The sections of a config that stand on their own: data, VFM, training, diffusion, protocol; frozen, nothing unknown allowed.
+
+Budgets (`samples`, `*_every`, `warmup`, `ema_halflife`) are counted in training images seen, never in steps, so that
+batch size and number of devices do not change what a config means.
+
+Parts that bring their own options (tokenizers, decoders, losses, diffusion networks) declare a nested `Config` derived
+from the section here; the registry picks it by name, and an unknown option is refused like any unknown field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, Registry
+
+
+class Section(BaseModel):
+    """Base of every config section: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def by_name(registry: Registry, key: str) -> BeforeValidator:
+    """Validate a section with the `Config` of the registered part that its field `key` names."""
+
+    def choose(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if not isinstance(value, dict):
+            return value
+        if key not in value:
+            raise ValueError(f"needs the field '{key}' (choose from: {', '.join(registry.names())})")
+        return registry.get(value[key]).Config.model_validate(value)
+
+    return BeforeValidator(choose)
+
+
+def under(key: str, error: ValidationError) -> ValidationError:
+    """`error` with `key` put before the place of each of its complaints, so that a message names the whole path."""
+    lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])} for line in error.errors(include_url=False)]
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+class Data(Section):
+    """Where images come from and how they are cut.
+
+    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`, `wds:PATTERN`.
+    """
+
+    source: str = "scenes:medium"
+    size: int = Field(32, ge=8, description="images are size x size after ADM's centre crop")
+    train: int | None = Field(None, ge=1, description="cap on training images; scenes need it")
+    val: int = Field(1000, ge=1, description="held-out images, taken from the source's own split where it has one")
+    flip: bool = Field(False, description="random horizontal flips in training")
+    image_column: str | None = Field(None, description="parquet / hf column with the image; None: found by type")
+    label_column: str | None = Field(None, description="parquet / hf column with the class; None: found by name")
+    seed: int = 0
+    workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and caches small sets)")
+
+
+class VFM(Section):
+    """A frozen vision foundation model: a row of `vfmlab.vfm`'s table, or `timm:NAME` for any timm model."""
+
+    name: str = "pocket"
+    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block k, -1 after the final norm; None: the row's default")
+    weights: str = Field("pretrained", description="'pretrained', 'random', or a safetensors file")
+    upscale: float = Field(1.0, gt=0, description="images are resized by this factor before they enter the VFM")
+    seed: int = Field(0, description="initialisation of random weights")
+
+
+class DecoderConfig(Section):
+    """Latent -> image. Each registered decoder extends this."""
+
+    kind: str
+
+
+class TokenizerConfig(Section):
+    """Image -> latent -> image. Each registered tokenizer extends this."""
+
+    method: str
+    channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
+    factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
+
+
+class LossConfig(Section):
+    """One term of the training loss. Each registered loss extends this."""
+
+    weight: float = Field(1.0, ge=0)
+    until: int | None = Field(None, ge=0, description="switched off after so many samples")
+
+
+def loss_config(name: str) -> type[LossConfig]:
+    """The options of the term `name`. One loss may stand in a recipe several times, as "loss:label"."""
+    return LOSSES.get(name.partition(":")[0]).Config
+
+
+def _losses(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    chosen = {}
+    for name, term in value.items():
+        config = loss_config(name)
+        if not isinstance(term, Section):
+            try:
+                term = config.model_validate({"weight": term} if isinstance(term, int | float) else term)
+            except ValidationError as error:
+                raise under(name, error) from None
+        if term.weight > 0:  # a term of weight 0 is the same run as one without it, so it gets the same id
+            chosen[name] = term
+    return chosen
+
+
+Losses = Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
+AnyDecoder = Annotated[SerializeAsAny[DecoderConfig], by_name(DECODERS, "kind")]
+
+
+class Equivariance(Section):
+    """Equivariance regularisation of VFM-VAE: per batch either the latent or the prior path (arXiv 2510.18457, released config)."""
+
+    p_latent: float = Field(0.0, ge=0, le=1, description="chance that latent and target are scaled / rotated alike; 0: off")
+    p_prior: float = Field(0.0, ge=0, le=1, description="otherwise, chance that the input is down-scaled before encoding")
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+
+class Train(Section):
+    """One training phase. All budgets are in samples (images) seen."""
+
+    samples: int = Field(..., ge=1)
+    batch: int = Field(32, ge=1, description="global batch over all devices and accumulation steps")
+    accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> factor on lr; the last match counts")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(0, ge=0)
+    clip: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    log_every: int = Field(640, ge=1)
+    preview_every: int = Field(8_000, ge=1)
+    checkpoint_every: int = Field(8_000, ge=1)
+    evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the EMA weights")
+    guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
+    guard_explode: float = Field(1e3, gt=1, description="a loss this many times its running median is a bad step")
+    logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+
+
+class TimeSampling(Section):
+    """How t is drawn in training; t = 0 is data, t = 1 is noise."""
+
+    kind: Literal["uniform", "lognormal"] = "lognormal"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    shift: float = Field(1.0, gt=0, description="t -> s t / (1 + (s - 1) t); > 1 spends more time near noise")
+
+
+class NetworkConfig(Section):
+    """The network that predicts the velocity. Each registered network extends this."""
+
+    kind: str
+
+
+class Diffusion(Section):
+    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""
+
+    network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
+    train: Train
+    time: TimeSampling = TimeSampling()
+    cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
+    cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
+
+
+class Guidance(Section):
+    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on `channels`."""
+
+    scale: float = Field(1.0, ge=0)
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy modes); None: all")
+
+
+class Sampler(Section):
+    """How the probability-flow ODE (or the SDE) is integrated from t = 1 to t = 0."""
+
+    solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
+    steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
+    shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
+
+
+class Protocol(Section):
+    """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked together."""
+
+    n: int = Field(1000, ge=2, description="images (reconstruction) and samples (generation)")
+    features: str = Field("judge", description="feature space of the Frechet and kernel distances")
+    sampler: Sampler = Sampler()
+    guidance: Guidance = Guidance()
+    ema: bool = True
+    batch: int = Field(100, ge=1, description="compute only; does not enter the hash because it cannot change a result")
+    seed: int = 0
+    version: int = Field(1, description="of the metric code; raised whenever a metric changes")
+
+
+class Pretrain(Section):
+    """Pretraining of the small offline networks (pocket VFM, judge); see `vfmlab.training.pretrain`."""
+
+    objective: str = "factors+mae"
+    mask: float = Field(0.5, ge=0, le=1)
