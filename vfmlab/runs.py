@@ -225,7 +225,7 @@ def create(run: Run, root: str | Path = "runs") -> RunDir:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RunError(f"cannot make run directory '{run_dir.path}': {error.strerror}; choose another root") from None
     if not (run_dir.path / "status.json").exists():
-        run_dir.set_status(total=run.budget.samples, created=time.time())
+        run_dir.set_status(total=0 if run.budget is None else run.budget.samples, created=time.time())
     write_json(run_dir.path / "config.json", new)  # last: a directory with a config is a run
     return RunDir(run_dir.path)
 

@@ -51,7 +51,8 @@ def load_renamed(module: nn.Module, state_dict: dict[str, Tensor], what: str, ke
         for key, value in state_dict.items()
         if key in own and own[key].shape != value.shape
     ]
-    broken = [key for key, value in state_dict.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    floats = {key: value for key, value in state_dict.items() if value.is_floating_point() and not value.is_meta}
+    broken = [key for key, value in floats.items() if not torch.isfinite(value).all()]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": shaped, "not finite": broken}
     problems = [
         f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"

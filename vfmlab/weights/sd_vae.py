@@ -1,0 +1,59 @@
+"""SD-VAE as diffusers saves it (`AutoencoderKL`, MIT weights of stabilityai/sd-vae-ft-*) -> tokenizer `sd_vae`.
+
+The tokenizer keeps diffusers' parameter names. Files of 2022 have older names in the attention of the middle block; these
+are renamed here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.registry import IMPORTERS, TOKENIZERS
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import load_renamed
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
+FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
+    "in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None,
+    "shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True,
+}  # fmt: skip
+NOT_READ = ("scaling_factor", "force_upcast", "sample_size")
+
+
+@IMPORTERS.register("sd-vae")
+def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
+    """A tokenizer without latent statistics yet.
+
+    Args:
+        state_dict: keys as diffusers has them. config: diffusers' config.json; `sample_size` is the size of the images.
+    """
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+    known = {"latent_channels", *SAME_HERE, *FIXED, *NOT_READ, *blocks}
+    if unknown := [key for key in config if key not in known]:
+        raise ConfigError(f"sd-vae config: unknown field '{unknown[0]}'{nearest(unknown[0], known)}")
+    for field, value in FIXED.items():
+        if config.get(field, value) != value:
+            raise ConfigError(f"sd-vae config: {field} = {config[field]!r} is not supported, only {value!r}")
+    for field, kind in blocks.items():
+        if set(config.get(field, [kind])) != {kind}:
+            raise ConfigError(f"sd-vae config: {field} = {config[field]!r} is not supported, only {kind}")
+    method = TOKENIZERS.get("sd_vae")
+    fields = {field: config[field] for field in SAME_HERE if field in config}
+    if "block_out_channels" in fields:
+        fields["factor"] = 2 ** (len(fields["block_out_channels"]) - 1)
+    options = method.Config.model_validate({"channels": config.get("latent_channels", 4), **fields})
+    tokenizer = method(options, int(config.get("sample_size", 256)))
+    own, state = tokenizer.state_dict(), {}
+    for key, value in state_dict.items():
+        if match := re.fullmatch(r"(.*\.attentions\.\d+\.)(\w+)(\.\w+)", key):
+            key = f"{match[1]}{OLD_ATTENTION.get(match[2], match[2])}{match[3]}"
+        if key in own and value.ndim == 4 and value.shape[2:] == (1, 1) and own[key].ndim == 2:
+            value = value[:, :, 0, 0]  # a 1x1 convolution of LDM's, a linear layer of diffusers'
+        state[key] = value
+    return load_renamed(tokenizer, state, "sd-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
