@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, cli, config, runs
+from vfmlab import api, config, runs
 from vfmlab.errors import CheckpointError, ConfigError, RunError
-from vfmlab.registry import IMPORTERS, NETWORKS, TOKENIZERS
+from vfmlab.registry import IMPORTERS
 from vfmlab.training import checkpoint
 from vfmlab.vfm import TABLE as VFMS
 from vfmlab.weights import fetch, import_state_dict, landing, release_config, statistics, table

@@ -79,7 +79,7 @@ def train(
 def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[Event]:
     from vfmlab.training import loop
 
-    if phase.phase == "imported":
+    if phase.budget is None:  # weights of others
         from vfmlab.weights.into_run import import_run
 
         yield from import_run(phase, root)

@@ -24,6 +24,7 @@ from vfmlab.sections import (
     Diffusion,
     Equivariance,
     Guidance,
+    Imported,
     LossConfig,
     Losses,
     NetworkConfig,
@@ -58,13 +59,6 @@ class Stage(Section):
     losses: dict[str, Any] = Field({}, description="term -> weight, or the term's fields that change; weight 0 removes the term")
     equivariance: dict[str, Any] = Field({}, description="fields that change")
     train: dict[str, Any] = Field({}, description="fields that change; counts are images of this stage")
-
-
-class Imported(Section):
-    """Weights released by others; see `vfmlab.weights`. Such a run is not trained: `vfmlab import NAME` makes it."""
-
-    name: str = Field(..., description="entry of the table of released weights")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
 
 
 class Run(Section):

@@ -154,8 +154,9 @@ def describe_run(run: config.Run) -> dict[str, Any]:
         facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
     if run.diffusion is not None:
         facts["network"] = run.diffusion.network.kind
-    facts |= {"images seen": run.budget.samples, "batch": run.budget.batch, "learning rate": run.budget.lr, "seed": run.seed}
-    return facts
+    if run.budget is None:
+        return facts | {"weights": f"released: {(run.imported if run.diffusion is None else run.diffusion.imported).name}", "seed": run.seed}
+    return facts | {"images seen": run.budget.samples, "batch": run.budget.batch, "learning rate": run.budget.lr, "seed": run.seed}
 
 
 def training_curves(folders: Sequence[runs.RunDir]) -> go.Figure:

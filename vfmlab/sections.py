@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, Registry
 
@@ -165,16 +165,30 @@ class NetworkConfig(Section):
     kind: str
 
 
+class Imported(Section):
+    """Weights released by others; see `vfmlab.weights`. They are not trained: `vfmlab import NAME` makes the run."""
+
+    name: str = Field(..., description="entry of the table of released weights")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
+
+
 class Diffusion(Section):
-    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""
+    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents: trained, or imported."""
 
     network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
-    train: Train
+    train: Train | None = None
+    imported: Imported | None = Field(None, description="released weights in place of `train`")
     time: TimeSampling = TimeSampling()
     cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
     class_dropout: float = Field(0.1, ge=0, le=1)
     sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
     cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Diffusion:
+        if (self.train is None) == (self.imported is None):
+            raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
+        return self
 
 
 class Guidance(Section):
