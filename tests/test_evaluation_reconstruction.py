@@ -12,7 +12,7 @@ from evaluation_toys import CFG, SIZE, Lossless, Toy, one_per_class, setup
 from vfmlab import config, data
 from vfmlab.errors import DataError
 from vfmlab.evaluation import reconstruction
-from vfmlab.evaluation.protocol import BETTER, Report, as_saved
+from vfmlab.evaluation.protocol import BETTER, Report, as_saved, real_features
 from vfmlab.evaluation.reconstruction import PixelMetrics, decibels, evaluate_reconstruction, measure
 
 BASE = config.Protocol(n=60, batch=25)
@@ -34,6 +34,7 @@ def test_lossless_tokenizer():
     assert numbers["psnr_mask"]["value"] == 100.0
     assert numbers["ssim"]["value"] == pytest.approx(1.0, abs=1e-5)
     assert numbers["rfd"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert numbers["feature_distance"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert numbers["rkd"]["value"] < numbers["rkd"]["spread"]
     assert numbers["psnr"]["n"] == 60
     json.dumps(numbers, allow_nan=False)
@@ -79,6 +80,23 @@ def test_ssim_of_unrelated_images_is_low():
     metrics.update(x, y, None)
     assert float(metrics.values["ssim"][0].mean()) < 0.1
     assert metrics.missing["psnr_mask"] == "this data has no masks"
+
+
+def test_feature_distance_is_one_minus_cosine_image_by_image(monkeypatch):
+    """Also beyond the rows of real features that are kept: those are then computed anew."""
+    space, tokenizer = Toy(), Lossless(0.2)
+    images = data.to_float(data.open_source(CFG, "val").batch(torch.arange(60)).images)
+    _, restored = reconstruction.through(tokenizer, images)
+    a, b = space(images).features.double(), space(restored).features.double()
+    apart = 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    assert float(apart.mean()) > 1e-3
+    for kept in (10_000, 30):
+        monkeypatch.setattr("vfmlab.evaluation.frechet.KEPT_ROWS", kept)
+        monkeypatch.setattr(reconstruction, "real_features", lambda setup: real_features(setup, cache=False))
+        value = evaluate(tokenizer, space=space)["feature_distance"]
+        assert value["value"] == pytest.approx(float(apart.mean()), abs=1e-6)
+        assert value["spread"] == pytest.approx(float(apart.std(correction=0)), abs=1e-6)
+        assert value["n"] == 60
 
 
 def test_batch_size_does_not_matter():

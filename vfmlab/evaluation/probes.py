@@ -20,6 +20,7 @@ from vfmlab.tokenizers.base import Tokenizer
 DECAY = 0.01
 NEIGHBOURS = 10
 TRAIN_IMAGES = 1000  # encoding them is the dearest part of a report on a CPU
+CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into its caches
 FACTS = {"probe": "logistic, lbfgs", "decay": DECAY, "knn": NEIGHBOURS, "train_images": TRAIN_IMAGES}
 
 
@@ -100,9 +101,10 @@ def training_latents(
     source = data.open_source(cfg, "train")
     which = torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
     z, labels = [], []
-    for part in which.split(batch):
+    device = tokenizer.stat_mean.device
+    for part in which.split(min(batch, CPU_PART) if device.type == "cpu" else batch):
         found = source.batch(part)
-        images = data.to_float(found.images).to(tokenizer.stat_mean.device)
+        images = data.to_float(found.images).to(device, memory_format=torch.channels_last)
         z.append(tokenizer.encode(images).mode().cpu())
         labels.append(found.labels)
     return torch.cat(z), torch.cat(labels)

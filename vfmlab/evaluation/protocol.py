@@ -27,7 +27,7 @@ from vfmlab.seeding import generator
 
 LOWER, HIGHER = "lower", "higher"
 BETTER = {
-    "psnr": HIGHER, "psnr_mask": HIGHER, "ssim": HIGHER, "lpips": LOWER,
+    "psnr": HIGHER, "psnr_mask": HIGHER, "ssim": HIGHER, "lpips": LOWER, "feature_distance": LOWER,
     "rfd": LOWER, "rkd": LOWER, "gfd": LOWER, "gkd": LOWER, "gfd_own": LOWER, "gkd_own": LOWER,
     "class_accuracy": HIGHER, "class_accuracy_own": HIGHER,
     "inception_score": HIGHER, "precision": HIGHER, "recall": HIGHER,

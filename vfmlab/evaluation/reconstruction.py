@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of held-out images: PSNR, SSIM, LPIPS, distances between feature sets, robustness to noise.
+"""What a tokenizer keeps of held-out images: PSNR, SSIM, LPIPS, distances in feature space, robustness to noise.
 
 Reconstructions decode the posterior's mean and are rounded to 8 bits before anything is measured. All is streamed: what
 stays in memory does not grow with the number of images beyond the rows that distances keep.
@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.features import fetch
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance, kernel_distance
+from vfmlab.evaluation.probes import CPU_PART
 from vfmlab.evaluation.protocol import Report, Resolved, Setup, as_saved, open_setup, real_features
 from vfmlab.seeding import SampleRandom
 from vfmlab.tokenizers.base import Tokenizer
@@ -53,7 +55,9 @@ def evaluate_reconstruction(
 
     Returns:
         {metric: {"value", "protocol", "n", "spread"?}}: `psnr`, `psnr_mask` (dB, mean of images), `ssim`, `lpips`,
-        `rfd` (Frechet distance; with protocol.features "inception" this is rFID), `rkd` (kernel distance),
+        `feature_distance` (1 - cosine between the features of an image and of its reconstruction in the protocol's
+        space, mean of images), `rfd` (Frechet distance; with protocol.features "inception" this is rFID), `rkd`
+        (kernel distance),
         `class_accuracy_own` (share of reconstructions whose class the judge still tells), `noise_psnr` (a curve: value
         and sigma are lists). spread: standard deviation over images, for `rkd` over subsets. What could not be had is
         there with value None and a reason.
@@ -74,16 +78,21 @@ def measure(
     setup = setup or open_setup(cfg, protocol, device=device)
     resolved, report = setup.resolved(), Report()
     pixels, own = PixelMetrics(perceptual(str(device))), FeatureSet.empty(setup.space.dimension)
+    real = real_features(setup)
+    theirs, apart = real.features(), []  # in the order of the images, as many as are kept
     judged, latents, labels = setup.judged, [], []
     kept = hits = done = 0
     first: list[tuple[Tensor, Tensor]] = []
     with evaluating(tokenizer):
         for batch, images in setup.images(device):
-            raw = tokenizer.posterior(images).mode().float()
-            restored = as_saved(decode(tokenizer, raw))
+            raw, restored = through(tokenizer, images)
             pixels.update(images, restored, setup.source.masks(batch.indices))
             seen = setup.space(restored)
             own.update(seen.features)
+            their = theirs[done : done + len(images)].to(seen.features)
+            if len(their) < len(images):
+                their = setup.space(images).features
+            apart.append(1 - functional.cosine_similarity(seen.features.float(), their.float()).double().cpu())
             if judged is None:
                 hits += int((setup.told(seen.logits) == batch.labels).sum())
             if kept < KEPT_LATENTS:
@@ -97,13 +106,23 @@ def measure(
                 progress(done, resolved.n)
         pixels.report(report, resolved.of("images"))
         _curve(report, tokenizer, first, resolved.of("images"), protocol)
-    real = real_features(setup)
+    far = torch.cat(apart)
+    report.add("feature_distance", float(far.mean()), resolved, done, float(far.std(correction=0)))
     distances(report, "r", "", own, real, resolved, protocol.seed)
     if judged is None:
         report.add("class_accuracy_own", hits / done, resolved, done)
     else:
         report.absent("class_accuracy_own", judged)
     return Measured(report, real, own, torch.cat(latents), torch.cat(labels))
+
+
+def through(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images B 3 H W -> raw latents (the posterior's mean, fp32), and what is decoded from them as a metric sees it."""
+    raw, restored = [], []
+    for part in images.split(CPU_PART if images.device.type == "cpu" else len(images)):
+        raw.append(tokenizer.posterior(part.contiguous(memory_format=torch.channels_last)).mode().float())
+        restored.append(as_saved(decode(tokenizer, raw[-1])))
+    return torch.cat(raw), torch.cat(restored)
 
 
 def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
