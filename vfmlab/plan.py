@@ -23,10 +23,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from vfmlab import config, data, vfm
+from vfmlab.discriminators.game import judge
 from vfmlab.errors import ConfigError, VfmlabError
+from vfmlab.losses.adversarial import Adversarial
 from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.preservation import Preservation
 from vfmlab.registry import LOSSES, NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Statistics
+from vfmlab.training.reconstruction import Handed, Opponents
 
 IMAGENET_CLASSES = 1000
 
@@ -46,7 +50,8 @@ def plan(run: config.Run, measure: bool = False) -> dict[str, Any]:
     for phase in run.phases():
         found = _tokenizer_phase(phase) if phase.kind == "tokenizer" else _diffusion_phase(phase)
         phases.append(found)
-        if measure:
+        found["phase"] = phase.phase
+        if measure and phase.phase != "imported":
             found["measured"] = measured(phase)
     return {"name": run.name, "id": run.id, "tier": run.tier, "phases": phases}
 
@@ -56,13 +61,14 @@ def measured(phase: config.Run) -> dict[str, Any]:
 
     A diffusion phase is measured on an untrained tokenizer: its latents are noise, its cost is the same.
     """
+    from vfmlab import api
     from vfmlab.training import dryrun
 
     if phase.kind == "tokenizer":
         from vfmlab.training.tokenizer import TokenizerTask
 
-        return dryrun.measure(TokenizerTask(phase))
-    from vfmlab import api
+        parents = () if phase.parent is None else (api.build_tokenizer(phase),)  # not trained: the cost is the same
+        return dryrun.measure(TokenizerTask(phase, *parents))
     from vfmlab.training.diffusion import DiffusionTask
 
     tokenizer = api.build_tokenizer(phase)
@@ -104,10 +110,25 @@ def empty_losses(run: config.Run, tokenizer: nn.Module) -> tuple[nn.ModuleDict, 
     for name, term in run.losses.items():
         try:
             with torch.device("meta"), _without_weights():
-                built[name] = LOSSES.get(name)(term, context)
+                built[name] = LOSSES.get(name.partition(":")[0])(term, context)
+                built[name].name = name
         except VfmlabError as error:  # a backbone that must be downloaded; the rest of the plan holds without it
             refused[name] = str(error)
     return built, refused
+
+
+def empty_opponents(run: config.Run, model: nn.Module | None) -> Opponents:
+    """The discriminators of the run's adversarial terms with shapes only."""
+    terms = {}
+    for name, term in run.losses.items():
+        if isinstance(term, Adversarial.Config):
+            backbone = getattr(term.discriminator, "backbone", None)
+            if backbone is not None:
+                backbone = backbone.model_copy(update={"weights": "random"})
+                term = term.model_copy(update={"discriminator": term.discriminator.model_copy(update={"backbone": backbone})})
+            terms[name] = term
+    with torch.device("meta"), _without_weights():
+        return Opponents(terms, run.data.size, model)
 
 
 @contextmanager
@@ -199,53 +220,73 @@ class Meter:
 
 
 def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
-    tokenizer = empty_tokenizer(run)
-    losses, refused = empty_losses(run, tokenizer)
+    tokenizer, settled = empty_tokenizer(run), run.settled()
+    losses, refused = empty_losses(settled, tokenizer)
+    opponents = empty_opponents(settled, tokenizer.vfm)
     size, model = run.data.size, tokenizer.vfm
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and _trains(settled, name))
     layers = sorted({*tokenizer.layers, *(layer for loss in losses.values() for layer in loss.layers)})
     meter, latent_shape = Meter(), list(tokenizer.latent_shape)
     parameters = {name: _count(child) for name, child in tokenizer.named_children()}
     own = sum(p.numel() for p in tokenizer.parameters(recurse=False))
     if own:
         parameters["own"] = own
-    trained = sum(p.numel() for name, p in tokenizer.named_parameters() if _trains(run, name) and p.requires_grad)
+    trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
     loss_parameters = {name: _count(loss) for name, loss in losses.items() if _count(loss)}
 
-    frozen_in_losses = [network for loss in losses.values() for network in getattr(loss, "hidden", {}).values()]
-    hidden = [network for network in frozen_in_losses if network is not model]
-    with meter.fake(*(module for module in (tokenizer, model, *losses.values(), *hidden) if module is not None)):
+    holders = [*losses.values(), *(opponents.discriminator(name) for name in opponents.names)]
+    frozen_in_losses = [network for holder in holders for network in getattr(holder, "hidden", {}).values()]
+    hidden = list({id(network): network for network in frozen_in_losses if network is not model}.values())
+    with meter.fake(*(module for module in (tokenizer, model, *losses.values(), opponents, *hidden) if module is not None)):
         images = torch.empty(1, 3, size, size)
         features = {}
         if layers and model is not None:
             with meter.part("vfm"), torch.no_grad():
                 features = model.features(images, tuple(layers)).maps
         with meter.part("encode"):
-            posterior = tokenizer.posterior(images, features or None)
+            own = tokenizer.own_features(images)
+            posterior = tokenizer.posterior(images, own or features or None)
         z = posterior.sample()
         with meter.part("decode"):
-            outputs = tokenizer.decode_raw(z)
+            outputs, rebuilt = tokenizer.decode_raw(z), tokenizer.rebuild(z)
+        reference, encoded = {}, None if not own else own[list(own)[-1]]
+        if any(isinstance(loss, Preservation) for loss in losses.values()):
+            with meter.part("parent"), torch.no_grad():
+                own = tokenizer.own_features(images)
+                reference = {"after": tokenizer.posterior(images, own or features or None).mode(), "before": encoded if encoded is None else encoded.detach()}
         total = outputs[0].float().square().mean()
+        if opponents.names:
+            with meter.part("discriminators"):
+                fed = {name: judge(opponents.discriminator(name), outputs[0].float(), images, features=True) for name in opponents.names}
+                rival, _ = opponents(Handed(outputs[0].detach().float(), images, torch.zeros(1, dtype=torch.long)), None, opponents.all_on())
         with meter.part("losses"):
-            record = Reconstruction(images, outputs, posterior, z, features)
+            record = Reconstruction(images, outputs, posterior, z, features, fed if opponents.names else {}, encoded, reference, rebuilt)
             for loss in losses.values():
                 total = total + loss(record)
         with meter.part("backward"):
-            total.backward()
+            if total.requires_grad:
+                total.backward()
+            if opponents.names:
+                rival.backward()
 
     found = {
         "kind": "tokenizer",
         "id": run.id,
         "latent_shape": latent_shape,
         "parameters": parameters,
-        "loss_parameters": loss_parameters,
+        "loss_parameters": loss_parameters | {f"{name} (discriminator)": _count(opponents.discriminator(name)) for name in opponents.names},
         "vfm_parameters": _count(model) if model is not None else 0,
         "frozen_in_losses": sum(map(_count, hidden)),
-        "trained": trained + sum(loss_parameters.values()),
+        "trained": trained + sum(loss_parameters.values()) + _count(opponents),
         "flops": meter.flops,
         "notes": [f"without loss '{name}': {reason}" for name, reason in refused.items()],
     }
     frozen = found["vfm_parameters"] + found["frozen_in_losses"] + _count(tokenizer) - trained
-    return _finish(found, run.train, frozen, meter.activations)
+    if run.phase == "imported":
+        idle = {"batch": 0, "micro_batch": 0, "steps": 0, "total_flops": 0, "activations_per_image": 0, "trained": 0}
+        return found | idle | {"memory": {"weights": 4 * (frozen + trained), "total": 4 * (frozen + trained)}}
+    return _finish(found, settled.train, frozen, meter.activations)
 
 
 def _diffusion_phase(run: config.Run) -> dict[str, Any]:
@@ -333,7 +374,7 @@ def table(found: dict[str, Any]) -> str:
     """The plan as text."""
     lines = [f"{found['name']}  tier {found['tier']}  run {found['id']}"]
     for phase in found["phases"]:
-        lines += ["", f"{phase['kind']}  latent {' x '.join(map(str, phase['latent_shape']))}"]
+        lines += ["", f"{phase['phase']}  latent {' x '.join(map(str, phase['latent_shape']))}"]
         for name, count in phase["parameters"].items():
             lines.append(f"  {name:<22} {count:>15,} parameters")
         lines.append(f"  {'sum':<22} {sum(phase['parameters'].values()):>15,} parameters")
@@ -346,6 +387,9 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"  an image: {flops}")
         if "sampling_flops" in phase:
             lines.append(f"  a sample under the protocol: {_si(phase['sampling_flops'], 'FLOP')}")
+        if not phase["steps"]:
+            lines.append("  no training: released weights")
+            continue
         total = _si(phase["total_flops"], "FLOP")
         lines.append(f"  training: {phase['steps']:,} steps of {phase['batch']} images, {total}")
         fixed = {k: v for k, v in phase["memory"].items() if v and k not in ("activations", "total")}

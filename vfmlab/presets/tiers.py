@@ -13,7 +13,7 @@ from vfmlab.config import Run, parse
 #          images                                    tokenizer phase                      diffusion phase
 # tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
 # tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
-# pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      76 800       64    1e-3    1000, 20 steps
+# pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      51 200       64    1e-3    1000, 20 steps
 # small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   2e-4      20 000 000   256   2e-4    10 000, 50 steps
 # paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
 
@@ -67,8 +67,8 @@ def pocket() -> dict[str, Any]:
         "diffusion": {
             "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
             "train": {
-                "samples": 76_800, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280, "preview_every": 25_600,
-                "checkpoint_every": 12_800, "evaluate_at": [25_600, 51_200, 76_800],
+                "samples": 51_200, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280, "preview_every": 25_600,
+                "checkpoint_every": 12_800, "evaluate_at": [12_800, 25_600, 51_200],
             },
         },
         "protocol": {"n": 1000, "sampler": {"steps": 20}},
@@ -114,7 +114,7 @@ def paper() -> dict[str, Any]:
 
 
 def make(name: str, base: dict[str, Any], **changes: Any) -> Run:
-    return parse({"name": name, **base, **changes}, f"preset {name}")
+    return parse({**base, "name": name, **changes}, f"preset {name}")
 
 
 def vae(base: dict[str, Any], channels: int, factor: int, **more: Any) -> dict[str, Any]:
