@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import socket
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from vfmlab import api, config, runs
 from vfmlab.errors import CheckpointError, ConfigError, RunError
-from vfmlab.registry import IMPORTERS
+from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.training import checkpoint
 from vfmlab.vfm import TABLE as VFMS
-from vfmlab.weights import fetch, import_state_dict, landing, release_config, statistics, table
-from vfmlab.weights.into_run import draft, import_run, open_release
+from vfmlab.vfm import Features
+from vfmlab.weights import fetch, import_state_dict, landing, release_config, sd_vae, statistics, table
+from vfmlab.weights.into_run import Release, draft, import_run, open_release
 
 SCENES = {"data.source": "scenes:easy", "data.train": 48, "data.val": 16}
 
@@ -102,6 +104,17 @@ def test_files_that_cannot_be_read(tmp_path):
         fetch.unwrap({"ema": {**STATE, "lr": 0.1}}, "x.pt")
     with pytest.raises(CheckpointError, match="holds a list"):
         fetch.unwrap([1], "x.pt")
+
+
+def test_no_length_of_its_header_makes_safetensors_a_pickle(tmp_path):
+    """The first bytes of a safetensors file are that length: 0x80.. is how pickles begin, too."""
+    seen = set()
+    for n in range(0, 512, 8):
+        save_file(STATE, tmp_path / "x.safetensors", {"padding": "x" * n})
+        seen.add((tmp_path / "x.safetensors").read_bytes()[:2])
+        same(fetch.read(tmp_path / "x.safetensors"))
+        same(checkpoint.read_weights(tmp_path / "x.safetensors")[0])
+    assert any(start in seen for start in (b"\x80\x02", b"\x80\x01"))
 
 
 def test_another_file_than_expected(tmp_path):
@@ -318,7 +331,8 @@ def test_what_does_not_fit_is_one_line_and_leaves_a_failed_run(va_vae, ldm, tmp_
     torch.save({"mean": torch.zeros(5), "std": torch.ones(5)}, tmp_path / "five.pt")
     with pytest.raises(CheckpointError, match="have 5 channels, the latents 8"):
         list(import_run(run, tmp_path, release=release, statistics_from=tmp_path / "five.pt"))
-    assert [event.kind for event in import_run(run, tmp_path, release=release, statistics_from="measured")][-1] == "finish"
+    again = import_run(run, tmp_path, release=release, statistics_from=folder / "latents_stats.pt")
+    assert [event.kind for event in again][-1] == "finish"
     with pytest.raises(ConfigError, match="no imported weights"):
         list(import_run(api.resolve("tiny_plain_vae").phases()[0], tmp_path))
 
@@ -344,3 +358,236 @@ def test_vfm_vae_gives_the_stored_outputs(golden, tmp_path):
         close(output, io[f"out.multiscale.{i}"], 1e-4)
     images = torch.zeros(1, 3, 64, 64)
     assert tokenizer.decode(tokenizer.encode(images).mean).shape == images.shape
+
+
+class Patches(torch.nn.Module):
+    """A VFM of width 48 whose tokens are the pixels of 8 x 8 patches, cut and repeated."""
+
+    layers, depth, fingerprint, upscale = (-2,), 2, "patches", 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.25]).view(1, 3, 1, 1))
+
+    def width(self, layer):
+        return 48
+
+    def grid(self, layer):
+        return 4, 4
+
+    def features(self, images, layers):
+        maps = torch.nn.functional.pixel_unshuffle(images, 8)[:, ::4]
+        return Features({layer: maps for layer in layers}, None)
+
+
+@torch.no_grad()
+def test_rae_gives_the_stored_outputs(golden, tmp_path, monkeypatch):
+    tensors = load_file(golden / "rae_small.safetensors")
+    monkeypatch.setattr(api.vfm, "build", lambda cfg, size: Patches())
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((golden / "rae_small_config.json").read_text())["decoder"]))
+    torch.save(part(tensors, "sd.decoder."), tmp_path / "model.pt")
+    mean, var = torch.randn(48, 4, 4), torch.rand(48, 4, 4) + 0.5
+    torch.save({"mean": mean, "var": var}, tmp_path / "stat.pt")
+    release = open_release("rae-decoder", tmp_path / "model.pt", tmp_path / "config.json")
+    run, warnings = brought_in(release, tmp_path, {**SCENES, "vfm.name": "pocket"}, statistics_from=tmp_path / "stat.pt")
+    assert "one per place of the latent" in warnings[0]
+    tokenizer = api.load_tokenizer(run.id, tmp_path, on="cpu")
+    center, spread = statistics.per_channel(mean, var.sqrt())
+    tokens = tensors["io.dec.in"].transpose(1, 2).unflatten(2, (4, 4))
+    z = (tokens - center.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
+    pixels = tensors["io.dec.image"] * tokenizer.vfm.std + tokenizer.vfm.mean
+    close(tokenizer.decode_raw(z)[0], 2 * pixels - 1, 2e-5)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    close(tokenizer.encode(images).mean, tokenizer.posterior(images).mean, 1e-6)  # nothing is left for outer statistics
+    measured, warnings = brought_in(release, tmp_path, {**SCENES, "vfm.name": "pocket", "name": "m_imported"}, statistics_from="measured")
+    assert "measured on" in warnings[0]
+    assert api.load_tokenizer(measured.id, tmp_path, on="cpu").standardise.std.min() > 1e-5
+
+
+@torch.no_grad()
+def test_sd_vae_is_diffusers_network(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    net = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 16),
+        norm_num_groups=4, latent_channels=4, layers_per_block=1, sample_size=16, scaling_factor=0.2,
+    ).eval()  # fmt: skip
+    net.save_pretrained(tmp_path / "new")
+    file = "diffusion_pytorch_model.safetensors"
+    old = {}
+    for key, value in load_file(tmp_path / "new" / file).items():  # the names of files of 2022
+        for theirs, ours in sd_vae.OLD_ATTENTION.items():
+            key = key.replace(f"attentions.0.{ours}.", f"attentions.0.{theirs}.")
+        old[key] = value
+    assert any("proj_attn" in key for key in old)
+    save_file(old, tmp_path / "old.safetensors")
+    save_file({"mean": torch.zeros(4), "std": torch.ones(4)}, tmp_path / "unit.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    for i, path in enumerate((tmp_path / "new" / file, tmp_path / "old.safetensors")):
+        release = open_release("sd-vae", path, tmp_path / "new" / "config.json")
+        run, _ = brought_in(release, tmp_path / str(i), SCENES, statistics_from=tmp_path / "unit.safetensors")
+        tokenizer = api.load_tokenizer(run.id, tmp_path / str(i), on="cpu")
+        assert torch.equal(tokenizer.posterior(x).mean, net.encode(x).latent_dist.mean)
+        z = torch.randn(2, 4, 8, 8)
+        assert torch.equal(tokenizer.decode_raw(z)[0], net.decode(z).sample)
+    with pytest.raises(ConfigError, match="act_fn = 'gelu'"):
+        import_state_dict("sd-vae", old, {"act_fn": "gelu"})
+    mean, std, origin = statistics.released(table.get("sd_vae_ema"))
+    assert (mean.item(), round(1 / std.item(), 5), origin) == (0, 0.18215, "scale 0.18215 of sd_vae_ema")
+    assert statistics.released(table.get("sd-vae")) is None
+
+
+# -- diffusion models into run directories ----------------------------------------------------------------------------
+
+
+def tokenizer_for(shape, root, name="stand_in", measured=False):
+    """An imported tokenizer run with random weights whose latents have `shape`."""
+    channels, side, _ = shape
+    method = TOKENIZERS.get("va_vae")
+    torch.manual_seed(0)
+    conv = {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention": (), "middle": False}
+    module = method(method.Config(channels=channels, factor=2, **conv, decoder={"kind": "conv", **conv}), 2 * side)
+    release = Release(table.unlisted("va-vae"), root / "none", "0" * 64, {}, module.eval())
+    save_file({"mean": torch.zeros(channels), "std": torch.ones(channels)}, root / "unit.safetensors")
+    how = "measured" if measured else root / "unit.safetensors"
+    return brought_in(release, root, {**SCENES, "name": f"{name}_imported"}, statistics_from=how)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["lightningdit", "dit-dh"])
+def test_diffusion_releases_give_the_stored_outputs(family, golden, tmp_path):
+    if family == "lightningdit":
+        state = load_file(golden / "lightningdit_small_weights.safetensors")
+        settings = json.loads((golden / "lightningdit_small_config.json").read_text())["config"]
+        io = load_file(golden / "lightningdit_small_io.safetensors")
+        x, t, y, v = io["in.x"], 1 - io["in.t"], io["in.y"], -io["out.forward"]  # our time and sign
+    else:
+        tensors = load_file(golden / "rae_small.safetensors")
+        state = part(tensors, "sd.ddt.")
+        settings = json.loads((golden / "rae_small_config.json").read_text())["ddt"]
+        x, t, y, v = (tensors[f"io.{name}"] for name in ("in.x", "in.t", "in.y", "out.forward"))
+    torch.save({"model": {"b": torch.zeros(1)}, "ema": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "x.pt")
+    (tmp_path / "x.json").write_text(json.dumps(settings))
+    release = open_release(family, tmp_path / "x.pt", tmp_path / "x.json")
+    parent = tokenizer_for(x.shape[1:], tmp_path)
+    run, warnings = brought_in(release, tmp_path, {"protocol.sampler.steps": 2}, tokenizer=parent.id)
+    assert not warnings
+    assert run.parent == parent.id
+    model = api.load_diffusion(run.id, tmp_path, on="cpu")
+    close(model.network(x, t, y), v, 2e-5)
+    assert model.num_classes == 10
+    previews = list(api.sample(model, [0, 3], previews=0))
+    assert previews[-1].images.shape == (2, 3, 2 * x.shape[-1], 2 * x.shape[-1])
+    assert [event.kind for event in api.train(run, tmp_path)] == ["skip", "skip"]
+
+
+def test_a_diffusion_release_needs_its_tokenizer(golden, tmp_path):
+    settings = json.loads((golden / "lightningdit_small_config.json").read_text())["config"]
+    (tmp_path / "x.json").write_text(json.dumps(settings))
+    release = open_release("lightningdit", golden / "lightningdit_small_weights.safetensors", tmp_path / "x.json")
+    with pytest.raises(ConfigError, match="give --tokenizer RUN"):
+        draft(release, root=tmp_path)
+    named = Release(table.get("lightningdit_xl_64ep"), release.path, release.sha256, settings, release.module)
+    with pytest.raises(RunError, match="first: vfmlab import va_vae_f16d32"):
+        draft(named, root=tmp_path)
+    small = tokenizer_for((8, 8, 8), tmp_path, "small")
+    with pytest.raises(ConfigError, match=r"latents of \(16, 8, 8\).*has \(8, 8, 8\); name another run"):
+        draft(release, root=tmp_path, tokenizer=small.id)
+    parent = tokenizer_for((16, 8, 8), tmp_path, "measured", measured=True)
+    run = draft(release, root=tmp_path, tokenizer=parent.id)
+    events = list(import_run(run, tmp_path, release=release))
+    assert any("not the release's" in event.data.get("message", "") for event in events)
+    with pytest.raises(ConfigError, match="--statistics belongs to a tokenizer"):
+        list(import_run(config.override(run, {"seed": 1}).model_copy(update={"seed": 0, "tier": "tiny"}), tmp_path, release=release,
+                        statistics_from="measured"))  # fmt: skip
+
+
+# -- SiT and REPA, of which no reference is stored --------------------------------------------------------------------
+
+SIZES = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
+
+
+def dit_state(outputs=4, seed=0):
+    """A state dict in the names of DiT, SiT and REPA, with values that leave no part without effect."""
+    torch.manual_seed(seed)
+    shapes = {
+        "pos_embed": (1, 16, 32), "x_embedder.proj.weight": (32, 4, 2, 2), "x_embedder.proj.bias": (32,),
+        "t_embedder.mlp.0.weight": (32, 256), "t_embedder.mlp.0.bias": (32,), "t_embedder.mlp.2.weight": (32, 32),
+        "t_embedder.mlp.2.bias": (32,), "y_embedder.embedding_table.weight": (6, 32),
+        "final_layer.linear.weight": (4 * outputs, 32), "final_layer.linear.bias": (4 * outputs,),
+        "final_layer.adaLN_modulation.1.weight": (64, 32), "final_layer.adaLN_modulation.1.bias": (64,),
+    }  # fmt: skip
+    for i in range(3):
+        parts = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128), "adaLN_modulation.1": (192, 32)}
+        for name, shape in parts.items():
+            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+    return {key: 0.2 * torch.randn(shape) for key, shape in shapes.items()}
+
+
+def diffusers_dit(state):
+    """diffusers' DiT with these weights: an implementation that shares nothing with ours."""
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8, patch_size=2,
+        num_embeds_ada_norm=5, dropout=0.0,
+    ).eval()  # fmt: skip
+    own = net.state_dict()
+    mine = {"pos_embed.proj.weight": state["x_embedder.proj.weight"], "pos_embed.proj.bias": state["x_embedder.proj.bias"],
+            "pos_embed.pos_embed": state["pos_embed"], "proj_out_1.weight": state["final_layer.adaLN_modulation.1.weight"],
+            "proj_out_1.bias": state["final_layer.adaLN_modulation.1.bias"], "proj_out_2.weight": state["final_layer.linear.weight"],
+            "proj_out_2.bias": state["final_layer.linear.bias"]}  # fmt: skip
+    for i in range(3):
+        block, to = f"blocks.{i}.", f"transformer_blocks.{i}."
+        for what in ("weight", "bias"):
+            q, k, v = state[f"{block}attn.qkv.{what}"].chunk(3)
+            mine |= {f"{to}attn1.to_{name}.{what}": value for name, value in (("q", q), ("k", k), ("v", v))}
+            mine[f"{to}attn1.to_out.0.{what}"] = state[f"{block}attn.proj.{what}"]
+            mine[f"{to}ff.net.0.proj.{what}"] = state[f"{block}mlp.fc1.{what}"]
+            mine[f"{to}ff.net.2.{what}"] = state[f"{block}mlp.fc2.{what}"]
+            mine[f"{to}norm1.linear.{what}"] = state[f"{block}adaLN_modulation.1.{what}"]
+            for ours, theirs in (("0", "1"), ("2", "2")):
+                key = f"{to}norm1.emb.timestep_embedder.linear_{theirs}.{what}"
+                mine[key] = state[f"t_embedder.mlp.{ours}.{what}"]
+        mine[f"{to}norm1.emb.class_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"]
+    assert own.keys() - mine.keys() <= {"pos_embed.pos_embed"}
+    net.load_state_dict(mine, strict=False)
+    net.pos_embed.pos_embed = state["pos_embed"]
+    for block in net.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0  # DiT's own frequencies
+    return net
+
+
+@torch.no_grad()
+def test_sit_is_dit_with_time_reversed_and_repa_is_not():
+    state = dit_state(outputs=8)
+    reference = diffusers_dit(state)
+    x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 4, 5])
+    theirs = reference(x, timestep=t, class_labels=y).sample[:, :4]
+    ours = import_state_dict("sit", state, SIZES)
+    close(-ours(x, 1 - t, y), theirs, 2e-5)
+    half = {**state, **{f"final_layer.linear.{key}": dit_first_half(state[f"final_layer.linear.{key}"]) for key in ("weight", "bias")}}
+    projectors = {f"projectors.0.{i}.{key}": torch.ones(2) for i in (0, 2, 4) for key in ("weight", "bias")}
+    repa = import_state_dict("repa", half | projectors, SIZES)
+    close(repa(x, t, y), theirs, 2e-5)
+    first = {re.sub(r"^blocks\.2\.", "decoder_blocks.0.", key): value for key, value in half.items()}
+    legacy = import_state_dict("repa", first, {**SIZES, "encoder_depth": 2})
+    assert torch.equal(legacy(x, t, y), repa(x, t, y))
+
+
+def dit_first_half(value):
+    """The rows of an output layer (p p 2C) that make the first C channels."""
+    return value.unflatten(0, (4, 8))[:, :4].flatten(0, 1)
+
+
+def test_sit_and_repa_refusals():
+    state = dit_state()
+    assert not import_state_dict("sit", state, SIZES).config.learn_sigma
+    with pytest.raises(CheckpointError, match="of another shape"):
+        import_state_dict("sit", state, {**SIZES, "learn_sigma": True})
+    with pytest.raises(ConfigError, match="unknown argument 'hiden_size'.*did you mean 'hidden_size'"):
+        import_state_dict("sit", state, {"hiden_size": 3})
+    with pytest.raises(ConfigError, match="path_type 'cosine'"):
+        import_state_dict("repa", state, {**SIZES, "path_type": "cosine"})
+    with pytest.raises(CheckpointError, match="no 'final_layer.linear.weight'"):
+        import_state_dict("sit", {}, SIZES)

@@ -50,7 +50,7 @@ def _open(path: str | Path, read: Callable[[Any], Any]) -> Any:
             head = handle.read(9)
     except OSError as error:
         raise CheckpointError(f"no weights at '{path}': {error.strerror}") from None
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if (head[:2] == b"PK" or head[:1] == b"\x80") and head[8:] != b"{":  # safetensors begin with a length, which may be any, and a brace
         raise CheckpointError(f"'{path}' is a pickle, which can run code when read; convert it to safetensors first")
     try:
         with safe_open(path, framework="pt") as file:

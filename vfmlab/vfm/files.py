@@ -16,6 +16,13 @@ from vfmlab.errors import CheckpointError
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save (zip) and bare pickles
 
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that begins with these nine bytes is one. safetensors begin with a length of eight bytes, which may be any,
+    and a brace."""
+    return start.startswith(_PICKLES) and start[8:9] != b"{"
+
+
 METADATA = "vfmlab"  # safetensors metadata entry of networks trained here: JSON with architecture and provenance
 
 
@@ -61,8 +68,8 @@ def read(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]
     if not path.is_file():
         raise CheckpointError(f"{what}: no file '{path}'; give the path of a .safetensors file")
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLES):
+        start = file.read(9)
+    if is_pickle(start):
         raise CheckpointError(
             f"{what}: '{path}' is a pickle (torch.save), which can run code when it is read; "
             "convert it to safetensors first"

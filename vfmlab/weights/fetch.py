@@ -69,8 +69,8 @@ def read(path: str | Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no file '{path}'; give the path of a .safetensors, .pt, .pth or .ckpt file")
     with open(path, "rb") as file:
-        start = file.read(4)
-    if not start.startswith(files._PICKLES):
+        start = file.read(9)
+    if not files.is_pickle(start):
         return files.read(path, "weights")[0]
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
