@@ -20,6 +20,11 @@ from vfmlab.presets.tiers import (
     vae,
 )
 
+# VA-VAE's: margins, weight, scaled by the gradients at the encoder's last layer; a GAN of weight 0.5. Its discriminator is
+# LDM's PatchGAN; when it starts is ours (LDM's 50 k steps are more than a fifth of this budget).
+VF = {"weight": 0.1, "cos_margin": 0.5, "distance_margin": 0.25}
+GAN = {"weight": 0.5, "adaptive": True, "discriminator": {"kind": "patchgan", "width": 64, "scales": 1, "norm": "batch"}}
+
 
 @preset
 def tiny_plain_vae() -> Run:
@@ -30,6 +35,15 @@ def tiny_plain_vae() -> Run:
     tokenizer = {"method": "plain_vae", "channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "attention": [],
                  "decoder": TINY_DECODER}  # fmt: skip
     return make("tiny_plain_vae", tiny(), tokenizer=tokenizer, losses=TINY_LOSSES)
+
+
+@preset
+def tiny_va_vae() -> Run:
+    """VA-VAE with a discriminator, 16 px, a few dozen images: does it all run? `vfmlab train tiny_va_vae`, seconds; the pictures are noise."""
+    base = tiny_plain_vae().model_dump(mode="json")
+    game = {"weight": 0.5, "adaptive": True, "start": 32, "discriminator": {"kind": "patchgan", "width": 4, "layers": 2, "scales": 1}}
+    return make("tiny_va_vae", base, tokenizer=base["tokenizer"] | {"method": "va_vae"}, vfm={"name": "pocket"},
+                losses=TINY_LOSSES | {"vf": VF, "adversarial": game})  # fmt: skip
 
 
 @preset
@@ -50,7 +64,7 @@ def pocket_va_vae() -> Run:
     """
     tokenizer = {"method": "va_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
     return make("pocket_va_vae", vae(pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},
-                losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "cos_margin": 0.5, "distance_margin": 0.25, "adaptive": False}})  # fmt: skip
+                losses=POCKET_LOSSES | {"vf": VF | {"weight": 0.3, "adaptive": False}})  # fmt: skip
 
 
 @preset
@@ -64,13 +78,25 @@ def small_plain_vae() -> Run:
 
 
 @preset
+def small_va_vae() -> Run:
+    """VA-VAE (f4d16, DINOv2-S) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
+
+    `vfmlab train small_va_vae --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE),
+    or `vfm.name=pocket`. Not run to its end yet: no result is claimed.
+    """
+    base = small_plain_vae().model_dump(mode="json")
+    return make("small_va_vae", base, tokenizer=base["tokenizer"] | {"method": "va_vae"}, vfm={"name": "dinov2_s14", "upscale": 7.0},
+                losses=SMALL_LOSSES | {"vf": VF, "adversarial": GAN | {"start": 1_000_000}})  # fmt: skip
+
+
+@preset
 def paper_va_vae() -> Run:
     """VA-VAE f16d32 (convolutional, VF loss to DINOv2-L); LightningDiT-XL/1, 64 epochs.
 
-    `accelerate launch -m vfmlab train paper_va_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.28-0.30, gFID 5.14. The
-    adversarial term (weight 0.5) is not part of this preset; batch and optimiser are the VFM-VAE tokenizer's, not the paper's.
+    `accelerate launch -m vfmlab train paper_va_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.28-0.30, gFID 5.14.
+    Not run here: no result is claimed. Batch, optimiser, budget and the start of the discriminator are ours.
     """
-    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "vf": {"weight": 0.1, "cos_margin": 0.5, "distance_margin": 0.25}}
+    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "vf": VF, "adversarial": GAN | {"start": 2_000_000}}
     return make("paper_va_vae", vae(paper(), 32, 16, method="va_vae"), vfm={"name": "dinov2_l14", "upscale": 0.875}, losses=losses)
 
 
@@ -78,8 +104,8 @@ def paper_va_vae() -> Run:
 def paper_plain_vae() -> Run:
     """Plain convolutional VAE f16d32, the same network as VA-VAE without alignment; LightningDiT-XL/1, 64 epochs.
 
-    `accelerate launch -m vfmlab train paper_plain_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.26, gFID 10.17 at 80 k steps. The
-    adversarial term is not part of this preset; batch and optimiser are the VFM-VAE tokenizer's, not the paper's.
+    `accelerate launch -m vfmlab train paper_plain_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.26, gFID 10.17 at 80 k steps.
+    Not run here: no result is claimed. Batch, optimiser, budget and the start of the discriminator are ours.
     """
-    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6}
+    losses = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "adversarial": GAN | {"start": 2_000_000}}
     return make("paper_plain_vae", vae(paper(), 32, 16, method="plain_vae"), losses=losses)
