@@ -1,0 +1,162 @@
+"""SD-VAE: diffusers' `AutoencoderKL`, with its released weights (f8d4) or trained here (arXiv 2112.10752).
+
+The network is diffusers' own and keeps its parameter names (`encoder.*`, `quant_conv.*`, `post_quant_conv.*`,
+`decoder.*`), so a state dict of it loads as it is. Raw latents are the network's; the release's scaling factor is not
+used, because normalised latents come from our statistics, as with every tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmlab import config
+from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.registry import TOKENIZERS
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.linear_start import LinearStart
+from vfmlab.vfm import files
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+@TOKENIZERS.register("sd_vae")
+class SDVAE(Tokenizer):
+    """AutoencoderKL as a tokenizer: convolutional encoder -> diagonal Gaussian -> convolutional decoder.
+
+    Options are named as in diffusers; the defaults are those of the released f8d4 weights. `pretrained` is read when a
+    training begins, or by :meth:`load_pretrained`: a run that has been trained or imported needs only its own checkpoint.
+
+    Raises:
+        ConfigError: diffusers is not installed, or the options do not fit each other.
+    """
+
+    class Config(config.TokenizerConfig):
+        method: Literal["sd_vae"] = "sd_vae"
+        channels: int = Field(4, ge=1, description="latent channels")
+        factor: int = Field(8, ge=1, description="spatial down-sampling: 2 for each of block_out_channels but the first")
+        block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1, description="finest first")
+        layers_per_block: int = Field(2, ge=1, description="residual blocks per resolution (one more in the decoder)")
+        norm_num_groups: int = Field(32, ge=1)
+        mid_block_add_attention: bool = True
+        pretrained: str | None = Field(None, description="hub repository or folder with diffusers' safetensors")
+        linear_start: bool = Field(False, description="linear patch paths, fitted before training (linear_start.py)")
+
+    def __init__(self, config: SDVAE.Config, size: int, vfm: nn.Module | None = None):
+        super().__init__(config, size, vfm)
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        if config.factor != 2 ** (len(widths) - 1):
+            raise ConfigError(
+                f"tokenizer.factor {config.factor}: {len(widths)} block_out_channels make a factor of "
+                f"{2 ** (len(widths) - 1)}; change one of the two"
+            )
+        if any(width % groups for width in widths):
+            raise ConfigError(
+                f"tokenizer.norm_num_groups {groups} does not divide all of block_out_channels {list(widths)}"
+            )
+        if config.pretrained and config.linear_start:
+            raise ConfigError("tokenizer.linear_start is for networks that begin as noise, not for pretrained ones")
+        net = _autoencoder()(
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.channels,
+            norm_num_groups=groups,
+            mid_block_add_attention=config.mid_block_add_attention,
+        )
+        self.encoder, self.quant_conv = net.encoder, net.quant_conv
+        self.post_quant_conv, self.decoder = net.post_quant_conv, net.decoder
+        self.start = LinearStart.for_pixels(config.channels, config.factor) if config.linear_start else None
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        if self.start is not None:
+            mean, logvar = self.start.encode(mean, logvar, images)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        images = [self.decoder(self.post_quant_conv(z))]
+        return images if self.start is None else self.start.decode(images, z)
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's epsilon.
+        return self.quant_conv.weight if self.start is None else self.start.read.weight
+
+    def last_decoder_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
+
+    def begin(self, batches: list[Tensor]) -> None:
+        """Before the first step of a training: the weights of `pretrained`, or the linear start."""
+        if self.config.pretrained is None:
+            super().begin(batches)
+        else:
+            self.load_pretrained()
+
+    def load_pretrained(self, source: str | Path | None = None) -> SDVAE:
+        """Load weights in diffusers' format, strictly. source: hub repository or folder; None: `config.pretrained`.
+
+        Raises:
+            CheckpointError: not to be had, damaged, or of another architecture; one line.
+        """
+        source = source or self.config.pretrained
+        if source is None:
+            raise ConfigError("tokenizer.pretrained is not set; give a repository, for example stabilityai/sd-vae-ft-ema")
+        found = fetch(source)
+        own = {key: value for key, value in self.state_dict().items() if key.startswith(("stat_", "start."))}
+        files.load(self, {**own, **found.state_dict()}, f"tokenizer.pretrained '{source}'")
+        return self
+
+
+def fetch(source: str | Path) -> AutoencoderKL:
+    """The pretrained network of a hub repository or folder, from safetensors only.
+
+    diffusers does the reading, so that attention weights under the names of older releases are renamed.
+
+    Raises:
+        CheckpointError: the files are not there and cannot be downloaded, or are damaged; says what to put where.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            raise CheckpointError(f"tokenizer.pretrained: folder '{source}' lacks {missing[0]}; put {' and '.join(FILES)} there")
+    else:
+        from huggingface_hub import constants
+
+        try:
+            folder = {files.fetch(str(source), name).parent for name in FILES}.pop()
+        except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
+            raise CheckpointError(
+                f"tokenizer.pretrained: no '{source}' in {constants.HF_HUB_CACHE} and no download "
+                f"({type(error).__name__}); with network, run `hf download {source} {' '.join(FILES)}` and copy the cache, "
+                "or copy these two files into a folder here and set tokenizer.pretrained=FOLDER"
+            ) from None
+    files.read(folder / FILES[1], "tokenizer.pretrained")  # a clear line for pickles and truncated files
+    reason = ""
+    try:
+        net, info = _autoencoder().from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
+        )
+        if problems := [f"{len(found)} {what.replace('_', ' ')}" for what, found in info.items() if found]:
+            reason = ", ".join(problems)  # diffusers itself would go on with random values
+    except Exception as error:  # diffusers raises many kinds for a config or tensors that are not its own
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    if reason:
+        raise CheckpointError(f"tokenizer.pretrained: '{source}' is no whole AutoencoderKL of diffusers: {reason}")
+    return net
+
+
+def _autoencoder() -> type[AutoencoderKL]:
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        raise ConfigError("tokenizer 'sd_vae' needs diffusers; pip install 'vfmlab[hub]'") from None
+    return AutoencoderKL
