@@ -55,7 +55,7 @@ figures.noising(images[:6], times=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), seed=seed)
 # ends in the hash of its config: the same config is never trained twice, and an interrupted one goes on.
 
 # %%
-viz.table([{"phase": p.kind, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases()])
+viz.table([{"phase": p.phase, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases() if p.budget])
 
 # %%
 viz.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])

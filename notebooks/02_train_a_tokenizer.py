@@ -19,7 +19,7 @@ import vfmlab
 from vfmlab import figures, progress, runs, viz
 
 viz.use_notebook_renderer()
-run = vfmlab.resolve(preset, overrides, seed=seed).phases()[0]
+run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_run
 viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
 # %% [markdown]
@@ -29,8 +29,8 @@ viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()
 
 # %%
 events = progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
-folder = runs.open_run(run.id, root)
-folder.status()
+folders = [runs.open_run(stage.id, root) for stage in run.phases()]  # one, or one per stage of the recipe
+viz.table([{"stage": f.config().phase, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
 
 # %% [markdown]
 # ## 2. Curves
@@ -38,7 +38,7 @@ folder.status()
 # the pocket budget is minutes, not days.
 
 # %%
-figures.training_curves([folder])
+figures.training_curves(folders)
 
 # %% [markdown]
 # ## 3. The same images before and after

@@ -17,7 +17,7 @@ import vfmlab
 from vfmlab import figures, progress, viz
 
 viz.use_notebook_renderer()
-chosen = {name: vfmlab.resolve(name, overrides, seed=seed).phases()[0] for name in (preset, baseline)}
+chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
 for run in chosen.values():
     progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
 tokenizers = {name: vfmlab.load_tokenizer(run.id, root) for name, run in chosen.items()}

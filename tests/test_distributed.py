@@ -70,17 +70,21 @@ def test_two_processes_equal_one(tmp_path):
     assert two.metrics("step")[0]["grad_norm"] > 0.5, "clipping must have been at work"
 
 
-@pytest.mark.parametrize("kind", ["vfm_vae", "diffusion"])
+@pytest.mark.parametrize("kind", ["game", "diffusion"])
 def test_two_processes_equal_one_for_real_parts(tmp_path, kind):
-    """Adaptive loss weight and equivariance included: choices and weights are those of the global batch."""
-    overrides = {"train.precision": "fp32"}
+    """Adaptive loss weights, equivariance and a discriminator included: choices and weights are those of the global batch."""
+    overrides = {"train.precision": "fp32", "train.lr": 2e-4}
     if kind == "diffusion":
         overrides = {"diffusion.train.precision": "fp32", "diffusion.train.evaluate_at": []}
     two = launch(tmp_path / "two", kind=kind, overrides=overrides)
     one, _ = tiny.train_tiny(kind, tmp_path / "one", **overrides)
-    close(one, two, rtol=2e-3, atol=5e-4, later=1e-2)
-    if kind == "vfm_vae":
-        assert one.metrics("step")[0]["weight_vf"] > 0
+    # A bias before a norm has no gradient but rounding, which Adam makes steps of: 8 x lr bounds it. The curves tell more.
+    close(one, two, rtol=2e-3, atol=2e-3 if kind == "game" else 5e-4, later=1e-2)
+    if kind == "game":
+        first, *_, last = one.metrics("step")
+        assert first["weight_vf"] > 0
+        assert "adversarial" not in first
+        assert last["weight_adversarial"] > 0
 
 
 def test_a_bad_step_is_skipped_by_all_and_ctrl_c_stops_all(tmp_path):

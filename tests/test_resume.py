@@ -41,7 +41,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
     assert outcome(again) == outcome(whole)
     steps = [record["step"] for record in again.metrics("step")]
     assert steps == sorted(set(steps)), "curves must have no doubles"
-    if kind in ("plain_vae", "vfm_vae"):
+    if kind in ("game", "vfm_vae"):
         assert flat(checkpoint.read_weights(again.latent_stats)) == flat(checkpoint.read_weights(whole.latent_stats))
 
 
@@ -75,7 +75,7 @@ def test_resumed_runs_see_the_same_data(tmp_path):
     seen = {}
     for name, stops in {"whole": (None,), "parts": (24, 40, None)}.items():
         seen[name] = []
-        run = tiny_run("plain_vae")
+        run = tiny_run("game")
         for until in stops:
             task = make_task(run, tmp_path)
             task.objective.register_forward_pre_hook(

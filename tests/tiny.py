@@ -19,7 +19,8 @@ from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.loop import fit
 from vfmlab.training.tokenizer import TokenizerTask
 
-KINDS = ("toy", "plain_vae", "vfm_vae", "diffusion", "diffusion_fresh")
+KINDS = ("toy", "game", "vfm_vae", "diffusion", "diffusion_fresh")
+GAME = {"vfm.weights": "random", "losses.adversarial.start": 16, "equivariance": {"p_latent": 0.25, "p_prior": 0.25, "scales": [0.5, 1.0]}}
 COMMON = {"data.train": 48, "data.val": 16, "data.flip": True, "protocol.n": 16}
 
 
@@ -29,6 +30,8 @@ def tiny_run(kind, **overrides):
         return toy_run(samples=128, batch=16, checkpoint_every=64, evaluate_at=(64, 128))
     if kind == "vfm_vae":
         run = override(presets.get("tiny_vfm_vae"), {"vfm.weights": "random"} | COMMON | overrides)
+    elif kind == "game":  # VF loss and discriminator, both weighed by gradients; the game begins with the third step
+        run = override(presets.get("tiny_va_vae"), GAME | COMMON | overrides)
     else:
         fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
         run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)

@@ -155,6 +155,12 @@ class Run(Section):
         return found if self.diffusion is None else [*found, self]
 
     @property
+    def tokenizer_run(self) -> Run:
+        """The run that ends with this pipeline's tokenizer: its last stage, imported weights, or the one tokenizer run."""
+        phases = self.phases()
+        return phases[-2] if self.kind == "diffusion" else phases[-1]
+
+    @property
     def phase(self) -> str:
         """What this run is within its recipe: a stage's name, "imported", "tokenizer", "diffusion" or "pretrain"."""
         if self.stage is not None:

@@ -151,7 +151,7 @@ def describe_run(run: config.Run) -> dict[str, Any]:
         side = run.data.size // t.factor
         facts |= {"tokenizer": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})"}
         facts["VFM"] = run.vfm.name if run.vfm else "none"
-        facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
+        facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.settled().losses.items())
     if run.diffusion is not None:
         facts["network"] = run.diffusion.network.kind
     if run.budget is None:

@@ -26,7 +26,7 @@ def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed
     folders = {name: runs.open_run(run.id, root) for name, run in chosen.items()}
     tokenizers = {name: api.load_tokenizer(run.id, root) for name, run in chosen.items()}
     reports = {name: api.evaluate(run.id, root) for name, run in chosen.items()}
-    latent_reports = {name: api.evaluate(run.phases()[0].id, root) for name, run in chosen.items()}
+    latent_reports = {name: api.evaluate(run.tokenizer_run.id, root) for name, run in chosen.items()}
     first = next(iter(chosen.values()))
     images, _, _ = figures.examples(first.data, 8, seed)
 
@@ -45,10 +45,11 @@ def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed
         sections.append(("Quality over training", "Measured on EMA weights during training.", figures.convergence(list(diffusion.values()))))
         sections.append(("Generation in numbers", _protocol_note(reports), viz.table(figures.report_rows(reports))))
         sections.append(("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports)))
-    for part in zip(*(run.phases() for run in chosen.values()), strict=False):
-        names = " and ".join(dict.fromkeys(p.kind for p in part))
-        curves = figures.training_curves([runs.open_run(p.id, root) for p in part])
-        sections.append((f"Training curves: {names}", "One panel per metric.", curves))
+    phases = [phase for run in chosen.values() for phase in run.phases() if phase.budget is not None]
+    for kind in ("tokenizer", "diffusion"):
+        part = [runs.open_run(phase.id, root) for phase in phases if phase.kind == kind]
+        if part:
+            sections.append((f"Training curves: {kind}", "One panel per metric, one line per run (of a recipe in stages: per stage).", figures.training_curves(part)))
 
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>Images: <code>{html.escape(first.data.source)}</code> at {first.data.size} px. "
             f"Runs: {', '.join(f'<code>{html.escape(f.id)}</code>' for f in folders.values())}.</p>"]

@@ -98,9 +98,9 @@ class TokenizerTask(Task):
         """What a method solves or measures before its first stage, on a seeded part of the training images."""
         self.root = str(run_dir.path.parent)
         if fresh and self.fresh_start:
-            yield "start", 0, 1
+            yield "closed-form start", 0, 1
             self.weights.begin(list(self.some_images("start", START_IMAGES)))
-            yield "start", 1, 1
+            yield "closed-form start", 1, 1
 
     def stream(self, start_step: int, rows: slice) -> BatchStream:
         data = self.run.data
