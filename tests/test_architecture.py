@@ -25,11 +25,11 @@ FLOORS = [
     ["tokenizers", "viz", "sweep"],
     ["diffusion"],
     ["training", "evaluation", "weights"],
-    ["api", "plan", "bench", "doctor", "figures", "report", "compare"],
-    ["cli", "widgets", "demo", "demo_lane", "__main__"],
+    ["api", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_stages", "report", "compare"],
+    ["cli", "cli_arguments", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
-MAY_PRINT = {"cli"}
+MAY_PRINT = {"cli", "cli_weights"}
 LONGEST = 450
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, config, runs
+from vfmlab import api, cli, config, runs
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.training import checkpoint
@@ -378,7 +378,7 @@ class Patches(torch.nn.Module):
 
     def features(self, images, layers):
         maps = torch.nn.functional.pixel_unshuffle(images, 8)[:, ::4]
-        return Features({layer: maps for layer in layers}, None)
+        return Features(dict.fromkeys(layers, maps), None)
 
 
 @torch.no_grad()
@@ -591,3 +591,36 @@ def test_sit_and_repa_refusals():
         import_state_dict("repa", state, {**SIZES, "path_type": "cosine"})
     with pytest.raises(CheckpointError, match="no 'final_layer.linear.weight'"):
         import_state_dict("sit", {}, SIZES)
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_commands(va_vae, tmp_path, capsys):
+    folder, _, _ = va_vae
+    given = ["--file", str(folder / "release.ckpt"), "--config", str(folder / "release.yaml")]
+    place = ["--root", str(tmp_path), "--set", *(f"{key}={value}" for key, value in SCENES.items())]
+    assert cli.main(["import", "va-vae", *given, "--statistics", str(folder / "latents_stats.pt"), "--progress", "none", *place]) == 0
+    out = capsys.readouterr().out
+    run_id = re.search(r"imported (va_vae_imported-\w+) in", out)[1]
+    assert f"next: vfmlab eval {run_id} --root {tmp_path}" in out
+    assert api.load_tokenizer(run_id, tmp_path, on="cpu").stat_std.tolist() == [2.0] * 8
+    assert cli.main(["export", run_id, "--root", str(tmp_path), "--licence", "mit"]) == 0
+    assert (tmp_path / run_id / "exported" / "README.md").exists()
+    assert cli.main(["import"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in table.names())
+    assert cli.main(["import", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == table.names()
+    wrong = "0" * 64
+    for arguments, complaint in (
+        (["import", "va_vea_f16d32"], "did you mean 'va_vae_f16d32'"),
+        (["import", "va-vae", "--file", str(tmp_path / "absent.pt")], "--file: no file"),
+        (["import", "va-vae", *given, "--set", f"imported.sha256={wrong}"], f"but {wrong} is expected"),
+        (["import", "va-vae", *given, "--set", "tokenizer.blocks=9", "--root", str(tmp_path)], "tokenizer.blocks = 9, but the imported weights"),
+        (["export", run_id, "--root", str(tmp_path), "--push", "a/b", "--to", "c"], "one of the two"),
+    ):
+        assert cli.main(arguments) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len([line for line in lines if line.startswith("vfmlab: error: ")]) == 1, lines
+        assert complaint in lines[-1]

@@ -1,4 +1,4 @@
-"""The command line: `vfmlab train|eval|sample|reconstruct|runs|plan|presets|doctor|bench|compare|app|demo`.
+"""The command line: `vfmlab train|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|app|demo`.
 
 Thin over `vfmlab.api`. Everything heavy is imported inside the commands, so that help and mistakes are quick. What the
 library raises on bad input becomes one line on stderr and exit code 2; anything else keeps its traceback.
@@ -17,16 +17,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vfmlab.cli_arguments import Assignments, Json, PresetArg, Progress, Root, RunArg, assignments, root_flag
+from vfmlab.cli_weights import export, import_
 from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
 
 arg = tyro.conf.arg
-SET_HELP = "dotted fields, e.g. train.samples=50000 tokenizer.channels=8"
-Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...", help=SET_HELP)]
-PresetArg = Annotated[str, tyro.conf.Positional, arg(metavar="PRESET", help="a preset's name or a config file (.json)")]
-RunArg = Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="id, unique prefix of an id, or directory")]
 ImageArgs = Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="IMAGE ...")]
-Json = Annotated[bool, arg(name="json", help="print JSON")]
-Root = Annotated[Path, arg(help="folder of the run directories")]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,7 +38,7 @@ def train(
     sets: Assignments = (),
     root: Root = Path("runs"),
     until: Literal["tokenizer"] | None = None,
-    progress: Literal["auto", "bar", "plain", "none"] = "auto",
+    progress: Progress = "auto",
 ) -> int:
     """Train a preset, phase by phase; started again, it goes on where it stopped.
 
@@ -53,7 +49,7 @@ def train(
     from vfmlab import api
     from vfmlab.progress import watch
 
-    run = api.resolve(preset, _assignments(sets))
+    run = api.resolve(preset, assignments(sets))
     if os.environ.get("RANK", "0") != "0":
         progress = "none"  # one of several processes speaks
     last = ""
@@ -67,7 +63,7 @@ def train(
         saved = f"run '{last}' is saved" if last else "nothing was trained yet"
         raise Interrupted(f"interrupted; {saved}. To go on: {again}") from None
     if progress != "none":
-        print(f"trained {last} in {root}\nnext: {shlex.join(['vfmlab', 'eval', last, *_root_flag(root)])}")
+        print(f"trained {last} in {root}\nnext: {shlex.join(['vfmlab', 'eval', last, *root_flag(root)])}")
     return 0
 
 
@@ -87,7 +83,7 @@ def evaluate(
     """
     from vfmlab import api
 
-    report = api.evaluate(run, root, protocol=_assignments(sets), again=again)
+    report = api.evaluate(run, root, protocol=assignments(sets), again=again)
     if as_json:
         print(json.dumps(report, indent=2))
         return 0
@@ -231,7 +227,7 @@ def plan(
     from vfmlab import api
     from vfmlab import plan as planning
 
-    found = planning.plan(api.resolve(preset, _assignments(sets)), measure=measure)
+    found = planning.plan(api.resolve(preset, assignments(sets)), measure=measure)
     print(json.dumps(found, indent=2) if as_json else planning.table(found))
     return 0
 
@@ -287,7 +283,7 @@ def compare(
 
     if not rows:
         raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae")
-    print(f"written: {comparing.run(rows, seeds, root, out, jobs, _assignments(sets), title)}")
+    print(f"written: {comparing.run(rows, seeds, root, out, jobs, assignments(sets), title)}")
     return 0
 
 
@@ -330,12 +326,6 @@ def demo(data: str | None = None, preset: str | None = None, root: Path | None =
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _assignments(items: Sequence[str]) -> dict[str, Any]:
-    from vfmlab.config import parse_assignments
-
-    return parse_assignments(list(items))
-
-
 def _label(text: str, names: list[str]) -> int:
     """A class number from a number or a name; numbers are checked where they are used."""
     if text.lstrip("-").isdigit():
@@ -347,10 +337,6 @@ def _label(text: str, names: list[str]) -> int:
 
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60] or "image"
-
-
-def _root_flag(root: Path) -> list[str]:
-    return [] if root == Path("runs") else ["--root", str(root)]
 
 
 def _save(folder: Path, images: Any, names: Sequence[str]) -> None:
@@ -372,6 +358,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval": evaluate,
     "sample": sample,
     "reconstruct": reconstruct,
+    "import": import_,
+    "export": export,
     "runs": runs,
     "presets": presets,
     "plan": plan,

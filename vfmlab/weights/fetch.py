@@ -24,11 +24,12 @@ WRAPPERS = ("ema", "ema_state_dict", "model_ema", "G_ema", "state_dict", "model_
 PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled modules
 
 
-def locate(repo: str, name: str, revision: str | None = None, flag: str = "--file") -> Path:
+def locate(repo: str, name: str, revision: str | None = None, way: str = "pass it: --file PATH") -> Path:
     """File `name` of hub repository `repo`, from the local cache or downloaded into it.
 
     Raises:
-        CheckpointError: not to be had; one line that says which file of which repository `flag` takes.
+        CheckpointError: not to be had; one line that says which file of which repository is wanted. way: what to do with
+            a copy of it.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -44,7 +45,7 @@ def locate(repo: str, name: str, revision: str | None = None, flag: str = "--fil
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
             f"cannot fetch '{name}' of the hub repository '{repo}' ({type(error).__name__}) and it is not in the cache; "
-            f"download that file elsewhere and pass it: {flag} PATH"
+            f"download that file elsewhere and {way}"
         ) from None
 
 

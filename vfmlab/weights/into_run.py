@@ -308,7 +308,9 @@ def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | No
     """Both weights files of a run, with equal tensors. facts: metadata beside what every run has."""
     what = {"format": checkpoint.FORMAT, "run_id": folder.id, "kind": folder.kind, "samples": 0, "ema_samples": 0, **facts}
     if release is not None:
-        what |= {"imported": release.row.name, "imported_sha256": release.sha256, "licence": release.row.licence}
+        row = release.row
+        what |= {"imported": row.name, "imported_sha256": release.sha256, "licence": row.licence}
+        what |= {"imported_repo": row.repo or "", "imported_file": row.file or ""}
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     for path in (folder.model, folder.ema):
         checkpoint.save_weights(path, tensors, what)

@@ -51,7 +51,7 @@ def per_channel(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return mean.mean((1, 2)), variance.sqrt()
 
 
-def released(row: Row, flag: str = "--statistics") -> tuple[Tensor, Tensor, str] | None:
+def released(row: Row) -> tuple[Tensor, Tensor, str] | None:
     """(mean, std, where from) of a row's release, [C] or [C h w] (one value, [1], stands for all channels).
 
     None where none are published. Raises :class:`CheckpointError` if the file is not to be had.
@@ -61,5 +61,5 @@ def released(row: Row, flag: str = "--statistics") -> tuple[Tensor, Tensor, str]
         return None
     if known.scale is not None:  # z = scale * raw, so raw latents count as having mean 0 and std 1 / scale
         return torch.zeros(1).double(), torch.full((1,), 1 / known.scale).double(), f"scale {known.scale} of {row.name}"
-    path = fetch.locate(known.repo or row.repo, known.file, flag=flag)
+    path = fetch.locate(known.repo or row.repo, known.file, way="pass it: --statistics PATH (or --statistics measured)")
     return *read(path, known.eps), f"{known.file} of {known.repo or row.repo}"
