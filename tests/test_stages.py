@@ -204,3 +204,20 @@ def test_learning_rates_of_parts():
         assert lr == pytest.approx(2e-4 if name.startswith("encoder.") else 2e-3)
         assert decay == (0.01 if parameter.ndim > 1 else 0.0)
     assert lr_factors({"*": 0.5, "a.*": 0.1}, ["a.x", "b"]) == {"a.x": 0.1, "b": 0.5}
+
+
+def test_a_decoder_refined_after_the_diffusion_model(tmp_path):
+    """The model trained on stage two's latents draws through stage three's decoder, and through no decoder of other latents."""
+    first, second, third = staged().stages
+    model = staged(first, second, **{"diffusion.train.samples": 16, "diffusion.train.evaluate_at": []})
+    for run, until in ((model, None), (staged(first, second, third), "tokenizer")):
+        for _ in api.train(run, tmp_path, until=until):
+            pass
+    refined = staged().phases()[2].id
+    own, other = ([*api.sample(model.id, [0, 1], root=tmp_path, decoder=which)][-1].images for which in (None, refined))
+    assert not torch.equal(own, other)
+    reports = [api.evaluate(model.id, tmp_path, which) for which in (None, {"decoder": refined})]
+    assert reports[0]["hash"] != reports[1]["hash"]
+    assert reports[0]["metrics"]["gfd"]["value"] != reports[1]["metrics"]["gfd"]["value"]
+    with pytest.raises(ConfigError, match="belongs to other latents.*a stage that trained nothing but the decoder"):
+        api.load_diffusion(model.id, tmp_path, decoder=staged().phases()[0].id)

@@ -164,13 +164,25 @@ class LoadedDiffusion:
         return next(self.network.parameters()).device
 
 
-def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None) -> LoadedDiffusion:
-    """A trained diffusion run: network (in eval mode), its tokenizer and class names."""
+def load_diffusion(
+    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None, decoder: str | Path | None = None
+) -> LoadedDiffusion:
+    """A trained diffusion run: network (in eval mode), its tokenizer and class names.
+
+    Args:
+        decoder: another tokenizer run whose decoder makes the images, for decoders refined after the diffusion model was
+            trained (AlignTok's third stage). Its latents must be those of the run's own tokenizer.
+
+    Raises:
+        ConfigError: `decoder` has other latents.
+    """
     folder = runs.open_run(ref, root, kind="diffusion")
     if folder.kind != "diffusion":
         raise RunError(f"run '{folder.id}' is a {folder.kind} run; sampling needs a diffusion run")
     run = folder.config()
     tokenizer = load_tokenizer(run.parent, folder.path.parent, on=on)
+    if decoder is not None:
+        tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     path = folder.ema if ema and folder.ema.exists() else folder.model
     if not path.exists():
         raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
@@ -178,6 +190,22 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
     checkpoint.load_weights(network, path)
     return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
+
+
+@torch.no_grad()
+def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
+    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a latent's std."""
+    if own.latent_shape != other.latent_shape or own.size != other.size:
+        raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer '{own_name}' {own.latent_shape}")
+    images = torch.rand(4, 3, own.size, own.size, generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
+    other.set_statistics(own.statistics)
+    gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
+    if not gap < 1e-3:
+        raise ConfigError(
+            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to {gap:.3g}); "
+            "name a stage that trained nothing but the decoder"
+        )
+    return other
 
 
 def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | None = None, again: bool = False) -> dict[str, Any]:
@@ -195,8 +223,11 @@ def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any
     run = folder.config()
     if protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
-    load = load_diffusion if folder.kind == "diffusion" else load_tokenizer
-    return measure.cached(run, folder, functools.partial(load, folder.path, root), again=again)
+    if folder.kind == "diffusion":
+        load = functools.partial(load_diffusion, folder.path, root, decoder=run.protocol.decoder)
+    else:
+        load = functools.partial(load_tokenizer, folder.path, root)
+    return measure.cached(run, folder, load, again=again)
 
 
 @dataclass(frozen=True)
@@ -220,6 +251,7 @@ def sample(
     root: str | Path = "runs",
     ema: bool = True,
     previews: int = 8,
+    decoder: str | Path | None = None,
 ) -> Iterator[Preview]:
     """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
 
@@ -227,12 +259,12 @@ def sample(
         model: a loaded diffusion model or a reference. guidance: scale, or fields of `config.Guidance`.
         steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
         seed: image i is made from noise seeded by (seed, i), whatever else is in the batch.
-        previews: at most so many intermediate decodings.
+        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, where `model` is a reference.
     """
     from vfmlab.diffusion import sampling
     from vfmlab.seeding import SampleRandom
 
-    loaded = model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema)
+    loaded = model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema, decoder=decoder)
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     wrong = [label for label in labels if not 0 <= label < loaded.num_classes]
     if wrong:

@@ -215,6 +215,7 @@ class Protocol(Section):
     sampler: Sampler = Sampler()
     guidance: Guidance = Guidance()
     ema: bool = True
+    decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a stage was trained after diffusion; null: the run's own")
     batch: int = Field(100, ge=1, description="compute only; does not enter the hash because it cannot change a result")
     seed: int = 0
     version: int = Field(1, description="of the metric code; raised whenever a metric changes")

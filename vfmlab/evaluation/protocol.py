@@ -91,6 +91,8 @@ def resolve(
     }
     if space is not None:
         sections["features"] = space.facts()
+    if sampling and protocol.decoder is not None:
+        sections["decoder"] = {"run": protocol.decoder}
     if sampling:
         sections["sampling"] = {
             "n": protocol.n,
