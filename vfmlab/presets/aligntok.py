@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from vfmlab.config import Run
+from vfmlab.presets.conv_vae import GAN
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import (
     POCKET_DECODER,
@@ -29,18 +30,17 @@ from vfmlab.presets.tiers import (
 )
 
 ENCODER_LR = {"encoder.*": 0.1}
-GAN = {"weight": 0.5, "discriminator": {"kind": "patchgan", "width": 64, "scales": 1}, "adaptive": True}
 # A linear start belongs to adapter (what it reads) and decoder (what it writes).
 READS, WRITES = ("start.read.*", "start.gain_encode"), ("start.write.*", "start.gain_decode")
 
 
-def stages(latent: int, perceptual: int, refine: int, linear_start: bool = False, last: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The three stages with their budgets in images. last: losses that change in the last one."""
+def stages(latent: int, perceptual: int, refine: int, linear_start: bool = False) -> list[dict[str, Any]]:
+    """The three stages with their budgets in images."""
     reads, writes = (READS, WRITES) if linear_start else ((), ())
     return [
         {"name": "latent", "trains": ["adapter.*", "decoder.*", *reads, *writes], "train": {"samples": latent}},
         {"name": "perceptual", "trains": ["*"], "losses": {"preservation": 1.0}, "train": {"samples": perceptual, "lr_for": ENCODER_LR}},
-        {"name": "refine", "trains": ["decoder.*", *writes], "losses": {"preservation": 0.0, **(last or {})}, "train": {"samples": refine}},
+        {"name": "refine", "trains": ["decoder.*", *writes], "losses": {"preservation": 0.0}, "train": {"samples": refine, "lr_for": {}}},
     ]
 
 
