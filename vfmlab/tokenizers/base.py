@@ -7,6 +7,7 @@ There are two latents and only this file knows both. *Raw* latents are what the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +50,23 @@ class Posterior:
         return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).sum(1)
 
     def normalised(self, mean: Tensor, std: Tensor) -> Posterior:
-        """The posterior of (z - mean) / std; mean, std: [C]."""
-        mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        """The posterior of (z - mean) / std; mean, std: [C] or [C h w]."""
+        mean, std = over(mean), over(std)
         logvar = None if self.logvar is None else self.logvar - 2 * std.log()
         return Posterior((self.mean - mean) / std, logvar)
 
 
+def over(statistic: Tensor) -> Tensor:
+    """Mean or std, [C] or [C h w], in the form that meets latents B C h w."""
+    return statistic.view(1, -1, 1, 1) if statistic.ndim == 1 else statistic[None]
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Per-channel mean and std [C] of raw latents (posterior mode), over `count` images with `fingerprint`."""
+    """Mean and std of raw latents (posterior mode), over `count` images with `fingerprint`.
+
+    Per channel [C], as measured here; releases such as RAE's have one for every place, [C h w].
+    """
 
     mean: Tensor
     std: Tensor
@@ -159,14 +168,25 @@ class Tokenizer(nn.Module):
 
     def set_statistics(self, statistics: Statistics) -> None:
         mean, std = statistics.mean.float(), statistics.std.float()
-        if mean.shape != self.stat_mean.shape or std.shape != self.stat_std.shape:
+        if mean.shape not in ((self.config.channels,), self.latent_shape) or std.shape != mean.shape:
             raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer {self.config.channels}; measure them again")
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
             raise CheckpointError(f"latent statistics are not usable (std {std.tolist()}): a channel is constant or not finite")
+        self.adapt({"stat_mean": mean})
         self.stat_mean.copy_(mean)
         self.stat_std.copy_(std)
         self.stat_count.fill_(statistics.count)
         self.fingerprint = statistics.fingerprint
+
+    def adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Before `tensors` are loaded: the statistics take the form that they have there, per channel or per place."""
+        mean = tensors.get("stat_mean")
+        if mean is not None and mean.shape != self.stat_mean.shape and mean.shape in ((self.config.channels,), self.latent_shape):
+            self.stat_mean, self.stat_std = self.stat_mean.new_zeros(mean.shape), self.stat_std.new_ones(mean.shape)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        self.adapt(state_dict)
+        return super().load_state_dict(state_dict, *args, **options)
 
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> posterior of the normalised latent (B C h w)."""
@@ -178,7 +198,7 @@ class Tokenizer(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Normalised latents (B C h w) -> images clamped to [-1, 1] (B 3 H W)."""
         statistics = self.statistics
-        raw = z.float() * statistics.std.view(1, -1, 1, 1) + statistics.mean.view(1, -1, 1, 1)
+        raw = z.float() * over(statistics.std) + over(statistics.mean)
         return self.decode_raw(raw)[0].float().clamp(-1, 1)
 
     def read_features(self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...]) -> dict[int, Tensor]:

@@ -79,6 +79,8 @@ def load_weights(module: nn.Module, path: str | Path) -> dict[str, str]:
 
 def put(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """`module.load_state_dict(tensors)`, strict, with one-line messages."""
+    if hasattr(module, "adapt"):  # tokenizers, whose statistics have two forms
+        module.adapt(tensors)
     check(module.state_dict(), tensors, where)
     module.load_state_dict(tensors)
 

@@ -245,8 +245,8 @@ def _fill_tokenizer(
     channels = run.tokenizer.channels
     if known is not None and known[0].shape[0] not in (1, channels):
         raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents {channels}")
-    if known is not None and known[0].ndim == 3:
-        yield Event("warning", run.id, run.phase, data={"message": POOLED.format(known[2])})
+    if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
+        raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run has {tokenizer.latent_shape}")
     tokenizer.to(_device())
     where = tokenizer.stat_mean.device
     release.module.to(where)
@@ -260,7 +260,7 @@ def _fill_tokenizer(
         yield Event("warning", run.id, run.phase, data={"message": message})
         found, origin = measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint), MEASURED
     else:
-        mean, std = (value.expand(channels).cpu().clone() for value in statistics.per_channel(*left))
+        mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left)
         origin = known[2]
         found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
     tokenizer.set_statistics(found)
@@ -271,12 +271,6 @@ def _fill_tokenizer(
     with runs.beside(folder.latent_stats) as temporary:
         save_file({"mean": found.mean.cpu(), "std": found.std.cpu()}, temporary, {"count": str(found.count), **facts})
     yield Event("step", run.id, run.phase, data={"statistics": origin, "sha256": release.sha256})
-
-
-POOLED = (
-    "the statistics in {} are one per place of the latent; they are pooled to one per channel, so a diffusion model that "
-    "was trained on latents normalised per place does not fit exactly"
-)
 
 
 def _fill_diffusion(

@@ -103,7 +103,7 @@ def _rae(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
 def _put_rae(
     tokenizer: Tokenizer, module: nn.Module, known: tuple[Tensor, Tensor] | None, batches: Callable[[], Iterable[Tensor]]
 ) -> tuple[Tensor, Tensor] | None:
-    """RAE's latent is standardised inside the tokenizer, so the statistics go there and 0 and 1 are left."""
+    """RAE's latent is standardised per channel inside the tokenizer; the outer statistics do the rest."""
     agree(tokenizer.config.decoder, module.decoder.config, "tokenizer.decoder")
     if module.decoder.side != tokenizer.decoder.side or module.decoder.patch != tokenizer.decoder.patch:
         raise CheckpointError(
@@ -114,9 +114,13 @@ def _put_rae(
     if known is None:
         tokenizer.begin(list(batches()))
     else:
-        mean, std = statistics.per_channel(*known)
-        tokenizer.standardise.mean.copy_(mean)
-        tokenizer.standardise.std.copy_(std)
+        center, spread = statistics.per_channel(*known)
+        tokenizer.standardise.mean.copy_(center)
+        tokenizer.standardise.std.copy_(spread)
     encoder = tokenizer.vfm
     adopt(tokenizer, module, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
-    return None if known is None else (torch.zeros_like(mean), torch.ones_like(std))
+    if known is None:
+        return None
+    mean, std = known  # per place, where the release has them so: what standardising by channel leaves to do
+    center, spread = (value if mean.ndim == 1 else value.view(-1, 1, 1) for value in (center, spread))
+    return (mean - center) / spread, std / spread
