@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import LossContext, Reconstruction
-from vfmlab.nn.quantizer import MultiCodebookQuantizer
+from vfmlab.nn.quantizer import Codebook, MultiCodebookQuantizer
 from vfmlab.registry import LOSSES
 from vfmlab.tokenizers.base import Posterior
 from vfmlab.tokenizers.vfm_vae import CodePosterior
@@ -120,3 +120,12 @@ def test_sizes_that_do_not_divide():
     for channels, entries in ((9, 32), (8, 33)):
         with pytest.raises(ConfigError, match="codebooks 2"):
             MultiCodebookQuantizer(channels, entries, 2)
+
+
+def test_effective_share_of_entries():
+    """exp(entropy) / entries: all alike 1, one alone 1 / n, two alike 2 / n; nothing seen 0."""
+    book = Codebook(8, 2)
+    assert book.effective() == 0
+    for share, expected in (([1 / 8] * 8, 1.0), ([1.0] + [0.0] * 7, 1 / 8), ([0.5, 0.5] + [0.0] * 6, 2 / 8)):
+        book.usage.copy_(torch.tensor(share))
+        assert book.effective() == pytest.approx(expected)

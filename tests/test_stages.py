@@ -221,3 +221,17 @@ def test_a_decoder_refined_after_the_diffusion_model(tmp_path):
     assert reports[0]["metrics"]["gfd"]["value"] != reports[1]["metrics"]["gfd"]["value"]
     with pytest.raises(ConfigError, match="belongs to other latents.*a stage that trained nothing but the decoder"):
         api.load_diffusion(model.id, tmp_path, decoder=staged().phases()[0].id)
+
+
+def test_a_collapsed_quantiser_is_told(tmp_path):
+    run = override(presets.get("tiny_vfm_vae_discrete"), COMMON | {"train.samples": 16, "losses.codebook.entropy": 0})
+    *_, end = api.train(run, tmp_path, until="tokenizer")
+    folder = runs.open_run(run.tokenizer_run.id, tmp_path)
+    assert "remark" not in end.data
+    assert folder.status().message == ""
+    assert folder.metrics("step")[-1]["codebook_usage"] > 0
+    few = override(run, {"tokenizer.vocabulary": 65_536})  # 256 tokens seen cannot use a fiftieth of 32 768 entries
+    *_, end = api.train(few, tmp_path, until="tokenizer")
+    told = runs.open_run(few.tokenizer_run.id, tmp_path).status()
+    assert (told.state, told.message) == ("finished", end.data["remark"])
+    assert "the quantiser collapsed" in told.message

@@ -45,6 +45,11 @@ class Codebook(nn.Module):
     def entries(self) -> Tensor:
         return F.normalize(self.weight.float(), dim=-1)
 
+    def effective(self) -> float:
+        """Entries in use over all of them, 0 to 1: the exponential of the entropy of how often each is chosen, in training."""
+        share = self.usage[self.usage > 0].double()
+        return float((-(share * share.log()).sum()).exp()) / len(self.usage) if len(share) else 0.0
+
     @torch.no_grad()
     def count(self, indices: Tensor) -> Tensor:
         """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in eval)."""

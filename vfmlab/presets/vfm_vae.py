@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run
+from vfmlab.config import Run, override
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import (
     POCKET_DECODER,
@@ -49,10 +49,20 @@ def stages(weak: int, ssim: int, patchgan: int, *, vf: float, upper: list[str], 
     ]  # fmt: skip
 
 
-def against(discriminator: dict[str, Any], weight: float = 1.0, **others: float) -> dict[str, Any]:
-    """Losses of the last stage: PatchGAN 1 (LSGAN) and feature matching 10, both times `weight`; others: new weights of other terms."""
-    game = {"weight": weight, "loss": "lsgan", "discriminator": {"kind": "patchgan", "scales": 3, "layers": 3, **discriminator}}
+def against(discriminator: dict[str, Any], weight: float = 1.0, lr: float | None = None, **others: float) -> dict[str, Any]:
+    """Losses of the last stage: PatchGAN 1 (LSGAN) and feature matching 10, both times `weight`; others: new weights of other terms.
+
+    lr: of the discriminator; None: the stage's.
+    """
+    game = {"weight": weight, "loss": "lsgan", "lr": lr, "discriminator": {"kind": "patchgan", "scales": 3, "layers": 3, **discriminator}}
     return {"adversarial:patch": game, "feature_matching": {"weight": 10.0 * weight, "of": "adversarial:patch"}, **others}
+
+
+def _discrete(single: Run, codebooks: int, vocabulary: int) -> Run:
+    """`single` with a multi-codebook quantiser in place of the Gaussian: codebook loss (beta 0.25) with a little entropy instead of KL."""
+    changes = {"tokenizer.discrete": True, "tokenizer.codebooks": codebooks, "tokenizer.vocabulary": vocabulary}
+    terms = {"losses.kl": 0.0, "losses.codebook": {"weight": 1.0, "entropy": 0.1}}
+    return override(single, {"name": f"{single.name}_discrete", **changes, **terms})
 
 
 def _staged(single: Run, recipe: list[dict[str, Any]], **train: Any) -> Run:
@@ -100,9 +110,24 @@ def pocket_vfm_vae_stages() -> Run:
     `vfmlab train pocket_vfm_vae_stages`: about seven minutes on one core; see docs/tokenizers.md. Ours: pixel losses stay
     on in the last stage, and the game has a tenth of its weight: the small discriminator sees two thousand images only.
     """
-    recipe = stages(3840, 1920, 1920, vf=0.06, upper=["decoder.blocks.1.*", "decoder.blocks.2.*"], writes=WRITES, lr=1e-3,
-                    ssim_losses={"ssim": 0.1}, patchgan_losses=against({"scales": 2}, weight=0.1))  # fmt: skip
+    recipe = stages(3840, 960, 2880, vf=0.06, upper=["decoder.blocks.1.*", "decoder.blocks.2.*"], writes=WRITES, lr=1e-3,
+                    ssim_losses={"ssim": 0.1}, patchgan_losses=against({"scales": 2}, weight=0.1, lr=4e-3))  # fmt: skip
     return _staged(pocket_vfm_vae(), recipe, samples=7680, schedule="constant")
+
+
+@preset
+def tiny_vfm_vae_discrete() -> Run:
+    """tiny_vfm_vae with a quantised latent. `vfmlab train tiny_vfm_vae_discrete`, seconds; the pictures are noise."""
+    return _discrete(tiny_vfm_vae(), codebooks=2, vocabulary=64)
+
+
+@preset
+def pocket_vfm_vae_discrete() -> Run:
+    """VFM-VAE's discrete mode (f4, 2 codebooks of 512 entries, 18 bits a token), budget and DiT of pocket_vfm_vae.
+
+    `vfmlab train pocket_vfm_vae_discrete`: about six minutes on one core. Numbers of codebooks and entries: ours.
+    """
+    return _discrete(pocket_vfm_vae(), codebooks=2, vocabulary=1024)
 
 
 @preset

@@ -135,7 +135,8 @@ class _Loop:
             self._step()
             yield from self._after_step()
         self._finish()
-        yield self.event("finish", seconds=self.state.seconds)
+        remark = self.task.remark()
+        yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
 
     def _set_up(self) -> None:
         """Everything on its device, the checkpoint's weights in place."""
@@ -370,7 +371,7 @@ class _Loop:
             with self._evaluating():
                 self.task.finish(self.state.average.module, self.run_dir)
             self.state.save(self.run_dir)  # again: finishing may have filled buffers, such as the latent statistics
-            self._status(state="finished", message="")
+            self._status(state="finished", message=self.task.remark())
         self.accelerator.wait_for_everyone()
 
     def _status(self, **changes: Any) -> None:

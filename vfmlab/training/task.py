@@ -96,6 +96,10 @@ class Task:
         `self.weights` (not averaged) may be completed too; both are saved after this.
         """
 
+    def remark(self) -> str:
+        """One line for the run's status after its end, if something went another way than meant; normally empty."""
+        return ""
+
     def facts(self) -> dict[str, str]:
         """More metadata of the weights files: "fingerprint", "vfm_fingerprint"."""
         return {}

@@ -13,6 +13,7 @@ from vfmlab import config, vfm
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import LossContext
+from vfmlab.nn.quantizer import Codebook
 from vfmlab.registry import LOSSES, TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive, generator
@@ -24,6 +25,7 @@ from vfmlab.training.task import Task
 SHOWN = 8  # images of a preview
 STATISTICS_IMAGES = 4096  # standard error of a mean: 1/64 std even if all places of an image were alike
 START_IMAGES = 2048
+COLLAPSED = 0.02  # of the entries of every codebook
 
 
 class TokenizerTask(Task):
@@ -130,6 +132,17 @@ class TokenizerTask(Task):
 
         self._setup = self._setup or open_setup(self.run.data, self.run.protocol, self.root, self.device)
         return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup)
+
+    def remark(self) -> str:
+        """Whether the quantiser collapsed, for discrete tokenizers."""
+        books = [book for book in self.weights.modules() if isinstance(book, Codebook)]
+        shares = [book.effective() for book in books]
+        if not shares or max(shares) >= COLLAPSED:
+            return ""
+        return (
+            f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try losses.codebook.entropy above 0, "
+            "more tokenizer.codebooks or a smaller tokenizer.vocabulary"
+        )
 
     def finish(self, weights: Tokenizer, run_dir: RunDir) -> None:
         """Latent statistics, of the averaged and of the raw weights, each on the same training images."""
