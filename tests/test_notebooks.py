@@ -1,10 +1,18 @@
-"""Every notebook runs top to bottom at the `tiny` tier under papermill, and without widgets says the same."""
+"""Every notebook runs top to bottom at the `tiny` tier under papermill: those of the demo by the demo, stopped and started again."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from vfmlab import runs
 
 papermill = pytest.importorskip("papermill")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -12,29 +20,64 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("notebook_runs")
+def demo(tmp_path_factory):
+    """The demo at `tiny`, interrupted once a run is finished, then run to its end: (folder, output of the second start)."""
+    root = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "vfmlab.demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": FOLDER.parent, "start_new_session": True}
+    first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+    end = time.time() + 240
+    while not any(folder.status().state == "finished" for folder in runs.scan(root / "runs")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.time() < end, "no run was finished"
+        time.sleep(0.2)
+    kept = {folder.id: folder.status().created for folder in runs.scan(root / "runs") if folder.status().state == "finished"}
+    os.killpg(first.pid, signal.SIGINT)
+    told = first.communicate(timeout=120)[0]
+    assert first.returncode == 130, told
+    assert "the same command goes on from there" in told
+    assert not (root / "report.html").exists()
+    second = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500, **options)
+    assert second.returncode == 0, second.stdout
+    after = {folder.id: folder.status() for folder in runs.scan(root / "runs")}
+    assert all(after[run].created == created for run, created in kept.items())
+    assert {status.state for status in after.values()} == {"finished"}
+    return root, second.stdout
 
 
-@pytest.mark.xdist_group("notebooks")  # one process: they share the runs that the first ones train
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
+def test_the_demo_says_where_and_what_and_how(demo):
+    root, told = demo
+    *_, tokenizer, baseline, seconds, report, app = told.strip().splitlines()
+    assert tokenizer.startswith("tiny_vfm_vae ")
+    assert baseline.startswith("tiny_plain_vae ")
+    assert all("psnr" in line and "gfd" in line and "protocol" in line for line in (tokenizer, baseline))
+    assert seconds.startswith("time: ")
+    assert str(root / "report.html") in report
+    assert app.endswith(f"vfmlab app --runs {root / 'runs'}")
+    page = (root / "report.html").read_text()
+    assert "protocol" in page
+    assert "plotly" in page
+
+
+OWN = {"04": {}, "05": {"preset": "tiny_aligntok", "ablations": "w_sp 0"}}  # not in the demo
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_headless(name, root):
-    parameters = {"preset": "tiny_vfm_vae", "root": str(root), "headless": True}
-    if name.startswith(("03", "10")):
-        parameters["baseline"] = "tiny_plain_vae"
-    if name.startswith("01"):
-        parameters["n"] = 32
-    target = root / f"{name}.ipynb"
-    book = papermill.execute_notebook(FOLDER / f"{name}.ipynb", target, parameters, progress_bar=False, kernel_name="python3")
+def test_runs_headless(name, demo):
+    root, _ = demo
+    if name[:2] in OWN:
+        parameters = {"preset": "tiny_vfm_vae", "root": str(root / "runs"), "headless": True, **OWN[name[:2]]}
+        book = papermill.execute_notebook(FOLDER / f"{name}.ipynb", root / f"{name}.ipynb", parameters, progress_bar=False, kernel_name="python3")
+    else:
+        suffix = ".tiny_vfm_vae" if name[:2] in ("02", "07") else ""
+        book = nbformat.read(root / "notebooks" / f"{name}{suffix}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip())
     code = [cell for cell in book.cells if cell.cell_type == "code" and cell.source.strip()]
     figures = [o for cell in code for o in cell.outputs if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert len(figures) >= 3
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
-    if name.startswith("10"):
-        page = (root / "report.html").read_text()
-        assert "protocol" in page
-        assert "plotly" in page
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -92,15 +92,17 @@ def run(args: argparse.Namespace) -> int:
     ]
     pair = {"preset": args.preset, "baseline": args.baseline}
     looking = [Step(n, {**common, "preset": args.preset}) for n in ("00_start_here", "01_foundation_features")]
-    lanes[0].steps = [*looking, *lanes[0].steps]
-    after = Lane("report", [
-        Step("03_reconstruction_report", {**common, **pair}),
-        Step("09_sampling_and_guidance", {**common, "preset": args.preset}),
-        Step("10_compare_and_report", {**common, **pair, "report": str(root / "report.html")}),
-    ])
+    lanes[1].steps = [*looking, *lanes[1].steps]  # the baseline is trained sooner
+    after = [
+        Lane("report", [
+            Step("03_reconstruction_report", {**common, **pair}),
+            Step("10_compare_and_report", {**common, **pair, "report": str(root / "report.html")}),
+        ]),
+        Lane("sampling", [Step("09_sampling_and_guidance", {**common, "preset": args.preset})]),
+    ]
     say(f"images: {chosen[args.preset].data.source}, {chosen[args.preset].data.size} px; results go to {root}")
     together(lanes, root, list(chosen.values()))
-    together([after], root, [])
+    together(after, root, [])
     _summary(chosen, root, time.monotonic() - began, say)
     return 0
 
