@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -194,6 +195,27 @@ def import_run(
     asked = run.imported if run.kind == "tokenizer" else run.diffusion.imported
     if asked is None or run.phases()[-1].id != run.id:
         raise ConfigError(f"run '{run.id}' has no imported weights; train it instead")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        from vfmlab.training.step import WAIT
+
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+        with state.main_process_first():  # one process imports, the others then find the run finished
+            yield from _import(run, asked, root, file, config_file, statistics_from, release)
+    else:
+        yield from _import(run, asked, root, file, config_file, statistics_from, release)
+
+
+def _import(
+    run: config.Run,
+    asked: config.Imported,
+    root: str | Path,
+    file: str | Path | None,
+    config_file: str | Path | None,
+    statistics_from: str | Path | None,
+    release: Release | None,
+) -> Iterator[Event]:
     folder = runs.create(run, root)
     if folder.status().state == "finished":
         _same_file(folder, release)
