@@ -130,8 +130,11 @@ class Run(Section):
 
     @property
     def id(self) -> str:
-        """`<name>-<hash8>`. The protocol is left out of the hash: it decides numbers, not weights."""
-        what = self.model_dump(mode="json", exclude={"protocol"})
+        """`<name>-<hash8>`. The protocol is left out of the hash: it decides numbers, not weights.
+
+        So is what is null: a field that a later version adds as null by default leaves the ids of earlier runs alone.
+        """
+        what = self.model_dump(mode="json", exclude={"protocol"}, exclude_none=True)
         return f"{self.name}-{digest(what)}"
 
     def settled(self) -> Run:
