@@ -44,6 +44,9 @@ class RAE(Tokenizer):
         method: Literal["rae"] = "rae"
         channels: int = Field(768, ge=1, description="must be the VFM's width")
         factor: int = Field(16, ge=1, description="spatial down-sampling; must give the VFM's grid")
+        last: int = Field(1, ge=1, description="K: how many blocks are read, counted from the last")
+        stride: int = Field(1, ge=1, description="every so many blocks (the release's K = 7 is every second one)")
+        pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the release does for DINOv3")
         noise: float = Field(0.8, ge=0, description="tau: scale of the training noise on the standardised latent; 0: none")
         noise_law: Literal["half_normal", "uniform"] = Field("half_normal", description="sigma ~ |N(0, tau)|, or uniform in [0, tau]")
         linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before training (linear_write.py)")
@@ -53,7 +56,7 @@ class RAE(Tokenizer):
         super().__init__(config, size, vfm)
         if vfm is None:
             raise ConfigError(f"tokenizer '{config.method}' encodes with a vision foundation model, but the run has no 'vfm' section; add vfm.name=pocket")
-        self.layers = self.read_layers()
+        self.layers = last_blocks(vfm.depth, config.last, config.stride)
         channels, side, _ = self.latent_shape
         for layer in self.layers:
             check_grid(vfm, layer, side, config.factor)
@@ -66,16 +69,14 @@ class RAE(Tokenizer):
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.write = LinearWrite(channels, config.factor) if config.linear_start else None
 
-    def read_layers(self) -> tuple[int, ...]:
-        """VFM layers whose mean is the latent, the last one last."""
-        return (-2,)
-
     # -- encoder ----------------------------------------------------------------------------------------------------
 
     def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
         """Images (B 3 H W) -> the VFM's normalised tokens before standardisation (B C h w)."""
         maps = self.read_features(images, features, self.layers)
-        return sum(plain_norm(maps[layer]) for layer in self.layers) / len(self.layers)
+        blocks = [plain_norm(maps[layer]) for layer in self.layers]
+        mean = sum(blocks) / len(blocks)
+        return mean + blocks[-1].mean(dim=(2, 3), keepdim=True) if self.config.pooled else mean
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return Posterior(self.standardise(self.tokens(images, features)))
@@ -110,23 +111,17 @@ class MultiLayerRAE(RAE):
     class Config(RAE.Config):
         method: Literal["multi_layer_rae"] = "multi_layer_rae"  # type: ignore[assignment]
         last: int = Field(7, ge=1, description="K: how many blocks are read, counted from the last")
-        stride: int = Field(1, ge=1, description="every so many blocks (the release's K = 7 is every second one)")
-        pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the release does for DINOv3")
 
-    def read_layers(self) -> tuple[int, ...]:
-        depth, c = self.vfm.depth, self.config
-        first = depth - (c.last - 1) * c.stride
-        if first < 1:
-            raise ConfigError(
-                f"tokenizer.last {c.last}: with tokenizer.stride {c.stride} the VFM's {depth} blocks give at most "
-                f"{(depth - 1) // c.stride + 1}; lower one of them"
-            )
-        return (*range(first, depth, c.stride), -2)
 
-    def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
-        features = self.read_features(images, features, self.layers)
-        mean = super().tokens(images, features)
-        return mean + plain_norm(features[-2]).mean(dim=(2, 3), keepdim=True) if self.config.pooled else mean
+def last_blocks(depth: int, last: int, stride: int) -> tuple[int, ...]:
+    """The layers to read of a VFM with `depth` blocks, the last one (-2: before the final norm) last."""
+    first = depth - (last - 1) * stride
+    if first < 1:
+        raise ConfigError(
+            f"tokenizer.last {last}: with tokenizer.stride {stride} the VFM's {depth} blocks give at most "
+            f"{(depth - 1) // stride + 1}; lower one of them"
+        )
+    return (*range(first, depth, stride), -2)
 
 
 def plain_norm(x: Tensor) -> Tensor:
