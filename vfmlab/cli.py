@@ -37,13 +37,13 @@ def train(
     /,
     sets: Assignments = (),
     root: Root = Path("runs"),
-    until: Literal["tokenizer"] | None = None,
+    until: str | None = None,
     progress: Progress = "auto",
 ) -> int:
     """Train a preset, phase by phase; started again, it goes on where it stopped.
 
     Args:
-        until: stop after this phase.
+        until: stop after this phase: a stage's name, or "tokenizer" for all of its stages.
         progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
     """
     from vfmlab import api
@@ -58,6 +58,8 @@ def train(
         with contextlib.closing(events):
             for event in watch(events, progress):
                 last = event.run_id
+                if "remark" in event.data:
+                    print(f"{last}: {event.data['remark']}")
     except KeyboardInterrupt:
         again = shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
         saved = f"run '{last}' is saved" if last else "nothing was trained yet"
@@ -105,6 +107,7 @@ def sample(
     out: Path | None = None,
     root: Root = Path("runs"),
     raw: bool = False,
+    decoder: str | None = None,
 ) -> int:
     """Draw images from a diffusion run.
 
@@ -116,10 +119,11 @@ def sample(
         solver: how the trajectory is integrated.
         out: folder for grid.png and one file per image; none: samples/ in the run's directory.
         raw: weights as trained instead of their average.
+        decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion model.
     """
     from vfmlab import api
 
-    model = api.load_diffusion(run, root, ema=not raw)
+    model = api.load_diffusion(run, root, ema=not raw, decoder=decoder)
     chosen = [_label(text, model.class_names) for text in labels] or list(range(model.num_classes))
     extra = {"solver": solver} if solver else None
     previews = api.sample(model, chosen, seed=seed, guidance=guidance, steps=steps, sampler=extra, previews=0)
