@@ -265,7 +265,7 @@ def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
             for loss in losses.values():
                 total = total + loss(record)
         with meter.part("backward"):
-            if total.requires_grad:
+            if total.requires_grad and run.phase != "imported":
                 total.backward()
             if opponents.names:
                 rival.backward()

@@ -7,6 +7,6 @@ One file per method; what the tiers share is in `tiers.py`.
 
 from __future__ import annotations
 
-from vfmlab.presets.table import get, names, summary
+from vfmlab.presets.table import function, get, names, summary
 
-__all__ = ["get", "names", "summary"]
+__all__ = ["function", "get", "names", "summary"]

@@ -39,6 +39,11 @@ def get(name: str) -> Run:
     return found[name]()
 
 
+def function(name: str) -> Callable[[], Run]:
+    """The preset itself; its docstring says command, cost and what to expect."""
+    return table()[name]
+
+
 def summary(name: str) -> str:
     """First line of the preset's docstring."""
     return (table()[name].__doc__ or "").strip().splitlines()[0]
