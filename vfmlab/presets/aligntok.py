@@ -65,8 +65,10 @@ def pocket_aligntok() -> Run:
     `vfmlab train pocket_aligntok`: about seven minutes on one core. No GAN, as in the other pocket tokenizers.
     """
     tokenizer = {"method": "aligntok", "adapter_width": 64, "linear_start": True, "decoder": POCKET_DECODER}
-    recipe = stages(7680, 5120, 2560, linear_start=True)
-    recipe[1]["losses"]["multiscale"] = 0.0  # half the budget, as in the other tokenizers
+    # Stage 1 has little to learn after a linear start: 21.1 dB after 2560 images. Stage 2 gains all along.
+    recipe = stages(2560, 10_240, 2560, linear_start=True)
+    recipe[1]["losses"]["multiscale"] = {"until": 5120}  # in all half the budget, as in the other tokenizers
+    recipe[2]["losses"]["multiscale"] = 0.0
     return make("pocket_aligntok", vae(pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"}, losses=without(POCKET_LOSSES, "kl"), stages=recipe)
 
 
