@@ -62,7 +62,7 @@ def tiny_aligntok() -> Run:
 def pocket_aligntok() -> Run:
     """AlignTok (f4d8) from the pocket VFM: decoder, pixel losses and images in all as pocket_vfm_vae, then the same DiT.
 
-    `vfmlab train pocket_aligntok`: about seven minutes on one core. No GAN, as in the other pocket tokenizers.
+    `vfmlab train pocket_aligntok`: roughly eight minutes on one core, half of it in stage 2. No GAN, as in the other pocket tokenizers.
     """
     tokenizer = {"method": "aligntok", "adapter_width": 64, "linear_start": True, "decoder": POCKET_DECODER}
     # Stage 1 has little to learn after a linear start: 21.1 dB after 2560 images. Stage 2 gains all along.

@@ -44,7 +44,7 @@ def tiny_vfm_vae_last_layer() -> Run:
 def pocket_vfm_vae_random() -> Run:
     """Control: VFM-VAE on a pocket VFM of random weights, as encoder and as target of the VF loss. What did pretraining bring?
 
-    `vfmlab train pocket_vfm_vae_random`: about six minutes on one core.
+    `vfmlab train pocket_vfm_vae_random`: takes as long as pocket_vfm_vae.
     """
     return _changed(pocket_vfm_vae(), "pocket_vfm_vae_random", RANDOM)
 
@@ -53,7 +53,7 @@ def pocket_vfm_vae_random() -> Run:
 def pocket_vfm_vae_no_vf() -> Run:
     """Control: VFM-VAE with VF weight 0. Is it the alignment loss that helps, or the frozen encoder?
 
-    `vfmlab train pocket_vfm_vae_no_vf`: about six minutes on one core; see docs/comparison.md, where this was measured.
+    `vfmlab train pocket_vfm_vae_no_vf`: takes as long as pocket_vfm_vae; see docs/comparison.md, where this was measured.
     """
     return _changed(pocket_vfm_vae(), "pocket_vfm_vae_no_vf", NO_VF)
 
@@ -62,7 +62,7 @@ def pocket_vfm_vae_no_vf() -> Run:
 def pocket_vfm_vae_last_layer() -> Run:
     """Control: VFM-VAE that reads the last layer alone. What do the early and middle layers bring?
 
-    `vfmlab train pocket_vfm_vae_last_layer`: about six minutes on one core. Expect blurred images: the pocket VFM's last
+    `vfmlab train pocket_vfm_vae_last_layer`: takes as long as pocket_vfm_vae. Expect blurred images: the pocket VFM's last
     layer predicts pixels linearly at 20 dB, its first at 38 dB.
     """
     return _changed(pocket_vfm_vae(), "pocket_vfm_vae_last_layer", LAST_LAYER)
@@ -72,6 +72,6 @@ def pocket_vfm_vae_last_layer() -> Run:
 def pocket_aligntok_random() -> Run:
     """Control: AlignTok from an encoder of random weights, with the same anchor. Is it the semantics or the recipe?
 
-    `vfmlab train pocket_aligntok_random`: about seven minutes on one core.
+    `vfmlab train pocket_aligntok_random`: takes as long as pocket_aligntok.
     """
     return _changed(pocket_aligntok(), "pocket_aligntok_random", RANDOM)

@@ -22,7 +22,7 @@ def tiny_sd_vae() -> Run:
 def pocket_sd_vae() -> Run:
     """SD-VAE's network (f4d8) in miniature, trained here at the budget of pocket_vfm_vae, then the same DiT. Needs diffusers.
 
-    `vfmlab train pocket_sd_vae`: about seven minutes on one core. Its decoder is the network's own convolutional one, not the
+    `vfmlab train pocket_sd_vae`: a little longer than pocket_plain_vae. Its decoder is the network's own convolutional one, not the
     one that the other pocket tokenizers share.
     """
     tokenizer = {"method": "sd_vae", "block_out_channels": [16, 32, 48], "layers_per_block": 1, "norm_num_groups": 8, "linear_start": True}
