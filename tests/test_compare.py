@@ -1,39 +1,218 @@
-"""Comparisons: rows, and tables that hold every seed, at the `tiny` tier."""
+"""Comparisons: rows, lanes, tables that hold every seed and never mix protocols, pages that know nothing of this machine."""
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
+import torch
 
-from vfmlab import compare
-from vfmlab.errors import ConfigError
+from vfmlab import compare, config, presets, runs
+from vfmlab.compare import grids, lane, lanes, pages, results
+from vfmlab.errors import ConfigError, TrainingError
+
+SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [32]}
+STAGES = [{"name": "first"}, {"name": "second", "losses": {"l1": 0.5}}]
 
 
 def test_rows_are_settings_times_seeds():
-    rows = compare.parse(["tiny_plain_vae", "no VF=tiny_vfm_vae:losses.vf.weight=0,train.lr=0.001"], [0, 3])
+    rows = compare.parse(["tiny_plain_vae", "no VF=tiny_vfm_vae:losses.vf.weight=0,vfm.layers=[0,-1],train.lr=0.001"], [0, 3])
     assert [(r.label, r.seed) for r in rows] == [(label, seed) for seed in (0, 3) for label in ("tiny_plain_vae", "no VF")]
     assert "vf" not in rows[1].run.losses
+    assert rows[1].run.vfm.layers == (0, -1)
     assert (rows[3].run.seed, rows[3].run.train.lr) == (3, 0.001)
-    with pytest.raises(ConfigError, match="same config"):
-        compare.parse(["a=tiny_plain_vae", "b=tiny_plain_vae"], [0])
-    with pytest.raises(ConfigError, match="did you mean 'tiny_plain_vae'"):
-        compare.parse(["tiny_plane_vae"], [0])
+    assert rows[0].phases == rows[0].run.phases()
+    for specs, complaint in (
+        (["a=tiny_plain_vae", "b=tiny_plain_vae"], "rows 'a' and 'b' have the same config"),
+        (["a=tiny_plain_vae", "a=tiny_vfm_vae"], "rows 'a' and 'a' have the same label"),
+        (["tiny_plane_vae"], "did you mean 'tiny_plain_vae'"),
+        (["tiny_vfm_vae+fusoin"], "did you mean 'fusion'"),
+        (["pocket_judge"], "trains no tokenizer"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            compare.parse(specs, [0])
+    with pytest.raises(ConfigError, match="until = 'encoder'"):
+        compare.parse(["tiny_plain_vae"], [0], until="encoder")
+
+
+def test_rows_name_variants_and_stages():
+    row = compare.parse(["tiny_vfm_vae+no_style+d8:train.lr=0.5"], [1])[0]
+    assert (row.run.tokenizer.channels, row.run.tokenizer.decoder.style, row.run.train.lr) == (8, False, 0.5)
+    staged = config.override(presets.get("tiny_plain_vae"), {"stages": STAGES})
+    for until, expected in ((None, ["first", "second", "diffusion"]), ("tokenizer", ["first", "second"]), ("first_stage", ["first"])):
+        assert [phase.phase for phase in compare.Row("a", 0, staged, until).phases] == expected
 
 
 def test_spread_shows_every_seed():
     assert compare.spread([1.0]) == "1"
     assert compare.spread([1.0, 2.0]) == "1.5 (1, 2)"
+    assert compare.spread([1.0, 2.0, 3.0, 4.0]) == "2.5 ± 1.3"
+
+
+def record(label, seed, psnr, hash_="aaaa", **more):
+    metrics = {"psnr": {"value": psnr, "protocol": hash_, "n": 9}} if psnr is not None else {}
+    protocol = {"n": 9, "images": {"n": 9, "ema": True}, "features": {"name": "judge", "version": "v"}}
+    return {
+        "label": label, "seed": seed, "run": f"{label}-{seed}", "data": "scenes", "hash": hash_, "protocol": protocol, "metrics": metrics, "absent": {},
+        "stages": [], "curve": [], "seconds": {"tokenizer": 10.0 + seed}, "parameters": {"trained": 5, "tokenizer": 7, "decoder": 3, "vfm": 0},
+        "latent": [4, 2, 2], "failed": None, **more,
+    }  # fmt: skip
+
+
+def test_numbers_of_different_protocols_are_in_different_tables():
+    """`c` shares a page with the others and is best of all, but it was measured otherwise."""
+    found = [record("a", 0, 20.0), record("b", 0, 21.0), record("c", 0, 99.0, "bbbb"), record("a", 1, 24.0), record("d", 0, None, failed="it broke")]
+    parts = compare.groups(found)
+    assert [[r["label"] for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
+    text = pages.markdown(found, "command", "title")
+    assert "| a | **22 (20, 24)** | 10 | 5 / 7 | – | 4 x 2 x 2 |" in text
+    assert "| b | 21 |" in text
+    assert "| c | 99 |" in text
+    assert text.count("PSNR (dB) ↑") == 2
+    assert "- `d`, seed 0: it broke" in text
+    with pytest.raises(ConfigError, match="cannot be ranked"):
+        results.best(found, "psnr")
+
+
+def test_best_follows_what_is_better():
+    lower = [record(label, 0, None, metrics={"rfd": {"value": v, "protocol": "x", "n": 9}}) for label, v in (("a", 3.0), ("b", 2.0))]
+    assert results.best(lower, "rfd") == "b"
+    assert results.best(lower[:1], "rfd") is None
+
+
+def test_tables_by_stage():
+    def stages(values):
+        return [{"stage": s, "kind": "tokenizer", "run": s, "seconds": 4, "metrics": {"psnr": {"value": v, "protocol": "x", "n": 1}}} for s, v in values.items()]
+
+    found = [record("staged", 0, 2.0, stages=stages({"one": 1.0, "two": 2.0})), record("staged", 1, 4.0, stages=stages({"one": 3.0, "two": 4.0})),
+             record("single", 0, 9.0, stages=stages({"tokenizer": 9.0}))]  # fmt: skip
+    assert results.stage_records(found) == [
+        {"row": "staged", "after stage": "one", "PSNR (dB)": "2 (1, 3)", "seconds": "4"},
+        {"row": "staged", "after stage": "two", "PSNR (dB)": "3 (2, 4)", "seconds": "4"},
+    ]
+
+
+def test_sizes_count_what_any_stage_trains():
+    run = config.override(presets.get("tiny_plain_vae"), {"stages": [{"name": "one", "trains": ["quant.*"]}, {"name": "two", "trains": ["decoder.*"]}]})
+    whole, first = (results.sizes(compare.Row("a", 0, run, until)) for until in (None, "first_stage"))
+    count = whole["parameters"]
+    assert whole["latent"] == [4, 4, 4]
+    assert count["trained"] == count["decoder"] + first["parameters"]["trained"] < count["tokenizer"]
+    assert 0 < first["parameters"]["trained"] < count["decoder"]
+    assert count["vfm"] == 0
+    assert results.sizes(compare.parse(["tiny_vfm_vae"], [0])[0])["parameters"]["vfm"] > 100_000
+
+
+def test_pages_do_not_tell_of_this_machine():
+    assert results._bare("parquet:/somewhere/of/mine/cifar10") == "parquet:cifar10"
+    assert results._bare("scenes:medium") == "scenes:medium"
+    assert results._brief("LPIPS: weights could not be downloaded (no route); put a file into a folder") == "LPIPS: weights could not be downloaded"
+
+
+def test_sheet_has_a_line_per_group():
+    groups = {"original": torch.zeros(3, 3, 8, 8), "a longer name\n20.1 dB": torch.ones(3, 3, 8, 8)}
+    picture = grids.sheet(groups, width=100)
+    assert picture.height == 2 * 8 * 4 + 2 * 4
+    assert picture.getpixel((picture.width - 1, 0)) == (128, 128, 128)
+    assert picture.getpixel((picture.width - 1, picture.height - 1)) == (255, 255, 255)
+    assert grids.slug("VFM-VAE, VF weight 0") == "vfm_vae_vf_weight_0"
 
 
 @pytest.mark.timeout(600)
 def test_end_to_end(tmp_path):
-    sets = {"diffusion.train.evaluate_at": [64], "protocol.n": 16}
-    page = compare.run(["plain=tiny_plain_vae"], [0, 1], tmp_path / "runs", tmp_path / "out", jobs=2, overrides=sets)
-    text = page.read_text()
-    assert "| plain |" in text
+    """Two seeds, one row that cannot be trained and one with two stages; the second call trains nothing."""
+    sets = SMALL | {"stages": STAGES}
+    specs = ["plain=tiny_plain_vae", "broken=tiny_plain_vae:train.lr=1e30,train.guard_patience=1"]
+    out = tmp_path / "docs" / "table"
+    page = compare.run(specs, [0, 1], tmp_path / "runs", out, jobs=1, overrides=sets)
+    text, data = page.read_text(), json.loads((tmp_path / "docs" / "table.json").read_text())
+    good = [r for r in data["results"] if r["label"] == "plain"]
+    assert [r["seed"] for r in good] == [0, 1]
+    assert [s["stage"] for s in good[0]["stages"]] == ["first", "second", "diffusion"]
+    for name in ("psnr", "ssim", "feature_distance", "rfd", "probe_linear", "probe_knn", "gfd", "class_accuracy"):
+        assert good[0]["metrics"][name]["value"] is not None
+    assert "lpips" in good[0]["absent"]
+    assert {p["samples"] for r in good for p in r["curve"]} == {32}
+    assert good[0]["seconds"].keys() == {"tokenizer", "diffusion"}
+    assert "| plain | second |" in text
     assert "gFD over training" in text
-    results = json.loads(page.with_suffix(".json").read_text())["results"]
-    assert [r["seed"] for r in results] == [0, 1]
-    assert {p["samples"] for r in results for p in r["curve"]} == {64}
-    assert page.with_suffix(".html").stat().st_size > 100_000
+    assert "- `broken`, seed 1: " in text
+    assert str(tmp_path) not in text + json.dumps(data)
+    assert (tmp_path / "docs" / "table.html").stat().st_size > 100_000
+    assert "images/table_plain.png" in text
+    assert (tmp_path / "docs" / "images" / "table_plain.png").stat().st_size > 1000
+    before = {run.id: (run.path / "status.json").stat().st_mtime for run in runs.scan(tmp_path / "runs")}
+    rows = compare.parse(["plain=tiny_plain_vae"], [0, 1], sets)
+    assert compare.train(rows, tmp_path / "runs", jobs=1, stream=io.StringIO()) == {}
+    assert all(before[p.id] == (tmp_path / "runs" / p.id / "status.json").stat().st_mtime for row in rows for p in row.phases)
+
+
+def test_a_lane_trains_and_evaluates_one_row(tmp_path, capsys):
+    row = compare.parse(["tiny_plain_vae"], [0], SMALL, until="tokenizer")[0]
+    bad = compare.parse(["tiny_plain_vae:losses.l1.weight=0,losses.kl.weight=0,losses.multiscale.weight=0"], [0], SMALL, until="tokenizer")[0]
+    codes = []
+    for one in (row, bad):
+        job = tmp_path / f"{one.label}.json"
+        job.write_text(json.dumps({"phases": [json.loads(p.model_dump_json()) for p in one.phases], "root": str(tmp_path)}))
+        codes.append(lane.main([str(job)]))
+    assert codes == [0, 2]
+    assert runs.RunDir(tmp_path / row.phases[-1].id).report()["metrics"]["psnr"]["value"] is not None
+    assert "losses" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+CHILD = """
+import json, sys, time, pathlib
+job = json.load(open(sys.argv[1]))
+for phase in job["phases"]:
+    folder = pathlib.Path(job["root"]) / phase["id"]
+    (folder.parent / "order.txt").open("a").write(phase["id"] + "\\n")
+    if folder.exists():
+        continue
+    if phase["lr"] > 1:
+        sys.exit("first line\\nlr is too high")
+    folder.mkdir()
+    time.sleep(0.3)
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "samples": 32, "total": 32, "seconds": 2.0}))
+    (folder / "config.json").write_text("{}")
+"""
+
+
+def test_lanes_share_stages_and_name_what_failed(tmp_path, monkeypatch):
+    """Three rows with one first stage (trained once), and two whose first stage fails (tried once)."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    monkeypatch.setattr(lanes, "LANE", (sys.executable, str(script)))
+    monkeypatch.setattr(lanes, "POLL", 0.02)
+    monkeypatch.setattr(lanes, "EVERY", 0.0)
+    told = []
+    write = runs.write_json
+
+    def brief(path, job):  # the stand-in for a lane knows ids, not configs
+        told.append(path.name)
+        write(path, job | {"phases": [{"id": config.parse(p).id, "lr": config.parse(p).budget.lr} for p in job["phases"]]})
+
+    monkeypatch.setattr(lanes.runs, "write_json", brief)
+    base = presets.get("tiny_plain_vae")
+
+    def row(label, lr, then):
+        stages = [{"name": "first"}, {"name": "second", "train": {"lr": then}}]
+        return compare.Row(label, 0, config.override(base, {"stages": stages, "train.lr": lr}), "tokenizer")
+
+    rows = [row("a", 0.1, 0.1), row("b", 0.1, 0.2), row("x", 9.0, 0.1), row("y", 9.0, 0.2), row("c", 0.1, 0.3)]
+    stream = io.StringIO()
+    failed = compare.train(rows, tmp_path, jobs=3, stream=stream)
+    assert failed == {rows[2].phases[-1].id: "lr is too high", rows[3].phases[-1].id: "lr is too high"}
+    order = (tmp_path / "order.txt").read_text().split()
+    shared, broken = rows[0].phases[0].id, rows[2].phases[0].id
+    assert order.count(broken) == 1
+    assert order.index(shared) < order.index(rows[0].phases[1].id) < order.index(rows[1].phases[1].id)
+    assert "row 'y', seed 0 failed: lr is too high" in stream.getvalue()
+    assert "left" in stream.getvalue()
+    assert "3 of 5 rows, 2 failed" in stream.getvalue() or "2 of 5 rows, 2 failed" in stream.getvalue()
+
+
+def test_all_rows_failing_is_one_error(tmp_path):
+    with pytest.raises(TrainingError, match="all 1 rows failed; the first: .*lr"):
+        compare.run(["tiny_plain_vae:train.lr=1e30,train.guard_patience=1"], [0], tmp_path, tmp_path / "out", jobs=1, overrides=SMALL)

@@ -1,0 +1,73 @@
+"""Rows of a comparison: a label, a setting, a seed.
+
+A row is written `[LABEL=]PRESET[+VARIANT...][:field=value,...]`, for example `"no VF=pocket_vfm_vae:losses.vf.weight=0"` or
+`pocket_vfm_vae+plain_decoder`; the variants are those of `vfmlab.presets.ablations`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vfmlab import api, config
+from vfmlab.errors import ConfigError
+from vfmlab.presets import ablations
+
+Until = Literal["first_stage", "tokenizer"] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting with one seed. until: leave out what comes after the tokenizer, or after its first stage."""
+
+    label: str
+    seed: int
+    run: config.Run
+    until: Until = None
+
+    @property
+    def tokenizers(self) -> list[config.Run]:
+        """The stages of the tokenizer; the last one is what diffusion is trained on."""
+        found = [phase for phase in self.run.phases() if phase.kind == "tokenizer"]
+        return found[:1] if self.until == "first_stage" else found
+
+    @property
+    def phases(self) -> list[config.Run]:
+        """What is trained, first to last: stages of the tokenizer, then the diffusion model."""
+        return self.tokenizers if self.until else self.run.phases()
+
+
+def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None, until: Until = None) -> list[Row]:
+    """All rows, seeds outermost, so that the first seed is complete before the second begins.
+
+    Raises:
+        ConfigError: a row that is no setting, two rows with one label or one config, an `until` that no row reaches.
+    """
+    if until not in (None, "first_stage", "tokenizer"):
+        raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' or its 'first_stage'")
+    rows = []
+    for seed in seeds:
+        for spec in specs:
+            label, preset, variants, fields = _read(spec)
+            run = api.resolve(preset, {**(overrides or {}), **fields}, seed=seed)
+            for variant in variants:
+                run = ablations.apply(run, variant)
+            if run.tokenizer is None:
+                raise ConfigError(f"row '{spec}': '{preset}' trains no tokenizer; name a preset that does")
+            rows.append(Row(label, seed, run, until))
+    for what, keys in (("label", [(row.label, row.seed) for row in rows]), ("config", [row.phases[-1].id for row in rows])):
+        twice = [row.label for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1]
+        if twice:
+            raise ConfigError(f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; rows must differ in preset, variant, fields or seed, and in label")
+    return rows
+
+
+def _read(spec: str) -> tuple[str, str, list[str], dict[str, Any]]:
+    """label, preset, variants, fields. The label is what stands before a '=' that comes before the ':'."""
+    head, _, tail = spec.partition(":")
+    label, _, setting = head.rpartition("=")
+    preset, *variants = [setting] if setting.endswith(".json") else setting.split("+")
+    fields = [f for f in re.split(r",(?![^\[{]*[\]}])", tail) if f]  # commas inside of lists do not separate fields
+    return label or spec, preset, variants, config.parse_assignments(fields)
