@@ -1,0 +1,111 @@
+# %% [markdown]
+# # What does a latent look like from the inside?
+#
+# **Question.** Two latents of the same size can reconstruct equally well and still serve diffusion very differently. Which
+# properties of the space itself tell them apart: what it holds, how it is spread, how it takes disturbance?
+#
+# Every number here is one instrument on cached features, with the hash of its protocol. Agreement is measured with a
+# reference model of another family than the one the tokenizer was built on. Any run can join: name it in `others`.
+
+# %% tags=["parameters"]
+preset = "pocket_vfm_vae"
+baseline = "pocket_plain_vae"  # trained first if it does not exist
+others = ""  # more runs under root, separated by commas
+overrides = "{}"
+root = "runs"
+seed = 0
+headless = False
+
+# %%
+import vfmlab
+from vfmlab import figures, instruments, progress, viz
+from vfmlab import figures_latents as latents
+
+viz.use_notebook_renderer()
+chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
+for run in chosen.values():
+    progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+refs = {name: run.id for name, run in chosen.items()} | {name: name for name in others.split(",") if name}
+tokenizers = {name: vfmlab.load_tokenizer(ref, root) for name, ref in refs.items()}
+images, labels, names = figures.examples(chosen[preset].data, n=8, seed=seed)
+
+# %% [markdown]
+# ## 1. By eye
+# The first three principal components of each latent as colours. *Prediction:* with a VFM the object is one region, without
+# it the latent is a small picture of edges and shades.
+
+# %%
+latents.latent_maps(tokenizers, images)
+
+# %% [markdown]
+# ## 2. All instruments
+# Measured once and kept beside each run. SE-CKNNA is agreement under noise, rotation and scale; LDS is how much more a token
+# resembles its neighbours than distant ones. *Prediction:* the VFM tokenizer leads in both, and the plain VAE has the
+# higher effective rank, because nothing asks it for structure.
+
+# %%
+reports = {name: instruments.measure(ref, root=root) for name, ref in refs.items()}
+viz.table(latents.numbers(reports))
+
+# %%
+viz.table(latents.missing(reports) or [{"run": "all", "number": "none missing", "reason": ""}])
+
+# %% [markdown]
+# ## 3. How the variance is spread
+# *Prediction:* the steeper curve is the one with the lower effective rank in the table.
+
+# %%
+latents.spectra(reports)
+
+# %% [markdown]
+# ## 4. Does the agreement survive disturbance?
+# Solid: the reference sees the disturbed image too; dashed: it sees the undisturbed one. *Prediction:* all curves fall with
+# noise, and dashed ones faster, because there the reference stays where it was.
+
+# %%
+latents.sensitivity(reports)
+
+# %% [markdown]
+# ## 5. Which details survive?
+# How well the scene's true factors can be read linearly, and the object's mask from 1, 5 and 20 labelled images. *Prediction:*
+# colours and position survive everywhere; texture and shape are linear only where the VFM put them.
+
+# %%
+latents.factors(reports)
+
+# %%
+latents.segmentation(reports)
+
+# %% [markdown]
+# ## 6. How many bits does it take?
+# Latents rounded to ever fewer bits (solid) or cut to fewer principal channels (dashed). *Prediction:* the class survives
+# at fewer bits than the pixels do.
+
+# %%
+latents.rate(reports)
+
+# %% [markdown]
+# ## 7. On the way from one image to another
+# The straight line between two latents, decoded. *Prediction:* no latent here is so smooth that the middle is an object; look for
+# a fade of pixels (bad sign: the latent is a picture) against a change of shape.
+
+# %%
+latents.choose(lambda pair: latents.interpolations(tokenizers, images, *pair), headless, pair=[(0, 1), (2, 3), (4, 5), (6, 7)])
+
+# %% [markdown]
+# ## 8. Errors that diffusion will make
+# A sampler never hits a latent exactly. *Prediction:* the latent whose curve falls least here forgives the most.
+
+# %%
+latents.robustness(reports)
+
+# %%
+latents.choose(lambda sigma: latents.noisy(tokenizers, images, sigma, seed), headless, sigma=[0.5, 0.25, 1.0])
+
+# %% [markdown]
+# ## Finding
+# Read the table of section 2 as a list of hypotheses: each column orders the latents, and only what a diffusion model makes of
+# them can say which column matters. Rows with different marks under "protocols" do not belong in one order.
+#
+# ## What next
+# `07_train_diffusion` trains the same small DiT on each latent; `10_compare_and_report` sets its gFD beside these numbers.

@@ -1,0 +1,341 @@
+"""Instruments on every kind of subject, and the door: what is kept, what is refused, what must not change a number."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from evaluation_toys import CFG, Lossless, Toy
+from torch import nn
+
+from vfmlab import api, config, data, instruments, runs
+from vfmlab import figures_latents as figures
+from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
+from vfmlab.evaluation import dynamics, subject
+from vfmlab.evaluation import instruments as bench
+from vfmlab.evaluation.reference import Reference
+from vfmlab.evaluation.representation import pool
+from vfmlab.evaluation.views import CLEAN, MOVED, NOISY
+from vfmlab.registry import INSTRUMENTS, NETWORKS
+
+PROTOCOL = config.Protocol(n=60, batch=25)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("VFMLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+class Echo(Toy):
+    """A reference that sees what the lossless tokenizer sees: token means of its latents."""
+
+    name, dimension = "echo", 12
+
+    def __init__(self):
+        super().__init__()
+        self.tokenizer = Lossless()
+
+    def forward(self, images):
+        from vfmlab.evaluation.features import Seen
+
+        return Seen(pool(self.tokenizer.encode(images).mode()), None)
+
+
+def lossless(protocol=PROTOCOL, space=None, cfg=CFG, tokenizer=None, **more) -> subject.Subject:
+    return subject.of_tokenizer(tokenizer or Lossless(), cfg, protocol, Reference(space or Toy()), **more)
+
+
+def network(depth: int = 3) -> nn.Module:
+    kind = NETWORKS.get("lightningdit")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = kind(kind.Config(width=16, depth=depth, heads=2, patch=2), (12, 8, 8), 10)
+        for p in net.parameters():  # as initialised, every block is the identity
+            nn.init.normal_(p, std=0.05)
+    return net.eval()
+
+
+# -- subjects ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_representation_that_is_the_reference_agrees_wholly():
+    found = bench.measure(lossless(space=Echo()), ["alignment", "se_cknna"])
+    value = {k: v["value"] for k, v in found["metrics"].items()}
+    assert value["alignment_cknna"] == pytest.approx(1, abs=1e-5)
+    assert value["alignment_mutual_knn"] == 1
+    assert value["se_cknna_clean"] == pytest.approx(1, abs=1e-5)
+    assert value["se_cknna_noise"] == pytest.approx(1, abs=1e-5)
+    sets = found["curves"]["se_cknna_sets"]
+    assert sets["sets"] == ["clean", *(v.name for v in (*NOISY, MOVED))]
+    # ours: the mean of four noise sets and one of turns and scales, the undisturbed one apart
+    assert value["se_cknna"] == pytest.approx(sum(sets["value"][1:]) / 5)
+    assert value["se_cknna"] == pytest.approx((4 * value["se_cknna_noise"] + value["se_cknna_moved"]) / 5)
+    assert value["se_cknna_change"] == pytest.approx(value["se_cknna"] / value["se_cknna_clean"] - 1)
+    assert value["se_cknna_reference_clean"] == pytest.approx(sum(sets["reference_clean"][1:]) / 5)
+    assert sets["reference_clean"][1] < sets["value"][1]  # the reference that stays put agrees less
+
+
+def test_neither_batch_size_nor_kept_files_change_features(tmp_path):
+    for make in (lossless, lambda protocol, **more: diffusion(protocol, **more)):
+        whole = make(PROTOCOL)
+        for view in (CLEAN, NOISY[3], MOVED):
+            few = make(PROTOCOL.model_copy(update={"batch": 7}), store=tmp_path)
+            torch.testing.assert_close(few.pooled(view), whole.pooled(view), atol=1e-5, rtol=1e-5)
+            again = make(PROTOCOL, store=tmp_path)
+            again.reads = None  # would fail if anything were computed
+            again.__dict__["scales"] = whole.scales
+            torch.testing.assert_close(again.pooled(view), whole.pooled(view), atol=1e-5, rtol=1e-5)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+
+
+def diffusion(protocol=PROTOCOL, space=None, **more) -> subject.Subject:
+    return subject.of_diffusion(network(), Lossless(), CFG, protocol, Reference(space or Toy()), 10, **more)
+
+
+def test_a_subject_reads_posterior_modes_in_the_units_of_diffusion():
+    s = lossless()
+    images = data.to_float(s.source.batch(torch.arange(60)).images)
+    torch.testing.assert_close(s.held_out.maps, s.tokenizer.encode(images).mode())
+    torch.testing.assert_close(s.pooled(), pool(s.held_out.maps))
+    torch.testing.assert_close(s.held_out.images(3), images[:3])
+    assert s.scales  # convolutional: smaller images are read as they are
+    assert s.training.maps.shape == (200, 12, 8, 8)
+    raw = lossless(tokenizer=Lossless(statistics=False))
+    assert raw.facts["latent"] == "raw"
+    torch.testing.assert_close(raw.held_out.maps, raw.tokenizer.posterior(images).mode())
+
+
+def test_a_network_of_one_size_gets_scaled_images_at_full_size():
+    s = diffusion()
+    assert not s.scales
+    assert s.pooled(MOVED).shape == (60, 16)
+    found = bench.measure(s, ["se_cknna"])
+    facts = found["protocols"][found["metrics"]["se_cknna"]["protocol"]]["instrument"]
+    assert facts["scaled images"] == "brought back to full size"
+
+
+def test_wide_features_keep_fewer_maps_and_say_so(monkeypatch):
+    monkeypatch.setattr(subject, "MAP_BYTES", 1)
+    monkeypatch.setattr(subject, "FEWEST_MAPS", 30)
+    s = lossless()
+    assert (len(s.held_out), len(s.pooled()), s.n) == (30, 60, 60)
+    assert bench.measure(s, ["lds"])["metrics"]["lds"]["n"] == 30
+
+
+def test_tokens_of_a_block_are_those_of_the_network():
+    net, z = network(), torch.randn(5, 12, 8, 8)
+    noise = subject.noise_of(z, [4, 2, 9, 1, 7], seed=3)
+    torch.testing.assert_close(subject.noise_of(z[1:3], [2, 9], seed=3), noise[1:3])
+    _, found = net(0.7 * z + 0.3 * noise, torch.full((5,), 0.3), torch.full((5,), 10), features_at=(2,))
+    maps = subject.tokens_at(net, z, 0.3, noise, (2,))[2]
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), found[2])
+    by_block = dynamics.block_features(net, z, [4, 2, 9, 1, 7], 0.3, seed=3)
+    torch.testing.assert_close(by_block[2], pool(maps))
+    assert sorted(by_block) == [1, 2, 3]
+
+
+def test_a_class_token_in_front_is_left_out():
+    class WithToken(nn.Module):
+        num_classes, grid, depth = 3, (2, 2), 1
+
+        def forward(self, x, t, y, features_at=()):
+            tokens = x.flatten(2).transpose(1, 2)
+            return x, {k: torch.cat([torch.full_like(tokens[:, :1], 99), tokens], 1) for k in features_at}
+
+    z = torch.randn(2, 5, 2, 2)
+    assert torch.equal(subject.tokens_at(WithToken(), z, 0.0, torch.zeros_like(z), (1,))[1], z)
+
+
+def test_every_instrument_measures_every_kind_it_names():
+    subjects = {"tokenizer": lossless(tokenizer=Lossless(error=0.1)), "diffusion": diffusion(), "vfm": vision()}
+    for kind, s in subjects.items():
+        found = bench.measure(s)
+        json.dumps(found, allow_nan=False)
+        assert list(found["instruments"]) == bench.names(kind)
+        expected = {k for name in bench.names(kind) for k in INSTRUMENTS.get(name).scalars.ends}
+        assert set(found["metrics"]) == expected
+        for key, entry in {**found["metrics"], **found["curves"]}.items():
+            if entry["value"] is None:
+                assert key.startswith(("gfd", "bpp")), (kind, key, entry["reason"])
+            else:
+                assert entry["protocol"] in found["protocols"], key
+        assert all(math.isfinite(v["value"]) for v in found["metrics"].values() if v["value"] is not None)
+    assert {k for k, end in bench.better().items() if end is None} >= {"effective_rank", "uniformity"}
+
+
+def vision() -> subject.Subject:
+    from vfmlab import vfm
+
+    model = vfm.build(config.VFM(name="pocket_random", upscale=2), 16)
+    return subject.of_vision_model(model, CFG, PROTOCOL, Reference(Toy()))
+
+
+def test_a_linear_lossless_tokenizer_has_straight_paths_and_no_error():
+    value = {k: v.get("value") for k, v in bench.measure(lossless(), ["interpolation", "frequency", "robustness", "rate"])["metrics"].items()}
+    assert value["path_length"] == pytest.approx(1, abs=1e-4)
+    assert value["path_roughness"] == pytest.approx(0, abs=1e-4)
+    assert value["mse_low"] + value["mse_high"] < 1e-9
+    off = bench.measure(lossless(tokenizer=Lossless(error=0.1)), ["frequency"])["metrics"]
+    # a shift of all pixels, but where it was clipped: low frequencies, at most (0.1 / 2)^2
+    assert 0.0005 < off["mse_low"]["value"] + off["mse_high"]["value"] <= 0.0026
+    assert off["error_high_share"]["value"] < 0.3
+
+
+def test_rate_curve_grows_with_bits():
+    found = bench.measure(lossless(), ["rate"])["curves"]["rate"]
+    points = [p for p in found["value"] if p["channels"] == 12]
+    assert [p["psnr"] for p in points] == sorted(p["psnr"] for p in points)
+    assert points[0]["bpp"] == 12 * 1 / 4  # channels x bits at one token for 2 x 2 pixels
+    assert all(p["bpp_entropy"] <= p["bpp"] + 1e-9 for p in found["value"])
+    assert found["unrounded"]["psnr"] >= max(p["psnr"] for p in points)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_measured_says_why():
+    few = lossless(PROTOCOL.model_copy(update={"n": 8}))
+    found = bench.measure(few, ["alignment", "se_cknna"])
+    assert all(v["value"] is None and "lower k or use more samples" in v["reason"] for v in found["metrics"].values())
+    s = lossless(tokenizer=Lossless(error=0.1))
+    s.source.masks = lambda indices: None
+    s.source.factors = lambda indices: None
+    s.source.class_names = ["all"]
+    s._maps["train"] = subject.Maps(s.training.maps, s.training.labels, s.training.indices, s.source)
+    found = bench.measure(s, ["segmentation", "factors", "probes", "rate"])["metrics"]
+    assert "no masks; scenes have them" in found["segmentation_5"]["reason"]
+    assert "no known factors" in found["factor_r2"]["reason"]
+    assert found["probe_mean_linear"]["reason"] == found["bpp_probe"]["reason"] == "the data has no classes"
+    assert found["bpp_psnr"]["value"] > 0  # the part that needs no classes is there
+    constant = lossless()
+    constant.reads = lambda images, ids: torch.ones(len(images), 4, 8, 8)
+    found = bench.measure(constant, ["alignment", "geometry", "factors"])["metrics"]
+    assert all("constant" in v["reason"] for v in found.values())
+    broken = lossless()
+    broken.reads = lambda images, ids: torch.full((len(images), 4, 8, 8), math.nan)
+    with pytest.raises(DataError, match="not finite"):
+        _ = broken.held_out
+    for reports in ({k: {"metrics": v, "curves": {}} for k, v in (("a", found),)},):
+        assert all("\n" not in row["reason"] for row in figures.missing(reports))
+
+
+def test_unfit_and_unknown_instruments_are_refused():
+    with pytest.raises(ConfigError, match="unknown instrument 'se_cknn'.*se_cknna"):
+        bench.measure(lossless(), ["se_cknn"])
+    with pytest.raises(ConfigError, match="'blocks' measures diffusion runs; 'tokenizer' is a tokenizer"):
+        bench.measure(lossless(), ["blocks"])
+    with pytest.raises(ConfigError, match="decodes nothing"):
+        diffusion().decode(torch.zeros(1, 12, 8, 8))
+
+
+# -- the door ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A tiny plain VAE with its diffusion model, evaluated twice on the way."""
+    folder = tmp_path_factory.mktemp("runs")
+    overrides = {"data.val": 64, "protocol.n": 64, "diffusion.train.log_every": 64}
+    list(api.train("tiny_plain_vae", folder, overrides))
+    return folder
+
+
+def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
+    first = instruments.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
+    assert first["kind"] == "tokenizer"
+    assert first["reference"] == "judge"
+    assert set(first["instruments"]) == {"lds", "geometry"}
+    folder = runs.open_run("tiny_plain_vae_tokenizer", root)
+    assert first["run"] == folder.id
+    assert len(list((folder.path / "instruments").glob("*.json"))) == 1
+    assert list((folder.path / "features").glob("*.safetensors"))
+    more = instruments.measure(folder.id, ["lds", "interpolation"], root)
+    assert set(more["metrics"]) == {"lds", "path_length", "path_roughness"}
+    monkeypatch.setattr(api, "load_tokenizer", None)  # would fail if anything were measured again
+    whole = instruments.measure(folder.path, ["lds", "geometry", "interpolation"], root)
+    assert whole["metrics"]["lds"] == first["metrics"]["lds"]
+    assert whole["protocols"].keys() == {v["protocol"] for g in ("metrics", "curves") for v in whole[g].values()}
+    assert set(instruments.measure(folder.path, ["geometry"], root)["metrics"]) == set(first["metrics"]) - {"lds"}
+
+
+def test_other_protocols_have_other_hashes(root):
+    one = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root)
+    fewer = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"n": 30})
+    assert fewer["metrics"]["lds"]["n"] == 30
+    assert fewer["metrics"]["lds"]["protocol"] != one["metrics"]["lds"]["protocol"]
+    batch = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"batch": 3})
+    assert batch["metrics"]["lds"] == one["metrics"]["lds"]
+    other = instruments.measure("tiny_plain_vae_tokenizer", ["lds", "alignment"], root, compared_with="pocket")
+    assert other["metrics"]["lds"]["protocol"] == one["metrics"]["lds"]["protocol"]  # which sees no reference
+    assert other["reference"] == "pocket"
+    assert len(figures.numbers({"a": one, "b": fewer})) == 2
+    marks = [row["protocols"] for row in figures.numbers({"a": one, "b": fewer, "c": batch})]
+    assert marks[0] == marks[2] != marks[1]
+
+
+def test_a_diffusion_run_with_its_course(root):
+    found = instruments.measure("tiny_plain_vae", ["blocks", "time_loss", "convergence", "lds"], root)
+    assert found["kind"] == "diffusion"
+    blocks = found["curves"]["block_cknna_over_t"]
+    if blocks["value"] is not None:
+        assert (len(blocks["value"]), len(blocks["value"][0])) == (2, 5)
+    course, area = found["curves"]["gfd_over_samples"], found["metrics"]["gfd_area"]
+    assert course["samples"] == [32, 64]
+    assert area["value"] == pytest.approx(sum(course["value"]) / 2)
+    assert 0 < found["metrics"]["velocity_error"]["value"] < 3
+    figures.time_losses({"a": found})
+    folder = runs.open_run("tiny_plain_vae", root, kind="diffusion")
+    (reached,) = dynamics.steps_to_reach([folder])
+    assert reached["level"] == course["value"][-1]
+    assert reached["steps"] == reached["samples"] / 8
+    assert dynamics.steps_to_reach([folder], level=-1)[0]["samples"] is None
+    with pytest.raises(RunError, match="has logged no agreement of its blocks"):
+        dynamics.over_training(folder)
+
+
+def test_blocks_over_training_are_read_from_the_log(tmp_path):
+    net, z = network(), torch.randn(40, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    logged = dynamics.block_alignment(net, z, range(40), pool(z))
+    assert list(logged) == ["cknna_block_1", "cknna_block_2", "cknna_block_3"]
+    folder = runs.RunDir(tmp_path)
+    for samples in (32, 64):
+        folder.log({"kind": "evaluation", "step": samples // 8, "samples": samples, **logged})
+    course = dynamics.over_training(folder)
+    assert course["samples"] == [32, 64]
+    assert course["block"] == [1, 2, 3]
+    assert course["value"][1] == pytest.approx([logged["cknna_block_2"]] * 2)
+    assert figures.dynamics(course).data[0].z.shape == (3, 2)
+
+
+def test_vision_models_and_what_the_door_refuses(root):
+    cfg = runs.open_run("tiny_plain_vae_tokenizer", root).config().data
+    found = instruments.measure("vfm:pocket_random@2", ["lds", "probes"], root, protocol={"n": 40}, data=cfg)
+    assert found["kind"] == "vfm"
+    assert found["metrics"]["lds"]["n"] == 40
+    assert found["representation"] == {"of": "vfm", "layer": 2}
+    for call, said in (
+        (lambda: instruments.measure("vfm:pocket", root=root), "has no images of its own: give data="),
+        (lambda: instruments.measure("vfm:pocket@last", root=root, data=cfg), "the layer after '@' is a number"),
+        (lambda: instruments.measure("vfm:pockt", root=root, data=cfg), "unknown VFM 'pockt'"),
+        (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
+        (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),
+        (lambda: instruments.measure("no_such_run", root=root), "unknown run"),
+    ):
+        with pytest.raises(VfmlabError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_figures_of_all_instruments(root):
+    ref = runs.open_run("tiny_plain_vae_tokenizer", root).id
+    reports = {"one": instruments.measure(ref, root=root)}
+    reports["two"] = reports["one"]
+    for draw in (figures.spectra, figures.sensitivity, figures.factors, figures.segmentation, figures.rate, figures.robustness):
+        assert len(draw(reports).data) >= 1
+    assert set(figures.SHOWN.values()) < set(figures.numbers(reports)[0])
+    tokenizers, images = {"one": api.load_tokenizer(ref, root)}, torch.zeros(2, 3, 16, 16)
+    for draw in (figures.latent_maps, figures.interpolations, figures.noisy):
+        assert draw(tokenizers, images + torch.linspace(-1, 1, 2).view(2, 1, 1, 1)).data
+    assert figures.choose(lambda k: k, headless=True, k=[3, 4]) == 3

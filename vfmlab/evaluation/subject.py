@@ -1,0 +1,291 @@
+"""What instruments measure: one representation of the held-out images, whichever network makes it.
+
+A subject is a tokenizer (its normalised latent, posterior mode), a diffusion model (tokens after one block, at one t, under
+the null label) or a vision model (one layer). Its features of held-out and of training images are computed once per
+subject and, with a folder to keep them in, once per weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import config, data
+from vfmlab.diffusion import path as flow
+from vfmlab.errors import ConfigError, DataError, VfmlabError
+from vfmlab.evaluation import reference as references
+from vfmlab.evaluation.probes import CPU_PART, TRAIN_IMAGES
+from vfmlab.evaluation.protocol import Resolved, chosen, resolve
+from vfmlab.evaluation.reconstruction import evaluating, normalised
+from vfmlab.evaluation.reference import Reference
+from vfmlab.evaluation.representation import pool
+from vfmlab.evaluation.views import CLEAN, View, sides_of
+from vfmlab.nn.transforms import resize
+from vfmlab.runs import RunDir
+from vfmlab.seeding import SampleRandom, derive, generator
+from vfmlab.tokenizers.base import Tokenizer
+
+MAP_BYTES = 2**28  # of maps kept in memory; wide representations keep fewer images, and their numbers say how many
+FEWEST_MAPS = 128
+T, NULL = 0.5, "null"  # where a diffusion model is read, as in VFM-VAE's evaluation
+Reads = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Feature maps with what is known of their images. maps: N C h w; labels, indices: long N; source: they came from."""
+
+    maps: Tensor
+    labels: Tensor
+    indices: Tensor
+    source: data.ImageSource
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def images(self, n: int | None = None) -> Tensor:
+        """The first n images (all: None) in [-1, 1], N 3 S S."""
+        return data.to_float(self.source.batch(self.indices[:n]).images)
+
+
+@dataclass
+class Subject:
+    """See the module. Made by :func:`of_tokenizer`, :func:`of_diffusion`, :func:`of_vision_model`.
+
+    Attributes:
+        kind: "tokenizer", "diffusion" or "vfm". reads: images B 3 s s in [-1, 1] and their ids -> maps B C h w.
+        facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may be compared.
+        weights: digest of what computes the features. modules: kept in eval mode while they are read.
+        store: folder for features, or None. folder: of the run, where there is one.
+    """
+
+    kind: str
+    name: str
+    cfg: config.Data
+    protocol: config.Protocol
+    reads: Reads
+    facts: dict[str, Any]
+    weights: str
+    device: torch.device
+    modules: Sequence[nn.Module]
+    reference: Reference
+    cell: int = 1
+    store: Path | None = None
+    folder: RunDir | None = None
+    tokenizer: Tokenizer | None = None
+    network: nn.Module | None = None
+    num_classes: int = 0
+    _pooled: dict[str, Tensor] = field(default_factory=dict)
+    _maps: dict[str, Maps] = field(default_factory=dict)
+
+    @cached_property
+    def source(self) -> data.ImageSource:
+        return data.open_source(self.cfg, "val")
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        return resolve(self.protocol, self.cfg, self.source)
+
+    @property
+    def n(self) -> int:
+        """Held-out images of the protocol."""
+        return self.resolved.n
+
+    def section(self, instrument: Mapping[str, Any], reference: bool = False) -> Resolved:
+        """The protocol of a number that an instrument with these facts measures here."""
+        more = {"reference": self.reference.facts()} if reference else {}
+        return Resolved({**self.resolved.sections, "representation": self.facts, **more, "instrument": dict(instrument)})
+
+    # -- features ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(self, images: Tensor, ids: Sequence[int]) -> Tensor:
+        """Images B 3 s s in [-1, 1] -> maps B C h w (fp32, on the CPU), a few at a time."""
+        part = CPU_PART if self.device.type == "cpu" else len(images)
+        with evaluating(*self.modules):
+            found = [
+                self.reads(x.to(self.device, memory_format=torch.channels_last), ids[k * part : k * part + len(x)]).float().cpu()
+                for k, x in enumerate(images.split(part))
+            ]
+        return torch.cat(found)
+
+    @cached_property
+    def scales(self) -> bool:
+        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have one size only)."""
+        if self.kind == "diffusion":
+            return False
+        size = self.cfg.size
+        try:
+            grid = self.read(torch.zeros(1, 3, size, size), [0]).shape[-1]
+            sides = [self.read(torch.zeros(1, 3, s, s), [0]).shape[-1] * size / s for s in set(sides_of(size, self.cell))]
+        except (VfmlabError, RuntimeError, AssertionError, ValueError):
+            return False
+        return all(side == grid for side in sides)
+
+    @property
+    def held_out(self) -> Maps:
+        """Maps of the protocol's held-out images, as many as fit into `MAP_BYTES`."""
+        return self._read_maps("val", self.source, lambda: chosen(self.resolved, self.source))
+
+    @property
+    def training(self) -> Maps:
+        """Maps of a seeded choice of training images: the one that the probes of a report are fitted on."""
+        source = data.open_source(self.cfg, "train")
+
+        def which() -> Tensor:
+            order = torch.randperm(len(source), generator=generator("probe images", self.protocol.seed))
+            return order[:TRAIN_IMAGES].sort().values
+
+        return self._read_maps("train", source, which)
+
+    def _read_maps(self, split: str, source: data.ImageSource, which: Callable[[], Tensor]) -> Maps:
+        if split in self._maps:
+            return self._maps[split]
+        indices = which()
+        path = self._path("maps", split, source.fingerprint, len(indices), self.protocol.seed)
+        tensors = references.kept(path) if path else None
+        if tensors is None:
+            rows, labels, used, room = [], [], [], len(indices)
+            for part in indices.split(self.protocol.batch):
+                found = source.batch(part[: room - sum(map(len, rows))])
+                rows.append(self.read(data.to_float(found.images), part.tolist()[: len(found.labels)]))
+                labels.append(found.labels)
+                used.append(found.indices)
+                room = min(room, max(FEWEST_MAPS, MAP_BYTES // (4 * rows[0][0].numel())))
+                if sum(map(len, rows)) >= room:
+                    break
+            tensors = {"maps": torch.cat(rows)[:room], "labels": torch.cat(labels)[:room], "indices": torch.cat(used)[:room]}
+            if not torch.isfinite(tensors["maps"]).all():
+                raise DataError(f"features of '{self.name}' are not finite; look at the network that made them")
+            if path:
+                references.keep(path, tensors)
+        self._maps[split] = Maps(tensors["maps"], tensors["labels"], tensors["indices"], source)
+        return self._maps[split]
+
+    def pooled(self, view: View = CLEAN) -> Tensor:
+        """Token-mean features of all held-out images of the protocol, seen through `view`: N C."""
+        if view.name in self._pooled:
+            return self._pooled[view.name]
+        if view == CLEAN and len(self.held_out) == self.n:
+            return pool(self.held_out.maps)
+        path = self._path("pooled", view.name, view.facts, self.source.fingerprint, self.n, self.protocol.seed)
+        tensors = references.kept(path) if path else None
+        if tensors is None:
+            rows = []
+            for part in chosen(self.resolved, self.source).split(self.protocol.batch):
+                found = self.source.batch(part)
+                images, ids = data.to_float(found.images), part.tolist()
+                out = None
+                for where, seen in view(images, ids, self.protocol.seed, self.cell):
+                    seen = seen if self.scales else resize(seen, images.shape[-1])
+                    values = pool(self.read(seen, [ids[i] for i in where.tolist()]))
+                    out = values.new_empty(len(images), values.shape[1]) if out is None else out
+                    out[where] = values
+                rows.append(out)
+            tensors = {"features": torch.cat(rows)}
+            if path:
+                references.keep(path, tensors)
+        self._pooled[view.name] = tensors["features"]
+        return tensors["features"]
+
+    def theirs(self, view: View = CLEAN) -> Tensor:
+        """The reference's token-mean features of the same images through the same view: N D."""
+        return self.reference.features(self.source, self.resolved, view, self.protocol.batch, self.device, self.cell)
+
+    def _path(self, *what: Any) -> Path | None:
+        return None if self.store is None else self.store / f"{config.digest([self.weights, self.facts, *what])}.safetensors"
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Normalised latents -> images in [-1, 1] on the CPU; tokenizers only."""
+        if self.tokenizer is None or self.kind != "tokenizer":
+            raise ConfigError(f"'{self.name}' is a {self.kind} subject and decodes nothing; measure its tokenizer's run")
+        part = CPU_PART if self.device.type == "cpu" else 256
+        with torch.no_grad(), evaluating(self.tokenizer):
+            return torch.cat([self.tokenizer.decode(x.to(self.device)).cpu() for x in z.split(part)])
+
+
+# -- the three kinds --------------------------------------------------------------------------------------------------
+
+
+def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, name: str = "tokenizer", **more: Any) -> Subject:
+    """The normalised latent (posterior mode); raw while the tokenizer has no statistics, and then said so."""
+    known = int(tokenizer.stat_count) > 0
+    facts = {"of": "tokenizer", "read": "posterior mode", "latent": "normalised" if known else "raw"}
+
+    def reads(images: Tensor, ids: Sequence[int]) -> Tensor:
+        return normalised(tokenizer, tokenizer.posterior(images).mode().float())
+
+    vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
+    where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
+    return Subject(
+        "tokenizer", name, cfg, protocol, reads, facts, f"{digest(tokenizer)} {vfm}", where, [tokenizer], reference, cell, tokenizer=tokenizer, **more
+    )
+
+
+def of_diffusion(
+    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, num_classes: int,
+    name: str = "diffusion", block: int | None = None, t: float = T, **more: Any,
+) -> Subject:  # fmt: skip
+    """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per image."""
+    block = max(1, network.depth // 2) if block is None else block
+    facts = {"of": "diffusion", "block": block, "t": t, "label": NULL}
+
+    def reads(images: Tensor, ids: Sequence[int]) -> Tensor:
+        z = tokenizer.encode(images).mode()
+        return tokens_at(network, z, t, noise_of(z, ids, protocol.seed), (block,))[block]
+
+    vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
+    weights = f"{digest(network)} {digest(tokenizer)} {vfm}"
+    where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
+    return Subject(
+        "diffusion", name, cfg, protocol, reads, facts, weights, where, [network, tokenizer], reference, cell,
+        tokenizer=tokenizer, network=network, num_classes=num_classes, **more,
+    )  # fmt: skip
+
+
+def of_vision_model(vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1, **more: Any) -> Subject:
+    """Maps of one layer of a frozen vision model, at its own resolution."""
+    vfm.check_layers((layer,))
+    facts, name = {"of": "vfm", "layer": layer}, f"vfm:{vfm.facts.name}@{layer}"
+
+    def reads(images: Tensor, ids: Sequence[int]) -> Tensor:
+        return vfm.features(images, (layer,)).maps[layer]
+
+    weights = f"{vfm.facts.name} {vfm.fingerprint} {vfm.upscale}"
+    grid = vfm.grid(layer)[0]
+    cell = cfg.size // grid if cfg.size % grid == 0 else 1
+    return Subject("vfm", name, cfg, protocol, reads, facts, weights, vfm.mean.device, [vfm], reference, cell, **more)
+
+
+def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
+    """The noise under which images are read, the same for an image whatever else is in the batch."""
+    return SampleRandom(derive("diffusion features", seed), ids, z.device).randn(*z.shape[1:])
+
+
+@torch.no_grad()
+def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tuple[int, ...]) -> dict[int, Tensor]:
+    """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time t, label null.
+
+    A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks' `features_at`.
+    """
+    point = flow.interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
+    null = torch.full((len(z),), network.num_classes, dtype=torch.long, device=z.device)
+    found = network(point.x, point.t, null, features_at=blocks)[1]
+    h, w = network.grid
+    return {k: v[:, v.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)) for k, v in found.items()}
+
+
+def digest(module: nn.Module) -> str:
+    """Digest of all that a module's state holds."""
+    state = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""What is done to images before an instrument looks at them: nothing, noise, or a quarter turn with a change of scale.
+
+Each image's noise, turn and scale depend on (seed, its index, the view) only: neither batch size nor order changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmlab.nn.transforms import resize, scaled_side, turn
+from vfmlab.seeding import SampleRandom, derive
+
+SIGMAS = (0.05, 0.10, 0.15, 0.20)
+SCALES = (1.0, 0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class View:
+    """sigma: of the Gaussian noise, on images in [-1, 1], not clipped. moved: a random quarter turn and scale per image."""
+
+    name: str = "clean"
+    sigma: float = 0.0
+    moved: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What enters a protocol's hash."""
+        return {"sigma": self.sigma} | ({"turns": 4, "scales": list(SCALES)} if self.moved else {})
+
+    def __call__(self, images: Tensor, ids: Sequence[int], seed: int, cell: int = 1) -> list[tuple[Tensor, Tensor]]:
+        """Images B 3 S S in [-1, 1] -> groups of one size each: (rows long, images b 3 s s).
+
+        ids: one per image. cell: sides are rounded to whole cells of so many pixels, as in equivariance training.
+        """
+        random = SampleRandom(derive(self.name, seed), ids)
+        rows = torch.arange(len(images))
+        if self.sigma:
+            return [(rows, images + self.sigma * random.randn(*images.shape[1:]).to(images))]
+        if not self.moved:
+            return [(rows, images)]
+        drawn = torch.tensor([torch.randint(4, (2,), generator=g).tolist() for g in random.streams]).view(-1, 2)
+        groups = []
+        for k, side in enumerate(sides_of(images.shape[-1], cell)):
+            mine = rows[drawn[:, 1] == k]
+            if len(mine):
+                turned = torch.stack([turn(images[i], int(drawn[i, 0])) for i in mine.tolist()])
+                groups.append((mine, resize(turned, side)))
+        return groups
+
+
+def sides_of(size: int, cell: int = 1) -> list[int]:
+    """Side of an image of `size` pixels at each of `SCALES`, in whole cells."""
+    return [scaled_side(size // cell, scale) * cell for scale in SCALES]
+
+
+CLEAN = View()
+NOISY = tuple(View(f"noise {sigma:.2f}", sigma) for sigma in SIGMAS)
+MOVED = View("rotation and scale", moved=True)
