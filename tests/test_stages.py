@@ -10,7 +10,7 @@ from tiny import COMMON, outcome_of
 
 from vfmlab import api, presets, runs
 from vfmlab.config import Run, override, parse
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.training import dryrun
 from vfmlab.training.checkpoint import load_state, read_weights
 from vfmlab.training.tokenizer import TokenizerTask
@@ -235,3 +235,17 @@ def test_a_collapsed_quantiser_is_told(tmp_path):
     told = runs.open_run(few.tokenizer_run.id, tmp_path).status()
     assert (told.state, told.message) == ("finished", end.data["remark"])
     assert "the quantiser collapsed" in told.message
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"losses.vf.layer": 9}, r"losses\.vf\.layer 9: 'pocket' has 4 blocks; name different layers among"),
+        ({"losses.adversarial.discriminator": {"kind": "projected"}}, r"discriminator\.backbone\.weights.*discriminator\.kind=patchgan needs no backbone"),
+        ({"losses.adversarial.discriminator": {"kind": "projected", "backbone": {"name": "pocket"}, "kernel": 3}}, "is the tokenizer's own VFM"),
+    ],
+)
+def test_losses_that_lack_something_say_what(change, complaint):
+    with pytest.raises(VfmlabError, match=complaint) as caught:
+        TokenizerTask(override(presets.get("tiny_vfm_vae").phases()[0], change))
+    assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.adversarial import Adversarial, Judged
 from vfmlab.losses.base import Reconstruction
 from vfmlab.losses.feature_matching import FeatureMatching
+from vfmlab.losses.feature_reconstruction import FeatureReconstruction
 from vfmlab.losses.preservation import Preservation
 from vfmlab.nn import transforms
 from vfmlab.registry import DISCRIMINATORS
@@ -64,6 +65,7 @@ class TokenizerObjective(nn.Module):
                 raise ConfigError(f"losses.{name} reads the discriminator of losses.{loss.config.of}, which is off; add losses.{loss.config.of}")
             if isinstance(loss, Preservation) and parent is None:
                 raise ConfigError(f"losses.{name} keeps the latent where the stage before had put it, but there is none; move it to a later stage")
+        self.rebuilds = any(isinstance(loss, FeatureReconstruction) for loss in losses.values())
         keeps = any(isinstance(loss, Preservation) for loss in losses.values())
         self.__dict__["parent"] = parent.requires_grad_(False).eval() if keeps else None
 
@@ -97,7 +99,7 @@ class TokenizerObjective(nn.Module):
             features=features,
             encoded=None if not own else own[list(own)[-1]],
             reference={} if self.parent is None else self._reference(seen, features),
-            rebuilt=self.tokenizer.rebuild(z),
+            rebuilt=self.tokenizer.rebuild(z) if self.rebuilds else None,
         )
         handed = Handed(made.images[0].detach(), made.target, batch.labels)
         if self.opponents is not None:
