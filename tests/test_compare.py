@@ -122,14 +122,14 @@ def test_sheet_has_a_line_per_group():
 
 @pytest.mark.timeout(600)
 def test_end_to_end(tmp_path):
-    """Two seeds, one row that cannot be trained and one with two stages; the second call trains nothing."""
+    """One row that cannot be trained and one with two stages; the second call trains nothing."""
     sets = SMALL | {"stages": STAGES}
     specs = ["plain=tiny_plain_vae", "broken=tiny_plain_vae:train.lr=1e30,train.guard_patience=1"]
     out = tmp_path / "docs" / "table"
-    page = compare.run(specs, [0, 1], tmp_path / "runs", out, jobs=1, overrides=sets)
+    page = compare.run(specs, [1], tmp_path / "runs", out, jobs=1, overrides=sets)
     text, data = page.read_text(), json.loads((tmp_path / "docs" / "table.json").read_text())
     good = [r for r in data["results"] if r["label"] == "plain"]
-    assert [r["seed"] for r in good] == [0, 1]
+    assert [r["seed"] for r in good] == [1]
     assert [s["stage"] for s in good[0]["stages"]] == ["first", "second", "diffusion"]
     for name in ("psnr", "ssim", "feature_distance", "rfd", "probe_linear", "probe_knn", "gfd", "class_accuracy"):
         assert good[0]["metrics"][name]["value"] is not None
@@ -144,7 +144,7 @@ def test_end_to_end(tmp_path):
     assert "images/table_plain.png" in text
     assert (tmp_path / "docs" / "images" / "table_plain.png").stat().st_size > 1000
     before = {run.id: (run.path / "status.json").stat().st_mtime for run in runs.scan(tmp_path / "runs")}
-    rows = compare.parse(["plain=tiny_plain_vae"], [0, 1], sets)
+    rows = compare.parse(["plain=tiny_plain_vae"], [1], sets)
     assert compare.train(rows, tmp_path / "runs", jobs=1, stream=io.StringIO()) == {}
     assert all(before[p.id] == (tmp_path / "runs" / p.id / "status.json").stat().st_mtime for row in rows for p in row.phases)
 
