@@ -265,7 +265,7 @@ def bench(only: tuple[str, ...] = (), out: Path = Path("bench.json"), repeats: i
 
 
 def compare(
-    rows: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[:field=value,...]")],
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[+VARIANT...][:field=value,...]")],
     /,
     sets: Assignments = (),
     seeds: tuple[int, ...] = (0, 1),
@@ -273,6 +273,7 @@ def compare(
     out: Path = Path("comparison"),
     jobs: int = 2,
     title: str = "Comparison",
+    until: Literal["first_stage", "tokenizer"] | None = None,
 ) -> int:
     """Train several settings with several seeds under one protocol and write tables and curves.
 
@@ -282,12 +283,13 @@ def compare(
         out: where to write; .md, .json and .html are added.
         jobs: runs at a time, one thread each where there are several.
         title: heading of the page.
+        until: leave diffusion out, or all but the first stage of each recipe.
     """
     from vfmlab import compare as comparing
 
     if not rows:
         raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae")
-    print(f"written: {comparing.run(rows, seeds, root, out, jobs, assignments(sets), title)}")
+    print(f"written: {comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until)}")
     return 0
 
 
