@@ -48,12 +48,12 @@ figures.sample_rows(model, variants=solvers, per_class=1, seed=seed)
 
 # %% [markdown]
 # ## 4. Guidance in an interval, by number
-# Guidance everywhere against guidance only in the middle of the path. Each row is a protocol of its own, so the hashes differ: look at the
+# Guidance everywhere against guidance only in the middle of the path, on 500 samples. Each row is a protocol of its own, so the hashes differ: look at the
 # trend, and rank only within a hash. *Prediction:* the interval keeps class accuracy at a lower distance.
 
 # %%
 settings = {"none": {}, "2 everywhere": {"scale": 2.0}, "2 in 0.2..0.8": {"scale": 2.0, "interval": [0.2, 0.8]}}
-viz.table(figures.guidance_rows(run.id, root, settings, headless=headless))
+viz.table(figures.guidance_rows(run.id, root, settings))
 
 # %% [markdown]
 # ## Finding

@@ -328,11 +328,12 @@ def loss_by_time(ref: str | Path, root: str | Path = "runs", n: int = 256, bins:
     return viz.curves({loaded.folder.id: (times, errors)}, x="t (0 data, 1 noise)", y="velocity error / target power")
 
 
-def guidance_rows(ref: str | Path, root: str | Path, settings: Mapping[str, Mapping[str, Any]], headless: bool = False) -> list[dict[str, Any]]:
-    """Class accuracy and Frechet distances for several guidance settings, each with its own protocol hash."""
+def guidance_rows(ref: str | Path, root: str | Path, settings: Mapping[str, Mapping[str, Any]], n: int = 500) -> list[dict[str, Any]]:
+    """Class accuracy and Frechet distances of at most n samples for several guidance settings, each with its own protocol hash."""
     rows = []
+    n = min(n, runs.open_run(ref, root).config().protocol.n)
     for name, fields in settings.items():
-        report = api.evaluate(ref, root, protocol={f"guidance.{k}": v for k, v in fields.items()} or None)
+        report = api.evaluate(ref, root, protocol={"n": n, **{f"guidance.{k}": v for k, v in fields.items()}})
         metrics = {k: report["metrics"][k].get("value") for k in ("gfd", "gfd_own", "class_accuracy") if k in report["metrics"]}
         rows.append({"guidance": name, **metrics, "N": report["protocol"]["n"], "protocol": report["hash"]})
     return rows
