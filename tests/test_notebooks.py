@@ -26,18 +26,18 @@ def demo(tmp_path_factory):
     command = [sys.executable, "-m", "vfmlab.demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": FOLDER.parent, "start_new_session": True}
     first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
-    end = time.time() + 240
+    end = time.time() + 600
     while not any(folder.status().state == "finished" for folder in runs.scan(root / "runs")):
         assert first.poll() is None, first.communicate()[0]
         assert time.time() < end, "no run was finished"
         time.sleep(0.2)
     kept = {folder.id: folder.status().created for folder in runs.scan(root / "runs") if folder.status().state == "finished"}
     os.killpg(first.pid, signal.SIGINT)
-    told = first.communicate(timeout=120)[0]
+    told = first.communicate(timeout=240)[0]
     assert first.returncode == 130, told
     assert "the same command goes on from there" in told
     assert not (root / "report.html").exists()
-    second = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500, **options)
+    second = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=1500, **options)
     assert second.returncode == 0, second.stdout
     after = {folder.id: folder.status() for folder in runs.scan(root / "runs")}
     assert all(after[run].created == created for run, created in kept.items())
@@ -45,7 +45,7 @@ def demo(tmp_path_factory):
     return root, second.stdout
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_the_demo_says_where_and_what_and_how(demo):
     root, told = demo
     *_, tokenizer, baseline, seconds, report, app = told.strip().splitlines()
@@ -63,7 +63,7 @@ def test_the_demo_says_where_and_what_and_how(demo):
 OWN = {"04": {"seeds": 1, "widths": "4,8"}, "05": {"preset": "tiny_aligntok", "ablations": "w_sp 0"}, "06": {"baseline": "tiny_plain_vae"}}  # not in the demo
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_headless(name, demo):
     root, _ = demo
