@@ -29,9 +29,10 @@ SHOWN = {  # number -> column
 def numbers(reports: Reports, shown: Mapping[str, str] = SHOWN) -> list[dict[str, Any]]:
     """One table row per run. Rows with one mark in the column "protocols" were measured alike; others do not compare."""
     rows = []
+    shared = [key for key in shown if all(report["metrics"].get(key, {}).get("value") is not None for report in reports.values())]
     for name, report in reports.items():
         found = {key: report["metrics"].get(key, {}) for key in shown}
-        mark = config.digest([entry.get("protocol") for entry in found.values()])
+        mark = config.digest([found[key]["protocol"] for key in shared])
         rows.append({"run": name, **{column: found[key].get("value") for key, column in shown.items()}, "protocols": mark})
     return rows
 

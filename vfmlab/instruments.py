@@ -17,7 +17,6 @@ import torch
 from vfmlab import api, config, runs, vfm
 from vfmlab.errors import ConfigError, RunError
 from vfmlab.evaluation import instruments, reference, subject
-from vfmlab.evaluation.evaluate import request
 from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.protocol import cache_folder
 from vfmlab.registry import INSTRUMENTS
@@ -56,19 +55,19 @@ def measure(
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
     kind, run, folder, layer = _what(str(ref), root)
-    if data is not None:
-        data = data if isinstance(data, config.Data) else config.Data.model_validate({**({} if run is None else run.data.model_dump()), **data})
     if run is None and data is None:
         raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
-    settings = run.protocol if run is not None else config.Protocol()
-    if protocol:
-        settings = config.override(_shell(run, data), {f"protocol.{key}": value for key, value in protocol.items()}).protocol
-    images = data or run.data
+    changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
+    if data is not None:
+        changes |= {f"data.{key}": value for key, value in (data.model_dump(mode="json") if isinstance(data, config.Data) else data).items()}
+    changed = config.override(run or _shell(), changes)
+    images, settings = changed.data, changed.protocol
     wanted = instruments.choose(names, kind, str(ref))
     built_on = run.vfm.name if run is not None and run.vfm is not None else ("pocket" if run is not None and kind == "vfm" else None)
     theirs = compared_with or reference.default(built_on if run is not None else str(ref).removeprefix("vfm:").partition("@")[0], settings.features)
     asked = settings.model_dump(mode="json", exclude={"batch", "sampler", "guidance", "decoder"})
-    state = request(run, folder) if folder is not None else str(ref)
+    judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
+    state = [folder.status().samples if folder is not None else str(ref), open_space(theirs, images.size, root).version if judge else ""]
     key = config.digest([instruments.VERSION, asked, images.model_dump(mode="json"), theirs, state, layer])
     beside = folder.path / "instruments" if folder is not None else cache_folder() / "instruments"
     kept = _read(beside / f"{key}.json")
@@ -98,11 +97,9 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Run | None, runs.RunD
     return "vfm" if folder.kind == "pretrain" else folder.kind, run, folder, -1
 
 
-def _shell(run: config.Run | None, data: config.Data | None) -> config.Run:
-    """A run to apply dotted protocol changes to, where there is none."""
-    if run is not None:
-        return run
-    return config.parse({"name": "vfm", "data": data.model_dump(), "pretrain": {}, "train": {"samples": 1}})
+def _shell() -> config.Run:
+    """A run to apply dotted changes to, where there is none."""
+    return config.parse({"name": "vfm", "pretrain": {}, "train": {"samples": 1}})
 
 
 def _open(

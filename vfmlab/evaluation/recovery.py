@@ -162,6 +162,7 @@ class Coder:
         self.basis, self.std = vectors.flip(1), values.flip(0).clamp_min(0).sqrt().clamp_min(1e-12)
         draw = torch.randperm(len(x), generator=generator("coder"))[:TOKENS]
         self.sample = (x[draw] - self.mean) @ self.basis / self.std
+        self.read, self.write = (self.basis / self.std).float(), (self.basis * self.std).T.float()
         self.half: dict[int, Tensor] = {}
 
     def interval(self, bits: int) -> Tensor:
@@ -174,15 +175,14 @@ class Coder:
     def __call__(self, maps: Tensor, channels: int, bits: int) -> tuple[Tensor, float]:
         """Rounded latents as they were, and the bits per token that an ideal coder of each channel by itself would need."""
         n, _, h, w = maps.shape
-        std = self.std[:channels]
-        x = (maps.permute(0, 2, 3, 1).flatten(0, 2).double() - self.mean) @ self.basis[:, :channels] / std
-        rounded, symbol = _round(x, self.interval(bits)[:channels], bits)
+        x = (maps.permute(0, 2, 3, 1).flatten(0, 2) - self.mean.float()) @ self.read[:, :channels]
+        rounded, symbol = _round(x, self.interval(bits)[:channels].float(), bits)
         entropy = 0.0
         for column in symbol.long().unbind(1):
             p = column.bincount().double() / len(column)
             entropy += float(-(p[p > 0] * p[p > 0].log2()).sum())
-        back = (rounded * std) @ self.basis[:, :channels].T + self.mean
-        return back.float().view(n, h, w, -1).permute(0, 3, 1, 2), entropy
+        back = rounded @ self.write[:channels] + self.mean.float()
+        return back.view(n, h, w, -1).permute(0, 3, 1, 2), entropy
 
 
 def _round(x: Tensor, half: Tensor, bits: int) -> tuple[Tensor, Tensor]:
