@@ -59,13 +59,15 @@ def record(batch=4, size=32, channels=4, side=8, lower=(), seed=0, features=None
     posterior = Posterior(mean, logvar)
     if features is None:
         features = {-1: torch.randn(batch, 5, side, side, generator=g)}
-    return Reconstruction(target, images, posterior, posterior.sample(g), features)
+    z = posterior.sample(g)
+    rebuilt = {layer: maps + 0.1 * torch.randn(maps.shape, generator=g) for layer, maps in features.items()}
+    return Reconstruction(target, images, posterior, z, features, rebuilt=rebuilt)
 
 
 def rows(r, part):
     return Reconstruction(
         r.target[part], [x[part] for x in r.images], Posterior(r.posterior.mean[part], r.posterior.logvar[part]),
-        r.z[part], {k: v[part] for k, v in r.features.items()},
+        r.z[part], {k: v[part] for k, v in r.features.items()}, rebuilt={k: v[part] for k, v in r.rebuilt.items()},
     )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def test_mean_over_the_batch(name):
     """A loss of the whole batch is the mean of the losses of its halves, and so are the gradients."""
     loss = make(name, vfm=FakeVFM())
     whole = record(lower=(16, 8))
-    leaf = [*whole.images, whole.posterior.mean, whole.posterior.logvar, whole.z]
+    leaf = [*whole.images, whole.posterior.mean, whole.posterior.logvar, whole.z, *whole.rebuilt.values()]
     for x in leaf:
         x.requires_grad_()
     value = loss(whole)
