@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, presets, runs, vfm
+from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.events import Event
 from vfmlab.registry import NETWORKS, TOKENIZERS
@@ -92,7 +93,9 @@ def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[E
     elif phase.kind == "diffusion":
         from vfmlab.training.diffusion import DiffusionTask
 
-        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), cache_root=Path(root) / ".latents")
+        tuned = phase.diffusion.tune is not None  # then what the tokenizer's losses learned goes on too
+        parent = runs.open_run(phase.parent, root) if tuned else None
+        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), Path(root) / ".latents", parent)
     else:
         from vfmlab.training.pretrain import PretrainTask
 
@@ -122,12 +125,16 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     """A trained tokenizer in eval mode, with its latent statistics.
 
     Args:
-        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded). ema: averaged weights. on: device.
+        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema: averaged
+            weights. on: device.
 
     Raises:
         RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were trained on
         other VFM weights than those found now.
     """
+    asked = runs.open_run(ref, root, kind="tokenizer")
+    if asked.kind == "diffusion" and asked.config().diffusion.tune is not None:
+        return load_diffusion(asked.path, root, ema, on).tokenizer
     folder = tokenizer_run(ref, root)
     tokenizer = build_tokenizer(folder.config())
     meta = _load(tokenizer, folder, ema)
@@ -181,14 +188,15 @@ def load_diffusion(
         raise RunError(f"run '{folder.id}' is a {folder.kind} run; sampling needs a diffusion run")
     run = folder.config()
     tokenizer = load_tokenizer(run.parent, folder.path.parent, on=on)
-    if decoder is not None:
-        tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     path = folder.ema if ema and folder.ema.exists() else folder.model
     if not path.exists():
         raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
     names = json.loads(checkpoint.metadata(path).get("class_names", "[]"))
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
-    checkpoint.load_weights(network, path)
+    tuned = run.diffusion.tune is not None
+    checkpoint.load_weights(Tuned(network, tokenizer) if tuned else network, path)
+    if decoder is not None:
+        tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
 
 

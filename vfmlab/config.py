@@ -18,7 +18,9 @@ from vfmlab.errors import ConfigError, nearest
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, TOKENIZERS
 from vfmlab.sections import (
     VFM,
+    Alignment,
     AnyDecoder,
+    ClassToken,
     Data,
     DecoderConfig,
     Diffusion,
@@ -35,15 +37,16 @@ from vfmlab.sections import (
     TimeSampling,
     TokenizerConfig,
     Train,
+    Tune,
     by_name,
     loss_config,
     under,
 )
 
 __all__ = [
-    "VFM", "AnyDecoder", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance", "Imported", "LossConfig", "Losses", "NetworkConfig",
-    "Pretrain", "Protocol", "Run", "Sampler", "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "digest", "explain", "override", "parse",
-    "parse_assignments",
+    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance", "Imported", "LossConfig", "Losses",
+    "NetworkConfig", "Pretrain", "Protocol", "Run", "Sampler", "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain",
+    "override", "parse", "parse_assignments",
 ]  # fmt: skip
 
 
@@ -147,6 +150,8 @@ class Run(Section):
             return [self]
         bare = self.model_copy(update={"diffusion": None})
         name = self.name if self.stage is None else self.name.removesuffix(f"_{self.stages[-1].name}")
+        if self.diffusion is not None and self.diffusion.tokenizer_of is not None:
+            name = self.diffusion.tokenizer_of
         found: list[Run] = []
         if self.imported is not None:
             fresh = {"trains": ("*",), "losses": {}, "equivariance": Equivariance(), "train": None, "stages": (), "stage": None}

@@ -23,6 +23,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from vfmlab import config, data, vfm
+from vfmlab.diffusion.alignment import Projection
+from vfmlab.diffusion.joint import token_width
 from vfmlab.discriminators.game import judge
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.losses.adversarial import Adversarial
@@ -300,12 +302,24 @@ def _diffusion_phase(run: config.Run) -> dict[str, Any]:
     if own:
         parameters["own"] = own
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    with meter.fake(network):
+    notes, width = [remark] if remark else [], token_width(network)
+    projection, teacher = _projection(run, network)
+    readout = 0 if projection is None else _count(projection)
+    with meter.fake(*(module for module in (network, projection) if module is not None)):
         x, t, y = torch.empty(1, *shape), torch.empty(1), torch.zeros(1, dtype=torch.long)
+        more = {} if width is None else {"token": torch.empty(1, width)}
         with meter.part("network"):
-            v = network(x, t, y)
+            found = network(x, t, y, **more) if projection is None else network(x, t, y, features_at=(projection.config.block,), **more)
+        out, kept = (found, {}) if projection is None else found
+        total = sum(v.float().square().mean() for v in ((out,) if width is None else out))
+        if projection is not None:
+            with meter.part("alignment"):
+                target = torch.empty(1, teacher.width(projection.config.layer), *network.grid)
+                total = total + projection(kept[projection.config.block], target).mean()
         with meter.part("backward"):
-            v.float().square().mean().backward()
+            total.backward()
+    if run.diffusion.tune is not None:
+        notes.append("tune: a step also costs what a step of the tokenizer does (see there), on the same images")
     solver = run.protocol.sampler
     calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
     found = {
@@ -314,9 +328,10 @@ def _diffusion_phase(run: config.Run) -> dict[str, Any]:
         "latent_shape": list(shape),
         "num_classes": num_classes,
         "parameters": parameters,
-        "trained": trained,
+        "loss_parameters": {"alignment": readout} if readout else {},
+        "trained": trained + readout,
         "flops": meter.flops,
-        "notes": [remark] if remark else [],
+        "notes": notes,
     }
     if calls is not None:  # an adaptive solver decides its evaluations while it runs
         guided = 2 if run.protocol.guidance.scale != 1 else 1
@@ -324,7 +339,19 @@ def _diffusion_phase(run: config.Run) -> dict[str, Any]:
     frozen = _count(network) - trained
     if not run.diffusion.cache:
         frozen += _count(tokenizer) + (_count(tokenizer.vfm) if tokenizer.vfm is not None else 0)
+    if teacher is not None and not run.diffusion.alignment.cache:
+        frozen += _count(teacher)
     return _finish(found, run.diffusion.train, frozen, meter.activations)
+
+
+def _projection(run: config.Run, network: nn.Module) -> tuple[nn.Module | None, vfm.VisionModel | None]:
+    """REPA's loss and its VFM with shapes only, where the run has them."""
+    align = run.diffusion.alignment
+    if align is None:
+        return None, None
+    teacher = empty_vfm(align.vfm.model_copy(update={"layers": None}), run.data.size)
+    with torch.device("meta"):
+        return Projection(align, network, teacher.width(align.layer)), teacher
 
 
 def _finish(found: dict[str, Any], train: config.Train, frozen: int, activations: int) -> dict[str, Any]:

@@ -172,6 +172,47 @@ class Imported(Section):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
 
 
+class Alignment(Section):
+    """REPA (arXiv 2410.06940): tokens after an early block are read out to the patch tokens of a frozen VFM.
+
+    iREPA is `projector=conv` with `spatial_norm`: targets lose `spatial_norm` times their mean over places and are divided by
+    their spread over places.
+    """
+
+    vfm: VFM = Field(VFM(), description="the target; its `layers` are not read")
+    layer: int = Field(-1, description="of the target, numbered as in `vfm.layers`")
+    block: int = Field(8, ge=1, description="of the diffusion network, after which tokens are read out")
+    weight: float = Field(0.5, gt=0)
+    projector: Literal["mlp", "conv"] = "mlp"
+    hidden: int = Field(2048, ge=1, description="width of the MLP's two hidden layers")
+    spatial_norm: float | None = Field(None, ge=0, le=1, description="share of the mean over places that targets lose; null: targets as they are")
+    resample: bool = Field(True, description="bring targets of another grid to the network's; false: refuse them")
+    until: int | None = Field(None, ge=1, description="switched off after so many samples")
+    cache: bool = Field(True, description="encode the targets once, beside the latents; false: at every step")
+
+
+class ClassToken(Section):
+    """REG (arXiv 2507.01467): the global token of a frozen VFM is denoised beside the latents, by networks with a `token`."""
+
+    vfm: VFM = Field(VFM(), description="whose global token; its `layers` are not read")
+    weight: float = Field(0.03, ge=0, description="of the token's velocity loss")
+    normalise: bool = Field(True, description="to zero mean and unit variance over the training images, channel by channel; false: as it is")
+    cache: bool = Field(True, description="encode the tokens once; false: at every step")
+
+
+class Tune(Section):
+    """REPA-E (arXiv 2504.10483): the tokenizer learns on through the alignment loss while diffusion is trained.
+
+    The diffusion loss stops at the latents; the alignment loss and the tokenizer's own losses reach the tokenizer. What of it
+    trains are `trains`, at which rate says `diffusion.train.lr_for` with globs such as "tokenizer.*".
+    """
+
+    weight: float = Field(1.5, gt=0, description="of the alignment loss as the tokenizer sees it; the network's is alignment.weight")
+    trains: tuple[str, ...] = Field(("*",), description="globs on the tokenizer's parameter names")
+    losses: Losses | None = Field(None, description="the tokenizer's own; null: those of its last stage")
+    momentum: float = Field(0.1, gt=0, le=1, description="of the running latent statistics, per step")
+
+
 class Diffusion(Section):
     """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents: trained, or imported."""
 
@@ -183,11 +224,28 @@ class Diffusion(Section):
     class_dropout: float = Field(0.1, ge=0, le=1)
     sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
     cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
+    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", description="run name whose tokenizer is taken; null: the run's own")
+    alignment: Alignment | None = Field(None, description="REPA; null: off")
+    class_token: ClassToken | None = Field(None, description="REG; null: off")
+    tune: Tune | None = Field(None, description="REPA-E; null: the tokenizer stays as it is")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Diffusion:
         if (self.train is None) == (self.imported is None):
             raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Diffusion:
+        token, kind = getattr(self.network, "token", None), self.network.kind
+        if self.class_token is not None and "token" not in type(self.network).model_fields:
+            raise ValueError(f"class_token: network '{kind}' has no class token; use lightningdit or sit, with network.token = width of the VFM's global token")
+        if self.class_token is not None and token is None:
+            raise ValueError("class_token: network.token is null; set it to the width of the VFM's global token (pocket: 128)")
+        if self.class_token is None and token is not None and self.train is not None:
+            raise ValueError(f"network.token {token}: nothing trains it; add 'class_token', or set network.token to null")
+        if self.tune is not None and self.alignment is None:
+            raise ValueError("tune: the tokenizer is tuned through the alignment loss, which is off; add 'alignment'")
         return self
 
 
@@ -197,6 +255,7 @@ class Guidance(Section):
     scale: float = Field(1.0, ge=0)
     interval: tuple[float, float] = (0.0, 1.0)
     channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy modes); None: all")
+    token: float | None = Field(None, ge=0, description="scale for the class token of networks that have one; None: as the latents")
 
 
 class Sampler(Section):
@@ -205,6 +264,7 @@ class Sampler(Section):
     solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
     steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
     shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
+    reuse: int | None = Field(None, ge=1, description="run the encoder of a split network only at every so many-th evaluation; None: always")
 
 
 class Protocol(Section):

@@ -70,6 +70,10 @@ class DDT(nn.Module):
         """Blocks of encoder and head together, as `features_at` counts them."""
         return len(self.blocks) + len(self.head_blocks)
 
+    def width_at(self, block: int) -> int:
+        """Width of the tokens after a block: those of the head are wider."""
+        return self.config.sizes[0] if block <= len(self.blocks) else self.config.head_width
+
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
         """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as :meth:`forward`."""
         h = self.patch_embed(x).flatten(2).transpose(1, 2)

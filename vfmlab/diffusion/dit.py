@@ -6,7 +6,7 @@ that a change of tokenizer needs no change here.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.config import NetworkConfig
-from vfmlab.diffusion.blocks import Block, FinalLayer, TimeEmbedding, initialise, unpatchify
+from vfmlab.diffusion.blocks import Block, FinalLayer, LayerNorm, TimeEmbedding, initialise, unpatchify
 from vfmlab.errors import ConfigError
 from vfmlab.nn.rope import rotary_table, sincos_table
 from vfmlab.registry import NETWORKS
@@ -61,6 +61,13 @@ def token_grid(latent_shape: tuple[int, int, int], patch: int) -> tuple[int, int
     return height // patch, width // patch
 
 
+class Joint(NamedTuple):
+    """Velocities of the latents (v: B C h w) and of the class token beside them (v_class: B K)."""
+
+    v: Tensor
+    v_class: Tensor
+
+
 @NETWORKS.register("lightningdit")
 class LightningDiT(nn.Module):
     """Velocity network on latents.
@@ -68,6 +75,9 @@ class LightningDiT(nn.Module):
     Args:
         config: see :class:`Config`. latent_shape: (C, h, w). num_classes: labels are 0 .. num_classes - 1, and
             num_classes itself is the null label of classifier-free guidance.
+
+    With `token` it denoises the class token of a VFM too (REG, arXiv 2507.01467): the noisy token, brought to the network's
+    width, goes before those of the latents, without a place of its own.
     """
 
     class Config(Shape):
@@ -80,6 +90,7 @@ class LightningDiT(nn.Module):
         shift_free: bool = Field(False, description="modulation by scale and gate only (the release's wo_shift)")
         learn_sigma: bool = Field(False, description="twice the output channels, the second half unused")
         pos_embed: bool = Field(True, description="add a fixed sine-cosine position code")
+        token: int | None = Field(None, ge=1, description="width of a class token that is denoised beside the latents (REG)")
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
@@ -97,29 +108,53 @@ class LightningDiT(nn.Module):
             for _ in range(depth)
         )
         self.final = FinalLayer(width, config.patch**2 * channels * (2 if config.learn_sigma else 1), norm)
+        places, turns = sincos_table(self.grid, width), rotary_table(self.grid, width // heads) if config.rope else None
+        if config.token is not None:
+            self.class_embed, self.class_norm = nn.Linear(config.token, width), LayerNorm(width, affine=True)
+            self.class_final = nn.Linear(width, config.token)
+            places = torch.cat([torch.zeros(1, width), places])  # the class token comes first and has no place
+            if turns is not None:
+                still = torch.stack([torch.zeros(1, turns.shape[-1]), torch.ones(1, turns.shape[-1])])  # sin 0, cos 1
+                turns = torch.cat([still, turns], dim=1)
         # A parameter without gradient, not a buffer: published parameter counts include it, and releases store it.
-        self.pos_embed = nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
-        self.register_buffer("rope", rotary_table(self.grid, width // heads) if config.rope else None, persistent=False)
+        self.pos_embed = nn.Parameter(places[None], False) if config.pos_embed else None
+        self.register_buffer("rope", turns, persistent=False)
         initialise(self)
+        if config.token is not None:
+            nn.init.zeros_(self.class_final.weight)
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
 
+    def width_at(self, block: int) -> int:
+        """Width of the tokens after a block."""
+        return self.config.sizes[0]
+
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
-        """Velocity at noisy latents.
+        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (), token: Tensor | None = None
+    ) -> Tensor | Joint | tuple[Tensor | Joint, dict[int, Tensor]]:
+        """Velocity at noisy latents, and at a noisy class token for networks that have one.
 
         Args:
             x: B C h w noisy latents. t: B times in [0, 1], 0 = data. y: B labels; num_classes is the null label.
             features_at: blocks whose output tokens are wanted: k = after block k, 0 = after the embeddings,
                 -1 = after the last block.
+            token: B K noisy class token, at the same times, for networks with `config.token` = K. None: its mean, zero, which
+                says nothing of the image: so the network is read as one of latents alone.
 
         Returns:
-            v: B C h w; with `features_at`, (v, {k: B N D}) with N tokens row by row.
+            v: B C h w, or with a token :class:`Joint` (v, v of the token); with `features_at`, (that, {k: B N D}) with N tokens
+            row by row, and the class token before them where one was given.
         """
+        if token is not None and self.config.token is None:
+            raise ConfigError("this network has no class token to denoise (network.token is null); call it without one")
+        given, apart = token is not None, int(self.config.token is not None)
+        if apart and not given:
+            token = x.new_zeros(len(x), self.config.token)
         h = self.patch_embed(x).flatten(2).transpose(1, 2)  # B N D
+        if token is not None:
+            h = torch.cat([self.class_norm(self.class_embed(token)).unsqueeze(1), h], dim=1)
         if self.pos_embed is not None:
             h = h + self.pos_embed
         c = F.silu(self.time_embed(t) + self.label_embed(y))  # B D; each block's modulation begins with this SiLU
@@ -127,8 +162,12 @@ class LightningDiT(nn.Module):
         for k, block in enumerate(self.blocks, 1):
             h = block(h, c, self.rope)
             kept[k] = h
-        v = unpatchify(self.final(h, c), self.config.patch, self.grid)[:, : self.latent_shape[0]]
-        return v if not features_at else (v, pick(kept, features_at))
+        h = self.final.modulated(h, c)
+        v = unpatchify(self.final.linear(h[:, apart:]), self.config.patch, self.grid)[:, : self.latent_shape[0]]
+        out = Joint(v, self.class_final(h[:, 0])) if given else v
+        if not features_at:
+            return out
+        return out, {k: tokens if given else tokens[:, apart:] for k, tokens in pick(kept, features_at).items()}
 
 
 def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:

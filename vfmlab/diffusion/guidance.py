@@ -25,22 +25,27 @@ class Guided:
     and null run as one batch of twice the size.
 
     Args:
-        network: called `(x B C h w, t B, y B) -> v B C h w`. labels: B, `null` among them means unconditional.
-        null: the null label.
+        network: called `(x, t B, y B) -> v`, x and v: B C h w, or B D flat states (see `vfmlab.diffusion.joint`).
+        labels: B, `null` among them means unconditional. null: the null label.
+        scales: [D] scale of each value of flat states, in place of `guidance.scale` and `guidance.channels`.
     """
 
-    def __init__(self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int):
+    def __init__(
+        self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int, scales: Tensor | None = None
+    ):
         low, high = guidance.interval
         if low > high:
             raise ConfigError(f"guidance.interval ({low}, {high}) is empty; give low <= high (t = 0 is data)")
         self.network, self.labels, self.guidance, self.null = network, labels, guidance, null
-        self.conditional = bool((labels != null).any())
+        self.scales = None if scales is None else scales.to(labels.device)
+        changes = guidance.scale != 1 if scales is None else bool((scales != 1).any())
+        self.conditional = changes and bool((labels != null).any())
         self.evaluations = 0  # network calls so far, a doubled batch counted twice
 
     def active(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t."""
         low, high = self.guidance.interval
-        return self.guidance.scale != 1 and self.conditional and low - EDGE <= t <= high + EDGE
+        return self.conditional and low - EDGE <= t <= high + EDGE
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.float32)
@@ -51,10 +56,12 @@ class Guided:
         nulls = torch.full_like(self.labels, self.null)
         both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([self.labels, nulls])).float()
         cond, null = both.chunk(2)
+        if self.scales is not None:
+            return torch.where(self.scales == 1, cond, null + self.scales * (cond - null))
         guided = null + self.guidance.scale * (cond - null)
         k = self.guidance.channels
         return guided if k is None else torch.cat([guided[:, :k], cond[:, k:]], dim=1)
 
     def rows(self, which: slice) -> Guided:
         """The same field for some of the samples."""
-        return Guided(self.network, self.labels[which], self.guidance, self.null)
+        return Guided(self.network, self.labels[which], self.guidance, self.null, self.scales)

@@ -7,28 +7,25 @@ Means and standard deviations of the *normalised* posterior are stored in fp16: 
 limit and its rounding error is about 2e-4 of the latents' standard deviation (bf16: 2e-3). The std is stored instead of
 the log-variance because a rounding error of the logarithm is multiplied by the std's size.
 
-Files are written beside and renamed, one shard at a time, so an interrupted encoding goes on with the missing shards. A
-cache is used only with the fingerprint of tokenizer, data and options that it was asked for.
+How the files are kept: `vfmlab.diffusion.shards`. A cache is used only with the fingerprint of tokenizer, data and options
+that it was asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vfmlab.data import BatchStream, ImageSource, to_float
 from vfmlab.data.stream import Order, _from_thread
+from vfmlab.diffusion import shards
 from vfmlab.errors import CheckpointError
-from vfmlab.runs import beside, write_json
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 
@@ -100,42 +97,12 @@ def build(
                 "fingerprint": statistics.fingerprint,
             },
         }
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "meta.json", meta)
     _check(meta, wanted, directory)
-    total, done = len(source), 0
-    files = _files(directory, meta)
-    for number, file in enumerate(files):
-        first, last = number * meta["shard"], min((number + 1) * meta["shard"], total)
-        if number % world != rank:
-            continue
-        if file.exists():
-            done += last - first
-            continue
-        parts: dict[str, list[Tensor]] = {}
-        for start in range(first, last, batch):
-            indices = torch.arange(start, min(start + batch, last))
-            for key, value in _encode(tokenizer, source, indices, flip, sampled).items():
-                parts.setdefault(key, []).append(value)
-            done += len(indices)
-            yield min(done * world, total), total
-        with beside(file) as temporary:
-            save_file({key: torch.cat(value).contiguous() for key, value in parts.items()}, temporary, {"fingerprint": wanted})
-    _wait(files)
-    yield total, total
 
+    def encode(indices: Tensor) -> dict[str, Tensor]:
+        return _encode(tokenizer, source, indices, flip, sampled)
 
-def _wait(files: list[Path]) -> None:
-    """Until the other processes have written theirs."""
-    missing, since = len(files), time.monotonic()
-    while missing:
-        left = sum(not file.exists() for file in files)
-        if left < missing:
-            missing, since = left, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            raise CheckpointError(f"{left} shards of '{files[0].parent}' are not coming from other processes; start again")
-        if missing:
-            time.sleep(0.2)
+    yield from shards.write(directory, "latents", meta, encode, batch, rank, world, PATIENCE)
 
 
 @torch.no_grad()
@@ -163,20 +130,8 @@ def _encode(
     return kept
 
 
-def _files(directory: Path, meta: dict[str, Any]) -> list[Path]:
-    return [directory / f"latents-{k:05d}.safetensors" for k in range(-(-meta["count"] // meta["shard"]))]
-
-
 def _meta(directory: Path) -> dict[str, Any] | None:
-    file = directory / "meta.json"
-    if not file.exists():
-        return None
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        assert meta["format"] == FORMAT
-        return meta
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise CheckpointError(f"'{file}' does not describe a latent cache; delete the folder to encode again") from None
+    return shards.read_meta(directory, FORMAT, "latent cache")
 
 
 def _check(meta: dict[str, Any], wanted: str | None, directory: Path) -> None:
@@ -207,19 +162,11 @@ class LatentSource:
             raise CheckpointError(f"no latent cache in '{directory}'; encode one with vfmlab.diffusion.latents.build")
         _check(meta, wanted, directory)
         self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
-        self.class_names, self.flip, self.size = meta["class_names"], meta["flip"], meta["shard"]
-        self.shards = [self._open(file) for file in _files(directory, meta)]
+        self.class_names, self.flip = meta["class_names"], meta["flip"]
+        self._shards = shards.Shards(directory, "latents", meta)
+        self.shards = self._shards.parts
         self.sampled = "std" in self.shards[0]
         self.all_labels = torch.cat([shard["labels"] for shard in self.shards])
-
-    def _open(self, file: Path) -> dict[str, Tensor]:
-        try:
-            with safe_open(file, framework="pt") as shard:
-                if (shard.metadata() or {}).get("fingerprint") != self.fingerprint:
-                    raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
-                return {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{file}' is missing or broken ({error}); delete it and build again") from None
 
     def __len__(self) -> int:
         return len(self.all_labels)
@@ -232,17 +179,6 @@ class LatentSource:
         """Long B."""
         return self.all_labels[indices]
 
-    def _read(self, what: str, indices: Tensor, flip: Tensor | None) -> Tensor:
-        out = torch.empty(len(indices), *self.shape)
-        shard = indices.div(self.size, rounding_mode="floor")
-        turned = torch.zeros_like(indices, dtype=torch.bool) if flip is None else flip
-        for number in shard.unique().tolist():
-            for suffix, side in (("", ~turned), ("_flip", turned)):
-                rows = ((shard == number) & side).nonzero().squeeze(1)
-                if len(rows):
-                    out[rows] = self.shards[number][what + suffix][indices[rows] % self.size].float()
-        return out
-
     def latents(self, indices: Tensor, flip: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Normalised latents z, fp32 B C h w.
 
@@ -252,9 +188,9 @@ class LatentSource:
         """
         if flip is not None and flip.any() and not self.flip:
             raise CheckpointError("this latent cache has no mirrored copies; build it with flip=True")
-        z = self._read("mean", indices, flip)
+        z = self._shards.rows("mean", indices, flip)
         if noise is not None and self.sampled:
-            z = z.addcmul_(self._read("std", indices, flip), noise.to(z))
+            z = z.addcmul_(self._shards.rows("std", indices, flip), noise.to(z))
         return z
 
 
@@ -263,17 +199,28 @@ def posterior_noise(seed: int, step: int, total: int, shape: tuple[int, ...], ro
     return torch.randn(total, *shape, generator=generator("latents", seed, step))[rows]
 
 
+class Draws:
+    """Step -> indices of this rank's rows of its images, and which of them are mirrored: the draws of `BatchStream`."""
+
+    def __init__(self, count: int, batch: int, seed: int, rows: slice, flip: bool):
+        self.order, self.batch, self.seed, self.rows, self.flip = Order(count, batch, seed), batch, seed, rows, flip
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        indices = self.order(step)[self.rows]
+        if not self.flip:
+            return indices, None
+        return indices, torch.rand(self.batch, generator=generator("flip", self.seed, step))[self.rows] < 0.5
+
+
 class _Cached:
     """Step -> this rank's rows of its batch of cached latents."""
 
     def __init__(self, source: LatentSource, batch: int, seed: int, rows: slice):
         self.source, self.batch, self.seed, self.rows = source, batch, seed, rows
-        self.order = Order(len(source), batch, seed)
+        self.draws = Draws(len(source), batch, seed, rows, source.flip)
 
     def __getitem__(self, step: int) -> LatentBatch:
-        indices, flip = self.order(step)[self.rows], None
-        if self.source.flip:  # the draws of `BatchStream`, so that cached and fresh latents are of the same images
-            flip = torch.rand(self.batch, generator=generator("flip", self.seed, step))[self.rows] < 0.5
+        indices, flip = self.draws(step)
         noise = None
         if self.source.sampled:
             noise = posterior_noise(self.seed, step, self.batch, self.source.shape, self.rows)

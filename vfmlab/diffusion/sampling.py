@@ -17,6 +17,8 @@ from torchdiffeq import odeint
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion import path
 from vfmlab.diffusion.guidance import Guided
+from vfmlab.diffusion.joint import State, token_width
+from vfmlab.diffusion.reuse import Reused
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import SampleRandom
 
@@ -29,13 +31,17 @@ RTOL, ATOL = 1e-5, 1e-5  # of dopri5; the releases' rtol of 1e-3 leaves errors o
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: number (from 1) of `total`, the time reached, the state x there, the estimated z."""
+    """One finished step: number (from 1) of `total`, the time reached, the latents x there, the estimated z.
+
+    token: the class token there (B K), for networks that denoise one; in the units it was trained in.
+    """
 
     number: int
     total: int
     t: float
     x: Tensor
     estimate: Tensor
+    token: Tensor | None = None
 
 
 def euler(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
@@ -116,10 +122,11 @@ def trajectory(
     """Integrate from noise to data, step by step.
 
     Args:
-        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`.
+        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`. Networks with a class token
+            (`network.config.token`) are called with `token=` too, and the token is integrated beside the latents.
         labels: B class labels; the null label samples without condition.
         random: noise streams, one per label; the same (seed, id) always gives the same sample.
-        sampler: solver, steps (intervals) and time shift. guidance: see :class:`~vfmlab.diffusion.guidance.Guided`.
+        sampler: solver, steps (intervals), time shift, reuse of the encoder. guidance: see :class:`~vfmlab.diffusion.guidance.Guided`.
         latent_shape, null: (C, h, w) and the null label; by default the network's own.
         noise: B C h w to start from instead of the streams' first numbers.
 
@@ -134,20 +141,23 @@ def trajectory(
     if labels.min() < 0 or labels.max() > null:
         found = f"{labels.min().item()} to {labels.max().item()}"
         raise ConfigError(f"labels {found} are outside 0 to {null} ({null}: the null label)")
-    if noise is None:
-        if random is None or len(random) != len(labels):
-            streams = 0 if random is None else len(random)
-            raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per label")
-        noise = random.randn(*latent_shape)
-    x = noise.to(labels.device, torch.float32)
-    field = Guided(network, labels, guidance, null)
+    if noise is None and (random is None or len(random) != len(labels)):
+        streams = 0 if random is None else len(random)
+        raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per label")
+    state = State(latent_shape, token_width(network))
+    if sampler.reuse is not None:
+        if sampler.solver == "dopri5":
+            raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use euler, heun or sde, or reuse=null")
+        network = Reused(network, sampler.reuse)
+    x = state.noise(random, noise).to(labels.device, torch.float32)
+    field = Guided(state.velocity(network), labels, guidance, null, state.scales(guidance))
     if sampler.solver == "dopri5":
         total, steps = len(labels), dopri5(field, x)
     else:
         grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
         total, steps = sampler.steps, SOLVERS[sampler.solver](field, x, grid, random)
     for number, (t, x, estimate) in enumerate(steps, 1):
-        yield Step(number, total, t, x, estimate)
+        yield Step(number, total, t, state.latents(x), state.latents(estimate), state.token(x))
 
 
 def sample(

@@ -14,7 +14,7 @@ from vfmlab.evaluation import probes
 from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
-from vfmlab.evaluation.protocol import Report, Resolved, Setup, open_setup
+from vfmlab.evaluation.protocol import Report, Resolved, Setup, dump, open_setup
 from vfmlab.evaluation.reconstruction import Measured, Progress, evaluating, measure
 from vfmlab.evaluation.representation import QUANTILE, cknna, prepare
 from vfmlab.tokenizers.base import Tokenizer
@@ -115,7 +115,7 @@ def _assemble(kind: str, report: Report, resolved: Resolved, setup: Setup, start
 
 def request(run: config.Run, folder: runs.RunDir) -> str:
     """Digest of what is asked for: protocol, data, judge and the weights' age. Equal requests have equal answers."""
-    protocol = run.protocol.model_dump(mode="json", exclude={"batch"})
+    protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
     judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time; a new one makes old reports stale
     version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if judge else ""
     return config.digest([protocol, run.data.model_dump(mode="json"), folder.status().samples, version])

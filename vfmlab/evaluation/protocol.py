@@ -65,6 +65,17 @@ class Resolved:
         return self.sections.get("sampling", self.sections["images"])["n"]
 
 
+LATER = {"sampler": ("reuse",), "guidance": ("token",)}
+
+
+def dump(protocol: config.Protocol) -> dict[str, Any]:
+    """The protocol as JSON. Fields that came later and are null are left out, so that earlier numbers keep their hash."""
+    told = protocol.model_dump(mode="json")
+    for section, names in LATER.items():
+        told[section] = {k: v for k, v in told[section].items() if v is not None or k not in names}
+    return told
+
+
 def resolve(
     protocol: config.Protocol,
     cfg: config.Data,
@@ -94,12 +105,8 @@ def resolve(
     if sampling and protocol.decoder is not None:
         sections["decoder"] = {"run": protocol.decoder}
     if sampling:
-        sections["sampling"] = {
-            "n": protocol.n,
-            **protocol.sampler.model_dump(mode="json"),
-            "guidance": protocol.guidance.model_dump(mode="json"),
-            "labels": "id modulo classes",
-        }
+        told = dump(protocol)
+        sections["sampling"] = {"n": protocol.n, **told["sampler"], "guidance": told["guidance"], "labels": "id modulo classes"}
     return Resolved(sections)
 
 

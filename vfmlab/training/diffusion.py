@@ -1,4 +1,4 @@
-"""Training latent diffusion on a tokenizer's latents, encoded once (cached) or anew at every step."""
+"""Training latent diffusion on a tokenizer's latents, encoded once (cached) or anew at every step, aligned or not."""
 
 from __future__ import annotations
 
@@ -9,54 +9,104 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.data import BatchStream, ImageSource, open_source
-from vfmlab.diffusion import latents, sampling
+from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.diffusion import latents, sampling, targets
+from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
+from vfmlab.diffusion.tuned import Tuned
+from vfmlab.errors import ConfigError, DataError
 from vfmlab.registry import NETWORKS
-from vfmlab.runs import RunDir
-from vfmlab.seeding import SampleRandom, derive
-from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.runs import RunDir, beside
+from vfmlab.seeding import SampleRandom, derive, generator
+from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
+from vfmlab.training import tuning
 from vfmlab.training.task import Task
+from vfmlab.training.tokenizer import STATISTICS_IMAGES, inherit
 
 SHOWN = 16  # samples of a preview
+TARGET_KEY = "cknna_target_block_"  # of evaluations: agreement of a block with the VFM that the network is aligned with
 
 
 class DiffusionTask(Task):
     """A run with a `diffusion` section, as the training loop wants it.
 
+    With `alignment` or `class_token` the images' targets come beside the latents; with `tune` the tokenizer is a part of what is
+    trained, averaged and saved.
+
     Args:
         run: whose `diffusion` and `data` sections are used. tokenizer: trained, with latent statistics; it is frozen.
-        cache_root: folder of latent caches, one inside for each tokenizer, data set and options.
+        cache_root: folder of caches, one inside for each tokenizer (or target VFM), data set and options. tokenizer_dir: the
+            tokenizer's run directory, for what its losses learned, where it is tuned.
 
     Raises:
-        CheckpointError: a tokenizer without latent statistics.
+        CheckpointError: a tokenizer without latent statistics. ConfigError: an alignment that does not fit the network.
     """
 
     name = "diffusion"
 
-    def __init__(self, run: config.Run, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents"):
+    def __init__(
+        self, run: config.Run, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents", tokenizer_dir: RunDir | None = None
+    ):
         self.run, self.train, self.cache_root = run, run.diffusion.train, Path(cache_root)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         _ = tokenizer.statistics
         self.source: ImageSource = open_source(run.data, "train")
         self.num_classes = self.source.num_classes
+        aligned = run.diffusion.alignment is not None or run.diffusion.class_token is not None
+        self.asked: targets.Plan | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("diffusion", run.seed))
-            network = NETWORKS.get(run.diffusion.network.kind)
-            self.weights = network(run.diffusion.network, tokenizer.latent_shape, self.num_classes)
-        self.objective = DiffusionObjective(self.weights, run.diffusion)
+            made = NETWORKS.get(run.diffusion.network.kind)
+            network = made(run.diffusion.network, tokenizer.latent_shape, self.num_classes)
+            if aligned:  # after the network, whose initialisation is then the same with and without alignment
+                width = getattr(run.diffusion.network, "token", None)
+                self.asked = targets.plan(run.diffusion, network.grid, run.data.size, width)
+                torch.manual_seed(derive("alignment", run.seed))
+            projection = self._projection(network)
+            self.weights, self.objective = network, None
+            if run.diffusion.tune is not None:
+                self._tune(network, projection, tokenizer_dir)
+        if self.objective is None:
+            self.objective = DiffusionObjective(network, run.diffusion, projection)
+        self.find_unused = run.diffusion.tune is not None or (projection is not None and projection.config.until is not None)
         self.columns = min(SHOWN, max(self.num_classes, 8))
         self.root = "runs"
         self.cached: latents.LatentSource | None = None
+        self.sources: list[targets.Targets | targets.Teacher] = []
         self._setup: Any = None
         self._baseline: Any = None
+
+    def _projection(self, network: nn.Module) -> Projection | None:
+        align = self.run.diffusion.alignment
+        if align is None:
+            return None
+        return Projection(align, network, self.asked.of("target").width, self.asked.whole)
+
+    def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
+        if self.train.compile:
+            raise ConfigError("train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled networks do not allow; set train.compile=false")
+        self.weights = Tuned(network, tuning.copy_of(self.tokenizer, self.run))
+        self.trains = ("network.*", *(f"tokenizer.{glob}" for glob in self.run.diffusion.tune.trains))
+        self.objective, self.opponent = tuning.make(self.run, self.weights, self.tokenizer, projection)
+        self.weights.tokenizer.to(memory_format=torch.channels_last)
+        if tokenizer_dir is not None:
+            inherit(tokenizer_dir, {"others": self.objective, "opponent": self.opponent})
+
+    def _parts(self, weights: nn.Module) -> tuple[nn.Module, Tokenizer]:
+        """Network and tokenizer of `weights`."""
+        return (weights.network, weights.tokenizer) if isinstance(weights, Tuned) else (weights, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
         return next(self.weights.parameters()).device
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        return [self._parts(self.weights)[0]]
 
     def facts(self) -> dict[str, str]:
         model, statistics = self.tokenizer.vfm, self.tokenizer.statistics
@@ -64,50 +114,136 @@ class DiffusionTask(Task):
         found["tokenizer"] = self.run.parent or ""
         return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
 
+    # -- data -------------------------------------------------------------------------------------------------------
+
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
-        """The latent cache: every training image encoded once."""
+        """The caches: every training image encoded once, by the tokenizer and by the VFMs it is aligned with."""
         self.root = str(run_dir.path.parent)
         self.tokenizer.to(self.device)
-        if not self.run.diffusion.cache:
-            return
-        options = {"flip": self.run.data.flip, "sampled": self.run.diffusion.sample_posterior}
-        wanted = latents.fingerprint(self.tokenizer, self.source, **options)
-        folder, state = self.cache_root / wanted, PartialState()
+        state, flip = PartialState(), self.run.data.flip
         share = {"rank": state.process_index, "world": state.num_processes}
-        for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share):
-            yield "latents", done, of
-        self.cached = latents.LatentSource(folder, wanted)
+        if self.run.diffusion.cache and self.run.diffusion.tune is None:
+            options = {"flip": flip, "sampled": self.run.diffusion.sample_posterior}
+            wanted = latents.fingerprint(self.tokenizer, self.source, **options)
+            folder = self.cache_root / wanted
+            for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share):
+                yield "latents", done, of
+            self.cached = latents.LatentSource(folder, wanted)
+        if self.asked is not None:
+            yield from self._prepare_targets(share, flip)
 
-    def stream(self, start_step: int, rows: slice) -> Iterator[latents.LatentBatch]:
+    def _prepare_targets(self, share: dict[str, int], flip: bool) -> Iterator[tuple[str, int, int]]:
+        self.sources = []
+        for teacher, cached in zip(self.asked.teachers, self.asked.cached, strict=True):
+            teacher.to(self.device)
+            if cached:
+                folder = self.cache_root / f"targets-{teacher.fingerprint(self.source, flip)}"
+                for done, of in targets.build(folder, teacher, self.source, flip, **share):
+                    yield "targets", done, of
+            self.sources.append(targets.Targets(folder) if cached else teacher)
+        token = self.run.diffusion.class_token
+        if token is not None and token.normalise:
+            source = self.sources[self.asked.teachers.index(self.asked.of("token"))]
+            found = source.statistics() if isinstance(source, targets.Targets) else targets.token_statistics(source, self.source, self.run.seed)
+            self.objective.scale.set(*found)
+
+    def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         batch, seed, data = self.train.batch, self.run.seed, self.run.data
-        if self.cached is not None:
-            return latents.cached_stream(self.cached, batch, seed, start_step, rows)
-        images = BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers)
-        sampled = self.run.diffusion.sample_posterior
-        return latents.fresh_stream(images, self.tokenizer, batch, seed, start_step, rows, sampled)
+        asks = any(isinstance(source, targets.Teacher) for source in self.sources)
+        encodes, tunes = self.cached is None, self.run.diffusion.tune is not None
+        images = None
+        if asks or encodes:
+            images = targets.Tap(BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers))
+        if tunes:
+            found = images
+        elif encodes:
+            sampled = self.run.diffusion.sample_posterior
+            found = latents.fresh_stream(images, self.tokenizer, batch, seed, start_step, rows, sampled)
+        else:
+            found = latents.cached_stream(self.cached, batch, seed, start_step, rows)
+        if not self.sources:
+            return found
+        return self._aligned(targets.beside(found, self.sources, images, batch, seed, start_step, rows), tunes)
 
-    def example(self, rows: slice) -> latents.LatentBatch:
-        """Noise in place of latents: as large, and there before the cache is."""
-        n = rows.stop - rows.start
+    def _aligned(self, pairs: Iterator[Any], tunes: bool) -> Iterator[Any]:
+        kind = tuning.TunedBatch if tunes else targets.AlignedBatch
+        try:
+            for found, extra in pairs:
+                first = found.images if tunes else found.z
+                yield kind(first, found.labels, found.indices, **extra)
+        finally:
+            pairs.close()
+
+    def example(self, rows: slice) -> Any:
+        """Noise in place of latents and targets: as large, and there before the caches are."""
+        n, size = rows.stop - rows.start, self.run.data.size
         labels = torch.arange(n) % self.num_classes
-        return latents.LatentBatch(torch.randn(n, *self.tokenizer.latent_shape), labels, torch.arange(n))
+        if self.asked is None:
+            return latents.LatentBatch(torch.randn(n, *self.tokenizer.latent_shape), labels, torch.arange(n))
+        map_of, token_of = self.asked.of("target"), self.asked.of("token")
+        target = None if map_of is None else torch.randn(n, map_of.width, *map_of.grid)
+        token = None if token_of is None else torch.randn(n, token_of.token_width)
+        if self.run.diffusion.tune is not None:
+            images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+            return tuning.TunedBatch(images, labels, torch.arange(n), target, token)
+        return targets.AlignedBatch(torch.randn(n, *self.tokenizer.latent_shape), labels, torch.arange(n), target, token)
 
-    def preview(self, weights: torch.nn.Module) -> Tensor:
+    # -- looking at it ----------------------------------------------------------------------------------------------
+
+    def preview(self, weights: nn.Module) -> Tensor:
         """Samples of fixed seeds and labels, decoded: N 3 H W. Solver and guidance are the protocol's."""
         protocol, ids = self.run.protocol, range(self.columns)
+        network, tokenizer = self._parts(weights)
         labels = torch.arange(self.columns, device=self.device) % self.num_classes
-        random, shape = SampleRandom(self.run.seed, ids, self.device), self.tokenizer.latent_shape
-        z = sampling.sample(weights, labels, random, protocol.sampler, protocol.guidance, shape, self.num_classes)
-        return self.tokenizer.decode(z)
+        random, shape = SampleRandom(self.run.seed, ids, self.device), tokenizer.latent_shape
+        z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape, self.num_classes)
+        return tokenizer.decode(z)
 
-    def evaluate(self, weights: torch.nn.Module, samples: int) -> dict[str, Any]:
+    def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
         from vfmlab.evaluation.generation import evaluate_generation
         from vfmlab.evaluation.protocol import open_setup
-        from vfmlab.evaluation.reconstruction import measure
+        from vfmlab.evaluation.reconstruction import measure as reconstruct
 
         data, protocol = self.run.data, self.run.protocol
-        if self._setup is None:  # real images and reconstructions do not change from one evaluation to the next
+        network, tokenizer = self._parts(weights)
+        if self._setup is None:  # real images do not change from one evaluation to the next
             self._setup = open_setup(data, protocol, self.root, self.device)
-            self._baseline = measure(self.tokenizer, data, protocol, self._setup)
+        if self._baseline is None or tokenizer is not self.tokenizer:  # reconstructions only where the tokenizer does
+            self._baseline = reconstruct(tokenizer, data, protocol, self._setup)
         more = {"setup": self._setup, "baseline": self._baseline}
-        return evaluate_generation(weights, self.tokenizer, data, protocol, self.num_classes, **more)
+        found = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
+        return found | self._blocks(network)
+
+    def _blocks(self, network: nn.Module) -> dict[str, float]:
+        """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it is aligned with."""
+        from vfmlab.evaluation.dynamics import BLOCK_KEY, block_alignment
+        from vfmlab.evaluation.protocol import chosen
+
+        z = self._baseline.latents
+        ids = chosen(self._setup.resolved(), self._setup.source)[: len(z)]
+        references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
+        if self.run.diffusion.alignment is not None:
+            teacher, source = self.asked.of("target"), self._setup.source
+            parts = [teacher.read(to_float(source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu() for part in ids.split(128)]
+            references[TARGET_KEY] = torch.cat(parts)
+        found: dict[str, float] = {}
+        for key, theirs in references.items():
+            try:
+                alike = block_alignment(network, z, ids.tolist(), theirs)
+            except DataError:  # too few images, or features that do not differ yet: nothing to tell, and no reason to stop
+                continue
+            found |= {name.replace(BLOCK_KEY, key): value for name, value in alike.items()}
+        return found
+
+    def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
+        """A tuned tokenizer's latent statistics, measured anew, of the averaged and of the raw weights."""
+        if not isinstance(weights, Tuned):
+            return
+        found: Statistics | None = None
+        order = torch.randperm(len(self.source), generator=generator("statistics", self.run.seed))[:STATISTICS_IMAGES]
+        for tokenizer in (self.weights.tokenizer, weights.tokenizer):
+            images = (to_float(self.source.batch(part).images).to(self.device) for part in order.split(128))
+            found = measure(tokenizer, images, self.source.fingerprint)
+            tokenizer.set_statistics(found)
+        with beside(run_dir.latent_stats) as temporary:
+            save_file({"mean": found.mean, "std": found.std}, temporary, {"count": str(found.count), "fingerprint": found.fingerprint})

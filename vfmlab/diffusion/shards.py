@@ -1,0 +1,125 @@
+"""Tensors of a whole data set on disk, in shards that are written once, memory-mapped and read at random.
+
+    <directory>/meta.json                meta data, with "format", "fingerprint", "count", "shard" (images a shard)
+                <name>-00000.safetensors tensors with one row per image; -00001 ...
+
+Files are written beside and renamed, one shard at a time, so an interrupted pass goes on with the missing shards. A key
+with the suffix `_flip` holds the same of the mirrored images.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vfmlab.errors import CheckpointError
+from vfmlab.runs import beside, write_json
+
+Encode = Callable[[Tensor], dict[str, Tensor]]
+
+
+def files(directory: Path, name: str, meta: dict[str, Any]) -> list[Path]:
+    return [directory / f"{name}-{k:05d}.safetensors" for k in range(-(-meta["count"] // meta["shard"]))]
+
+
+def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
+    """The folder's meta data, None where there is none; :class:`CheckpointError` for another format."""
+    file = directory / "meta.json"
+    if not file.exists():
+        return None
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        assert meta["format"] == form
+        return meta
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise CheckpointError(f"'{file}' does not describe a {what}; delete the folder to encode again") from None
+
+
+def write(
+    directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int, patience: float
+) -> Iterator[tuple[int, int]]:
+    """Fill the shards that are missing; yields (images done, images in all) on the way.
+
+    Args:
+        meta: written first, if there is none yet. encode: indices (long B) -> rows of each tensor, on the CPU.
+        rank, world: of several processes each fills every world-th shard, then waits for the others.
+        patience: seconds without a new shard after which the other processes count as dead.
+    """
+    if not (directory / "meta.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "meta.json", meta)
+    total, done = meta["count"], 0
+    every = files(directory, name, meta)
+    for number, file in enumerate(every):
+        first, last = number * meta["shard"], min((number + 1) * meta["shard"], total)
+        if number % world != rank:
+            continue
+        if file.exists():
+            done += last - first
+            continue
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(first, last, batch):
+            indices = torch.arange(start, min(start + batch, last))
+            for key, value in encode(indices).items():
+                parts.setdefault(key, []).append(value)
+            done += len(indices)
+            yield min(done * world, total), total
+        with beside(file) as temporary:
+            rows = {key: torch.cat(value).contiguous() for key, value in parts.items()}
+            save_file(rows, temporary, {"fingerprint": meta["fingerprint"]})
+    _wait(every, patience)
+    yield total, total
+
+
+def _wait(every: list[Path], patience: float) -> None:
+    """Until the other processes have written theirs."""
+    missing, since = len(every), time.monotonic()
+    while missing:
+        left = sum(not file.exists() for file in every)
+        if left < missing:
+            missing, since = left, time.monotonic()
+        elif time.monotonic() - since > patience:
+            raise CheckpointError(f"{left} shards of '{every[0].parent}' are not coming from other processes; start again")
+        if missing:
+            time.sleep(0.2)
+
+
+class Shards:
+    """Random access to a finished folder.
+
+    Raises:
+        CheckpointError: an incomplete or broken one.
+    """
+
+    def __init__(self, directory: Path, name: str, meta: dict[str, Any]):
+        self.fingerprint, self.size = meta["fingerprint"], meta["shard"]
+        self.parts = [self._open(file) for file in files(directory, name, meta)]
+
+    def _open(self, file: Path) -> dict[str, Tensor]:
+        try:
+            with safe_open(file, framework="pt") as shard:
+                if (shard.metadata() or {}).get("fingerprint") != self.fingerprint:
+                    raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
+                return {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{file}' is missing or broken ({error}); delete it and build again") from None
+
+    def rows(self, key: str, indices: Tensor, flip: Tensor | None = None) -> Tensor:
+        """Rows `indices` (long B) of `key` in fp32. flip: bool B, which of them of the mirrored images."""
+        out = torch.empty(len(indices), *self.parts[0][key].shape[1:])
+        shard = indices.div(self.size, rounding_mode="floor")
+        turned = torch.zeros_like(indices, dtype=torch.bool) if flip is None else flip
+        for number in shard.unique().tolist():
+            for suffix, side in (("", ~turned), ("_flip", turned)):
+                chosen = ((shard == number) & side).nonzero().squeeze(1)
+                if len(chosen):
+                    out[chosen] = self.parts[number][key + suffix][indices[chosen] % self.size].float()
+        return out
