@@ -214,7 +214,7 @@ def loaded(monkeypatch, tmp_path):
         yield SimpleNamespace(images=torch.ones(len(labels), 3, 8, 8))
         yield SimpleNamespace(images=torch.zeros(len(labels), 3, 8, 8))
 
-    monkeypatch.setattr(api, "load_diffusion", lambda run, root, ema=True: model)
+    monkeypatch.setattr(api, "load_diffusion", lambda run, root, ema=True, decoder=None: model)
     monkeypatch.setattr(api, "sample", sample)
     return asked
 
