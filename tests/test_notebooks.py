@@ -60,7 +60,10 @@ def test_the_demo_says_where_and_what_and_how(demo):
     assert "plotly" in page
 
 
-OWN = {"04": {"seeds": 1, "widths": "4,8"}, "05": {"preset": "tiny_aligntok", "ablations": "w_sp 0"}, "06": {"baseline": "tiny_plain_vae"}}  # not in the demo
+OWN = {  # not in the demo
+    "04": {"seeds": 1, "widths": "4,8"}, "05": {"preset": "tiny_aligntok", "ablations": "w_sp 0"}, "06": {"baseline": "tiny_plain_vae"},
+    "08": {"baseline": "tiny_plain_vae", "settings": "joint"},
+}  # fmt: skip
 
 
 @pytest.mark.timeout(2400)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from vfmlab.config import Run, override
+from vfmlab.errors import ConfigError, nearest
 from vfmlab.presets.conv_vae import paper_plain_vae, pocket_plain_vae, tiny_plain_vae
 from vfmlab.presets.rae import EPOCH
 from vfmlab.presets.table import preset
@@ -20,15 +21,19 @@ from vfmlab.presets.tiers import make
 from vfmlab.presets.vfm_vae import paper_vfm_vae, pocket_vfm_vae, small_vfm_vae, tiny_vfm_vae
 
 POCKET_TARGET = {"vfm": {"name": "pocket"}}
-# Half the network's depth, and a read-out of twice its width; the papers' are block 8 of 28, width 2048.
-TINY_REPA = POCKET_TARGET | {"block": 1, "hidden": 32}
-POCKET_REPA = POCKET_TARGET | {"block": 2, "hidden": 256}
 # At 32 px DINOv2 reads images enlarged to 224: 16 x 16 tokens, brought to the network's 8 x 8.
 SMALL_TARGET = {"vfm": {"name": "dinov2_s14", "upscale": 7.0}}
-SMALL_REPA = SMALL_TARGET | {"block": 4, "hidden": 2048}
 PAPER_TARGET = {"vfm": {"name": "dinov2_b14", "upscale": 0.875}, "cache": False}  # 16 x 16 x 768 an image: too much to keep
-PAPER_REPA = PAPER_TARGET | {"block": 8, "hidden": 2048, "weight": 0.5}
+# tier: (target, width of its global token, block and width of the read-out). The papers' are block 8 of 28 and width 2048; at `pocket`
+# half the depth and twice the width.
+TIERS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "tiny": (POCKET_TARGET, 128, {"block": 1, "hidden": 32}),
+    "pocket": (POCKET_TARGET, 128, {"block": 2, "hidden": 256}),
+    "small": (SMALL_TARGET, 384, {"block": 4, "hidden": 2048}),
+    "paper": (PAPER_TARGET, 768, {"block": 8, "hidden": 2048, "weight": 0.5}),
+}
 IREPA = {"projector": "conv", "spatial_norm": 1.0}
+SETTINGS = ("repa", "irepa", "reg", "joint")  # joint: REPA and REG
 
 
 def variant(base: Run, name: str, changes: dict[str, Any]) -> Run:
@@ -39,45 +44,68 @@ def variant(base: Run, name: str, changes: dict[str, Any]) -> Run:
     return override(make(name, whole), {"diffusion.tokenizer_of": base.name, **fields})
 
 
-def reg(target: dict[str, Any], width: int, **more: Any) -> dict[str, Any]:
-    return {"class_token": target | more, "network.token": width}
+def sections(tier: str, how: str) -> dict[str, Any]:
+    """What setting `how` changes in the diffusion section at a tier.
+
+    Raises:
+        ConfigError: no such setting.
+    """
+    if how not in SETTINGS:
+        raise ConfigError(f"unknown alignment '{how}'{nearest(how, SETTINGS)}")
+    target, width, readout = TIERS[tier]
+    align = {"alignment": target | readout | (IREPA if how == "irepa" else {})}
+    token = {"class_token": target, "network.token": width}
+    return {"reg": token, "joint": align | token}.get(how, align)
+
+
+def aligned(run: Run, how: str) -> Run:
+    """`run` with setting `how` of its tier: another diffusion model on the same tokenizer, named `<run>_<how>`."""
+    return variant(run, f"{run.name}_{how}", sections(run.tier, how))
+
+
+def split(run: Run) -> Run:
+    """`run` with a DiT of encoder and head in place of its network, of about its size, named `<run>_ddt`."""
+    width, depth, heads = run.diffusion.network.sizes
+    head = max(1, depth // 4)
+    network = {"kind": "ddt", "width": width, "depth": max(1, depth - head), "heads": heads, "patch": run.diffusion.network.patch, "qk_norm": True,
+               "rmsnorm": run.diffusion.network.rmsnorm, "head_width": width, "head_depth": head, "head_heads": heads}  # fmt: skip
+    return variant(run, f"{run.name}_ddt", {"network": network})
 
 
 @preset
 def tiny_vfm_vae_repa() -> Run:
     """tiny_vfm_vae with REPA: does it all run? `vfmlab train tiny_vfm_vae_repa`, seconds; the pictures are noise."""
-    return variant(tiny_vfm_vae(), "tiny_vfm_vae_repa", {"alignment": TINY_REPA})
+    return aligned(tiny_vfm_vae(), "repa")
 
 
 @preset
 def tiny_vfm_vae_irepa() -> Run:
     """tiny_vfm_vae with iREPA: does it all run? `vfmlab train tiny_vfm_vae_irepa`, seconds; the pictures are noise."""
-    return variant(tiny_vfm_vae(), "tiny_vfm_vae_irepa", {"alignment": TINY_REPA | IREPA})
+    return aligned(tiny_vfm_vae(), "irepa")
 
 
 @preset
 def tiny_vfm_vae_reg() -> Run:
     """tiny_vfm_vae with REG's class token: does it all run? `vfmlab train tiny_vfm_vae_reg`, seconds; the pictures are noise."""
-    return variant(tiny_vfm_vae(), "tiny_vfm_vae_reg", reg(POCKET_TARGET, 128))
+    return aligned(tiny_vfm_vae(), "reg")
 
 
 @preset
 def tiny_vfm_vae_joint() -> Run:
     """tiny_vfm_vae with REPA and REG: does it all run? `vfmlab train tiny_vfm_vae_joint`, seconds; the pictures are noise."""
-    return variant(tiny_vfm_vae(), "tiny_vfm_vae_joint", {"alignment": TINY_REPA, **reg(POCKET_TARGET, 128)})
+    return aligned(tiny_vfm_vae(), "joint")
 
 
 @preset
 def tiny_plain_vae_repa_e() -> Run:
     """tiny_plain_vae tuned by REPA-E: does it all run? `vfmlab train tiny_plain_vae_repa_e`, seconds; the pictures are noise."""
-    return variant(tiny_plain_vae(), "tiny_plain_vae_repa_e", {"alignment": TINY_REPA, "tune": {}, "cache": False})
+    return variant(tiny_plain_vae(), "tiny_plain_vae_repa_e", sections("tiny", "repa") | {"tune": {}, "cache": False})
 
 
 @preset
 def tiny_vfm_vae_ddt() -> Run:
     """tiny_vfm_vae with a split DiT: does it all run? `vfmlab train tiny_vfm_vae_ddt`, seconds; the pictures are noise."""
-    network = {"kind": "ddt", "width": 32, "depth": 2, "heads": 2, "patch": 2, "head_width": 32, "head_depth": 1, "head_heads": 2}
-    return variant(tiny_vfm_vae(), "tiny_vfm_vae_ddt", {"network": network})
+    return split(tiny_vfm_vae())
 
 
 @preset
@@ -86,7 +114,7 @@ def pocket_vfm_vae_repa() -> Run:
 
     `vfmlab train pocket_vfm_vae_repa`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
     """
-    return variant(pocket_vfm_vae(), "pocket_vfm_vae_repa", {"alignment": POCKET_REPA})
+    return aligned(pocket_vfm_vae(), "repa")
 
 
 @preset
@@ -95,7 +123,7 @@ def pocket_vfm_vae_irepa() -> Run:
 
     `vfmlab train pocket_vfm_vae_irepa`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
     """
-    return variant(pocket_vfm_vae(), "pocket_vfm_vae_irepa", {"alignment": POCKET_REPA | IREPA})
+    return aligned(pocket_vfm_vae(), "irepa")
 
 
 @preset
@@ -104,7 +132,7 @@ def pocket_plain_vae_repa() -> Run:
 
     `vfmlab train pocket_plain_vae_repa`: about four minutes on one core once pocket_plain_vae's tokenizer is there.
     """
-    return variant(pocket_plain_vae(), "pocket_plain_vae_repa", {"alignment": POCKET_REPA})
+    return aligned(pocket_plain_vae(), "repa")
 
 
 @preset
@@ -113,7 +141,7 @@ def pocket_vfm_vae_reg() -> Run:
 
     `vfmlab train pocket_vfm_vae_reg`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
     """
-    return variant(pocket_vfm_vae(), "pocket_vfm_vae_reg", reg(POCKET_TARGET, 128))
+    return aligned(pocket_vfm_vae(), "reg")
 
 
 @preset
@@ -122,7 +150,7 @@ def pocket_vfm_vae_joint() -> Run:
 
     `vfmlab train pocket_vfm_vae_joint`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
     """
-    return variant(pocket_vfm_vae(), "pocket_vfm_vae_joint", {"alignment": POCKET_REPA, **reg(POCKET_TARGET, 128)})
+    return aligned(pocket_vfm_vae(), "joint")
 
 
 @preset
@@ -131,7 +159,7 @@ def pocket_plain_vae_joint() -> Run:
 
     `vfmlab train pocket_plain_vae_joint`: about four minutes on one core once pocket_plain_vae's tokenizer is there.
     """
-    return variant(pocket_plain_vae(), "pocket_plain_vae_joint", {"alignment": POCKET_REPA, **reg(POCKET_TARGET, 128)})
+    return aligned(pocket_plain_vae(), "joint")
 
 
 @preset
@@ -140,7 +168,7 @@ def pocket_plain_vae_repa_e() -> Run:
 
     `vfmlab train pocket_plain_vae_repa_e`: about fifteen minutes on one core, most of it in the tokenizer's own losses.
     """
-    changes = {"alignment": POCKET_REPA, "tune": {}, "cache": False, "train.lr_for": {"tokenizer.*": 0.2}}
+    changes = sections("pocket", "repa") | {"tune": {}, "cache": False, "train.lr_for": {"tokenizer.*": 0.2}}
     return variant(pocket_plain_vae(), "pocket_plain_vae_repa_e", changes)
 
 
@@ -151,9 +179,7 @@ def pocket_vfm_vae_ddt() -> Run:
     `vfmlab train pocket_vfm_vae_ddt`: about four minutes on one core once pocket_vfm_vae's tokenizer is there; then
     `vfmlab evaluate pocket_vfm_vae_ddt --set sampler.reuse=2`.
     """
-    network = {"kind": "ddt", "width": 128, "depth": 3, "heads": 4, "patch": 2, "rmsnorm": False, "qk_norm": True, "head_width": 128,
-               "head_depth": 1, "head_heads": 4}  # fmt: skip
-    return variant(pocket_vfm_vae(), "pocket_vfm_vae_ddt", {"network": network})
+    return split(pocket_vfm_vae())
 
 
 @preset
@@ -163,7 +189,7 @@ def small_vfm_vae_joint() -> Run:
     `vfmlab train small_vfm_vae_joint --set data.source=parquet:PATH` on one GPU, hours. Not run to its end yet: no result is claimed.
     """
     network = {"kind": "sit", "size": "S", "patch": 1, "qk_norm": True}
-    changes = {"network": network, "alignment": SMALL_REPA, **reg(SMALL_TARGET, 384)}
+    changes = {"network": network, **sections("small", "joint")}
     return variant(small_vfm_vae(), "small_vfm_vae_joint", changes)
 
 
@@ -176,8 +202,8 @@ def paper_vfm_vae_joint() -> Run:
     """
     changes = {
         "network": {"kind": "sit", "size": "XL", "patch": 1, "qk_norm": True},
-        "alignment": PAPER_REPA,
-        **reg(PAPER_TARGET, 768, weight=0.03, normalise=False),
+        **sections("paper", "joint"),
+        "class_token": PAPER_TARGET | {"weight": 0.03, "normalise": False},
         "cosine_loss": 0.0,
         "time": {"kind": "uniform"},
         "train.samples": 80 * EPOCH,
@@ -195,7 +221,7 @@ def paper_plain_vae_repa_e() -> Run:
     """
     changes = {
         "network": {"kind": "sit", "size": "XL", "patch": 1, "qk_norm": True},
-        "alignment": PAPER_REPA,
+        **sections("paper", "repa"),
         "tune": {"weight": 1.5},
         "cache": False,
         "cosine_loss": 0.0,

@@ -1,0 +1,70 @@
+"""Tables, figures and sentences on alignment: rows share tokenizers, sentences follow from the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vfmlab import figures_alignment as alignment
+from vfmlab import presets
+from vfmlab.errors import ConfigError
+
+NUMBERS = {
+    "tiny_vfm_vae none": (20.0, 22.0), "tiny_vfm_vae repa": (19.0, 21.0), "tiny_plain_vae none": (30.0, 30.0), "tiny_plain_vae repa": (24.0, 24.0),
+}  # fmt: skip
+
+
+def study(names=("repa",)):
+    return alignment.rows("tiny_vfm_vae", "tiny_plain_vae", {}, range(2), names)
+
+
+def results():
+    entry = {"protocol": "abc", "n": 32}
+    return [
+        {"label": name, "seed": seed, "metrics": {"gfd": {"value": values[seed], **entry}, "class_accuracy": {"value": 0.5, **entry}}}
+        for name, values in NUMBERS.items() for seed in range(2)
+    ]  # fmt: skip
+
+
+def test_rows_share_the_tokenizer_and_are_the_presets():
+    rows = alignment.rows("tiny_vfm_vae", "tiny_plain_vae", {}, range(1), ("repa", "reg", "joint"))
+    assert [row.label for row in rows[:4]] == ["tiny_vfm_vae none", "tiny_vfm_vae repa", "tiny_vfm_vae reg", "tiny_vfm_vae joint"]
+    assert len({row.run.parent for row in rows}) == 2
+    assert len({row.run.id for row in rows}) == 8
+    for row, preset in zip(rows[1:4], ("repa", "reg", "joint"), strict=True):
+        assert row.run.id == presets.get(f"tiny_vfm_vae_{preset}").id
+    assert alignment.split_row("tiny_vfm_vae", {}, 0).run.id == presets.get("tiny_vfm_vae_ddt").id
+    records = alignment.plan_records(rows)
+    assert records[0]["REPA"] == records[2]["REPA"] == ""
+    assert "block 1" in records[3]["REPA"]
+    with pytest.raises(ConfigError, match="unknown alignment 'rapa' \\(did you mean 'repa'"):
+        study(("rapa",))
+    with pytest.raises(ConfigError, match="trains no diffusion model"):
+        alignment.rows("pocket_vfm", "", {}, range(1), ())
+
+
+def test_what_each_side_adds():
+    table = alignment.two_sided(study(), results())
+    assert [row["diffusion side"] for row in table] == ["none", "repa"]
+    assert table[1]["tiny_vfm_vae: gFD"] == 20.0
+    assert table[1]["tiny_vfm_vae: change"] == "-4.8 %"
+    assert table[1]["tiny_plain_vae: change"] == "-20.0 %"
+    told = alignment.finding(study(), results())
+    assert "repa: gFD changes by -4.8 % on tiny_vfm_vae, -20.0 % on tiny_plain_vae: it helps." in told
+    assert "Latents of tiny_plain_vae gain more." in told
+    assert "2 seeds a row: spread of gFD over seeds up to 2." in told
+
+
+def test_figures_of_reuse():
+    records = [
+        {"encoder at every": 1, "steps": 8, "images a second": 100.0, "gFD": 5.0}, {"encoder at every": 2, "steps": 8, "images a second": 150.0, "gFD": 6.0},
+        {"encoder at every": 1, "steps": 4, "images a second": 200.0, "gFD": 9.0},
+    ]  # fmt: skip
+    figure = alignment.reuse_figure(records)
+    assert [list(trace.x) for trace in figure.data] == [[100.0, 150.0], [100.0, 200.0]]
+    assert list(figure.data[0].text) == ["every 1", "every 2"]
+    matrix = torch.tensor([[1.0, 0.9, 0.5], [0.9, 1.0, 0.8], [0.5, 0.8, 1.0]])
+    figure = alignment.similarity_figure([1.0, 0.6, 0.2], {1: matrix, 2: matrix}, encoder=1)
+    assert list(figure.data[0].x) == [0.6, 0.2]
+    assert list(figure.data[0].y) == pytest.approx([0.9, 0.8])
+    assert figure.data[1].name == "block 2 (head)"
