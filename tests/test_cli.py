@@ -353,7 +353,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     for _ in range(2):
         process = start(*args)
         for line in process.stderr:  # the first line about a step says that training is under way
-            if "images" in line and "left" in line:
+            if "  step " in line and "left" in line:
                 break
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=280)

@@ -291,8 +291,12 @@ def test_a_diffusion_run_with_its_course(root):
     assert reached["level"] == course["value"][-1]
     assert reached["steps"] == reached["samples"] / 8
     assert dynamics.steps_to_reach([folder], level=-1)[0]["samples"] is None
+    assert dynamics.over_training(folder)["samples"] == [32, 64]
     with pytest.raises(RunError, match="has logged no agreement of its blocks"):
-        dynamics.over_training(folder)
+        dynamics.over_training(folder, "cknna_target_block_")
+    own = instruments.measure(folder.id, ["lds"], root, of="tokenizer")
+    assert own["kind"] == "tokenizer"
+    assert own["metrics"] == instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root)["metrics"]
 
 
 def test_blocks_over_training_are_read_from_the_log(tmp_path):
@@ -306,6 +310,9 @@ def test_blocks_over_training_are_read_from_the_log(tmp_path):
     assert course["samples"] == [32, 64]
     assert course["block"] == [1, 2, 3]
     assert course["value"][1] == pytest.approx([logged["cknna_block_2"]] * 2)
+    folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": 0.5})
+    assert dynamics.over_training(folder) == course
+    assert dynamics.over_training(folder, "cknna_target_block_") == {"samples": [72], "block": [2], "value": [[0.5]]}
     assert figures.dynamics(course).data[0].z.shape == (3, 2)
 
 
@@ -322,6 +329,9 @@ def test_vision_models_and_what_the_door_refuses(root):
         (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
         (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),
         (lambda: instruments.measure("no_such_run", root=root), "unknown run"),
+        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, of="network"), "only 'tokenizer' can be asked for"),
+        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, protocol={"m": 3}), "protocol.m"),
+        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, data={"vall": 3}), "data.vall"),
     ):
         with pytest.raises(VfmlabError, match=said) as error:
             call()

@@ -17,7 +17,7 @@ OPTIONAL = [
     *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
-PRESENTATION = [f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo")]
+PRESENTATION = [f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo", "compare")]
 
 # What is hidden is not found, as if it were not installed: neither by `import` nor by `find_spec`.
 HIDE = """
@@ -133,3 +133,12 @@ def test_core_needs_no_optional_extra():
     done = run_python(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 10
+
+
+@pytest.mark.parametrize(("command", "missing"), [("compare tiny_plain_vae", "plotly"), ("app", "gradio")])
+def test_a_command_without_its_extra_is_told_in_one_line(command: str, missing: str):
+    done = run_python(HIDE.format(names=OPTIONAL) + f"from vfmlab import cli; sys.exit(cli.main({command.split()}))")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"needs {missing}" in done.stderr
+    assert "uv pip install" in done.stderr

@@ -411,6 +411,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VfmlabError as error:
         print(f"vfmlab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        from vfmlab.doctor import EXTRAS
+
+        package = (error.name or "").split(".")[0]
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        print(f"vfmlab: error: '{argv[0]}' needs {package}, which is not installed: uv pip install -c constraints.txt -e '.[{extra}]'", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"\nvfmlab: {stop if isinstance(stop, Interrupted) else 'interrupted'}", file=sys.stderr)
         return 130

@@ -36,6 +36,7 @@ def measure(
     protocol: Mapping[str, Any] | None = None,
     data: config.Data | Mapping[str, Any] | None = None,
     compared_with: str | None = None,
+    of: str | None = None,
     again: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def measure(
         ref: a tokenizer, diffusion or pretraining run (id, prefix, directory), or `vfm:NAME[@LAYER]`. names: instruments; None: all
             that fit. protocol: dotted changes to the run's protocol, e.g. {"n": 500}. data: other images than the run's;
             `vfm:` needs it. compared_with: feature space of the reference model; None: one of another family (see
-            `vfmlab.evaluation.reference`). again: measure anew.
+            `vfmlab.evaluation.reference`). of: "tokenizer" measures the tokenizer of a diffusion run (as that run tuned it, where it
+            did) in place of its network. again: measure anew.
 
     Returns:
         {"run", "kind", "reference", "representation", "metrics": {name: {"value", "protocol", "n", "better", ...}}, "curves",
@@ -55,6 +57,9 @@ def measure(
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
     kind, run, folder, layer = _what(str(ref), root)
+    if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion")):
+        raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; '{ref}' is a {kind}")
+    kind = of or kind
     if run is None and data is None:
         raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
     changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
@@ -65,10 +70,10 @@ def measure(
     wanted = instruments.choose(names, kind, str(ref))
     built_on = run.vfm.name if run is not None and run.vfm is not None else ("pocket" if run is not None and kind == "vfm" else None)
     theirs = compared_with or reference.default(built_on if run is not None else str(ref).removeprefix("vfm:").partition("@")[0], settings.features)
-    asked = settings.model_dump(mode="json", exclude={"batch", "sampler", "guidance", "decoder"})
+    asked = settings.model_dump(mode="json", exclude_none=True, exclude={"batch", "sampler", "guidance", "decoder"})
     judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
     state = [folder.status().samples if folder is not None else str(ref), open_space(theirs, images.size, root).version if judge else ""]
-    key = config.digest([instruments.VERSION, asked, images.model_dump(mode="json"), theirs, state, layer])
+    key = config.digest([instruments.VERSION, kind, asked, images.model_dump(mode="json", exclude_none=True), theirs, state, layer])
     beside = folder.path / "instruments" if folder is not None else cache_folder() / "instruments"
     kept = _read(beside / f"{key}.json")
     missing = [name for name in wanted if again or kept is None or name not in kept["instruments"]]

@@ -63,19 +63,19 @@ def block_alignment(network: nn.Module, z: Tensor, ids: Sequence[int], theirs: T
     return {f"{BLOCK_KEY}{k}": cknna(prepare(x), b, K) for k, x in block_features(network, z, ids, t, seed).items()}
 
 
-def over_training(folder: RunDir) -> dict[str, list]:
+def over_training(folder: RunDir, key: str = BLOCK_KEY) -> dict[str, list]:
     """Agreement of blocks over training, from the evaluations that a run logged: {"samples", "block", "value": [[...]]}.
 
-    value: one row per block.
+    value: one row per block. key: with which reference; what stands before the block's number in the log.
 
     Raises:
         RunError: the run has logged none.
     """
-    rows = [r for r in folder.metrics("evaluation") if any(key.startswith(BLOCK_KEY) for key in r)]
+    rows = [r for r in folder.metrics("evaluation") if any(name.startswith(key) for name in r)]
     if not rows:
-        raise RunError(f"run '{folder.id}' has logged no agreement of its blocks; train it with evaluations that measure '{BLOCK_KEY}1', ...")
-    blocks = sorted({int(key.removeprefix(BLOCK_KEY)) for r in rows for key in r if key.startswith(BLOCK_KEY)})
-    return {"samples": [r["samples"] for r in rows], "block": blocks, "value": [[_value(r.get(f"{BLOCK_KEY}{k}")) for r in rows] for k in blocks]}
+        raise RunError(f"run '{folder.id}' has logged no agreement of its blocks ('{key}1', ...); train it with diffusion.train.evaluate_at")
+    blocks = sorted({int(name.removeprefix(key)) for r in rows for name in r if name.startswith(key)})
+    return {"samples": [r["samples"] for r in rows], "block": blocks, "value": [[_value(r.get(f"{key}{k}")) for r in rows] for k in blocks]}
 
 
 def latents(subject: Subject) -> tuple[Tensor, list[int]]:

@@ -236,6 +236,8 @@ def of_diffusion(
     """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per image."""
     block = max(1, network.depth // 2) if block is None else block
     facts = {"of": "diffusion", "block": block, "t": t, "label": NULL}
+    if getattr(getattr(network, "config", None), "token", None) is not None:
+        facts["class token"] = "its mean"  # which says nothing of the image
 
     def reads(images: Tensor, ids: Sequence[int]) -> Tensor:
         z = tokenizer.encode(images).mode()
