@@ -25,8 +25,8 @@ FLOORS = [
     ["tokenizers", "viz", "sweep"],
     ["diffusion"],
     ["training", "evaluation", "weights"],
-    ["api", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_alignment", "figures_latents", "figures_stages", "report",
-     "compare", "instruments"],
+    ["api", "blends", "explore", "leaderboard", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_alignment", "figures_latents",
+     "figures_stages", "report", "compare", "instruments"],
     ["cli", "cli_arguments", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}

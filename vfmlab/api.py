@@ -260,6 +260,7 @@ def sample(
     ema: bool = True,
     previews: int = 8,
     decoder: str | Path | None = None,
+    noise: Tensor | None = None,
 ) -> Iterator[Preview]:
     """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
 
@@ -268,6 +269,7 @@ def sample(
         steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
         seed: image i is made from noise seeded by (seed, i), whatever else is in the batch.
         previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, where `model` is a reference.
+        noise: N C h w to start from, one for each label, in place of the seed's.
     """
     from vfmlab.diffusion import sampling
     from vfmlab.seeding import SampleRandom
@@ -291,7 +293,7 @@ def sample(
     stride = max(1, -(-protocol.sampler.steps // max(1, previews)))
     step = None
     for step in sampling.trajectory(
-        loaded.network, y, SampleRandom(seed, ids), protocol.sampler, protocol.guidance, loaded.tokenizer.latent_shape, loaded.num_classes
+        loaded.network, y, SampleRandom(seed, ids), protocol.sampler, protocol.guidance, loaded.tokenizer.latent_shape, loaded.num_classes, noise
     ):
         if previews and step.number < step.total and step.number % stride == 0:
             yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))

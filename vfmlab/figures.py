@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from vfmlab import api, config, data, runs, viz
+from vfmlab import api, config, data, explore, runs, viz
 from vfmlab.diffusion import path as flow
 from vfmlab.seeding import SampleRandom, generator
 from vfmlab.tokenizers.base import Tokenizer
@@ -47,28 +47,16 @@ def noising(images: Tensor, times: Sequence[float], seed: int = 0) -> go.Figure:
 @torch.no_grad()
 def feature_maps(vfm: Any, images: Tensor) -> go.Figure:
     """Images and, for each of the VFM's layers, the first three principal components of its features."""
-    maps = vfm.features(images, vfm.layers).maps
-    shown = {"image": images}
-    for layer in vfm.layers:
-        shown[f"layer {layer}"] = viz.pca_maps(maps[layer], images.shape[-1])
+    shown = {"image": images, **explore.colours(explore.layer_maps(vfm, images), images.shape[-1])}
     return viz.rows(shown, title=f"{vfm.facts.name}: principal components of the features")
 
 
 @torch.no_grad()
 def similarity(vfm: Any, images: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> go.Figure:
     """Cosine similarity of every position to the one at `query` (y, x in 0..1), layer by layer; black -1 .. white 1."""
-    size = images.shape[-1]
-    maps = vfm.features(images, vfm.layers).maps
-    marked = images.clone()
-    y, x = (min(int(q * size), size - 2) for q in query)
-    marked[:, :, y - 1 : y + 2, x - 1 : x + 2] = 1.0
-    shown = {"query": marked}
-    for layer in vfm.layers:
-        unit = torch.nn.functional.normalize(maps[layer].float(), dim=1)
-        h, w = unit.shape[-2:]
-        here = unit[:, :, min(int(query[0] * h), h - 1), min(int(query[1] * w), w - 1)]
-        likeness = torch.einsum("bchw,bc->bhw", unit, here)[:, None].expand(-1, 3, -1, -1)
-        shown[f"layer {layer}"] = torch.nn.functional.interpolate(likeness, size=(size, size), mode="nearest")
+    shown = {"query": explore.marked(images, query)}
+    for name, maps in explore.layer_maps(vfm, images).items():
+        shown[name] = explore.grey(explore.likeness(maps, query), images.shape[-1])
     return viz.rows(shown, title="similarity to the marked position")
 
 
@@ -218,12 +206,10 @@ def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor, errors:
 @torch.no_grad()
 def latent_channels(tokenizer: Tokenizer, images: Tensor, channels: int = 8) -> go.Figure:
     """Images and the first channels of their normalised latents (black -2.5 .. white 2.5 standard deviations)."""
-    z = tokenizer.encode(images.to(tokenizer.stat_mean.device)).mode().cpu()
-    size = images.shape[-1]
+    z, size = explore.encode(tokenizer, images), images.shape[-1]
     shown = {"image": images, "PCA of z": viz.pca_maps(z, size)}
     for c in range(min(channels, z.shape[1])):
-        one = (z[:, c : c + 1] / 2.5).clamp(-1, 1).expand(-1, 3, -1, -1)
-        shown[f"channel {c}"] = torch.nn.functional.interpolate(one, size=(size, size), mode="nearest")
+        shown[f"channel {c}"] = explore.grey(z[:, c] / explore.SHOWN_STD, size)
     return viz.rows(shown, title="normalised latent")
 
 
