@@ -30,6 +30,8 @@ def test_rows_are_settings_times_seeds():
         (["tiny_plane_vae"], "did you mean 'tiny_plain_vae'"),
         (["tiny_vfm_vae+fusoin"], "did you mean 'fusion'"),
         (["pocket_judge"], "trains no tokenizer"),
+        (["tiny_rae@tiny_vfm"], "did you mean 'tiny_vfm_vae'"),
+        (["tiny_rae@pocket_judge"], "'pocket_judge' has no diffusion section"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             compare.parse(specs, [0])
@@ -43,6 +45,14 @@ def test_rows_name_variants_and_stages():
     staged = config.override(presets.get("tiny_plain_vae"), {"stages": STAGES})
     for until, expected in ((None, ["first", "second", "diffusion"]), ("tokenizer", ["first", "second"]), ("first_stage", ["first"])):
         assert [phase.phase for phase in compare.Row("a", 0, staged, until).phases] == expected
+
+
+def test_a_tokenizer_under_the_diffusion_model_of_another():
+    own, common, other = compare.parse(["tiny_rae", "tiny_rae@tiny_plain_vae:diffusion.train.lr=0.5,seed=4", "tiny_plain_vae"], [4])
+    assert common.tokenizers == own.tokenizers
+    assert own.run.diffusion.network.kind == "ddt"
+    assert (common.run.diffusion.network, common.run.protocol, common.run.diffusion.train.lr) == (other.run.diffusion.network, other.run.protocol, 0.5)
+    assert len({row.phases[-1].id for row in (own, common, other)}) == 3
 
 
 def test_spread_shows_every_seed():

@@ -1,4 +1,4 @@
-"""The command line: `vfmlab train|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|app|demo`.
+"""The command line: `vfmlab train|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|correlate|app|demo`.
 
 Thin over `vfmlab.api`. Everything heavy is imported inside the commands, so that help and mistakes are quick. What the
 library raises on bad input becomes one line on stderr and exit code 2; anything else keeps its traceback.
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vfmlab.cli_arguments import Assignments, Json, PresetArg, Progress, Root, RunArg, assignments, root_flag
+from vfmlab.cli_compare import compare, correlate
 from vfmlab.cli_weights import export, import_
 from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
 
@@ -264,35 +265,6 @@ def bench(only: tuple[str, ...] = (), out: Path = Path("bench.json"), repeats: i
     return 0
 
 
-def compare(
-    rows: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[+VARIANT...][:field=value,...]")],
-    /,
-    sets: Assignments = (),
-    seeds: tuple[int, ...] = (0, 1),
-    root: Root = Path("runs"),
-    out: Path = Path("comparison"),
-    jobs: int = 2,
-    title: str = "Comparison",
-    until: Literal["first_stage", "tokenizer"] | None = None,
-) -> int:
-    """Train several settings with several seeds under one protocol and write tables and curves.
-
-    Args:
-        sets: changes that hold for all rows.
-        seeds: every row is trained with each.
-        out: where to write; .md, .json and .html are added.
-        jobs: runs at a time, one thread each where there are several.
-        title: heading of the page.
-        until: leave diffusion out, or all but the first stage of each recipe.
-    """
-    from vfmlab import compare as comparing
-
-    if not rows:
-        raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae")
-    print(f"written: {comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until)}")
-    return 0
-
-
 def app(
     runs: Root = Path("runs"),
     port: int = 7860,
@@ -372,6 +344,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "doctor": doctor,
     "bench": bench,
     "compare": compare,
+    "correlate": correlate,
     "app": app,
     "demo": demo,
 }

@@ -30,7 +30,7 @@ METHOD_COLOURS = {
 
 def colour(name: str, index: int = 0) -> str:
     """The colour of a method; runs whose name starts with a method's (or tier_method) share it; others by position."""
-    for method, value in METHOD_COLOURS.items():
+    for method, value in sorted(METHOD_COLOURS.items(), key=lambda item: -len(item[0])):  # rae is a part of multi_layer_rae
         if name == method or f"_{method}" in f"_{name}":
             return value
     return PALETTE[index % len(PALETTE)]

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vfmlab import runs
-from vfmlab.compare import grids, pages
+from vfmlab.compare import correlation, correlation_page, grids, pages
 from vfmlab.compare.lanes import train
 from vfmlab.compare.results import METRICS, collect, groups, records, spread, stage_records
 from vfmlab.compare.rows import Row, Until, parse
-from vfmlab.errors import TrainingError
+from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.evaluation.instruments import choose
 
-__all__ = ["METRICS", "Row", "collect", "groups", "parse", "records", "run", "spread", "stage_records", "train"]
+__all__ = ["METRICS", "Row", "collect", "correlate", "groups", "parse", "records", "run", "spread", "stage_records", "train"]
 TITLE = "Comparison"
 
 
@@ -47,17 +48,12 @@ def run(
     Raises:
         TrainingError: every row failed; the first reason.
     """
-    root, out = Path(root), Path(out)
-    out = out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
+    root, out = Path(root), _bare(out)
     rows = parse(specs, seeds, overrides, until)
     results = collect(rows, root, train(rows, root, jobs))
     if not any(r["metrics"] for r in results):
         raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0]['failed']}")
-    sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]
-    parts = ["vfmlab", "compare", *specs, "--seeds", *map(str, seeds)]
-    for flag, values in (("--until", [until]), ("--out", [] if out.is_absolute() else [str(out)]), ("--title", [title] if title != TITLE else []), ("--set", sets)):
-        parts += [flag, *values] if values and values[0] else []
-    command = shlex.join(parts)
+    command = _command("compare", specs, seeds, out, overrides, {"--until": [until], "--title": [title] if title != TITLE else []})
     out.parent.mkdir(parents=True, exist_ok=True)
     pictures = grids.write(rows, root, out.parent / "images", out.name)
     seen = {label: f"images/{path.name}" for label, path in pictures.items()}
@@ -65,3 +61,56 @@ def run(
     runs.write_atomic(out.with_name(f"{out.name}.html"), pages.page(results, command, title, pictures))
     runs.write_atomic(out.with_name(f"{out.name}.md"), pages.markdown(results, command, title, seen))
     return out.with_name(f"{out.name}.md")
+
+
+def correlate(
+    specs: Sequence[str],
+    seeds: Sequence[int],
+    root: str | Path,
+    out: str | Path,
+    jobs: int = 2,
+    overrides: dict[str, Any] | None = None,
+    target: str = "gfd",
+    names: Sequence[str] = correlation.NAMES,
+    compared_with: str | None = None,
+    say: Callable[[str], object] = print,
+) -> Path:
+    """Train what is missing, measure every tokenizer with the instruments, and write which numbers go along with `target`.
+
+    Args:
+        specs, seeds, jobs, overrides: as in :func:`run`. target: "gfd", "gfd_own" or "class_accuracy". names: instruments.
+        compared_with: reference model of all rows; None: each row's default, see `vfmlab.evaluation.reference`.
+
+    Returns:
+        the Markdown file; `out`.json and `out`.html stand beside it.
+
+    Raises:
+        ConfigError: unknown target or instrument, or too few rows with the target.
+    """
+    if target not in correlation.TARGETS:
+        raise ConfigError(f"target = '{target}': choose from {', '.join(correlation.TARGETS)}")
+    choose(names, "tokenizer", "the rows")
+    root, out = Path(root), _bare(out)
+    rows = parse(specs, seeds, overrides)
+    results = correlation.measure(collect(rows, root, train(rows, root, jobs)), rows, root, names, compared_with, say)
+    found = correlation.correlate(results, target)
+    more = {"--target": [target] if target != "gfd" else [], "--instruments": list(names) if tuple(names) != correlation.NAMES else []}
+    command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
+    return correlation_page.write(results, found, target, command, f"What goes along with {correlation.name(target)}", out)
+
+
+def _bare(out: str | Path) -> Path:
+    """The name of the files to write, without an ending."""
+    out = Path(out)
+    return out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
+
+
+def _command(
+    verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path, overrides: dict[str, Any] | None, more: dict[str, Sequence[str | None]]
+) -> str:
+    """What to type to have the same again, without folders of this machine."""
+    sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]
+    parts = ["vfmlab", verb, *specs, "--seeds", *map(str, seeds)]
+    for flag, values in {**more, "--out": [] if out.is_absolute() else [str(out)], "--set": sets}.items():
+        parts += [flag, *values] if values and values[0] else []
+    return shlex.join(parts)

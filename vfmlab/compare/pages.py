@@ -80,7 +80,7 @@ def page(results: Sequence[Result], command: str, title: str, pictures: Mapping[
     body = [f"<h1>{html.escape(title)}</h1>"]
     for heading, text, table in sections(results):
         body.append(f"<h2>{html.escape(heading)}</h2>" if heading else "")
-        body.append(f"<p>{html.escape(text.replace('`', ''))}</p>{_html(table)}")
+        body.append(f"<p>{html.escape(text.replace('`', ''))}</p>{html_table(table)}")
     if failed := failures(results):
         body.append("<h2>Failed</h2><ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in failed) + "</ul>")
     figures = curves(results)
@@ -90,6 +90,11 @@ def page(results: Sequence[Result], command: str, title: str, pictures: Mapping[
         data = base64.b64encode(path.read_bytes()).decode()
         body.append(f"<h2>{html.escape(label or 'All rows')}</h2><img alt='reconstructions' src='data:image/png;base64,{data}'>")
     body.append(f"<p>Made by <code>{html.escape(command)}</code></p>")
+    return document(title, body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """Parts of a page in the frame of one that needs nothing from outside."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
 
@@ -98,7 +103,8 @@ def _overview_first(pictures: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(pictures.items(), key=lambda item: item[0] != "")
 
 
-def _html(table: Sequence[Mapping[str, str]]) -> str:
+def html_table(table: Sequence[Mapping[str, str]]) -> str:
+    """Records as a table; a cell in ** is bold."""
     columns = list(dict.fromkeys(key for row in table for key in row))
 
     def cell(text: str) -> str:
@@ -110,14 +116,20 @@ def _html(table: Sequence[Mapping[str, str]]) -> str:
     return f'<div class="table"><table><tr>{head}</tr>{rows}</table></div>'
 
 
+def row_colours(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """(label, run) -> colour: a method's own for its first row, free ones for its variants."""
+    colours: dict[str, str] = {}
+    for label, run in rows:
+        if label not in colours:
+            free = [c for c in reversed(viz.PALETTE) if c not in colours.values()] or list(viz.PALETTE)
+            own = viz.colour(run)
+            colours[label] = own if own not in colours.values() else free[0]
+    return colours
+
+
 def curves(results: Sequence[Result]) -> list:
     """One figure per metric over training; the same label has the same colour for every seed."""
-    colours: dict[str, str] = {}
-    for r in results:  # a method's own colour for its first row, free ones for its variants
-        if r["label"] not in colours:
-            free = [c for c in reversed(viz.PALETTE) if c not in colours.values()] or list(viz.PALETTE)
-            own = viz.colour(r["run"])
-            colours[r["label"]] = own if own not in colours.values() else free[0]
+    colours = row_colours([(r["label"], r["run"]) for r in results])
     figures = []
     for key in CURVES:
         lines = [(r["label"], [(p["samples"], p[key]) for p in r["curve"] if p.get(key) is not None]) for r in results]

@@ -1,7 +1,8 @@
 """Rows of a comparison: a label, a setting, a seed.
 
-A row is written `[LABEL=]PRESET[+VARIANT...][:field=value,...]`, for example `"no VF=pocket_vfm_vae:losses.vf.weight=0"` or
-`pocket_vfm_vae+plain_decoder`; the variants are those of `vfmlab.presets.ablations`.
+A row is written `[LABEL=]PRESET[@OTHER][+VARIANT...][:field=value,...]`, for example `"no VF=pocket_vfm_vae:losses.vf.weight=0"` or
+`pocket_vfm_vae+plain_decoder`; the variants are those of `vfmlab.presets.ablations`. `pocket_rae@pocket_plain_vae` is the tokenizer of the
+first with the diffusion model, its training and the protocol of the second, where a method brings a network of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     for seed in seeds:
         for spec in specs:
             label, preset, variants, fields = _read(spec)
+            preset, _, other = preset.partition("@")
             run = api.resolve(preset, {**(overrides or {}), **fields}, seed=seed)
+            if other:
+                run = _with_diffusion_of(run, api.resolve(other, overrides, seed=seed), fields)
             for variant in variants:
                 run = ablations.apply(run, variant)
             if run.tokenizer is None:
@@ -62,6 +66,14 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
         if twice:
             raise ConfigError(f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; rows must differ in preset, variant, fields or seed, and in label")
     return rows
+
+
+def _with_diffusion_of(run: config.Run, other: config.Run, fields: dict[str, Any]) -> config.Run:
+    """`run` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same ones."""
+    if other.diffusion is None:
+        raise ConfigError(f"'{run.name}@{other.name}': '{other.name}' has no diffusion section; name a preset that trains one")
+    taken = {key: getattr(other, key).model_dump() for key in ("diffusion", "protocol")}
+    return config.override(run.model_validate({**run.model_dump(), **taken}), fields)
 
 
 def _read(spec: str) -> tuple[str, str, list[str], dict[str, Any]]:

@@ -1,0 +1,145 @@
+"""Correlations: planted ranks are found, luck is not, protocols do not mix, and one command does it all."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+
+from vfmlab import compare
+from vfmlab.compare import correlation, correlation_page
+from vfmlab.errors import ConfigError
+
+SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": []}
+
+
+LUCK = [4, 0, 7, 2, 8, 1, 6, 3, 5]  # an order with little of the row's own in it
+
+
+def cell(value, hash_="a"):
+    return {"value": float(value), "protocol": hash_}
+
+
+def record(label, seed, gfd, metrics, measured=None, hash_="a", failed=None):
+    """A row with a gFD, metrics of its tokenizer and numbers of instruments."""
+    mine = {k: cell(v) for k, v in metrics.items()}
+    every = mine | ({"gfd": cell(gfd, hash_)} if gfd is not None else {})
+    protocol = {"n": 9, "images": {"ema": True}, "features": {"name": "judge", "version": "v"}}
+    return {
+        "label": label, "seed": seed, "run": label, "data": "scenes", "hash": hash_, "protocol": protocol, "metrics": every, "absent": {}, "failed": failed,
+        "stages": [{"stage": "tokenizer", "kind": "tokenizer", "run": label, "seconds": 1, "metrics": mine}],
+        "instruments": {k: cell(v) for k, v in (measured or {}).items()},
+    }  # fmt: skip
+
+
+def planted(n=9):
+    """gFD falls as `lds` grows, grows with PSNR, and has nothing to do with what `se_cknna` holds."""
+    return [
+        record(f"row {i}", seed, 10 + i + 0.1 * seed, {"psnr": i**3 + seed, "ssim": 1.0}, {"lds": -(i**0.5), "se_cknna": LUCK[i]})
+        for seed in (0, 1)
+        for i in range(n)
+    ]
+
+
+def test_planted_ranks_are_found():
+    found = {c.metric: c for c in correlation.correlate(planted())}
+    assert found.keys() == {"psnr", "lds", "se_cknna"}  # the constant is left out
+    for metric, rho in (("psnr", 1.0), ("lds", -1.0)):
+        one = found[metric]
+        assert (one.rho, one.seeds, one.rows) == (pytest.approx(rho), pytest.approx((rho, rho)), 9)
+        assert (one.low, one.high) == pytest.approx((rho, rho))
+        assert one.p < 0.002
+    luck = found["se_cknna"]
+    assert luck.low < luck.rho < luck.high
+    assert luck.p > 0.05
+    assert luck.rho == pytest.approx(stats.spearmanr(LUCK, range(9)).statistic)
+    assert correlation.correlate(planted()) == correlation.correlate(planted())  # draws are seeded
+
+
+@given(arrays.arrays(float, (2, 7), elements=st.integers(-3, 3).map(float)))
+def test_spearman_is_scipys_with_ties(values):
+    x, y = values
+    ours = correlation.spearman(x, y)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert np.isnan(ours)
+    else:
+        assert ours == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+        assert correlation.spearman(np.exp(x), y) == pytest.approx(ours)  # ranks only
+
+
+def test_p_is_uniform_enough_under_luck():
+    random = np.random.default_rng(0)
+    ps = []
+    for _ in range(60):
+        x, y = random.normal(size=(2, 8))
+        goal, mine = ({str(i): {0: float(v)} for i, v in enumerate(values)} for values in (y, x))
+        ps.append(correlation._one("psnr", mine, goal, 0).p)
+    assert 0.35 < statistics.fmean(ps) < 0.65
+
+
+def test_rows_of_another_protocol_stand_apart():
+    rows = [*planted(), record("other", 0, 1.0, {"psnr": 0.0}, {"lds": 0.0}, hash_="b"), record("broken", 0, None, {"psnr": 1.0}, failed="it broke")]
+    found = correlation.correlate(rows)
+    assert {c.rows for c in found} == {9}
+    text = correlation_page.markdown(rows, found, "gfd", "vfmlab correlate ...", "Title")
+    assert "- `other`: its gFD was measured under another protocol" in text
+    assert "- `broken`: it broke" in text
+    assert "| row 0 | 10.1 (10, 10.1) |" in text
+    assert "| lds ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
+    assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
+    page = correlation_page.page(rows, found, "gfd", "vfmlab correlate ...", "Title")
+    assert page.count("plotly-graph-div") == 2
+    assert "it broke" in page
+
+
+def test_better_first_whichever_end_that_is():
+    rows = planted()
+    for r in rows:
+        r["metrics"]["class_accuracy"] = cell(r["metrics"]["gfd"]["value"])
+    assert [row["row"] for row in correlation_page.table(rows, "gfd")][0] == "row 0"
+    assert [row["row"] for row in correlation_page.table(rows, "class_accuracy")][0] == "row 8"
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "said"),
+    [(planted(3), "gfd", "3 rows have 'gfd' under one protocol; ranks need at least 4"), (planted(), "fid", "target = 'fid': choose from gfd")],
+)
+def test_what_has_no_ranks_is_refused(rows, target, said):
+    with pytest.raises(ConfigError, match=said):
+        correlation.correlate(rows, target)
+
+
+def test_wrong_names_are_refused_before_anything_is_trained(tmp_path):
+    specs = [f"{i}=tiny_plain_vae:train.lr={i}e-3" for i in range(1, 5)]
+    with pytest.raises(ConfigError, match="unknown instrument 'ldss'"):
+        compare.correlate(specs, [0], tmp_path, tmp_path / "out", names=["ldss"])
+    with pytest.raises(ConfigError, match="target = 'fid'"):
+        compare.correlate(specs, [0], tmp_path, tmp_path / "out", target="fid")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(600)
+def test_one_command(tmp_path, capsys):
+    """Four settings of a tokenizer, trained, measured and ranked; the second call measures nothing again."""
+    from vfmlab import cli
+
+    specs = [f"{name}=tiny_plain_vae:train.lr={lr}" for name, lr in (("a", 1e-4), ("b", 1e-3), ("c", 3e-3), ("d", 1e-2))]
+    sets = [f"{k}={json.dumps(v)}" for k, v in SMALL.items()]
+    command = ["correlate", *specs, "--seeds", "0", "--jobs", "1", "--root", str(tmp_path / "runs"), "--out", str(tmp_path / "why"), "--instruments", "lds"]
+    assert cli.main([*command, "--set", *sets]) == 0
+    data = json.loads((tmp_path / "why.json").read_text())
+    assert {c["metric"] for c in data["correlations"]} >= {"psnr", "rfd", "lds"}
+    assert all(-1 <= c["low"] <= c["high"] <= 1 and c["rows"] == 4 for c in data["correlations"])
+    text = (tmp_path / "why.md").read_text()
+    assert all(f"| {name} |" in text for name in "abcd")
+    assert str(tmp_path) not in text
+    assert (tmp_path / "why.html").stat().st_size > 100_000
+    capsys.readouterr()
+    assert cli.main(["correlate", *specs[:2]]) == 2
+    assert "need at least 4" in capsys.readouterr().err
