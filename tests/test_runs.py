@@ -49,6 +49,14 @@ def test_another_config_under_the_same_id_is_refused(tmp_path):
         runs.create(config(), tmp_path)
 
 
+def test_a_run_of_a_version_that_knew_fewer_fields_goes_on(tmp_path):
+    run = runs.create(config(), tmp_path)
+    tree = json.loads((run.path / "config.json").read_text())
+    assert tree.pop("vfm") is None
+    (run.path / "config.json").write_text(json.dumps(tree))
+    assert runs.create(config(), tmp_path).path == run.path
+
+
 def test_a_new_protocol_is_stored_under_the_same_id(tmp_path):
     run = runs.create(config(), tmp_path)
     again = runs.create(config(protocol={"n": 7}), tmp_path)

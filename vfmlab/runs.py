@@ -370,13 +370,14 @@ def _finite(value: Any) -> Any:
 
 
 def _difference(old: Any, new: Any, at: str = "") -> str:
-    """Dotted name of the first field in which two JSON trees differ; "" if they are equal."""
+    """Dotted name of the first field in which two JSON trees differ; "" if they are equal.
+
+    A field that is null is as good as none, as in run ids: a run goes on under a version that knows more fields.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             here = f"{at}.{key}".lstrip(".")
-            if (key in old) != (key in new):
-                return here
-            found = _difference(old[key], new[key], here)
+            found = _difference(old.get(key), new.get(key), here)
             if found:
                 return found
         return ""
