@@ -22,15 +22,15 @@ FLOORS = [
     ["nn"],
     ["losses", "decoders", "discriminators", "vfm"],
     ["data", "judge", "runs", "presets", "pairs"],
-    ["tokenizers", "viz", "sweep"],
+    ["tokenizers", "viz"],
     ["diffusion"],
     ["training", "evaluation", "weights"],
-    ["api", "blends", "explore", "leaderboard", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_alignment", "figures_latents",
-     "figures_stages", "report", "compare", "instruments"],
-    ["cli", "cli_arguments", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
+    ["api", "blends", "explore", "leaderboard", "starter", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_alignment", "figures_latents",
+     "figures_stages", "report", "compare", "instruments", "sweep"],
+    ["cli", "cli_arguments", "cli_sweep", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
-MAY_PRINT = {"cli", "cli_weights"}
+MAY_PRINT = {"cli", "cli_sweep", "cli_weights"}
 LONGEST = 450
 
 

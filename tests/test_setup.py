@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = [
     *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "tensorboard"),
-    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat"),
+    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
 PRESENTATION = [f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo", "compare")]
@@ -135,7 +135,7 @@ def test_core_needs_no_optional_extra():
     assert int(done.stdout) > 10
 
 
-@pytest.mark.parametrize(("command", "missing"), [("compare tiny_plain_vae", "plotly"), ("app", "gradio")])
+@pytest.mark.parametrize(("command", "missing"), [("compare tiny_plain_vae", "plotly"), ("app", "gradio"), ("sweep a.ipynb --grid b.yaml", "jupytext")])
 def test_a_command_without_its_extra_is_told_in_one_line(command: str, missing: str):
     done = run_python(HIDE.format(names=OPTIONAL) + f"from vfmlab import cli; sys.exit(cli.main({command.split()}))")
     assert done.returncode == 2

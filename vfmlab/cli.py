@@ -19,6 +19,7 @@ import tyro
 
 from vfmlab.cli_arguments import Assignments, Json, PresetArg, Progress, Root, RunArg, assignments, root_flag
 from vfmlab.cli_compare import compare, correlate
+from vfmlab.cli_sweep import sweep
 from vfmlab.cli_weights import export, import_
 from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
 
@@ -344,6 +345,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "doctor": doctor,
     "bench": bench,
     "compare": compare,
+    "sweep": sweep,
     "correlate": correlate,
     "app": app,
     "demo": demo,
@@ -394,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vfmlab: error: '{argv[0]}' needs {package}, which is not installed: uv pip install -c constraints.txt -e '.[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nvfmlab: {stop if isinstance(stop, Interrupted) else 'interrupted'}", file=sys.stderr)
+        print(f"\nvfmlab: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,6 +32,7 @@ EXTRAS = {  # extra -> what of it is looked for
     "app": ("gradio",),
     "notebooks": ("jupyterlab", "ipywidgets", "plotly", "papermill", "jupytext", "nbconvert"),
     "hub": ("diffusers",),
+    "sweep": ("optuna",),
 }
 
 # Prints one JSON object; each step is tried even when an earlier one failed, because the first error names the cause.

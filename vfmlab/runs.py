@@ -137,10 +137,13 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for training. The lock of a dead process is free at once (the system drops it)."""
+        """Hold the run for training. The lock of a dead process is free at once (the system drops it).
+
+        With VFMLAB_WAIT in the environment a run that is being trained is waited for: points of a sweep share runs.
+        """
         held = filelock.FileLock(self.path / ".lock", thread_local=False)
         try:
-            held.acquire(timeout=0)
+            held.acquire(timeout=-1 if os.environ.get("VFMLAB_WAIT") else 0)
         except filelock.Timeout:
             pid = self.status().pid
             raise RunError(
