@@ -1,4 +1,4 @@
-"""The app: look at reconstructions and samples of the runs in one folder.
+"""The app: look at reconstructions, samples, paths, numbers and features of the runs in one folder.
 
     vfmlab app --runs DIR
 
@@ -7,46 +7,92 @@ It serves this machine only unless told otherwise, shows only runs of that folde
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from apps import models, reconstruct, sample
-from vfmlab import config, figures, viz
+from apps import cards, compare, explore, interpolate, limits, models, pictures, reconstruct, sample, share
+from apps.common import LIGHT
+from vfmlab import starter
+from vfmlab.errors import ConfigError
 
-UPLOAD = "12mb"
+QUEUE = 64  # jobs that may wait; the next one is told to come back
+HOUR = 3600
+CSS = cards.CSS + """
+.vl-pixels img { image-rendering: pixelated; }
+.gradio-container { max-width: 1500px !important; }
+footer { opacity: .7; }
+@media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
+"""
+TABS = {"reconstruct": "Reconstruct", "sample": "Sample", "interpolate": "Interpolate", "compare": "Compare", "explore": "Explore"}
 
 
 def build(root: str | Path) -> gr.Blocks:
-    """The interface over the runs in `root`."""
+    """The interface over the runs in `root`; where there are none, the bundled ones are put there."""
     root = Path(root).resolve()
-    with gr.Blocks(title="vfmlab", analytics_enabled=False) as page:
-        gr.Markdown("# vfmlab\nLook at what tokenizers keep of an image and at what diffusion models make of their latents.")
-        if not models.finished(root, "tokenizer"):
-            gr.Markdown(f"No finished runs in `{root.name}` yet. `make demo` makes two pipelines; `vfmlab train tiny_vfm_vae` makes one in a minute.")
-        with gr.Tab("Reconstruct"):
-            reconstruct.build(root, _examples(root))
-        with gr.Tab("Sample"):
-            sample.build(root)
-    return page.queue(default_concurrency_limit=1, max_size=64)
+    fresh = not models.finished(root, "tokenizer")
+    if fresh:
+        starter.put(root)
+    examples = pictures.examples(root)
+    with gr.Blocks(title="vfmlab", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        gr.Markdown("# vfmlab\nWhat tokenizers keep of an image, and what diffusion models make of their latents.")
+        if fresh:
+            gr.Markdown(f"The folder `{root.name}` held no runs, so two small tokenizers that come with vfmlab were put there. `make demo` trains whole pipelines.")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Reconstruct", id="reconstruct"):
+                parts = [reconstruct.build(root, examples)]
+            with gr.Tab("Sample", id="sample"):
+                parts.append(sample.build(root))
+            with gr.Tab("Interpolate", id="interpolate"):
+                parts += interpolate.build(root, examples)
+            with gr.Tab("Compare", id="compare"):
+                compared, (read, *reading) = compare.build(root)
+                parts.append(compared)
+            with gr.Tab("Explore", id="explore"):
+                parts.append(explore.build(root, examples))
+        with gr.Accordion("Open a shared state", open=False):
+            text = gr.Textbox(label="state (JSON, from below a figure)", lines=2, max_lines=6)
+            apply = gr.Button("set the page to it")
+        fields = [component for part in parts for component in part.fields.values()]
+
+        def restore(state: dict) -> list:
+            name = str(state.get("tab", ""))
+            chosen = next((key for key in TABS if name == key or name.startswith(f"{key}_")), None)
+            return [gr.Tabs(selected=chosen) if chosen else gr.skip(), *(update for part in parts for update in share.updates(part, state))]
+
+        def opened(request: gr.Request) -> list:
+            return restore(share.parse(request.query_params.get("state")))
+
+        page.load(opened, None, [tabs, *fields], **LIGHT).then(read, *reading, api_visibility="private", show_progress="hidden", concurrency_id="tables")
+        apply.click(lambda text: restore(share.parse(text)), text, [tabs, *fields], **LIGHT)
+    return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 
-def _examples(root: Path) -> list[str]:
-    """A few held-out images of the drawn scenes, written once beside the runs."""
-    folder = root / ".examples"
-    paths = [folder / f"scene_{i}.png" for i in range(4)]
-    if not all(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        images, _, _ = figures.examples(config.Data(size=64), n=len(paths), seed=1)
-        for image, path in zip(images, paths, strict=True):
-            viz.tile(image, scale=1).save(path)
-    return [str(path) for path in paths]
+def launch(
+    root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None, auth: tuple[str, str] | None = None, mcp: bool = False,
+    block: bool = True, quiet: bool = False,
+) -> gr.Blocks:  # fmt: skip
+    """Serve the app; the served page, whose `local_url` is the address.
 
+    Args:
+        host: only this machine by default. auth: (user, password) to ask for. mcp: offer the endpoints as tools of the Model Context
+            Protocol too. block: return only when stopped.
 
-def launch(root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None, auth: tuple[str, str] | None = None, block: bool = True):
-    """Serve the app. host: only this machine by default. auth: (user, password) to ask for."""
+    Raises:
+        ConfigError: the port is taken, or mcp is asked for and its package is missing.
+    """
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise ConfigError("mcp needs the package 'mcp', which is not installed: uv pip install 'gradio[mcp]'")
     page = build(root)
-    return page.launch(
-        server_name=host, server_port=port, share=False, auth=auth, max_file_size=UPLOAD, show_error=True, prevent_thread_lock=not block,
-        allowed_paths=[], quiet=not block,
-    )
+    try:
+        page.launch(
+            server_name=host, server_port=port, share=False, auth=auth, max_file_size=f"{limits.UPLOAD_MB}mb", show_error=True,
+            prevent_thread_lock=not block, allowed_paths=[], blocked_paths=[str(Path(root).resolve())], quiet=quiet, mcp_server=mcp, ssr_mode=False,
+            run_history=False, enable_monitoring=False, footer_links=["api", "settings"], css=CSS, js=f"() => {{ {compare.CLICKS} }}",
+            app_kwargs={"middleware": [Middleware(limits.Limits)]},
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigError(f"port {port} on {host} cannot be used ({error}); choose another --port") from None
+    return page

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import gradio as gr
-
-from vfmlab import api, runs
+from apps.common import problem
+from vfmlab import api, explore, runs
 from vfmlab.errors import VfmlabError
+from vfmlab.training import checkpoint
 
-KEEP = 4  # models held in memory at a time
+KEEP = 6  # models in memory at a time; the one unused for longest goes first
+BANK = 400  # held-out images among which neighbours are looked for
+MOST_RUNS = 6  # side by side
 
 
 def finished(root: Path, kind: str) -> list[str]:
@@ -18,40 +22,69 @@ def finished(root: Path, kind: str) -> list[str]:
     return [run.id for run in reversed(runs.scan(root)) if run.kind == kind and (run.ema.exists() or run.model.exists())]
 
 
-def checked(root: Path, run_id: str | None, kind: str) -> str:
-    """`run_id` if it is one of the listed runs; a message to the person otherwise."""
-    known = finished(root, kind)
-    if run_id not in known:
-        raise gr.Error(f"There is no finished {kind} run called '{run_id}' here any more. Press 'refresh' and choose another.")
-    return run_id
+def checked(root: Path, run_id: Any, kind: str) -> runs.RunDir:
+    """The run of that id; a message to the person where there is none. What is no name of a folder of `root` is no id."""
+    known = {path.name for path in root.iterdir()} if isinstance(run_id, str) and root.is_dir() else set()
+    if run_id in known:
+        folder = runs.RunDir(root / run_id)
+        try:
+            if folder.kind == kind and (folder.ema.exists() or folder.model.exists()):
+                return folder
+        except VfmlabError:
+            pass  # a folder without a config
+    shown = str(run_id)[:80]
+    raise problem(f"There is no finished {kind} run '{shown}' here (any more). Reload the page for a fresh list and choose another one.")
+
+
+def several(root: Path, run_ids: Any, kind: str) -> list[str]:
+    """One to MOST_RUNS different ids, all checked."""
+    chosen = list(dict.fromkeys(run_ids)) if isinstance(run_ids, list) and all(isinstance(r, str) for r in run_ids) else []
+    if not chosen:
+        raise problem(f"Choose at least one {kind} run.")
+    if len(chosen) > MOST_RUNS:
+        raise problem(f"{len(chosen)} runs are chosen; at most {MOST_RUNS} stand side by side.")
+    return [checked(root, run_id, kind).id for run_id in chosen]
 
 
 @lru_cache(maxsize=KEEP)
-def _tokenizer(path: str, stamp: float):
-    return api.load_tokenizer(path)
+def _load(kind: str, path: str, stamp: float, ema: bool) -> Any:
+    return (api.load_tokenizer if kind == "tokenizer" else api.load_diffusion)(path, ema=ema)
 
 
 @lru_cache(maxsize=KEEP)
-def _diffusion(path: str, stamp: float, ema: bool):
-    return api.load_diffusion(path, ema=ema)
+def _bank(path: str, stamp: float) -> Any:
+    return explore.bank(_load("tokenizer", path, stamp, True), runs.RunDir(Path(path)).config().data, BANK)
 
 
-def _stamp(folder: Path) -> float:
+def _stamp(folder: runs.RunDir) -> float:
     """Changes when the weights do, so that a run trained further is loaded again."""
-    return max(p.stat().st_mtime for p in (folder / "checkpoints").glob("*.safetensors"))
+    return max(path.stat().st_mtime for path in folder.checkpoints.glob("*.safetensors"))
 
 
-def tokenizer(root: Path, run_id: str | None):
-    folder = root / checked(root, run_id, "tokenizer")
-    try:
-        return _tokenizer(str(folder), _stamp(folder))
-    except VfmlabError as error:
-        raise gr.Error(str(error)) from None
+def tokenizer(root: Path, run_id: Any) -> Any:
+    """The tokenizer of a run (EMA weights)."""
+    folder = checked(root, run_id, "tokenizer")
+    return _load("tokenizer", str(folder.path), _stamp(folder), True)
 
 
-def diffusion(root: Path, run_id: str | None, ema: bool = True):
-    folder = root / checked(root, run_id, "diffusion")
-    try:
-        return _diffusion(str(folder), _stamp(folder), ema)
-    except VfmlabError as error:
-        raise gr.Error(str(error)) from None
+def diffusion(root: Path, run_id: Any, ema: bool = True) -> Any:
+    """The diffusion model of a run with its tokenizer."""
+    folder = checked(root, run_id, "diffusion")
+    return _load("diffusion", str(folder.path), _stamp(folder), ema)
+
+
+def bank(root: Path, run_id: Any) -> Any:
+    """Latents of held-out images of a tokenizer's own data."""
+    folder = checked(root, run_id, "tokenizer")
+    return _bank(str(folder.path), _stamp(folder))
+
+
+def class_names(root: Path, run_id: Any) -> list[str]:
+    """Classes of a diffusion run, read without loading it."""
+    folder = checked(root, run_id, "diffusion")
+    return json.loads(checkpoint.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]"))
+
+
+def method(root: Path, run_id: str, kind: str) -> str:
+    """The tokenizer's method, which decides the colour."""
+    return checked(root, run_id, kind).raw_config["tokenizer"]["method"]

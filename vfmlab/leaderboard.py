@@ -22,7 +22,8 @@ def collect(root: str | Path, every_phase: bool = False) -> list[Result]:
     """One record per run that was measured, in the form of :mod:`vfmlab.compare.results`.
 
     A diffusion run carries the numbers of its tokenizer too, and what was measured during its training as "curve"; one without a
-    report has that curve alone. Runs that another one was built on are left out unless `every_phase`. Beside the fields of a comparison: "name", "method", "kind", "instruments" (like "metrics", of the tokenizer and its own).
+    report has that curve alone. Runs that another one was built on are left out unless `every_phase`. Beside the fields of a
+    comparison: "name", "method", "kind", "instruments" (like "metrics", of the tokenizer and its own).
     """
     folders = {folder.id: folder for folder in runs.scan(root)}
     found, parents = [], set()
@@ -47,8 +48,9 @@ def collect(root: str | Path, every_phase: bool = False) -> list[Result]:
         side = run.data.size // run.tokenizer.factor
         found.append({
             "label": folder.id, "seed": run.seed, "run": folder.id, "name": run.name, "method": run.tokenizer.method, "kind": run.kind,
-            "data": f"{run.data.source.partition(':')[0]}:{Path(run.data.source.partition(':')[2]).name}, {run.data.size} px", 
-            "hash": report["hash"] if _usable(report) else None, "protocol": report["protocol"] if _usable(report) else None, "metrics": metrics, "absent": absent, "stages": [], "curve": curve,
+            "data": f"{run.data.source.partition(':')[0]}:{Path(run.data.source.partition(':')[2]).name}, {run.data.size} px",
+            "hash": report["hash"] if _usable(report) else None, "protocol": report["protocol"] if _usable(report) else None,
+            "metrics": metrics, "absent": absent, "stages": [], "curve": curve,
             "seconds": {k: round(f.status().seconds, 1) for k, f in (("tokenizer", below if run.kind == "diffusion" else folder), ("diffusion", folder))
                         if f is not None and (k == run.kind or k == "tokenizer")},
             "parameters": None, "latent": [run.tokenizer.channels, side, side], "failed": None, "instruments": _instruments(folder, below),

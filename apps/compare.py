@@ -1,0 +1,152 @@
+"""Tab: what the runs of the folder measured: leaderboard, convergence, reconstruction against generation, any number against gFD."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from apps import models, share
+from apps.common import COMPUTE, LIGHT, problem, themed, told
+from vfmlab import api, leaderboard, runs
+from vfmlab.compare.results import CURVES
+
+EVERY_PHASE = "show stages and tokenizers of other runs too"
+# A click on a point writes the run's id into the list beside the figures, as a person would by keyboard.
+CLICKS = """
+(() => {
+  const attach = () => document.querySelectorAll('#vl-compare .js-plotly-plot').forEach((plot) => {
+    if (plot.dataset.vl || !plot.on) return;
+    plot.dataset.vl = '1';
+    plot.on('plotly_click', (event) => {
+      const box = document.querySelector('#vl-picked textarea, #vl-picked input');
+      const id = event.points[0].customdata;
+      if (!box || !id) return;
+      box.value = id;
+      box.dispatchEvent(new Event('input', {bubbles: true}));
+    });
+  });
+  setInterval(attach, 500);
+})();
+"""
+
+
+def build(root: Path) -> tuple[share.Tab, tuple]:
+    """Lay the tab out. root: folder of runs. Beside the tab: what fills it, as (handler, inputs, outputs)."""
+    with gr.Column(elem_id="vl-compare"):
+        with gr.Row():
+            which = gr.Dropdown([], label="table (numbers of one protocol)", scale=4, min_width=240, allow_custom_value=True)
+            phases = gr.Checkbox(False, label=EVERY_PHASE, min_width=200)
+            again = gr.Button("read the folder again", min_width=120)
+        board = gr.Dataframe(interactive=False, wrap=False, label="leaderboard: click a row to see its run", show_search="filter", elem_id="vl-board")
+        note = gr.Markdown(elem_classes="vl-facts")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                metric = gr.Radio(list(CURVES), value="gfd", label="over training")
+                curves = gr.Plot(show_label=False)
+            with gr.Column(min_width=300):
+                with gr.Row():
+                    x = gr.Dropdown(["rfd"], value="rfd", label="across", min_width=120, allow_custom_value=True)
+                    y = gr.Dropdown(["gfd"], value="gfd", label="up", min_width=120, allow_custom_value=True)
+                cloud = gr.Plot(show_label=False)
+                cloud_note = gr.Markdown(elem_classes="vl-facts")
+        with gr.Row():
+            picked = gr.Dropdown([], label="run (or click a point or a row)", allow_custom_value=True, scale=3, min_width=240)
+            clicked = gr.Textbox(elem_id="vl-picked", visible="hidden")
+            measure = gr.Button("measure this run under its own protocol", min_width=200)
+        with gr.Row():
+            gallery = gr.Gallery(label="images logged in training", columns=2, object_fit="contain", height=340, format="png", elem_classes="vl-pixels")
+            config = gr.JSON(label="config", open=False, max_height=340)
+        status = gr.Markdown(elem_classes="vl-facts")
+        told_as = share.panel()
+
+    @told
+    def read(which: str | None, phases: bool, metric: str, x: str, y: str):
+        """The leaderboard: rows of one table, notes, figures of convergence and of one number against another, and the names of all tables.
+
+        which: the heading of a table (empty: the largest). metric: gfd, gfd_own or class_accuracy. x, y: numbers of the cloud of points.
+        """
+        results = leaderboard.collect(root, bool(phases))
+        tables = {heading: (text, rows) for heading, text, rows in sorted(leaderboard.tables(results), key=lambda t: -len(t[2]))}
+        heading = which if which in tables else next(iter(tables), None)
+        text, rows = tables.get(heading, ("Nothing is measured here yet. Choose a run below and press 'measure', or: `vfmlab eval RUN`.", []))
+        columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run"]
+        known = leaderboard.metrics(results)
+        state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y}
+        code = (
+            f"from vfmlab import leaderboard\n\nresults = leaderboard.collect({root.name!r}, every_phase={bool(phases)})\n"
+            "for heading, note, rows in leaderboard.tables(results):\n    print(heading, note, *rows, sep='\\n')\n"
+            f"leaderboard.convergence(results, {metric!r})\nleaderboard.scatter(leaderboard.cloud(results, {x!r}, {y!r})[0], {x!r}, {y!r})"
+        )
+        points, points_note = _cloud(results, x, y, known)
+        return (
+            gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=[[row.get(c, "–") for c in columns] for row in rows]), text,
+            themed(leaderboard.convergence(results, metric)), gr.update(choices=known or ["rfd"]), gr.update(choices=known or ["gfd"]), points, points_note,
+            gr.update(choices=_measurable(root)), *share.tell("compare", state, code),
+        )  # fmt: skip
+
+    @told
+    def show(run_id: str | None):
+        if not run_id:
+            return gr.skip(), gr.skip(), gr.skip()
+        folder = _any(root, run_id)
+        status = folder.status()
+        images = [(Image.open(path), path.stem) for path in sorted(folder.images.glob("*.png"))[-6:]]
+        line = f"**{folder.id}**: {folder.kind}, {status.state}, {status.samples:,} of {status.total:,} images, {status.seconds:,.0f} s of training"
+        return images, json.loads(json.dumps(folder.raw_config)), line
+
+    @told
+    def evaluate(run_id: str):
+        """Measure a run under its own protocol (or read what was measured before); its report.json as JSON."""
+        folder = _any(root, run_id)
+        kind = folder.kind
+        if kind not in ("tokenizer", "diffusion"):
+            raise problem(f"Run '{folder.id}' is a {kind} run; only tokenizer and diffusion runs are measured here.")
+        report = api.evaluate(models.checked(root, run_id, kind).path, root)
+        return f"**{folder.id}**: measured; N = {report['protocol']['n']}, protocol {report['hash']}, EMA weights, {report.get('seconds', 0):.0f} s", report["metrics"]
+
+    def pick_row(event: gr.SelectData):
+        row = event.row_value or []
+        return row[0] if row else gr.skip()
+
+    numbers = gr.JSON(visible=False)
+    inputs = [which, phases, metric, x, y]
+    outputs = [which, board, note, curves, x, y, cloud, cloud_note, picked, *told_as]
+    again.click(read, inputs, outputs, api_name="leaderboard", concurrency_id="tables", show_progress="minimal")
+    for control in (which, phases, metric, x, y):
+        control.input(read, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
+    board.select(pick_row, None, picked, **LIGHT)
+    clicked.input(lambda run_id: run_id, clicked, picked, **LIGHT)
+    picked.change(show, picked, [gallery, config, status], **LIGHT)
+    measured = measure.click(evaluate, picked, [status, numbers], api_name="evaluate", **COMPUTE)
+    measured.then(read, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
+    fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y}
+    return share.Tab("compare", fields, dict, free=("which", "x", "y")), (read, inputs, outputs)
+
+
+def _any(root: Path, run_id: Any) -> runs.RunDir:
+    """A run of any kind, by its id alone."""
+    found = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
+    if found is None:
+        raise problem(f"There is no run '{str(run_id)[:80]}' here (any more). Press 'read the folder again' and choose another one.")
+    return found
+
+
+def _measurable(root: Path) -> list[str]:
+    return [*models.finished(root, "diffusion"), *models.finished(root, "tokenizer")]
+
+
+def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> tuple[Any, str]:
+    if x not in known or y not in known:
+        return None, f"No run here has both {x} and {y} yet."
+    clouds = leaderboard.cloud(results, x, y)
+    if not clouds:
+        return None, f"No run here has both {x} and {y} yet."
+    points = clouds[0]
+    n = sorted({p["n"] for p in points})
+    others = sum(len(c) for c in clouds[1:])
+    text = f"{len(points)} runs; N = {', '.join(f'{a} / {b}' for a, b in n)}, protocols {' / '.join(points[0]['protocols'])}, EMA weights"
+    return themed(leaderboard.scatter(points, x, y)), text + (f"; {others} runs measured under other protocols are left out" if others else "")
