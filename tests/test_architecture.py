@@ -25,12 +25,12 @@ FLOORS = [
     ["tokenizers", "viz"],
     ["diffusion"],
     ["training", "evaluation", "weights"],
-    ["api", "blends", "explore", "leaderboard", "starter", "export", "plan", "bench", "doctor", "figures", "figures_ablations", "figures_alignment", "figures_latents",
-     "figures_stages", "report", "compare", "instruments", "sweep"],
-    ["cli", "cli_arguments", "cli_sweep", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
+    ["api", "blends", "explore", "leaderboard", "starter", "export", "plan", "bench", "bench_evaluation", "timing", "doctor", "figures", "figures_ablations", "figures_alignment", 
+     "figures_latents", "figures_stages", "report", "compare", "instruments", "sweep"],
+    ["cli", "cli_arguments", "cli_compare", "cli_sweep", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
-MAY_PRINT = {"cli", "cli_sweep", "cli_weights"}
+MAY_PRINT = {"cli", "cli_compare", "cli_sweep", "cli_weights"}
 LONGEST = 450
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from vfmlab import api, bench, cli, config
+from vfmlab import api, bench, bench_evaluation, cli, config
 from vfmlab.errors import ConfigError
 
 
@@ -53,6 +53,14 @@ def test_formulations_of_modulation_agree_and_are_told():
     told = bench.line({"name": "modulation", **found})
     assert told.startswith("modulation")
     assert "8 -> 16 at 4 px" in told
+
+
+def test_cknna_in_three_formulations():
+    found = bench_evaluation.cknna_sparse(3, n=60, width=8)
+    assert found["detail"]["relative difference"] < 1e-5
+    assert 0.1 < found["detail"].get("peak memory (GB)", 1) < 4
+    a, b = bench_evaluation.related(60, 8)
+    assert float(bench_evaluation.dense_cknna(a, b)) == pytest.approx(float(bench_evaluation.dense_cknna(a, b, product=False)), rel=1e-5)
 
 
 @pytest.fixture

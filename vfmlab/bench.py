@@ -15,36 +15,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from vfmlab import api, config, data, presets, runs
+from vfmlab.bench_evaluation import cknna_sparse, frechet_distance  # noqa: F401  (they file themselves)
 from vfmlab.diffusion import latents, sampling
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, nearest
-from vfmlab.evaluation import frechet
 from vfmlab.nn.modulation import grouped_modulated_conv, modulated_conv
 from vfmlab.registry import DECODERS, NETWORKS
 from vfmlab.seeding import SampleRandom, StepRandom, generator
+from vfmlab.timing import BENCHMARKS, NEEDS_CUDA, Result, benchmark, compare, device, timed
 from vfmlab.tokenizers.base import Statistics
-
-Result = dict[str, Any]
-BENCHMARKS: dict[str, Callable[[int], Result]] = {}
-NEEDS_CUDA: set[str] = set()
-
-
-def benchmark(name: str, cuda: bool = False) -> Callable[[Callable[[int], Result]], Callable[[int], Result]]:
-    """File a benchmark under `name`. cuda: it is left out on machines without a GPU."""
-
-    def keep(function: Callable[[int], Result]) -> Callable[[int], Result]:
-        BENCHMARKS[name] = function
-        NEEDS_CUDA.update({name} if cuda else ())
-        return function
-
-    return keep
 
 
 def run(only: Sequence[str] = (), repeats: int = 7) -> Iterator[Result]:
@@ -88,47 +73,6 @@ def line(result: Result) -> str:
     goal = f"  [{result['goal']}]" if result.get("goal") else ""
     more = f"  {json.dumps(result['detail'])}" if result.get("detail") else ""
     return f"{result['name']:<18} {result['what']}: {told}{goal}{more}"
-
-
-# -- timing ---------------------------------------------------------------------------------------------------------
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call, the GPU's queue emptied before and after."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def compare(ours: Callable[[], Any], other: Callable[[], Any], repeats: int, warm: int = 1) -> Result:
-    """Seconds of `other` over seconds of `ours`: median and middle half of the ratios of interleaved pairs."""
-    for function in (ours, other) * warm:
-        function()
-    mine, theirs = [], []
-    for k in range(repeats):
-        if k % 2:
-            theirs.append(timed(other))
-            mine.append(timed(ours))
-        else:
-            mine.append(timed(ours))
-            theirs.append(timed(other))
-    ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    return {
-        "ratio": median(ratios),
-        "spread": [low, high],
-        "ours_seconds": median(mine),
-        "other_seconds": median(theirs),
-        "repeats": repeats,
-    }
 
 
 def trainer(module: nn.Module, loss: Callable[[], Tensor], precision: torch.dtype | None = None) -> Callable[[], None]:
@@ -186,36 +130,6 @@ def modulation_pocket(repeats: int) -> Result:
     """The same at the pocket tier's widths, where weights are small beside activations."""
     found = modulated_layers([(64, 256, 8), (64, 256, 16), (32, 128, 32)], 32, repeats)
     return {**found, "goal": "below 1 where memory traffic decides"}
-
-
-@benchmark("frechet")
-def frechet_distance(repeats: int) -> Result:
-    """Frechet distance at 2048 dimensions: eigenvalues of a symmetric product against scipy's matrix square root."""
-    import numpy as np
-    from scipy.linalg import sqrtm
-
-    dimension, count = 2048, 4096
-    draw = generator("bench", "frechet")
-    mix = torch.randn(dimension, dimension, generator=draw, dtype=torch.float64) / dimension**0.5
-    sides = []
-    for shift in (0.0, 0.05):
-        moments = frechet.Moments(dimension)
-        for _ in range(count // 1024):
-            moments.update(torch.randn(1024, dimension, generator=draw, dtype=torch.float64) @ mix + shift)
-        sides.append(moments)
-    means, covariances = [m.mean.numpy() for m in sides], [m.covariance.numpy() for m in sides]
-
-    def classic() -> float:
-        root = np.trace(sqrtm(covariances[0] @ covariances[1])).real
-        apart = means[0] - means[1]
-        return float(apart @ apart + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * root)
-
-    ours, theirs = frechet.frechet_distance(*sides), classic()
-    # scipy takes many seconds a call and the calls above were the warm-up.
-    found = compare(lambda: frechet.frechet_distance(*sides), classic, min(repeats, 3), warm=0)
-    difference = abs(ours - theirs) / abs(theirs)
-    what = f"scipy sqrtm / eigenvalues, {dimension} dimensions"
-    return {"what": what, **found, "goal": "5x, difference below 1e-6", "detail": {"relative difference": difference}}
 
 
 # -- training -------------------------------------------------------------------------------------------------------
