@@ -19,9 +19,10 @@ CSS = """
   border-radius: 8px; padding: 10px 12px; background: var(--background-fill-secondary); color: var(--body-text-color); }
 .vl-card h3 { font-size: .95rem; margin: 0 0 8px; overflow-wrap: anywhere; color: var(--body-text-color); }
 .vl-card h3::before { content: ''; display: inline-block; width: .7em; height: .7em; border-radius: 50%; background: var(--method, #7f7f7f); margin-right: .45em; }
-.vl-figures { display: flex; flex-wrap: wrap; gap: 10px; }
-.vl-card figure { margin: 0; flex: 1 1 120px; min-width: 0; }
-.vl-card figure.wide { flex: 1 1 100%; }
+.vl-card.full { flex-basis: 100%; }
+.vl-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(110px, 1fr)); gap: 10px; }
+.vl-card figure { margin: 0; min-width: 0; }
+.vl-card figure.wide { grid-column: 1 / -1; }
 .vl-card figcaption, .vl-facts { font-size: .8rem; color: var(--body-text-color); opacity: .78; margin-top: 4px; overflow-wrap: anywhere; }
 .vl-card img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
 .vl-card img.small { max-width: 220px; }
@@ -33,7 +34,7 @@ CSS = """
   box-shadow: 0 0 3px #000; pointer-events: none; }
 .vl-card input[type=range] { width: 100%; accent-color: var(--method, #7f7f7f); margin: 6px 0 0; }
 .vl-strip { overflow-x: auto; }
-.vl-strip img { width: auto; max-width: none; height: 96px; }
+.vl-strip img { max-width: none; }
 .vl-link { overflow-wrap: anywhere; font-size: .85rem; }
 """
 
@@ -65,7 +66,8 @@ def before_after(before: Any, after: Any, name: str) -> str:
 
 def strip(frames: Any, caption: str) -> str:
     """Frames in a row, to be scrolled where they do not fit."""
-    row = f'<div class="vl-strip" tabindex="0"><img src="{uri(frames, gap=1)}" alt="{escape(caption)}"></div>'
+    size = f"width: 100%; min-width: {56 * len(frames)}px; max-width: {128 * len(frames)}px"
+    row = f'<div class="vl-strip" tabindex="0"><img style="{size}" src="{uri(frames, gap=1)}" alt="{escape(caption)}"></div>'
     return f'<figure class="wide">{row}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
@@ -79,12 +81,12 @@ def playback(frames: Any, caption: str, ms: int = 140) -> str:
     return f'<figure><img class="small" src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def card(title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (), facts: str = "") -> str:
-    """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds."""
+def card(title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (), facts: str = "", full: bool = False) -> str:
+    """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds. full: a row for itself."""
     colour = viz.colour(method) if method else "#7F7F7F"
     told = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in numbers)
     return (
-        f'<section class="vl-card" style="--method: {colour}"><h3>{escape(title)}</h3><div class="vl-figures">{"".join(figures)}</div>'
+        f'<section class="vl-card{" full" if full else ""}" style="--method: {colour}"><h3>{escape(title)}</h3><div class="vl-figures">{"".join(figures)}</div>'
         f'{f"""<div class="vl-numbers">{told}</div>""" if told else ""}<div class="vl-facts">{escape(facts)}</div></section>'
     )
 

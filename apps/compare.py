@@ -10,9 +10,10 @@ import gradio as gr
 from PIL import Image
 
 from apps import models, share
+from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, themed, told
-from vfmlab import api, leaderboard, runs
-from vfmlab.compare.results import CURVES
+from vfmlab import api, leaderboard, runs, viz
+from vfmlab.compare.results import CURVES, METRICS
 
 EVERY_PHASE = "show stages and tokenizers of other runs too"
 # A click on a point writes the run's id into the list beside the figures, as a person would by keyboard.
@@ -41,11 +42,14 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
             which = gr.Dropdown([], label="table (numbers of one protocol)", scale=4, min_width=240, allow_custom_value=True)
             phases = gr.Checkbox(False, label=EVERY_PHASE, min_width=200)
             again = gr.Button("read the folder again", min_width=120)
-        board = gr.Dataframe(interactive=False, wrap=False, label="leaderboard: click a row to see its run", show_search="filter", elem_id="vl-board")
+        board = gr.Dataframe(
+            interactive=False, wrap=False, datatype=["str", "html", *["str"] * 20], label="leaderboard: click a row to see its run", show_search="filter",
+            elem_id="vl-board",
+        )  # fmt: skip
         note = gr.Markdown(elem_classes="vl-facts")
         with gr.Row():
             with gr.Column(min_width=300):
-                metric = gr.Radio(list(CURVES), value="gfd", label="over training")
+                metric = gr.Radio([(METRICS[key], key) for key in CURVES], value="gfd", label="over training")
                 curves = gr.Plot(show_label=False)
             with gr.Column(min_width=300):
                 with gr.Row():
@@ -58,16 +62,17 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
             clicked = gr.Textbox(elem_id="vl-picked", visible="hidden")
             measure = gr.Button("measure this run under its own protocol", min_width=200)
         with gr.Row():
-            gallery = gr.Gallery(label="images logged in training", columns=2, object_fit="contain", height=340, format="png", elem_classes="vl-pixels")
+            gallery = gr.Gallery(label="images logged in training", columns=1, object_fit="contain", height=340, format="png", elem_classes="vl-pixels")
             config = gr.JSON(label="config", open=False, max_height=340)
         status = gr.Markdown(elem_classes="vl-facts")
         told_as = share.panel()
 
     @told
-    def read(which: str | None, phases: bool, metric: str, x: str, y: str):
+    def read(which: str | None, phases: bool, metric: str, x: str, y: str, run: str | None):
         """The leaderboard: rows of one table, notes, figures of convergence and of one number against another, and the names of all tables.
 
         which: the heading of a table (empty: the largest). metric: gfd, gfd_own or class_accuracy. x, y: numbers of the cloud of points.
+        run: the one that is shown below (empty: the first of the table).
         """
         results = leaderboard.collect(root, bool(phases))
         tables = {heading: (text, rows) for heading, text, rows in sorted(leaderboard.tables(results), key=lambda t: -len(t[2]))}
@@ -75,7 +80,10 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         text, rows = tables.get(heading, ("Nothing is measured here yet. Choose a run below and press 'measure', or: `vfmlab eval RUN`.", []))
         columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run"]
         known = leaderboard.metrics(results)
-        state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y}
+        named = [(METRICS.get(key, key), key) for key in known] or [("rFD", "rfd"), ("gFD", "gfd")]
+        measurable = _measurable(root)
+        run = run if run in measurable else rows[0]["run"] if rows else (measurable or [None])[0]
+        state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y, "run": run}
         code = (
             f"from vfmlab import leaderboard\n\nresults = leaderboard.collect({root.name!r}, every_phase={bool(phases)})\n"
             "for heading, note, rows in leaderboard.tables(results):\n    print(heading, note, *rows, sep='\\n')\n"
@@ -83,9 +91,9 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         )
         points, points_note = _cloud(results, x, y, known)
         return (
-            gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=[[row.get(c, "–") for c in columns] for row in rows]), text,
-            themed(leaderboard.convergence(results, metric)), gr.update(choices=known or ["rfd"]), gr.update(choices=known or ["gfd"]), points, points_note,
-            gr.update(choices=_measurable(root)), *share.tell("compare", state, code),
+            gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=[[_cell(c, row) for c in columns] for row in rows]), text,
+            themed(leaderboard.convergence(results, metric)), gr.update(choices=named), gr.update(choices=named), points, points_note,
+            gr.update(choices=measurable, value=run), *share.tell("compare", state, code),
         )  # fmt: skip
 
     @told
@@ -113,7 +121,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         return row[0] if row else gr.skip()
 
     numbers = gr.JSON(visible=False)
-    inputs = [which, phases, metric, x, y]
+    inputs = [which, phases, metric, x, y, picked]
     outputs = [which, board, note, curves, x, y, cloud, cloud_note, picked, *told_as]
     again.click(read, inputs, outputs, api_name="leaderboard", concurrency_id="tables", show_progress="minimal")
     for control in (which, phases, metric, x, y):
@@ -123,8 +131,13 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
     picked.change(show, picked, [gallery, config, status], **LIGHT)
     measured = measure.click(evaluate, picked, [status, numbers], api_name="evaluate", **COMPUTE)
     measured.then(read, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
-    fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y}
-    return share.Tab("compare", fields, dict, free=("which", "x", "y")), (read, inputs, outputs)
+    fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y, "run": picked}
+    return share.Tab("compare", fields, dict, free=("which", "x", "y", "run")), (read, inputs, outputs)
+
+
+def _cell(column: str, row: dict[str, Any]) -> str:
+    text = str(row.get(column, "–"))
+    return f'<span style="color: {viz.colour(text)}">&#9679;</span> {escape(text)}' if column == "method" else text
 
 
 def _any(root: Path, run_id: Any) -> runs.RunDir:

@@ -32,7 +32,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             with gr.Row():
                 first = pictures.picture("from", examples, height=180, value=examples[0], min_width=130)
                 second = pictures.picture("to", examples, height=180, value=examples[1], min_width=130)
-            gr.Examples([[a, b] for a, b in zip(examples, examples[1:] + examples[:1], strict=True)], [first, second], label="pairs", cache_examples=False)
+            gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
             runs = gr.Dropdown(ids, value=ids[:2], multiselect=True, allow_custom_value=True, label="tokenizers", max_choices=models.MOST_RUNS)
             kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
             frames = gr.Slider(3, 25, 9, step=1, label="frames")
@@ -85,7 +85,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
 def _card(title: str, method: str | None, walk: blends.Walk, facts: str) -> str:
     lines = [] if walk.length is None else [("path length", f"{walk.length:.2f}"), ("roughness", f"{walk.roughness:.2f}")]
     figures = [cards.strip(walk.frames, f"{len(walk.frames)} frames"), cards.playback(walk.frames, "there and back")]
-    return cards.card(title, method, figures, lines, facts)
+    return cards.card(title, method, figures, lines, facts, full=True)
 
 
 def _samples(root: Path) -> share.Tab:
@@ -168,4 +168,4 @@ def _forming(run_id: str, method: str, preview: api.Preview, between: str, kind:
     figures = [cards.strip(preview.images, f"{between}: {state}")]
     if preview.final:
         figures.append(cards.playback(preview.images, "there and back"))
-    return cards.card(run_id, method, figures, (), f"{kind}; N = {len(preview.images)} frames, EMA weights, {seconds:.1f} s")
+    return cards.card(run_id, method, figures, (), f"{kind}; N = {len(preview.images)} frames, EMA weights, {seconds:.1f} s", full=True)

@@ -269,12 +269,22 @@ def bench(only: tuple[str, ...] = (), out: Path = Path("bench.json"), repeats: i
 def app(
     runs: Root = Path("runs"),
     port: int = 7860,
+    host: str = "127.0.0.1",
+    auth: str | None = None,
+    mcp: bool = False,
 ) -> int:
-    """Serve the app on this machine (localhost only).
+    """Serve the app, to this machine only unless another host is named.
 
     Args:
         port: where to listen.
+        host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login then.
+        auth: USER:PASSWORD to ask for; other users of this machine see command lines, VFMLAB_APP_AUTH in the environment they do not.
+        mcp: offer the app's endpoints as tools of the Model Context Protocol too.
     """
+    login = auth if auth is not None else os.environ.get("VFMLAB_APP_AUTH")
+    user, colon, password = (login or "").partition(":")
+    if login is not None and not (user and colon and password):
+        raise ConfigError("--auth (or VFMLAB_APP_AUTH) is of the form USER:PASSWORD, neither of them empty")
     try:
         from apps import app as application
     except ModuleNotFoundError as error:
@@ -283,7 +293,9 @@ def app(
         missing = "gradio" if error.name != "apps" else "the folder apps/ of the repository"
         way = "in a clone, uv pip install -c constraints.txt -e '.[app]'"
         raise ConfigError(f"the app needs {missing}: {way}") from None
-    application.launch(runs, port=port)
+    if login is None and host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"vfmlab: anybody who can reach {host}:{port} can use this app; ask for a login with VFMLAB_APP_AUTH=USER:PASSWORD", file=sys.stderr)
+    application.launch(runs, host=host, port=port, auth=(user, password) if login is not None else None, mcp=mcp)
     return 0
 
 

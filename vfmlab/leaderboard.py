@@ -44,7 +44,8 @@ def collect(root: str | Path, every_phase: bool = False) -> list[Result]:
         metrics, absent = {}, {}
         for one in reports:
             metrics |= {k: {"value": v["value"], "protocol": v["protocol"], "n": v["n"]} for k, v in one["metrics"].items() if v.get("value") is not None}
-            absent |= {k: v.get("reason", "") for k, v in one["metrics"].items() if v.get("value") is None}
+            # why, without what to do about it on this machine
+            absent |= {k: v.get("reason", "").partition(";")[0].partition(" (")[0] for k, v in one["metrics"].items() if v.get("value") is None}
         side = run.data.size // run.tokenizer.factor
         found.append({
             "label": folder.id, "seed": run.seed, "run": folder.id, "name": run.name, "method": run.tokenizer.method, "kind": run.kind,
@@ -84,7 +85,7 @@ def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any
     """(heading, note, rows), one table per protocol: a row per run with its numbers, best generation first where there is one."""
     found = []
     for part in groups(results):
-        used = [k for k in METRICS if any(k in r["metrics"] for r in part)]
+        used = [k for k in (*CURVES, *(k for k in METRICS if k not in CURVES)) if any(k in r["metrics"] for r in part)]
         last = float("inf")
         order = sorted(part, key=lambda r: (r["metrics"].get("gfd", {}).get("value", last), r["metrics"].get("rfd", {}).get("value", last), r["run"]))
         rows = []
@@ -138,7 +139,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str) -> go.Figure:
     titles = [f"{METRICS.get(name, name)} {arrow(name)}" if name in METRICS else name for name in (x, y)]
     figure.update_xaxes(title=titles[0])
     figure.update_yaxes(title=titles[1])
-    return figure.update_layout(template=viz.TEMPLATE, height=400, margin={"l": 56, "r": 12, "t": 16, "b": 44}, legend={"orientation": "h", "y": 1.08})
+    return figure.update_layout(template=viz.TEMPLATE, height=400, margin={"l": 56, "r": 12, "t": 16, "b": 44}, legend={"orientation": "h", "y": -0.22})
 
 
 def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
@@ -161,4 +162,4 @@ def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
                 mode="lines+markers", line={"color": viz.colour(r["method"]), "dash": dash}, hovertemplate="%{customdata}<br>%{y:.4g}<extra></extra>",
             ))  # fmt: skip
             names.append(r["name"])
-    return figure.update_layout(hovermode="closest", height=400)
+    return figure.update_layout(hovermode="closest", height=400, legend={"orientation": "h", "y": -0.22})
