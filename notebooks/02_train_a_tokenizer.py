@@ -16,7 +16,7 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, progress, runs, viz
+from vfmlab import figures, progress, runs, sweep, viz
 
 viz.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_run
@@ -62,8 +62,17 @@ figures.latent_channels(tokenizer, images[:6])
 figures.latent_statistics(tokenizer)
 
 # %% [markdown]
+# ## 5. What a sweep collects
+# Numbers under the run's protocol, and the images above. `vfmlab sweep` runs this notebook at many settings and puts what each of them
+# hands out here into one table and one page. *Prediction:* with more channels PSNR rises and the probe does not.
+
+# %%
+_, restored, _ = vfmlab.reconstruct(tokenizer, images)
+sweep.result(vfmlab.evaluate(run.id, root, protocol=run.protocol), images=[images, restored])
+
+# %% [markdown]
 # ## Finding
 # The tokenizer is in the run directory printed above, with its statistics; the figures show what it keeps.
 #
 # ## What next
-# `03_reconstruction_report` puts numbers on it, next to a baseline; `07_train_diffusion` asks the question that matters.
+# `03_reconstruction_report` sets it beside a baseline; `07_train_diffusion` asks the question that matters.

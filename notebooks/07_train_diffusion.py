@@ -12,7 +12,7 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, progress, runs, viz
+from vfmlab import figures, progress, runs, sweep, viz
 
 viz.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -51,6 +51,13 @@ figures.sample_rows(run.id, root, variants={"EMA": {"ema": True}, "raw": {"ema":
 
 # %%
 figures.loss_by_time(run.id, root, seed=seed)
+
+# %% [markdown]
+# ## 5. What a sweep collects
+# The numbers under the run's protocol, and one sample per class; see `vfmlab sweep`.
+
+# %%
+sweep.result(vfmlab.evaluate(run.id, root, protocol=run.protocol), images=figures.class_samples(run.id, root, seed=seed))
 
 # %% [markdown]
 # ## Finding

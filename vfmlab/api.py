@@ -216,11 +216,11 @@ def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -
     return other
 
 
-def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | None = None, again: bool = False) -> dict[str, Any]:
+def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> dict[str, Any]:
     """All numbers of a run under a protocol; written to the run's report.json, and read from there the next time.
 
     Args:
-        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`. again: measure anew.
+        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another one. again: measure anew.
 
     Returns:
         `{"run", "kind", "protocol": {...}, "hash", "metrics": {name: {"value", ...}}}`.
@@ -229,7 +229,9 @@ def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any
 
     folder = runs.open_run(ref, root)
     run = folder.config()
-    if protocol:
+    if isinstance(protocol, config.Protocol):
+        run = run.model_copy(update={"protocol": protocol})
+    elif protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
     if folder.kind == "diffusion":
         load = functools.partial(load_diffusion, folder.path, root, decoder=run.protocol.decoder)

@@ -13,6 +13,7 @@ from vfmlab.compare.lanes import finished
 from vfmlab.compare.rows import Row
 from vfmlab.errors import VfmlabError
 from vfmlab.evaluation.protocol import BETTER, HIGHER, rank
+from vfmlab.evaluation.protocol import groups as groups  # for those who have results
 
 METRICS = {  # report metric -> column; reconstruction first, because it bounds what follows
     "psnr": "PSNR (dB)", "psnr_mask": "PSNR in mask", "ssim": "SSIM", "lpips": "LPIPS", "feature_distance": "feature distance", "rfd": "rFD",
@@ -98,27 +99,6 @@ def sizes(row: Row) -> dict[str, Any]:
     vfm = 0 if tokenizer.vfm is None else sum(p.numel() for p in tokenizer.vfm.parameters())
     decoder = sum(n for name, n in counts.items() if name.startswith("decoder."))
     return {"latent": list(tokenizer.latent_shape), "parameters": {"trained": trained, "tokenizer": sum(counts.values()), "decoder": decoder, "vfm": vfm}}
-
-
-def groups(results: Sequence[Result]) -> list[list[Result]]:
-    """Rows that may stand in one table: no metric of two of them was measured under different protocols.
-
-    Rows without any number are left out.
-    """
-    found: list[tuple[dict[str, str], list[Result]]] = []
-    for result in results:
-        hashes = {k: v["protocol"] for k, v in result["metrics"].items()}
-        if not hashes:
-            continue
-        for known, members in found:
-            common = hashes.keys() & known.keys()
-            if common and all(hashes[k] == known[k] for k in common):
-                known.update(hashes)
-                members.append(result)
-                break
-        else:
-            found.append((dict(hashes), [result]))
-    return [members for _, members in found]
 
 
 def means(results: Sequence[Result], metric: str) -> dict[str, list[float]]:

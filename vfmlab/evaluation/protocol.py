@@ -9,7 +9,7 @@ the same one in any feature space; batch size and file paths are in none, becaus
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,28 @@ def rank(reports: Mapping[str, Mapping[str, Any]], metric: str) -> list[tuple[st
             "evaluate both under one protocol"
         )
     return sorted(values.items(), key=lambda item: item[1], reverse=BETTER[metric] == HIGHER)
+
+
+def groups(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows that may stand in one table: no metric of two of them was measured under different protocols.
+
+    Args:
+        results: {"metrics": {name: {"value", "protocol", ...}}, ...} each. Rows without any number are left out.
+    """
+    found: list[tuple[dict[str, str], list[dict[str, Any]]]] = []
+    for result in results:
+        hashes = {k: v["protocol"] for k, v in result["metrics"].items()}
+        if not hashes:
+            continue
+        for known, members in found:
+            common = hashes.keys() & known.keys()
+            if common and all(hashes[k] == known[k] for k in common):
+                known.update(hashes)
+                members.append(result)
+                break
+        else:
+            found.append((dict(hashes), [result]))
+    return [members for _, members in found]
 
 
 def _two_that_differ(hashes: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str, str]]:

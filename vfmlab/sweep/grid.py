@@ -154,6 +154,8 @@ def read(source: str | Path | Mapping[str, Any]) -> Grid:
             raise ConfigError(f"{where}: axis '{name}' names {show(twice[0])} twice")
     for setting in (grid, *grid.points):
         _refuse(setting, where)
+    if grid.search is not None and grid.points:
+        raise ConfigError(f"{where}: a search draws its own points; leave 'points' out, or write what they vary as axes")
     if grid.search is not None and not grid.axes():
         raise ConfigError(f"{where}: a search needs an axis to search along: a list of choices, or a range {{low: ..., high: ...}}")
     return grid

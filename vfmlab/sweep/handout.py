@@ -22,7 +22,7 @@ def result(*reports: Mapping[str, Any], images: Any = None, **numbers: float) ->
 
     Args:
         reports: as from `vfmlab.evaluate` or `vfmlab.instruments.measure`; every number keeps the hash of its protocol.
-        images: a picture to know the point by: [N 3 H W] in [-1, 1], or a PIL image.
+        images: a picture to know the point by: [N 3 H W] in [-1, 1], a list of such with one row each, or a PIL image.
         numbers: others, by name; they count as measured alike in every point of one notebook.
 
     Raises:
@@ -59,9 +59,11 @@ def result(*reports: Mapping[str, Any], images: Any = None, **numbers: float) ->
 
 def _png(images: Any) -> bytes:
     if not hasattr(images, "save"):
+        import torch
+
         from vfmlab import viz
 
-        images = viz.tile(images)
+        images = viz.tile(torch.cat(images), columns=len(images[0])) if isinstance(images, list | tuple) else viz.tile(images)
     buffer = io.BytesIO()
     images.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -16,8 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vfmlab import runs, viz
-from vfmlab.compare.results import METRICS, groups
-from vfmlab.evaluation.protocol import BETTER
+from vfmlab.evaluation.protocol import BETTER, groups
 from vfmlab.progress import clock
 from vfmlab.sweep.folder import Folder
 from vfmlab.sweep.grid import Grid, Point, Range, show
@@ -28,7 +27,7 @@ SHADES = [[0, "#bdd7ee"], [0.5, "#2b7bba"], [1, "#062a52"]]  # the best is the d
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f23; background: #fff; }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.25rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
+h1 { font-size: clamp(1.2rem, 4vw, 1.6rem); overflow-wrap: anywhere; } h2 { font-size: 1.25rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 p.note { color: #57606a; font-size: .9rem; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #d8dee4; white-space: nowrap; }
@@ -108,20 +107,20 @@ def _sections(grid: Grid, part: Sequence[Result], names: Sequence[str]) -> list[
     first, end = shown[0], better(shown[0], grid, part)
     ordered = rank(part, first, end)
     varied = [n for n in names if len({show(r["point"].values.get(n)) for r in part}) > 1]
-    way = f"{label(first)}, {'higher' if end == 'higher' else 'lower'} is better" if end else f"{label(first)} (which end is good was not said)"
+    way = f"{first}, {'higher' if end == 'higher' else 'lower'} is better" if end else f"{first} (which end is good was not said)"
     found: list[tuple[str, str, Any]] = []
     if len(part) > 1 and varied:
         found.append(("All points", f"One line per point, coloured by {way}. Drag along an axis to choose.", parallel(part, varied, shown, end)))
         found.append(("What each setting does", "One dot per point; the line joins the means over all other settings.", marginal(part, varied, shown, grid)))
     if grid.search and len(part) > 1:
-        found.append(("Course of the search", f"{label(first)} of each point and the best so far.", course(part, first, end)))
+        found.append(("Course of the search", f"{first} of each point and the best so far.", course(part, first, end)))
     pictures = [r for r in ordered if r["image"].exists()][:BEST]
     if pictures:
         cards = "".join(_card(r, [n for n in names if n in varied] or names, shown) for r in pictures)
         found.append(("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.", f'<div class="best">{cards}</div>'))
     rows = []
     for r in ordered:
-        numbers = {label(k): r["metrics"].get(k, {}).get("value") for k in shown}
+        numbers = {k: r["metrics"].get(k, {}).get("value") for k in shown}
         rows.append({"point": r["point"].key, **{n: r["point"].values.get(n) for n in names}, **numbers, "seconds": r["seconds"]})
     found.append(("Numbers", f"Ordered by {way}." if end else "In the order of the grid.", _table(rows)))
     return found
@@ -133,10 +132,6 @@ def rank(part: Sequence[Result], metric: str, end: str | None) -> list[Result]:
         return list(part)
     having = sorted((r for r in part if metric in r["metrics"]), key=lambda r: r["metrics"][metric]["value"], reverse=end == "higher")
     return having + [r for r in part if metric not in r["metrics"]]
-
-
-def label(metric: str) -> str:
-    return METRICS.get(metric, metric)
 
 
 def _scale(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
@@ -164,9 +159,9 @@ def parallel(part: Sequence[Result], names: Sequence[str], shown: Sequence[str],
         elif len(set(at)) <= 8:
             axis["tickvals"] = sorted(set(at))
         axes.append(axis)
-    axes += [{"label": label(k), "values": [r["metrics"][k]["value"] for r in whole]} for k in shown]
+    axes += [{"label": k, "values": [r["metrics"][k]["value"] for r in whole]} for k in shown]
     colours = [r["metrics"][shown[0]]["value"] for r in whole]
-    line = {"color": colours, "colorscale": SHADES, "reversescale": end == "lower", "showscale": True, "colorbar": {"title": {"text": label(shown[0])}, "thickness": 12}}
+    line = {"color": colours, "colorscale": SHADES, "reversescale": end == "lower", "showscale": True, "colorbar": {"title": {"text": shown[0]}, "thickness": 12}}
     figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12 if len(axes) > 5 else 0, unselected={"line": {"opacity": 0.1}}))
     return figure.update_layout(template=viz.TEMPLATE, height=440, width=max(700, 150 * len(axes)), margin={"l": 96, "r": 24, "t": 84, "b": 36})
 
@@ -198,7 +193,7 @@ def marginal(part: Sequence[Result], names: Sequence[str], shown: Sequence[str],
             if name not in ranges and len(seen) <= 8:
                 axis |= {"tickvals": seen, "ticktext": [_short(str(v), 14) for v in seen]}
             sheet.update_xaxes(title_text=name if i == len(shown) - 1 else None, **axis, **cell)
-        sheet.update_yaxes(title_text=label(metric), row=i + 1, col=1)
+        sheet.update_yaxes(title_text=metric, row=i + 1, col=1)
     size = {"height": 60 + 210 * len(shown), "width": max(520, 90 + 300 * len(names))}
     return sheet.update_layout(template=viz.TEMPLATE, margin={"l": 72, "r": 16, "t": 20, "b": 52}, **size)
 
@@ -214,14 +209,14 @@ def course(part: Sequence[Result], metric: str, end: str | None) -> go.Figure:
     choose = max if end == "higher" else min
     best = [choose(values[: i + 1]) for i in range(len(values))]
     steps = list(range(1, len(values) + 1))
-    figure = viz.curves({"best so far": (steps, best)}, x="point", y=label(metric))
+    figure = viz.curves({"best so far": (steps, best)}, x="point", y=metric)
     figure.update_traces(mode="lines", line_shape="hv")
     return figure.add_trace(go.Scatter(x=steps, y=values, mode="markers", name="point", marker={"color": viz.PALETTE[1], "size": 8}))
 
 
 def _card(result: Result, names: Sequence[str], shown: Sequence[str]) -> str:
     data = base64.b64encode(result["image"].read_bytes()).decode()
-    numbers = ", ".join(f"{label(k)} {viz.number(result['metrics'][k]['value'])}" for k in shown[:3] if k in result["metrics"])
+    numbers = ", ".join(f"{k} {viz.number(result['metrics'][k]['value'])}" for k in shown[:3] if k in result["metrics"])
     given = result["point"].label(names) or result["point"].key
     return (f"<figure><img alt='{html.escape(given, quote=True)}' src='data:image/png;base64,{data}'>"
             f"<figcaption><b>{html.escape(numbers)}</b><br>{html.escape(given)}<br><code>{result['point'].key}</code></figcaption></figure>")  # fmt: skip
