@@ -26,7 +26,7 @@ FLOORS = [
     ["diffusion"],
     ["training", "evaluation", "weights"],
     ["api", "blends", "explore", "leaderboard", "starter", "export", "plan", "bench", "bench_evaluation", "timing", "doctor", "figures",
-     "figures_ablations", "figures_alignment", "figures_latents", "figures_stages", "report", "compare", "instruments", "sweep"],
+     "figures_ablations", "figures_alignment", "figures_explore", "figures_latents", "figures_stages", "report", "compare", "instruments", "sweep"],
     ["cli", "cli_arguments", "cli_compare", "cli_sweep", "cli_weights", "widgets", "demo", "demo_lane", "__main__"],
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}

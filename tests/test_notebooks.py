@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from vfmlab import runs
+from vfmlab.sweep import handout
 
 papermill = pytest.importorskip("papermill")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -65,6 +66,8 @@ OWN = {  # not in the demo
     "08": {"baseline": "tiny_plain_vae", "settings": "joint"},
 }  # fmt: skip
 
+HANDED_OUT = {"02": "psnr", "07": "gfd"}  # what a sweep collects
+
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -81,6 +84,10 @@ def test_runs_headless(name, demo):
     figures = [o for cell in code for o in cell.outputs if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert len(figures) >= 3
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    if name[:2] in HANDED_OUT:
+        found, picture = handout.harvest(book)
+        assert found["numbers"][HANDED_OUT[name[:2]]]["protocol"]
+        assert picture.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

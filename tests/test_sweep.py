@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow.parquet
 import pytest
 
 pytest.importorskip("papermill")
-from vfmlab import cli, sweep
-from vfmlab.errors import ConfigError
+from vfmlab import api, cli, runs, sweep
+from vfmlab.errors import ConfigError, RunError
 from vfmlab.sweep import book, grid, page, pool, table
 from vfmlab.sweep.folder import Folder
 
@@ -398,26 +398,65 @@ def test_a_search_on_a_notebook(notebook, tmp_path):
         sweep.commands(notebook, tmp_path / "g.yaml")
 
 
-# -- a cluster, and a real notebook -----------------------------------------------------------------------------------
+# -- a cluster, and shared runs ---------------------------------------------------------------------------------------
 
 
-def test_a_real_notebook_point_by_point_as_a_cluster_would(tmp_path, capsys):
-    """Two protocols on one tokenizer: it is trained once, and nothing is ranked across."""
-    real = str(book.Path(__file__).resolve().parents[1] / "notebooks/02_train_a_tokenizer.ipynb")
-    (tmp_path / "g.yaml").write_text("parameters: {preset: tiny_plain_vae}\nset: {protocol.n: [8, 16], data.val: 16}\nmetrics: [psnr]\n")
-    base = ["sweep", real, "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
+def test_a_cluster_runs_point_by_point(notebook, tmp_path, capsys):
+    (tmp_path / "g.yaml").write_text("parameters: {x: [1, 2]}\n")
+    base = ["sweep", str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
     assert cli.main([*base, "--print"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in printed] == [["vfmlab", "sweep"]] * 2
+    assert not (tmp_path / "out").exists(), "printing runs nothing"
     assert cli.main(shlex.split(printed[0])[1:]) == 0
+    assert capsys.readouterr().out.strip() == f"{printed[0].split()[-1]}: finished"
     assert not (tmp_path / "out/index.html").exists(), "one of many leaves table and page to the end"
+    assert lines(tmp_path / "out/runs/ended") == ["1 0.5 a"]
     assert cli.main([*base, "--print"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1:] == printed[1:]
-    assert cli.main(base) == 0
-    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
-    assert len({row["runs"] for row in rows}) == 1
-    assert len({row["psnr.protocol"] for row in rows}) == 2
-    page_text = (tmp_path / "out/index.html").read_text()
-    assert "Protocol 2 of 2" in page_text
-    begun = [json.loads(line) for line in (tmp_path / "out/runs" / rows[0]["runs"] / "metrics.jsonl").read_text().splitlines()]
-    assert len({r["step"] for r in begun if r["kind"] == "step"}) == len([r for r in begun if r["kind"] == "step"]), "trained once"
+    assert capsys.readouterr().out.splitlines() == printed[1:]
+
+
+def test_points_that_share_a_run_do_not_train_it_at_once(tmp_path, monkeypatch):
+    class Shared:
+        code = "code"
+
+        def check(self, p):
+            return [api.resolve("tiny_plain_vae", {"seed": p.values["seed"]}).tokenizer_run]
+
+    points = [grid.point("code", {"seed": seed, "n": n}, {}) for seed, n in ((0, 1), (0, 2), (1, 1), (1, 2))]
+    workers = pool.Pool(Shared(), tmp_path, tmp_path, 3, [], io.StringIO())
+    begun = []
+
+    def start(slot, p, phases):
+        slot.point, slot.phases = p, phases
+        begun.append((p.values["seed"], p.values["n"]))
+
+    monkeypatch.setattr(workers, "_start", start)
+    queue = pool.Queue(points)
+    workers._fill(queue)
+    assert begun == [(0, 1), (1, 1)], "the others wait, and the third process is idle"
+    assert [(p.values["seed"], p.values["n"]) for p in queue.waiting] == [(0, 2), (1, 2)]
+    runs.create(api.resolve("tiny_plain_vae").tokenizer_run, tmp_path).set_status(state="finished")
+    workers._fill(queue)
+    assert begun[2:] == [(0, 2)], "what is trained can be shared at once"
+
+
+def test_a_run_that_another_machine_trains_is_waited_for(tmp_path, monkeypatch):
+    folder = runs.create(api.resolve("tiny_plain_vae").tokenizer_run, tmp_path)
+    free = threading.Event()
+
+    def hold():
+        with folder.lock():
+            free.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    free.wait()
+    with pytest.raises(RunError, match="is being trained by process"), folder.lock():
+        pass
+    monkeypatch.setenv("VFMLAB_WAIT", "1")
+    began = time.monotonic()
+    with folder.lock():
+        assert time.monotonic() - began > 0.1
+    other.join()

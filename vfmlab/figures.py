@@ -290,9 +290,9 @@ def sample_rows(model: Any, root: str | Path = "runs", variants: Mapping[str, Ma
     return viz.rows({name: class_samples(model, root, per_class, seed, **how) for name, how in variants.items()})
 
 
-def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12, seed: int = 0) -> go.Figure:
-    """The decoded estimate of the clean image along sampling: one row per label, noise on the left."""
-    frames = [p.images for p in api.sample(model, list(labels), seed=seed, steps=steps, previews=steps)]
+def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12, seed: int = 0, **how: Any) -> go.Figure:
+    """The decoded estimate of the clean image along sampling: one row per label, noise on the left. how: as in `api.sample`."""
+    frames = [p.images for p in api.sample(model, list(labels), seed=seed, steps=steps, previews=min(steps, 16), **how)]
     stack = torch.stack(frames, 1)  # label, step, 3 H W
     return viz.rows({model.class_names[label]: stack[i] for i, label in enumerate(labels)}, title=f"estimate of the clean image over {steps} steps")
 

@@ -1,0 +1,99 @@
+"""Training in a notebook: curves, previews, time left, and a button that stops and saves.
+
+The cell computes until the training ends, so that the cells below find it finished. The button is heard meanwhile where the
+front end sends widget messages to a subshell of the kernel (JupyterLab 4.4 and later with ipykernel 7); the notebook's own
+interrupt button does the same everywhere.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from vfmlab import api, config, figures, progress, runs, viz
+from vfmlab.events import Event
+from vfmlab.widgets.panel import Shown, controls
+
+EVERY = 2.0  # seconds between two drawings of the curves
+
+
+class Stopped(KeyboardInterrupt):
+    """The button was pressed. Ends "run all" like an interrupt, and says so in one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def train(run: config.Run | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
+    """Train what is not trained yet and show it; see `vfmlab.train`. headless: a line now and then.
+
+    how: `overrides`, `until`, as there.
+
+    Returns:
+        what was told, previews of all but the last left out.
+
+    Raises:
+        Stopped: by the button; the state is saved, and the same cell goes on from there.
+    """
+    if headless:
+        return progress.follow(api.train(run, root, **how), "plain")
+    return Monitor(Path(root)).follow(api.train(run, root, **how))
+
+
+class Monitor:
+    """What is shown. stop: the button; bar: images seen; line: where it is."""
+
+    def __init__(self, root: Path):
+        widgets = controls()
+        self.root, self.asked = root, threading.Event()
+        self.line = widgets.HTML("<i>starting ...</i>")
+        self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="24em"))
+        self.stop = widgets.Button(description="stop and save", icon="stop", button_style="warning")
+        self.stop.on_click(lambda _: self._ask())
+        self.box = widgets.VBox([widgets.HBox([self.bar, self.stop]), self.line])
+        self.curves, self.preview, self._drawn, self._run = Shown(), Shown(), 0.0, ""
+
+    def _ask(self) -> None:
+        self.asked.set()
+        self.stop.disabled, self.stop.description = True, "stopping ..."
+
+    def follow(self, events: Any) -> list[Event]:
+        """Consume the events of a training and show them."""
+        from IPython.display import display
+
+        display(self.box)
+        kept: list[Event] = []
+        with closing(events):  # closing saves
+            try:
+                for event in events:
+                    if event.kind == "preview":
+                        kept = [e for e in kept if e.kind != "preview"]
+                    kept.append(event)
+                    self.show(event)
+                    if self.asked.is_set():
+                        break
+                else:
+                    return kept
+            finally:
+                self.stop.disabled = True
+        said = f"stopped by the button; run '{self._run}' is saved: run this cell again to go on"
+        self.line.value = html.escape(said)
+        raise Stopped(said)
+
+    def show(self, event: Event) -> None:
+        if event.run_id != self._run:
+            self._run, self._drawn = event.run_id, 0.0
+        self.bar.max, self.bar.value = max(event.total, 1), event.samples
+        if event.kind != "preview":
+            self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
+        else:
+            self.preview.show(viz.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
+        folder = runs.RunDir(self.root / event.run_id)
+        if event.kind in ("finish", "skip") or (event.kind == "step" and time.monotonic() - self._drawn > EVERY):
+            if folder.metrics("step"):
+                self.curves.show(figures.training_curves([folder]))
+            self._drawn = time.monotonic()

@@ -1,0 +1,107 @@
+"""Controls above a figure. The figure is an ordinary output that is replaced in place, so an exported page keeps the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from vfmlab.errors import ConfigError, VfmlabError
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+Draw = Callable[..., go.Figure]
+
+
+def controls() -> Any:
+    """The module ipywidgets. Raises ConfigError where it is not installed."""
+    try:
+        import ipywidgets
+    except ImportError:
+        raise ConfigError("widgets need ipywidgets: uv pip install -c constraints.txt -e '.[notebooks]', or set headless = True") from None
+    return ipywidgets
+
+
+class Shown:
+    """A figure in the output of a cell, replaced by the next one."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, figure: go.Figure) -> None:
+        from IPython.display import display
+
+        bundle = figure._repr_mimebundle_()  # not the figure itself, which would show itself anew each time
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+class Panel:
+    """`draw(**value)` below the controls; changing one of them draws anew.
+
+    Attributes:
+        controls: name -> ipywidgets control. value: name -> what is chosen. figure: what is shown (None before it is displayed).
+        note: a line for what went wrong; the figure before stays.
+    """
+
+    def __init__(self, draw: Draw, controls_: Mapping[str, ipywidgets.Widget], more: Sequence[ipywidgets.Widget] = ()):
+        widgets = controls()
+        self.draw, self.controls, self.figure = draw, dict(controls_), None
+        self.note = widgets.HTML()
+        row = widgets.HBox([*self.controls.values(), *more], layout=widgets.Layout(flex_flow="row wrap"))
+        self.box = widgets.VBox([row, self.note])
+        self._shown = Shown()
+        self._quiet = False
+        for control in self.controls.values():
+            control.observe(lambda _: self.redraw(), "value")
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def redraw(self) -> None:
+        """Draw what is chosen now."""
+        if self._quiet:
+            return
+        self.note.value = "<i>computing ...</i>"
+        try:
+            self.figure = self.draw(**self.value)
+        except VfmlabError as error:
+            self.note.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        except Exception as error:  # an exception of a callback would end in a log that nobody sees
+            self.note.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+            raise
+        self.note.value = ""
+        self._shown.show(self.figure)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Several changes of controls, drawn once."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+        self.redraw()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        self._shown = Shown()
+        display(self.box)
+        self.redraw()
+
+
+def choose(draw: Draw, headless: bool = False, **options: Sequence[Any]) -> Any:
+    """`draw(**choices)` with a drop-down for each option; headless: the figure of the first choices."""
+    if headless:
+        return draw(**{name: values[0] for name, values in options.items()})
+    widgets = controls()
+    return Panel(draw, {name: widgets.Dropdown(options=[(str(v), v) for v in values], description=name) for name, values in options.items()})
