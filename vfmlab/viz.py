@@ -157,7 +157,7 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
     """Several curve figures beside each other; a name keeps its colour and appears once in the legend."""
     count = -(-len(figures) // columns)
     titles = [f.layout.title.text or "" for f in figures]
-    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.16)
+    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.32 / max(2, count))
     seen: set[str] = set()
     for k, figure in enumerate(figures):
         row, column = k // columns + 1, k % columns + 1

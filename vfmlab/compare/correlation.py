@@ -114,8 +114,8 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
     seeds = []
     for s in sorted({s for label in labels for s in goal[label]}):
         pairs = [(mine[label][s], goal[label][s]) for label in labels if s in mine[label] and s in goal[label]]
-        if len(pairs) >= LEAST:
-            seeds.append(float(spearman(*np.array(pairs).T)))
+        own = float(spearman(*np.array(pairs).T)) if len(pairs) >= LEAST else np.nan
+        seeds += [] if np.isnan(own) else [own]  # a metric may be constant in one seed
     random = np.random.default_rng(seed)
     drawn = random.integers(len(labels), size=(DRAWS, len(labels)))
     low, high = np.nanquantile(spearman(x[drawn], y[drawn]), [0.025, 0.975])

@@ -68,7 +68,7 @@ def left_out(results: Sequence[Result], target: str) -> list[str]:
 
 def markdown(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
     """The tables with what they were measured under."""
-    parts = [f"# {title}", "", pages.note(_main(results, target)), ""]
+    parts = [f"# {title}", "", _note(results, target), ""]
     for heading, text, records in _sections(results, found, target):
         columns = list(records[0])
         parts += [f"## {heading}", "", *([text, ""] if text else []), f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -80,9 +80,12 @@ def markdown(results: Sequence[Result], found: Sequence[Correlation], target: st
 
 def page(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
     """The same with figures, in one file that needs no network."""
-    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(pages.note(_main(results, target)).replace('`', ''))}</p>"]
+    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(_note(results, target).replace('`', ''))}</p>"]
     body.append(viz.fragment(strengths(found, target), first=True))
-    body.append(viz.fragment(scatters(results, [c.metric for c in found[:SHOWN]], target)))
+    ranked = [c.metric for c in found]
+    shown = [metric for metric in HEADLINE if metric in ranked]
+    shown += [metric for metric in ranked if metric not in shown][: SHOWN - len(shown)]
+    body.append(viz.fragment(scatters(results, shown, target)))
     for heading, text, records in _sections(results, found, target):
         body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{pages.html_table(records)}")
     if missing := left_out(results, target):
@@ -92,14 +95,15 @@ def page(results: Sequence[Result], found: Sequence[Correlation], target: str, c
 
 def _sections(results: Sequence[Result], found: Sequence[Correlation], target: str) -> list[tuple[str, str, list[dict[str, str]]]]:
     return [
-        ("Rows", "Mean (each seed), best first.", table(results, target)),
+        ("Rows", "Best first.", table(results, target)),
         (f"What goes along with {name(target)}", reading(found, target), correlations(found)),
     ]
 
 
-def _main(results: Sequence[Result], target: str) -> list[Result]:
+def _note(results: Sequence[Result], target: str) -> str:
+    """What the numbers of the rows that have the target were measured under."""
     goal = values(results, target)
-    return [r for r in results if r["label"] in goal and target in r["metrics"]]
+    return pages.note([r for r in results if r["label"] in goal and target in r["metrics"]], "mean (each seed)")
 
 
 def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
@@ -125,15 +129,16 @@ def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> 
     """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its seeds."""
     goal, labels = values(results, target), list(dict.fromkeys(r["label"] for r in results))
     runs_of = {r["label"]: r["run"] for r in results}
-    colours = pages.row_colours([(label, runs_of[label]) for label in labels])
+    styles = pages.row_styles([(label, runs_of[label]) for label in labels])
     figures = []
     for metric in metrics:
         mine, figure = values(results, metric), go.Figure()
         for label in [label for label in labels if label in goal and label in mine]:
             seeds = [s for s in goal[label] if s in mine[label]]
             x, y = [mine[label][s] for s in seeds], [goal[label][s] for s in seeds]
-            line = {"color": colours[label], "width": 1}
-            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line=line, marker={"size": 9, "color": colours[label]})
+            colour, again = styles[label]
+            marker = {"size": 9, "color": colour, "symbol": pages.SYMBOLS[again % len(pages.SYMBOLS)]}
+            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1}, marker=marker)
         figure.update_layout(title=f"{name(metric)}{end(metric)}")
         figure.update_yaxes(title=name(target))
         figures.append(figure)

@@ -15,6 +15,8 @@ STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margi
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; } th, td { text-align: left; padding: .25rem .7rem .25rem 0;
 border-bottom: 1px solid #d8dee4; white-space: nowrap; } img { max-width: 100%; } h2 { font-size: 1.15rem; margin-top: 2rem; }"""
 
+DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")  # of the first, second ... row of one colour
+
 
 def sections(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, str]]]]:
     """(heading, note, table) of everything there is: one main table per protocol, then stages, then curves."""
@@ -36,8 +38,8 @@ def _longest(results: Sequence[Result]) -> Result:
     return max(results, key=lambda r: len(r["protocol"]))
 
 
-def note(results: Sequence[Result]) -> str:
-    """Under what the numbers of a table were measured, and what could not be."""
+def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best mean") -> str:
+    """Under what the numbers of a table were measured, and what could not be. cells: how to read one."""
     one = _longest(results)
     protocol, seeds = one["protocol"], sorted({r["seed"] for r in results})
     features = protocol.get("features", {})
@@ -47,7 +49,7 @@ def note(results: Sequence[Result]) -> str:
     ]
     if sampling := protocol.get("sampling"):
         parts.append(f"{sampling['solver']} {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}")
-    text = ", ".join(parts) + ". Cells: mean (each seed); bold: best mean. Feature distance: 1 - cosine in the features named."
+    text = ", ".join(parts) + f". Cells: {cells}. Feature distance: 1 - cosine in the features named."
     for key in METRICS:
         reasons = {r["absent"][key] for r in results if key in r["absent"]}
         if reasons and not any(key in r["metrics"] for r in results):
@@ -116,20 +118,24 @@ def html_table(table: Sequence[Mapping[str, str]]) -> str:
     return f'<div class="table"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def row_colours(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """(label, run) -> colour: a method's own for its first row, free ones for its variants."""
-    colours: dict[str, str] = {}
+def row_styles(rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int]]:
+    """(label, run) -> (colour, how many rows before have it): a method's own colour for its first row, the least used one for its variants.
+
+    The count chooses a dash or a symbol where there are more rows than colours.
+    """
+    styles: dict[str, tuple[str, int]] = {}
     for label, run in rows:
-        if label not in colours:
-            free = [c for c in reversed(viz.PALETTE) if c not in colours.values()] or list(viz.PALETTE)
+        if label not in styles:
+            used = [colour for colour, _ in styles.values()]
             own = viz.colour(run)
-            colours[label] = own if own not in colours.values() else free[0]
-    return colours
+            colour = own if own not in used else min(reversed(viz.PALETTE), key=used.count)
+            styles[label] = (colour, used.count(colour))
+    return styles
 
 
 def curves(results: Sequence[Result]) -> list:
     """One figure per metric over training; the same label has the same colour for every seed."""
-    colours = row_colours([(r["label"], r["run"]) for r in results])
+    styles = row_styles([(r["label"], r["run"]) for r in results])
     figures = []
     for key in CURVES:
         lines = [(r["label"], [(p["samples"], p[key]) for p in r["curve"] if p.get(key) is not None]) for r in results]
@@ -138,6 +144,8 @@ def curves(results: Sequence[Result]) -> list:
             for label, points in lines:
                 if points:
                     x, y = zip(*points, strict=True)
-                    figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colours[label]})
+                    colour, again = styles[label]
+                    line, marker = {"color": colour, "dash": DASHES[again % len(DASHES)]}, {"symbol": SYMBOLS[again % len(SYMBOLS)]}
+                    figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line=line, marker=marker)
             figures.append(figure)
     return figures
