@@ -26,7 +26,6 @@ CSS = cards.CSS + """
 footer { opacity: .7; }
 @media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
 """
-TABS = {"reconstruct": "Reconstruct", "sample": "Sample", "interpolate": "Interpolate", "compare": "Compare", "explore": "Explore"}
 
 
 def build(root: str | Path) -> gr.Blocks:
@@ -46,7 +45,8 @@ def build(root: str | Path) -> gr.Blocks:
             with gr.Tab("Sample", id="sample"):
                 parts.append(sample.build(root))
             with gr.Tab("Interpolate", id="interpolate"):
-                parts += interpolate.build(root, examples)
+                paths, inner = interpolate.build(root, examples)
+                parts += paths
             with gr.Tab("Compare", id="compare"):
                 compared, (read, *reading) = compare.build(root)
                 parts.append(compared)
@@ -55,18 +55,22 @@ def build(root: str | Path) -> gr.Blocks:
         with gr.Accordion("Open a shared state", open=False):
             text = gr.Textbox(label="state (JSON, from below a figure)", lines=2, max_lines=6)
             apply = gr.Button("set the page to it")
+        came = gr.Markdown(elem_id="vl-came", elem_classes="vl-facts")
         fields = [component for part in parts for component in part.fields.values()]
 
         def restore(state: dict) -> list:
             name = str(state.get("tab", ""))
-            chosen = next((key for key in TABS if name == key or name.startswith(f"{key}_")), None)
-            return [gr.Tabs(selected=chosen) if chosen else gr.skip(), *(update for part in parts for update in share.updates(part, state))]
+            part = next((part.name for part in parts if part.name == name), None)
+            chosen = part and part.partition("_")[0]
+            within = gr.Tabs(selected=part) if chosen == "interpolate" else gr.skip()
+            told = f"Set to a shared state of '{chosen}'." if chosen else ""
+            return [told, gr.Tabs(selected=chosen) if chosen else gr.skip(), within, *(update for part in parts for update in share.updates(part, state))]
 
         def opened(request: gr.Request) -> list:
             return restore(share.parse(request.query_params.get("state")))
 
-        page.load(opened, None, [tabs, *fields], **LIGHT).then(read, *reading, api_visibility="private", show_progress="hidden", concurrency_id="tables")
-        apply.click(lambda text: restore(share.parse(text)), text, [tabs, *fields], **LIGHT)
+        page.load(opened, None, [came, tabs, inner, *fields], **LIGHT).then(read, *reading, api_visibility="private", show_progress="hidden", concurrency_id="tables")
+        apply.click(lambda text: restore(share.parse(text)), text, [came, tabs, inner, *fields], **LIGHT)
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 

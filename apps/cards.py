@@ -11,6 +11,8 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
 from vfmlab import viz
 
 CSS = """
@@ -52,6 +54,12 @@ def figure(images: Any, caption: str, alt: str | None = None, wide: bool = False
     """One picture with a caption."""
     image = f'<img class="{"small" if small else ""}" src="{uri(images)}" alt="{escape(alt or caption)}">'
     return f'<figure class="{"wide" if wide else ""}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def logged(picture: Image.Image, caption: str) -> str:
+    """A picture as it was written, over the whole width."""
+    image = f'<img src="{viz.data_uri(picture)}" alt="{escape(caption)}">'
+    return f'<figure class="wide">{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def before_after(before: Any, after: Any, name: str) -> str:

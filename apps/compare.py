@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from apps import models, share
+from apps import cards, models, share
 from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, themed, told
 from vfmlab import api, leaderboard, runs, viz
 from vfmlab.compare.results import CURVES, METRICS
 
+LOGGED = 4  # of the images of a run, the newest
 EVERY_PHASE = "show stages and tokenizers of other runs too"
 # A click on a point writes the run's id into the list beside the figures, as a person would by keyboard.
 CLICKS = """
@@ -38,12 +39,12 @@ CLICKS = """
 def build(root: Path) -> tuple[share.Tab, tuple]:
     """Lay the tab out. root: folder of runs. Beside the tab: what fills it, as (handler, inputs, outputs)."""
     with gr.Column(elem_id="vl-compare"):
+        which = gr.Dropdown([], label="table (numbers of one protocol)", allow_custom_value=True)
         with gr.Row():
-            which = gr.Dropdown([], label="table (numbers of one protocol)", scale=4, min_width=240, allow_custom_value=True)
-            phases = gr.Checkbox(False, label=EVERY_PHASE, min_width=200)
-            again = gr.Button("read the folder again", min_width=120)
+            phases = gr.Checkbox(False, label=EVERY_PHASE, min_width=240, scale=3)
+            again = gr.Button("read the folder again", min_width=180)
         board = gr.Dataframe(
-            interactive=False, wrap=False, datatype=["str", "html", *["str"] * 20], label="leaderboard: click a row to see its run", show_search="filter",
+            interactive=False, wrap=False, datatype=["str", "html", *["str"] * 20], label="leaderboard", show_search="filter",
             elem_id="vl-board",
         )  # fmt: skip
         note = gr.Markdown(elem_classes="vl-facts")
@@ -58,11 +59,11 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
                 cloud = gr.Plot(show_label=False)
                 cloud_note = gr.Markdown(elem_classes="vl-facts")
         with gr.Row():
-            picked = gr.Dropdown([], label="run (or click a point or a row)", allow_custom_value=True, scale=3, min_width=240)
+            picked = gr.Dropdown([], label="run (or click a row or a point)", allow_custom_value=True, scale=3, min_width=240)
             clicked = gr.Textbox(elem_id="vl-picked", visible="hidden")
             measure = gr.Button("measure this run under its own protocol", min_width=200)
         with gr.Row():
-            gallery = gr.Gallery(label="images logged in training", columns=1, object_fit="contain", height=340, format="png", elem_classes="vl-pixels")
+            gallery = gr.HTML(min_height=120)
             config = gr.JSON(label="config", open=False, max_height=340)
         status = gr.Markdown(elem_classes="vl-facts")
         told_as = share.panel()
@@ -71,12 +72,13 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
     def read(which: str | None, phases: bool, metric: str, x: str, y: str, run: str | None):
         """The leaderboard: rows of one table, notes, figures of convergence and of one number against another, and the names of all tables.
 
-        which: the heading of a table (empty: the largest). metric: gfd, gfd_own or class_accuracy. x, y: numbers of the cloud of points.
+        which: the heading of a table (empty: the one with `run`, or the largest). metric: gfd, gfd_own or class_accuracy. x, y: numbers of the cloud of points.
         run: the one that is shown below (empty: the first of the table).
         """
         results = leaderboard.collect(root, bool(phases))
         tables = {heading: (text, rows) for heading, text, rows in sorted(leaderboard.tables(results), key=lambda t: -len(t[2]))}
-        heading = which if which in tables else next(iter(tables), None)
+        holds = (heading for heading, (_, rows) in tables.items() if run in [row["run"] for row in rows])
+        heading = which if which in tables else next(holds, next(iter(tables), None))
         text, rows = tables.get(heading, ("Nothing is measured here yet. Choose a run below and press 'measure', or: `vfmlab eval RUN`.", []))
         columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run"]
         known = leaderboard.metrics(results)
@@ -102,7 +104,10 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
             return gr.skip(), gr.skip(), gr.skip()
         folder = _any(root, run_id)
         status = folder.status()
-        images = [(Image.open(path), path.stem) for path in sorted(folder.images.glob("*.png"))[-6:]]
+        logged = sorted(folder.images.glob("*.png"))[-LOGGED:]
+        figures = [cards.logged(Image.open(path), path.stem) for path in logged]
+        method = (folder.raw_config.get("tokenizer") or {}).get("method")
+        images = cards.cards([cards.card(folder.id, method, figures, (), "images logged in training, by images seen")])
         line = f"**{folder.id}**: {folder.kind}, {status.state}, {status.samples:,} of {status.total:,} images, {status.seconds:,.0f} s of training"
         return images, json.loads(json.dumps(folder.raw_config)), line
 
@@ -161,5 +166,5 @@ def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> t
     points = clouds[0]
     n = sorted({p["n"] for p in points})
     others = sum(len(c) for c in clouds[1:])
-    text = f"{len(points)} runs; N = {', '.join(f'{a} / {b}' for a, b in n)}, protocols {' / '.join(points[0]['protocols'])}, EMA weights"
+    text = f"{len(points)} run{'s' * (len(points) > 1)}; N = {', '.join(f'{a} / {b}' for a, b in n)}, protocols {' / '.join(points[0]['protocols'])}, EMA weights"
     return themed(leaderboard.scatter(points, x, y)), text + (f"; {others} runs measured under other protocols are left out" if others else "")

@@ -15,14 +15,14 @@ from vfmlab import api, blends, explore
 KINDS = ("linear", "spherical")
 
 
-def build(root: Path, examples: list[str]) -> list[share.Tab]:
-    """Lay the tab out, as two parts of one: between images (tokenizers), between noises or classes (diffusion)."""
-    with gr.Tabs():
-        with gr.Tab("between two images"):
+def build(root: Path, examples: list[str]) -> tuple[list[share.Tab], gr.Tabs]:
+    """Lay the tab out, as two parts of one: between images (tokenizers), between noises or classes (diffusion); the parts and their tabs."""
+    with gr.Tabs() as tabs:
+        with gr.Tab("two images", id="interpolate"):
             images = _images(root, examples)
-        with gr.Tab("between two noises or classes"):
+        with gr.Tab("noises, classes", id="interpolate_samples"):
             samples = _samples(root)
-    return [images, samples]
+    return [images, samples], tabs
 
 
 def _images(root: Path, examples: list[str]) -> share.Tab:

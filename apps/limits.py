@@ -45,7 +45,11 @@ class Limits:
                 state = "answering"
                 await send(message)
 
-        return await self.app(scope, counted, unless_refused)
+        try:
+            return await self.app(scope, counted, unless_refused)
+        except Exception:
+            if state != "refused":  # else: what the app makes of a body that ends early
+                raise
 
 
 async def _answer(send: Any, status: int, text: bytes) -> None:

@@ -21,7 +21,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     ids = models.finished(root, "tokenizer")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            image = pictures.picture("picture", examples, height=240)
+            image = pictures.picture("picture", examples, height=240, value=examples[0])
             gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
             runs = gr.Dropdown(ids, value=ids[:2], multiselect=True, allow_custom_value=True, label="tokenizers", max_choices=models.MOST_RUNS)
             with gr.Accordion("Disturb the latent", open=False):
@@ -55,7 +55,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         how = explore.Disturbance(
             checked_number(sigma, 0, 2, "noise"), whole(keep, 0, 64, "channels kept") or None, whole(bits, 0, 8, "bits") or None, whole(seed, 0, 2**31 - 1, "seed")
         )
-        parts, numbers, seen = [], {}, {}
+        parts, depths, numbers, seen = [], [], {}, set()
         for run_id in run_ids:
             began = time.monotonic()
             tokenizer = models.tokenizer(root, run_id)
@@ -72,13 +72,14 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 cards.before_after(made.target, made.images, run_id), cards.figure(made.error(), "error x 4"), cards.figure(made.latent_map(), "latent, PCA as colours"),
             ], lines, facts))  # fmt: skip
             if layers and tokenizer.vfm is not None and tokenizer.vfm.fingerprint not in seen:
-                seen[tokenizer.vfm.fingerprint] = run_id
+                seen.add(tokenizer.vfm.fingerprint)
                 maps = explore.colours(explore.layer_maps(tokenizer.vfm, made.target), tokenizer.size)
                 figures = [cards.figure(made.target, "image"), *(cards.figure(m, name) for name, m in maps.items())]
-                parts.append(cards.card(f"what the VFM '{tokenizer.vfm.facts.name}' sees", None, figures, (), f"principal components of each layer; read by {run_id}"))
-            yield cards.cards(parts), *(gr.skip() for _ in told_as)
+                facts = f"principal components of each layer as colours; read by {run_id}; N = 1"
+                depths.append(cards.card(f"what the VFM '{tokenizer.vfm.facts.name}' sees", None, figures, (), facts))
+            yield cards.cards(parts + depths), *(gr.skip() for _ in told_as)
         state = state_of(image, run_ids, how.sigma, how.seed, how.bits or 0, how.keep or 0, bool(layers))
-        yield cards.cards(parts), *share.tell("reconstruct", {**state, "numbers": numbers}, _code(root, run_ids[0], how))
+        yield cards.cards(parts + depths), *share.tell("reconstruct", {**state, "numbers": numbers}, _code(root, run_ids[0], how))
 
     inputs = [image, runs, sigma, seed, bits, keep, layers]
     started = go.click(reconstruct, inputs, [shown, *told_as], api_name="reconstruct", **COMPUTE)

@@ -1,22 +1,25 @@
-"""A served app over two tiny pipelines, for the tests that drive it."""
+"""A served app over bundled tokenizers and a tiny pipeline, for the tests that drive it."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfmlab import api
+from vfmlab import api, starter
 
 QUICK = {"diffusion.train.evaluate_at": []}
+TWIN = "tiny_vfm_vae_twin-00000000"
 
 
 def runs(root: Path) -> Path:
-    """Two tiny pipelines in `root`; the VFM tokenizer's is measured."""
-    for preset in ("tiny_plain_vae", "tiny_vfm_vae"):
-        for event in api.train(preset, root, QUICK):
-            last = event.run_id
-    api.evaluate(last, root)
-    api.evaluate(api.tokenizer_run(last, root).path, root)
+    """The bundled tokenizers, a tiny pipeline that is measured, and a copy of its diffusion run under another id."""
+    starter.put(root)
+    for event in api.train("tiny_vfm_vae", root, QUICK):
+        last = event.run_id
+    shutil.copytree(root / last, root / TWIN)
+    for run in (api.tokenizer_run(last, root).id, last):
+        api.evaluate(run, root)
     return root
 
 
