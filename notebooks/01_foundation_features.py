@@ -14,7 +14,7 @@ n = 1000  # images for the probes
 
 # %%
 import vfmlab
-from vfmlab import figures, viz
+from vfmlab import figures, viz, widgets
 
 viz.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -35,7 +35,7 @@ figures.feature_maps(vfm, images)
 # layer the whole object lights up, in the first only what has the same colour.
 
 # %%
-figures.similarity(vfm, images[:6], query=(0.5, 0.5))
+widgets.features(vfm, images[:6], headless, view="similarity", query=(0.5, 0.5))
 
 # %% [markdown]
 # ## 3. Meaning: linear probe and nearest neighbours, layer by layer

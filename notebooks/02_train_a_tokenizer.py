@@ -16,7 +16,7 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, progress, runs, sweep, viz
+from vfmlab import figures, runs, sweep, viz, widgets
 
 viz.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_run
@@ -24,11 +24,11 @@ viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()
 
 # %% [markdown]
 # ## 1. Train
-# Interrupt it whenever you like: the state is written to the run's directory, and running this cell again goes on where
+# Stop it whenever you like: the state is written to the run's directory, and running this cell again goes on where
 # it stopped. *Prediction:* the reconstruction error falls fast at first; the alignment loss (if there is one) falls more slowly.
 
 # %%
-events = progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+await widgets.train(run, root, headless)
 folders = [runs.open_run(stage.id, root) for stage in run.phases()]  # one, or one per stage of the recipe
 viz.table([{"stage": f.config().phase, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
 

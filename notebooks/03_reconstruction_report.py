@@ -14,21 +14,22 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, progress, viz
+from vfmlab import figures, viz, widgets
 
 viz.use_notebook_renderer()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
 for run in chosen.values():
-    progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+    await widgets.train(run, root, headless)
 tokenizers = {name: vfmlab.load_tokenizer(run.id, root) for name, run in chosen.items()}
 
 # %% [markdown]
 # ## 1. By eye
-# The same held-out images through both, with error maps. *Prediction:* the plain VAE, trained for pixels alone, is sharper.
+# The same held-out images through both, with error maps; the controls put noise on the latent, or take channels and bits from it.
+# *Prediction:* the plain VAE, trained for pixels alone, is sharper.
 
 # %%
 images, labels, names = figures.examples(run.data, n=8, seed=seed)
-figures.reconstructions(tokenizers, images)
+widgets.reconstructions(tokenizers, images, headless, data=run.data)
 
 # %% [markdown]
 # ## 2. By number

@@ -18,13 +18,13 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, instruments, progress, viz
+from vfmlab import figures, instruments, viz, widgets
 from vfmlab import figures_latents as latents
 
 viz.use_notebook_renderer()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
 for run in chosen.values():
-    progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+    await widgets.train(run, root, headless)
 refs = {name: run.id for name, run in chosen.items()} | {name: name for name in others.split(",") if name}
 tokenizers = {name: vfmlab.load_tokenizer(ref, root) for name, ref in refs.items()}
 images, labels, names = figures.examples(chosen[preset].data, n=8, seed=seed)
@@ -90,7 +90,7 @@ latents.rate(reports)
 # a fade of pixels (bad sign: the latent is a picture) against a change of shape.
 
 # %%
-latents.choose(lambda pair: latents.interpolations(tokenizers, images, *pair), headless, pair=[(0, 1), (2, 3), (4, 5), (6, 7)])
+widgets.interpolation(tokenizers, images, headless)
 
 # %% [markdown]
 # ## 8. Errors that diffusion will make
@@ -100,7 +100,7 @@ latents.choose(lambda pair: latents.interpolations(tokenizers, images, *pair), h
 latents.robustness(reports)
 
 # %%
-latents.choose(lambda sigma: latents.noisy(tokenizers, images, sigma, seed), headless, sigma=[0.5, 0.25, 1.0])
+widgets.choose(lambda sigma: latents.noisy(tokenizers, images, sigma, seed), headless, sigma=[0.5, 0.25, 1.0])
 
 # %% [markdown]
 # ## Finding

@@ -12,7 +12,7 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, progress, runs, sweep, viz
+from vfmlab import figures, runs, sweep, viz, widgets
 
 viz.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -25,7 +25,7 @@ viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()
 # flow matching the loss says little about sample quality.
 
 # %%
-events = progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
+await widgets.train(run, root, headless)
 folder = runs.open_run(run.id, root)
 figures.training_curves([folder])
 

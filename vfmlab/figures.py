@@ -52,15 +52,6 @@ def feature_maps(vfm: Any, images: Tensor) -> go.Figure:
 
 
 @torch.no_grad()
-def similarity(vfm: Any, images: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> go.Figure:
-    """Cosine similarity of every position to the one at `query` (y, x in 0..1), layer by layer; black -1 .. white 1."""
-    shown = {"query": explore.marked(images, query)}
-    for name, maps in explore.layer_maps(vfm, images).items():
-        shown[name] = explore.grey(explore.likeness(maps, query), images.shape[-1])
-    return viz.rows(shown, title="similarity to the marked position")
-
-
-@torch.no_grad()
 def _features(vfm: Any, source: data.ImageSource, n: int) -> tuple[dict[int, list[Tensor]], Tensor, Tensor]:
     maps: dict[int, list[Tensor]] = {layer: [] for layer in vfm.layers}
     images, labels = [], []

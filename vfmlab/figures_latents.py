@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vfmlab import config, viz
-from vfmlab.evaluation.decoding import between
 from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 
@@ -139,18 +138,6 @@ def latent_maps(tokenizers: Mapping[str, Tokenizer], images: Tensor) -> go.Figur
 
 
 @torch.no_grad()
-def interpolations(tokenizers: Mapping[str, Tokenizer], images: Tensor, first: int = 0, second: int = 1, steps: int = 8) -> go.Figure:
-    """Two of `images` and the decoded straight line between their latents; above it the mean of the pixels."""
-    a, b = images[first : first + 1], images[second : second + 1]
-    shown = {"pixels": between(a, b, steps)[0]}
-    for name, tokenizer in tokenizers.items():
-        z = tokenizer.encode(torch.cat([a, b]).to(tokenizer.stat_mean.device)).mode().cpu()
-        line = between(z[:1], z[1:], steps)[0]
-        shown[name] = tokenizer.decode(line.to(tokenizer.stat_mean.device)).cpu()
-    return viz.rows(shown, title=f"from image {first} to image {second}")
-
-
-@torch.no_grad()
 def noisy(tokenizers: Mapping[str, Tokenizer], images: Tensor, sigma: float = 0.5, seed: int = 0) -> go.Figure:
     """Images decoded from z + sigma noise, one row per run."""
     shown = {"image": images}
@@ -181,22 +168,3 @@ def time_losses(reports: Reports) -> go.Figure:
     """Error of the predicted velocity over t, one line per diffusion run."""
     lines = {run: (entry["t"], entry["value"]) for run, entry in _curves(reports, "velocity_error_over_t").items()}
     return viz.curves(lines, x="t (0 data, 1 noise)", y="velocity error / target power")
-
-
-# -- choosing ---------------------------------------------------------------------------------------------------------
-
-
-def choose(draw: Callable[..., go.Figure], headless: bool = True, **options: Sequence[Any]) -> Any:
-    """`draw(**choices)` with a drop-down for each option; headless (or without ipywidgets) the figure of the first choices."""
-    first = {name: values[0] for name, values in options.items()}
-    if headless:
-        return draw(**first)
-    try:
-        import ipywidgets
-    except ImportError:
-        return draw(**first)
-    from IPython.display import display
-
-    controls = {name: ipywidgets.Dropdown(options=list(values), description=name) for name, values in options.items()}
-    shown = ipywidgets.interactive_output(lambda **choices: display(draw(**choices)), controls)
-    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), shown])

@@ -1,6 +1,6 @@
 """Widgets for notebooks: each chooses what a function of the library draws, and with `headless=True` gives just that.
 
-    widgets.train(run, root)                    # curves, previews, time left, a button that stops and saves
+    await widgets.train(run, root)              # curves, previews, time left, a button that stops and saves
     widgets.pick_run(root)                      widgets.reconstructions(tokenizers, images)
     widgets.features(vfm, images)               widgets.sampling(diffusion_model)
     widgets.interpolation(tokenizers, images)   widgets.choose(draw, name=[values, ...])

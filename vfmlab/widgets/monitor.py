@@ -1,15 +1,18 @@
 """Training in a notebook: curves, previews, time left, and a button that stops and saves.
 
-The cell computes until the training ends, so that the cells below find it finished. The button is heard meanwhile where the
-front end sends widget messages to a subshell of the kernel (JupyterLab 4.4 and later with ipykernel 7); the notebook's own
-interrupt button does the same everywhere.
+    await widgets.train(run, root)
+
+The cell lasts until the training ends, so that the cells below find it finished. Between two events it gives the kernel a
+moment to hear the button, which is why it is awaited (ipykernel 7.4 and later; elsewhere the notebook's own interrupt
+button stops and saves just as well).
 """
 
 from __future__ import annotations
 
+import asyncio
 import html
-import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from vfmlab import api, config, figures, progress, runs, viz
 from vfmlab.events import Event
 from vfmlab.widgets.panel import Shown, controls
 
-EVERY = 2.0  # seconds between two drawings of the curves
+EVERY = 2.0  # seconds between two drawings of the curves, at least
+SHARE = 0.05  # of the time that drawing may take
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,7 +32,7 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
-def train(run: config.Run | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
+async def train(run: config.Run | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
     """Train what is not trained yet and show it; see `vfmlab.train`. headless: a line now and then.
 
     how: `overrides`, `until`, as there.
@@ -41,7 +45,7 @@ def train(run: config.Run | dict[str, Any] | str, root: str | Path = "runs", hea
     """
     if headless:
         return progress.follow(api.train(run, root, **how), "plain")
-    return Monitor(Path(root)).follow(api.train(run, root, **how))
+    return await Monitor(Path(root)).follow(api.train(run, root, **how))
 
 
 class Monitor:
@@ -49,19 +53,20 @@ class Monitor:
 
     def __init__(self, root: Path):
         widgets = controls()
-        self.root, self.asked = root, threading.Event()
+        self.root, self.asked = root, False
         self.line = widgets.HTML("<i>starting ...</i>")
         self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="24em"))
         self.stop = widgets.Button(description="stop and save", icon="stop", button_style="warning")
         self.stop.on_click(lambda _: self._ask())
         self.box = widgets.VBox([widgets.HBox([self.bar, self.stop]), self.line])
-        self.curves, self.preview, self._drawn, self._run = Shown(), Shown(), 0.0, ""
+        self.curves, self.preview, self._run = Shown(), Shown(), ""
+        self._next = 0.0  # when the curves may be drawn again
 
     def _ask(self) -> None:
-        self.asked.set()
-        self.stop.disabled, self.stop.description = True, "stopping ..."
+        self.asked = self.stop.disabled = True
+        self.stop.description = "stopping ..."
 
-    def follow(self, events: Any) -> list[Event]:
+    async def follow(self, events: Iterator[Event]) -> list[Event]:
         """Consume the events of a training and show them."""
         from IPython.display import display
 
@@ -74,7 +79,8 @@ class Monitor:
                         kept = [e for e in kept if e.kind != "preview"]
                     kept.append(event)
                     self.show(event)
-                    if self.asked.is_set():
+                    await asyncio.sleep(0.002)  # messages of the browser are read here
+                    if self.asked:
                         break
                 else:
                     return kept
@@ -85,15 +91,17 @@ class Monitor:
         raise Stopped(said)
 
     def show(self, event: Event) -> None:
+        """Bring line, bar, preview and curves up to date."""
         if event.run_id != self._run:
-            self._run, self._drawn = event.run_id, 0.0
+            self._run, self._next = event.run_id, 0.0
         self.bar.max, self.bar.value = max(event.total, 1), event.samples
         if event.kind != "preview":
             self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
         else:
             self.preview.show(viz.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
-        folder = runs.RunDir(self.root / event.run_id)
-        if event.kind in ("finish", "skip") or (event.kind == "step" and time.monotonic() - self._drawn > EVERY):
+        began = time.monotonic()
+        if event.kind in ("finish", "skip") or (event.kind == "step" and began > self._next):
+            folder = runs.RunDir(self.root / event.run_id)
             if folder.metrics("step"):
                 self.curves.show(figures.training_curves([folder]))
-            self._drawn = time.monotonic()
+            self._next = time.monotonic() + max(EVERY, (time.monotonic() - began) / SHARE)

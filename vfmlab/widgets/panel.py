@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
+from vfmlab import viz
 from vfmlab.errors import ConfigError, VfmlabError
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ def controls() -> Any:
 
 
 class Shown:
-    """A figure in the output of a cell, replaced by the next one."""
+    """A figure in the output of a cell, replaced by the next one: live, and in an exported page the last one."""
+
+    _script = False  # plotly.js is in the notebook, for exported pages
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -35,11 +40,15 @@ class Shown:
     def show(self, figure: go.Figure) -> None:
         from IPython.display import display
 
-        bundle = figure._repr_mimebundle_()  # not the figure itself, which would show itself anew each time
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
-        else:
+        # A bundle of our own: plotly's display cannot be replaced, and its own bundle brings plotly.js along each time.
+        bundle = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/html": viz.fragment(figure), "text/plain": "figure"}
+        if self._handle is not None:
             self._handle.update(bundle, raw=True)
+            return
+        if not Shown._script:
+            display({"text/html": f"<script>{get_plotlyjs()}</script>"}, raw=True)
+            Shown._script = True
+        self._handle = display(bundle, raw=True, display_id=True)
 
 
 class Panel:
