@@ -36,7 +36,7 @@ viz.table(alignment.plan_records(study))
 # ## 1. Train
 # Each tokenizer once, then one diffusion model per setting on its latents, all with the same noise, times and order of images. What
 # is finished is not trained again. *Prediction:* alignment costs a few per cent of a step: targets are cached, and the read-out
-# is small.
+# is small. Speeds compare only between rows that were trained side by side on a machine with nothing else to do.
 
 # %%
 failed = compare.train(study, root, jobs, stream=sys.stdout)
