@@ -26,12 +26,13 @@ class Limits:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > BODY:
             return await _answer(send, 413, TOO_LARGE)
-        seen, state = 0, "waiting"
+        seen, state, whole = 0, "waiting", False
 
         async def counted() -> dict:
-            nonlocal seen, state
+            nonlocal seen, state, whole
             message = await receive()
             seen += len(message.get("body", b""))
+            whole = whole or not message.get("more_body", False)
             if seen <= BODY:
                 return message
             if state == "waiting":
@@ -41,9 +42,13 @@ class Limits:
 
         async def unless_refused(message: dict) -> None:
             nonlocal state
-            if state != "refused":
-                state = "answering"
-                await send(message)
+            if state == "refused":
+                return
+            state = "answering"
+            if message["type"] == "http.response.start" and not whole and scope["method"] == "POST":
+                # An answer before the body's end: without this the server would go on taking the rest.
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
 
         try:
             return await self.app(scope, counted, unless_refused)

@@ -96,20 +96,20 @@ def test_numbers_come_with_what_makes_them_again(client, picture, server):
     assert json.loads(state)["run"] == server[2]["tiny_vfm_vae"]
 
 
-def test_previews_come_before_the_end(client, server, record_property):
+def test_previews_come_before_the_end(client, server, record_testsuite_property):
     began = time.monotonic()
     job = client.submit(server[2]["tiny_vfm_vae"], *{**SAMPLE, "steps": 60}.values(), api_name="/sample")
     notes, first = [], None
     for note, *_ in job:
         first = first or time.monotonic() - began
         notes.append(note)
-    record_property("seconds to the first preview", round(first, 2))
+    record_testsuite_property("seconds to the first preview", round(first, 2))
     assert "step " in notes[0]
     assert "done;" in notes[-1]
     assert len(notes) >= 5
 
 
-def test_fifty_requests_of_ten_clients(server, picture, client, record_property):
+def test_fifty_requests_of_ten_clients(server, picture, client, record_testsuite_property):
     """None is lost, and memory does not grow with them."""
     url, _, ids = server
     samples = {**SAMPLE, "steps": 2}
@@ -135,14 +135,14 @@ def test_fifty_requests_of_ten_clients(server, picture, client, record_property)
         seconds = time.monotonic() - began
     gc.collect()
     grown = (process.memory_info().rss - before) / 2**20
-    record_property("seconds of 50 requests", round(seconds, 1))
-    record_property("MB grown", round(grown))
+    record_testsuite_property("seconds of 50 requests", round(seconds, 1))
+    record_testsuite_property("MB grown", round(grown))
     assert grown < 150  # ten clients live in this process too; a leak of one model or one batch a request would be far more
 
 
 # -- cancelling -------------------------------------------------------------------------------------------------------
 
-SLOW = {**SAMPLE, "steps": 250, "solver": "heun", "count": 8, "scale": 2.0}
+SLOW = {**SAMPLE, "steps": 250, "solver": "heun", "count": 4, "scale": 2.0}
 
 
 def running() -> int:
@@ -200,7 +200,7 @@ def test_ids_are_never_paths(client, server, picture):
     for wrong in hostile_ids(server):
         with pytest.raises(Exception, match=refusal):
             reconstruct(client, picture, [wrong])
-    for wrong in hostile_ids(server)[:3]:
+    for wrong in hostile_ids(server)[:2]:
         for data, endpoint in (
             ((wrong, *SAMPLE.values()), "/sample"), ((wrong, handle_file(picture), 4, False, 0.5, 0.5), "/explore"), ((wrong,), "/evaluate"),
             ((wrong, handle_file(picture), 0.5, 0.5), "/similarity"), (([wrong], "noises", 0, 1, 0, 1, "linear", 3, 2, 1), "/interpolate_samples"),
