@@ -37,12 +37,12 @@ def reconstructions(
     disturbance: of the latents, on the way. banks: name -> latents of other images, for one that rounds.
     """
     shown = {"original": images}
-    for name, tokenizer in tokenizers.items():
+    for i, (name, tokenizer) in enumerate(tokenizers.items()):
         rebuilt = explore.reconstruct(tokenizer, images, disturbance, (banks or {}).get(name), space=None)
         psnr = rebuilt.metrics["psnr"]
         shown[f"{name}  {sum(psnr) / len(psnr):.1f} dB"] = rebuilt.images
         if errors:
-            shown[f"{name}  error x4"] = rebuilt.error()
+            shown["error x4" + " " * i] = rebuilt.error()  # a name of its own for each row, and room for the images
     return viz.rows(shown)
 
 

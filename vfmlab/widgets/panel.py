@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,8 @@ class Shown:
     def show(self, figure: go.Figure) -> None:
         from IPython.display import display
 
-        # A bundle of our own: plotly's display cannot be replaced, and its own bundle brings plotly.js along each time.
-        bundle = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/html": viz.fragment(figure), "text/plain": "figure"}
+        # As HTML, because JupyterLab's renderer of plotly's own MIME type never draws a second figure in one output.
+        bundle = {"text/html": viz.fragment(figure), "text/plain": "figure"}
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
             return
