@@ -386,11 +386,11 @@ def test_a_search_ranks_one_protocol_only(tmp_path):
 
 def test_a_search_on_a_notebook(notebook, tmp_path):
     pytest.importorskip("optuna")
-    spec = {"parameters": {"x": [1, 2], "y": {"low": 0.0, "high": 1.0}}, "search": {"objective": "loss", "trials": 2, "direction": "minimize"}}
+    spec = {"parameters": {"x": [1, 2], "y": {"low": 0.0, "high": 1.0}}, "search": {"objective": "loss", "trials": 1, "direction": "minimize"}}
     sweep.run(notebook, spec, tmp_path / "out", stream=io.StringIO())
-    more = spec | {"search": spec["search"] | {"trials": 3}}
+    more = spec | {"search": spec["search"] | {"trials": 2}}
     found = sweep.run(notebook, more, tmp_path / "out", stream=io.StringIO())
-    assert found.count("finished") == 3 == len(lines(tmp_path / "out/runs/begun"))
+    assert found.count("finished") == 2 == len(lines(tmp_path / "out/runs/begun"))
     assert [row["loss"] for row in found.records] == pytest.approx([(row["x"] - 3) ** 2 + row["y"] for row in found.records])
     assert "Course of the search" in found.page.read_text()
     (tmp_path / "g.yaml").write_text("parameters: {y: {low: 0, high: 1}}\nsearch: {objective: loss, trials: 2, direction: minimize}")

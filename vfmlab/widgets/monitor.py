@@ -95,10 +95,10 @@ class Monitor:
         if event.run_id != self._run:
             self._run, self._next = event.run_id, 0.0
         self.bar.max, self.bar.value = max(event.total, 1), event.samples
-        if event.kind != "preview":
-            self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
-        else:
+        if event.kind == "preview":
             self.preview.show(viz.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
+        elif event.kind != "checkpoint":  # says nothing about the time left
+            self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
         began = time.monotonic()
         if event.kind in ("finish", "skip") or (event.kind == "step" and began > self._next):
             folder = runs.RunDir(self.root / event.run_id)
