@@ -82,7 +82,7 @@ def build(root: Path) -> share.Tab:
         count = whole(count, 1, 16, "samples per class")
         loaded = {name: models.diffusion(root, name, bool(ema)) for name in names}
         labels = {name: _labels(model, label, count) for name, model in loaded.items()}
-        columns = _columns(len(labels[names[0]]), count if label in (None, EVERY) else 1)
+        columns = _columns(len(labels[names[0]]), count if label in (None, EVERY) else 1, 10 if len(names) == 1 else 6)
         began = time.monotonic()
         streams = {name: api.sample(model, labels[name], **how) for name, model in loaded.items()}
         weights = "EMA" if ema else "raw"
@@ -129,7 +129,7 @@ def _zoom(images: Any) -> int:
     return max(1, 96 // images.shape[-1])
 
 
-def _columns(n: int, together: int, most: int = 10) -> int:
+def _columns(n: int, together: int, most: int) -> int:
     """As many columns as fill every row, `together` images of a class never apart; at most `most` where that can be."""
     return max((c for c in range(together, max(most, together) + 1, together) if n % c == 0), default=min(n, most))
 

@@ -116,6 +116,13 @@ def test_likeness_is_one_at_the_query_and_a_cosine_elsewhere():
         explore.likeness(maps, (0.5, float("nan")))
 
 
+def test_a_marked_patch_is_where_it_was_asked_for():
+    found = explore.marked(torch.zeros(1, 3, 32, 32), (0.5, 1.0))[0, 0]
+    assert found.abs().nonzero()[:, 1].min() == 30
+    assert found[16, 31] == 1
+    assert found[15, 31] == found[16, 30] == -1
+
+
 def test_maps_by_layer_end_with_the_latent(tokenizer, root, images):
     assert list(explore.layer_maps(tokenizer, images)) == ["layer 0", "layer 2", "layer -1", "latent"]
     assert list(explore.layer_maps(api.load_tokenizer("starter_plain_vae_tokenizer", root), images)) == ["latent"]

@@ -218,9 +218,10 @@ def grey(values: Tensor, size: int) -> Tensor:
 def marked(images: Tensor, query: tuple[float, float]) -> Tensor:
     """Images with a small white square, framed black, at `query` (y, x in 0..1)."""
     size, out = images.shape[-1], images.clone()
-    y, x = (min(max(int(q * size), 1), size - 2) for q in query)
-    out[:, :, max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = -1.0
-    out[:, :, y - 1 : y + 2, x - 1 : x + 2] = 1.0
+    inner = size // 64  # pixels around the middle one that are white
+    y, x = (min(int(q * size), size - 1) for q in query)
+    for half, value in ((inner + 1, -1.0), (inner, 1.0)):
+        out[:, :, max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1] = value
     return out
 
 
