@@ -63,8 +63,10 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
             clicked = gr.Textbox(elem_id="vl-picked", visible="hidden")
             measure = gr.Button("measure this run under its own protocol", min_width=200)
         with gr.Row():
-            gallery = gr.HTML(min_height=120)
-            config = gr.JSON(label="config", open=False, max_height=340)
+            with gr.Column(min_width=300):
+                gallery = gr.HTML(min_height=120)
+            with gr.Column(min_width=300):
+                config = gr.JSON(label="config", open=False, max_height=340)
         status = gr.Markdown(elem_classes="vl-facts")
         told_as = share.panel()
 

@@ -49,7 +49,7 @@ def build(root: Path) -> share.Tab:
         with gr.Column(scale=3, min_width=300):
             note = gr.HTML()
             with gr.Row():
-                look = {"format": "png", "interactive": False, "elem_classes": "vl-pixels", "min_width": 260, "buttons": ["download", "fullscreen"]}
+                look = {"format": "png", "show_label": False, "interactive": False, "elem_classes": "vl-pixels", "min_width": 260, "buttons": ["download", "fullscreen"]}
                 first = gr.Image(label="samples", **look)
                 second = gr.Image(label="beside", visible=False, **look)
             told_as = share.panel()
@@ -147,11 +147,11 @@ def _labels(model: api.LoadedDiffusion, label: Any, count: int) -> list[int]:
 def _note(
     root: Path, shown: dict[str, api.Preview], loaded: dict[str, api.LoadedDiffusion], labels: dict[str, list[int]], weights: str, seconds: float
 ) -> str:  # fmt: skip
-    lines = []
-    for name, p in shown.items():
+    lines, places = [], ["first", "second"] if len(shown) > 1 else [""]
+    for (name, p), place in zip(shown.items(), places, strict=True):
         state = "done" if p.final else f"step {p.step} of {p.total}, t = {p.t:.2f}"
         colour = viz.colour(models.method(root, name, "diffusion"))
-        lines.append(f'<span style="color: {colour}">&#9679;</span> <b>{escape(name)}</b>: {state}; N = {len(p.images)}, {weights} weights')
+        lines.append(f'<span style="color: {colour}">&#9679;</span> {place} <b>{escape(name)}</b>: {state}; N = {len(p.images)}, {weights} weights')
     model = next(iter(loaded.values()))
     drawn = ", ".join(dict.fromkeys(model.class_names[i] for i in next(iter(labels.values()))))
     lines.append(f"row by row: {escape(drawn)}; images of one place start from the same noise; {seconds:.1f} s")
