@@ -375,13 +375,13 @@ def test_a_search_ranks_one_protocol_only(tmp_path):
     points = Points(protocol=lambda p: f"hash{len(points.run) - 1}")
     study = points.study(tmp_path)
     first, second = study.take(), study.take()
-    for p in (first, second):
-        points.finish(p)
+    points.finish(first)
     study.ended(first, points.found[first.key])
+    points.finish(second)
     with pytest.raises(ConfigError, match=r"measured under different protocols \(hash0, hash1\)"):
         study.ended(second, points.found[second.key])
     with pytest.raises(ConfigError, match="hands out no 'gfd', only: loss"):
-        points.study(tmp_path, SEARCH | {"search": SEARCH["search"] | {"objective": "gfd"}}).ended(p, points.found[p.key])
+        points.study(tmp_path, SEARCH | {"search": SEARCH["search"] | {"objective": "gfd"}}).ended(first, points.found[first.key])
 
 
 def test_a_search_on_a_notebook(notebook, tmp_path):
@@ -396,6 +396,18 @@ def test_a_search_on_a_notebook(notebook, tmp_path):
     (tmp_path / "g.yaml").write_text("parameters: {y: {low: 0, high: 1}}\nsearch: {objective: loss, trials: 2, direction: minimize}")
     with pytest.raises(ConfigError, match="no list of commands"):
         sweep.commands(notebook, tmp_path / "g.yaml")
+
+
+def test_ctrl_c_says_how_to_go_on(notebook, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.Pool, "work", interrupted)
+    (tmp_path / "g.yaml").write_text("parameters: {x: [1, 2]}\n")
+    command = ["sweep", str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 130
+    assert f"what was done is kept. To go on: vfmlab {shlex.join(command)}" in capsys.readouterr().err
+    assert "2 still to be run" in (tmp_path / "out/index.html").read_text()
 
 
 # -- a cluster, and shared runs ---------------------------------------------------------------------------------------
