@@ -43,7 +43,7 @@ def build(root: Path) -> share.Tab:
                 go = gr.Button("sample", variant="primary", min_width=120)
                 stop = gr.Button("stop", min_width=80)
             with gr.Group(visible=not ids) as nothing:
-                gr.Markdown("There is no diffusion run here yet. A small one on the bundled tokenizer takes about a minute to make.")
+                gr.Markdown("There is no diffusion run here yet. A small one on the bundled tokenizer takes one to two minutes to make; its samples are shown meanwhile.")
                 make = gr.Button("make a small diffusion run now")
                 progress = gr.Markdown()
         with gr.Column(scale=3, min_width=300):

@@ -10,6 +10,7 @@ import torch
 from vfmlab import api, blends, explore, figures, leaderboard, runs, starter
 from vfmlab.errors import ConfigError, DataError, RunError
 from vfmlab.evaluation.protocol import as_saved
+from vfmlab.events import Event
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,23 @@ def test_maps_by_layer_end_with_the_latent(tokenizer, root, images):
     z = torch.linspace(-2.5, 2.5, 12).view(3, 2, 2)
     shown = explore.channel_maps(z, 4, first=1, count=1)
     torch.testing.assert_close(shown[0, 0, ::2, ::2], z[1] / 2.5)
+
+
+def test_a_diffusion_run_on_a_bundled_tokenizer_tells_one_end(tmp_path, monkeypatch):
+    asked, picture = [], torch.zeros(2, 3, 32, 32)
+
+    def train(run, root):
+        asked.append(run)
+        for kind, phase, data in (("skip", "tokenizer", {}), ("start", "latents", {}), ("step", "latents", {}), ("finish", "latents", {}),
+                                  ("step", "diffusion", {"loss": 1.0}), ("preview", "diffusion", {"images": picture}), ("finish", "diffusion", {})):  # fmt: skip
+            yield Event(kind, "the_run", phase, 1, 2, 61.0, data)
+
+    monkeypatch.setattr(api, "train", train)
+    told = list(starter.make(tmp_path))
+    assert [kind for kind, _, _ in told] == ["step", "step", "preview", "finish"]
+    assert told[1][1] == "diffusion: 1 of 2 images, 1:01 left"
+    assert told[2][2] is picture
+    assert asked[0].tokenizer_run.id in {run.id for run in runs.scan(tmp_path)}  # it builds on what was put there
 
 
 # -- between ----------------------------------------------------------------------------------------------------------

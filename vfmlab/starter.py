@@ -63,7 +63,7 @@ def make(root: str | Path, name: str = "starter_vfm_vae") -> Iterator[tuple[str,
     run, phase = pipeline(name), "starting"
     for event in api.train(run, root):
         phase = event.phase if event.kind in ("start", "step") else phase
-        if event.kind == "finish":
+        if event.kind == "finish" and event.phase == run.kind:  # the latents that are made first finish too
             yield "finish", f"{event.run_id} is finished", None
         elif event.kind in ("step", "preview"):
             left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
