@@ -71,7 +71,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         told_as = share.panel()
 
     @told
-    def read(which: str | None, phases: bool, metric: str, x: str, y: str, run: str | None):
+    def read_leaderboard(which: str | None, phases: bool, metric: str, x: str, y: str, run: str | None):
         """The leaderboard: rows of one table, notes, figures of convergence and of one number against another, and the names of all tables.
 
         which: the heading of a table (empty: the one with `run`, or the largest). metric: gfd, gfd_own or class_accuracy. x, y: numbers of the cloud of points.
@@ -130,16 +130,16 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
     numbers = gr.JSON(visible=False)
     inputs = [which, phases, metric, x, y, picked]
     outputs = [which, board, note, curves, x, y, cloud, cloud_note, picked, *told_as]
-    again.click(read, inputs, outputs, api_name="leaderboard", concurrency_id="tables", show_progress="minimal")
+    again.click(read_leaderboard, inputs, outputs, api_name="leaderboard", concurrency_id="tables", show_progress="minimal")
     for control in (which, phases, metric, x, y):
-        control.input(read, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
+        control.input(read_leaderboard, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
     board.select(pick_row, None, picked, **LIGHT)
     clicked.input(lambda run_id: run_id, clicked, picked, **LIGHT)
     picked.change(show, picked, [gallery, config, status], **LIGHT)
     measured = measure.click(evaluate, picked, [status, numbers], api_name="evaluate", **COMPUTE)
-    measured.then(read, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
+    measured.then(read_leaderboard, inputs, outputs, api_visibility="private", concurrency_id="tables", show_progress="hidden")
     fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y, "run": picked}
-    return share.Tab("compare", fields, dict, free=("which", "x", "y", "run")), (read, inputs, outputs)
+    return share.Tab("compare", fields, dict, free=("which", "x", "y", "run")), (read_leaderboard, inputs, outputs)
 
 
 def _cell(column: str, row: dict[str, Any]) -> str:

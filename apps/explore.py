@@ -42,7 +42,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     box = image
 
     @told
-    def look(run: str, image: str | None, neighbours: int, pooled: bool, across: float, down: float):
+    def look_inside(run: str, image: str | None, neighbours: int, pooled: bool, across: float, down: float):
         """Inside a tokenizer: nearest held-out images in its latent space, channels of the latent, maps by layer similar to the patch at (across, down).
 
         Returns HTML, the picture with the marked patch, HTML of similarity maps, a link, Python lines, the state with distances as JSON.
@@ -80,7 +80,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         return cards.cards(parts), marked, maps, *share.tell("explore", {**state, "numbers": numbers}, code)
 
     @told
-    def similar(run: str, image: str | None, across: float, down: float):
+    def similarity(run: str, image: str | None, across: float, down: float):
         """How much every place resembles the patch at (across, down), 0 to 1, layer by layer of the VFM and in the latent."""
         tokenizer = models.tokenizer(root, run)
         return _similar(tokenizer, explore.side(tokenizer, [pictures.given(image)]), models.method(root, run, "tokenizer"), run, across, down)
@@ -90,12 +90,12 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         return min(max(x / SHOWN, 0), 1), min(max(y / SHOWN, 0), 1)
 
     inputs = [run, image, neighbours, pooled, across, down]
-    started = go.click(look, inputs, [shown, canvas, alike, *told_as], api_name="explore", **COMPUTE)
+    started = go.click(look_inside, inputs, [shown, canvas, alike, *told_as], api_name="explore", **COMPUTE)
     query, results = [run, image, across, down], [canvas, alike]
     moved = canvas.select(click, None, [across, down], **LIGHT).then(
-        similar, query, results, api_name="similarity", show_progress="hidden", trigger_mode="always_last", **COMPUTE
+        similarity, query, results, api_name="similarity", show_progress="hidden", trigger_mode="always_last", **COMPUTE
     )
-    slid = [s.release(similar, query, results, api_visibility="private", show_progress="hidden", trigger_mode="always_last", **COMPUTE) for s in (across, down)]
+    slid = [s.release(similarity, query, results, api_visibility="private", show_progress="hidden", trigger_mode="always_last", **COMPUTE) for s in (across, down)]
     stop.click(None, None, None, cancels=[started, moved, *slid], api_visibility="private")
     names = ("run", "image", "neighbours", "pooled", "across", "down")
     return share.Tab("explore", dict(zip(names, inputs, strict=True)), lambda: {"run": models.finished(root, "tokenizer")})

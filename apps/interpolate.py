@@ -46,7 +46,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
     sources = (first, second)
 
     @told
-    def interpolate(first: str | None, second: str | None, runs: list[str], kind: str, frames: int):
+    def interpolate_images(first: str | None, second: str | None, runs: list[str], kind: str, frames: int):
         """Between two images in the latent space of tokenizers, and between their pixels: strips, playback, length and roughness of the path.
 
         kind: linear or spherical. Returns HTML, a link, Python lines, the state with the numbers as JSON.
@@ -76,7 +76,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         yield cards.cards(parts), *share.tell("interpolate", state, code)
 
     inputs = [first, second, runs, kind, frames]
-    started = go.click(interpolate, inputs, [shown, *told_as], api_name="interpolate_images", **COMPUTE)
+    started = go.click(interpolate_images, inputs, [shown, *told_as], api_name="interpolate_images", **COMPUTE)
     stop.click(None, None, None, cancels=[started], api_visibility="private")
     fields = dict(zip(("first", "second", "runs", "kind", "frames"), inputs, strict=True))
     return share.Tab("interpolate", fields, lambda: {"runs": models.finished(root, "tokenizer")})
