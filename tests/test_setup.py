@@ -17,7 +17,9 @@ OPTIONAL = [
     *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
-PRESENTATION = [f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo", "compare")]
+PRESENTATION = [
+    *(f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo", "compare", "explore", "blends", "leaderboard")),
+]
 
 # What is hidden is not found, as if it were not installed: neither by `import` nor by `find_spec`.
 HIDE = """
