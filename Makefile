@@ -68,7 +68,7 @@ app: $(STAMP)
 	@$(BIN)/python -m vfmlab app --runs '$(or $(ROOT),demo)/runs'
 
 lock: $(STAMP)
-	@$(BIN)/python -m uv pip compile pyproject.toml --all-extras --no-header --no-annotate --no-emit-index-url --upgrade --quiet --output-file constraints.txt
+	@$(BIN)/python -m uv pip compile pyproject.toml --all-extras --no-header --no-annotate --upgrade --quiet --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tiny import awake
 
 from vfmlab.config import VFM, Alignment, Diffusion, Guidance, Sampler
 from vfmlab.diffusion import targets
@@ -27,25 +28,15 @@ SHAPE, CLASSES = (4, 8, 8), 3
 TINY = {"width": 32, "depth": 3, "heads": 2, "patch": 2}
 
 
-def awake(network):
-    """Without the zero initialisation, so that the output depends on everything."""
-    g = generator("awake")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
-    return network.eval()
-
-
 def dit(kind=LightningDiT, **more):
     torch.manual_seed(0)
-    return awake(kind(kind.Config(**{**TINY, **more}), SHAPE, CLASSES))
+    return awake(kind(kind.Config(**{**TINY, **more}), SHAPE, CLASSES)).eval()
 
 
 def ddt():
     torch.manual_seed(0)
     sizes = {"width": 16, "depth": 2, "heads": 2, "head_width": 32, "head_depth": 1, "head_heads": 2, "patch": 2}
-    return awake(DDT(DDT.Config(**sizes), SHAPE, CLASSES))
+    return awake(DDT(DDT.Config(**sizes), SHAPE, CLASSES)).eval()
 
 
 def inputs(batch=3):

@@ -85,17 +85,29 @@ def test_p_is_uniform_enough_under_luck():
 
 def test_rows_of_another_protocol_stand_apart():
     rows = [*planted(), record("other", 0, 1.0, {"psnr": 0.0}, {"lds": 0.0}, hash_="b"), record("broken", 0, None, {"psnr": 1.0}, failed="it broke")]
+    rows[3]["failed"] = "instruments: no masks"
     found = correlation.correlate(rows)
     assert {c.rows for c in found} == {9}
     text = correlation_page.markdown(rows, found, "gfd", "vfmlab correlate ...", "Title")
     assert "- `other`: its gFD was measured under another protocol" in text
     assert "- `broken`: it broke" in text
+    assert "- `row 3, seed 0`: instruments: no masks" in text
     assert "| row 0 | 10.1 (10, 10.1) |" in text
     assert "| lds ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
     assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
     page = correlation_page.page(rows, found, "gfd", "vfmlab correlate ...", "Title")
     assert page.count("plotly-graph-div") == 2
     assert "it broke" in page
+
+
+def test_a_seed_in_which_a_metric_is_constant_has_no_ranks():
+    rows = planted()
+    for r in rows:
+        if r["seed"] == 1:
+            r["instruments"]["lds"] = cell(1.0)
+    found = next(c for c in correlation.correlate(rows) if c.metric == "lds")
+    assert len(found.seeds) == 1
+    assert found.seeds[0] == pytest.approx(-1)
 
 
 def test_better_first_whichever_end_that_is():

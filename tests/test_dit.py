@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import awake
 
 from vfmlab.config import NetworkConfig
 from vfmlab.diffusion.dit import LightningDiT, on_meta, parameters
@@ -27,16 +28,6 @@ OPTIONS = [
 def build(shape=SHAPE, classes=5, **options):
     torch.manual_seed(0)
     return LightningDiT(LightningDiT.Config(**{**TINY, **options}), shape, classes)
-
-
-def awake(network):
-    """Without the zero initialisation, so that the output depends on everything."""
-    g = generator("awake")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
-    return network
 
 
 def inputs(shape=SHAPE, batch=3):

@@ -14,6 +14,7 @@ from toy import ToyTask, outcome, toy_run
 from vfmlab import api, presets, runs
 from vfmlab.config import override
 from vfmlab.registry import TOKENIZERS
+from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Statistics
 from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.loop import fit
@@ -104,6 +105,16 @@ def main():
     os.replace = rename
     task.objective.register_forward_hook(lambda *_: strike("forward", kill_step))
     list(fit(task, runs.create(run, root), device="cpu"))
+
+
+def awake(network):
+    """`network` without its zero initialisation, so that the output depends on everything."""
+    g = generator("awake")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
+    return network
 
 
 if __name__ == "__main__":

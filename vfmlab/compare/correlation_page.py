@@ -57,12 +57,14 @@ def reading(found: Sequence[Correlation], target: str) -> str:
 
 
 def left_out(results: Sequence[Result], target: str) -> list[str]:
-    """Rows that stand in no correlation, and why."""
+    """Rows that stand in no correlation, or lack some numbers, and why."""
     goal = values(results, target)
     reasons: dict[str, str] = {}
     for r in results:
         if r["label"] not in goal:
             reasons[r["label"]] = r["failed"] or (f"its {name(target)} was measured under another protocol" if target in r["metrics"] else f"it has no {name(target)}")
+        elif r["failed"]:
+            reasons[f"{r['label']}, seed {r['seed']}"] = r["failed"]
     return [f"`{label}`: {why}" for label, why in reasons.items()]
 
 
@@ -74,7 +76,7 @@ def markdown(results: Sequence[Result], found: Sequence[Correlation], target: st
         parts += [f"## {heading}", "", *([text, ""] if text else []), f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         parts += [f"| {' | '.join(record[c].replace('|', '/') for c in columns)} |" for record in records] + [""]
     if missing := left_out(results, target):
-        parts += ["Left out:", "", *(f"- {line}" for line in missing), ""]
+        parts += ["Left out, or only in part:", "", *(f"- {line}" for line in missing), ""]
     return "\n".join([*parts, f"Made by `{command}`."]) + "\n"
 
 
@@ -89,7 +91,7 @@ def page(results: Sequence[Result], found: Sequence[Correlation], target: str, c
     for heading, text, records in _sections(results, found, target):
         body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{pages.html_table(records)}")
     if missing := left_out(results, target):
-        body.append("<h2>Left out</h2><ul>" + "".join(f"<li>{html.escape(line.replace('`', ''))}</li>" for line in missing) + "</ul>")
+        body.append("<h2>Left out, or only in part</h2><ul>" + "".join(f"<li>{html.escape(line.replace('`', ''))}</li>" for line in missing) + "</ul>")
     return pages.document(title, [*body, f"<p>Made by <code>{html.escape(command)}</code></p>"])
 
 

@@ -108,7 +108,7 @@ class BatchStream(Iterator[Batch]):
             )
             self._batches = self._from_processes()
         else:
-            self._batches = _from_thread(_Steps(*args), start_step)
+            self._batches = from_thread(_Steps(*args), start_step)
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -133,7 +133,7 @@ def _as_it_is(value):
     return value
 
 
-def _from_thread(steps: _Steps, start: int) -> Iterator[Batch]:
+def from_thread(steps: _Steps, start: int) -> Iterator[Batch]:
     """Batches from a thread that works `AHEAD` of the reader. The generator owns the thread and ends it."""
     with ThreadPoolExecutor(1, thread_name_prefix="vfmlab-data") as pool:
         waiting: deque[Future[Batch]] = deque()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vfmlab.data import BatchStream, ImageSource, to_float
-from vfmlab.data.stream import Order, _from_thread
+from vfmlab.data.stream import Order, from_thread
 from vfmlab.diffusion import shards
 from vfmlab.errors import CheckpointError
 from vfmlab.seeding import generator
@@ -234,7 +234,7 @@ def cached_stream(
 
     Order and flips are those of :class:`vfmlab.data.BatchStream` with the same seed; arguments as there.
     """
-    return _from_thread(_Cached(source, batch, seed, rows if rows is not None else slice(0, batch)), start_step)
+    return from_thread(_Cached(source, batch, seed, rows if rows is not None else slice(0, batch)), start_step)
 
 
 def fresh_stream(

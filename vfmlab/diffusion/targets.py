@@ -21,7 +21,7 @@ from torch import Tensor
 from vfmlab import vfm
 from vfmlab.config import VFM, Diffusion
 from vfmlab.data import Batch, BatchStream, ImageSource, to_float
-from vfmlab.data.stream import _from_thread
+from vfmlab.data.stream import from_thread
 from vfmlab.diffusion import latents, shards
 from vfmlab.diffusion.alignment import regrid
 from vfmlab.errors import CheckpointError, ConfigError
@@ -234,7 +234,7 @@ def beside(
         batches: of step `start_step` first, in the order of `BatchStream`. sources: caches, or VFMs that are asked now.
         images: the batches' images where a VFM is asked; if `batches` does not draw from it, it is drawn here.
     """
-    caches = [_from_thread(_Cached(s, batch, seed, rows), start_step) for s in sources if isinstance(s, Targets)]
+    caches = [from_thread(_Cached(s, batch, seed, rows), start_step) for s in sources if isinstance(s, Targets)]
     fresh = [s for s in sources if isinstance(s, Teacher)]
     try:
         for found in batches:

@@ -166,7 +166,7 @@ def pocket_plain_vae_joint() -> Run:
 def pocket_plain_vae_repa_e() -> Run:
     """pocket_plain_vae tuned by REPA-E while its diffusion model is trained. The tokenizer's rate (a fifth): ours.
 
-    `vfmlab train pocket_plain_vae_repa_e`: about fifteen minutes on one core, most of it in the tokenizer's own losses.
+    `vfmlab train pocket_plain_vae_repa_e`: not run to its end yet, so no time and no result is told.
     """
     changes = sections("pocket", "repa") | {"tune": {}, "cache": False, "train.lr_for": {"tokenizer.*": 0.2}}
     return variant(pocket_plain_vae(), "pocket_plain_vae_repa_e", changes)
