@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m vfmlab.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(BASELINE),--baseline '$(BASELINE)') \
+	@$(BIN)/python -m vfmlab.studies.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(BASELINE),--baseline '$(BASELINE)') \
 	  $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(ROOT),--root '$(ROOT)')
 
 test: lint notebooks-check pytest

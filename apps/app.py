@@ -15,8 +15,8 @@ from starlette.middleware import Middleware
 
 from apps import cards, compare, explore, interpolate, limits, models, pictures, reconstruct, sample, share
 from apps.common import LIGHT
-from vfmlab import starter
 from vfmlab.errors import ConfigError
+from vfmlab.weights import bundled
 
 QUEUE = 64  # jobs that may wait; the next one is told to come back
 HOUR = 3600
@@ -33,7 +33,7 @@ def build(root: str | Path) -> gr.Blocks:
     root = Path(root).resolve()
     fresh = not models.finished(root, "tokenizer")
     if fresh:
-        starter.put(root)
+        bundled.put(root)
     examples = pictures.examples(root)
     with gr.Blocks(title="vfmlab", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.Markdown("# vfmlab\nWhat tokenizers keep of an image, and what diffusion models make of their latents.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from vfmlab import viz
+from vfmlab.plots import primitives
 
 CSS = """
 .vl-cards { display: flex; flex-wrap: wrap; gap: 14px; }
@@ -47,7 +47,7 @@ def escape(text: Any) -> str:
 
 def uri(images: Any, columns: int = 64, gap: int = 0) -> str:
     """Images N 3 H W in [-1, 1] as one PNG in a data URI, at their own size; the page enlarges them."""
-    return viz.data_uri(viz.tile(images, columns=columns, scale=1, gap=gap))
+    return primitives.data_uri(primitives.tile(images, columns=columns, scale=1, gap=gap))
 
 
 def figure(images: Any, caption: str, alt: str | None = None, wide: bool = False, small: bool = False) -> str:
@@ -58,7 +58,7 @@ def figure(images: Any, caption: str, alt: str | None = None, wide: bool = False
 
 def logged(picture: Image.Image, caption: str) -> str:
     """A picture as it was written, over the whole width."""
-    image = f'<img src="{viz.data_uri(picture)}" alt="{escape(caption)}">'
+    image = f'<img src="{primitives.data_uri(picture)}" alt="{escape(caption)}">'
     return f'<figure class="wide">{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
@@ -81,7 +81,7 @@ def strip(frames: Any, caption: str) -> str:
 
 def playback(frames: Any, caption: str, ms: int = 140) -> str:
     """Frames there and back as an animated PNG, lossless."""
-    pictures = [viz.tile(frame[None], scale=1) for frame in frames]
+    pictures = [primitives.tile(frame[None], scale=1) for frame in frames]
     there_and_back = pictures + pictures[-2:0:-1]
     buffer = io.BytesIO()
     there_and_back[0].save(buffer, "PNG", save_all=True, append_images=there_and_back[1:], duration=ms, loop=0)
@@ -91,7 +91,7 @@ def playback(frames: Any, caption: str, ms: int = 140) -> str:
 
 def card(title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (), facts: str = "", full: bool = False) -> str:
     """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds. full: a row for itself."""
-    colour = viz.colour(method) if method else "#7F7F7F"
+    colour = primitives.colour(method) if method else "#7F7F7F"
     told = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in numbers)
     return (
         f'<section class="vl-card{" full" if full else ""}" style="--method: {colour}"><h3>{escape(title)}</h3><div class="vl-figures">{"".join(figures)}</div>'

@@ -12,8 +12,10 @@ from PIL import Image
 from apps import cards, models, share
 from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, themed, told
-from vfmlab import api, leaderboard, runs, viz
-from vfmlab.compare.results import CURVES, METRICS
+from vfmlab import api, runs
+from vfmlab.plots import primitives
+from vfmlab.studies import leaderboard
+from vfmlab.studies.results import CURVES, METRICS
 
 LOGGED = 4  # of the images of a run, the newest
 EVERY_PHASE = "show stages and tokenizers of other runs too"
@@ -144,7 +146,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
 
 def _cell(column: str, row: dict[str, Any]) -> str:
     text = str(row.get(column, "–"))
-    return f'<span style="color: {viz.colour(text)}">&#9679;</span> {escape(text)}' if column == "method" else text
+    return f'<span style="color: {primitives.colour(text)}">&#9679;</span> {escape(text)}' if column == "method" else text
 
 
 def _any(root: Path, run_id: Any) -> runs.RunDir:

@@ -9,7 +9,8 @@ import gradio as gr
 
 from apps import cards, models, pictures, share
 from apps.common import COMPUTE, LIGHT, number, told, whole
-from vfmlab import explore, viz
+from vfmlab.plots import primitives
+from vfmlab.studies import explore
 
 SHOWN = 512  # side of the picture that is clicked
 
@@ -107,8 +108,8 @@ def _similar(tokenizer, picture, method: str, run: str, across: float, down: flo
     figures = []
     for name, maps in explore.layer_maps(tokenizer, picture).items():
         figures.append(cards.figure(explore.grey(explore.likeness(maps, query), tokenizer.size), f"{name}, {maps.shape[-2]} x {maps.shape[-1]}"))
-        figures.append(cards.figure(viz.pca_maps(maps, tokenizer.size), f"{name}: PCA as colours"))
+        figures.append(cards.figure(primitives.pca_maps(maps, tokenizer.size), f"{name}: PCA as colours"))
     facts = f"cosine similarity to the marked patch: black -1, white 1; N = 1, EMA weights, {time.monotonic() - began:.1f} s"
     title = f"{run}: what resembles the patch" + ("" if tokenizer.vfm is None else f" (layers of {tokenizer.vfm.facts.name})")
-    marked = viz.tile(explore.marked(picture, query), scale=1).resize((SHOWN, SHOWN), 0)
+    marked = primitives.tile(explore.marked(picture, query), scale=1).resize((SHOWN, SHOWN), 0)
     return marked, cards.cards([cards.card(title, method, figures, (), facts)])

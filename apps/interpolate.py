@@ -10,7 +10,8 @@ import gradio as gr
 
 from apps import cards, models, pictures, share
 from apps.common import COMPUTE, number, problem, told, whole
-from vfmlab import api, blends, explore
+from vfmlab import api
+from vfmlab.studies import explore, interpolate
 
 KINDS = ("linear", "spherical")
 
@@ -61,8 +62,8 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             if not pixels:
                 pixels = True
                 ends = [explore.side(tokenizer, path) for path in paths]
-                parts.append(_card("pixels, blended", None, blends.pixels(*ends, frames), "what a latent space has to beat"))
-            walk = blends.images(tokenizer, *paths, frames, kind)
+                parts.append(_card("pixels, blended", None, interpolate.pixels(*ends, frames), "what a latent space has to beat"))
+            walk = interpolate.images(tokenizer, *paths, frames, kind)
             numbers[run_id] = {"length": walk.length, "roughness": walk.roughness}
             facts = f"{kind}; N = 1 pair, EMA weights, {time.monotonic() - began:.1f} s"
             parts.append(_card(run_id, models.method(root, run_id, "tokenizer"), walk, facts))
@@ -71,7 +72,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         state = {k: v for k, v in names.items() if v} | {"runs": run_ids, "kind": kind, "frames": frames, "numbers": numbers}
         code = (
             f"import vfmlab\nfrom vfmlab import blends\n\ntokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {root.name!r})\n"
-            f"walk = blends.images(tokenizer, ['first.png'], ['second.png'], {frames}, {kind!r})  # walk.frames, walk.length"
+            f"walk = interpolate.images(tokenizer, ['first.png'], ['second.png'], {frames}, {kind!r})  # walk.frames, walk.length"
         )
         yield cards.cards(parts), *share.tell("interpolate", state, code)
 
@@ -82,7 +83,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
     return share.Tab("interpolate", fields, lambda: {"runs": models.finished(root, "tokenizer")})
 
 
-def _card(title: str, method: str | None, walk: blends.Walk, facts: str) -> str:
+def _card(title: str, method: str | None, walk: interpolate.Walk, facts: str) -> str:
     lines = [] if walk.length is None else [("path length", f"{walk.length:.2f}"), ("roughness", f"{walk.roughness:.2f}")]
     figures = [cards.strip(walk.frames, f"{len(walk.frames)} frames"), cards.playback(walk.frames, "there and back")]
     return cards.card(title, method, figures, lines, facts, full=True)
@@ -133,7 +134,7 @@ def _samples(root: Path) -> share.Tab:
         for run_id in run_ids:
             began, model = time.monotonic(), models.diffusion(root, run_id)
             method = models.method(root, run_id, "diffusion")
-            with closing(getattr(blends, what)(model, *arguments, frames, kind, **how)) as stream:
+            with closing(getattr(interpolate, what)(model, *arguments, frames, kind, **how)) as stream:
                 for preview in stream:
                     done[run_id] = _forming(run_id, method, preview, _between(model, what, ends, seeds), kind, time.monotonic() - began)
                     yield cards.cards(list(done.values())), *(gr.skip() for _ in told_as)

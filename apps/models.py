@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from apps.common import problem
-from vfmlab import api, explore, runs
+from vfmlab import api, runs
 from vfmlab.errors import VfmlabError
+from vfmlab.studies import explore
 from vfmlab.training import checkpoint
 
 KEEP = 6  # models in memory at a time; the one unused for longest goes first

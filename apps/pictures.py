@@ -13,9 +13,10 @@ import gradio as gr
 from PIL import Image
 
 from apps.common import problem
-from vfmlab import config, figures, runs, viz
+from vfmlab import config, runs
 from vfmlab.data.decode import MAX_PIXELS
 from vfmlab.errors import VfmlabError
+from vfmlab.plots import figures, primitives
 
 REFUSED = "This is not a picture that can be read here. Give a PNG, JPEG or WebP file."
 
@@ -91,7 +92,7 @@ def examples(root: Path, n: int = 4) -> list[str]:
     folder = Path(tempfile.mkdtemp(prefix="vfmlab_examples_"))
     scale = 2 ** max(0, (256 // images.shape[-1]).bit_length() - 1)  # larger to the eye; halving gives back the very pixels
     for i, image in enumerate(images):
-        viz.tile(image, scale=scale).save(folder / f"example_{i}.png")
+        primitives.tile(image, scale=scale).save(folder / f"example_{i}.png")
     return [str(folder / f"example_{i}.png") for i in range(len(images))]
 
 

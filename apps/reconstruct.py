@@ -11,7 +11,7 @@ import gradio as gr
 from apps import cards, models, pictures, share
 from apps.common import COMPUTE, told, whole
 from apps.common import number as checked_number
-from vfmlab import explore
+from vfmlab.studies import explore
 
 NAMES = {"psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.3f}"), "lpips": ("LPIPS", "{:.3f}"), "feature_distance": ("feature distance", "{:.2g}")}
 

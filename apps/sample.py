@@ -12,7 +12,10 @@ import gradio as gr
 from apps import models, share
 from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, number, problem, told, whole
-from vfmlab import api, blends, starter, viz
+from vfmlab import api
+from vfmlab.plots import primitives
+from vfmlab.studies import interpolate
+from vfmlab.weights import bundled
 
 MOST = 64  # images of one job and run
 EVERY = "every class"
@@ -90,10 +93,10 @@ def build(root: Path) -> share.Tab:
             "run": run, "beside": beside or NONE, "label": str(label), "count": count, "seed": how["seed"], "steps": how["steps"], "solver": solver,
             "scale": how["guidance"]["scale"], "low": low, "high": high, "shift": how["sampler"]["shift"], "ema": bool(ema),
         }  # fmt: skip
-        with closing(blends.together(streams)) as stream:  # a cancelled job stops the samplers and frees their memory
+        with closing(interpolate.together(streams)) as stream:  # a cancelled job stops the samplers and frees their memory
             for shown in stream:
                 done = all(preview.final for preview in shown.values())
-                pictures = [viz.tile(preview.images, columns=columns, scale=_zoom(preview.images)) for preview in shown.values()]
+                pictures = [primitives.tile(preview.images, columns=columns, scale=_zoom(preview.images)) for preview in shown.values()]
                 yield (
                     _note(root, shown, loaded, labels, weights, time.monotonic() - began),
                     gr.update(value=pictures[0], label=names[0]),
@@ -103,8 +106,8 @@ def build(root: Path) -> share.Tab:
 
     @told
     def train():
-        for event, text, images in starter.make(root):
-            picture = gr.skip() if images is None else gr.update(value=viz.tile(images, columns=8, scale=_zoom(images)), label="samples while it trains")
+        for event, text, images in bundled.make(root):
+            picture = gr.skip() if images is None else gr.update(value=primitives.tile(images, columns=8, scale=_zoom(images)), label="samples while it trains")
             done = event == "finish"
             yield (
                 text, picture, *(gr.update(choices=c, value=c[0]) if done else gr.skip() for c in [models.finished(root, "diffusion")]),
@@ -150,7 +153,7 @@ def _note(
     lines, places = [], ["first", "second"] if len(shown) > 1 else [""]
     for (name, p), place in zip(shown.items(), places, strict=True):
         state = "done" if p.final else f"step {p.step} of {p.total}, t = {p.t:.2f}"
-        colour = viz.colour(models.method(root, name, "diffusion"))
+        colour = primitives.colour(models.method(root, name, "diffusion"))
         lines.append(f'<span style="color: {colour}">&#9679;</span> {place} <b>{escape(name)}</b>: {state}; N = {len(p.images)}, {weights} weights')
     model = next(iter(loaded.values()))
     drawn = ", ".join(dict.fromkeys(model.class_names[i] for i in next(iter(labels.values()))))

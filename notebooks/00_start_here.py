@@ -16,9 +16,10 @@ headless = False  # True: no widgets; every result is the same
 
 # %%
 import vfmlab
-from vfmlab import figures, presets, runs, viz
+from vfmlab import presets, runs
+from vfmlab.plots import figures, primitives
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 print(f"{run.name}: images from {run.data.source} at {run.data.size} px, run id {run.id}")
 
@@ -30,7 +31,7 @@ print(f"{run.name}: images from {run.data.source} at {run.data.size} px, run id 
 
 # %%
 images, labels, names = figures.examples(run.data, n=16, seed=seed)
-viz.grid(images, columns=8, title=", ".join(names))
+primitives.grid(images, columns=8, title=", ".join(names))
 
 # %% [markdown]
 # ## 2. What a frozen VFM sees
@@ -38,7 +39,7 @@ viz.grid(images, columns=8, title=", ".join(names))
 # early layers keep edges and colour, late layers paint the object in one colour whatever its texture.
 
 # %%
-vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.VFM(), run.data.size)
+vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.recipe.VFM(), run.data.size)
 figures.feature_maps(vfm, images[:8])
 
 # %% [markdown]
@@ -55,13 +56,13 @@ figures.noising(images[:6], times=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), seed=seed)
 # ends in the hash of its config: the same config is never trained twice, and an interrupted one goes on.
 
 # %%
-viz.table([{"phase": p.phase, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases() if p.budget])
+primitives.table([{"phase": p.phase, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases() if p.budget])
 
 # %%
-viz.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])
+primitives.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])
 
 # %%
-viz.table([{"run": d.id, "state": d.status().state, "images": d.status().samples} for d in runs.scan(root)] or [{"run": "none yet"}])
+primitives.table([{"run": d.id, "state": d.status().state, "images": d.status().samples} for d in runs.scan(root)] or [{"run": "none yet"}])
 
 # %% [markdown]
 # ## Finding

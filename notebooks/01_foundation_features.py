@@ -14,13 +14,14 @@ n = 1000  # images for the probes
 
 # %%
 import vfmlab
-from vfmlab import figures, viz, widgets
+from vfmlab import widgets
+from vfmlab.plots import figures, primitives
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
-vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.VFM(), run.data.size)
+vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.recipe.VFM(), run.data.size)
 images, labels, names = figures.examples(run.data, n=8, seed=seed)
-viz.table([{"layer": k, "channels": vfm.width(k), "grid": "{}x{}".format(*vfm.grid(k))} for k in vfm.layers])
+primitives.table([{"layer": k, "channels": vfm.width(k), "grid": "{}x{}".format(*vfm.grid(k))} for k in vfm.layers])
 
 # %% [markdown]
 # ## 1. The maps
@@ -43,7 +44,7 @@ widgets.features(vfm, images[:6], headless, view="similarity", query=(0.5, 0.5))
 # random weights is the control. *Prediction:* the trained network gains with depth, the random one does not.
 
 # %%
-random = vfmlab.vfm.build((run.vfm or vfmlab.config.VFM()).model_copy(update={"weights": "random"}), run.data.size)
+random = vfmlab.vfm.build((run.vfm or vfmlab.config.recipe.VFM()).model_copy(update={"weights": "random"}), run.data.size)
 probes = figures.probe_layers({"trained": vfm, "random": random}, run.data, n=n, seed=seed)
 figures.probe_figure(probes)
 
@@ -55,7 +56,7 @@ figures.probe_figure(probes)
 
 # %%
 detail = figures.linear_decodability(vfm, run.data, n=n, seed=seed)
-viz.table(detail)
+primitives.table(detail)
 
 # %% [markdown]
 # ## Finding

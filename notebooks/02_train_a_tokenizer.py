@@ -16,11 +16,13 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, runs, sweep, viz, widgets
+from vfmlab import runs, widgets
+from vfmlab.plots import figures, primitives
+from vfmlab.studies import sweep
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_run
-viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
+primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
 # %% [markdown]
 # ## 1. Train
@@ -30,7 +32,7 @@ viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()
 # %%
 await widgets.train(run, root, headless)
 folders = [runs.open_run(stage.id, root) for stage in run.phases()]  # one, or one per stage of the recipe
-viz.table([{"stage": f.config().phase, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
+primitives.table([{"stage": f.config().phase, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
 
 # %% [markdown]
 # ## 2. Curves

@@ -14,9 +14,10 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, viz, widgets
+from vfmlab import widgets
+from vfmlab.plots import figures, primitives
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)
@@ -39,7 +40,7 @@ widgets.reconstructions(tokenizers, images, headless, data=run.data)
 
 # %%
 reports = {name: vfmlab.evaluate(run.id, root) for name, run in chosen.items()}
-viz.table(figures.report_rows(reports))
+primitives.table(figures.report_rows(reports))
 
 # %% [markdown]
 # ## 3. Fragility

@@ -22,12 +22,12 @@ jobs = 1  # 2: two processes with one thread each
 # %%
 import sys
 
-from vfmlab import compare, viz
-from vfmlab import figures_ablations as ablations
+from vfmlab.plots import ablations, primitives
+from vfmlab.studies import compare
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 study = ablations.study(preset, rows, overrides, seed, seeds)
-viz.table(ablations.sizes_of(study))
+primitives.table(ablations.sizes_of(study))
 
 # %% [markdown]
 # ## 1. Train every row

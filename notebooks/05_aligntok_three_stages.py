@@ -22,13 +22,13 @@ jobs = 1  # 2: two processes with one thread each
 import json
 import sys
 
-from vfmlab import compare, viz
-from vfmlab import figures_stages as stages
+from vfmlab.plots import primitives, stages
+from vfmlab.studies import compare
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 names = [name for name in ablations.split(",") if name]
 study = stages.ablation_rows(preset, json.loads(overrides), range(seed, seed + seeds), names)
-viz.table(stages.plan_records(study[0]))
+primitives.table(stages.plan_records(study[0]))
 
 # %% [markdown]
 # ## 1. Train
@@ -55,7 +55,7 @@ stages.reconstructions(study, root)
 # each stage; the linear probe falls a little in stage 2 and stays as it is in stage 3, which leaves the encoder alone.
 
 # %%
-viz.table(stages.stage_records(study, results, root))
+primitives.table(stages.stage_records(study, results, root))
 
 # %% [markdown]
 # ## 4. Ablations of stage 2
@@ -63,7 +63,7 @@ viz.table(stages.stage_records(study, results, root))
 # and reconstructs less; an anchor before the adapter leaves the latent free to move.
 
 # %%
-viz.table(stages.ablation_records(study, results, root))
+primitives.table(stages.ablation_records(study, results, root))
 
 # %%
 stages.trade_off(results)

@@ -18,10 +18,11 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, instruments, viz, widgets
-from vfmlab import figures_latents as latents
+from vfmlab import widgets
+from vfmlab.plots import figures, latents, primitives
+from vfmlab.studies import measure
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)
@@ -44,11 +45,11 @@ latents.latent_maps(tokenizers, images)
 # higher effective rank, because nothing asks it for structure.
 
 # %%
-reports = {name: instruments.measure(ref, root=root) for name, ref in refs.items()}
-viz.table(latents.numbers(reports))
+reports = {name: measure.measure(ref, root=root) for name, ref in refs.items()}
+primitives.table(latents.numbers(reports))
 
 # %%
-viz.table(latents.missing(reports) or [{"run": "all", "number": "none missing", "reason": ""}])
+primitives.table(latents.missing(reports) or [{"run": "all", "number": "none missing", "reason": ""}])
 
 # %% [markdown]
 # ## 3. How the variance is spread

@@ -12,11 +12,13 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, runs, sweep, viz, widgets
+from vfmlab import runs, widgets
+from vfmlab.plots import figures, primitives
+from vfmlab.studies import sweep
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
-viz.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
+primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
 # %% [markdown]
 # ## 1. Train

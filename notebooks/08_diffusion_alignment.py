@@ -24,13 +24,13 @@ jobs = 1  # 2: two processes with one thread each
 import json
 import sys
 
-from vfmlab import compare, viz
-from vfmlab import figures_alignment as alignment
+from vfmlab.plots import alignment, primitives
+from vfmlab.studies import compare
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 changes, names = json.loads(overrides), [name for name in settings.split(",") if name]
 study = alignment.rows(preset, baseline, changes, range(seed, seed + seeds), names)
-viz.table(alignment.plan_records(study))
+primitives.table(alignment.plan_records(study))
 
 # %% [markdown]
 # ## 1. Train
@@ -41,7 +41,7 @@ viz.table(alignment.plan_records(study))
 # %%
 failed = compare.train(study, root, jobs, stream=sys.stdout)
 results = compare.collect(study, root, failed)
-viz.table(alignment.speed_records(study, root))
+primitives.table(alignment.speed_records(study, root))
 
 # %% [markdown]
 # ## 2. Does the loss do what it says?
@@ -77,7 +77,7 @@ alignment.dynamics_maps(study, root, target=True) if {"repa", "irepa", "joint"} 
 # gains do not add up in full.
 
 # %%
-viz.table(alignment.two_sided(study, results))
+primitives.table(alignment.two_sided(study, results))
 
 # %%
 alignment.samples(study, root, seed=seed)
@@ -89,7 +89,7 @@ alignment.samples(study, root, seed=seed)
 
 # %%
 token = [row for row in study if row.run.diffusion.class_token is not None]
-viz.table(alignment.token_guidance(token[-1], root)) if token else "no row has a class token"
+primitives.table(alignment.token_guidance(token[-1], root)) if token else "no row has a class token"
 
 # %% [markdown]
 # ## 7. One encoding for several steps
@@ -105,7 +105,7 @@ alignment.similarity_figure(times, alike, encoder=split.run.diffusion.network.de
 
 # %%
 records = alignment.reuse_records(split, root)
-viz.table(records)
+primitives.table(records)
 
 # %%
 alignment.reuse_figure(records)

@@ -12,9 +12,10 @@ headless = False
 
 # %%
 import vfmlab
-from vfmlab import figures, viz, widgets
+from vfmlab import widgets
+from vfmlab.plots import figures, primitives
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 await widgets.train(run, root, headless)
 model = vfmlab.load_diffusion(run.id, root)
@@ -53,7 +54,7 @@ figures.sample_rows(model, variants=solvers, per_class=1, seed=seed)
 
 # %%
 settings = {"none": {}, "2 everywhere": {"scale": 2.0}, "2 in 0.2..0.8": {"scale": 2.0, "interval": [0.2, 0.8]}}
-viz.table(figures.guidance_rows(run.id, root, settings))
+primitives.table(figures.guidance_rows(run.id, root, settings))
 
 # %% [markdown]
 # ## 5. Everything together

@@ -17,10 +17,12 @@ report = ""  # where to write the HTML report; empty: <root>/report.html
 from pathlib import Path
 
 import vfmlab
-from vfmlab import figures, progress, runs, viz
-from vfmlab import report as pages
+from vfmlab import runs
+from vfmlab.plots import figures, primitives
+from vfmlab.studies import report as pages
+from vfmlab.training import progress
 
-viz.use_notebook_renderer()
+primitives.use_notebook_renderer()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed) for name in (preset, baseline)}
 for run in chosen.values():
     progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")
@@ -37,7 +39,7 @@ figures.convergence(folders)
 # ## 2. Samples from the same noise
 
 # %%
-viz.rows({name: figures.class_samples(run.id, root, seed=seed) for name, run in chosen.items()})
+primitives.rows({name: figures.class_samples(run.id, root, seed=seed) for name, run in chosen.items()})
 
 # %% [markdown]
 # ## 3. The numbers, with their protocol
@@ -45,7 +47,7 @@ viz.rows({name: figures.class_samples(run.id, root, seed=seed) for name, run in 
 
 # %%
 reports = {name: vfmlab.evaluate(run.id, root) for name, run in chosen.items()}
-viz.table(figures.report_rows(reports))
+primitives.table(figures.report_rows(reports))
 
 # %% [markdown]
 # ## 4. Better reconstruction, better generation?

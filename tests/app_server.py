@@ -6,7 +6,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfmlab import api, starter
+from vfmlab import api
+from vfmlab.weights import bundled
 
 QUICK = {"diffusion.train.evaluate_at": []}
 TWIN = "tiny_vfm_vae_twin-00000000"
@@ -14,7 +15,7 @@ TWIN = "tiny_vfm_vae_twin-00000000"
 
 def runs(root: Path) -> Path:
     """The bundled tokenizers, a tiny pipeline that is measured, and a copy of its diffusion run under another id."""
-    starter.put(root)
+    bundled.put(root)
     for event in api.train("tiny_vfm_vae", root, QUICK):
         last = event.run_id
     shutil.copytree(root / last, root / TWIN)

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
-from vfmlab import api, compare, config, presets, runs
-from vfmlab import figures_ablations as figures
+from vfmlab import api, config, presets, runs
 from vfmlab.errors import ConfigError
+from vfmlab.plots import ablations as figures
 from vfmlab.presets import ablations
+from vfmlab.studies import compare
 
 TINY, POCKET = presets.get("tiny_vfm_vae"), presets.get("pocket_vfm_vae")
 

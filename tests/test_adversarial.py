@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vfmlab.discriminators.game import DiscriminatorObjective, judge
 from vfmlab.errors import ConfigError
 from vfmlab.losses.adversarial import Judged, discriminator_losses, generator_loss, ramp
 from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.discriminators.game import DiscriminatorObjective, judge
 from vfmlab.losses.feature_matching import feature_matching
 from vfmlab.losses.preservation import preservation
 from vfmlab.registry import DISCRIMINATORS, LOSSES

@@ -14,7 +14,7 @@ from vfmlab.config import VFM, Data, override
 from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.diffusion import latents, targets
 from vfmlab.diffusion.tuned import follow
-from vfmlab.evaluation.dynamics import over_training
+from vfmlab.evaluation.instruments.dynamics import over_training
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import over

@@ -11,8 +11,8 @@ import pytest
 from app_server import TWIN, runs, served
 from PIL import Image
 
-from vfmlab import starter
 from vfmlab.runs import scan
+from vfmlab.weights import bundled
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -185,4 +185,4 @@ def test_a_folder_without_runs_shows_the_bundled_ones(browser, tmp_path):
         page.locator(".vl-card:has(.vl-compare)").nth(1).wait_for()
         shown = page.locator(".vl-cards").first.inner_text()
         page.close()
-    assert all(name in shown for name in starter.NAMES)
+    assert all(name in shown for name in bundled.NAMES)

@@ -22,7 +22,7 @@ import pytest
 from app_server import runs, served
 from PIL import Image
 
-from vfmlab import cli
+from vfmlab.cli import main
 from vfmlab.data.decode import MAX_PIXELS
 from vfmlab.runs import scan
 
@@ -383,15 +383,15 @@ def test_flags_of_the_command_line(monkeypatch, tmp_path, capsys):
     given = []
     monkeypatch.setattr(app, "launch", lambda root, **options: given.append(options))
     monkeypatch.delenv("VFMLAB_APP_AUTH", raising=False)
-    assert cli.main(["app", "--runs", str(tmp_path)]) == 0
+    assert main.main(["app", "--runs", str(tmp_path)]) == 0
     assert given[-1] == {"host": "127.0.0.1", "port": 7860, "auth": None, "mcp": False}
-    assert cli.main(["app", "--host", "0.0.0.0", "--mcp", "--port", "9000"]) == 0
+    assert main.main(["app", "--host", "0.0.0.0", "--mcp", "--port", "9000"]) == 0
     assert "VFMLAB_APP_AUTH" in capsys.readouterr().err
     monkeypatch.setenv("VFMLAB_APP_AUTH", "a:b:c")
-    assert cli.main(["app"]) == 0
+    assert main.main(["app"]) == 0
     assert given[-1]["auth"] == ("a", "b:c")
     for wrong in ("user", ":password", "user:"):
-        assert cli.main(["app", "--auth", wrong]) == 2
+        assert main.main(["app", "--auth", wrong]) == 2
         assert "USER:PASSWORD" in capsys.readouterr().err
 
 

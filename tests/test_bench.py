@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from vfmlab import api, bench, bench_evaluation, cli, config
+from vfmlab import api, bench, bench_evaluation, config
+from vfmlab.cli import main
 from vfmlab.errors import ConfigError
 
 
@@ -102,7 +103,7 @@ def test_gpu_benchmarks_are_refused_without_one():
 
 def test_command_writes_json(tiny, capsys, tmp_path):
     out = tmp_path / "new" / "bench.json"
-    assert cli.main(["bench", "--only", "bf16", "--repeats", "3", "--out", str(out)]) == 0
+    assert main.main(["bench", "--only", "bf16", "--repeats", "3", "--out", str(out)]) == 0
     assert "fp32 / bf16" in capsys.readouterr().out
     saved = json.loads(out.read_text())
     assert saved["results"][0]["name"] == "bf16"

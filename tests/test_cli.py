@@ -13,15 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vfmlab import api, cli, runs
+from vfmlab import api, runs
+from vfmlab.cli import main
 from vfmlab.errors import RunError
-from vfmlab.events import Event
+from vfmlab.training.events import Event
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def call(capsys, *args: object) -> tuple[int, str, str]:
-    code = cli.main([str(a) for a in args])
+    code = main.main([str(a) for a in args])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -107,7 +108,7 @@ def test_own_faults_keep_their_traceback(monkeypatch):
 
     monkeypatch.setattr(api, "evaluate", fail)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["eval", "x"])
+        main.main(["eval", "x"])
 
 
 # -- training -------------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_ctrl_c_says_what_is_kept(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(api, "train", train)
     monkeypatch.setattr(sys, "argv", ["vfmlab", "train", "tiny_plain_vae", "--root", str(tmp_path)])
-    code = cli.main()
+    code = main.main()
     err = capsys.readouterr().err
     assert code == 130
     assert closed == [True]
@@ -179,7 +180,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch, tmp_path):
     ],
 )
 def test_set_may_be_repeated_and_stand_anywhere(given, gathered):
-    assert cli.gather(given) == gathered
+    assert main.gather(given) == gathered
 
 
 # -- reports, samples, pictures -------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_presets_are_listed(capsys):
 
 
 def test_doctor_fails_when_something_must_be_mended(capsys, monkeypatch):
-    from vfmlab import doctor
+    from vfmlab.cli import doctor
 
     found = [doctor.Check("torch", "ok", "2"), doctor.Check("assets", "fail", "gone", "get it")]
     monkeypatch.setattr(doctor, "checks", lambda root: iter(found))
@@ -307,7 +308,7 @@ def test_app_without_gradio_says_what_to_install():
     code = (
         "import sys; sys.modules['gradio'] = None\n"
         "from vfmlab import cli\n"
-        "sys.exit(cli.main(['app']))\n"
+        "sys.exit(main.main(['app']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 2, done.stderr
@@ -320,7 +321,7 @@ def test_help_is_quick_to_import():
     code = (
         "import sys\n"
         "from vfmlab import cli\n"
-        "code = cli.main(['trian'])\n"
+        "code = main.main(['trian'])\n"
         "print(code, [m for m in ('torch', 'timm', 'numpy', 'gradio', 'torchvision') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -328,12 +329,12 @@ def test_help_is_quick_to_import():
 
 
 def test_module_and_every_command_have_help():
-    for command in cli.COMMANDS.values():
+    for command in main.COMMANDS.values():
         assert command.__doc__
         assert len(command.__doc__.splitlines()[0]) > 20
     done = subprocess.run([sys.executable, "-m", "vfmlab", "--help"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0
-    for name in cli.COMMANDS:
+    for name in main.COMMANDS:
         assert name in done.stdout
 
 

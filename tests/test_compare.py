@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from vfmlab import compare, config, presets, runs
-from vfmlab.compare import grids, lane, lanes, pages, results
+from vfmlab import config, presets, runs
 from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.studies import compare, compare_page, grids, lane, lanes, results
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [32]}
 STAGES = [{"name": "first"}, {"name": "second", "losses": {"l1": 0.5}}]
@@ -76,7 +76,7 @@ def test_numbers_of_different_protocols_are_in_different_tables():
     found = [record("a", 0, 20.0), record("b", 0, 21.0), record("c", 0, 99.0, "bbbb"), record("a", 1, 24.0), record("d", 0, None, failed="it broke")]
     parts = compare.groups(found)
     assert [[r["label"] for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
-    text = pages.markdown(found, "command", "title")
+    text = compare_page.markdown(found, "command", "title")
     assert "| a | **22 (20, 24)** | 10 | 5 / 7 | – | 4 x 2 x 2 |" in text
     assert "| b | 21 |" in text
     assert "| c | 99 |" in text

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from vfmlab import compare
-from vfmlab.compare import correlation, correlation_page
 from vfmlab.errors import ConfigError
+from vfmlab.studies import compare, correlation, correlation_page
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": []}
 
@@ -139,12 +138,12 @@ def test_wrong_names_are_refused_before_anything_is_trained(tmp_path):
 @pytest.mark.timeout(600)
 def test_one_command(tmp_path, capsys):
     """Four settings of a tokenizer, trained, measured and ranked; the second call measures nothing again."""
-    from vfmlab import cli
+    from vfmlab.cli import main
 
     specs = [f"{name}=tiny_plain_vae:train.lr={lr}" for name, lr in (("a", 1e-4), ("b", 1e-3), ("c", 3e-3), ("d", 1e-2))]
     sets = [f"{k}={json.dumps(v)}" for k, v in SMALL.items()]
     command = ["correlate", *specs, "--seeds", "0", "--jobs", "1", "--root", str(tmp_path / "runs"), "--out", str(tmp_path / "why"), "--instruments", "lds"]
-    assert cli.main([*command, "--set", *sets]) == 0
+    assert main.main([*command, "--set", *sets]) == 0
     data = json.loads((tmp_path / "why.json").read_text())
     assert {c["metric"] for c in data["correlations"]} >= {"psnr", "rfd", "lds"}
     assert all(-1 <= c["low"] <= c["high"] <= 1 and c["rows"] == 4 for c in data["correlations"])
@@ -153,5 +152,5 @@ def test_one_command(tmp_path, capsys):
     assert str(tmp_path) not in text
     assert (tmp_path / "why.html").stat().st_size > 100_000
     capsys.readouterr()
-    assert cli.main(["correlate", *specs[:2]]) == 2
+    assert main.main(["correlate", *specs[:2]]) == 2
     assert "need at least 4" in capsys.readouterr().err

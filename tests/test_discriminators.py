@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.discriminators.augment import POLICIES
-from vfmlab.discriminators.heads import Head, VirtualBatchNorm
-from vfmlab.discriminators.projected import random_window
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.losses.discriminators.augment import POLICIES
+from vfmlab.losses.discriminators.heads import Head, VirtualBatchNorm
+from vfmlab.losses.discriminators.projected import random_window
 from vfmlab.registry import DISCRIMINATORS
 from vfmlab.seeding import StepRandom
 from vfmlab.vfm import build
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
 from vfmlab.weights import import_state_dict, load_renamed
-from vfmlab.weights.discriminators import rename_head
+from vfmlab.weights.families.discriminators import rename_head
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -181,7 +181,7 @@ def test_patchgan_import_refuses_another_configuration(reference: dict[str, Tens
 def test_projected_equals_the_reference(reference: dict[str, Tensor]):
     g = group(reference, "proj")
     net = import_state_dict("projected-discriminator", group(g, "sd"), {"img_size": 64, "num_heads": 3})
-    from vfmlab.discriminators.tokens import read_tokens
+    from vfmlab.losses.discriminators.tokens import read_tokens
 
     with torch.no_grad():
         for name, x in (("out_96", g["x_96"]), ("out_32", g["x_96"][..., :32, :32])):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vfmlab import doctor
-from vfmlab.doctor import Check
+from vfmlab.cli import doctor
+from vfmlab.cli.doctor import Check
 
 NMS = "operator torchvision::nms does not exist"
 
@@ -171,6 +171,6 @@ def test_what_is_shown():
 def test_nothing_heavy_is_imported_by_the_doctor():
     import subprocess
 
-    code = "import sys, vfmlab.doctor; print([m for m in ('torch', 'torchvision', 'timm') if m in sys.modules])"
+    code = "import sys, vfmlab.cli.doctor; print([m for m in ('torch', 'torchvision', 'timm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.stdout.strip() == "[]", done.stderr

@@ -157,7 +157,7 @@ def test_unknown_space_suggests_the_nearest():
 def save_judge(path, names=("a", "b")):
     from safetensors.torch import save_file
 
-    from vfmlab.judge import Judge
+    from vfmlab.evaluation.judge import Judge
     from vfmlab.vfm import files
 
     torch.manual_seed(0)

@@ -7,17 +7,20 @@ import math
 import pytest
 import torch
 
-from vfmlab import api, blends, explore, figures, leaderboard, runs, starter
+from vfmlab import api, runs
 from vfmlab.errors import ConfigError, DataError, RunError
 from vfmlab.evaluation.protocol import as_saved
-from vfmlab.events import Event
+from vfmlab.plots import figures
+from vfmlab.studies import explore, interpolate, leaderboard
+from vfmlab.training.events import Event
+from vfmlab.weights import bundled
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """The bundled tokenizers, and one tiny pipeline."""
     root = tmp_path_factory.mktemp("explore_runs")
-    starter.put(root)
+    bundled.put(root)
     for _ in api.train("tiny_plain_vae", root, {"diffusion.train.evaluate_at": [64]}):
         pass
     return root
@@ -35,7 +38,7 @@ def model(root):
 
 @pytest.fixture(scope="module")
 def data():
-    return starter.pipeline().data.model_copy(update={"val": 32})
+    return bundled.pipeline().data.model_copy(update={"val": 32})
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +52,15 @@ def bank(tokenizer, data):
 
 
 def test_bundled_tokenizers_are_what_their_reports_say(root, tokenizer, images):
-    ids = starter.put(root)  # a second time changes nothing
+    ids = bundled.put(root)  # a second time changes nothing
     assert [i.rpartition("-")[0] for i in ids] == ["starter_vfm_vae_tokenizer", "starter_plain_vae_tokenizer"]
     report = runs.open_run(ids[0], root).report()
     told, spread = report["metrics"]["psnr"]["value"], report["metrics"]["psnr"]["spread"]
     psnr = api.reconstruct(tokenizer, images)[2].mean()
     assert abs(float(psnr) - told) < 2 * spread
-    assert "starter" in starter.pipeline("starter_plain_vae").name
+    assert "starter" in bundled.pipeline("starter_plain_vae").name
     with pytest.raises(RunError, match="choose from"):
-        starter.pipeline("nothing")
+        bundled.pipeline("nothing")
 
 
 def test_numbers_of_an_image_are_those_of_the_report_s_definition(tokenizer, images):
@@ -142,7 +145,7 @@ def test_a_diffusion_run_on_a_bundled_tokenizer_tells_one_end(tmp_path, monkeypa
             yield Event(kind, "the_run", phase, 1, 2, 61.0, data)
 
     monkeypatch.setattr(api, "train", train)
-    told = list(starter.make(tmp_path))
+    told = list(bundled.make(tmp_path))
     assert [kind for kind, _, _ in told] == ["step", "step", "preview", "finish"]
     assert told[1][1] == "diffusion: 1 of 2 images, 1:01 left"
     assert told[2][2] is picture
@@ -154,31 +157,31 @@ def test_a_diffusion_run_on_a_bundled_tokenizer_tells_one_end(tmp_path, monkeypa
 
 def test_walks_have_closed_forms():
     a, b = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 2, 0])
-    torch.testing.assert_close(blends.walk(a, b, 3), torch.stack([a, (a + b) / 2, b]))
-    middle = blends.walk(a, b, 3, "spherical")[1]
+    torch.testing.assert_close(interpolate.walk(a, b, 3), torch.stack([a, (a + b) / 2, b]))
+    middle = interpolate.walk(a, b, 3, "spherical")[1]
     torch.testing.assert_close(middle, torch.tensor([1.0, 1, 0]) / math.sqrt(2) * 1.5)
-    torch.testing.assert_close(blends.walk(a, 3 * a, 3, "spherical"), torch.stack([a, 2 * a, 3 * a]))
+    torch.testing.assert_close(interpolate.walk(a, 3 * a, 3, "spherical"), torch.stack([a, 2 * a, 3 * a]))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    lengths = [blends.walk(*noise, 9, kind).flatten(1).norm(dim=1) for kind in ("linear", "spherical")]
+    lengths = [interpolate.walk(*noise, 9, kind).flatten(1).norm(dim=1) for kind in ("linear", "spherical")]
     assert lengths[0][4] < 0.8 * lengths[0][0]
     assert lengths[1].min() > 0.95 * lengths[1].max() * min(noise.flatten(1).norm(dim=1)) / max(noise.flatten(1).norm(dim=1))
     for wrong in ({"frames": 1}, {"frames": 1000}, {"kind": "cubic"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            blends.walk(a, b, **wrong)
+            interpolate.walk(a, b, **wrong)
     for end in (torch.zeros(3), -a):
         with pytest.raises(ConfigError, match="linear"):
-            blends.walk(a, end, 3, "spherical")
+            interpolate.walk(a, end, 3, "spherical")
 
 
 def test_the_ends_between_two_images_are_their_reconstructions(tokenizer, images):
-    walk = blends.images(tokenizer, images[:1], images[1:2], 5)
+    walk = interpolate.images(tokenizer, images[:1], images[1:2], 5)
     assert len(walk.frames) == 5
     torch.testing.assert_close(walk.frames[[0, -1]], api.reconstruct(tokenizer, images[:2])[1])
     assert walk.length >= 1
-    straight = blends.pixels(images[:1], images[1:2], 5)
+    straight = interpolate.pixels(images[:1], images[1:2], 5)
     assert straight.length == pytest.approx(1, abs=1e-4)
     assert straight.roughness == pytest.approx(0, abs=1e-4)
-    assert blends.pixels(images[:1], images[:1], 5).length is None
+    assert interpolate.pixels(images[:1], images[:1], 5).length is None
 
 
 def test_the_ends_between_noises_and_classes_are_plain_samples(model):
@@ -186,29 +189,29 @@ def test_the_ends_between_noises_and_classes_are_plain_samples(model):
         *_, last = api.sample(model, [label], seed=seed, steps=4, guidance=2.0)
         return last.images[0]
 
-    *_, last = blends.noises(model, 1, (3, 4), 3, steps=4, guidance=2.0)
+    *_, last = interpolate.noises(model, 1, (3, 4), 3, steps=4, guidance=2.0)
     torch.testing.assert_close(last.images[0], plain(1, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(last.images[-1], plain(1, 4), atol=1e-4, rtol=0)
     before = model.network.label_embed.weight.clone()
-    *_, last = blends.classes(model, (0, 2), 3, 3, steps=4, guidance=2.0)
+    *_, last = interpolate.classes(model, (0, 2), 3, 3, steps=4, guidance=2.0)
     torch.testing.assert_close(last.images[0], plain(0, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(last.images[-1], plain(2, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(model.network.label_embed.weight, before)  # the model itself is as it was
     with pytest.raises(ConfigError, match="label 99"):
-        next(blends.classes(model, (0, 99)))
+        next(interpolate.classes(model, (0, 99)))
     with pytest.raises(ConfigError, match="sde"):
-        next(blends.noises(model, 0, (0, 1), sampler={"solver": "sde"}))
+        next(interpolate.noises(model, 0, (0, 1), sampler={"solver": "sde"}))
 
 
 def test_two_samplings_go_step_by_step_and_are_closed_together(model):
     streams = {name: api.sample(model, [0], steps=steps, previews=4) for name, steps in (("short", 4), ("long", 8))}
-    both = blends.together(streams)
+    both = interpolate.together(streams)
     first = next(both)
     assert {name: p.step for name, p in first.items()} == {"short": 1, "long": 2}
     *_, last = both
     assert all(p.final for p in last.values())
     streams = {"one": api.sample(model, [0], steps=4, previews=4)}
-    both = blends.together(streams)
+    both = interpolate.together(streams)
     next(both)
     both.close()
     assert streams["one"].gi_frame is None

@@ -10,13 +10,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, export, presets, runs
+from vfmlab import api, presets, runs
 from vfmlab.config import override
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import measure
-from vfmlab.weights import table
-from vfmlab.weights.into_run import Release, write
+from vfmlab.weights import export, table
+from vfmlab.weights.import_release import Release, write
 
 SCENES = {"data.source": "scenes:easy", "data.train": 16, "data.val": 16}
 

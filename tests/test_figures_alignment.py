@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfmlab import figures_alignment as alignment
 from vfmlab import presets
 from vfmlab.errors import ConfigError
+from vfmlab.plots import alignment
 
 NUMBERS = {
     "tiny_vfm_vae none": (20.0, 22.0), "tiny_vfm_vae repa": (19.0, 21.0), "tiny_plain_vae none": (30.0, 30.0), "tiny_plain_vae repa": (24.0, 24.0),

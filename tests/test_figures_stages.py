@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vfmlab import figures_stages as stages
 from vfmlab.errors import ConfigError
+from vfmlab.plots import stages
 
 
 def result(label, seed, **metrics):

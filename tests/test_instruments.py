@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from vfmlab import data
 from vfmlab.config import Data
 from vfmlab.errors import DataError
-from vfmlab.evaluation import decoding, dynamics, geometry, linear, recovery, reference, structure
-from vfmlab.evaluation.views import CLEAN, MOVED, NOISY, SCALES
+from vfmlab.evaluation import linear, reference
+from vfmlab.evaluation.instruments import decoding, dynamics, geometry, recovery, structure
+from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, SCALES
 from vfmlab.nn.transforms import resize, turn
 
 

@@ -10,15 +10,17 @@ import torch
 from evaluation_toys import CFG, Lossless, Toy
 from torch import nn
 
-from vfmlab import api, config, data, instruments, runs
-from vfmlab import figures_latents as figures
+from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
-from vfmlab.evaluation import dynamics, subject
-from vfmlab.evaluation import instruments as bench
+from vfmlab.evaluation import subject
+from vfmlab.evaluation.instruments import base as bench
+from vfmlab.evaluation.instruments import dynamics
+from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
-from vfmlab.evaluation.views import CLEAN, MOVED, NOISY
+from vfmlab.plots import latents as figures
 from vfmlab.registry import INSTRUMENTS, NETWORKS
+from vfmlab.studies import measure
 
 PROTOCOL = config.Protocol(n=60, batch=25)
 
@@ -243,7 +245,7 @@ def root(tmp_path_factory):
 
 
 def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
-    first = instruments.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
+    first = measure.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
     assert first["kind"] == "tokenizer"
     assert first["reference"] == "judge"
     assert set(first["instruments"]) == {"lds", "geometry"}
@@ -251,23 +253,23 @@ def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     assert first["run"] == folder.id
     assert len(list((folder.path / "instruments").glob("*.json"))) == 1
     assert list((folder.path / "features").glob("*.safetensors"))
-    more = instruments.measure(folder.id, ["lds", "interpolation"], root)
+    more = measure.measure(folder.id, ["lds", "interpolation"], root)
     assert set(more["metrics"]) == {"lds", "path_length", "path_roughness"}
     monkeypatch.setattr(api, "load_tokenizer", None)  # would fail if anything were measured again
-    whole = instruments.measure(folder.path, ["lds", "geometry", "interpolation"], root)
+    whole = measure.measure(folder.path, ["lds", "geometry", "interpolation"], root)
     assert whole["metrics"]["lds"] == first["metrics"]["lds"]
     assert whole["protocols"].keys() == {v["protocol"] for g in ("metrics", "curves") for v in whole[g].values()}
-    assert set(instruments.measure(folder.path, ["geometry"], root)["metrics"]) == set(first["metrics"]) - {"lds"}
+    assert set(measure.measure(folder.path, ["geometry"], root)["metrics"]) == set(first["metrics"]) - {"lds"}
 
 
 def test_other_protocols_have_other_hashes(root):
-    one = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root)
-    fewer = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"n": 30})
+    one = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root)
+    fewer = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"n": 30})
     assert fewer["metrics"]["lds"]["n"] == 30
     assert fewer["metrics"]["lds"]["protocol"] != one["metrics"]["lds"]["protocol"]
-    batch = instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"batch": 3})
+    batch = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"batch": 3})
     assert batch["metrics"]["lds"] == one["metrics"]["lds"]
-    other = instruments.measure("tiny_plain_vae_tokenizer", ["lds", "alignment"], root, compared_with="pocket")
+    other = measure.measure("tiny_plain_vae_tokenizer", ["lds", "alignment"], root, compared_with="pocket")
     assert other["metrics"]["lds"]["protocol"] == one["metrics"]["lds"]["protocol"]  # which sees no reference
     assert other["reference"] == "pocket"
     assert len(figures.numbers({"a": one, "b": fewer})) == 2
@@ -276,7 +278,7 @@ def test_other_protocols_have_other_hashes(root):
 
 
 def test_a_diffusion_run_with_its_course(root):
-    found = instruments.measure("tiny_plain_vae", ["blocks", "time_loss", "convergence", "lds"], root)
+    found = measure.measure("tiny_plain_vae", ["blocks", "time_loss", "convergence", "lds"], root)
     assert found["kind"] == "diffusion"
     blocks = found["curves"]["block_cknna_over_t"]
     if blocks["value"] is not None:
@@ -294,9 +296,9 @@ def test_a_diffusion_run_with_its_course(root):
     assert dynamics.over_training(folder)["samples"] == [32, 64]
     with pytest.raises(RunError, match="has logged no agreement of its blocks"):
         dynamics.over_training(folder, "cknna_target_block_")
-    own = instruments.measure(folder.id, ["lds"], root, of="tokenizer")
+    own = measure.measure(folder.id, ["lds"], root, of="tokenizer")
     assert own["kind"] == "tokenizer"
-    assert own["metrics"] == instruments.measure("tiny_plain_vae_tokenizer", ["lds"], root)["metrics"]
+    assert own["metrics"] == measure.measure("tiny_plain_vae_tokenizer", ["lds"], root)["metrics"]
 
 
 def test_blocks_over_training_are_read_from_the_log(tmp_path):
@@ -318,20 +320,20 @@ def test_blocks_over_training_are_read_from_the_log(tmp_path):
 
 def test_vision_models_and_what_the_door_refuses(root):
     cfg = runs.open_run("tiny_plain_vae_tokenizer", root).config().data
-    found = instruments.measure("vfm:pocket_random@2", ["lds", "probes"], root, protocol={"n": 40}, data=cfg)
+    found = measure.measure("vfm:pocket_random@2", ["lds", "probes"], root, protocol={"n": 40}, data=cfg)
     assert found["kind"] == "vfm"
     assert found["metrics"]["lds"]["n"] == 40
     assert found["representation"] == {"of": "vfm", "layer": 2}
     for call, said in (
-        (lambda: instruments.measure("vfm:pocket", root=root), "has no images of its own: give data="),
-        (lambda: instruments.measure("vfm:pocket@last", root=root, data=cfg), "the layer after '@' is a number"),
-        (lambda: instruments.measure("vfm:pockt", root=root, data=cfg), "unknown VFM 'pockt'"),
-        (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
-        (lambda: instruments.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),
-        (lambda: instruments.measure("no_such_run", root=root), "unknown run"),
-        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, of="network"), "only 'tokenizer' can be asked for"),
-        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, protocol={"m": 3}), "protocol.m"),
-        (lambda: instruments.measure("tiny_plain_vae_tokenizer", root=root, data={"vall": 3}), "data.vall"),
+        (lambda: measure.measure("vfm:pocket", root=root), "has no images of its own: give data="),
+        (lambda: measure.measure("vfm:pocket@last", root=root, data=cfg), "the layer after '@' is a number"),
+        (lambda: measure.measure("vfm:pockt", root=root, data=cfg), "unknown VFM 'pockt'"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),
+        (lambda: measure.measure("no_such_run", root=root), "unknown run"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", root=root, of="network"), "only 'tokenizer' can be asked for"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", root=root, protocol={"m": 3}), "protocol.m"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", root=root, data={"vall": 3}), "data.vall"),
     ):
         with pytest.raises(VfmlabError, match=said) as error:
             call()
@@ -340,7 +342,7 @@ def test_vision_models_and_what_the_door_refuses(root):
 
 def test_figures_of_all_instruments(root):
     ref = runs.open_run("tiny_plain_vae_tokenizer", root).id
-    reports = {"one": instruments.measure(ref, root=root)}
+    reports = {"one": measure.measure(ref, root=root)}
     reports["two"] = reports["one"]
     for draw in (figures.spectra, figures.sensitivity, figures.factors, figures.segmentation, figures.rate, figures.robustness):
         assert len(draw(reports).data) >= 1

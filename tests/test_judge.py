@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from vfmlab import config, judge, runs
+from vfmlab import config, runs
 from vfmlab.data import open_source, to_float
 from vfmlab.data.scenes import STYLES
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.evaluation import judge
 from vfmlab.training.pretrain import PretrainTask
 from vfmlab.vfm import files, pocket
 

@@ -15,7 +15,7 @@ from vfmlab.diffusion.guidance import Guided
 from vfmlab.diffusion.sampling import adaptive, sample, trajectory
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import import_state_dict
-from vfmlab.weights.lightningdit import released_guidance, released_sampler, rename, reversed_time
+from vfmlab.weights.families.lightningdit import released_guidance, released_sampler, rename, reversed_time
 
 
 @pytest.fixture(scope="module")

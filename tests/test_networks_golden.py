@@ -17,7 +17,7 @@ from vfmlab.diffusion.guidance import Guided
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import import_state_dict
-from vfmlab.weights.dit_dh import released_guidance
+from vfmlab.weights.families.dit_dh import released_guidance
 
 
 def part(tensors, prefix):

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from vfmlab import runs
-from vfmlab.sweep import handout
+from vfmlab.studies.sweep import handout
 
 papermill = pytest.importorskip("papermill")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -24,7 +24,7 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 def demo(tmp_path_factory):
     """The demo at `tiny`, interrupted once a run is finished, then run to its end: (folder, output of the second start)."""
     root = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "vfmlab.demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
+    command = [sys.executable, "-m", "vfmlab.studies.demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": FOLDER.parent, "start_new_session": True}
     first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
     end = time.time() + 600

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from vfmlab import api, cli, config, plan
+from vfmlab import api, config
+from vfmlab.cli import main
 from vfmlab.errors import ConfigError
 from vfmlab.registry import NETWORKS
+from vfmlab.training import plan
 
 TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
 
@@ -151,10 +153,10 @@ def test_pretraining_runs_have_no_plan():
 
 
 def test_command_prints_and_dumps(capsys):
-    assert cli.main(["plan", "tiny_plain_vae"]) == 0
+    assert main.main(["plan", "tiny_plain_vae"]) == 0
     text = capsys.readouterr().out
     assert "latent 4 x 4 x 4" in text
     assert "encoder" in text
     assert "memory" in text
-    assert cli.main(["plan", "tiny_plain_vae", "--json"]) == 0
+    assert main.main(["plan", "tiny_plain_vae", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tier"] == "tiny"

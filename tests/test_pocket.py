@@ -236,7 +236,7 @@ def test_factors_need_scenes(monkeypatch):
 
 
 def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
-    monkeypatch.setattr("vfmlab.judge.ASSETS", tmp_path / "assets")
+    monkeypatch.setattr("vfmlab.evaluation.judge.ASSETS", tmp_path / "assets")
     (tmp_path / "assets").mkdir()
     with pytest.raises(CheckpointError, match="no finished pretraining"):
         pretrain.export(tmp_path, "mine")

@@ -16,7 +16,7 @@ from vfmlab.nn.modulation import EqualLinear, Mapping, grouped_modulated_conv, m
 from vfmlab.nn.null_attention import AttentionBlock
 from vfmlab.nn.resample import BinomialBlur, NearestUpsample, ShuffleUpsample
 from vfmlab.registry import DECODERS
-from vfmlab.weights import vfm_vae
+from vfmlab.weights.families import vfm_vae
 
 SMALL = {
     "decompress_factor": 2, "blocks": 3, "channel_base": 4096, "channel_max": 24, "num_res_blocks": 1,

@@ -15,10 +15,12 @@ import pyarrow.parquet
 import pytest
 
 pytest.importorskip("papermill")
-from vfmlab import api, cli, runs, sweep
+from vfmlab import api, runs
+from vfmlab.cli import main
 from vfmlab.errors import ConfigError, RunError
-from vfmlab.sweep import book, grid, page, pool, table
-from vfmlab.sweep.folder import Folder
+from vfmlab.studies import sweep
+from vfmlab.studies.sweep import book, grid, page, pool, table
+from vfmlab.studies.sweep.folder import Folder
 
 NOTEBOOK = '''# %% tags=["parameters"]
 x = 1
@@ -31,7 +33,7 @@ headless = False
 # %%
 import os, time
 from pathlib import Path
-from vfmlab import sweep
+from vfmlab.studies import sweep
 
 Path(root).mkdir(parents=True, exist_ok=True)
 open(f"{root}/begun", "a").write(f"{x} {y} {kind}\\n")
@@ -204,7 +206,7 @@ PRESET = '# %% tags=["parameters"]\npreset = "tiny_plain_vae"\noverrides = "{}"\
 def test_a_bad_grid_is_one_line_and_exit_code_2(notebook, text, complaint, tmp_path, capsys):
     (tmp_path / "n.py").write_text(notebook)
     (tmp_path / "g.yaml").write_text(text)
-    assert cli.main(["sweep", str(tmp_path / "n.py"), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert main.main(["sweep", str(tmp_path / "n.py"), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert complaint in said
@@ -221,7 +223,7 @@ def test_files_that_are_not_there(tmp_path, notebook, capsys):
         ([str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out"), "--point", "abc"], "no point 'abc' in this grid"),
         ([str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out"), "--jobs", "0"], "jobs = 0"),
     ):
-        assert cli.main(["sweep", *arguments]) == 2
+        assert main.main(["sweep", *arguments]) == 2
         said = capsys.readouterr().err
         assert complaint in said
         assert said.count("\n") == 1
@@ -329,7 +331,7 @@ class Points:
 
     def study(self, out, spec=SEARCH):
         pytest.importorskip("optuna")
-        from vfmlab.sweep.search import Study
+        from vfmlab.studies.sweep.search import Study
 
         return Study(grid.read(spec), "code", out, "minimize", lambda p: self.found.get(p.key), self.check, self.refuse)
 
@@ -405,7 +407,7 @@ def test_ctrl_c_says_how_to_go_on(notebook, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pool.Pool, "work", interrupted)
     (tmp_path / "g.yaml").write_text("parameters: {x: [1, 2]}\n")
     command = ["sweep", str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
-    assert cli.main(command) == 130
+    assert main.main(command) == 130
     assert f"what was done is kept. To go on: vfmlab {shlex.join(command)}" in capsys.readouterr().err
     assert "2 still to be run" in (tmp_path / "out/index.html").read_text()
 
@@ -416,15 +418,15 @@ def test_ctrl_c_says_how_to_go_on(notebook, tmp_path, capsys, monkeypatch):
 def test_a_cluster_runs_point_by_point(notebook, tmp_path, capsys):
     (tmp_path / "g.yaml").write_text("parameters: {x: [1, 2]}\n")
     base = ["sweep", str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
-    assert cli.main([*base, "--print"]) == 0
+    assert main.main([*base, "--print"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in printed] == [["vfmlab", "sweep"]] * 2
     assert not (tmp_path / "out").exists(), "printing runs nothing"
-    assert cli.main(shlex.split(printed[0])[1:]) == 0
+    assert main.main(shlex.split(printed[0])[1:]) == 0
     assert capsys.readouterr().out.strip() == f"{printed[0].split()[-1]}: finished"
     assert not (tmp_path / "out/index.html").exists(), "one of many leaves table and page to the end"
     assert lines(tmp_path / "out/runs/ended") == ["1 0.5 a"]
-    assert cli.main([*base, "--print"]) == 0
+    assert main.main([*base, "--print"]) == 0
     assert capsys.readouterr().out.splitlines() == printed[1:]
 
 

@@ -16,7 +16,8 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.attention_projection import head_count, projection
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
-from vfmlab.weights import import_state_dict, vfm_vae
+from vfmlab.weights import import_state_dict
+from vfmlab.weights.families import vfm_vae
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 

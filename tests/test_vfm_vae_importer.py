@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vfmlab.tokenizers.vfm_vae import VFMVAE
-from vfmlab.weights import import_state_dict, vfm_vae
+from vfmlab.weights import import_state_dict
+from vfmlab.weights.families import vfm_vae
 
 BASE = {
     "patch_from_layers": [0, 3], "patch_in_dimensions": [24, 32], "patch_out_dimensions": [8, 4],

@@ -13,7 +13,7 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import DECODERS
 from vfmlab.tokenizers.rae import RAE, plain_norm
 from vfmlab.weights import import_state_dict
-from vfmlab.weights.rae_decoder import adopt
+from vfmlab.weights.families.rae_decoder import adopt
 
 SMALL = {"width": 32, "depth": 2, "heads": 4, "hidden": 48}
 

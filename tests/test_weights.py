@@ -13,14 +13,16 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, cli, config, export, runs
+from vfmlab import api, config, runs
+from vfmlab.cli import main
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.training import checkpoint
 from vfmlab.vfm import TABLE as VFMS
 from vfmlab.vfm import Features
-from vfmlab.weights import fetch, import_state_dict, landing, release_config, sd_vae, statistics, table
-from vfmlab.weights.into_run import Release, draft, import_run, open_release
+from vfmlab.weights import export, import_state_dict, io, landing, release_config, statistics, table
+from vfmlab.weights.families import sd_vae
+from vfmlab.weights.import_release import Release, draft, import_run, open_release
 
 SCENES = {"data.source": "scenes:easy", "data.train": 48, "data.val": 16}
 
@@ -65,12 +67,12 @@ def same(found, wanted=STATE):
 )
 def test_wrapped_checkpoints_are_opened(wrap, tmp_path):
     torch.save(wrap(STATE), tmp_path / "x.pt")
-    same(fetch.unwrap(fetch.read(tmp_path / "x.pt")))
+    same(io.unwrap(io.read(tmp_path / "x.pt")))
 
 
 def test_safetensors_and_a_prefix_that_not_all_have(tmp_path):
     save_file({**STATE, "module.c": torch.zeros(1)}, tmp_path / "x.safetensors")
-    assert set(fetch.unwrap(fetch.read(tmp_path / "x.safetensors"))) == {*STATE, "module.c"}
+    assert set(io.unwrap(io.read(tmp_path / "x.safetensors"))) == {*STATE, "module.c"}
 
 
 class Malice:
@@ -83,7 +85,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(save, tmp_path):
     Malice.target = str(tmp_path / "ran")
     save({"ema": STATE, "args": Malice()}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="could run code") as error:
-        fetch.read(tmp_path / "x.pt")
+        io.read(tmp_path / "x.pt")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
@@ -95,15 +97,15 @@ def test_files_that_cannot_be_read(tmp_path):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / f"cut.{name}").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CheckpointError, match=r"truncated.*again"):
-            fetch.read(tmp_path / f"cut.{name}")
+            io.read(tmp_path / f"cut.{name}")
     with pytest.raises(CheckpointError, match="no file"):
-        fetch.read(tmp_path / "absent.pt")
+        io.read(tmp_path / "absent.pt")
     with pytest.raises(CheckpointError, match="holds lr, steps"):
-        fetch.unwrap({"lr": 1, "steps": [2]}, "x.pt")
+        io.unwrap({"lr": 1, "steps": [2]}, "x.pt")
     with pytest.raises(CheckpointError, match="mixes tensors with other entries under 'ema', e.g. 'lr'"):
-        fetch.unwrap({"ema": {**STATE, "lr": 0.1}}, "x.pt")
+        io.unwrap({"ema": {**STATE, "lr": 0.1}}, "x.pt")
     with pytest.raises(CheckpointError, match="holds a list"):
-        fetch.unwrap([1], "x.pt")
+        io.unwrap([1], "x.pt")
 
 
 def test_no_length_of_its_header_makes_safetensors_a_pickle(tmp_path):
@@ -112,24 +114,24 @@ def test_no_length_of_its_header_makes_safetensors_a_pickle(tmp_path):
     for n in range(0, 512, 8):
         save_file(STATE, tmp_path / "x.safetensors", {"padding": "x" * n})
         seen.add((tmp_path / "x.safetensors").read_bytes()[:2])
-        same(fetch.read(tmp_path / "x.safetensors"))
+        same(io.read(tmp_path / "x.safetensors"))
         same(checkpoint.read_weights(tmp_path / "x.safetensors")[0])
     assert any(start in seen for start in (b"\x80\x02", b"\x80\x01"))
 
 
 def test_another_file_than_expected(tmp_path):
     save_file(STATE, tmp_path / "x.safetensors")
-    found = fetch.check_sha256(tmp_path / "x.safetensors", None)
-    assert fetch.check_sha256(tmp_path / "x.safetensors", found) == found
+    found = io.check_sha256(tmp_path / "x.safetensors", None)
+    assert io.check_sha256(tmp_path / "x.safetensors", found) == found
     with pytest.raises(CheckpointError, match=f"has SHA-256 {found}, but 0000"):
-        fetch.check_sha256(tmp_path / "x.safetensors", "0" * 64)
+        io.check_sha256(tmp_path / "x.safetensors", "0" * 64)
 
 
 def test_without_a_network_the_file_to_pass_is_named(monkeypatch, tmp_path):
     def no_network(*args, **more):
         raise socket.gaierror("no such host")
 
-    monkeypatch.setattr(fetch, "getproxies", dict)
+    monkeypatch.setattr(io, "getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     row = table.get("va_vae_f16d32")
     with pytest.raises(CheckpointError) as error:
@@ -217,7 +219,7 @@ def test_config_files(tmp_path):
         "sample": {"cfg_scale": 6.7},
     }  # fmt: skip
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree))
-    found = release_config.arguments("lightningdit", fetch.read_config(tmp_path / "x.yaml"))
+    found = release_config.arguments("lightningdit", io.read_config(tmp_path / "x.yaml"))
     assert found == table.get("lightningdit_xl_800ep").config
     row = table.get("va_vae_f16d32")
     ldm = {"ckpt_path": "x", "model": {"target": "ldm", "params": {**row.config, "lossconfig": {"disc_start": 1}}}}
@@ -240,7 +242,7 @@ def test_config_files_that_are_none(tmp_path):
     (tmp_path / "y.yaml").write_text("- 1")
     for name, complaint in (("x.yaml", "not YAML"), ("y.yaml", "a list"), ("z.yaml", "cannot be read")):
         with pytest.raises(ConfigError, match=complaint):
-            fetch.read_config(tmp_path / name)
+            io.read_config(tmp_path / name)
 
 
 # -- tokenizers into run directories ----------------------------------------------------------------------------------
@@ -608,17 +610,17 @@ def test_commands(va_vae, tmp_path, capsys):
     folder, _, _ = va_vae
     given = ["--file", str(folder / "release.ckpt"), "--config", str(folder / "release.yaml")]
     place = ["--root", str(tmp_path), "--set", *(f"{key}={value}" for key, value in SCENES.items())]
-    assert cli.main(["import", "va-vae", *given, "--statistics", str(folder / "latents_stats.pt"), "--progress", "none", *place]) == 0
+    assert main.main(["import", "va-vae", *given, "--statistics", str(folder / "latents_stats.pt"), "--progress", "none", *place]) == 0
     out = capsys.readouterr().out
     run_id = re.search(r"imported (va_vae_imported-\w+) in", out)[1]
     assert f"next: vfmlab eval {run_id} --root {tmp_path}" in out
     assert api.load_tokenizer(run_id, tmp_path, on="cpu").stat_std.tolist() == [2.0] * 8
-    assert cli.main(["export", run_id, "--root", str(tmp_path), "--licence", "mit"]) == 0
+    assert main.main(["export", run_id, "--root", str(tmp_path), "--licence", "mit"]) == 0
     assert (tmp_path / run_id / "exported" / "README.md").exists()
-    assert cli.main(["import"]) == 0
+    assert main.main(["import"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in table.names())
-    assert cli.main(["import", "--json"]) == 0
+    assert main.main(["import", "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == table.names()
     wrong = "0" * 64
     for arguments, complaint in (
@@ -628,7 +630,7 @@ def test_commands(va_vae, tmp_path, capsys):
         (["import", "va-vae", *given, "--set", "tokenizer.blocks=9", "--root", str(tmp_path)], "tokenizer.blocks = 9, but the imported weights"),
         (["export", run_id, "--root", str(tmp_path), "--push", "a/b", "--to", "c"], "one of the two"),
     ):
-        assert cli.main(arguments) == 2
+        assert main.main(arguments) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len([line for line in lines if line.startswith("vfmlab: error: ")]) == 1, lines
         assert complaint in lines[-1]

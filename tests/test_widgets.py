@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from vfmlab import api, figures, runs, widgets
+from vfmlab import api, runs, widgets
 from vfmlab.errors import ConfigError, RunError
+from vfmlab.plots import figures
 
 pytest.importorskip("ipywidgets")
 nbformat = pytest.importorskip("nbformat")

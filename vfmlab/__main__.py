@@ -2,7 +2,7 @@
 
 import sys
 
-from vfmlab.cli import main
+from vfmlab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

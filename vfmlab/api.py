@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from vfmlab import config, data, presets, runs, vfm
 from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import CheckpointError, ConfigError, RunError
-from vfmlab.events import Event
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
+from vfmlab.training.events import Event
 
 
 def device() -> torch.device:
@@ -81,7 +81,7 @@ def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[E
     from vfmlab.training import loop
 
     if phase.budget is None:  # weights of others
-        from vfmlab.weights.into_run import import_run
+        from vfmlab.weights.import_release import import_run
 
         yield from import_run(phase, root)
         return

@@ -39,7 +39,7 @@ class Projection(nn.Module):
     """REPA's loss: tokens after a block, read out, against a VFM's.
 
     Args:
-        config: see :class:`vfmlab.config.Alignment`. network: with `features_at`, `depth`, `grid` and `width_at(block)`.
+        config: see :class:`vfmlab.config.recipe.Alignment`. network: with `features_at`, `depth`, `grid` and `width_at(block)`.
         width: of the target's tokens. whole: the target's global token is aligned too, with the network's class token, as
             in REG's release; by MLPs only.
 

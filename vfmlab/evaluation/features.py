@@ -87,7 +87,8 @@ class JudgeSpace(FeatureSpace):
 
     def __init__(self, reference: str, size: int, root: str | Path):
         super().__init__()
-        from vfmlab import judge, runs
+        from vfmlab import runs
+        from vfmlab.evaluation import judge
 
         path = None
         if reference:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vfmlab import config, data, runs
 from vfmlab.evaluation.features import FeatureSpace, VisionModelSpace
+from vfmlab.evaluation.perturbations import View, sides_of
 from vfmlab.evaluation.protocol import NOT_HASHED, Resolved, cache_folder, chosen
-from vfmlab.evaluation.views import View, sides_of
 from vfmlab.nn.transforms import resize
 
 FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that a name contains

@@ -21,12 +21,12 @@ from vfmlab import config, data
 from vfmlab.diffusion import path as flow
 from vfmlab.errors import ConfigError, DataError, VfmlabError
 from vfmlab.evaluation import reference as references
+from vfmlab.evaluation.perturbations import CLEAN, View, sides_of
 from vfmlab.evaluation.probes import CPU_PART, TRAIN_IMAGES
 from vfmlab.evaluation.protocol import Resolved, chosen, resolve
 from vfmlab.evaluation.reconstruction import evaluating, normalised
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
-from vfmlab.evaluation.views import CLEAN, View, sides_of
 from vfmlab.nn.transforms import resize
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive, generator

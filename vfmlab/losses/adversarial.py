@@ -1,7 +1,7 @@
 """Adversarial losses on a discriminator's logits, and the term of a recipe that names discriminator, loss and schedule.
 
 Logits come as a list, one tensor per scale or depth; every loss is the mean over the list of the mean over each tensor,
-in fp32. High logits mean "real". The discriminators themselves stand in `vfmlab.discriminators`.
+in fp32. High logits mean "real". The discriminators themselves stand in `vfmlab.losses.discriminators`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Adversarial(Loss):
     """The generator's loss on `r.judged[name].fake`; a recipe with two of them names the second "adversarial:label".
 
     The discriminator is no part of this term: whoever trains builds it from `config.discriminator`, trains it with its
-    own optimiser and fills `r.judged` (`vfmlab.discriminators.game`).
+    own optimiser and fills `r.judged` (`vfmlab.losses.discriminators.game`).
     """
 
     class Config(Scheduled):

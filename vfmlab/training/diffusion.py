@@ -216,7 +216,7 @@ class DiffusionTask(Task):
 
     def _blocks(self, network: nn.Module) -> dict[str, float]:
         """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it is aligned with."""
-        from vfmlab.evaluation.dynamics import BLOCK_KEY, block_alignment
+        from vfmlab.evaluation.instruments.dynamics import BLOCK_KEY, block_alignment
         from vfmlab.evaluation.protocol import chosen
 
         z = self._baseline.latents

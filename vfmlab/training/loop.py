@@ -20,10 +20,10 @@ from torch.nn.utils import get_total_norm
 from torchvision.utils import save_image
 
 from vfmlab.errors import DataError, TrainingError, VfmlabError
-from vfmlab.events import Event
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import derive
 from vfmlab.training import checkpoint, dryrun
+from vfmlab.training.events import Event
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
 from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
@@ -35,7 +35,7 @@ BEAT = 30.0  # seconds between signs of life in status.json
 
 
 def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | None = None) -> Iterator[Event]:
-    """Train `task` in `run_dir` from where it stands to its budget; yields :class:`vfmlab.events.Event`.
+    """Train `task` in `run_dir` from where it stands to its budget; yields :class:`vfmlab.training.events.Event`.
 
     Closing the generator, Ctrl-C or SIGTERM saves the last completed step, marks the run interrupted and frees memory;
     the next `fit` goes on there. On several processes only the first one yields.

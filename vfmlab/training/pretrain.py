@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab import config, judge, runs
+from vfmlab import config, runs
 from vfmlab.data import Batch, ImageSource, open_source, to_float
 from vfmlab.data.stream import BatchStream
 from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
+from vfmlab.evaluation import judge
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.task import Task

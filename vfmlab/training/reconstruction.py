@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.data import to_float
-from vfmlab.discriminators.game import DiscriminatorObjective, judge
 from vfmlab.errors import ConfigError
 from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.adversarial import Adversarial, Judged
 from vfmlab.losses.base import Reconstruction
+from vfmlab.losses.discriminators.game import DiscriminatorObjective, judge
 from vfmlab.losses.feature_matching import FeatureMatching
 from vfmlab.losses.feature_reconstruction import FeatureReconstruction
 from vfmlab.losses.preservation import Preservation

@@ -13,7 +13,7 @@ from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import load_renamed, statistics
-from vfmlab.weights.rae_decoder import adopt
+from vfmlab.weights.families.rae_decoder import adopt
 
 STATISTICS = ("stat_mean", "stat_std", "stat_count")
 VFMS = {  # names of vision models in releases' configs -> our table's

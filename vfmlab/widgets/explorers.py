@@ -10,10 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 from torch import Tensor
 
-from vfmlab import api, config, explore, runs
-from vfmlab import figures_explore as draw
+from vfmlab import api, config, runs
 from vfmlab.errors import RunError
 from vfmlab.evaluation.subject import Maps
+from vfmlab.plots import explore as draw
+from vfmlab.studies import explore
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
 from vfmlab.widgets.panel import Panel, controls

@@ -17,8 +17,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vfmlab import api, config, figures, progress, runs, viz
-from vfmlab.events import Event
+from vfmlab import api, config, runs
+from vfmlab.plots import figures, primitives
+from vfmlab.training import progress
+from vfmlab.training.events import Event
 from vfmlab.widgets.panel import Shown, controls
 
 EVERY = 2.0  # seconds between two drawings of the curves, at least
@@ -96,7 +98,7 @@ class Monitor:
             self._run, self._next = event.run_id, 0.0
         self.bar.max, self.bar.value = max(event.total, 1), event.samples
         if event.kind == "preview":
-            self.preview.show(viz.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
+            self.preview.show(primitives.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
         elif event.kind != "checkpoint":  # says nothing about the time left
             self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
         began = time.monotonic()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from vfmlab import viz
 from vfmlab.errors import ConfigError, VfmlabError
+from vfmlab.plots import primitives
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -40,7 +40,7 @@ class Shown:
         from IPython.display import display
 
         # As HTML, because JupyterLab's renderer of plotly's own MIME type never draws a second figure in one output.
-        bundle = {"text/html": viz.fragment(figure), "text/plain": "figure"}
+        bundle = {"text/html": primitives.fragment(figure), "text/plain": "figure"}
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
             return

@@ -1,0 +1,347 @@
+"""`vfmlab doctor`: what this machine and this installation can do, and what to do where they cannot.
+
+Nothing heavy is imported here: torch, torchvision and timm are tried in a process of their own, so that an installation
+that crashes on import is told apart instead of crashing the doctor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["ok", "warn", "fail"]
+
+ASSETS = Path(__file__).parents[1] / "assets"
+REINSTALL = "python -m uv pip install --reinstall -c constraints.txt torch torchvision"
+EXTRAS = {  # extra -> what of it is looked for
+    "data": ("datasets", "webdataset"),
+    "metrics": ("torch_fidelity", "scipy"),
+    "log": ("tensorboard",),
+    "app": ("gradio",),
+    "notebooks": ("jupyterlab", "ipywidgets", "plotly", "papermill", "jupytext", "nbconvert"),
+    "hub": ("diffusers",),
+    "sweep": ("optuna",),
+}
+
+# Prints one JSON object; each step is tried even when an earlier one failed, because the first error names the cause.
+PROBE = """
+import importlib.util, json, os, re, sys
+out = {"errors": {}}
+def step(name):
+    def run(function):
+        try:
+            function()
+        except BaseException as error:
+            out["errors"][name] = f"{type(error).__name__}: {error}"
+    return run
+@step("torch")
+def _():
+    import torch
+    out["torch"] = torch.__version__
+    out["threads"] = torch.get_num_threads()
+    out["cuda_build"] = torch.version.cuda
+    out["devices"] = []
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            out["devices"].append({"name": p.name, "memory": p.total_memory, "bf16": torch.cuda.is_bf16_supported()})
+    out["mps"] = bool(getattr(torch.backends, "mps", None) and torch.backends.mps.is_available())
+    out["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    a = torch.ones(8, 8, dtype=torch.bfloat16)
+    out["cpu_bf16"] = float((a @ a)[0, 0]) == 8.0
+@step("torchvision")
+def _():
+    spec = importlib.util.find_spec("torchvision")
+    folder = os.path.dirname(spec.origin) if spec and spec.origin else ""
+    path = os.path.join(folder, "version.py")
+    if os.path.isfile(path):
+        found = re.search(r"__version__ = .([^'\\"]+)", open(path).read())
+        out["torchvision"] = found.group(1) if found else None
+    import torch, torchvision
+    from torchvision.ops import nms
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    out["torchvision"] = torchvision.__version__
+@step("timm")
+def _():
+    import timm
+    out["timm"] = timm.__version__
+sys.stdout.write(json.dumps(out))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. advice: what to do about it, "" when nothing is to be done."""
+
+    name: str
+    state: State
+    detail: str
+    advice: str = ""
+
+
+def probe(python: str = sys.executable, timeout: float = 180.0, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Import torch, torchvision and timm in a process of their own; what they say of themselves, and `errors`."""
+    try:
+        done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
+    except subprocess.TimeoutExpired:
+        return {"errors": {"torch": f"no answer within {timeout:.0f} s"}}
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"errors": {"torch": f"import ended the process with code {done.returncode}: {last}"}}
+
+
+def checks(root: str | Path = "runs") -> Iterator[Check]:
+    """All findings, in the order in which they should be mended."""
+    yield _python()
+    found = probe()
+    yield from torch_checks(found)
+    yield from device_checks(found)
+    yield from _machine(found, Path(root))
+    yield from _extras()
+    yield from asset_checks(ASSETS)
+    if not found["errors"]:  # the table of known VFMs stands beside code that imports timm
+        yield _hub()
+    yield _browser()
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+# -- torch and its companions ---------------------------------------------------------------------------------------
+
+
+def _build(version: str | None) -> str:
+    """The local tag of a version: 'cpu', 'cu132', ...; '' when it has none."""
+    return (version or "").partition("+")[2]
+
+
+def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
+    """torch, torchvision, timm: importable, and of one build."""
+    errors, torch, vision = found["errors"], found.get("torch"), found.get("torchvision")
+    if "torch" in errors:
+        yield Check("torch", "fail", _line(errors["torch"]), REINSTALL)
+    elif tuple(int(n) for n in re.findall(r"\d+", torch)[:2]) < (2, 11):
+        yield Check("torch", "fail", f"{torch}; vfmlab needs torch >= 2.11", REINSTALL)
+    else:
+        yield Check("torch", "ok", torch)
+
+    foreign = r"operator torchvision::\w+ does not exist|_meta_registrations"
+    mixed = [text for text in errors.values() if re.search(foreign, text)]
+    differing = torch and vision and _build(torch) and _build(vision) and _build(torch) != _build(vision)
+    if mixed or (differing and "cpu" in (_build(torch), _build(vision))):
+        reason = _line(mixed[0]) if mixed else "their builds differ"
+        detail = f"torch {torch} and torchvision {vision} are not of one build ({reason})"
+        yield Check("torchvision", "fail", detail, f"install both from the same source: {REINSTALL}")
+    elif "torchvision" in errors:
+        yield Check("torchvision", "fail", _line(errors["torchvision"]), REINSTALL)
+    elif torch:
+        wanted = _unmet("torchvision", torch)
+        if wanted:
+            yield Check("torchvision", "fail", f"torchvision {vision} wants {wanted}, here is torch {torch}", REINSTALL)
+        else:
+            yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
+
+    if "timm" in errors and not mixed:
+        yield Check("timm", "fail", _line(errors["timm"]), "uv pip install -c constraints.txt timm")
+    elif "timm" in errors:
+        yield Check("timm", "fail", "cannot be imported because of torchvision", "mend torchvision first")
+    else:
+        yield Check("timm", "ok", found["timm"])
+
+
+def _unmet(package: str, torch: str) -> str:
+    """What `package` asks of torch, if `torch` is not that; else ''."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in metadata.requires(package) or []]
+    except metadata.PackageNotFoundError:
+        return ""
+    public = torch.partition("+")[0]
+    bad = [r for r in wanted if r.name == "torch" and not r.specifier.contains(public, prereleases=True)]
+    return str(bad[0]) if bad else ""
+
+
+def device_checks(found: dict[str, Any]) -> Iterator[Check]:
+    """What training would run on, and whether bf16 is to be had there."""
+    if "torch" in found["errors"]:
+        return
+    for device in found["devices"]:
+        state, advice = ("ok", "") if device["bf16"] else ("warn", "set train.precision=fp16 or fp32")
+        memory = f"{device['memory'] / 2**30:.0f} GiB, {'bf16' if device['bf16'] else 'no bf16'}"
+        yield Check("device", state, f"cuda: {device['name']}, {memory}", advice)
+    if found["mps"]:
+        yield Check("device", "ok", "mps (Apple)")
+    if not found["devices"] and not found["mps"]:
+        capability, bf16 = found["cpu_capability"], "bf16" if found["cpu_bf16"] else "no bf16"
+        if shutil.which("nvidia-smi"):
+            built = f"is built for CUDA {found['cuda_build']}" if found["cuda_build"] else "is a CPU build"
+            detail = f"cpu only ({capability}, {bf16}): there is a GPU driver, but torch {built}"
+            yield Check("device", "warn", detail, "check the driver (nvidia-smi), or install the torch build for it")
+        else:
+            yield Check("device", "ok", f"cpu ({capability}, {bf16}); tiers tiny and pocket are made for it")
+
+
+# -- the machine ----------------------------------------------------------------------------------------------------
+
+
+def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = found.get("threads")
+    if threads and threads > cores:
+        detail = f"torch uses {threads} threads on {cores} usable cores"
+        yield Check("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
+    else:
+        yield Check("threads", "ok", f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else ""))
+    free = _free_memory(psutil.virtual_memory().available)
+    advice = "" if free > 3 * 2**30 else "close other programs; pocket training needs about 2 GiB"
+    yield Check("memory", "warn" if advice else "ok", f"{free / 2**30:.1f} GiB free", advice)
+    where = next(path for path in [root.absolute(), *root.absolute().parents] if path.exists())
+    disk = shutil.disk_usage(where).free
+    state: State = "fail" if disk < 0.5 * 2**30 else "warn" if disk < 5 * 2**30 else "ok"
+    advice = "" if state == "ok" else "free space, or choose another folder with --root"
+    yield Check("disk", state, f"{disk / 2**30:.1f} GiB free for runs", advice)
+    if not os.access(where, os.W_OK):
+        yield Check("disk", "fail", f"'{where}' is not writable", "choose another folder with --root")
+
+
+def _free_memory(available: int) -> int:
+    """`available` bytes, or less where a container limits them (cgroup v2)."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))
+
+
+def _extras() -> Iterator[Check]:
+    missing = {}
+    for extra, modules in EXTRAS.items():
+        absent = [name for name in modules if importlib.util.find_spec(name) is None]
+        if absent:
+            missing[extra] = absent
+    if not missing:
+        yield Check("extras", "ok", ", ".join(EXTRAS))
+    for extra, absent in missing.items():
+        advice = f"uv pip install -c constraints.txt -e '.[{extra}]'"
+        yield Check("extras", "warn", f"'{extra}': no {', '.join(absent)}", advice)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
+    """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling .json)."""
+    names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
+    for name in names:
+        path = folder / f"{name}.safetensors"
+        advice = "git checkout -- vfmlab/assets, or install the package again"
+        if not path.is_file():
+            yield Check("assets", "fail", f"{path.name} is missing", advice)
+            continue
+        try:
+            facts, size = _header(path)
+        except ValueError as error:
+            yield Check("assets", "fail", f"{path.name}: {error}", advice)
+            continue
+        digest, sibling = hashlib.sha256(path.read_bytes()).hexdigest(), path.with_suffix(".json")
+        stated = json.loads(sibling.read_text()).get("sha256") if sibling.is_file() else None
+        if stated and stated != digest:
+            detail = f"{path.name}: sha256 {digest[:12]} is not {stated[:12]}, which {sibling.name} states"
+            yield Check("assets", "fail", detail, advice)
+        elif not facts:
+            detail = f"{path.name} does not say where it came from"
+            yield Check("assets", "warn", detail, "train it again by its recipe")
+        else:
+            yield Check("assets", "ok", f"{path.name}, {size / 2**20:.1f} MiB, sha256 {digest[:12]}")
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """Metadata and size of a safetensors file, read without torch; ValueError if it is not a whole one."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError("truncated, or not a safetensors file")
+        try:
+            header = json.loads(file.read(length))
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise ValueError("not a safetensors file") from None
+    if 8 + length + end != size:
+        raise ValueError(f"truncated: {size} bytes instead of {8 + length + end}")
+    return header.get("__metadata__") or {}, size
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it fetched."""
+    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+
+
+def _hub() -> Check:
+    from vfmlab.vfm.table import TABLE
+
+    cache = hub_cache()
+    rows = [facts for facts in TABLE.values() if facts.hub]
+    here = [f.name for f in rows if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
+    if here:
+        return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
+    detail = f"none of the {len(rows)} known VFMs is in the cache; the pocket VFM needs none"
+    return Check("hub cache", "ok", detail)
+
+
+def _browser() -> Check:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name)
+        if found:
+            return Check("browser", "ok", found)
+    playwright = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
+    if any(playwright.glob("chromium*")):
+        return Check("browser", "ok", "Playwright's Chromium")
+    advice = "apt-get install chromium, or: python -m playwright install chromium"
+    return Check("browser", "warn", "no Chromium: browser tests of the app are skipped", advice)
+
+
+# -- what is shown --------------------------------------------------------------------------------------------------
+
+
+def _line(text: str) -> str:
+    """The first line of a message, cut to a readable length."""
+    first = text.strip().splitlines()[0] if text.strip() else "no message"
+    return first if len(first) <= 160 else first[:157] + "..."
+
+
+def table(found: list[Check]) -> str:
+    """Findings as text, one line each, advice below its finding."""
+    lines = []
+    for check in found:
+        lines.append(f"{check.state:<5} {check.name:<12} {check.detail}")
+        if check.advice:
+            lines.append(f"{'':<18} -> {check.advice}")
+    count = {state: sum(check.state == state for check in found) for state in ("ok", "warn", "fail")}
+    lines.append(f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to mend")
+    return "\n".join(lines)
+
+
+def as_json(found: list[Check]) -> str:
+    """The same as JSON: {"ok": bool, "checks": [{name, state, detail, advice}]}."""
+    return json.dumps({"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]}, indent=2)

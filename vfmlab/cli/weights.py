@@ -1,0 +1,101 @@
+"""Commands that bring weights in and out: `vfmlab import`, `vfmlab export`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vfmlab.cli.arguments import Assignments, Json, Progress, Root, RunArg, assignments, root_flag
+from vfmlab.errors import ConfigError
+
+arg = tyro.conf.arg
+Name = Annotated[str | None, tyro.conf.Positional, arg(metavar="NAME", help="a release; none: list those that are known")]
+
+
+def import_(
+    name: Name = None,
+    /,
+    file: Path | None = None,
+    config: Path | None = None,
+    statistics: str | None = None,
+    tokenizer: str | None = None,
+    sets: Assignments = (),
+    root: Root = Path("runs"),
+    progress: Progress = "auto",
+    as_json: Json = False,
+) -> int:
+    """Import released weights into a run that everything else can use.
+
+    Args:
+        file: the checkpoint (.safetensors, .pt, .pth, .ckpt), instead of fetching it from the hub.
+        config: the release's own config (.yaml, .json); a family's name with --file and --config takes any checkpoint of it.
+        statistics: a file with the latents' mean and std, or "measured" for the run's own images; none: the release's.
+        tokenizer: for a diffusion model, the run whose latents it samples; none: the imported one it was trained on.
+        sets: changes to the run's config, e.g. data.source=folder:PATH vfm.weights=FILE.
+        progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
+    """
+    if name is None:
+        return _known(as_json)
+    from vfmlab.training.progress import watch
+    from vfmlab.weights import import_release
+
+    changes = assignments(sets)
+    release = import_release.open_release(name, file, config, changes.pop("imported.sha256", None))
+    run = import_release.draft(release, changes, root, tokenizer)
+    for _ in watch(import_release.import_run(run, root, statistics_from=statistics, release=release), progress):
+        pass
+    following = ["sample" if run.kind == "diffusion" else "eval", run.id, *root_flag(root)]
+    print(f"imported {run.id} in {root}\nnext: {shlex.join(['vfmlab', *following])}")
+    return 0
+
+
+def _known(as_json: bool) -> int:
+    """The table of releases."""
+    import dataclasses
+    import json
+
+    from vfmlab.weights import table
+
+    rows = [table.get(name) for name in table.names()]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return 0
+    width, method = max(len(row.name) for row in rows), max(len(row.method) for row in rows)
+    for row in rows:
+        where = f"{row.repo}: {row.file}" if row.repo else f"{row.file} (not on the hub)"
+        print(f"{row.name:<{width}}  {row.method:<{method}}  {row.kind:<9}  {row.licence:<21}  {where}")
+    print("\nnext: vfmlab import NAME, or vfmlab import NAME --file PATH where the hub cannot be reached")
+    return 0
+
+
+def export(
+    run: RunArg,
+    /,
+    to: Path | None = None,
+    push: str | None = None,
+    private: bool = False,
+    licence: str | None = None,
+    root: Root = Path("runs"),
+) -> int:
+    """Export a run's tokenizer in the form of the Hugging Face hub: config, safetensors, model card.
+
+    Args:
+        to: folder to write to; none: exported/ in the run's directory.
+        push: hub repository (user/name) to upload to.
+        private: make that repository private, if it is new.
+        licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none is stated.
+    """
+    from vfmlab import api
+    from vfmlab.weights import export as exporting
+
+    if push is not None:
+        if to is not None:
+            raise ConfigError("--to and --push: one of the two; exporting and uploading are separate")
+        print(f"uploaded: {exporting.push_to_hub(run, push, root, private, licence)}")
+        return 0
+    folder = exporting.save_pretrained(run, to or api.tokenizer_run(run, root).path / "exported", root, licence=licence)
+    print(f"exported: {folder}\nback: vfmlab.weights.export.from_pretrained({str(folder)!r})")
+    return 0

@@ -1,0 +1,149 @@
+"""What the decoder makes of latents it was not given: errors by frequency, paths between images, noisy latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab.errors import DataError
+from vfmlab.evaluation.instruments.base import Instrument, Scalars
+from vfmlab.evaluation.protocol import Report, as_saved
+from vfmlab.evaluation.reconstruction import CURVE_IMAGES, SIGMAS, decibels
+from vfmlab.evaluation.subject import Subject
+from vfmlab.registry import INSTRUMENTS
+from vfmlab.seeding import SampleRandom, derive, generator
+
+CUT = 1 / 8  # cycles a pixel: a quarter of the highest frequency
+PAIRS, STEPS = 32, 8
+
+
+def bands(images: Tensor, cut: float = CUT) -> tuple[Tensor, Tensor]:
+    """Mean square of images B C H W in their low and high frequencies (split at `cut` cycles a pixel): B each.
+
+    The two add up to the mean square of the image (Parseval).
+    """
+    h, w = images.shape[-2:]
+    power = torch.fft.fft2(images.double()).abs().square().mean(1) / (h * w) ** 2
+    radius = (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt().to(images.device)
+    low = radius <= cut + 1e-9
+    return power[:, low].sum(1), power[:, ~low].sum(1)
+
+
+@INSTRUMENTS.register("frequency")
+class Frequency(Instrument):
+    """Reconstruction error in low and high spatial frequencies.
+
+    `mse_low` and `mse_high` (on [0, 1]) add up to the mean squared error; `lost_low` and `lost_high` are shares of the images'
+    own power there, the mean colour left out.
+    """
+
+    kinds = ("tokenizer",)
+    scalars = Scalars(lower=("mse_low", "mse_high", "lost_low", "lost_high"), neither=("error_high_share",))
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        found = subject.held_out
+        n = min(len(found), 512)
+        images = found.images(n)
+        error = bands((as_saved(subject.decode(found.maps[:n])) - images) / 2)
+        own = bands((images - images.mean((2, 3), keepdim=True)) / 2)
+        section = subject.section({"measure": "error by frequency", "cut": CUT, "images": n})
+        for name, lost, there in zip(("low", "high"), error, own, strict=True):
+            report.add(f"mse_{name}", float(lost.mean()), section, n)
+            if there.mean() > 0:
+                report.add(f"lost_{name}", float(lost.mean() / there.mean()), section, n)
+            else:
+                report.absent(f"lost_{name}", f"the images hold no {name} frequencies")
+        total = float(error[0].mean() + error[1].mean())
+        if total > 0:
+            report.add("error_high_share", float(error[1].mean()) / total, section, n)
+        else:
+            report.absent("error_high_share", "the reconstructions have no error")
+
+
+def path_shape(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Length and roughness of paths of images P T C H W: (P, P).
+
+    Length: sum of the steps' distances over the distance of the ends, 1 for a straight even or uneven line. Roughness: sum
+    of second differences over sum of first differences, 0 for an even straight line.
+
+    Raises:
+        DataError: fewer than 3 frames, or ends that coincide.
+    """
+    if frames.shape[1] < 3:
+        raise DataError(f"a path of {frames.shape[1]} images has no second differences; take at least 3")
+    x = frames.double().flatten(2)
+    steps = (x[:, 1:] - x[:, :-1]).norm(dim=2).sum(1)
+    bends = (x[:, 2:] - 2 * x[:, 1:-1] + x[:, :-2]).norm(dim=2).sum(1)
+    ends = (x[:, -1] - x[:, 0]).norm(dim=1)
+    if not (ends > 0).all():
+        raise DataError("the ends of an interpolation decode to the same image; its length is undefined")
+    return steps / ends, bends / steps
+
+
+def pairs(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` seeded pairs of different numbers below n."""
+    if n < 2:
+        raise DataError(f"an interpolation needs 2 images, got {n}")
+    draw = generator("pairs", seed)
+    first = torch.randint(n, (count,), generator=draw)
+    return first, (first + torch.randint(1, n, (count,), generator=draw)) % n
+
+
+def between(a: Tensor, b: Tensor, steps: int = STEPS) -> Tensor:
+    """Points on the straight lines from a to b (P C h w each), ends included: P steps + 1 C h w."""
+    share = torch.linspace(0, 1, steps + 1).view(1, -1, *[1] * (a.ndim - 1))
+    return torch.lerp(a[:, None], b[:, None], share)
+
+
+@INSTRUMENTS.register("interpolation")
+class Interpolation(Instrument):
+    """Straight lines between the latents of two images, decoded: how long and how bent their images' path is."""
+
+    kinds = ("tokenizer",)
+    scalars = Scalars(lower=("path_length", "path_roughness"))
+    curves = ("path_steps",)
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        z = subject.held_out.maps
+        a, b = pairs(len(z), PAIRS, subject.protocol.seed)
+        lines = between(z[a], z[b])
+        frames = subject.decode(lines.flatten(0, 1)).unflatten(0, lines.shape[:2])
+        length, rough = path_shape(frames)
+        section = subject.section({"measure": "decoded straight lines", "pairs": PAIRS, "steps": STEPS})
+        for name, values in (("path_length", length), ("path_roughness", rough)):
+            report.add(name, float(values.mean()), section, PAIRS, float(values.std(correction=0)))
+        x = frames.double().flatten(2)
+        steps = (x[:, 1:] - x[:, :-1]).norm(dim=2)
+        report.add("path_steps", (steps / steps.sum(1, keepdim=True)).mean(0).tolist(), section, PAIRS)
+
+
+@INSTRUMENTS.register("robustness")
+class Robustness(Instrument):
+    """PSNR and feature distance (1 - cosine in the reference's features) of decoding z + sigma noise, against sigma.
+
+    The same noise for every sigma. `noise_psnr_loss`: dB lost at sigma 0.5 against no noise.
+    """
+
+    kinds = ("tokenizer",)
+    scalars = Scalars(lower=("noise_psnr_loss", "noise_feature_distance"))
+    curves = ("robust_psnr", "robust_feature_distance")
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        found = subject.held_out
+        n = min(len(found), CURVE_IMAGES)
+        z, images = found.maps[:n], found.images(n)
+        noise = SampleRandom(derive("robustness", subject.protocol.seed), found.indices[:n].tolist()).randn(*z.shape[1:])
+        theirs = subject.reference(images.to(subject.device))
+        psnr, apart = [], []
+        for sigma in SIGMAS:
+            restored = as_saved(subject.decode(z + sigma * noise))
+            psnr.append(float(decibels(((images - restored) / 2).square().mean((1, 2, 3))).mean()))
+            seen = subject.reference(restored.to(subject.device))
+            apart.append(float(1 - F.cosine_similarity(seen.double(), theirs.double()).mean()))
+        section, at = subject.section({"measure": "decoding of noisy latents", "images": n}, reference=True), SIGMAS.index(0.5)
+        report.add("robust_psnr", psnr, section, n, sigma=list(SIGMAS))
+        report.add("robust_feature_distance", apart, section, n, sigma=list(SIGMAS))
+        report.add("noise_psnr_loss", psnr[0] - psnr[at], section, n)
+        report.add("noise_feature_distance", apart[at], section, n)
+

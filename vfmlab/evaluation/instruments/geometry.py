@@ -1,0 +1,126 @@
+"""The shape of a latent space, as diffusion sees it: spread over channels, effective rank, density, spatial frequencies.
+
+Tokens are the C-dimensional vectors at the positions of the maps; "images" means their token means.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab.errors import DataError
+from vfmlab.evaluation.instruments.base import Instrument, Scalars
+from vfmlab.evaluation.protocol import Report
+from vfmlab.evaluation.subject import Subject
+from vfmlab.registry import INSTRUMENTS
+from vfmlab.seeding import generator
+
+TOKENS = 4096  # for distances between tokens
+K = 10
+
+
+def tokens(maps: Tensor) -> Tensor:
+    """Maps N C h w -> all tokens (N h w) C."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """Eigenvalues of the covariance of rows N C, largest first (float64).
+
+    Raises:
+        DataError: fewer than 2 rows, or all equal.
+    """
+    x = x.double()
+    if len(x) < 2:
+        raise DataError(f"a covariance needs at least 2 samples, got {len(x)}")
+    x = x - x.mean(0)
+    values = torch.linalg.eigvalsh(x.T @ x / len(x)).flip(0).clamp_min(0)
+    if not values[0] > 0:
+        raise DataError(f"features are constant over all {len(x)} samples; they have no spectrum")
+    return values
+
+
+def effective_rank(values: Tensor) -> float:
+    """exp of the entropy of eigenvalues that sum to 1 (Roy and Vetterli 2007): 1 for one direction, C for equal ones."""
+    p = values / values.sum()
+    p = p[p > 0]
+    return float((-(p * p.log()).sum()).exp())
+
+
+def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> float:
+    """log of the mean of exp(-t |u - v|^2) over pairs of rows N D on the unit sphere (Wang and Isola 2020, eq. 2).
+
+    0 when all rows point the same way; lower is more uniform. Arxiv 2005.10242, t = 2.
+    """
+    n = len(x)
+    if n < 2:
+        raise DataError(f"uniformity needs at least 2 samples, got {n}")
+    u = F.normalize(x.double(), dim=1)
+    total = sum(float((t * (2 * (part @ u.T) - 2)).exp().sum()) for part in u.split(block)) - n  # without the pairs of a row with itself
+    return float(torch.tensor(max(total, 0.0) / (n * (n - 1)), dtype=torch.float64).clamp_min(1e-300).log())
+
+
+def neighbour_distances(x: Tensor, k: int = K, block: int = 1024) -> Tensor:
+    """Euclidean distance of each row of N D to its k-th nearest other row: N."""
+    if not 1 <= k < len(x):
+        raise DataError(f"k = {k} neighbours of N = {len(x)} samples: needs 1 <= k < N; lower k or use more samples")
+    x = x.float()
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(block)])
+
+
+def gini(values: Tensor) -> float:
+    """Gini coefficient of non-negative values: 0 when all are equal, towards 1 when few hold everything."""
+    x = values.double().sort().values
+    n = len(x)
+    if not x.sum() > 0:
+        raise DataError("all distances are zero; samples coincide")
+    return float(((2 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1) * x).sum() / (n * x.sum()))
+
+
+def low_share(maps: Tensor, cut: float = 0.25) -> float:
+    """Share of the variance within images (N C h w, without each map's mean) at frequencies of at most `cut` cycles a cell."""
+    h, w = maps.shape[-2:]
+    power = torch.fft.fft2(maps.double()).abs().square().sum((0, 1))
+    radius = (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt()
+    power[0, 0] = 0
+    if not power.sum() > 0:
+        raise DataError(f"features on a {h} x {w} grid do not vary within an image; they have no spatial frequencies")
+    return float(power[radius <= cut + 1e-9].sum() / power.sum())
+
+
+@INSTRUMENTS.register("geometry")
+class Geometry(Instrument):
+    """Spectrum and rank of the channels' covariance, density of tokens, uniformity of images, share of low frequencies.
+
+    `effective_rank` is out of C channels (`effective_rank_share` is divided by C); `density_gini` is the Gini coefficient of the
+    distances to the 10th neighbour among 4096 tokens: 0 for an even cloud, larger for clumps and gaps. Which end serves
+    diffusion is the question, so only density, where the literature claims one (VA-VAE: uniform is better), has a good end.
+    """
+
+    scalars = Scalars(
+        lower=("density_gini",), neither=("effective_rank", "effective_rank_share", "top_variance", "uniformity", "low_frequency_share", "kurtosis")
+    )
+    curves = ("channel_mean", "channel_std", "spectrum")
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        maps = subject.held_out.maps
+        n, x = len(maps), tokens(maps)
+        section = subject.section({"measure": "geometry", "tokens": TOKENS, "k": K, "low": "up to a quarter cycle a cell"})
+        values = spectrum(x)
+        rank = effective_rank(values)
+        report.add("effective_rank", rank, section, n, channels=len(values))
+        report.add("effective_rank_share", rank / len(values), section, n)
+        report.add("top_variance", float(values[0] / values.sum()), section, n)
+        report.add("spectrum", (values / values.sum()).tolist(), section, n)
+        mean, std = x.double().mean(0), x.double().std(0, correction=0)
+        report.add("channel_mean", mean.tolist(), section, n)
+        report.add("channel_std", std.tolist(), section, n)
+        alive = std > 1e-6 * std.max()
+        fourth = ((x.double()[:, alive] - mean[alive]) / std[alive]).pow(4).mean(0)
+        report.add("kurtosis", float(fourth.mean() - 3), section, n, dead_channels=int((~alive).sum()))
+        report.add("uniformity", uniformity(subject.pooled()), section, subject.n)
+        draw = torch.randperm(len(x), generator=generator("tokens", subject.protocol.seed))[:TOKENS]
+        report.add("density_gini", gini(neighbour_distances(x[draw])), section, n)
+        report.add("low_frequency_share", low_share(maps), section, n)
+

@@ -1,0 +1,253 @@
+"""Which details survive: factors of the scene, an object's mask from few labels, classes, and all of it at fewer bits."""
+
+from __future__ import annotations
+
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab.errors import DataError
+from vfmlab.evaluation import linear, probes
+from vfmlab.evaluation.instruments.base import Instrument, Scalars
+from vfmlab.evaluation.protocol import Report, as_saved
+from vfmlab.evaluation.reconstruction import CURVE_IMAGES, decibels
+from vfmlab.evaluation.representation import pool
+from vfmlab.evaluation.subject import Subject
+from vfmlab.registry import INSTRUMENTS
+from vfmlab.seeding import generator
+
+ANGLES = ("rotation", "background_angle")
+SHOTS, DRAWS, SEGMENTED = (1, 5, 20), 5, 200
+BITS, FINE = (1, 2, 3, 4, 6, 8), 8
+RANGES = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)  # half widths of the rounded interval, in deviations
+TOKENS = 4096  # on which the interval is chosen
+
+
+@INSTRUMENTS.register("probes")
+class Probes(Instrument):
+    """Linear and kNN classification of token-mean features; the report's own probes read all tokens."""
+
+    scalars = Scalars(higher=("probe_mean_linear", "probe_mean_knn"))
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        if subject.source.num_classes < 2:
+            raise DataError("the data has no classes")
+        train, test = subject.training, subject.held_out
+        scores = probes.probe_split(pool(train.maps), train.labels, pool(test.maps), test.labels)
+        section = subject.section(probes.FACTS | {"pool": "token mean", "fitted_on": len(train)})
+        for name in ("linear", "knn"):
+            report.add(f"probe_mean_{name}", scores[name], section, len(test), chance=scores["chance"])
+
+
+# -- factors ----------------------------------------------------------------------------------------------------------
+
+
+def factor_targets(source, indices: Tensor) -> dict[str, Tensor]:
+    """True factors as regression targets, N K each: angles as cosine and sine, categories as one-hot rows.
+
+    Raises:
+        DataError: a source that knows no factors.
+    """
+    factors = source.factors(indices)
+    if factors is None:
+        raise DataError("this data has no known factors; scenes have them (data.source=scenes:medium)")
+    classes, found = getattr(source, "factor_classes", {}), {}
+    for name, value in factors.items():
+        if name in classes:
+            found[name] = F.one_hot(value, classes[name]).double()
+        elif name in ANGLES:
+            found[name] = torch.stack([value.cos(), value.sin()], 1).double()
+        else:
+            found[name] = value.double().view(len(value), -1)
+    return found
+
+
+def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor], test_targets: dict[str, Tensor]) -> dict[str, float]:
+    """R^2 on test of a ridge regression from features (N x ...) to each target; targets that do not vary are left out."""
+    fit, found = linear.Ridge(train), {}
+    for name, y in train_targets.items():
+        centre, truth = y.mean(0), test_targets[name]
+        if float((truth - truth.mean(0)).abs().max()) > 1e-9 and float((y - centre).abs().max()) > 1e-9:
+            found[name] = linear.r2(fit.fit(y)(test), truth, centre)
+    return found
+
+
+@INSTRUMENTS.register("factors")
+class Factors(Instrument):
+    """How much of each true factor of the scene can be read linearly from all tokens: R^2 on held-out images.
+
+    `factor_r2` is the mean over the nuisance factors, `factor_class_r2` over shape and texture, which make the class.
+    """
+
+    scalars = Scalars(higher=("factor_r2", "factor_class_r2"))
+    curves = ("factors",)
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        train, test = subject.training, subject.held_out
+        targets = factor_targets(train.source, train.indices), factor_targets(test.source, test.indices)
+        found = recover(train.maps, test.maps, *targets)
+        section = subject.section({"measure": "R^2 of factors", **linear.FACTS, "fitted_on": len(train), "angles": "cosine and sine"})
+        classes = [v for k, v in found.items() if k in ("shape", "texture")]
+        nuisance = [v for k, v in found.items() if k not in ("shape", "texture")]
+        for name, values in (("factor_class_r2", classes), ("factor_r2", nuisance)):
+            if values:
+                report.add(name, fmean(values), section, len(test))
+            else:
+                report.absent(name, "no such factor varies in this data")
+        report.add("factors", list(found.values()), section, len(test), factor=list(found))
+
+
+# -- segmentation -----------------------------------------------------------------------------------------------------
+
+
+def segment(maps: Tensor, masks: Tensor, test: Tensor, size: int) -> Tensor:
+    """Masks of the object predicted from few labelled images by one linear map per token.
+
+    maps: n C h w with masks bool n 1 S S. A token is fitted to the share of its cell that the object covers (ridge); predicted
+    shares are brought to S x S bilinearly and cut at one half. Returns bool m 1 S S for test m C h w.
+    """
+    h, w = maps.shape[-2:]
+    cover = F.interpolate(masks.float(), (h, w), mode="area").flatten()[:, None]
+    told = linear.Ridge(maps.permute(0, 2, 3, 1).flatten(0, 2)).fit(cover)
+    share = told(test.permute(0, 2, 3, 1).flatten(0, 2)).view(len(test), 1, h, w)
+    return F.interpolate(share.float(), (size, size), mode="bilinear", align_corners=False) > 0.5
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of masks bool N 1 S S: N; 1 where both are empty."""
+    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0)
+
+
+@INSTRUMENTS.register("segmentation")
+class Segmentation(Instrument):
+    """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of them."""
+
+    scalars = Scalars(higher=tuple(f"segmentation_{k}" for k in SHOTS))
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        train, test = subject.training, subject.held_out
+        wanted, kept = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
+        if wanted is None:
+            raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
+        section = subject.section({"measure": "few-label segmentation", **linear.FACTS, "draws": DRAWS, "test_images": len(kept)})
+        draw = generator("segmentation", subject.protocol.seed)
+        for shots in SHOTS:
+            if shots > len(train):
+                report.absent(f"segmentation_{shots}", f"needs {shots} training images, there are {len(train)}")
+                continue
+            scores = []
+            for _ in range(DRAWS):
+                chosen = torch.randperm(len(train), generator=draw)[:shots]
+                masks = train.source.masks(train.indices[chosen])
+                scores.append(float(iou(segment(train.maps[chosen], masks, kept, subject.cfg.size), wanted).mean()))
+            report.add(f"segmentation_{shots}", fmean(scores), section, len(kept), pstdev(scores))
+
+
+# -- rate and accuracy ------------------------------------------------------------------------------------------------
+
+
+class Coder:
+    """Principal channels of latents N C h w, cut off after the first k and rounded to 2^bits even levels.
+
+    Values beyond an interval are clipped; its width is the one with the least squared error on `maps`, channel by channel.
+    """
+
+    def __init__(self, maps: Tensor):
+        x = maps.permute(0, 2, 3, 1).flatten(0, 2).double()
+        self.mean = x.mean(0)
+        values, vectors = torch.linalg.eigh((x - self.mean).T @ (x - self.mean) / len(x))
+        self.basis, self.std = vectors.flip(1), values.flip(0).clamp_min(0).sqrt().clamp_min(1e-12)
+        draw = torch.randperm(len(x), generator=generator("coder"))[:TOKENS]
+        self.sample = (x[draw] - self.mean) @ self.basis / self.std
+        self.read, self.write = (self.basis / self.std).float(), (self.basis * self.std).T.float()
+        self.half: dict[int, Tensor] = {}
+
+    def interval(self, bits: int) -> Tensor:
+        """Half width of the rounded interval of each principal channel, in deviations: C."""
+        if bits not in self.half:
+            errors = torch.stack([(_round(self.sample, torch.tensor(r), bits)[0] - self.sample).square().mean(0) for r in RANGES])
+            self.half[bits] = torch.tensor(RANGES, dtype=torch.float64)[errors.argmin(0)]
+        return self.half[bits]
+
+    def __call__(self, maps: Tensor, channels: int, bits: int) -> tuple[Tensor, float]:
+        """Rounded latents as they were, and the bits per token that an ideal coder of each channel by itself would need."""
+        n, _, h, w = maps.shape
+        x = (maps.permute(0, 2, 3, 1).flatten(0, 2) - self.mean.float()) @ self.read[:, :channels]
+        rounded, symbol = _round(x, self.interval(bits)[:channels].float(), bits)
+        entropy = 0.0
+        for column in symbol.long().unbind(1):
+            p = column.bincount().double() / len(column)
+            entropy += float(-(p[p > 0] * p[p > 0].log2()).sum())
+        back = rounded @ self.write[:channels] + self.mean.float()
+        return back.view(n, h, w, -1).permute(0, 3, 1, 2), entropy
+
+
+def _round(x: Tensor, half: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """x rounded to the middles of 2^bits even parts of [-half, half], and which part."""
+    levels = 2**bits
+    symbol = ((x / (2 * half) + 0.5) * levels).floor().clamp(0, levels - 1)
+    return ((symbol + 0.5) / levels - 0.5) * 2 * half, symbol
+
+
+def settings(channels: int) -> list[tuple[int, int]]:
+    """(channels kept, bits): all channels at every number of bits, then ever fewer channels at 8 bits."""
+    fewer = [k for k in (channels // 2, channels // 4, channels // 8, channels // 16) if k >= 1]
+    return [(channels, bits) for bits in BITS] + [(k, FINE) for k in dict.fromkeys(fewer)]
+
+
+@INSTRUMENTS.register("rate")
+class Rate(Instrument):
+    """Bits per pixel against probe accuracy and PSNR, as latents are rounded and principal channels dropped.
+
+    After the idea of joint compression and classification (arXiv 2310.19675). `bpp` counts channels x bits x tokens over
+    pixels; `bpp_entropy` what an ideal coder of each channel by itself would need. `bpp_probe`: fewest bits per pixel that
+    keep 90 % of the unrounded probe's accuracy above chance; `bpp_psnr`: fewest that lose at most 1 dB. The probe is a
+    least-squares classifier on all tokens, fitted on rounded latents.
+    """
+
+    kinds = ("tokenizer",)
+    scalars = Scalars(lower=("bpp_probe", "bpp_psnr"))
+    curves = ("rate",)
+
+    def measure(self, subject: Subject, report: Report) -> None:
+        train, test = subject.training, subject.held_out
+        n = min(len(test), CURVE_IMAGES)
+        images, coder, classes = test.images(n), Coder(train.maps), subject.source.num_classes > 1
+        tokens = test.maps.shape[-2] * test.maps.shape[-1] / subject.cfg.size**2
+        section = subject.section(
+            {"measure": "rate", **linear.FACTS, "interval": "least squared error", "settings": [list(BITS), FINE], "images": n, "fitted_on": len(train)}
+        )
+
+        def quality(fit: Tensor, z: Tensor) -> tuple[float | None, float]:
+            accuracy = linear.classify(fit, train.labels, z, test.labels) if classes else None
+            error = (images - as_saved(subject.decode(z[:n]))) / 2
+            return accuracy, float(decibels(error.square().mean((1, 2, 3))).mean())
+
+        accuracy, psnr = quality(train.maps, test.maps)
+        points = []
+        for channels, bits in settings(train.maps.shape[1]):
+            (fit, _), (z, entropy) = coder(train.maps, channels, bits), coder(test.maps, channels, bits)
+            told, decoded = quality(fit, z)
+            points.append({
+                "channels": channels, "bits": bits, "bpp": channels * bits * tokens, "bpp_entropy": entropy * tokens, "probe": told, "psnr": decoded,
+            })  # fmt: skip
+        report.add("rate", points, section, len(test), unrounded={"probe": accuracy, "psnr": psnr})
+        self._fewest(report, section, "bpp_psnr", points, lambda p: p["psnr"] >= psnr - 1, len(test))
+        if classes:
+            chance = float(test.labels.bincount().max() / len(test))
+            floor = chance + 0.9 * max(accuracy - chance, 0)
+            self._fewest(report, section, "bpp_probe", points, lambda p: p["probe"] >= floor, len(test))
+        else:
+            report.absent("bpp_probe", "the data has no classes")
+
+    @staticmethod
+    def _fewest(report: Report, section, name: str, points: list[dict], good, n: int) -> None:
+        enough = [p["bpp"] for p in points if good(p)]
+        if enough:
+            report.add(name, min(enough), section, n)
+        else:
+            report.absent(name, f"not reached at {max(p['bpp'] for p in points):g} bits per pixel")
+

@@ -1,0 +1,158 @@
+"""What came of a correlation as Markdown, JSON and one HTML page: rows, correlations, and a picture of every metric."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from vfmlab import runs
+from vfmlab.plots import primitives
+from vfmlab.studies import compare_page
+from vfmlab.studies.correlation import DRAWS, Correlation, end, name, values
+from vfmlab.studies.results import Result, spread
+
+HEADLINE = (
+    "class_accuracy", "psnr", "rfd", "feature_distance", "probe_linear", "alignment_cknna", "se_cknna", "se_cknna_change", "lds", "effective_rank",
+)  # fmt: skip
+SHOWN = 12  # metrics with a picture
+
+
+def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
+    """One line per row of the comparison, best target first: the target and the headline metrics, with every seed."""
+    goal = values(results, target)
+    order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=end(target) == " ↑")
+    columns = [target, *(key for key in HEADLINE if key != target)]
+    cells = {key: values(results, key) for key in columns}
+    used = [key for key in columns if cells[key]]
+    return [
+        {"row": label, **{f"{name(key)}{end(key)}": spread(list(cells[key][label].values())) if label in cells[key] else "–" for key in used}}
+        for label in order
+    ]
+
+
+def correlations(found: Sequence[Correlation]) -> list[dict[str, str]]:
+    """One line per metric, strongest first."""
+    return [
+        {
+            "metric": f"{name(c.metric)}{end(c.metric)}", "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
+            "95 % over rows": f"{c.low:+.2f} … {c.high:+.2f}", "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
+        }
+        for c in found
+    ]  # fmt: skip
+
+
+def reading(found: Sequence[Correlation], target: str) -> str:
+    """What the table may be read for, and what luck alone would give."""
+    chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
+    good = "smaller" if end(target) == " ↓" else "larger"
+    return (
+        f"Spearman's rank correlation of each metric of the tokenizer with {name(target)} ({good} is better) over the means of the rows; the same over the rows of each "
+        f"seed; the middle 95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; "
+        f"{chance:.1f} would by luck if they were independent, which they are not. Rows that share parts (ablations of one tokenizer) are no independent draws either."
+    )
+
+
+def left_out(results: Sequence[Result], target: str) -> list[str]:
+    """Rows that stand in no correlation, or lack some numbers, and why."""
+    goal = values(results, target)
+    reasons: dict[str, str] = {}
+    for r in results:
+        if r["label"] not in goal:
+            reasons[r["label"]] = r["failed"] or (f"its {name(target)} was measured under another protocol" if target in r["metrics"] else f"it has no {name(target)}")
+        elif r["failed"]:
+            reasons[f"{r['label']}, seed {r['seed']}"] = r["failed"]
+    return [f"`{label}`: {why}" for label, why in reasons.items()]
+
+
+def markdown(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
+    """The tables with what they were measured under."""
+    parts = [f"# {title}", "", _note(results, target), ""]
+    for heading, text, records in _sections(results, found, target):
+        columns = list(records[0])
+        parts += [f"## {heading}", "", *([text, ""] if text else []), f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        parts += [f"| {' | '.join(record[c].replace('|', '/') for c in columns)} |" for record in records] + [""]
+    if missing := left_out(results, target):
+        parts += ["Left out, or only in part:", "", *(f"- {line}" for line in missing), ""]
+    return "\n".join([*parts, f"Made by `{command}`."]) + "\n"
+
+
+def page(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
+    """The same with figures, in one file that needs no network."""
+    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(_note(results, target).replace('`', ''))}</p>"]
+    body.append(primitives.fragment(strengths(found, target), first=True))
+    ranked = [c.metric for c in found]
+    shown = [metric for metric in HEADLINE if metric in ranked]
+    shown += [metric for metric in ranked if metric not in shown][: SHOWN - len(shown)]
+    body.append(primitives.fragment(scatters(results, shown, target)))
+    for heading, text, records in _sections(results, found, target):
+        body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{compare_page.html_table(records)}")
+    if missing := left_out(results, target):
+        body.append("<h2>Left out, or only in part</h2><ul>" + "".join(f"<li>{html.escape(line.replace('`', ''))}</li>" for line in missing) + "</ul>")
+    return compare_page.document(title, [*body, f"<p>Made by <code>{html.escape(command)}</code></p>"])
+
+
+def _sections(results: Sequence[Result], found: Sequence[Correlation], target: str) -> list[tuple[str, str, list[dict[str, str]]]]:
+    return [
+        ("Rows", "Best first.", table(results, target)),
+        (f"What goes along with {name(target)}", reading(found, target), correlations(found)),
+    ]
+
+
+def _note(results: Sequence[Result], target: str) -> str:
+    """What the numbers of the rows that have the target were measured under."""
+    goal = values(results, target)
+    return compare_page.note([r for r in results if r["label"] in goal and target in r["metrics"]], "mean (each seed)")
+
+
+def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
+    """Spearman's rho of every metric as a dot with its interval over rows, strongest on top; small dots: each seed."""
+    shown = list(reversed(found))
+    labels = [name(c.metric) for c in shown]
+    figure = go.Figure()
+    figure.add_vline(x=0, line={"color": "#888", "width": 1})
+    figure.add_scatter(
+        x=[c.rho for c in shown], y=labels, mode="markers", name="over means of rows", marker={"size": 10, "color": primitives.PALETTE[0]},
+        error_x={
+            "type": "data", "symmetric": False, "thickness": 1,
+            "array": [max(0, c.high - c.rho) for c in shown], "arrayminus": [max(0, c.rho - c.low) for c in shown],
+        },
+    )  # fmt: skip
+    seeds = [(r, label) for c, label in zip(shown, labels, strict=True) for r in c.seeds]
+    figure.add_scatter(x=[r for r, _ in seeds], y=[label for _, label in seeds], mode="markers", name="one seed", marker={"size": 5, "color": primitives.PALETTE[1]})
+    figure.update_xaxes(range=[-1.05, 1.05], title=f"rank correlation with {name(target)}")
+    return figure.update_layout(template=primitives.TEMPLATE, height=120 + 18 * len(shown), margin={"l": 180, "r": 12, "t": 24, "b": 44})
+
+
+def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> go.Figure:
+    """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its seeds."""
+    goal, labels = values(results, target), list(dict.fromkeys(r["label"] for r in results))
+    runs_of = {r["label"]: r["run"] for r in results}
+    styles = compare_page.row_styles([(label, runs_of[label]) for label in labels])
+    figures = []
+    for metric in metrics:
+        mine, figure = values(results, metric), go.Figure()
+        for label in [label for label in labels if label in goal and label in mine]:
+            seeds = [s for s in goal[label] if s in mine[label]]
+            x, y = [mine[label][s] for s in seeds], [goal[label][s] for s in seeds]
+            colour, again = styles[label]
+            marker = {"size": 9, "color": colour, "symbol": compare_page.SYMBOLS[again % len(compare_page.SYMBOLS)]}
+            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1}, marker=marker)
+        figure.update_layout(title=f"{name(metric)}{end(metric)}")
+        figure.update_yaxes(title=name(target))
+        figures.append(figure)
+    return primitives.panels(figures, columns=3)
+
+
+def write(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str, out: Path) -> Path:
+    """`out`.md, `out`.json and `out`.html; returns the first."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record: Mapping[str, Any] = {"title": title, "command": command, "target": target, "correlations": [c._asdict() for c in found], "results": results}
+    runs.write_json(out.with_name(f"{out.name}.json"), record)
+    runs.write_atomic(out.with_name(f"{out.name}.html"), page(results, found, target, command, title))
+    runs.write_atomic(out.with_name(f"{out.name}.md"), markdown(results, found, target, command, title))
+    return out.with_name(f"{out.name}.md")

@@ -1,0 +1,281 @@
+"""What people look at, one picture at a time: computed here, drawn in the app, in notebooks and in reports.
+
+Plain functions from models and images to tensors and records. Images are N 3 S S in [-1, 1], latents normalised; results
+are on the CPU. What belongs to a whole data set has its own place (`vfmlab.evaluation`); what lies between two points is in
+`vfmlab.studies.interpolate`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfmlab import api, config, data
+from vfmlab.errors import ConfigError, DataError, VfmlabError
+from vfmlab.evaluation.features import FeatureSpace, open_space
+from vfmlab.evaluation.instruments.recovery import Coder
+from vfmlab.evaluation.probes import CPU_PART
+from vfmlab.evaluation.protocol import as_saved
+from vfmlab.evaluation.reconstruction import PixelMetrics, evaluating, perceptual
+from vfmlab.evaluation.subject import Maps
+from vfmlab.plots import primitives
+from vfmlab.seeding import SampleRandom, derive, generator
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.vfm.base import VisionModel
+
+Images = Tensor | Sequence[str | Path]
+SHOWN_STD = 2.5  # a latent's channel is drawn from -2.5 to 2.5 of its standard deviations
+
+
+def side(tokenizer: Tokenizer, images: Images) -> Tensor:
+    """Images as `tokenizer` takes them, N 3 S S; files are read with the one crop of the bench.
+
+    Raises:
+        DataError: a file that is no image, or too large. ConfigError: tensors of another size.
+    """
+    if not isinstance(images, Tensor):
+        return api.read_images(images, tokenizer.size)
+    if images.ndim != 4 or images.shape[1:] != (3, tokenizer.size, tokenizer.size):
+        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 {tokenizer.size} {tokenizer.size} in [-1, 1]")
+    return images.float()
+
+
+@torch.no_grad()
+def encode(tokenizer: Tokenizer, images: Images) -> Tensor:
+    """The latents (posterior mode, normalised) of images: N C h w."""
+    parts = side(tokenizer, images).split(CPU_PART)
+    with evaluating(tokenizer):
+        return torch.cat([tokenizer.encode(part.to(tokenizer.stat_mean.device)).mode().cpu() for part in parts])
+
+
+@torch.no_grad()
+def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
+    """Images of normalised latents N C h w: N 3 S S."""
+    with evaluating(tokenizer):
+        return torch.cat([tokenizer.decode(part.to(tokenizer.stat_mean.device)).cpu() for part in z.split(CPU_PART)])
+
+
+# -- reconstruction ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What is done to latents before they are decoded, to see what breaks. The default does nothing.
+
+    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep: principal channels kept
+    (None: all); bits: each kept channel is rounded to 2^bits levels (None: not rounded).
+    """
+
+    sigma: float = 0.0
+    keep: int | None = None
+    bits: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma <= 10:  # NaN fails too
+            raise ConfigError(f"sigma = {self.sigma}: noise on the latent is between 0 and 10 standard deviations")
+        for name, value, high in (("keep", self.keep, None), ("bits", self.bits, 16)):
+            if value is not None and (value < 1 or (high is not None and value > high)):
+                raise ConfigError(f"{name} = {value}: give a whole number from 1" + (f" to {high}" if high else "") + ", or nothing")
+
+    @property
+    def rounds(self) -> bool:
+        return self.keep is not None or self.bits is not None
+
+    def __call__(self, z: Tensor, bank: Maps | None = None) -> Tensor:
+        """z: N C h w. bank: latents of other images, on which channels and levels are chosen; only rounding needs it.
+
+        Raises:
+            ConfigError: rounding without a bank, or more channels than there are.
+        """
+        if self.rounds:
+            if bank is None:
+                raise ConfigError("rounding or dropping channels needs latents of other images to choose them on; give a bank")
+            channels = z.shape[1] if self.keep is None else self.keep
+            if channels > z.shape[1]:
+                raise ConfigError(f"keep = {channels}: this latent has {z.shape[1]} channels")
+            z, _ = Coder(bank.maps)(z, channels, 16 if self.bits is None else self.bits)
+        if self.sigma:
+            z = z + self.sigma * SampleRandom(derive("noisy", self.seed), range(len(z))).randn(*z.shape[1:])
+        return z
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Images through one tokenizer.
+
+    target, images: N 3 S S, as it saw them and as it made them. latent: what was decoded, N C h w. metrics: name -> one number per
+    image (psnr in dB, ssim, lpips, feature_distance). missing: name -> why there is none.
+    """
+
+    target: Tensor
+    images: Tensor
+    latent: Tensor
+    metrics: dict[str, list[float]]
+    missing: dict[str, str]
+
+    def error(self, gain: float = 4.0) -> Tensor:
+        """Mean absolute error over channels, grey N 3 S S; white: 2 / gain or more."""
+        return primitives.error_map(self.target, self.images, gain)
+
+    def latent_map(self) -> Tensor:
+        """The first three principal components of the latent as colours, N 3 S S."""
+        return primitives.pca_maps(self.latent, self.target.shape[-1])
+
+
+@functools.lru_cache(maxsize=4)
+def feature_space(name: str, size: int) -> FeatureSpace | str:
+    """The feature space of that name, or in one line why it cannot be had here."""
+    try:
+        return open_space(name, size).to(api.device())
+    except VfmlabError as error:
+        return str(error)
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: Tokenizer,
+    images: Images,
+    disturbance: Disturbance | None = None,
+    bank: Maps | None = None,
+    space: str | None = "judge",
+) -> Rebuilt:
+    """Images through a tokenizer and back, with the numbers of each; measured on 8-bit images, as reports do.
+
+    Args:
+        images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`. space: whose features the feature distance
+            (1 - cosine) is taken in; None: not at all.
+    """
+    target = side(tokenizer, images)
+    z = encode(tokenizer, target)
+    if disturbance is not None:
+        z = disturbance(z, bank)
+    restored = as_saved(decode(tokenizer, z))
+    where = api.device()
+    pixels = PixelMetrics(perceptual(str(where)))
+    pixels.update(target.to(where), restored.to(where), None)
+    metrics = {name: torch.cat(parts).tolist() for name, parts in pixels.values.items()}
+    missing = {name: reason for name, reason in pixels.missing.items() if name != "psnr_mask"}
+    if space is not None:
+        opened = feature_space(space, tokenizer.size)
+        if isinstance(opened, str):
+            missing["feature_distance"] = opened
+        else:
+            a, b = (opened(x.to(where)).features.double() for x in (target, restored))
+            metrics["feature_distance"] = (1 - F.cosine_similarity(a, b)).tolist()
+    return Rebuilt(target, restored, z, metrics, missing)
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def layer_maps(model: Tokenizer | VisionModel, images: Images, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Feature maps by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer; N C h w each.
+
+    model: a tokenizer (with or without a VFM) or a vision model. layers: of the VFM; None: those it reads by default. For a
+    tokenizer that trained an encoder of its own on, that encoder's maps are shown as "encoder ...".
+    """
+    if isinstance(model, VisionModel):
+        x = images if isinstance(images, Tensor) else api.read_images(images, model.size)
+        return {f"layer {k}": m.cpu() for k, m in model.features(x.to(model.mean.device), layers).maps.items()}
+    x = side(model, images)
+    found = {} if model.vfm is None else layer_maps(model.vfm, x, layers)
+    own = model.own_features(x.to(model.stat_mean.device))
+    found |= {f"encoder {k}": m.float().cpu() for k, m in (own or {}).items()}
+    return found | {"latent": encode(model, x)}
+
+
+def colours(maps: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Each map N C h w as the colours of its first three principal components, N 3 `size` `size`."""
+    return {name: primitives.pca_maps(value, size) for name, value in maps.items()}
+
+
+def likeness(maps: Tensor, query: tuple[float, float]) -> Tensor:
+    """Cosine similarity of every position of maps N C h w to the one at `query` (y, x in 0..1): N h w in [-1, 1].
+
+    Raises:
+        ConfigError: a query outside the image.
+    """
+    if not all(0 <= q <= 1 for q in query):
+        raise ConfigError(f"query = {tuple(query)}: y and x are shares of the image, 0 to 1")
+    unit = F.normalize(maps.float(), dim=1)
+    h, w = unit.shape[-2:]
+    here = unit[:, :, min(int(query[0] * h), h - 1), min(int(query[1] * w), w - 1)]
+    return torch.einsum("bchw,bc->bhw", unit, here)
+
+
+def grey(values: Tensor, size: int) -> Tensor:
+    """Maps N h w in [-1, 1] as grey images N 3 `size` `size`; pixels stay pixels."""
+    return F.interpolate(values[:, None].clamp(-1, 1), size=(size, size), mode="nearest").expand(-1, 3, -1, -1)
+
+
+def marked(images: Tensor, query: tuple[float, float]) -> Tensor:
+    """Images with a small white square, framed black, at `query` (y, x in 0..1)."""
+    size, out = images.shape[-1], images.clone()
+    inner = size // 64  # pixels around the middle one that are white
+    y, x = (min(int(q * size), size - 1) for q in query)
+    for half, value in ((inner + 1, -1.0), (inner, 1.0)):
+        out[:, :, max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1] = value
+    return out
+
+
+def channel_maps(z: Tensor, size: int, first: int = 0, count: int | None = None) -> Tensor:
+    """Channels of one latent C h w (or 1 C h w) as grey images K 3 `size` `size`; black -2.5, white 2.5 standard deviations.
+
+    first, count: which channels, from 0; None: all.
+    """
+    z = z[0] if z.ndim == 4 else z
+    return grey(z[first : None if count is None else first + count] / SHOWN_STD, size)
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def bank(tokenizer: Tokenizer, cfg: config.Data, n: int = 500, seed: int = 0) -> Maps:
+    """Latents of a seeded choice of `n` held-out images of `cfg` (of all, where there are fewer), with labels and source."""
+    source = data.open_source(cfg, "val")
+    which = torch.randperm(len(source), generator=generator("bank", seed))[:n].sort().values
+    z, labels, used = [], [], []
+    for part in which.split(CPU_PART):
+        found = source.batch(part)
+        z.append(encode(tokenizer, data.to_float(found.images)))
+        labels.append(found.labels)
+        used.append(found.indices)
+    return Maps(torch.cat(z), torch.cat(labels), torch.cat(used), source)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest first. images: K 3 S S; labels: names of their classes; indices: positions in the held-out split; distances: root mean
+    square over the latent's values, in standard deviations."""
+
+    images: Tensor
+    labels: list[str]
+    indices: list[int]
+    distances: list[float]
+
+
+def nearest(bank: Maps, z: Tensor, k: int = 8, pooled: bool = False) -> Neighbours:
+    """The images of a bank whose latents are nearest to z (1 C h w).
+
+    pooled: compare means over positions, so that where a thing is does not count.
+
+    Raises:
+        DataError: z has another shape than the bank's latents.
+    """
+    if z.shape != (1, *bank.maps.shape[1:]):
+        raise DataError(f"the latent has shape {tuple(z.shape)}, the bank's {tuple(bank.maps.shape[1:])}; encode with the same tokenizer")
+    theirs, mine = (bank.maps.mean((2, 3)), z.mean((2, 3))) if pooled else (bank.maps.flatten(1), z.flatten(1))
+    apart = (theirs - mine).square().mean(1).sqrt()
+    found = apart.topk(min(k, len(bank)), largest=False)
+    positions = bank.indices[found.indices]
+    names = [bank.source.class_names[i] for i in bank.labels[found.indices].tolist()]
+    return Neighbours(data.to_float(bank.source.batch(positions).images), names, positions.tolist(), found.values.tolist())

@@ -1,0 +1,70 @@
+"""Reconstructions of the same images as pictures to be put into the docs: originals above, one line per stage, errors below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vfmlab import api, runs
+from vfmlab.plots import figures, primitives
+from vfmlab.studies.lanes import finished
+from vfmlab.studies.rows import Row
+
+SHOWN = 10
+
+
+def sheet(groups: Mapping[str, Tensor], width: int = 1000) -> Image.Image:
+    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor."""
+    first = next(iter(groups.values()))
+    scale = max(1, width // (first.shape[0] * first.shape[-1]))
+    font = ImageFont.load_default(size=15)
+    left = max(round(font.getlength(line)) for name in groups for line in name.splitlines()) + 16
+    lines = [primitives.tile(images, columns=len(images), scale=scale) for images in groups.values()]
+    gap = 2 * scale
+    whole = Image.new("RGB", (left + lines[0].width, sum(line.height + gap for line in lines) - gap), "white")
+    draw, top = ImageDraw.Draw(whole), 0
+    for name, line in zip(groups, lines, strict=True):
+        draw.multiline_text((8, top + line.height // 2), name, fill="#1b1f23", font=font, anchor="lm")
+        whole.paste(line, (left, top))
+        top += line.height + gap
+    return whole
+
+
+def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dict[str, Path]:
+    """`<stem>_<label>.png` for each label whose tokenizer is trained (its first seed), and `<stem>.png` with all of them.
+
+    The held-out images are the same wherever the data are. Returns label -> file; the overview is under "".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, overview = {}, {}
+    for row in rows:
+        stages = [phase for phase in row.tokenizers if finished(phase, Path(root))]
+        if row.label in files or len(stages) < len(row.tokenizers):
+            continue
+        images, _, _ = figures.examples(row.run.data, SHOWN)
+        shown = {"original": images}
+        for phase in stages:
+            _, restored, psnr = api.reconstruct(phase.id, images, root)
+            shown[f"{row.label if len(stages) == 1 else phase.phase}\n{psnr.mean():.1f} dB"] = restored
+        shown["error x4"] = primitives.error_map(images, restored)
+        files[row.label] = folder / f"{stem}_{slug(row.label)}.png"
+        _save(sheet(shown), files[row.label])
+        if images.shape == overview.setdefault("original", images).shape and images.equal(overview["original"]):
+            overview[f"{row.label}\n{psnr.mean():.1f} dB"] = restored
+    if len(overview) > 2:
+        files[""] = folder / f"{stem}.png"
+        _save(sheet(overview), files[""])
+    return files
+
+
+def slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with runs.beside(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)

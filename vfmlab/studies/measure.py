@@ -1,0 +1,152 @@
+"""The door to the instruments: what they say about a run, or a vision model, measured once and kept beside it.
+
+    report = vfmlab.studies.measure.measure("pocket_vfm_vae_tokenizer")          # all that fit, kept in <run>/instruments/
+    report["metrics"]["se_cknna"]["value"], report["curves"]["rate"]["value"]
+    vfmlab.studies.measure.measure("vfm:pocket", data=run.data)                  # a vision model's last layer; vfm:NAME@LAYER
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vfmlab import api, config, runs, vfm
+from vfmlab.errors import ConfigError, RunError
+from vfmlab.evaluation import reference, subject
+from vfmlab.evaluation.features import open_space
+from vfmlab.evaluation.instruments import base
+from vfmlab.evaluation.protocol import cache_folder
+from vfmlab.registry import INSTRUMENTS
+
+Progress = Callable[[int, int], object]
+
+
+def names(kind: str | None = None) -> list[str]:
+    """All instruments, or those for "tokenizer", "diffusion" or "vfm"."""
+    return base.names(kind)
+
+
+def measure(
+    ref: str | Path,
+    names: Sequence[str] | None = None,
+    root: str | Path = "runs",
+    protocol: Mapping[str, Any] | None = None,
+    data: config.Data | Mapping[str, Any] | None = None,
+    compared_with: str | None = None,
+    of: str | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the instruments say about a run; what was measured before under the same protocol is read, the rest measured.
+
+    Args:
+        ref: a tokenizer, diffusion or pretraining run (id, prefix, directory), or `vfm:NAME[@LAYER]`. names: instruments; None: all
+            that fit. protocol: dotted changes to the run's protocol, e.g. {"n": 500}. data: other images than the run's;
+            `vfm:` needs it. compared_with: feature space of the reference model; None: one of another family (see
+            `vfmlab.evaluation.reference`). of: "tokenizer" measures the tokenizer of a diffusion run (as that run tuned it, where it
+            did) in place of its network. again: measure anew.
+
+    Returns:
+        {"run", "kind", "reference", "representation", "metrics": {name: {"value", "protocol", "n", "better", ...}}, "curves",
+        "protocols", "instruments": {name: {"seconds"}}}.
+
+    Raises:
+        ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
+    """
+    kind, run, folder, layer = _what(str(ref), root)
+    if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion")):
+        raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; '{ref}' is a {kind}")
+    kind = of or kind
+    if run is None and data is None:
+        raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
+    changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
+    if data is not None:
+        changes |= {f"data.{key}": value for key, value in (data.model_dump(mode="json") if isinstance(data, config.Data) else data).items()}
+    changed = config.override(run or _shell(), changes)
+    images, settings = changed.data, changed.protocol
+    wanted = base.choose(names, kind, str(ref))
+    built_on = run.vfm.name if run is not None and run.vfm is not None else ("pocket" if run is not None and kind == "vfm" else None)
+    theirs = compared_with or reference.default(built_on if run is not None else str(ref).removeprefix("vfm:").partition("@")[0], settings.features)
+    asked = settings.model_dump(mode="json", exclude_none=True, exclude={"batch", "sampler", "guidance", "decoder"})
+    judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
+    state = [folder.status().samples if folder is not None else str(ref), open_space(theirs, images.size, root).version if judge else ""]
+    key = config.digest([base.VERSION, kind, asked, images.model_dump(mode="json", exclude_none=True), theirs, state, layer])
+    beside = folder.path / "instruments" if folder is not None else cache_folder() / "instruments"
+    kept = _read(beside / f"{key}.json")
+    missing = [name for name in wanted if again or kept is None or name not in kept["instruments"]]
+    if missing:
+        space = open_space(theirs, images.size, root).to(api.device())
+        more = {"store": beside.parent / "features"}
+        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, reference.Reference(space), more), missing, progress)
+        kept = {"run": folder.id if folder is not None else str(ref), **_merged(kept, new)}
+        beside.mkdir(parents=True, exist_ok=True)
+        runs.write_json(beside / f"{key}.json", kept)
+    return _only(kept, wanted)
+
+
+def _what(ref: str, root: str | Path) -> tuple[str, config.Run | None, runs.RunDir | None, int]:
+    """kind of subject, config and directory of the run (none for `vfm:`), layer."""
+    if ref.startswith("vfm:"):
+        name, _, layer = ref.removeprefix("vfm:").partition("@")
+        if not layer.lstrip("-").isdigit() and layer:
+            raise ConfigError(f"'{ref}': the layer after '@' is a number: 0 (patch embedding), k (after block k), -1 (after the final norm)")
+        vfm.facts(name)
+        return "vfm", None, None, int(layer or -1)
+    folder = runs.open_run(ref, root)
+    run = folder.config()
+    if folder.kind == "pretrain" and not (folder.path / "pocket.safetensors").is_file():
+        raise RunError(f"run '{folder.id}' holds no vision model (a judge, or not finished); give a tokenizer, diffusion or VFM run")
+    return "vfm" if folder.kind == "pretrain" else folder.kind, run, folder, -1
+
+
+def _shell() -> config.Run:
+    """A run to apply dotted changes to, where there is none."""
+    return config.parse({"name": "vfm", "pretrain": {}, "train": {"samples": 1}})
+
+
+def _open(
+    kind: str, ref: Any, run: config.Run | None, folder: runs.RunDir | None, layer: int, root: str | Path, images: config.Data,
+    settings: config.Protocol, theirs: reference.Reference, more: dict[str, Any],
+) -> subject.Subject:  # fmt: skip
+    if kind == "tokenizer":
+        tokenizer = api.load_tokenizer(folder.path, root, ema=settings.ema)
+        return subject.of_tokenizer(tokenizer, images, settings, theirs, folder.id, folder=folder, **more)
+    if kind == "diffusion":
+        loaded = api.load_diffusion(folder.path, root, ema=settings.ema)
+        return subject.of_diffusion(loaded.network, loaded.tokenizer, images, settings, theirs, loaded.num_classes, folder.id, folder=folder, **more)
+    if folder is not None:
+        section = config.VFM(name="pocket", weights=str(folder.path))
+    else:
+        name = str(ref).removeprefix("vfm:").partition("@")[0]
+        section = config.VFM(name=name, upscale=vfm.facts(name).size / images.size)
+    with torch.no_grad():
+        model = vfm.build(section, images.size).to(api.device())
+    return subject.of_vision_model(model, images, settings, theirs, layer, folder=folder, **more)
+
+
+def _merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    if old is None:
+        return new
+    return {key: {**old[key], **value} if key in ("metrics", "curves", "protocols", "instruments") else value for key, value in new.items()}
+
+
+def _only(report: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """The part of a report that belongs to the instruments asked for."""
+    chosen = [INSTRUMENTS.get(name) for name in wanted]
+    keys = {key for c in chosen for key in (*c.scalars.ends, *c.curves)}
+    part = {name: {k: v for k, v in report[name].items() if k in keys} for name in ("metrics", "curves")}
+    used = {v["protocol"] for group in part.values() for v in group.values() if v.get("value") is not None}
+    part["protocols"] = {k: v for k, v in report["protocols"].items() if k in used}
+    return {**report, **part, "instruments": {k: v for k, v in report["instruments"].items() if k in wanted}}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "instruments" in found else None

@@ -1,0 +1,137 @@
+"""Optuna decides on the points. The study is rebuilt from the points on disk for every trial, so it needs no store of its own.
+
+Trial k is drawn with a seed made of (seed, k) from the results known by then: with one job, a search that was interrupted
+goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from vfmlab import config, runs
+from vfmlab.errors import ConfigError
+from vfmlab.seeding import derive
+from vfmlab.studies.sweep import grid as grids
+from vfmlab.studies.sweep.grid import Grid, Point, Range
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+Outcome = dict[str, Any]
+
+
+class Study:
+    """A source of points (see :class:`vfmlab.studies.sweep.pool.Source`).
+
+    Args:
+        outcome: of a point on disk, or None. refuse: puts down why a point cannot be. check: raises ConfigError for such
+        a point. direction: "minimize" or "maximize".
+    """
+
+    def __init__(
+        self, grid: Grid, code: str, out: Path, direction: str,
+        outcome: Callable[[Point], Outcome | None], check: Callable[[Point], object], refuse: Callable[[Point, str], object],
+    ):  # fmt: skip
+        self.grid, self.code, self.search, self.direction = grid, code, grid.search, direction
+        self.outcome, self.check, self.refuse = outcome, check, refuse
+        (self.setting,) = grids.settings(grid)
+        self.axes = grid.axes()
+        self.space = {".".join(place): _distribution(values) for place, values in self.axes.items()}
+        definition = [code, self.setting.model_dump(), _plain(self.axes), self.search.model_dump(exclude={"trials"}), direction]
+        self.file = out / f"search-{config.digest(definition)}.json"
+        self.drawn: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.taken: set[str] = set()
+        for p in self.points:
+            self.ended(p, self.outcome(p))
+
+    @property
+    def points(self) -> list[Point]:
+        """Of the trials drawn so far; different trials may have the same."""
+        return [self._point(params) for params in self.drawn[: self.search.trials]]
+
+    @property
+    def left(self) -> int:
+        undecided = [p for p in self.points if self.outcome(p) is None and p.key not in self.taken]
+        return len(undecided) + max(self.search.trials - len(self.drawn), 0)
+
+    def take(self) -> Point | None:
+        for p in self.points:  # of an interrupted search
+            if self.outcome(p) is None and p.key not in self.taken:
+                self.taken.add(p.key)
+                return p
+        while len(self.drawn) < self.search.trials:
+            p = self._point(self._draw())
+            if p.key in self.taken or self.outcome(p) is not None:
+                continue
+            try:
+                self.check(p)
+            except ConfigError as error:  # a combination that cannot be is a failed trial, not the end of the search
+                self.refuse(p, str(error))
+                continue
+            self.taken.add(p.key)
+            return p
+        return None
+
+    def put_back(self, point: Point) -> None:
+        self.taken.discard(point.key)
+
+    def ended(self, point: Point, outcome: Outcome | None) -> None:
+        """Raises ConfigError when the objective is not among the numbers, or not measured as before."""
+        self.taken.discard(point.key)
+        if outcome is None or outcome["state"] != "finished":
+            return
+        name, numbers = self.search.objective, outcome["numbers"]
+        if name not in numbers:
+            raise ConfigError(f"search: the notebook hands out no '{name}', only: {', '.join(numbers) or 'nothing'}; see vfmlab.studies.sweep.result")
+        ways = {o["numbers"][name]["protocol"]: p for p in self.points if (o := self.outcome(p)) and name in o["numbers"]}
+        if len(ways) > 1:
+            (one, first), (other, second) = list(ways.items())[:2]
+            raise ConfigError(
+                f"search: '{name}' of the points {first.key} and {second.key} was measured under different protocols ({one}, {other}); "
+                "they cannot be ranked: keep data and protocol fixed"
+            )
+
+    def value(self, point: Point) -> float | None:
+        """The objective of a point that is finished and has it."""
+        outcome = self.outcome(point)
+        return None if outcome is None or outcome["state"] != "finished" else outcome["numbers"][self.search.objective]["value"]
+
+    def _draw(self) -> dict[str, Any]:
+        seed = derive("search", self.search.seed, len(self.drawn)) % 2**32
+        tpe = self.search.sampler == "tpe"
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup) if tpe else optuna.samplers.RandomSampler(seed)
+        study = optuna.create_study(direction=self.direction, sampler=sampler)
+        for params in self.drawn:
+            p = self._point(params)
+            value, running = self.value(p), self.outcome(p) is None
+            state = TrialState.RUNNING if running else TrialState.FAIL if value is None else TrialState.COMPLETE
+            study.add_trial(create_trial(state=state, value=value, params=params, distributions=self.space))
+        params = study.ask(self.space).params
+        self.drawn.append(params)
+        runs.write_json(self.file, self.drawn)  # before it is run, so that it is not drawn again
+        return params
+
+    def _point(self, params: dict[str, Any]) -> Point:
+        chosen = {}
+        for place, values in self.axes.items():
+            value = params[".".join(place)]
+            chosen[place] = value if isinstance(values, Range) else json.loads(value)
+        return grids.place(self.setting, chosen, self.code)
+
+
+def _distribution(values: list[Any] | Range) -> BaseDistribution:
+    """Choices go through Optuna as JSON, because it knows no lists."""
+    if not isinstance(values, Range):
+        return CategoricalDistribution([json.dumps(v) for v in values])
+    if values.whole:
+        return IntDistribution(values.low, values.high, log=values.log, step=values.step or 1)
+    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+
+
+def _plain(axes: dict[tuple[str, str], list[Any] | Range]) -> list[Any]:
+    return [[*place, values.model_dump() if isinstance(values, Range) else values] for place, values in axes.items()]

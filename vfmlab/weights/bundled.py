@@ -1,0 +1,90 @@
+"""Two small trained tokenizers that come with the library, for a folder that has no runs yet, and a diffusion run made on one.
+
+They are the pocket VFM-VAE and the pocket plain VAE (see `docs/comparison.md`), stored in half precision, and measured as stored.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from vfmlab import api, config, presets, runs
+from vfmlab.errors import RunError
+from vfmlab.training import checkpoint
+from vfmlab.training.progress import clock
+
+ASSETS = Path(__file__).parents[1] / "assets"
+NAMES = {"starter_vfm_vae": "pocket_vfm_vae", "starter_plain_vae": "pocket_plain_vae"}  # name here -> preset
+SMALL = 1000  # tensors of fewer values (biases, norms, statistics) keep full precision
+LIVE = {"diffusion.train.samples": 12_800, "diffusion.train.preview_every": 3200, "diffusion.train.checkpoint_every": 6400,
+        "diffusion.train.log_every": 640, "diffusion.train.evaluate_at": [], "diffusion.train.warmup": 1280}  # fmt: skip
+
+
+def pipeline(name: str = "starter_vfm_vae") -> config.Run:
+    """The whole recipe of a starter run: its tokenizer's training as it was, then a short diffusion training.
+
+    Raises:
+        RunError: no such starter.
+    """
+    if name not in NAMES:
+        raise RunError(f"there is no starter run '{name}' (choose from: {', '.join(NAMES)})")
+    return config.override(presets.get(NAMES[name]), {"name": name, **LIVE})
+
+
+def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
+    """Write the bundled tokenizers into `root` as finished runs, where they are not there yet; their ids."""
+    found = []
+    for name in names:
+        run = pipeline(name).tokenizer_run
+        folder = runs.create(run, root)
+        if folder.status().state != "finished":
+            tensors, metadata = checkpoint.read_weights(ASSETS / f"{name}.safetensors")
+            told = json.loads((ASSETS / f"{name}.json").read_text())
+            whole = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+            checkpoint.save_weights(folder.ema, whole, {**metadata, "run_id": run.id})
+            folder.save_report({**told["report"], "run": run.id})
+            for record in told["metrics"]:
+                folder.log(record)
+            folder.set_status(state="finished", samples=told["samples"], total=told["samples"], seconds=told["seconds"], message="bundled with vfmlab")
+        found.append(folder.id)
+    return found
+
+
+def make(root: str | Path, name: str = "starter_vfm_vae") -> Iterator[tuple[str, str, Tensor | None]]:
+    """Train the short diffusion run on a bundled tokenizer: (kind of event, one line, images N 3 H W of a preview or None).
+
+    Closing the generator saves what is trained; calling again goes on.
+    """
+    put(root)
+    run, phase = pipeline(name), "starting"
+    for event in api.train(run, root):
+        phase = event.phase if event.kind in ("start", "step") else phase
+        if event.kind == "finish" and event.phase == run.kind:  # the latents that are made first finish too
+            yield "finish", f"{event.run_id} is finished", None
+        elif event.kind in ("step", "preview"):
+            left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
+            yield event.kind, f"{phase}: {event.samples:,} of {event.total:,} images{left}", event.data.get("images") if event.kind == "preview" else None
+
+
+def build(root: str | Path) -> None:
+    """Make the assets from finished pocket runs in `root`: weights in half precision, and numbers measured on those."""
+    for name, preset in NAMES.items():
+        trained = runs.open_run(presets.get(preset).tokenizer_run.id, root)
+        tensors, metadata = checkpoint.read_weights(trained.ema)
+        stored = {key: value.half() if value.is_floating_point() and value.numel() >= SMALL else value for key, value in tensors.items()}
+        checkpoint.save_weights(ASSETS / f"{name}.safetensors", stored, {**metadata, "run_id": pipeline(name).tokenizer_run.id})
+        status = trained.status()
+        told = {"report": {}, "metrics": trained.metrics(), "samples": status.samples, "seconds": status.seconds}
+        with tempfile.TemporaryDirectory() as folder:
+            runs.write_json(ASSETS / f"{name}.json", told)
+            (one,) = put(folder, [name])
+            (Path(folder) / one / "report.json").unlink()
+            told["report"] = api.evaluate(one, folder)
+        for entry in told["report"]["metrics"].values():
+            if entry.get("value") is None:  # the reason speaks of the machine that this ran on
+                entry["reason"] = "not measured when these weights were bundled"
+        runs.write_json(ASSETS / f"{name}.json", told)

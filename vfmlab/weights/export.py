@@ -1,0 +1,227 @@
+"""Tokenizers in the form of the Hugging Face hub, and back: config.json, model.safetensors, README.md (the model card).
+
+    save_pretrained("pocket_vfm_vae_tokenizer", "exported")      # a run -> a folder
+    tokenizer = from_pretrained("exported")                      # a folder or a hub repository -> a tokenizer
+    push_to_hub("pocket_vfm_vae_tokenizer", "user/repository")
+
+Paths of this machine are not exported. A frozen VFM is named, not included; its fingerprint is.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vfmlab import api, config, runs, vfm
+from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.evaluation.protocol import BETTER
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.training import checkpoint
+from vfmlab.weights import io
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail")
+UNSTATED = "not stated"
+
+
+def save_pretrained(
+    ref: str | Path, folder: str | Path, root: str | Path = "runs", ema: bool = True, licence: str | None = None
+) -> Path:
+    """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return that.
+
+    Args:
+        ema: averaged weights. licence: under which these weights are passed on, e.g. "mit"; by default that of the release
+            they come from, where the run is imported.
+
+    Raises:
+        RunError, CheckpointError: no such run, or no trained weights. ConfigError: the folder cannot be written.
+    """
+    run_dir = api.tokenizer_run(ref, root)
+    path = run_dir.ema if ema and run_dir.ema.exists() else run_dir.model
+    if not path.exists():
+        raise CheckpointError(f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); train it first: vfmlab train")
+    tensors, facts = checkpoint.read_weights(path)
+    if int(tensors["stat_count"]) == 0:
+        raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: {run_dir.status().state}); finish its training")
+    run, folder = public(run_dir.config()), Path(folder)
+    if licence is None and facts.get("licence") != UNSTATED:
+        licence = facts.get("licence")
+    content = {"library": "vfmlab", "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.model_dump(mode="json")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.write_json(folder / CONFIG, content)
+        checkpoint.save_weights(folder / WEIGHTS, tensors, facts)
+        runs.write_atomic(folder / CARD, card(run, run_dir, tensors, facts, licence))
+    except OSError as error:
+        raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another folder") from None
+    return folder
+
+
+def from_pretrained(
+    source: str | Path, revision: str | None = None, vfm_weights: str | None = None, on: str | torch.device | None = None
+) -> Tokenizer:
+    """A tokenizer in eval mode from an exported folder, or from a hub repository ("user/name").
+
+    Args:
+        revision: of the repository. vfm_weights: a file in place of the VFM's published weights. on: device.
+
+    Raises:
+        CheckpointError: files are missing, damaged, of another format, or made with other VFM weights.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+            raise CheckpointError(f"'{source}' lacks {missing[0]}; give a folder that vfmlab has exported")
+        paths = [folder / name for name in (CONFIG, WEIGHTS)]
+    elif str(source).count("/") == 1:
+        way = f"put it into a folder with {' and '.join((CONFIG, WEIGHTS))}, and give that folder"
+        paths = [io.locate(str(source), name, revision, way) for name in (CONFIG, WEIGHTS)]
+    else:
+        raise CheckpointError(f"'{source}' is neither a folder nor a hub repository of the form user/name")
+    try:
+        content = json.loads(paths[0].read_text())
+    except ValueError as error:
+        raise CheckpointError(f"'{paths[0]}' is not JSON ({error}); export it again") from None
+    if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT or "run" not in content:
+        raise CheckpointError(f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has exported")
+    run = config.parse(content["run"], str(paths[0]))
+    if vfm_weights is not None:
+        run = config.override(run, {"vfm.weights": vfm_weights})
+    tokenizer = api.build_tokenizer(run)
+    facts = checkpoint.load_weights(tokenizer, paths[1])
+    tokenizer.fingerprint = facts.get("fingerprint", "")
+    if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
+        raise CheckpointError(
+            f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but '{run.vfm.name}' now has {tokenizer.vfm.fingerprint}; "
+            "give the old ones: from_pretrained(..., vfm_weights=FILE)"
+        )
+    _ = tokenizer.statistics
+    return tokenizer.to(on or api.device()).eval()
+
+
+def push_to_hub(
+    ref: str | Path,
+    repo: str,
+    root: str | Path = "runs",
+    private: bool = False,
+    licence: str | None = None,
+    hub: Any = None,
+) -> str:
+    """Export run `ref` and upload it to hub repository `repo`, made if it is not there. Returns the repository's address.
+
+    Args:
+        hub: what does the upload; by default huggingface_hub's HfApi with the token of this machine's login.
+    """
+    if repo.count("/") != 1:
+        raise ConfigError(f"hub repository '{repo}' is not of the form user/name")
+    from huggingface_hub import HfApi, constants
+
+    hub = hub or HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(ref, temporary, root, licence=licence)
+        try:
+            hub.create_repo(repo_id=repo, repo_type="model", private=private, exist_ok=True)
+            hub.upload_folder(repo_id=repo, repo_type="model", folder_path=str(folder), commit_message="Upload tokenizer")
+        except Exception as error:  # no network, no token, no rights, ...: the hub's client raises many kinds
+            reason = " ".join(str(error).split())[:120]
+            raise CheckpointError(
+                f"cannot push to the hub repository '{repo}' ({type(error).__name__}: {reason}); log in with `hf auth login`, or export to "
+                "a folder and upload it yourself"
+            ) from None
+    return f"{constants.ENDPOINT}/{repo}"
+
+
+def public(run: config.Run) -> config.Run:
+    """`run` without paths of this machine: of what was a path, the last part is kept, or the published name."""
+    kind, _, where = run.data.source.partition(":")
+    changes: dict[str, Any] = {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
+    if run.vfm is not None and run.vfm.weights not in ("pretrained", "random"):
+        changes["vfm.weights"] = "pretrained"
+    pretrained = getattr(run.tokenizer, "pretrained", None)
+    if pretrained is not None and Path(pretrained).expanduser().is_dir():
+        changes["tokenizer.pretrained"] = None
+    if ":" in run.protocol.features:
+        changes["protocol.features"] = run.protocol.features.partition(":")[0]
+    return config.override(run, changes)
+
+
+# -- the model card ---------------------------------------------------------------------------------------------------
+
+
+def card(run: config.Run, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
+    """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
+    t, side = run.tokenizer, run.data.size // run.tokenizer.factor
+    count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
+    lines = [
+        "---", "library_name: vfmlab", *_licence_lines(licence),
+        "tags:", "- vfmlab", "- image-tokenizer", f"- {t.method}", "---", "",
+        f"# {run_dir.id}", "",
+        f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to latents of "
+        f"{t.channels} x {side} x {side} and back.", "",
+        "```python", "from vfmlab.weights.export import from_pretrained", "",
+        'tokenizer = from_pretrained("PATH OR REPOSITORY")', "z = tokenizer.encode(images).mode()  # images: B 3 H W in [-1, 1]",
+        "restored = tokenizer.decode(z)", "```", "",
+        "| | |", "|---|---|",
+    ]  # fmt: skip
+    rows = {"method": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})", "numbers in the weights": f"{count:,}"}
+    rows |= _vfm_rows(run, facts)
+    rows |= _origin_rows(run, facts)
+    rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
+    rows["licence of these weights"] = licence or f"{UNSTATED} by who exported them"
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, "", *_numbers(run_dir.report()), ""])
+
+
+def _licence_lines(licence: str | None) -> list[str]:
+    if not licence or licence == UNSTATED:
+        return []
+    return [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
+
+
+def _vfm_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
+    if run.vfm is None:
+        return {"vision foundation model": "none"}
+    row = vfm.facts(run.vfm.name)
+    hub = f", `{row.hub}`" if row.hub else ", bundled with vfmlab"
+    weights = "random weights" if run.vfm.weights == "random" else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}"
+    return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})", "licence of that model": row.licence}
+
+
+def _origin_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
+    rows = {}
+    if facts.get("imported"):
+        where = f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo") else ", from a file given by hand"
+        rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
+        rows["licence of that release"] = facts.get("licence", UNSTATED)
+    if run.stages and run.stage is not None:
+        rows["stages"] = ", ".join(stage.name for stage in run.stages[: run.stage + 1])
+    if run.budget is not None:
+        settled = run.settled()
+        rows["trained on"] = f"{run.data.source}, {int(facts.get('samples', 0)):,} images seen"
+        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in settled.losses.items())
+    return rows
+
+
+def _numbers(report: dict[str, Any] | None) -> list[str]:
+    if not report:
+        return ["## Evaluation", "", "Not measured."]
+    measured = {name: entry for name, entry in report["metrics"].items() if isinstance(entry.get("value"), int | float)}
+    lines = [
+        "## Evaluation", "",
+        f"Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: `{report['hash']}`.", "",
+        "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, entry in measured.items():
+        spread = f"{entry['spread']:.4g}" if isinstance(entry.get("spread"), int | float) else ""
+        lines.append(f"| {name} | {entry['value']:.4g} | {spread} | {BETTER.get(name, '')} | {entry.get('n', '')} | `{entry.get('protocol', '')}` |")
+    used = {entry.get("protocol") for entry in measured.values()} | {report["hash"]}
+    lines += ["", "| protocol | what it means |", "|---|---|"]
+    for digest, protocol in report.get("protocols", {}).items():
+        if digest in used:
+            shown = {**protocol, "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"}}
+            lines.append(f"| `{digest}` | `{json.dumps(shown, separators=(', ', ': '))}` |")
+    return lines

@@ -1,0 +1,91 @@
+"""Released DiT-DH weights of RAE (bytetriper/RAE, MIT; arXiv 2510.11690) -> our DDT. Its time is ours: t = 1 is noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vfmlab.config import Guidance
+from vfmlab.diffusion.ddt import DDT
+from vfmlab.errors import ConfigError
+from vfmlab.registry import IMPORTERS
+from vfmlab.weights import load_renamed
+from vfmlab.weights.families.lightningdit import check_rope, rename, settings, with_null
+
+DEFAULTS = {  # of the release's constructor
+    "input_size": 1, "patch_size": 1, "in_channels": 768, "hidden_size": [1152, 2048], "depth": [28, 2],
+    "num_heads": [16, 16], "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, "use_qknorm": False,
+    "use_swiglu": True, "use_rope": True, "use_rmsnorm": True, "wo_shift": False, "use_pos_embed": True,
+}  # fmt: skip
+
+PARTS = {
+    "s_embedder.proj.": "patch_embed.",
+    "x_embedder.proj.": "head_patch_embed.",
+    "s_projector.": "to_head.",
+    "t_embedder.W": "time_embed.frequencies",
+}
+
+
+def pair(value: Any, name: str) -> tuple[Any, Any]:
+    """(encoder's, head's) from one value for both or a list of two."""
+    both = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(both) != 2:
+        raise ConfigError(f"dit-dh: {name} = {value!r} must be one number or [encoder, head]")
+    return both
+
+
+@IMPORTERS.register("dit-dh")
+def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
+    """A DDT called `(x, t, y)`.
+
+    Args:
+        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold.
+    """
+    c = settings(config, DEFAULTS, "dit-dh")
+    (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
+    (heads, head_heads), (patch, head_patch) = pair(c["num_heads"], "num_heads"), pair(c["patch_size"], "patch_size")
+    if patch != head_patch:
+        raise ConfigError(f"dit-dh: patch_size {c['patch_size']} must be the same for encoder and head")
+    ours = DDT.Config(
+        width=width,
+        depth=depth,
+        heads=heads,
+        head_width=wide,
+        head_depth=shallow,
+        head_heads=head_heads,
+        patch=patch,
+        mlp_ratio=c["mlp_ratio"],
+        qk_norm=c["use_qknorm"],
+        swiglu=c["use_swiglu"],
+        rope=c["use_rope"],
+        rmsnorm=c["use_rmsnorm"],
+        shift_free=c["wo_shift"],
+        pos_embed=c["use_pos_embed"],
+    )
+    network = DDT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
+    state = {}
+    for key, value in state_dict.items():
+        key = key.removeprefix("module.")
+        for theirs, mine in PARTS.items():
+            if key.startswith(theirs):
+                key = mine + key.removeprefix(theirs)
+                break
+        else:
+            key = rename(key)
+        if key.startswith("blocks."):
+            number, rest = key.removeprefix("blocks.").split(".", 1)
+            key = key if int(number) < depth else f"head_blocks.{int(number) - depth}.{rest}"
+        state[key] = value
+    check_rope(state, "enc_feat_rope.", network.rope, "dit-dh")
+    check_rope(state, "dec_feat_rope.", network.head_rope, "dit-dh")
+    if not c["use_pos_embed"]:
+        state.pop("pos_embed", None)
+    if "label_embed.weight" in state:
+        state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
+    return load_renamed(network, state, "dit-dh checkpoint")
+
+
+def released_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    """Guidance as the release applies it: on all channels, for times inside `interval`, both ends included."""
+    return Guidance(scale=scale, interval=interval)

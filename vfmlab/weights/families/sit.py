@@ -1,0 +1,102 @@
+"""Released SiT (willisma/SiT, MIT; arXiv 2401.08740) and REPA (sihyun-yu/REPA, MIT; arXiv 2410.06940) -> LightningDiT.
+
+Both are DiT's network: layer norm without weights, tanh-GELU, no rotary positions; ours with those switches. They differ in
+time: SiT has t = 1 at the data and v = data - noise, as LightningDiT, and is converted in the weights; REPA's time is
+ours. REPA's projectors serve its alignment loss only and are left out; so is the second half of SiT's output
+(`learn_sigma`) when it samples, but not from the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmlab.diffusion.dit import LightningDiT
+from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.registry import IMPORTERS
+from vfmlab.weights import load_renamed
+from vfmlab.weights.families.lightningdit import rename, reversed_time, settings, with_null
+
+DEFAULTS = {  # of the releases' constructors
+    "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16,
+    "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000,
+}  # fmt: skip
+REPA_ONLY = {
+    "path_type": "linear", "decoder_hidden_size": None, "encoder_depth": 8, "use_cfg": False, "z_dims": [768],
+    "projector_dim": 2048, "fused_attn": True, "qk_norm": False,
+}  # fmt: skip
+
+
+@IMPORTERS.register("sit")
+def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
+    """A network called `(x, t, y)` in our time.
+
+    Args:
+        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold. `learn_sigma`
+            may be left out: the output layer tells it.
+    """
+    c = settings(config, {**DEFAULTS, "learn_sigma": None}, "sit")
+    network, state = _network(state_dict, c, "sit", c["learn_sigma"])
+    for key, change in (
+        ("time_embed.mlp.0.weight", reversed_time),
+        ("final.linear.weight", torch.neg),
+        ("final.linear.bias", torch.neg),
+    ):
+        if key in state:
+            state[key] = change(state[key])
+    return load_renamed(network, state, "sit checkpoint")
+
+
+@IMPORTERS.register("repa")
+def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
+    """A network called `(x, t, y)`; REPA's projectors are not part of it.
+
+    Args:
+        state_dict: keys as released, or as in its first release, where the blocks after `encoder_depth` are called
+            `decoder_blocks`. config: arguments of the release's constructor; its defaults hold.
+    """
+    c = settings(config, {**DEFAULTS, **REPA_ONLY}, "repa")
+    if c["path_type"] != "linear":
+        raise ConfigError(f"repa: path_type '{c['path_type']}' is not supported; released weights are of the linear path")
+    if c["decoder_hidden_size"] not in (None, c["hidden_size"]):
+        raise ConfigError(f"repa: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}")
+    kept = {}
+    for key, value in state_dict.items():
+        if match := re.match(r"decoder_blocks\.(\d+)\.(.+)", key):
+            key = f"blocks.{int(match[1]) + c['encoder_depth']}.{match[2]}"
+        if not key.startswith("projectors."):
+            kept[key] = value
+    network, state = _network(kept, c, "repa", False)
+    return load_renamed(network, state, "repa checkpoint")
+
+
+def _network(
+    state_dict: dict[str, Tensor], c: dict[str, Any], what: str, sigma: bool | None
+) -> tuple[LightningDiT, dict[str, Tensor]]:
+    """The network of these settings, and the state dict under its names."""
+    outputs = c["in_channels"] * c["patch_size"] ** 2
+    if sigma is None:
+        last = state_dict.get("final_layer.linear.weight")
+        if last is None:
+            raise CheckpointError(f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's state dict")
+        sigma = last.shape[0] == 2 * outputs
+    ours = LightningDiT.Config(
+        width=c["hidden_size"],
+        depth=c["depth"],
+        heads=c["num_heads"],
+        patch=c["patch_size"],
+        mlp_ratio=c["mlp_ratio"],
+        qk_norm=c.get("qk_norm", False),
+        swiglu=False,
+        rope=False,
+        rmsnorm=False,
+        learn_sigma=sigma,
+    )
+    network = LightningDiT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
+    state = {rename(key): value for key, value in state_dict.items()}
+    if "label_embed.weight" in state:
+        state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
+    return network, state

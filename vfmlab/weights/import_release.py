@@ -1,0 +1,353 @@
+"""A released checkpoint -> an ordinary run directory, which notebooks, the command line and the app use like any other.
+
+    release = open_release("va_vae_f16d32")              # or a family's name with file and config_file
+    run = draft(release, {"data.source": "folder:PATH"})  # its config, made from what was read
+    for event in import_run(run, "runs", release=release): ...
+
+The directory holds config.json (with `imported`), both weights files (equal: a release is one set of weights), latent
+statistics, and the state "finished".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vfmlab import config, data, runs, vfm
+from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
+from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.seeding import generator
+from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
+from vfmlab.training import checkpoint
+from vfmlab.training.events import Event
+from vfmlab.weights import import_state_dict, io, load_renamed, release_config, statistics, table
+from vfmlab.weights.landing import agree, landing
+
+MEASURED_IMAGES = 4096  # as many as a training takes
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A checkpoint that has been read. module: what its importer made of it; settings: the release's config."""
+
+    row: table.Row
+    path: Path
+    sha256: str
+    settings: dict[str, Any]
+    module: nn.Module
+
+
+def open_release(
+    name: str, file: str | Path | None = None, config_file: str | Path | None = None, sha256: str | None = None
+) -> Release:
+    """Find, check and read a checkpoint, and import it.
+
+    Args:
+        name: a row of the table, or a family ("va-vae", ...). file: instead of the hub's. config_file: the release's YAML
+            or JSON, instead of the row's. sha256: that the file must have; by default the row's, where it is known.
+
+    Raises:
+        ConfigError: unknown name; a config that is missing or of another family.
+        CheckpointError: not to be had, unsafe, truncated, another file than expected, tensors that do not fit.
+    """
+    row = table.get(name)
+    if file is not None and config_file is not None and row.family == name:
+        row = table.unlisted(name)
+    settings = row.config
+    if config_file is not None:
+        settings = release_config.arguments(row.family, io.read_config(config_file))
+    if not settings:
+        raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
+    if file is not None:
+        path = Path(file).expanduser()
+    elif row.repo is None:
+        where = f" ({row.note})" if row.note else ""
+        raise CheckpointError(f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file PATH")
+    else:
+        path = io.locate(row.repo, row.file, row.revision)
+    if not path.is_file():
+        raise CheckpointError(f"--file: no file '{path}'")
+    found = io.check_sha256(path, sha256 or row.sha256)
+    state = io.unwrap(io.read(path), path)
+    return Release(row, path, found, settings, import_state_dict(row.family, state, settings))
+
+
+# -- the run's config -------------------------------------------------------------------------------------------------
+
+
+def draft(
+    release: Release,
+    overrides: dict[str, Any] | str | None = None,
+    root: str | Path = "runs",
+    tokenizer: str | Path | None = None,
+) -> config.Run:
+    """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under `root`.
+
+    Args:
+        overrides: dotted fields, e.g. `{"data.source": "folder:PATH", "vfm.weights": "FILE"}`. tokenizer: the run of the
+            tokenizer whose latents a diffusion release samples; by default the imported one that it was trained on.
+    """
+    if release.row.kind == "tokenizer":
+        return _tokenizer_run(release, overrides)
+    return _diffusion_run(release, overrides, root, tokenizer)
+
+
+def _imported(release: Release) -> dict[str, Any]:
+    return {"name": release.row.name, "sha256": release.row.sha256}
+
+
+def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Run:
+    found = landing(release.row.family).sections(release.module, release.settings)
+    run = config.parse(
+        {
+            "name": f"{release.row.name.replace('-', '_')}_imported",
+            "tier": "paper",
+            "data": {"size": found["size"], "train": 20_000},
+            "vfm": release.row.vfm or found["vfm"],
+            "tokenizer": found["tokenizer"],
+            "imported": _imported(release),
+            "protocol": {"features": "inception", "batch": 64},
+        },
+        f"import {release.row.name}",
+    )
+    return config.override(run, overrides).phases()[0]
+
+
+def _diffusion_run(
+    release: Release, overrides: dict[str, Any] | str | None, root: str | Path, tokenizer: str | Path | None
+) -> config.Run:
+    folder = _tokenizer_folder(release.row, root, tokenizer)
+    parent, network = folder.config(), release.module
+    expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
+    if tuple(network.latent_shape) != expected:
+        raise ConfigError(
+            f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), tokenizer run '{folder.id}' has "
+            f"{expected}; name another run: --tokenizer RUN"
+        )
+    changes = {
+        "name": parent.name.removesuffix(f"_{parent.phase}"),
+        "stage": None,
+        "diffusion": {"network": network.config.model_dump(mode="json"), "train": None, "imported": _imported(release)},
+        "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol},
+    }
+    run = config.parse({**parent.model_dump(mode="json"), **changes}, f"import {release.row.name}")
+    run = config.override(run, overrides)
+    if run.parent != folder.id:
+        raise ConfigError(
+            f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this config its own run would be "
+            f"'{run.parent}'; import the tokenizer, or train it as part of a pipeline"
+        )
+    return run
+
+
+def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) -> runs.RunDir:
+    if ref is not None:
+        folder = runs.open_run(ref, root, kind="tokenizer")
+    elif row.tokenizer is None:
+        raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give --tokenizer RUN")
+    else:
+        found = [run for run in runs.scan(root) if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer]
+        found = [run for run in found if run.kind == "tokenizer" and not run.raw_config.get("stages")]
+        if not found:
+            raise RunError(
+                f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; first: vfmlab import "
+                f"{row.tokenizer}, or name a run: --tokenizer RUN"
+            )
+        folder = found[-1]
+    if folder.kind != "tokenizer":
+        raise RunError(f"--tokenizer: run '{folder.id}' is a {folder.kind} run; name a tokenizer run")
+    return folder
+
+
+# -- the run's directory ----------------------------------------------------------------------------------------------
+
+
+def import_run(
+    run: config.Run,
+    root: str | Path = "runs",
+    file: str | Path | None = None,
+    config_file: str | Path | None = None,
+    statistics_from: str | Path | None = None,
+    release: Release | None = None,
+) -> Iterator[Event]:
+    """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with "finish".
+
+    Args:
+        run: a phase with imported weights: `run.imported` (tokenizer) or `run.diffusion.imported`.
+        file, config_file: as in :func:`open_release`. release: one that is open already.
+        statistics_from: a file with the latents' mean and std; "measured": on the run's images even if the release has
+            some. By default the release's, else measured.
+
+    Raises:
+        VfmlabError: one line; the run is then marked as failed and can be imported again.
+    """
+    asked = run.imported if run.kind == "tokenizer" else run.diffusion.imported
+    if asked is None or run.phases()[-1].id != run.id:
+        raise ConfigError(f"run '{run.id}' has no imported weights; train it instead")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        from vfmlab.training.step import WAIT
+
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+        with state.main_process_first():  # one process imports, the others then find the run finished
+            yield from _import(run, asked, root, file, config_file, statistics_from, release)
+    else:
+        yield from _import(run, asked, root, file, config_file, statistics_from, release)
+
+
+def _import(
+    run: config.Run,
+    asked: config.Imported,
+    root: str | Path,
+    file: str | Path | None,
+    config_file: str | Path | None,
+    statistics_from: str | Path | None,
+    release: Release | None,
+) -> Iterator[Event]:
+    folder = runs.create(run, root)
+    if folder.status().state == "finished":
+        _same_file(folder, release)
+        yield Event("skip", run.id, run.phase)
+        return
+    started = time.monotonic()
+    with folder.lock():
+        folder.set_status(state="running", message="importing")
+        folder.save_env()
+        yield Event("start", run.id, run.phase)
+        try:
+            release = release or open_release(asked.name, file, config_file, asked.sha256)
+            fill = _fill_tokenizer if run.kind == "tokenizer" else _fill_diffusion
+            facts = {}
+            for event in fill(run, folder, release, statistics_from):
+                facts |= event.data if event.kind == "step" else {}
+                yield event
+        except BaseException as error:
+            message = str(error) if isinstance(error, VfmlabError) else type(error).__name__
+            with contextlib.suppress(OSError):
+                folder.set_status(state="failed", message=message)
+            raise
+        folder.set_status(state="finished", message="", seconds=time.monotonic() - started)
+    yield Event("finish", run.id, run.phase, data=facts)
+
+
+def _same_file(folder: runs.RunDir, release: Release | None) -> None:
+    before = checkpoint.metadata(folder.ema).get("imported_sha256", "")
+    if release is not None and release.sha256 != before:
+        raise RunError(
+            f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); give this one a name of its "
+            "own: --set name=NAME"
+        )
+
+
+def _fill_tokenizer(
+    run: config.Run, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
+) -> Iterator[Event]:
+    known: tuple[Tensor, Tensor, str] | None
+    if statistics_from is None:
+        known = statistics.released(release.row)
+    elif str(statistics_from) == MEASURED:
+        known = None
+    else:
+        eps = release.row.statistics.eps if release.row.statistics else 0.0
+        known = (*statistics.read(statistics_from, eps), Path(statistics_from).name)
+    vision = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
+    tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, vision).eval()
+    channels = run.tokenizer.channels
+    if known is not None and known[0].shape[0] not in (1, channels):
+        raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents {channels}")
+    if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
+        raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run has {tokenizer.latent_shape}")
+    tokenizer.to(_device())
+    where = tokenizer.stat_mean.device
+    release.module.to(where)
+
+    def batches() -> Iterable[Tensor]:
+        return (images.to(where) for images in _images(run))
+
+    left = landing(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
+    if left is None:
+        message = f"latent statistics are measured on {run.data.source}; the release publishes none, or they were not asked for"
+        yield Event("warning", run.id, run.phase, data={"message": message})
+        found, origin = measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint), MEASURED
+    else:
+        mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left)
+        origin = known[2]
+        found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
+    tokenizer.set_statistics(found)
+    facts = {"fingerprint": found.fingerprint, "statistics": origin}
+    if vision is not None:
+        facts["vfm_fingerprint"] = vision.fingerprint
+    write(folder, tokenizer.state_dict(), release, facts)
+    with runs.beside(folder.latent_stats) as temporary:
+        save_file({"mean": found.mean.cpu(), "std": found.std.cpu()}, temporary, {"count": str(found.count), **facts})
+    yield Event("step", run.id, run.phase, data={"statistics": origin, "sha256": release.sha256})
+
+
+def _fill_diffusion(
+    run: config.Run, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
+) -> Iterator[Event]:
+    if statistics_from is not None:
+        raise ConfigError("--statistics belongs to a tokenizer; import its tokenizer again with them")
+    parent = runs.open_run(run.parent, root=folder.path.parent)
+    if not parent.ema.exists():
+        raise CheckpointError(f"tokenizer run '{parent.id}' has no weights yet (state: {parent.status().state})")
+    tokenizer = checkpoint.metadata(parent.ema)
+    if tokenizer.get("statistics") == MEASURED:
+        message = (
+            f"the latent statistics of '{parent.id}' are measured, not the release's: what the network samples is then "
+            "scaled differently from what it learned"
+        )
+        yield Event("warning", run.id, run.phase, data={"message": message})
+    module = release.module
+    agree(run.diffusion.network, module.config, "diffusion.network")
+    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, module.latent_shape, module.num_classes)
+    load_renamed(network, module.state_dict(), f"imported '{release.row.name}'")
+    facts = {key: tokenizer[key] for key in ("fingerprint", "vfm_fingerprint") if key in tokenizer}
+    names = json.dumps(class_names(module.num_classes))
+    write(folder, network.state_dict(), release, {**facts, "tokenizer": parent.id, "class_names": names})
+    yield Event("step", run.id, run.phase, data={"sha256": release.sha256, "tokenizer": parent.id})
+
+
+def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None, facts: dict[str, str]) -> None:
+    """Both weights files of a run, with equal tensors. facts: metadata beside what every run has."""
+    what = {"format": checkpoint.FORMAT, "run_id": folder.id, "kind": folder.kind, "samples": 0, "ema_samples": 0, **facts}
+    if release is not None:
+        row = release.row
+        what |= {"imported": row.name, "imported_sha256": release.sha256, "licence": row.licence}
+        what |= {"imported_repo": row.repo or "", "imported_file": row.file or ""}
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    for path in (folder.model, folder.ema):
+        checkpoint.save_weights(path, tensors, what)
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _images(run: config.Run, batch: int = 64) -> Iterator[Tensor]:
+    """Batches of a fixed, seeded part of the run's training images, [-1, 1]: those that a training would take."""
+    source = data.open_source(run.data, "train")
+    order = torch.randperm(len(source), generator=generator("statistics", run.seed))[:MEASURED_IMAGES]
+    for part in order.split(batch):
+        yield data.to_float(source.batch(part).images)
+
+
+def class_names(count: int) -> list[str]:
+    """Of a released class-conditional network: ImageNet's for a thousand classes, else numbers."""
+    if count != 1000:
+        return [str(i) for i in range(count)]
+    from timm.data import ImageNetInfo
+
+    return [description.split(",")[0] for description in ImageNetInfo().label_descriptions()]
