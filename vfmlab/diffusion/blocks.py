@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.layers import Mlp, SwiGLUPacked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,6 +98,8 @@ def feed_forward(width: int, ratio: float, swiglu: bool) -> nn.Module:
 
     tanh-GELU is several times slower than SiLU on the CPU in bf16; small networks there should use SwiGLU.
     """
+    from timm.layers import Mlp, SwiGLUPacked  # imports seconds of code that reading a config must not wait for
+
     hidden = int(width * ratio)
     if swiglu:
         return SwiGLUPacked(width, 2 * int(2 / 3 * hidden))

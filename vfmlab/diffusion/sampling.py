@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion import path
@@ -85,6 +84,8 @@ def adaptive(field: Field, x: Tensor, rtol: float = RTOL, atol: float = ATOL, la
     land: end exactly at the data; otherwise, as the releases do, step beyond it and interpolate back, which calls the
     network at times it was never trained on.
     """
+    from torchdiffeq import odeint  # imports scipy
+
     ends = torch.tensor([path.NOISE, path.DATA], device=x.device)
     options = {"dtype": torch.float32, **({"step_t": ends[1:]} if land else {})}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import build_rotary_pos_embed
 from torch import Tensor
 
 
@@ -13,6 +12,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
     The first half of a head's dimensions turns with the row, the second with the column; neighbouring dimensions form
     a pair (EVA-02, arXiv 2303.11331; as in LightningDiT). head_dim must be a multiple of 4.
     """
+    from timm.layers import build_rotary_pos_embed  # imports seconds of code that reading a config must not wait for
+
     return torch.stack(build_rotary_pos_embed(list(grid), dim=head_dim, in_pixels=False))
 
 
