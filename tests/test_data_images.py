@@ -179,3 +179,16 @@ def test_damage_never_raises_anything_else(place, value, end):
     damaged[place] = value
     with contextlib.suppress(Unreadable):
         assert decode(bytes(damaged[:end]), 16).shape == (16, 16, 3)
+
+
+def test_only_listed_formats_are_opened_whatever_the_name(monkeypatch):
+    """A PostScript file would start Ghostscript; every reader outside the list never sees the bytes."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
+    picture = noise(16, 16)
+    for kind in ("EPS", "ICO", "TGA", "PCX", "SGI", "PDF"):
+        with pytest.raises(Unreadable, match="cannot identify"):
+            decode(encoded(picture, kind), 16)
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
+        assert decode(encoded(picture, kind), 16).shape == (16, 16, 3)

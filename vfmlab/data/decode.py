@@ -17,6 +17,10 @@ MAX_PIXELS = 2**26
 """Larger images (8192 x 8192) are refused before they are decoded: decompression bombs."""
 
 
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's readers that may see a file, by content and not by name. Never EPS, which would start Ghostscript."""
+
+
 class Unreadable(Exception):
     """An image cannot be decoded; the message is the reason without the name."""
 
@@ -63,7 +67,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
     if not data:
         raise Unreadable("zero bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             enlarged = width * height * max(1.0, size / min(width, height)) ** 2
             if max(width * height, enlarged) > MAX_PIXELS:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vfmlab.config import Data, digest
 from vfmlab.data.base import UNLABELLED, ImageSource
-from vfmlab.data.decode import Unreadable, decode
+from vfmlab.data.decode import FORMATS, Unreadable, decode
 from vfmlab.errors import DataError, nearest
 from vfmlab.seeding import generator
 
@@ -96,7 +96,7 @@ class RecordSource(ImageSource):
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""
         position = int(self.picked[self._decode(0)[1]])
-        with Image.open(io.BytesIO(self.records.read(position))) as image:
+        with Image.open(io.BytesIO(self.records.read(position)), formats=FORMATS) as image:
             return image.size
 
     def _note(self, line: str) -> None:
