@@ -102,7 +102,7 @@ def test_encoder_stays_in_eval_mode_and_is_averaged():
     after = average.module.encoder.net.norm.weight
     assert after.data_ptr() != weight.data_ptr()
     assert ((before < after) & (after < weight)).all()
-    assert average.module.__dict__["vfm"] is tokenizer.__dict__["vfm"], "the frozen one is shared, not copied"
+    assert average.module.vfm is tokenizer.vfm, "the frozen one is shared, not copied"
     assert not average.module.own_features(images())[-1].requires_grad
 
 

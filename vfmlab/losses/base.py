@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vfmlab.config import LossConfig
 from vfmlab.errors import ConfigError
+from vfmlab.nn.frozen import Frozen
 
 if TYPE_CHECKING:  # the tokenizers are a floor above
     from vfmlab.tokenizers.base import Posterior
@@ -84,7 +85,7 @@ class Loss(nn.Module):
         super().__init__()
         self.config, self.context = config, context
         self.name = self.registered_name  # whoever builds a recipe says under which name the term stands in it
-        self.__dict__["hidden"] = {}
+        self.hidden = Frozen()
 
     def value(self, r: Reconstruction) -> Tensor:
         """The term for one batch: a mean over its images."""
@@ -97,17 +98,8 @@ class Loss(nn.Module):
             return self.value(r).float()
 
     def hide(self, name: str, network: nn.Module) -> None:
-        """Freeze a network and keep it, as `self.hidden[name]`, out of parameters(), state_dict() and .train().
-
-        It still moves with `.to()`.
-        """
+        """Freeze a network and hold it as `self.hidden[name]`: neither trained nor saved, but moved by `.to()`."""
         self.hidden[name] = network.requires_grad_(False).eval()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Loss:
-        super()._apply(fn, recurse)
-        for network in self.hidden.values():
-            network._apply(fn, recurse)
-        return self
 
     def need_vfm(self) -> nn.Module:
         """The run's VFM; :class:`ConfigError` when the run has none."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vfmlab.config import TokenizerConfig
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
 
 
@@ -94,12 +95,16 @@ class Tokenizer(nn.Module):
         if size % config.factor:
             raise ConfigError(f"data.size {size} is not divisible by tokenizer.factor {config.factor}; choose a multiple of {config.factor}")
         self.config, self.size = config, size
-        # The VFM is frozen and shared: kept out of parameters(), state_dict() and .train().
-        self.__dict__["vfm"] = vfm
+        self.frozen = Frozen(vfm=vfm)
         self.register_buffer("stat_mean", torch.zeros(config.channels))
         self.register_buffer("stat_std", torch.ones(config.channels))
         self.register_buffer("stat_count", torch.zeros((), dtype=torch.long))
         self.fingerprint = ""
+
+    @property
+    def vfm(self) -> nn.Module | None:
+        """The run's frozen VFM: shared, so no part of parameters(), state_dict() and train()."""
+        return self.frozen.get("vfm")
 
     # -- what a method implements, on raw latents -------------------------------------------------------------------
 
@@ -208,12 +213,6 @@ class Tokenizer(nn.Module):
         if self.vfm is None:
             raise ConfigError(f"tokenizer '{self.config.method}' reads VFM layers {list(layers)} but the run has no 'vfm' section; add vfm.name=...")
         return self.vfm.features(images, layers).maps
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Tokenizer:
-        super()._apply(fn, recurse)
-        if self.vfm is not None:  # .to(device) reaches the shared VFM too, although it is not a submodule
-            self.vfm._apply(fn, recurse)
-        return self
 
 
 @torch.no_grad()

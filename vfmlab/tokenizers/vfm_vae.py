@@ -153,7 +153,7 @@ class VFMVAE(Tokenizer):
                     f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made for "
                     f"width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its training"
                 )
-        self.__dict__["vfm"] = vfm
+        self.frozen["vfm"] = vfm
         return self
 
     # -- encoder ----------------------------------------------------------------------------------------------------

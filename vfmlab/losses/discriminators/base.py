@@ -6,13 +6,14 @@ one there is none.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab.config import Section
 from vfmlab.losses.discriminators.augment import POLICIES, Policy
+from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
 
 Features = list[list[Tensor]]
@@ -40,7 +41,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig, size: int, vfm: nn.Module | None = None):
         super().__init__()
         self.config, self.size = config, size
-        self.__dict__["hidden"] = {}
+        self.hidden = Frozen()
 
     def score(self, images: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Features]:
         """Logits, and the maps behind them by scale or depth from early to late, of images as they are."""
@@ -75,9 +76,3 @@ class Discriminator(nn.Module):
     def hide(self, name: str, network: nn.Module) -> None:
         """Freeze a network and keep it as `self.hidden[name]`: neither trained nor saved, but moved by `.to()`."""
         self.hidden[name] = network.requires_grad_(False).eval()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Discriminator:
-        super()._apply(fn, recurse)
-        for network in self.hidden.values():
-            network._apply(fn, recurse)
-        return self
