@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfmlab import config, presets
+from vfmlab import api, config, presets
 from vfmlab.errors import ConfigError, VfmlabError
 
 
@@ -101,3 +101,13 @@ def test_assignments_need_a_sign():
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'pocket_vfm_vae'"):
         presets.get("pocket_vfmvae")
+
+
+def test_a_seed_given_twice_wins_or_is_refused():
+    """A notebook's own `seed = 0` is no second source; two different ones are."""
+    assert api.resolve("tiny_plain_vae", '{"seed": 1}', seed=0).seed == 1
+    assert api.resolve("tiny_plain_vae", {"seed": 1}, seed=1).seed == 1
+    assert api.resolve("tiny_plain_vae", None, seed=2).seed == 2
+    for overrides in ({"seed": 1}, '{"seed": 0}'):
+        with pytest.raises(ConfigError, match="seed = 2, and overrides say seed = "):
+            api.resolve("tiny_plain_vae", overrides, seed=2)

@@ -18,7 +18,7 @@ from toy import ToyTask, outcome, toy_run, train_toy
 
 from vfmlab import presets, runs
 from vfmlab.config import Train, override
-from vfmlab.errors import ConfigError, DataError, RunError, TrainingError
+from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
 from vfmlab.training import dryrun
 from vfmlab.training.average import Average
 from vfmlab.training.checkpoint import read_weights
@@ -233,6 +233,31 @@ def test_signals_in_each_phase_lose_nothing(tmp_path, phase, saved, number):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert run_dir.status().state == "interrupted"
     assert run_dir.status().samples == 16 * saved
+    list(fit(Interrupting(run, ""), run_dir, device="cpu"))
+    whole = runs.create(run, tmp_path / "b")
+    list(fit(Interrupting(run, ""), whole, device="cpu"))
+    assert outcome(run_dir) == outcome(whole)
+
+
+class Requesting(Interrupting):
+    """Its run is asked to stop, by somebody who knows its directory only."""
+
+    def strike(self, phase):
+        if phase == self.phase:
+            self.phase = ""
+            runs.RunDir(self.number).request_stop()
+
+
+@pytest.mark.parametrize(
+    ("phase", "saved"), [("prepare", 0), ("data", 4), ("step", 5), ("preview", 5), ("evaluate", 8)]
+)
+def test_a_stop_request_in_each_phase_loses_nothing(tmp_path, phase, saved):
+    run = toy_run(samples=128, evaluate_at=(100,))
+    run_dir = runs.create(run, tmp_path / "a")
+    run_dir.request_stop()  # for an earlier process: dropped
+    with pytest.raises(Stopped, match="goes on"):
+        list(fit(Requesting(run, phase, run_dir.path), run_dir, device="cpu"))
+    assert (run_dir.status().state, run_dir.status().samples) == ("interrupted", 16 * saved)
     list(fit(Interrupting(run, ""), run_dir, device="cpu"))
     whole = runs.create(run, tmp_path / "b")
     list(fit(Interrupting(run, ""), whole, device="cpu"))

@@ -161,6 +161,16 @@ def test_lock(tmp_path):
             pass
 
 
+def test_a_run_that_fails_to_start_leaves_nothing_behind(tmp_path):
+    with pytest.raises(TrainingError), runs.starting(config(), tmp_path):
+        raise TrainingError("a file is missing")
+    assert list(tmp_path.iterdir()) == []
+    runs.create(config(), tmp_path)
+    with pytest.raises(TrainingError), runs.starting(config(), tmp_path):
+        raise TrainingError("again")
+    assert len(runs.scan(tmp_path)) == 1, "what was there stays"
+
+
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     runs.write_json(path, {"a": 1})

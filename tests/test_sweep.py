@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pyarrow.parquet
@@ -17,7 +16,7 @@ import pytest
 pytest.importorskip("papermill")
 from vfmlab import api, runs
 from vfmlab.cli import main
-from vfmlab.errors import ConfigError, RunError
+from vfmlab.errors import ConfigError
 from vfmlab.studies import sweep
 from vfmlab.studies.sweep import book, grid, page, pool, table
 from vfmlab.studies.sweep.folder import Folder
@@ -453,24 +452,3 @@ def test_points_that_share_a_run_do_not_train_it_at_once(tmp_path, monkeypatch):
     runs.create(api.resolve("tiny_plain_vae").tokenizer_run, tmp_path).set_status(state="finished")
     workers._fill(queue)
     assert begun[2:] == [(0, 2)], "what is trained can be shared at once"
-
-
-def test_a_run_that_another_machine_trains_is_waited_for(tmp_path, monkeypatch):
-    folder = runs.create(api.resolve("tiny_plain_vae").tokenizer_run, tmp_path)
-    free = threading.Event()
-
-    def hold():
-        with folder.lock():
-            free.set()
-            time.sleep(0.5)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    free.wait()
-    with pytest.raises(RunError, match="is being trained by process"), folder.lock():
-        pass
-    monkeypatch.setenv("VFMLAB_WAIT", "1")
-    began = time.monotonic()
-    with folder.lock():
-        assert time.monotonic() - began > 0.1
-    other.join()

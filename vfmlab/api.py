@@ -30,7 +30,14 @@ def device() -> torch.device:
 
 
 def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Run:
-    """A :class:`config.Run` from a preset's name, a config file (.json), a dict or a Run, with dotted `overrides` applied."""
+    """A :class:`config.Run` from a preset's name, a config file (.json), a dict or a Run, with dotted `overrides` applied.
+
+    `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the preset's own
+    (the default of a notebook's parameter) gives way.
+
+    Raises:
+        ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict each other.
+    """
     if isinstance(run, dict):
         run = config.parse(run)
     elif not isinstance(run, config.Run):
@@ -44,8 +51,14 @@ def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, 
                 raise ConfigError(f"config file '{text}' is not JSON: {error}") from None
         else:
             run = presets.get(text)
-    run = config.override(run, overrides)
-    return run if seed is None or seed == run.seed else config.override(run, {"seed": seed})
+    own, run = run.seed, config.override(run, overrides)
+    if seed is None or seed == run.seed:
+        return run
+    if "seed" in (json.loads(overrides or "{}") if isinstance(overrides, str) else overrides or {}):
+        if seed != own:
+            raise ConfigError(f"seed = {seed}, and overrides say seed = {run.seed}; give one of them")
+        return run
+    return config.override(run, {"seed": seed})
 
 
 def train(
@@ -69,12 +82,12 @@ def train(
         named = dict.fromkeys([*(phase.phase for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
     for phase in phases if until is None else phases[: ends[-1] + 1]:
-        folder = runs.create(phase, root)
-        if folder.status().state == "finished":
-            total = 0 if phase.budget is None else phase.budget.samples
-            yield Event("skip", phase.id, phase.kind, total, total)
-        else:
-            yield from _fit(phase, folder, root)
+        with runs.starting(phase, root) as folder:
+            if folder.status().state == "finished":
+                total = 0 if phase.budget is None else phase.budget.samples
+                yield Event("skip", phase.id, phase.kind, total, total)
+            else:
+                yield from _fit(phase, folder, root)
 
 
 def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[Event]:

@@ -30,6 +30,14 @@ class RunError(VfmlabError):
     """A run directory is missing, ambiguous, unfinished or of another kind."""
 
 
+class RunBusy(RunError):
+    """Another process is training this run."""
+
+
+class Stopped(VfmlabError):
+    """A training ended early and saved its state, because a stop was requested."""
+
+
 class TrainingError(VfmlabError):
     """Training stopped itself: non-finite or exploding loss, dead gradients, out of memory, disk full."""
 

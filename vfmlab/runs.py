@@ -30,7 +30,7 @@ import filelock
 import psutil
 
 from vfmlab.config import Run, parse
-from vfmlab.errors import RunError, TrainingError, nearest
+from vfmlab.errors import RunBusy, RunError, TrainingError, nearest
 
 State = Literal["created", "running", "interrupted", "failed", "finished"]
 TIMING = ("seconds", "samples_per_second")  # the only fields of a metrics record that differ between equal runs
@@ -139,22 +139,38 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the run for training. The lock of a dead process is free at once (the system drops it).
 
-        With VFMLAB_WAIT in the environment a run that is being trained is waited for: points of a sweep share runs.
+        An old stop request is dropped: it was for the process before.
+
+        Raises:
+            RunBusy: another process holds it.
         """
         held = filelock.FileLock(self.path / ".lock", thread_local=False)
         try:
-            held.acquire(timeout=-1 if os.environ.get("VFMLAB_WAIT") else 0)
+            held.acquire(timeout=0)
         except filelock.Timeout:
             pid = self.status().pid
-            raise RunError(
+            raise RunBusy(
                 f"run '{self.id}' is being trained by process {pid}; wait for it, stop it, or change the name or seed"
             ) from None
         try:
             for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
                 leftover.unlink(missing_ok=True)  # of a killed process; nobody else writes now
+            self._stop.unlink(missing_ok=True)
             yield
         finally:
             held.release()
+
+    @property
+    def _stop(self) -> Path:
+        return self.path / "stop"
+
+    def request_stop(self) -> None:
+        """Ask the process that trains this run, wherever it is, to save and end: it looks for this file at every step."""
+        self._stop.touch()
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop.exists()
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -231,6 +247,19 @@ def create(run: Run, root: str | Path = "runs") -> RunDir:
         run_dir.set_status(total=0 if run.budget is None else run.budget.samples, created=time.time())
     write_json(run_dir.path / "config.json", new)  # last: a directory with a config is a run
     return RunDir(run_dir.path)
+
+
+@contextmanager
+def starting(run: Run, root: str | Path = "runs") -> Iterator[RunDir]:
+    """The directory of `run`, as :func:`create`; made now and left with an error before the run began, it goes again."""
+    there = (Path(root) / run.id).exists()
+    folder = create(run, root)
+    try:
+        yield folder
+    except BaseException:
+        if not there and folder.status().state == "created":
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None) -> RunDir:

@@ -1,4 +1,4 @@
-"""The command line: `vfmlab train|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|correlate|app|demo`.
+"""The command line: `vfmlab train|stop|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|correlate|app|demo`.
 
 Thin over `vfmlab.api`. Everything heavy is imported inside the commands, so that help and mistakes are quick. What the
 library raises on bad input becomes one line on stderr and exit code 2; anything else keeps its traceback.
@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vfmlab.cli.arguments import Assignments, Json, PresetArg, Progress, Root, RunArg, assignments, root_flag
-from vfmlab.cli.studies import compare, correlate
+from vfmlab.cli.studies import compare, correlate, stop
 from vfmlab.cli.sweep import sweep
 from vfmlab.cli.weights import export, import_
-from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
+from vfmlab.errors import ConfigError, DataError, Stopped, VfmlabError, nearest
 
 arg = tyro.conf.arg
 ImageArgs = Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="IMAGE ...")]
@@ -62,7 +62,7 @@ def train(
                 last = event.run_id
                 if "remark" in event.data:
                     print(f"{last}: {event.data['remark']}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         again = shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
         saved = f"run '{last}' is saved" if last else "nothing was trained yet"
         raise Interrupted(f"interrupted; {saved}. To go on: {again}") from None
@@ -346,6 +346,7 @@ def _save(folder: Path, images: Any, names: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
+    "stop": stop,
     "eval": evaluate,
     "sample": sample,
     "reconstruct": reconstruct,

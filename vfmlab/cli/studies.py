@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from vfmlab.cli.arguments import Assignments, Root, assignments
-from vfmlab.errors import ConfigError
+from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
+from vfmlab.errors import ConfigError, RunError
 
 Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[@OTHER][+VARIANT...][:field=value,...]")]
 
@@ -72,4 +72,16 @@ def correlate(
         raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} settings")
     more = {"names": names} if names else {}
     print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, compared_with=compared_with, **more)}")
+    return 0
+
+
+def stop(run: RunArg, /, root: Root = Path("runs")) -> int:
+    """Ask a run to save and end, whichever process or machine trains it; started again, it goes on."""
+    from vfmlab import runs
+
+    folder = runs.open_run(run, root)
+    if (state := folder.status().state) != "running":
+        raise RunError(f"run '{folder.id}' is not being trained (state: {state}), so there is nothing to stop")
+    folder.request_stop()
+    print(f"run '{folder.id}' saves and ends after the step it is in")
     return 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torchvision.utils import save_image
 
-from vfmlab.errors import DataError, TrainingError, VfmlabError
+from vfmlab.errors import DataError, Stopped, TrainingError, VfmlabError
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import derive
 from vfmlab.training import checkpoint, dryrun
@@ -27,7 +27,7 @@ from vfmlab.training.events import Event
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
 from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
-from vfmlab.training.stop import Stop
+from vfmlab.training.stop import REQUEST, Stop
 from vfmlab.training.task import Task, apply, indices, select
 
 __all__ = ["Task", "fit"]
@@ -105,7 +105,7 @@ class _Loop:
                 for event in self._life():
                     if self.main:
                         yield event
-            except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            except (GeneratorExit, KeyboardInterrupt, SystemExit, Stopped):
                 self._interrupt("stopped by hand")
                 raise
             except (torch.OutOfMemoryError, MemoryError) as error:
@@ -170,6 +170,10 @@ class _Loop:
                     yield Event("start", self.run_dir.id, what, 0, of)
                     phase = what
                 yield Event("step", self.run_dir.id, what, done, of)
+                if not self.stop.together:
+                    self._look_for_request()
+                    if self.stop.asked:
+                        self.stop.raise_now()
                 if time.time() - self.beat > BEAT:
                     self._status()
         if phase is not None:
@@ -241,9 +245,14 @@ class _Loop:
         if self.stop.asked:
             self.stop.raise_now()
 
+    def _look_for_request(self) -> None:
+        if self.main and not self.stop.asked and self.run_dir.stop_requested:
+            self.stop.asked = REQUEST
+
     def _agree(self, metrics: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
         """Means over all processes, in one exchange and one wait for the device; also who was asked to stop."""
         acc = self.accelerator
+        self._look_for_request()
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
         if acc.num_processes > 1:
             numbers = acc.reduce(numbers, "mean")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save, then stop."""
+"""Ctrl-C, SIGTERM and stop requests while training: finish the step, save, then stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from vfmlab.errors import Stopped
+
+REQUEST = 256  # in place of a signal's number: a stop request in the run's directory
 
 
 class Stop:
@@ -16,7 +20,7 @@ class Stop:
     nothing, and a generator is stopped by closing it.
 
     Attributes:
-        asked: 0, or the signal's number. busy: inside a step. together: several processes have to stop at the same
+        asked: 0, the signal's number, or REQUEST. busy: inside a step. together: several processes have to stop at the same
             step, so a signal between steps waits for the next one.
     """
 
@@ -25,7 +29,9 @@ class Stop:
         self._main = threading.current_thread() is threading.main_thread()
 
     def raise_now(self) -> None:
-        """End the program the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM."""
+        """End the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on request."""
+        if self.asked == REQUEST:
+            raise Stopped("stopped on request; started again, the run goes on")
         raise SystemExit(128 + signal.SIGTERM) if self.asked == signal.SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: object) -> None:
