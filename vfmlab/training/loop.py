@@ -333,7 +333,8 @@ class _Loop:
         state, lr = self.state, self.optimizer.param_groups[0]["lr"]
         facts = {"step": self.step, "samples": self.samples, **state.means(), "lr": lr}
         facts |= {"bad_steps": state.guard.total, "ema_samples": state.average.samples}
-        speed = self.train.batch / self.clock.median
+        # Just resumed, this process has taken no step yet: the mean over the run's earlier ones.
+        speed = self.train.batch / (self.clock.median or state.seconds / self.step)
         self.run_dir.log({"kind": "step", **facts, "seconds": state.seconds, "samples_per_second": speed})
         if self.train.logger != "none":
             self.accelerator.log({k: v for k, v in facts.items() if isinstance(v, float)}, step=self.samples)
