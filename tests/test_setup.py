@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = [
     *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "tensorboard"),
-    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna"),
+    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna", "dask", "distributed"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
 PRESENTATION = [
-    *(f"vfmlab.{name}" for name in ("viz", "figures", "report", "widgets", "sweep", "demo", "compare", "explore", "blends", "leaderboard")),
+    *(f"vfmlab.{name}" for name in ("plots", "widgets", "studies")),
 ]
 
 # What is hidden is not found, as if it were not installed: neither by `import` nor by `find_spec`.
@@ -139,7 +139,7 @@ def test_core_needs_no_optional_extra():
 
 @pytest.mark.parametrize(("command", "missing"), [("compare tiny_plain_vae", "plotly"), ("app", "gradio"), ("sweep a.ipynb --grid b.yaml", "jupytext")])
 def test_a_command_without_its_extra_is_told_in_one_line(command: str, missing: str):
-    done = run_python(HIDE.format(names=OPTIONAL) + f"from vfmlab import cli; sys.exit(cli.main({command.split()}))")
+    done = run_python(HIDE.format(names=OPTIONAL) + f"from vfmlab.cli import main; sys.exit(main.main({command.split()}))")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"needs {missing}" in done.stderr

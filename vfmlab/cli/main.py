@@ -1,4 +1,4 @@
-"""The command line: `vfmlab train|stop|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|bench|compare|correlate|app|demo`.
+"""The command line: `vfmlab train|stop|eval|sample|reconstruct|import|export|runs|plan|presets|doctor|compare|correlate|app|demo`.
 
 Thin over `vfmlab.api`. Everything heavy is imported inside the commands, so that help and mistakes are quick. What the
 library raises on bad input becomes one line on stderr and exit code 2; anything else keeps its traceback.
@@ -247,25 +247,6 @@ def doctor(root: Root = Path("runs"), as_json: Json = False) -> int:
     return int(any(check.state == "fail" for check in found))
 
 
-def bench(only: tuple[str, ...] = (), out: Path = Path("bench.json"), repeats: int = 7) -> int:
-    """Time the choices that the library made against their alternatives; prints ratios and writes JSON.
-
-    Args:
-        only: names of benchmarks; none: all that this machine can run.
-        out: where the JSON goes.
-        repeats: interleaved repetitions, of which the median ratio is told.
-    """
-    from vfmlab import bench as benching
-
-    results = []
-    for result in benching.run(only, repeats):
-        print(benching.line(result), flush=True)
-        results.append(result)
-    benching.save(results, out)
-    print(f"figures: {out}")
-    return 0
-
-
 def app(
     runs: Root = Path("runs"),
     port: int = 7860,
@@ -356,7 +337,6 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "presets": presets,
     "plan": plan,
     "doctor": doctor,
-    "bench": bench,
     "compare": compare,
     "sweep": sweep,
     "correlate": correlate,
