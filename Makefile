@@ -17,16 +17,17 @@ WORKERS     ?= $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_ge
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest notebooks notebooks-check lab app lock clean
+.PHONY: help install demo test lint pytest notebooks bench lab app lock clean
 
 help:
 	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... BASELINE=... OVERRIDES=... ROOT=...)"
-	@echo "make test       lint, tests, notebook pairs"
+	@echo "make test       lint and tests"
 	@echo "make install    create $(VENV) with the versions pinned in constraints.txt"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make app        the app on the runs of the demo (ROOT=...)"
 	@echo "make lint       ruff"
-	@echo "make notebooks  write every notebooks/*.ipynb from its .py"
+	@echo "make notebooks  bring the two files of every notebook (.py, .ipynb) together"
+	@echo "make bench      time the library's choices against their alternatives"
 	@echo "make lock       choose versions anew for constraints.txt"
 	@echo "make clean      remove $(VENV)"
 
@@ -46,7 +47,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m vfmlab.studies.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(BASELINE),--baseline '$(BASELINE)') \
 	  $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(ROOT),--root '$(ROOT)')
 
-test: lint notebooks-check pytest
+test: lint pytest
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --output-format concise
@@ -54,12 +55,13 @@ lint: $(STAMP)
 pytest: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-# The .py (py:percent) is the source; the .ipynb is generated and carries no outputs.
+# The newer side of a pair wins (jupytext's rule); both sides as they were stay in notebooks/.ipynb_checkpoints.
 notebooks: $(STAMP)
-	@$(BIN)/python -m vfmlab.pairs write
+	@mkdir -p notebooks/.ipynb_checkpoints && cp -p notebooks/[0-9]* notebooks/.ipynb_checkpoints
+	@$(BIN)/jupytext --sync notebooks/[0-9]*.ipynb | grep -Ev 'Reading|Unchanged' || echo "notebook pairs agree"
 
-notebooks-check: $(STAMP)
-	@$(BIN)/python -m vfmlab.pairs check
+bench: $(STAMP)
+	@$(BIN)/python tests/benchmarks.py
 
 lab: $(STAMP)
 	@$(BIN)/python -m jupyter lab notebooks

@@ -91,6 +91,23 @@ def test_runs_headless(name, demo):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_two_files_of_a_pair_agree(name):
+    """In what a person writes: outputs, counts and the kernel's header may differ."""
+    jupytext = pytest.importorskip("jupytext")
+    sides = [jupytext.read(FOLDER / f"{name}{ending}") for ending in (".py", ".ipynb")]
+    cells = [[(c.cell_type, c.source.strip(), c.metadata.get("tags", [])) for c in side.cells] for side in sides]
+    assert cells[0] == cells[1], f"{name}.py and {name}.ipynb differ: make notebooks"
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="a working copy may hold outputs; what is committed may not (CI)")
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_outputs_are_committed(name):
+    book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    filled = [number for number, cell in enumerate(book.cells) if cell.get("outputs")]
+    assert not filled, f"strip cells {filled}: jupyter nbconvert --clear-output --inplace notebooks/{name}.ipynb"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_is_told_as_a_story(name):
     text = (FOLDER / f"{name}.py").read_text()
     for part in ("**Question.**", 'tags=["parameters"]', "Prediction", "## Finding", "## What next"):

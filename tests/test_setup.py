@@ -144,3 +144,12 @@ def test_a_command_without_its_extra_is_told_in_one_line(command: str, missing: 
     assert done.stderr.count("\n") == 1
     assert f"needs {missing}" in done.stderr
     assert "uv pip install" in done.stderr
+
+
+def test_links_of_the_manual_lead_somewhere():
+    broken = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in link and not (page.parent / link).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken

@@ -53,7 +53,7 @@ def pocket_vfm_vae_random() -> Run:
 def pocket_vfm_vae_no_vf() -> Run:
     """Control: VFM-VAE with VF weight 0. Is it the alignment loss that helps, or the frozen encoder?
 
-    `vfmlab train pocket_vfm_vae_no_vf`: takes as long as pocket_vfm_vae; see docs/comparison.md, where this was measured.
+    `vfmlab train pocket_vfm_vae_no_vf`: takes as long as pocket_vfm_vae; see docs/results/comparison.md, where this was measured.
     """
     return _changed(pocket_vfm_vae(), "pocket_vfm_vae_no_vf", NO_VF)
 

@@ -50,7 +50,7 @@ def tiny_va_vae() -> Run:
 def pocket_plain_vae() -> Run:
     """Plain convolutional VAE (f4d8) with the decoder, losses and budget of pocket_vfm_vae, then the same DiT: the baseline.
 
-    `vfmlab train pocket_plain_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
+    `vfmlab train pocket_plain_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
     """
     tokenizer = {"method": "plain_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
     return make("pocket_plain_vae", vae(pocket(), 8, 4, **tokenizer), losses=POCKET_LOSSES)
@@ -60,7 +60,7 @@ def pocket_plain_vae() -> Run:
 def pocket_va_vae() -> Run:
     """VA-VAE (f4d8): the plain VAE's network, aligned with the pocket VFM by the VF loss.
 
-    `vfmlab train pocket_va_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
+    `vfmlab train pocket_va_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
     """
     tokenizer = {"method": "va_vae", **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
     return make("pocket_va_vae", vae(pocket(), 8, 4, **tokenizer), vfm={"name": "pocket"},

@@ -22,7 +22,7 @@ def _pretrain(name: str, objective: str, source: str, seed: int, lr: float, samp
 def pocket_vfm() -> Run:
     """Pretraining of the bundled pocket VFM: other shapes' labels and masked reconstruction, never the generator's classes.
 
-    `vfmlab train pocket_vfm`: about six minutes on one core; accuracies in docs/pocket_vfm.md. The weights are shipped: there is no need to run it.
+    `vfmlab train pocket_vfm`: about six minutes on one core; accuracies in docs/results/pocket_vfm.md. The weights are shipped: there is no need to run it.
     """
     return _pretrain("pocket_vfm", "factors+mae", "scenes:other", 0, 2e-3)
 
@@ -31,7 +31,7 @@ def pocket_vfm() -> Run:
 def pocket_vfm_leaky() -> Run:
     """Pretraining of the leaky control (VFM `pocket_leaky`): the same, with the generator's own classes as labels.
 
-    `vfmlab train pocket_vfm_leaky`: about six minutes on one core; accuracies in docs/pocket_vfm.md.
+    `vfmlab train pocket_vfm_leaky`: about six minutes on one core; accuracies in docs/results/pocket_vfm.md.
     """
     return _pretrain("pocket_vfm_leaky", "leaky", "scenes:hard", 0, 2e-3)
 
@@ -41,6 +41,6 @@ def pocket_judge() -> Run:
     """Training of the judge whose features the pocket Frechet distances use; with blur, noise and colour changes.
 
     `vfmlab train pocket_judge`: a few minutes on one core; `--set data.source=folder:PATH` makes one for other images, to be named
-    as protocol.features=judge:RUN_DIRECTORY. Accuracies in docs/pocket_vfm.md.
+    as protocol.features=judge:RUN_DIRECTORY. Accuracies in docs/results/pocket_vfm.md.
     """
     return _pretrain("pocket_judge", "classify", "scenes:hard", 1, 3e-3, 102_400, 3000)

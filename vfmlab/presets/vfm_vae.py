@@ -95,7 +95,7 @@ def tiny_vfm_vae_stages() -> Run:
 def pocket_vfm_vae() -> Run:
     """VFM-VAE on the frozen pocket VFM (f4d8), its first stage alone, then a small LightningDiT: the demo's pipeline.
 
-    `vfmlab train pocket_vfm_vae`: about six minutes on one core; see docs/comparison.md for what to expect.
+    `vfmlab train pocket_vfm_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
     """
     # 1x1 projections, the paper's second option: attention projections took a third of the step here.
     tokenizer = {"method": "vfm_vae", "widths": [32], "projection": "conv", "linear_start": True, "decoder": POCKET_DECODER}
@@ -107,7 +107,7 @@ def pocket_vfm_vae() -> Run:
 def pocket_vfm_vae_stages() -> Run:
     """VFM-VAE (f4d8) in its four stages with the images of pocket_vfm_vae in all, then the same DiT.
 
-    `vfmlab train pocket_vfm_vae_stages`: about seven minutes on one core; see docs/tokenizers.md. Ours: pixel losses stay
+    `vfmlab train pocket_vfm_vae_stages`: about seven minutes on one core; see docs/results/tokenizers.md. Ours: pixel losses stay
     on in the last stage, and the game has a tenth of its weight: the small discriminator sees two thousand images only.
     """
     recipe = stages(3840, 960, 2880, vf=0.06, upper=["decoder.blocks.1.*", "decoder.blocks.2.*"], writes=WRITES, lr=1e-3,

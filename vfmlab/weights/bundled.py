@@ -1,6 +1,6 @@
 """Two small trained tokenizers that come with the library, for a folder that has no runs yet, and a diffusion run made on one.
 
-They are the pocket VFM-VAE and the pocket plain VAE (see `docs/comparison.md`), stored in half precision, and measured as stored.
+They are the pocket VFM-VAE and the pocket plain VAE (see `docs/results/comparison.md`), stored in half precision, and measured as stored.
 """
 
 from __future__ import annotations
