@@ -18,7 +18,7 @@ from PIL import Image
 
 from vfmlab.config import Data
 from vfmlab.data import BatchStream, open_source
-from vfmlab.data.records import split_names
+from vfmlab.data.split import split_names
 from vfmlab.errors import ConfigError, DataError
 
 
@@ -306,7 +306,10 @@ def test_damaged_shards_are_named_and_the_rest_is_used(tmp_path, extra):
     (tmp_path / "p1.tar").write_bytes(whole[: len(whole) // 2 + extra])
     (tmp_path / "p2.tar").write_bytes(b"")
     train, val = both(f"wds:{tmp_path}/p{{0..3}}.tar")
-    assert [line.split(":")[0].rsplit("/")[-1] for line in train.bad] == ["p1.tar", "p2.tar", "p3.tar"]
+    count, names = train.dropped["damaged shards"]
+    assert [line.split(":")[0].rsplit("/")[-1] for line in names] == ["p1.tar", "p2.tar", "p3.tar"]
+    assert count == 3
+    assert "3 damaged shards" in train.describe()
     found = sorted(numbers(train) + numbers(val))
     assert found == list(range(31))  # a sample takes 3 KiB: the cut, at 35 KiB, is within the twelfth of that shard
     assert all(label == n % 3 for label, n in zip(train.labels.tolist(), numbers(train), strict=True))
@@ -394,18 +397,19 @@ def test_unreadable_images_are_skipped_counted_and_named(tmp_path):
     (tmp_path / "cat/0006.png").unlink()
     (tmp_path / "cat/0006.png").mkdir()  # an empty folder with the name of an image is no image at all
     train, val = both(f"folder:{tmp_path}", val=10)
-    assert len(train) + len(val) == 99
+    assert len(train) + len(val) == 98
+    assert train.dropped["not there or closed (No such file or directory)"] == [1, ["cat/0005.png"]]
     seen = numbers(train) + numbers(val)
     lost = {3, 4, 5, 6, 60, 61}
     assert set(seen) == set(range(100)) - lost
     named = train.bad + val.bad
-    assert len(named) == 5
-    for n in lost - {6}:
+    assert len(named) == 4
+    for n in lost - {5, 6}:
         assert sum(f"{n:04}.png" in line for line in named) == 1
     assert any("zero bytes" in line for line in named)
     assert not any("\n" in line for line in named)
     train.batch(torch.arange(len(train)))
-    assert len(train.bad + val.bad) == 5  # each is named once
+    assert len(train.bad + val.bad) == 4  # each is named once
 
 
 def test_a_replacement_brings_its_own_label_and_index(tmp_path):
@@ -479,8 +483,9 @@ def test_a_damaged_table_among_good_ones(tmp_path):
     table(tmp_path / "a.parquet", [png(i) for i in range(20)], [0] * 20)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing more")
     train, _ = both(f"parquet:{tmp_path}")
-    assert len(train.bad) == 1
-    assert "b.parquet" in train.bad[0]
+    count, (line,) = train.dropped["damaged files"]
+    assert count == 1
+    assert "b.parquet" in line
     with pytest.raises(DataError, match="no readable parquet file"):
         both(f"parquet:{tmp_path / 'b.parquet'}")
 

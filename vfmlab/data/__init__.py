@@ -3,6 +3,9 @@
 from vfmlab.data.base import Batch, ImageSource, to_float, to_uint8
 from vfmlab.data.decode import centre_crop, read_image
 from vfmlab.data.open import open_source
+from vfmlab.data.split import class_number
 from vfmlab.data.stream import BatchStream
 
-__all__ = ["Batch", "BatchStream", "ImageSource", "centre_crop", "open_source", "read_image", "to_float", "to_uint8"]
+__all__ = [
+    "Batch", "BatchStream", "ImageSource", "centre_crop", "class_number", "open_source", "read_image", "to_float", "to_uint8",
+]  # fmt: skip

@@ -50,11 +50,18 @@ class ImageSource:
     Args:
         size: side S of the images. labels: long N. class_names: one per class.
         fingerprint: digest of everything that decides the pixels and labels of this split.
+
+    Attributes:
+        bad: a line for each image that could not be read. what: the source string. sizes: images to train on and held
+        out. dropped: reason -> [count, names] of files that are not used. notes: sentences that a user should see.
     """
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
         self.size, self.labels, self.class_names, self.fingerprint = size, labels, list(class_names), fingerprint
         self.bad: list[str] = []
+        self.what, self.sizes = "", (len(labels), 0)
+        self.dropped: dict[str, list] = {}
+        self.notes: list[str] = []
         self._cache: Tensor | None = None
         self._used: Tensor | None = None
         if len(labels) * 3 * size * size <= CACHE_BYTES:
@@ -67,6 +74,15 @@ class ImageSource:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def describe(self) -> str:
+        """One line: "folder:pets, 12 classes, 1,080 images, 120 held out (3 unreadable, 17 .heic not read)"."""
+        classes = "no classes" if tuple(self.class_names) == UNLABELLED else f"{self.num_classes} classes"
+        lost = {reason: count for reason, (count, _) in self.dropped.items()}
+        lost = {"unreadable": len(self.bad), **lost} if self.bad else lost
+        besides = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+        sizes = f"{self.sizes[0]:,} images, {self.sizes[1]:,} held out"
+        return f"{self.what}, {classes}, {sizes}" + (f" ({besides})" if besides else "")
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Draw or decode: indices long B -> images uint8 B 3 S S and the indices really used, long B."""

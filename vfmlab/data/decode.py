@@ -1,28 +1,44 @@
-"""Bytes of an image file -> square 8-bit RGB: the one crop, and the one rule per kind of pixel."""
+"""Bytes of an image file -> square 8-bit RGB: the one decoder of data sets and uploads, with the one crop."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from vfmlab.errors import DataError
 
 MAX_PIXELS = 2**26
 """Larger images (8192 x 8192) are refused before they are decoded: decompression bombs."""
+MAX_BYTES = 2**28
+"""Larger files, tar members and table cells are not read."""
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of Pillow that are read, whatever a file is called. Never EPS, PDF or WMF: these start other programs."""
 
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's readers that may see a file, by content and not by name. Never EPS, which would start Ghostscript."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class Unreadable(Exception):
-    """An image cannot be decoded; the message is the reason without the name."""
+    """An image cannot be read; the message is the reason without the name."""
+
+
+@cache
+def suffixes() -> dict[str, str]:
+    """File suffix -> format, of all that this Pillow reads of `FORMATS`: {".jpg": "JPEG", ".jfif": "JPEG", ...}."""
+    known = Image.registered_extensions()  # loads Pillow's plugins
+    return {suffix: name for suffix, name in known.items() if name in FORMATS and name in Image.OPEN}
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -40,17 +56,26 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB. Transparency lies on white; 16-bit grey is divided by 257; EXIF orientation is applied.
+    """Any Pillow mode -> RGB. Transparency lies on white; grey of 9 to 16 bits is scaled by the file's depth.
+
+    EXIF orientation is applied where it can be read; broken camera data never costs an image its pixels.
 
     Raises:
-        Unreadable: floating-point pixels, whose range nothing tells.
+        Unreadable: floating-point or 32-bit pixels, whose range no file states.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise Unreadable("floating-point pixels without a known range; convert it to 8 or 16 bits")
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises nearly every type on damaged camera data
+        turn = None
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise Unreadable(f"{kind} pixels without a known range; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF: 12 is stored in 16
+        grey = np.asarray(image).astype(np.float64) * (255 / (2**bits - 1))
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    image = image if turn is None else image.transpose(turn)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -62,22 +87,76 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """An encoded image -> uint8 H W 3 with H = W = `size`.
 
     Raises:
-        Unreadable: empty, truncated, not an image, or too large.
+        Unreadable: empty, truncated, not an image of `FORMATS`, or too large.
     """
     if not data:
         raise Unreadable("zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            enlarged = width * height * max(1.0, size / min(width, height)) ** 2
-            if max(width * height, enlarged) > MAX_PIXELS:
-                raise Unreadable(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
-            return np.asarray(centre_crop(to_rgb(image), size))
+        return _decode(data, size)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly every type on damaged files
-        reason = re.sub(r"\s*<\S+ object at \w+>", "", " ".join(str(error).split()))
-        raise Unreadable(reason or type(error).__name__) from None
+        try:
+            return _decode(_pixels_only(data), size)
+        except MemoryError:
+            raise
+        except Exception:
+            reason = re.sub(r"\s*<\S+ object at \w+>", "", " ".join(str(error).split()))
+            raise Unreadable(reason or type(error).__name__) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=sorted(set(suffixes().values())))
+
+
+def _decode(data: bytes, size: int) -> np.ndarray:
+    with _open(data) as image:
+        width, height = image.size
+        enlarged = width * height * max(1.0, size / min(width, height)) ** 2
+        if max(width * height, enlarged) > MAX_PIXELS:
+            raise Unreadable(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+        return np.asarray(centre_crop(to_rgb(image), size))
+
+
+def _pixels_only(data: bytes) -> bytes:
+    """A PNG or JPEG without text, colour profile and camera data, which may be damaged or too large for Pillow."""
+    parts, at = [], 0
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        parts, at = [data[:8]], 8
+        while at + 8 <= len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            kind = data[at + 4 : at + 8]
+            if not kind[0] & 0x20 or kind == b"tRNS":  # critical chunks begin with a capital letter
+                parts.append(data[at:end])
+            at = end
+    elif data.startswith(b"\xff\xd8"):
+        parts, at = [data[:2]], 2
+        while data[at : at + 1] == b"\xff" and data[at + 1] not in (0xDA, 0xFF):  # start of scan: the pixels
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if not (0xE1 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE) or data[at + 1] == 0xEE:  # 0xEE: colours
+                parts.append(data[at:end])
+            at = end
+    return b"".join([*parts, data[at:]])
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as stored, from the header alone; :class:`Unreadable` if `data` is no image."""
+    try:
+        with _open(data) as image:
+            return image.size
+    except Exception as error:
+        raise Unreadable(" ".join(str(error).split())) from None
+
+
+def read_file(path: str | Path) -> bytes:
+    """Content of a regular file of at most `MAX_BYTES`: pipes, devices and huge files are :class:`Unreadable`."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise Unreadable("not a regular file")
+    if info.st_size > MAX_BYTES:
+        raise Unreadable(f"{info.st_size} bytes, more than the limit of {MAX_BYTES}")
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES)
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
@@ -87,9 +166,10 @@ def read_image(path: str | Path, size: int) -> Tensor:
         DataError: names the file and the reason.
     """
     try:
-        pixels = decode(Path(path).expanduser().read_bytes(), size)
-    except OSError as error:
-        raise DataError(f"image '{path}' cannot be read: {error.strerror or error}; give the path of an image file") from None
+        pixels = decode(read_file(Path(path).expanduser()), size)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"image '{path}' cannot be read: {reason}; give the path of an image file") from None
     except Unreadable as error:
         raise DataError(f"image '{path}' cannot be decoded: {error}; convert it to PNG or JPEG") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

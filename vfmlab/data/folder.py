@@ -2,67 +2,142 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
+import stat
 from pathlib import Path
 
-from PIL import Image
+from tqdm import tqdm
 
 from vfmlab.config import Data
-from vfmlab.data.records import TRAIN_NAMES, VAL_NAMES, Records, RecordSource, existing, source
+from vfmlab.data.decode import MAX_BYTES, read_file, suffixes
+from vfmlab.data.records import Records, RecordSource, existing, readable, stamp
+from vfmlab.data.split import VAL_NAMES, source, split_of
 from vfmlab.errors import DataError
+
+LOOKED = 100_000
+"""After so many entries of which not one in a hundred is an image, this is no folder of images."""
 
 
 def open_folder(config: Data, path: str, split: str) -> RecordSource:
-    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (valid, validation, dev, test).
+    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (or another name of `VAL_NAMES`, in any case).
 
-    Without a split of its own a random part is held out. Images that lie directly in the folder of a split are used
-    only if it has no class folders; they then form one class. Hidden files and unknown file types are passed over.
+    Without a split of its own a part is held out. Images that lie directly in the folder of a split are used only if
+    it has no class folders; they then form one class. Hidden files are passed over, others that are not read counted.
     """
     what = f"folder:{path}"
     root = existing(what, path)
     if not root.is_dir():
         raise DataError(f"{what}: that is a file; name the folder that holds one folder per class")
-    parts = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _NAMES.items()}
-    if all(parts.values()):
-        return source(config, split, what, {part: _scan(found[0]) for part, found in parts.items()})
-    if parts["train"]:
-        root = parts["train"][0]
-    return source(config, split, what, {"all": _scan(root)})
+    below = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    train = [name for name in below if split_of(name) == "train"]
+    val = sorted((name for name in below if split_of(name) == "val"), key=_preference)
+    unused, parts = [], {}
+    if train and val:
+        parts = {"train": FolderRecords(what, root / train[0]), "val": FolderRecords(what, root / val[0])}
+        unused = [name for name in below if name not in (train[0], val[0])]
+    elif train and (len(below) == 1 or any(entry.is_dir() for entry in os.scandir(root / train[0]))):
+        parts = {"all": FolderRecords(what, root / train[0])}
+        unused = [name for name in below if name != train[0]]
+    else:
+        parts = {"all": FolderRecords(what, root)}
+        parts["all"].look_at_classes()
+    if unused:
+        names = ", ".join(f"'{readable(name)}'" for name in unused[:5])
+        for part in parts.values():
+            part.notes.append(f"not read, beside the folders of the splits: {names}" + ", ..." * (len(unused) > 5))
+    return source(config, split, parts)
 
 
-_NAMES = {"train": TRAIN_NAMES, "val": VAL_NAMES}
+def _preference(name: str) -> int:
+    return min(VAL_NAMES.index(word) for word in re.split(r"[^a-z]+", name.lower()) if word in VAL_NAMES)
 
 
-def _scan(root: Path) -> Records:
-    """Every image file below `root`, by name; class = first folder."""
-    types = Image.registered_extensions()
-    files: list[tuple[str, int]] = []
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in names:
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in types:
-                size = os.stat(path).st_size if os.path.exists(path) else -1  # a dangling link is a bad image
-                files.append((os.path.relpath(path, root).replace(os.sep, "/"), size))
-    nested = [file for file in files if "/" in file[0]]
-    files = sorted(nested or files)
-    names = [name for name, _ in files]
-    listing = "\n".join(f"{name}\t{size}" for name, size in files)
-    labels = [name.partition("/")[0] for name in names] if nested else None
-    mark = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-    listed = _Files(root, names)
-    return Records(len(files), listed.read, listed.name, labels, None, ["folder", mark])
+class FolderRecords(Records):
+    """Every image file below `root`, by name; class = first folder.
 
+    Links are followed once all that is no link has been listed; a file or folder that is there already, under whatever
+    name, is not taken again.
+    """
 
-class _Files:
-    """Access by position; a class, because loader processes may have to pickle it."""
+    def __init__(self, what: str, root: Path):
+        super().__init__(what)
+        self.root = root
+        files = self._list()
+        nested = [file for file in files if "/" in file]
+        if nested:
+            for file in files:
+                if "/" not in file:
+                    self.drop("loose beside class folders", file)
+            self.labels = [file.partition("/")[0] for file in sorted(nested)]
+        self.files = sorted(nested or files)
 
-    def __init__(self, root: Path, names: list[str]):
-        self.root, self.names = root, names
+    def _list(self) -> list[str]:
+        files, seen, looked = [], set(), 0
+        queue, links = [""], []
+        with tqdm(desc=f"listing {self.what}", unit=" files", delay=2, disable=None, leave=False) as bar:
+            while queue or links:
+                name = queue.pop() if queue else links.pop()
+                path = os.path.join(self.root, name)
+                suffix = os.path.splitext(name)[1].lower()
+                looked += 1
+                bar.update()
+                if looked > LOOKED and len(files) * 100 < looked:
+                    raise DataError(
+                        f"{self.what}: {looked:,} entries hold {len(files)} images; name the folder of the classes"
+                    )
+                try:
+                    info = os.stat(path)
+                    if stat.S_ISDIR(info.st_mode):
+                        if (info.st_dev, info.st_ino) in seen:
+                            self.drop("folders linked twice", name)
+                            continue
+                        seen.add((info.st_dev, info.st_ino))
+                        for entry in sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True):
+                            if not entry.name.startswith("."):
+                                (links if entry.is_symlink() else queue).append(f"{name}/{entry.name}".lstrip("/"))
+                        continue
+                except OSError as error:
+                    self.drop(f"not there or closed ({error.strerror})", name)
+                    continue
+                if suffix not in suffixes():
+                    self.drop(f"{readable(suffix) or 'without suffix'} not read", name)
+                elif not stat.S_ISREG(info.st_mode):
+                    self.drop("not regular files", name)
+                elif info.st_size > MAX_BYTES:
+                    self.drop(f"larger than {MAX_BYTES >> 20} MiB", name)
+                elif (info.st_dev, info.st_ino) in seen:
+                    self.drop("linked twice", name)
+                else:
+                    seen.add((info.st_dev, info.st_ino))
+                    self.bytes += info.st_size
+                    files.append(name)
+        return files
+
+    def look_at_classes(self) -> None:
+        """Note what looks like folders of splits, or like classes one level too deep."""
+        names = sorted(set(self.labels or ()))
+        alike = [name for name in names if re.search("train|test|valid|val(?![a-z])", name.lower())]
+        if len(names) == 2 and len(alike) == 2:
+            self.notes.append(
+                f"the classes '{readable(names[0])}' and '{readable(names[1])}' look like splits; if they are, call them train and val"
+            )
+        if len(names) == 1:
+            deeper = sorted({"/".join(file.split("/")[:2]) for file in self.files if file.count("/") > 1})
+            hint = f"; its folders look like classes: name folder:{self.root / names[0]}" if len(deeper) > 1 else ""
+            self.notes.append(readable(f"one class only, '{names[0]}', after the only folder with images{hint}"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def key(self, position: int) -> str:
+        return self.files[position]
 
     def name(self, position: int) -> str:
-        return str(self.root / self.names[position])
+        return str(self.root / self.files[position])
+
+    def stamp(self, position: int) -> str:
+        return stamp(self.root / self.files[position])
 
     def read(self, position: int) -> bytes:
-        return (self.root / self.names[position]).read_bytes()
+        return read_file(self.root / self.files[position])

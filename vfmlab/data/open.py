@@ -7,7 +7,8 @@ from typing import Literal
 
 from vfmlab.config import Data
 from vfmlab.data.base import ImageSource
-from vfmlab.errors import ConfigError, nearest
+from vfmlab.data.records import readable
+from vfmlab.errors import ConfigError, DataError, nearest
 
 OPENERS = {
     "scenes": "vfmlab.data.scenes:open_scenes",
@@ -35,4 +36,10 @@ def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
         hint = nearest(kind, OPENERS) if kind not in OPENERS else f" (write '{kind}:...')"
         raise ConfigError(f"field 'data.source' = '{config.source}': not a known source{hint}")
     module, name = OPENERS[kind].split(":")
-    return getattr(importlib.import_module(module), name)(config, rest, split)
+    try:
+        source = getattr(importlib.import_module(module), name)(config, rest, split)
+    except (OSError, ValueError) as error:  # of the file system: no permission, name too long, a loop of links
+        reason = f"'{error.filename}': {error.strerror}" if getattr(error, "filename", None) else str(error)
+        raise DataError(f"field 'data.source' = '{readable(config.source)}': {reason}; check the path") from None
+    source.what = config.source
+    return source

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,145 +12,41 @@ from typing import Any
 import numpy as np
 
 from vfmlab.config import Data
-from vfmlab.data.decode import Unreadable
-from vfmlab.data.records import Records, RecordSource, existing, source, split_names
+from vfmlab.data.decode import MAX_BYTES, Unreadable, read_file
+from vfmlab.data.records import HASHED, Records, RecordSource, existing, stamp
+from vfmlab.data.split import source, split_names
 from vfmlab.errors import ConfigError, DataError, nearest
 
 IN_MEMORY = 2 * 2**30
 """Parquet files of no more bytes than this are read into memory; larger ones go through `datasets`' Arrow cache."""
 
+UNPACKED = 4 * 2**30
+"""A column of a parquet file that unpacks to more bytes than this is refused."""
+
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture", "pixels", "bytes")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_id", "cls", "target", "category", "y")
-
-
-def _asked(what: str, field: str, name: str, columns: list[str]) -> str:
-    if name not in columns:
-        raise ConfigError(f"field 'data.{field}' = '{name}': {what} has no such column{nearest(name, columns)}")
-    return name
-
-
-def _image_column(what: str, asked: str | None, columns: list[str], fitting: list[str]) -> str:
-    """The column asked for, else of those that hold images the one with a usual name, else the first."""
-    if asked is not None:
-        return _asked(what, "image_column", asked, columns)
-    if not fitting:
-        raise DataError(f"{what}: no column of images among {', '.join(columns)}; name it in data.image_column")
-    return next((name for name in IMAGE_NAMES if name in fitting), fitting[0])
-
-
-def _label_column(what: str, asked: str | None, columns: list[str], fitting: list[str]) -> str | None:
-    """The column asked for, else of those of whole numbers or text the one with a usual name, else None: no labels."""
-    if asked is not None:
-        return _asked(what, "label_column", asked, columns)
-    return next((name for name in LABEL_NAMES if name in fitting), None)
+LABEL_WORDS = {"label", "labels", "class", "classes", "cls", "target", "category"}
 
 
 def open_parquet(config: Data, path: str, split: str) -> RecordSource:
-    """One parquet file, or a folder of them, with a column of encoded images (binary, or a struct with `bytes`).
+    """One parquet file, or a folder of them, with a column of encoded images (binary, or a struct of `bytes`, `path`).
 
     In a folder, files with "train" and "val" / "validation" / "test" in their names are the splits. Without a label
     column all images are of one class.
     """
     what = f"parquet:{path}"
     root = existing(what, path)
-    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    if not files:
+    files = sorted(file for file in root.rglob("*.parquet") if file.is_file()) if root.is_dir() else [root]
+    if not files or not root.exists():
         raise DataError(f"{what}: no .parquet file in this folder")
+    if not all(file.is_file() for file in files):
+        raise DataError(f"{what}: not a regular file")
     groups = split_names([file.relative_to(root).as_posix() for file in files]) if root.is_dir() else {"all": [""]}
     groups = {part: [root / name for name in names] for part, names in groups.items()}
     if sum(file.stat().st_size for file in files) > IN_MEMORY:
         loaded = _load_datasets(what, "parquet", data_files={p: [str(f) for f in g] for p, g in groups.items()})
-        return source(config, split, what, _hf_parts(config, what, loaded))
-    parts = {part: _Parquet(config, what, group).records() for part, group in groups.items()}
-    return source(config, split, what, parts)
-
-
-class _Parquet:
-    """Files of one split: labels at once, images when the first one is asked for."""
-
-    def __init__(self, config: Data, what: str, files: list[Path]):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self.what, self.bad, self.files, schemas = what, [], [], []
-        for file in files:
-            try:
-                schemas.append(pq.read_schema(file))
-                self.files.append(file)
-            except (pa.ArrowException, OSError) as error:
-                self.bad.append(f"{file}: {_first_line(error)}")
-        if not schemas:
-            raise DataError(f"{what}: no readable parquet file, for example {self.bad[0]}")
-        schema = schemas[0]
-        fitting = [field.name for field in schema if _holds_images(field.type)]
-        self.image = _image_column(what, config.image_column, schema.names, fitting)
-        fitting = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_string(field.type)]
-        self.label = _label_column(what, config.label_column, schema.names, fitting)
-        self.names = _class_names(schema.metadata, self.label)
-
-    def _read(self, column: str):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pa.concat_tables([pq.read_table(f, columns=[column]) for f in self.files])[column]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.what}: column '{column}' cannot be read: {_first_line(error)}") from None
-
-    @cached_property
-    def _images(self) -> list:
-        """Binary arrays, one per chunk, and where each starts."""
-        import pyarrow as pa
-
-        chunks = self._read(self.image).chunks
-        return [chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *map(len, self._images)])
-
-    def read(self, row: int) -> bytes:
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        value = self._images[chunk][row - int(self._starts[chunk])].as_py()
-        if value is None:
-            raise Unreadable("the row holds no bytes")
-        return value
-
-    def row_name(self, row: int) -> str:
-        return f"{self.what} row {row}"
-
-    def records(self) -> Records:
-        import pyarrow.parquet as pq
-
-        count = sum(pq.read_metadata(file).num_rows for file in self.files)
-        labels = _label_values(self.what, self.label, self._read(self.label).to_pylist()) if self.label else None
-        listing = [[file.name, file.stat().st_size] for file in self.files]
-        return Records(
-            count, self.read, self.row_name, labels, self.names,
-            ["table", listing, self.image, self.label], tuple(self.bad),
-        )  # fmt: skip
-
-
-def _holds_images(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _class_names(metadata: dict | None, label: str | None) -> list[str] | None:
-    """Class names in the `huggingface` entry of a parquet schema."""
-    try:
-        return json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _label_values(what: str, column: str, values: list) -> list:
-    if any(value is None for value in values):
-        raise DataError(f"{what}: column '{column}' has rows without a label; name another in data.label_column")
-    return values
+        return source(config, split, _hf_parts(config, what, loaded))
+    return source(config, split, {part: _read_parquet(config, what, group) for part, group in groups.items()})
 
 
 def open_hf(config: Data, name: str, split: str) -> RecordSource:
@@ -163,7 +60,206 @@ def open_hf(config: Data, name: str, split: str) -> RecordSource:
         loaded = _load_datasets(what, str(existing(what, name)))
     else:
         loaded = _load_datasets(what, *name.split(":", 1))
-    return source(config, split, what, _hf_parts(config, what, loaded))
+    return source(config, split, _hf_parts(config, what, loaded))
+
+
+def _read_parquet(config: Data, what: str, files: list[Path]) -> TableRecords:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole, damaged = [], []
+    for file in files:
+        try:
+            pq.read_schema(file)
+            whole.append(file)
+        except (pa.ArrowException, OSError) as error:
+            damaged.append(f"{file}: {_first_line(error)}")
+    if not whole:
+        raise DataError(f"{what}: no readable parquet file, for example {damaged[0]}")
+    records = TableRecords(config, what, ParquetTable(what, whole))
+    for line in damaged:
+        records.drop("damaged files", line)
+    return records
+
+
+class ParquetTable:
+    """Columns of parquet files, each read when it is asked for. folder: that paths in the table start from."""
+
+    def __init__(self, what: str, files: list[Path]):
+        import pyarrow.parquet as pq
+
+        self.what, self.files, self.folder = what, files, files[0].parent
+        self.schema = pq.read_schema(files[0])
+        self.rows = sum(pq.read_metadata(file).num_rows for file in files)
+        self.version = " ".join(f"{file.name} {stamp(file)}" for file in files)
+        self.bytes = sum(file.stat().st_size for file in files)
+
+    def column(self, name: str) -> Any:
+        """A pyarrow ChunkedArray; a small file that unpacks to more than memory should hold is refused."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        parts, limit = [], 2 * UNPACKED  # counted once as stated, once as read
+        try:
+            for path in self.files:
+                with pq.ParquetFile(path) as file:
+                    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+                    cells = [group.column(i) for group in groups for i in range(group.num_columns)]
+                    stated = [c.total_uncompressed_size for c in cells if c.path_in_schema.split(".")[0] == name]
+                    size, batches = sum(stated), file.iter_batches(1024, columns=[name])
+                    while size <= limit and (batch := next(batches, None)) is not None:
+                        parts.append(batch.column(0))
+                        size += batch.nbytes
+                    if size > limit:
+                        raise DataError(f"{self.what}: column '{name}' of {path} unpacks to more than {limit >> 30} GiB")
+            return pa.chunked_array(parts, self.schema.field(name).type)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.what}: column '{name}' cannot be read: {_first_line(error)}") from None
+
+
+class HubTable:
+    """Columns of a `datasets.Dataset`, mapped from its files."""
+
+    def __init__(self, data: Any):
+        self.data, self.schema, self.rows, self.folder = data, data.features.arrow_schema, len(data), Path()
+        self.version, self.bytes = data._fingerprint, 0
+
+    def column(self, name: str) -> Any:
+        return self.data.select_columns([name]).with_format("arrow")[:][name]
+
+
+class TableRecords(Records):
+    """Rows of a table with a column of images, as bytes or as files that it names, and perhaps one of classes."""
+
+    def __init__(self, config: Data, what: str, table: ParquetTable | HubTable):
+        super().__init__(what)
+        columns = table.schema.names
+        fitting = [field.name for field in table.schema if _holds_images(field.type)]
+        self.table, self.image = table, _image_column(what, config.image_column, columns, fitting)
+        label = _label_column(what, config.label_column, [name for name in columns if name != self.image])
+        if label is None:
+            self.notes.append(f"no column of classes among {', '.join(columns)}; name one in data.label_column")
+        else:
+            self.labels = _class_values(what, label, table.column(label))
+            self.names = _class_names(table.schema.metadata, label)
+        self.bytes = table.bytes or sum(chunk.nbytes for chunk in self._chunks)
+        if table.rows and _holds_path(self._value(0)):
+            self.bytes = HASHED + 1  # the files themselves are not counted: known by size and time
+        self._contents: dict[int, str] = {}
+
+    @cached_property
+    def _chunks(self) -> list:
+        return [chunk for chunk in self.table.column(self.image).chunks if len(chunk)]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *map(len, self._chunks)])
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_chunks"}  # another process reads its own
+
+    def _value(self, row: int) -> Any:
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._chunks[chunk][row - int(self._starts[chunk])].as_py()
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    def name(self, row: int) -> str:
+        return f"{self.what} row {row}"
+
+    def key(self, row: int) -> str:
+        return f"row {row}" if self.bytes > HASHED else self.content(row)
+
+    def stamp(self, row: int) -> str:
+        value = self._value(row)
+        return stamp(self._path(value)) if _holds_path(value) else self.table.version
+
+    def content(self, row: int) -> str:
+        if row not in self._contents:
+            self._contents[row] = super().content(row)
+        return self._contents[row]
+
+    def _path(self, value: dict) -> str:
+        return os.path.join(self.table.folder, value["path"])
+
+    def read(self, row: int) -> bytes:
+        value = self._value(row)
+        if _holds_path(value):
+            return read_file(self._path(value))
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise Unreadable("the row holds no bytes")
+        if len(value) > MAX_BYTES:
+            raise Unreadable(f"{len(value)} bytes, more than the limit of {MAX_BYTES}")
+        return value
+
+
+def _holds_path(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("bytes") is None and bool(value.get("path"))
+
+
+def _holds_images(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return "path" in fields if "bytes" not in fields else _holds_images(fields["bytes"])
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _image_column(what: str, wanted: str | None, columns: list[str], fitting: list[str]) -> str:
+    """The column `wanted`, else of those that hold images the one with a usual name, else the first."""
+    if wanted is not None:
+        return _known(what, "image_column", wanted, columns)
+    if not fitting:
+        raise DataError(f"{what}: no column of images among {', '.join(columns)}; name it in data.image_column")
+    return next((name for name in IMAGE_NAMES if name in fitting), fitting[0])
+
+
+def _label_column(what: str, wanted: str | None, columns: list[str]) -> str | None:
+    """The column `wanted`, else one with a usual name or word ("class_name"); None: no labels, as for ""."""
+    if wanted is not None:
+        return _known(what, "label_column", wanted, columns) if wanted else None
+    words = (name for name in columns if LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower())))
+    return next((name for name in LABEL_NAMES if name in columns), next(words, None))
+
+
+def _known(what: str, field: str, name: str, columns: list[str]) -> str:
+    if name not in columns:
+        raise ConfigError(f"field 'data.{field}' = '{name}': {what} has no such column{nearest(name, columns)}")
+    return name
+
+
+def _class_values(what: str, column: str, values: Any) -> list | np.ndarray:
+    """Labels of a pyarrow ChunkedArray: whole numbers, text, categories and truth values can be classes."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    other = "name another in data.label_column, or none: data.label_column="
+    if types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if values.null_count:
+        raise DataError(f"{what}: column '{column}' has rows without a label; {other}")
+    kind = values.type
+    if types.is_integer(kind):
+        return values.to_numpy()
+    if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return values.cast(pa.large_string()).to_pylist()
+    if types.is_floating(kind) and len(values):
+        numbers = values.to_numpy()
+        if np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and abs(numbers).max() < 2**53:
+            return numbers.astype(np.int64)
+    raise DataError(f"{what}: column '{column}' of type {kind} does not hold classes; {other}")
+
+
+def _class_names(metadata: dict | None, label: str) -> list[str] | None:
+    """Class names in the `huggingface` entry of a table's schema."""
+    try:
+        return json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _load_datasets(what: str, *args: str, **options: Any) -> dict:
@@ -187,61 +283,7 @@ def _hf_parts(config: Data, what: str, loaded: dict) -> dict[str, Records]:
 
     groups = split_names(list(loaded))
     joined = {part: datasets.concatenate_datasets([loaded[n] for n in names]) for part, names in groups.items()}
-    return {part: _hf_records(config, what, data) for part, data in joined.items()}
-
-
-def _hf_records(config: Data, what: str, data: Any) -> Records:
-    import datasets
-
-    columns = list(data.column_names)
-    kinds = {name: "image" if _holds_pixels(kind) else _scalar(kind) for name, kind in data.features.items()}
-    fitting = [name for name, kind in kinds.items() if kind in ("image", "binary", "large_binary")]
-    image = _image_column(what, config.image_column, columns, fitting)
-    fitting = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "string", "large_string"))]
-    label = _label_column(what, config.label_column, columns, fitting)
-    values = _label_values(what, label, list(data[label])) if label else None
-    names = getattr(data.features[label], "names", None) if label else None
-    images = data.select_columns([image])
-    if isinstance(data.features[image], datasets.Image):
-        images = images.cast_column(image, datasets.Image(decode=False))
-    rows = _Rows(what, images, image)
-    mark = hashlib.sha256(json.dumps(values, default=str).encode())
-    for row in np.unique(np.linspace(0, len(data) - 1, 64).astype(int)):  # the content itself would take too long
-        try:
-            mark.update(rows.read(int(row)))
-        except (Unreadable, OSError):
-            mark.update(b"unreadable")
-    return Records(len(data), rows.read, rows.name, values, names, ["hf", len(data), image, label, mark.hexdigest()])
-
-
-class _Rows:
-    """Encoded images of a `datasets` table."""
-
-    def __init__(self, what: str, data: Any, column: str):
-        self.what, self.data, self.column = what, data, column
-
-    def name(self, row: int) -> str:
-        return f"{self.what} row {row}"
-
-    def read(self, row: int) -> bytes:
-        value = self.data[row][self.column]
-        if isinstance(value, dict):
-            value = Path(value["path"]).read_bytes() if value["bytes"] is None and value["path"] else value["bytes"]
-        if not isinstance(value, bytes):
-            raise Unreadable("the row holds no bytes")
-        return value
-
-
-def _holds_pixels(kind: Any) -> bool:
-    """Whether a `datasets` feature is an image, decoded by the library or not."""
-    import datasets
-
-    return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
-
-
-def _scalar(kind: Any) -> str:
-    """Name of a scalar `datasets` feature, e.g. "int64"; empty for any other."""
-    return getattr(kind, "dtype", None) or ""
+    return {part: TableRecords(config, what, HubTable(data)) for part, data in joined.items()}
 
 
 def _first_line(error: Exception) -> str:
