@@ -1,11 +1,22 @@
-"""Images: procedural scenes, folders, tables and shards behind one interface, and the stream of training batches."""
+"""Images: scenes, folders, tables and shards behind one interface, and the stream of training batches."""
 
 from vfmlab.data.base import Batch, ImageSource, to_float, to_uint8
 from vfmlab.data.decode import centre_crop, read_image
 from vfmlab.data.open import open_source
+from vfmlab.data.records import RecordSource, readable
 from vfmlab.data.split import class_number
 from vfmlab.data.stream import BatchStream
 
 __all__ = [
-    "Batch", "BatchStream", "ImageSource", "centre_crop", "class_number", "open_source", "read_image", "to_float", "to_uint8",
-]  # fmt: skip
+    "Batch",
+    "BatchStream",
+    "ImageSource",
+    "RecordSource",
+    "centre_crop",
+    "class_number",
+    "open_source",
+    "read_image",
+    "readable",
+    "to_float",
+    "to_uint8",
+]
