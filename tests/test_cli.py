@@ -307,7 +307,7 @@ def test_doctor_fails_when_something_must_be_mended(capsys, monkeypatch):
 def test_app_without_gradio_says_what_to_install():
     code = (
         "import sys; sys.modules['gradio'] = None\n"
-        "from vfmlab import cli\n"
+        "from vfmlab.cli import main\n"
         "sys.exit(main.main(['app']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -320,7 +320,7 @@ def test_help_is_quick_to_import():
     """Help and mistakes must not wait for torch."""
     code = (
         "import sys\n"
-        "from vfmlab import cli\n"
+        "from vfmlab.cli import main\n"
         "code = main.main(['trian'])\n"
         "print(code, [m for m in ('torch', 'timm', 'numpy', 'gradio', 'torchvision') if m in sys.modules])\n"
     )

@@ -6,14 +6,16 @@ import errno
 import json
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vfmlab import runs
-from vfmlab.config import parse
-from vfmlab.errors import RunError, TrainingError
+from vfmlab.config import files, parse
+from vfmlab.errors import ConfigError, RunError, TrainingError
 
 
 def config(name="a", **changes):
@@ -204,3 +206,127 @@ def test_env_keeps_what_a_resumed_run_had_before(tmp_path):
 def test_runs_does_not_import_torch():
     code = "import sys, vfmlab.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# -- files from elsewhere -------------------------------------------------------------------------------------------
+
+DAMAGED = {
+    "torn": b'{"name": "x", "da',
+    "binary": bytes(range(256)),
+    "a list": b"[1, 2]",
+    "deep": b'{"name": "x", "data": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "deeper than the parser": b"[" * 200_000,
+    "a long number": b'{"name": "x", "data": {}, "seed": ' + b"1" * 5000 + b"}",
+    "not a number": b'{"name": "x", "data": {}, "seed": NaN}',
+    "types": b'{"name": 5, "data": [], "metrics": 3, "samples": {}, "earlier": 1}',
+}
+FILES = ("config.json", "status.json", "report.json", "env.json", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", [*DAMAGED, "pipe", "folder", "device", "loop"])
+def test_a_damaged_file_of_one_run_leaves_the_others_alone(tmp_path, file, damage):
+    """Nothing hangs and nothing raises: the rest is listed, and the damage has a line that names run and file."""
+    whole, broken = runs.create(config("whole"), tmp_path), runs.create(config("broken"), tmp_path)
+    path = broken.path / file
+    path.unlink(missing_ok=True)
+    if damage == "pipe":
+        os.mkfifo(path)
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "device":
+        path.symlink_to("/dev/zero")
+    elif damage == "loop":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(DAMAGED[damage])
+        if file == "metrics.jsonl":
+            path.write_bytes(b"\n".join([DAMAGED[damage]] * 3))
+    found, named = runs.listing(tmp_path)
+    assert whole in found
+    assert whole.faults() == []
+    lines = [*runs.RunDir(broken.path).faults(), *named.values()]
+    if not (file == "config.json" and damage == "a list"):  # a list is the config.json of something else
+        assert lines
+        assert all("broken-" in line and "\n" not in line for line in lines)
+    for run in found:
+        assert isinstance(run.status().samples, int)
+        assert isinstance((run.report() or {}).get("metrics", {}), dict)
+        assert isinstance(run.env(), dict)
+        assert all(isinstance(record["step"], int) for record in run.metrics())
+    assert runs.open_run(whole.id, tmp_path) == whole
+    if file == "config.json":
+        assert broken.id not in [run.id for run in found]
+        with pytest.raises(RunError):
+            runs.open_run(broken.id, tmp_path)
+    else:
+        broken.save_env(device="cpu") if damage != "folder" else None
+        assert runs.open_run(broken.id, tmp_path) == broken
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_of_json(tmp_path, encoding):
+    run = runs.create(config(), tmp_path)
+    path = run.path / "config.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    assert runs.RunDir(run.path).config() == config()
+
+
+def test_paths_are_text_or_path_and_know_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = runs.create(config(), "~/my runs")
+    assert run.path == tmp_path / "my runs" / config().id
+    assert runs.RunDir(str(run.path)) == runs.RunDir(f"~/my runs/{run.id}") == run
+    assert runs.scan("~/my runs") == [run]
+    assert runs.open_run(f"~/my runs/{run.id}") == run
+    for path in ("~nobody_of_this_name/x", "a\0b"):
+        with pytest.raises(ConfigError, match="path"):
+            runs.RunDir(path)
+
+
+def test_the_default_root_is_one_for_notebooks_and_command_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("VFMLAB_ROOT", raising=False)
+    checkout = Path(__file__).resolve().parents[1]
+    monkeypatch.chdir(checkout / "notebooks")
+    assert runs.root_folder() == checkout / "runs"
+    monkeypatch.chdir(checkout)
+    assert runs.root_folder().resolve() == checkout / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert runs.root_folder().resolve() == tmp_path / "runs"
+    monkeypatch.setenv("VFMLAB_ROOT", str(tmp_path / "elsewhere"))
+    assert runs.create(config()).path.parent == tmp_path / "elsewhere"
+    assert runs.root_folder(tmp_path / "x") == tmp_path / "x"
+
+
+def test_runs_are_closed_to_other_users(tmp_path):
+    old = os.umask(0o022)
+    try:
+        run = runs.create(config(), tmp_path / "runs")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(run.path.stat().st_mode) == stat.S_IMODE(run.path.parent.stat().st_mode) == 0o700
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    made = [runs.create(config("a", **changes), tmp_path) for changes in ({}, {"seed": 3}, {"train": {"samples": 9}})]
+    other = runs.create(config("b"), tmp_path)
+    texts = runs.contrast([*made, other])
+    assert texts[other.id] == ""
+    assert len({texts[run.id] for run in made}) == 3
+    assert "seed=3" in texts[made[1].id]
+    assert "train.samples=9" in texts[made[2].id]
+    with pytest.raises(RunError, match=r"fits 3 runs.*seed=3"):
+        runs.open_run("a", tmp_path)
+
+
+def test_leftovers_of_dead_processes_are_swept(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {"old": f".a.{gone.pid}.tmp", "young": f".b.{gone.pid}.tmp", "mine": f".c.{os.getpid()}.tmp", "other": ".d.tmp"}
+    for name in names.values():
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / "deep" / name).write_text("")
+        if name != names["young"]:
+            os.utime(tmp_path / "deep" / name, (1, 1))
+    files.sweep(tmp_path)
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == set(names.values()) - {names["old"]}

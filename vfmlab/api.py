@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, presets, runs, vfm
+from vfmlab.config.files import expand, read_json
 from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
@@ -43,12 +44,7 @@ def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, 
     elif not isinstance(run, config.Run):
         text = str(run)
         if text.endswith(".json"):
-            try:
-                run = config.parse(json.loads(Path(text).read_text()), text)
-            except OSError as error:
-                raise ConfigError(f"config file '{text}' cannot be read: {error.strerror}; give a preset's name or another file") from None
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"config file '{text}' is not JSON: {error}") from None
+            run = config.parse(read_json(expand(text), ConfigError, "config file"), text)
         else:
             run = presets.get(text)
     own, run = run.seed, config.override(run, overrides)
@@ -108,7 +104,7 @@ def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[E
 
         tuned = phase.diffusion.tune is not None  # then what the tokenizer's losses learned goes on too
         parent = runs.open_run(phase.parent, root) if tuned else None
-        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), Path(root) / ".latents", parent)
+        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents", parent)
     else:
         from vfmlab.training.pretrain import PretrainTask
 

@@ -1,46 +1,57 @@
-"""Run directories: what a run is, how far it got, and what it measured, as plain files that no reader sees half of.
+"""Run directories: what a run is, how far it got, and what it measured, as plain files.
 
-    <root>/<id>/  config.json env.json status.json metrics.jsonl bad_steps.jsonl
-                  checkpoints/{model,ema}.safetensors, state.pt   latent_stats.safetensors   images/   report.json
+    <root>/<id>/  config.json env.json status.json metrics.jsonl bad_steps.jsonl  report.json  images/
+                  checkpoints/{model,ema}.safetensors, state.pt   latent_stats.safetensors
 
-Files are written beside and renamed; the two .jsonl files are only appended to. This module does not import torch, so
-listing runs is quick.
+Files are written beside and renamed, so that no reader sees half of one; the .jsonl files are only appended to. New
+directories are closed to other users (mode 0700). Files may come from anywhere: a damaged one is named and never
+stops the reading of other runs. This module does not import torch, so listing runs is quick.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
 import psutil
+from pydantic import TypeAdapter, ValidationError, create_model
 
-from vfmlab.config import Run, parse
-from vfmlab.errors import RunBusy, RunError, TrainingError, nearest
+from vfmlab.config import Run, explain, files, parse
+from vfmlab.config.files import beside, differences, expand, read_json, sync, write_atomic, write_json
+from vfmlab.errors import RunBusy, RunError, nearest
 
+__all__ = [
+    "RunDir", "Status", "beside", "contrast", "create", "differences", "environment", "listing",
+    "open_run", "root_folder", "scan", "starting", "sync", "write_atomic", "write_json",
+]  # fmt: skip
+
+Tree = dict[str, Any]
 State = Literal["created", "running", "interrupted", "failed", "finished"]
-TIMING = ("seconds", "samples_per_second")  # the only fields of a metrics record that differ between equal runs
+TIMING = ("seconds", "samples_per_second")  # what differs between the metrics of equal runs
 HEARTBEAT = 300.0  # seconds without a sign of life after which a run on another machine counts as dead
+SECTIONS = ("train", "vfm", "tokenizer", "imported", "diffusion", "pretrain", "protocol")  # objects, or null
 LIBRARIES = ("vfmlab", "torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "torchmetrics")
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is. samples, total: images seen and the budget; seconds: spent training, over all starts."""
+    """How far a run is.
+
+    samples, total: images seen and the budget. seconds: spent training, over all starts.
+    """
 
     state: State = "created"
     samples: int = 0
@@ -61,15 +72,31 @@ class Status:
         try:
             process = psutil.Process(self.pid)
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.born) < 1.0
-        except psutil.Error:
+        except (psutil.Error, ValueError, OverflowError):  # the last two: numbers that no process has
             return False
+
+
+
+_CONFIG = {"name": (str, ...), "data": (Tree, ...), **dict.fromkeys(SECTIONS, (Tree | None, None))}
+SHAPES = {  # the types that readers of a run rely on; what else is in a file is left as it is
+    "config.json": TypeAdapter(create_model("Config", **_CONFIG)),
+    "status.json": TypeAdapter(Status),
+    "report.json": TypeAdapter(create_model("Report", metrics=(Tree, {}))),
+    "env.json": TypeAdapter(create_model("Env", earlier=(list[Tree], []))),
+}
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run on disk. Reading never fails on a file that is not there yet."""
+    """One run on disk. Reading never fails on a file that is not there yet.
+
+    path: the directory, a str or a Path.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expand(self.path))
 
     @property
     def id(self) -> str:
@@ -98,11 +125,15 @@ class RunDir:
         return self.path / "latent_stats.safetensors"
 
     @cached_property
-    def raw_config(self) -> dict[str, Any]:
-        """config.json as a dict, not validated (quick: no parts are imported)."""
-        config = _read_json(self.path / "config.json")
-        if not isinstance(config, dict):
-            raise RunError(f"'{self.path}' is not a run: it has no readable config.json")
+    def raw_config(self) -> Tree:
+        """config.json as a dict, of which only types of sections are checked (quick: no parts are imported).
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        config = self._read("config.json")
+        if not config:
+            raise RunError(f"'{self.path}' is not a run: it has no config.json")
         return config
 
     def config(self) -> Run:
@@ -115,13 +146,14 @@ class RunDir:
             return "pretrain"
         return "diffusion" if self.raw_config.get("diffusion") is not None else "tokenizer"
 
-    # -- status -----------------------------------------------------------------------------------------------------
+    # -- status ----------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """What status.json says; a run whose process is gone shows as interrupted."""
-        written = _read_json(self.path / "status.json")
-        known = {field.name for field in fields(Status)}
-        status = Status(**{k: v for k, v in written.items() if k in known}) if isinstance(written, dict) else Status()
+        """What status.json says; "interrupted" where the process is gone or the file is damaged."""
+        tree = self._sound("status.json")
+        if tree is None:
+            return Status("interrupted", message="status.json is damaged; start the run again to go on")
+        status = SHAPES["status.json"].validate_python(tree)
         if status.state == "running" and not status.alive:
             message = "the process ended without saying so; start the run again to go on"
             status = replace(status, state="interrupted", message=message)
@@ -144,105 +176,161 @@ class RunDir:
         Raises:
             RunBusy: another process holds it.
         """
-        held = filelock.FileLock(self.path / ".lock", thread_local=False)
+        lock = filelock.FileLock(self.path / ".lock", thread_local=False)
         try:
-            held.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except filelock.Timeout:
             pid = self.status().pid
-            raise RunBusy(
-                f"run '{self.id}' is being trained by process {pid}; wait for it, stop it, or change the name or seed"
-            ) from None
+            way = "wait for it, stop it, or change the name or seed"
+            raise RunBusy(f"run '{self.id}' is being trained by process {pid}; {way}") from None
         try:
-            for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
-                leftover.unlink(missing_ok=True)  # of a killed process; nobody else writes now
+            for folder in (self.path, self.checkpoints, self.images):
+                for leftover in folder.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)  # of a killed process; nobody else writes now
             self._stop.unlink(missing_ok=True)
             yield
         finally:
-            held.release()
+            lock.release()
 
     @property
     def _stop(self) -> Path:
         return self.path / "stop"
 
     def request_stop(self) -> None:
-        """Ask the process that trains this run, wherever it is, to save and end: it looks for this file at every step."""
+        """Ask the process that trains this run to save and end: it looks for this file at every step."""
         self._stop.touch()
 
     @property
     def stop_requested(self) -> bool:
         return self._stop.exists()
 
-    # -- metrics ----------------------------------------------------------------------------------------------------
+    # -- metrics ---------------------------------------------------------------------------------------------
 
-    def log(self, record: dict[str, Any], file: str = "metrics.jsonl") -> None:
+    def log(self, record: Tree, file: str = "metrics.jsonl") -> None:
         """Append one record. Non-finite numbers become null (JSON has none)."""
-        line = json.dumps(_finite(record), separators=(",", ":")) + "\n"
-        with _full_disk(self.path / file), open(self.path / file, "ab+") as handle:
-            if handle.tell() and not _ends_with_newline(handle):
-                line = "\n" + line  # the last writer was killed in the middle of a line
-            handle.write(line.encode())
+        files.append(self.path / file, record)
 
-    def metrics(self, kind: str | None = None, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    def metrics(self, kind: str | None = None, file: str = "metrics.jsonl") -> list[Tree]:
         """Records in order, of one `kind` ("step", "evaluation") or all; a torn line is left out."""
-        records = _read_jsonl(self.path / file)
+        records = files.records(self.path / file)
         return [r for r in records if kind is None or r.get("kind") == kind]
 
     def truncate(self, step: int, done: Collection[str] | None = None) -> None:
-        """Drop torn lines and the records after `step`: those a killed run had logged past its last checkpoint.
+        """Drop torn lines and the records after `step`, which a killed run had logged past its last checkpoint.
 
         done: of the records of `step` itself, keep these kinds only ("step", "evaluation", "bad"); None: all.
         """
-        def keep(kind: str) -> bool:
-            return done is None or kind in done
+
+        def stays(record: Tree) -> bool:
+            same = record["step"] == step and (done is None or record["kind"] in done)
+            return same or record["step"] < step
 
         for file in ("metrics.jsonl", "bad_steps.jsonl"):
             path = self.path / file
             if path.exists():
-                kept = [r for r in _read_jsonl(path) if r["step"] < step or (r["step"] == step and keep(r["kind"]))]
-                write_atomic(path, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in kept))
+                records = filter(stays, files.records(path))
+                write_atomic(path, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records))
 
-    def report(self) -> dict[str, Any] | None:
-        """report.json, or None before the first evaluation."""
-        return _read_json(self.path / "report.json")
+    def report(self) -> Tree | None:
+        """report.json; None before the first evaluation, and where it is damaged."""
+        return self._sound("report.json") or None
 
-    def save_report(self, report: dict[str, Any]) -> None:
+    def save_report(self, report: Tree) -> None:
         write_json(self.path / "report.json", report)
 
-    def env(self) -> dict[str, Any]:
-        return _read_json(self.path / "env.json") or {}
+    def env(self) -> Tree:
+        return self._sound("env.json") or {}
 
     def save_env(self, **facts: Any) -> None:
-        """Write env.json: versions, platform, commit and `facts` (device, threads, ...); earlier ones are kept."""
+        """Write env.json: versions, platform, commit, `facts` (device, threads, ...), and the earlier ones."""
         old, new = self.env(), {**environment(), **facts}
         history = old.pop("earlier", [])
         if old and old != new:
             history = [*history, old]
         write_json(self.path / "env.json", {**new, "earlier": history})
 
+    # -- any file --------------------------------------------------------------------------------------------
+
+    def _read(self, name: str) -> Tree:
+        """A JSON file of the run, {} where it is not there; :class:`RunError` where it is damaged."""
+        path = self.path / name
+        if not os.path.lexists(path):
+            return {}
+        tree = read_json(path, RunError, f"run '{self.id}':")
+        try:
+            SHAPES[name].validate_python(tree)
+        except ValidationError as error:
+            raise RunError(f"run '{self.id}': {name}: {explain(error, tree)}") from None
+        return tree
+
+    def _sound(self, name: str) -> Tree | None:
+        """The same, but None where it is damaged: :meth:`faults` says so."""
+        try:
+            return self._read(name)
+        except RunError:
+            return None
+
+    def faults(self) -> list[str]:
+        """One line for each file of the run that is damaged, and therefore not used; [] for a whole run."""
+        lines = []
+        for name in SHAPES:
+            try:
+                self._read(name)
+            except RunError as error:
+                lines.append(str(error))
+        try:
+            bad = len(files.lines(self.path / "metrics.jsonl")) - len(self.metrics())
+        except OSError as error:
+            lines.append(f"run '{self.id}': metrics.jsonl cannot be read: {error.strerror}")
+        else:
+            if bad > 1:  # one: its writer was killed in the middle of a line
+                lines.append(f"run '{self.id}': {bad} lines of metrics.jsonl are no records; they are left out")
+        return lines
+
+
+def root_folder(root: str | Path = "runs") -> Path:
+    """The folder that `root` names.
+
+    The default, "runs", is $VFMLAB_ROOT if that is set; else `runs` of the checkout where the working directory
+    lies inside it (so that notebooks and the command line share their runs); else `./runs`.
+    """
+    if Path(root) != Path("runs"):
+        return expand(root)
+    if os.environ.get("VFMLAB_ROOT"):
+        return expand(os.environ["VFMLAB_ROOT"])
+    checkout = Path(__file__).resolve().parents[1]
+    here = Path.cwd().resolve()
+    if checkout in here.parents and (checkout / "notebooks").is_dir():
+        return checkout / "runs"
+    return Path("runs")
+
 
 def create(run: Run, root: str | Path = "runs") -> RunDir:
-    """The directory of `run` under `root`, made if it is not there. The same config always gives the same directory.
+    """The directory of `run` under `root`, new if it is not there; the same for the same config.
 
-    The protocol may differ from the stored one (it decides numbers, not weights); the newest is stored. Anything else
-    that differs raises :class:`RunError`.
+    The protocol may differ from the stored one (it decides numbers, not weights); the newest is stored.
+
+    Raises:
+        RunError: anything else differs, or the directory cannot be written.
     """
-    run_dir = RunDir(Path(root) / run.id)
+    root = root_folder(root)
+    run_dir = RunDir(root / run.id)
     new = run.model_dump(mode="json")
-    if (run_dir.path / "config.json").exists():
-        old = run_dir.raw_config
-        field = _difference({**old, "protocol": None}, {**new, "protocol": None})
-        if field:
-            raise RunError(
-                f"run directory '{run_dir.path}' holds another config (it differs in '{field}'); "
-                "rename the run or move the directory away"
-            )
-        if old == new:
-            return run_dir
     try:
-        run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(run_dir.path / "config.json"):
+            old = run_dir.raw_config
+            for field in differences([{**old, "protocol": None}, {**new, "protocol": None}]):
+                what = f"run directory '{run_dir.path}' holds another config (it differs in '{field}')"
+                raise RunError(f"{what}; rename the run or move the directory away")
+            if old == new:
+                return run_dir
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.path.mkdir(mode=0o700, exist_ok=True)
+        run_dir.checkpoints.mkdir(exist_ok=True)
         run_dir.images.mkdir(exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RunError(f"cannot make run directory '{run_dir.path}': {error.strerror}; choose another root") from None
+    except OSError as error:
+        where = f"cannot make run directory '{run_dir.path}'"
+        raise RunError(f"{where}: {error.strerror}; choose another root") from None
     if not (run_dir.path / "status.json").exists():
         run_dir.set_status(total=0 if run.budget is None else run.budget.samples, created=time.time())
     write_json(run_dir.path / "config.json", new)  # last: a directory with a config is a run
@@ -251,8 +339,8 @@ def create(run: Run, root: str | Path = "runs") -> RunDir:
 
 @contextmanager
 def starting(run: Run, root: str | Path = "runs") -> Iterator[RunDir]:
-    """The directory of `run`, as :func:`create`; made now and left with an error before the run began, it goes again."""
-    there = (Path(root) / run.id).exists()
+    """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run began."""
+    there = os.path.lexists(root_folder(root) / run.id)
     folder = create(run, root)
     try:
         yield folder
@@ -265,18 +353,23 @@ def starting(run: Run, root: str | Path = "runs") -> Iterator[RunDir]:
 def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None) -> RunDir:
     """The run that `ref` names: an id, a unique prefix of one, or a directory.
 
-    Where a prefix matches several, runs of the asked `kind` win, then the run whose whole name is `ref`.
+    Where a prefix matches several, runs of this `kind` win, then the run whose whole name is `ref`.
+
+    Raises:
+        RunError: none, several, or a damaged one.
     """
-    ref = str(ref)
+    ref, root = str(ref), root_folder(root)
     if not ref:
         raise RunError("the run's name is empty; give an id, a unique prefix or a directory")
-    runs = scan(root)
+    runs, broken = listing(root)
     for run in runs:
         if run.id == ref:
             return run
+    if ref in broken:
+        raise RunError(broken[ref])
     matches = [run for run in runs if run.id.startswith(ref)]
-    if not matches and Path(ref).is_dir():
-        run = RunDir(Path(ref).resolve())
+    if not matches and expand(ref).is_dir():
+        run = RunDir(expand(ref).resolve())
         _ = run.raw_config
         return run
     for narrower in (lambda r: kind is None or r.kind == kind, lambda r: r.id.rpartition("-")[0] == ref):
@@ -285,7 +378,7 @@ def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None
     if len(matches) == 1:
         return matches[0]
     if matches:
-        names = ", ".join(run.id for run in matches[:8])
+        names = ", ".join(f"{id_} ({what})" if what else id_ for id_, what in contrast(matches[:8]).items())
         raise RunError(f"'{ref}' fits {len(matches)} runs: {names}; give more letters")
     hint = nearest(ref, [run.id for run in runs]) or f" ('{root}' holds no runs)"
     raise RunError(f"unknown run '{ref}'{hint}")
@@ -293,130 +386,48 @@ def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None
 
 def scan(root: str | Path = "runs") -> list[RunDir]:
     """All runs under `root`, oldest first. Foreign, empty and half-written folders are left out."""
-    root = Path(root)
-    if not root.is_dir():
-        return []
-    found = []
-    for path in root.iterdir():
-        config = _read_json(path / "config.json") if path.is_dir() else None
-        if isinstance(config, dict) and "name" in config and "data" in config:
+    return listing(root)[0]
+
+
+def listing(root: str | Path = "runs") -> tuple[list[RunDir], dict[str, str]]:
+    """All runs under `root`, oldest first, and the folders whose config.json is damaged: name -> reason."""
+    root = root_folder(root)
+    rows, broken = [], {}
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        try:
             run = RunDir(path)
-            found.append((run.status().created or (path / "config.json").stat().st_mtime, run.id, run))
-    return [run for *_, run in sorted(found, key=lambda item: item[:2])]
+            _ = run.raw_config
+            rows.append((run.status().created or (path / "config.json").stat().st_mtime, run.id, run))
+        except RunError as error:
+            if os.path.lexists(path / "config.json") and not _foreign(path / "config.json"):
+                broken[path.name] = str(error)
+        except OSError as error:
+            broken[path.name] = f"'{path}' cannot be read: {error.strerror}"
+    return [run for *_, run in sorted(rows, key=lambda row: row[:2])], broken
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; left without an error, it is flushed to disk and renamed over `path`.
-
-    Raises :class:`TrainingError` when the disk is full; `path` is then as it was and the temporary file is gone.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _foreign(path: Path) -> bool:
+    """Whether a config.json is whole, and somebody else's."""
     try:
-        with _full_disk(path):
-            yield temporary
-            with open(temporary, "rb+") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(folder: Path) -> None:
-    """Make renames inside `folder` durable, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    with beside(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON with two spaces of indentation; non-finite numbers become null."""
-    write_atomic(path, json.dumps(_finite(value), indent=2) + "\n")
-
-
-@contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        # safetensors and torch.save report the system's error as text only
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
-            free = shutil.disk_usage(path.parent).free / 2**20
-            raise TrainingError(
-                f"disk full while writing '{path}' ({free:.0f} MiB free); earlier files are intact: "
-                "free space and start the run again, it goes on"
-            ) from None
-        raise
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
+        config = files.parse_json(files.read_bytes(path), object)
     except (OSError, ValueError):
-        return None
+        return False
+    return not isinstance(config, dict) or "name" not in config or "data" not in config
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    records = []
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return records
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
+    """Id -> the fields, as text, in which a run differs from others of its name; "" where there are none."""
+    texts = {}
+    for name in dict.fromkeys(run.raw_config["name"] for run in runs):
+        same = [run for run in runs if run.raw_config["name"] == name]
+        changed = differences([{**run.raw_config, "protocol": None} for run in same])
+        for i, run in enumerate(same):
+            shown = [f"{field}={json.dumps(values[i])}" for field, values in changed.items()]
+            texts[run.id] = " ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
+    return texts
 
 
-def _ends_with_newline(handle: Any) -> bool:
-    handle.seek(-1, os.SEEK_END)
-    return handle.read(1) == b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
-def _difference(old: Any, new: Any, at: str = "") -> str:
-    """Dotted name of the first field in which two JSON trees differ; "" if they are equal.
-
-    A field that is null is as good as none, as in run ids: a run goes on under a version that knows more fields.
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            here = f"{at}.{key}".lstrip(".")
-            found = _difference(old.get(key), new.get(key), here)
-            if found:
-                return found
-        return ""
-    return "" if old == new else at
-
-
-def environment() -> dict[str, Any]:
+def environment() -> Tree:
     """Versions, platform and the commit of the working tree (None outside one)."""
     versions = {}
     for name in LIBRARIES:
@@ -430,14 +441,11 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     tree = Path(__file__).resolve().parents[1]
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     if not (tree / ".git").exists():
         return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(tree), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
