@@ -19,7 +19,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ import psutil
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from vfmlab.config import Run, explain, files, parse
-from vfmlab.config.files import beside, differences, expand, read_json, sync, write_atomic, write_json
+from vfmlab.config.files import beside, differences, expand, read_json, root_folder, sync, write_atomic, write_json
 from vfmlab.errors import RunBusy, RunError, nearest
 
 __all__ = [
@@ -288,23 +288,6 @@ class RunDir:
         return lines
 
 
-def root_folder(root: str | Path = "runs") -> Path:
-    """The folder that `root` names.
-
-    The default, "runs", is $VFMLAB_ROOT if that is set; else `runs` of the checkout where the working directory
-    lies inside it (so that notebooks and the command line share their runs); else `./runs`.
-    """
-    if Path(root) != Path("runs"):
-        return expand(root)
-    if os.environ.get("VFMLAB_ROOT"):
-        return expand(os.environ["VFMLAB_ROOT"])
-    checkout = Path(__file__).resolve().parents[1]
-    here = Path.cwd().resolve()
-    if checkout in here.parents and (checkout / "notebooks").is_dir():
-        return checkout / "runs"
-    return Path("runs")
-
-
 def create(run: Run, root: str | Path = "runs") -> RunDir:
     """The directory of `run` under `root`, new if it is not there; the same for the same config.
 
@@ -429,23 +412,13 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
 
 def environment() -> Tree:
     """Versions, platform and the commit of the working tree (None outside one)."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    system = {"python": platform.python_version(), "platform": platform.platform()}
-    return {**system, "versions": versions, "commit": _commit()}
-
-
-def _commit() -> str | None:
+    installed = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
     tree = Path(__file__).resolve().parents[1]
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    if not (tree / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    commit = None
+    if (tree / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
+            commit = done.stdout.strip()
+    system = {"python": platform.python_version(), "platform": platform.platform()}
+    return {**system, "versions": {name: installed.get(name) for name in LIBRARIES}, "commit": commit}

@@ -39,6 +39,23 @@ def expand(path: str | Path) -> Path:
         raise ConfigError(f"path '{path}': no such home folder; a file of this name is './{path}'") from None
 
 
+def root_folder(root: str | Path = "runs") -> Path:
+    """The folder that `root` names.
+
+    The default, "runs", is $VFMLAB_ROOT if that is set; else `runs` of the checkout where the working directory
+    lies inside it (so that notebooks and the command line share their runs); else `./runs`.
+    """
+    if Path(root) != Path("runs"):
+        return expand(root)
+    if os.environ.get("VFMLAB_ROOT"):
+        return expand(os.environ["VFMLAB_ROOT"])
+    checkout = Path(__file__).resolve().parents[2]
+    here = Path.cwd().resolve()
+    if checkout in here.parents and (checkout / "notebooks").is_dir():
+        return checkout / "runs"
+    return Path("runs")
+
+
 def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
     """The content of a regular file of at most `most` bytes; pipes and devices are not opened.
 
