@@ -330,3 +330,27 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path):
             os.utime(tmp_path / "deep" / name, (1, 1))
     files.sweep(tmp_path)
     assert {path.name for path in (tmp_path / "deep").iterdir()} == set(names.values()) - {names["old"]}
+
+
+def test_a_command_fills_only_folders_that_are_its_own(tmp_path):
+    """New, empty, or filled by it before; never inside a run, not even through a link or past a damaged config."""
+    mine = lambda folder: (folder / "mine").exists()  # noqa: E731
+    run = runs.create(config(), tmp_path / "runs")
+    (run.path / "config.json").write_text("{")
+    (tmp_path / "link").symlink_to(run.path)
+    for inside in (run.path, run.path / "pictures", run.path / "images" / "deep", tmp_path / "link", tmp_path / "link" / "x"):
+        with pytest.raises(ConfigError, match="inside run"):
+            runs.output_folder(inside, mine)
+    (tmp_path / "file").write_text("")
+    for impossible in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(ConfigError, match="choose another"):
+            runs.output_folder(impossible, mine)
+    folder = runs.output_folder(str(tmp_path / "new" / "deep"), mine)
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+    (folder / "README.md").write_text("somebody's")
+    with pytest.raises(ConfigError, match="other files"):
+        runs.output_folder(folder, mine)
+    assert runs.output_folder(folder, mine, overwrite=True) == folder
+    (folder / "mine").write_text("")
+    assert runs.output_folder(folder, mine) == folder

@@ -30,12 +30,14 @@ import psutil
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from vfmlab.config import Run, explain, files, parse
-from vfmlab.config.files import beside, differences, expand, read_json, root_folder, sync, write_atomic, write_json
+from vfmlab.config.files import (
+    beside, differences, expand, output_folder, read_json, root_folder, sync, write_atomic, write_json,
+)  # fmt: skip
 from vfmlab.errors import RunBusy, RunError, nearest
 
 __all__ = [
-    "RunDir", "Status", "beside", "contrast", "create", "differences", "environment", "listing",
-    "open_run", "root_folder", "scan", "starting", "sync", "write_atomic", "write_json",
+    "RunDir", "Status", "beside", "contrast", "create", "differences", "environment", "listing", "open_run",
+    "output_folder", "root_folder", "scan", "starting", "sync", "write_atomic", "write_json",
 ]  # fmt: skip
 
 Tree = dict[str, Any]
@@ -412,7 +414,10 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
 
 def environment() -> Tree:
     """Versions, platform and the commit of the working tree (None outside one)."""
-    installed = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
+    versions = dict.fromkeys(LIBRARIES)
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     tree = Path(__file__).resolve().parents[1]
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     commit = None
@@ -421,4 +426,4 @@ def environment() -> Tree:
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
             commit = done.stdout.strip()
     system = {"python": platform.python_version(), "platform": platform.platform()}
-    return {**system, "versions": {name: installed.get(name) for name in LIBRARIES}, "commit": commit}
+    return {**system, "versions": versions, "commit": commit}

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -116,6 +116,39 @@ def read_json(
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
+
+
+def holds_run(path: Path) -> bool:
+    """Whether `path` is the directory of a run, even of a damaged one."""
+    others = (path / "status.json", path / "checkpoints")
+    return os.path.lexists(path / "config.json") and any(map(os.path.lexists, others))
+
+
+def output_folder(path: str | Path, made: Callable[[Path], bool], overwrite: bool = False) -> Path:
+    """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled before.
+
+    It is there and can be written when this returns, so that a mistake costs no work.
+
+    Args:
+        made: whether a folder with files in it is one that the command has filled. overwrite: take any folder.
+
+    Raises:
+        ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files in it.
+    """
+    folder = expand(path)
+    for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):
+        if holds_run(place):
+            raise ConfigError(f"'{path}' is inside run '{place.name}', which it would damage; choose another folder")
+    try:
+        if folder.is_dir() and not overwrite and any(folder.iterdir()) and not made(folder):
+            raise ConfigError(f"folder '{path}' holds other files; choose an empty or a new one")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to folder '{path}': {error.strerror}; choose another one") from None
+    return folder
 
 
 def lines(path: Path) -> list[bytes]:
