@@ -31,7 +31,15 @@ from pydantic import TypeAdapter, ValidationError, create_model
 
 from vfmlab.config import Run, explain, files, parse
 from vfmlab.config.files import (
-    beside, differences, expand, output_folder, read_json, root_folder, sync, write_atomic, write_json,
+    beside,
+    differences,
+    expand,
+    output_folder,
+    read_json,
+    root_folder,
+    sync,
+    write_atomic,
+    write_json,
 )  # fmt: skip
 from vfmlab.errors import RunBusy, RunError, nearest
 
