@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import shutil
@@ -138,6 +139,27 @@ def test_a_really_full_disk(tmp_path):
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"making a small file system is not permitted here: {done.stderr.strip()[:100]}")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("room", [0, 100, 600, 1500, 3000, 4000, 5000])
+def test_a_disk_that_fills_anywhere_inside_the_state(run_dir, monkeypatch, room):
+    """torch's writer puts an error of its own over the system's, depending on where in the file it happens."""
+    save(run_dir, 1)
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode="r": Full(path, mode), raising=False)
+    tensors = {"a": torch.zeros(4)}
+    state = {"step": 2, "optimizer": [torch.zeros(300) for _ in range(5)]}
+    with pytest.raises(TrainingError, match="disk full while writing .*state"):
+        checkpoint.save(run_dir, tensors, tensors, state, {"samples": 2})
+    monkeypatch.undo()
+    assert content(run_dir) == (1.0, 1.0, 1)
+    assert sorted(os.listdir(run_dir.checkpoints)) == ["ema.safetensors", "model.safetensors", "state.pt"]
 
 
 def test_torch_reports_a_full_device(run_dir, monkeypatch):

@@ -131,3 +131,14 @@ def test_broken_parameters_are_never_saved(tmp_path):
         list(events)
     assert run_dir.status().state == "failed"
     assert all(torch.isfinite(value).all() for value in read_weights(run_dir.model)[0].values())
+
+
+def test_a_run_that_took_no_step_is_failed(tmp_path):
+    """Fewer steps than the guards' patience, all skipped: nothing was learned, so nothing is finished."""
+    run = toy_run(samples=64, guard_patience=5)
+    run_dir = runs.create(run, tmp_path)
+    for _ in range(2):  # and so it stays when it is started again
+        with pytest.raises(TrainingError, match="none of the 4 steps could be taken"):
+            list(fit(ToyTask(run, poison=dict.fromkeys(range(4), math.nan)), run_dir, device="cpu"))
+        assert run_dir.status().state == "failed"
+    assert not (run_dir.path / "finished.txt").exists()

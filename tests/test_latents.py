@@ -7,6 +7,8 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vfmlab.config import Data, Diffusion, TimeSampling, TokenizerConfig
@@ -146,16 +148,71 @@ def test_broken_caches_say_so(tmp_path, tokenizer, source):
         latents.LatentSource(tmp_path)
     run(tmp_path, tokenizer, source)
     file = tmp_path / "latents-00001.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:100])
+    whole = latents.LatentSource(tmp_path).latents(torch.arange(COUNT))
+    file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="missing or broken"):
         latents.LatentSource(tmp_path)
     file.unlink()
     run(tmp_path, tokenizer, source)
-    assert file.read_bytes() == whole
+    assert torch.equal(latents.LatentSource(tmp_path).latents(torch.arange(COUNT)), whole)
     (tmp_path / "meta.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(CheckpointError, match="does not describe a latent cache"):
         latents.LatentSource(tmp_path)
+
+
+def flipped_bit(tensors):
+    tensors["mean"].view(torch.uint8).view(-1)[5] ^= 1
+
+
+DAMAGES = {
+    "a flipped bit": flipped_bit,
+    "zeros": lambda tensors: tensors["std"].zero_(),
+    "half the rows": lambda tensors: tensors.update({key: value[: len(value) // 2].clone() for key, value in tensors.items()}),
+    "no std": lambda tensors: tensors.pop("std"),
+    "another label": lambda tensors: tensors["labels"].add_(1),
+    "another name": lambda tensors: tensors.update(mean_flip=tensors["mean"].clone()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("number", [0, 2])
+def test_shards_that_changed_are_refused(tmp_path, tokenizer, source, damage, number):
+    """Content is held against the digest that was written with it: a well-formed file is not enough."""
+    run(tmp_path, tokenizer, source)
+    file = tmp_path / f"latents-{number:05d}.safetensors"
+    with safe_open(file, framework="pt") as shard:
+        facts, tensors = shard.metadata(), {key: shard.get_tensor(key).clone() for key in shard.keys()}  # noqa: SIM118
+    DAMAGES[damage](tensors)
+    save_file(tensors, file, facts)
+    with pytest.raises(CheckpointError, match=rf"latents-0000{number}.safetensors' is damaged.*delete it") as refused:
+        latents.LatentSource(tmp_path)
+    assert "\n" not in str(refused.value)
+    file.unlink()
+    run(tmp_path, tokenizer, source)
+
+
+def test_shards_of_earlier_versions_are_encoded_anew(tmp_path, tokenizer, source):
+    run(tmp_path, tokenizer, source)
+    file = tmp_path / "latents-00001.safetensors"
+    with safe_open(file, framework="pt") as shard:
+        facts, tensors = shard.metadata(), {key: shard.get_tensor(key).clone() for key in shard.keys()}  # noqa: SIM118
+    del facts["digest"]
+    save_file(tensors, file, facts)
+    tokenizer.calls = 0
+    run(tmp_path, tokenizer, source)
+    assert tokenizer.calls == 3  # the 8 images of this shard alone, in batches of 3
+
+
+def test_leftovers_of_killed_processes_are_swept_and_others_waited_for(tmp_path, tokenizer, source):
+    (tmp_path / ".latents-00001.safetensors.4711.tmp").write_bytes(b"half")
+    first = latents.build(tmp_path, tokenizer, source, batch=3)
+    next(first)
+    second = latents.build(tmp_path, tokenizer, source, batch=3)
+    assert next(second) == (0, COUNT)  # waits: what the first encodes is not encoded twice
+    list(first)
+    assert list(second)[-1] == (COUNT, COUNT)
+    assert tokenizer.calls == 3 + 3 + 2
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_statistics_and_finite_latents_are_required(tmp_path, tokenizer, source):

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from tiny import KINDS, make_task, tiny_run, train_tiny
-from toy import flat, outcome
+from toy import ToyTask, flat, outcome, toy_run
 
 from vfmlab import runs
 from vfmlab.training import checkpoint
@@ -55,20 +55,85 @@ def test_killed_between_the_renames_of_a_checkpoint(tmp_path, rename, resumed):
     assert outcome(again) == outcome(whole)
 
 
-def test_interrupted_at_every_event_equals_uninterrupted(tmp_path):
+def busy_toy():
+    """A log, preview, evaluation or checkpoint is due after many of its 6 steps, alone and together."""
+    return toy_run(samples=96, log_every=32, preview_every=48, checkpoint_every=64, evaluate_at=(32, 48, 80))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = busy_toy()
+    run_dir = runs.create(run, tmp_path_factory.mktemp("whole"))
+    return list(fit(ToyTask(run), run_dir, device="cpu")), outcome(run_dir)
+
+
+def test_interrupted_at_every_event_equals_uninterrupted(tmp_path, uninterrupted):
     """Whatever the generator has just yielded when it is closed, nothing is lost and nothing is done twice."""
-    whole, events = train_tiny("toy", tmp_path / "whole")
+    events, expected = uninterrupted
     for n in range(1, len(events)):
-        run = tiny_run("toy")
+        run = busy_toy()
         run_dir = runs.create(run, tmp_path / str(n))
-        generator = fit(make_task(run, tmp_path), run_dir, device="cpu")
+        generator = fit(ToyTask(run), run_dir, device="cpu")
         for _ in range(n):
             next(generator)
         generator.close()
-        rest = list(fit(make_task(run, tmp_path), run_dir, device="cpu"))
+        rest = list(fit(ToyTask(run), run_dir, device="cpu"))
         kinds = [event.kind for event in rest if event.kind != "start"]
         assert kinds == [event.kind for event in events[n:] if event.kind != "start"]
-        assert outcome(run_dir) == outcome(whole), f"after {events[n - 1].kind}"
+        assert outcome(run_dir) == expected, f"after {events[n - 1].kind}"
+
+
+class Struck(ToyTask):
+    """Gets Ctrl-C inside the forward of a step, or the n-th time that something else of it is called."""
+
+    def __init__(self, run, what, at):
+        super().__init__(run)
+        self.what, self.at, self.calls = what, at, 0
+        self.objective.register_forward_hook(lambda *_: self.strike("forward"))
+
+    def strike(self, what):
+        self.calls += what == self.what
+        if what == self.what and self.calls == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+    def stream(self, start_step, rows):
+        for batch in super().stream(start_step, rows):
+            self.strike("data")
+            yield batch
+
+    def preview(self, weights):
+        self.strike("preview")
+        return super().preview(weights)
+
+    def evaluate(self, weights, samples):
+        self.strike("evaluate")
+        return super().evaluate(weights, samples)
+
+    def facts(self):  # of every checkpoint
+        self.strike("save")
+        return super().facts()
+
+    def finish(self, weights, run_dir):
+        self.strike("finish")
+        super().finish(weights, run_dir)
+
+
+STRIKES = {"forward": 6, "data": 6, "preview": 4, "evaluate": 3, "save": 2, "finish": 1}
+
+
+@pytest.mark.parametrize(("what", "at"), [(what, n) for what, most in STRIKES.items() for n in range(1, most + 1)])
+def test_interrupted_inside_every_step_equals_uninterrupted(tmp_path, uninterrupted, what, at):
+    """Also where a log is due right after the step, which then is the first thing that the resumed run does; and twice."""
+    run = busy_toy()
+    run_dir = runs.create(run, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(Struck(run, what, at), run_dir, device="cpu"))
+    assert run_dir.status().state == "interrupted"
+    again = fit(ToyTask(run), run_dir, device="cpu")
+    next(again)
+    again.close()  # before it has taken a step
+    list(fit(ToyTask(run), run_dir, device="cpu"))
+    assert outcome(run_dir) == uninterrupted[1]
 
 
 def test_resumed_runs_see_the_same_data(tmp_path):

@@ -235,9 +235,10 @@ def _full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number, text = getattr(error, "errno", None), str(error)
-        # safetensors and torch.save report the system's error as text only
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
+        # safetensors reports the system's error as text only, torch.save puts one of its own over it
+        full = (errno.ENOSPC, errno.EDQUOT), ("No space left", "os error 28")
+        errors = [e for e in (error, error.__cause__, error.__context__) if e is not None]
+        if any(getattr(e, "errno", None) in full[0] or any(text in str(e) for text in full[1]) for e in errors):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise TrainingError(
                 f"disk full while writing '{path}' ({free:.0f} MiB free); earlier files are intact: "

@@ -3,18 +3,22 @@
     <directory>/meta.json                meta data, with "format", "fingerprint", "count", "shard" (images a shard)
                 <name>-00000.safetensors tensors with one row per image; -00001 ...
 
-Files are written beside and renamed, one shard at a time, so an interrupted pass goes on with the missing shards. A key
-with the suffix `_flip` holds the same of the mirrored images.
+Files are written beside and renamed, one shard at a time, so an interrupted pass goes on with the missing shards. Each
+carries a digest of its tensors, so that a damaged one is refused. A key with the suffix `_flip` holds the same of the
+mirrored images.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -43,40 +47,74 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
         raise CheckpointError(f"'{file}' does not describe a {what}; delete the folder to encode again") from None
 
 
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    state = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
 def write(
     directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int, patience: float
 ) -> Iterator[tuple[int, int]]:
     """Fill the shards that are missing; yields (images done, images in all) on the way.
+
+    Two programs that need the same folder fill it one after the other, so that nothing is encoded twice.
 
     Args:
         meta: written first, if there is none yet. encode: indices (long B) -> rows of each tensor, on the CPU.
         rank, world: of several processes each fills every world-th shard, then waits for the others.
         patience: seconds without a new shard after which the other processes count as dead.
     """
-    if not (directory / "meta.json").exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "meta.json", meta)
-    total, done = meta["count"], 0
-    every = files(directory, name, meta)
-    for number, file in enumerate(every):
-        first, last = number * meta["shard"], min((number + 1) * meta["shard"], total)
-        if number % world != rank:
-            continue
-        if file.exists():
-            done += last - first
-            continue
-        parts: dict[str, list[Tensor]] = {}
-        for start in range(first, last, batch):
-            indices = torch.arange(start, min(start + batch, last))
-            for key, value in encode(indices).items():
-                parts.setdefault(key, []).append(value)
-            done += len(indices)
-            yield min(done * world, total), total
-        with beside(file) as temporary:
+    directory.mkdir(parents=True, exist_ok=True)
+    total, every = meta["count"], files(directory, name, meta)
+    lock = filelock.FileLock(directory / f".{name}-{rank}-of-{world}.lock", thread_local=False)
+    while not _acquired(lock):
+        yield min(sum(file.exists() for file in every) * meta["shard"], total), total
+    try:
+        if not (directory / "meta.json").exists():
+            write_json(directory / "meta.json", meta)
+        done = 0
+        for number, file in list(enumerate(every))[rank::world]:
+            for leftover in directory.glob(f".{file.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)  # of a killed process: nobody else writes this shard now
+            first, last = number * meta["shard"], min((number + 1) * meta["shard"], total)
+            if _whole(file):
+                done += last - first
+                continue
+            parts: dict[str, list[Tensor]] = {}
+            for start in range(first, last, batch):
+                indices = torch.arange(start, min(start + batch, last))
+                for key, value in encode(indices).items():
+                    parts.setdefault(key, []).append(value)
+                done += len(indices)
+                yield min(done * world, total), total
             rows = {key: torch.cat(value).contiguous() for key, value in parts.items()}
-            save_file(rows, temporary, {"fingerprint": meta["fingerprint"]})
+            with beside(file) as temporary:
+                save_file(rows, temporary, {"fingerprint": meta["fingerprint"], "digest": digest(rows)})
+    finally:
+        lock.release()
     _wait(every, patience)
     yield total, total
+
+
+def _acquired(lock: filelock.FileLock) -> bool:
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(timeout=0.2)
+    return lock.is_locked
+
+
+def _whole(file: Path) -> bool:
+    """Whether `file` is there and carries a digest; those of earlier versions have none and are encoded anew."""
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return "digest" in (shard.metadata() or {})
+    except (SafetensorError, OSError):
+        return True  # broken, which is not covered up: whoever opens it is told
 
 
 def _wait(every: list[Path], patience: float) -> None:
@@ -96,7 +134,7 @@ class Shards:
     """Random access to a finished folder.
 
     Raises:
-        CheckpointError: an incomplete or broken one.
+        CheckpointError: an incomplete one, or one with a shard that is broken, of another folder, or not as it was written.
     """
 
     def __init__(self, directory: Path, name: str, meta: dict[str, Any]):
@@ -106,11 +144,15 @@ class Shards:
     def _open(self, file: Path) -> dict[str, Tensor]:
         try:
             with safe_open(file, framework="pt") as shard:
-                if (shard.metadata() or {}).get("fingerprint") != self.fingerprint:
-                    raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
-                return {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+                facts = shard.metadata() or {}
+                tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{file}' is missing or broken ({error}); delete it and build again") from None
+        if facts.get("fingerprint") != self.fingerprint:
+            raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
+        if facts.get("digest") != digest(tensors):
+            raise CheckpointError(f"'{file}' is damaged: its content is not what was written; delete it and build again")
+        return tensors
 
     def rows(self, key: str, indices: Tensor, flip: Tensor | None = None) -> Tensor:
         """Rows `indices` (long B) of `key` in fp32. flip: bool B, which of them of the mirrored images."""

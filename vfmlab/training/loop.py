@@ -134,6 +134,11 @@ class _Loop:
                 return
             self._step()
             yield from self._after_step()
+        if not self.state.average.updates:
+            raise TrainingError(
+                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl for why); "
+                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
+            )
         self._finish()
         remark = self.task.remark()
         yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
