@@ -190,7 +190,8 @@ def click(client, comm):
 
 
 def test_the_stop_button_saves_and_the_same_cell_goes_on(plain, tmp_path):
-    setup = f"import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import primitives\nprimitives.use_notebook_renderer()\nrun = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_run"
+    setup = "import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import primitives\nprimitives.use_notebook_renderer()\n"
+    setup += f"run = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_run"
     assert plain.execute_interactive(setup, timeout=200)["content"]["status"] == "ok"
     sent = plain.execute(f"events = await widgets.train(run, {str(tmp_path)!r})")
     button, pressed, said, shown = None, False, "", []
