@@ -1,4 +1,4 @@
-"""One picture for one choice: what the widgets show, as functions that need none. Computed by `explore` and `interpolate`."""
+"""One picture for one choice: what the widgets show, as functions that need none. Computed by `explore` and `blends`."""
 
 from __future__ import annotations
 
