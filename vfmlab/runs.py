@@ -329,7 +329,7 @@ def create(run: Phase, root: str | Path = "runs") -> RunDir:
 
 
 @contextmanager
-def starting(run: Run, root: str | Path = "runs") -> Iterator[RunDir]:
+def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
     """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run began."""
     there = os.path.lexists(root_folder(root) / run.id)
     folder = create(run, root)
