@@ -91,7 +91,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         run = run if run in measurable else rows[0]["run"] if rows else (measurable or [None])[0]
         state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y, "run": run}
         code = (
-            f"from vfmlab import leaderboard\n\nresults = leaderboard.collect({root.name!r}, every_phase={bool(phases)})\n"
+            f"from vfmlab.studies import leaderboard\n\nresults = leaderboard.collect({root.name!r}, every_phase={bool(phases)})\n"
             "for heading, note, rows in leaderboard.tables(results):\n    print(heading, note, *rows, sep='\\n')\n"
             f"leaderboard.convergence(results, {metric!r})\nleaderboard.scatter(leaderboard.cloud(results, {x!r}, {y!r})[0], {x!r}, {y!r})"
         )

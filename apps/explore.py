@@ -72,7 +72,8 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         state = {"run": run, "image": box.name_of(path), "neighbours": k, "pooled": bool(pooled), "across": across, "down": down}
         state = {key: value for key, value in state.items() if value is not None}
         code = (
-            f"import vfmlab\nfrom vfmlab import explore\n\ntokenizer = vfmlab.load_tokenizer({run!r}, {root.name!r})\nz = explore.encode(tokenizer, ['picture.png'])\n"
+            f"import vfmlab\nfrom vfmlab.studies import explore\n\ntokenizer = vfmlab.load_tokenizer({run!r}, {root.name!r})\n"
+            f"z = explore.encode(tokenizer, ['picture.png'])\n"
             f"bank = explore.bank(tokenizer, vfmlab.runs.open_run({run!r}, {root.name!r}).config().data, {models.BANK})\n"
             f"print(explore.nearest(bank, z, {k}, pooled={bool(pooled)}))\nmaps = explore.layer_maps(tokenizer, ['picture.png'])\n"
             f"alike = {{name: explore.likeness(m, ({down:g}, {across:g})) for name, m in maps.items()}}"

@@ -71,7 +71,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         names = {key: box.name_of(path[0]) for key, box, path in zip(("first", "second"), sources, paths, strict=True)}
         state = {k: v for k, v in names.items() if v} | {"runs": run_ids, "kind": kind, "frames": frames, "numbers": numbers}
         code = (
-            f"import vfmlab\nfrom vfmlab import blends\n\ntokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {root.name!r})\n"
+            f"import vfmlab\nfrom vfmlab.studies import interpolate\n\ntokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {root.name!r})\n"
             f"walk = interpolate.images(tokenizer, ['first.png'], ['second.png'], {frames}, {kind!r})  # walk.frames, walk.length"
         )
         yield cards.cards(parts), *share.tell("interpolate", state, code)
@@ -143,8 +143,8 @@ def _samples(root: Path) -> share.Tab:
             "steps": how["steps"], "scale": how["guidance"],
         }  # fmt: skip
         code = (
-            f"import vfmlab\nfrom vfmlab import blends\n\nmodel = vfmlab.load_diffusion({run_ids[0]!r}, {root.name!r})\n"
-            f"*_, last = blends.{what}(model, {', '.join(map(repr, arguments))}, {frames}, {kind!r}, **{how})  # last.images"
+            f"import vfmlab\nfrom vfmlab.studies import interpolate\n\nmodel = vfmlab.load_diffusion({run_ids[0]!r}, {root.name!r})\n"
+            f"*_, last = interpolate.{what}(model, {', '.join(map(repr, arguments))}, {frames}, {kind!r}, **{how})  # last.images"
         )
         yield cards.cards(list(done.values())), *share.tell("interpolate_samples", state, code)
 

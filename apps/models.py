@@ -11,7 +11,7 @@ from apps.common import problem
 from vfmlab import api, runs
 from vfmlab.errors import VfmlabError
 from vfmlab.studies import explore
-from vfmlab.training import checkpoint
+from vfmlab.weights import io
 
 KEEP = 6  # models in memory at a time; the one unused for longest goes first
 BANK = 400  # held-out images among which neighbours are looked for
@@ -83,7 +83,7 @@ def bank(root: Path, run_id: Any) -> Any:
 def class_names(root: Path, run_id: Any) -> list[str]:
     """Classes of a diffusion run, read without loading it."""
     folder = checked(root, run_id, "diffusion")
-    return json.loads(checkpoint.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]"))
+    return json.loads(io.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]"))
 
 
 def method(root: Path, run_id: str, kind: str) -> str:

@@ -99,7 +99,7 @@ def _code(root: Path, run_id: str, how: explore.Disturbance) -> str:
     bank = "\nbank = explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, 400)" if how.rounds else ""
     asked = f", explore.{how}{', bank' if how.rounds else ''}" if _words(how) != "undisturbed" else ""
     return (
-        f"import vfmlab\nfrom vfmlab import explore\n\nRUN, ROOT = {run_id!r}, {root.name!r}\ntokenizer = vfmlab.load_tokenizer(RUN, ROOT){bank}\n"
+        f"import vfmlab\nfrom vfmlab.studies import explore\n\nRUN, ROOT = {run_id!r}, {root.name!r}\ntokenizer = vfmlab.load_tokenizer(RUN, ROOT){bank}\n"
         f"made = explore.reconstruct(tokenizer, ['picture.png']{asked})\nprint(made.metrics)  # made.images, made.error(), made.latent_map()"
     )
 

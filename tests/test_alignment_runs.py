@@ -18,8 +18,8 @@ from vfmlab.evaluation.instruments.dynamics import over_training
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import over
-from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.loop import fit
+from vfmlab.weights import io
 
 SHORT = {**COMMON, "vfm.weights": "random", "diffusion.train.evaluate_at": [], "protocol.sampler.steps": 2}
 
@@ -80,7 +80,7 @@ def test_cached_and_fresh_targets_agree(tmp_path, source, teacher, start):
 
 
 def trained(name, root, stops=(None,), **changes):
-    run = override(presets.get(name), SHORT | changes).last
+    run = override(presets.get(name), SHORT | changes)
     run_dir = runs.create(run, root)
     for until in stops:
         task = make_task(run, root)
@@ -109,11 +109,11 @@ def test_resumed_equals_uninterrupted(tmp_path, name, changes):
     assert outcome(whole) == outcome(parts)
     state = torch.load(whole.checkpoints / "state.pt", weights_only=True)
     assert any(key.startswith("projection.read.") for key in state["others"])
-    assert not any("projection" in key for key in read_weights(whole.ema)[0])
+    assert not any("projection" in key for key in io.read(whole.ema)[0])
 
 
 def _plain(root, stops, changes):
-    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in (SHORT | changes).items() if k != "vfm.weights"}).last
+    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in (SHORT | changes).items() if k != "vfm.weights"})
     run_dir = runs.create(run, root)
     for until in stops:
         task = make_task(run, root)
@@ -122,7 +122,7 @@ def _plain(root, stops, changes):
 
 
 def test_alignment_changes_neither_the_start_nor_the_draws(tmp_path):
-    tasks = {name: make_task(override(presets.get(name), SHORT).last, tmp_path) for name in ("tiny_vfm_vae", "tiny_vfm_vae_repa", "tiny_vfm_vae_irepa")}
+    tasks = {name: make_task(override(presets.get(name), SHORT), tmp_path) for name in ("tiny_vfm_vae", "tiny_vfm_vae_repa", "tiny_vfm_vae_irepa")}
     states = [task.weights.state_dict() for task in tasks.values()]
     assert all(torch.equal(states[0][key], state[key]) for state in states[1:] for key in states[0])
     losses = [task.objective(task.example(slice(0, 8))._replace(z=torch.ones(8, 4, 4, 4)), StepRandom(0, 0, 8), 0) for task in tasks.values()]
@@ -164,7 +164,7 @@ def test_protocols_without_the_new_fields_keep_their_hash():
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in SHORT.items() if k != "vfm.weights"} | {"diffusion.tune.weight": 2.0}).last
+    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in SHORT.items() if k != "vfm.weights"} | {"diffusion.tune.weight": 2.0})
     task = make_task(run, tmp_path_factory.mktemp("tuned"))
     list(task.prepare(runs.create(run, tmp_path_factory.mktemp("runs")), True))
     with torch.no_grad():
@@ -233,12 +233,12 @@ def test_the_tuned_tokenizer_is_saved_and_used(tmp_path):
     short = {"diffusion.train.samples": 16, "diffusion.train.evaluate_at": [], "protocol.sampler.steps": 2, "data.train": 32, "data.val": 16, "protocol.n": 16}
     run = override(presets.get("tiny_plain_vae_repa_e"), {**short, "train.samples": 16, "train.evaluate_at": []})
     list(api.train(run, root=tmp_path))
-    loaded, before = api.load_diffusion(run.id, tmp_path), api.load_tokenizer(run.last.parent, tmp_path)
+    loaded, before = api.load_diffusion(run.id, tmp_path), api.load_tokenizer(run.parent, tmp_path)
     images = to_float(open_source(run.data, "val").batch(torch.arange(8)).images)
     assert not torch.allclose(loaded.tokenizer.encode(images).mode(), before.encode(images).mode(), atol=1e-3)
     again = api.load_tokenizer(run.id, tmp_path)
     assert torch.equal(again.encode(images).mode(), loaded.tokenizer.encode(images).mode())
-    statistics, _ = read_weights(runs.open_run(run.id, tmp_path).latent_stats)
+    statistics, _ = io.read(runs.open_run(run.id, tmp_path).latent_stats)
     assert torch.equal(statistics["mean"], again.statistics.mean)
     train = to_float(open_source(run.data, "train").batch(torch.arange(32)).images)
     z = again.encode(train).mode()

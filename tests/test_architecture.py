@@ -21,7 +21,7 @@ FLOORS = [
     ["registry", "seeding", "training.events"],
     ["config"],
     ["runs", "training.progress"],
-    ["nn", "vfm.files", "weights.io", "evaluation.judge"],
+    ["nn", "weights.io", "evaluation.judge"],
     ["vfm", "decoders", "data"],
     ["losses", "presets", "tokenizers"],
     ["diffusion"],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from io import FileIO
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from vfmlab import runs
 from vfmlab.errors import CheckpointError, TrainingError
 from vfmlab.training import checkpoint
 from vfmlab.training.loop import fit
+from vfmlab.weights import io
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_save_and_load(run_dir):
     save(run_dir, 2)
     assert content(run_dir) == (2.0, 2.0, 2)
     assert sorted(os.listdir(run_dir.checkpoints)) == ["ema.safetensors", "model.safetensors", "state.pt"]
-    _, metadata = checkpoint.read_weights(run_dir.ema)
+    _, metadata = io.read(run_dir.ema)
     assert metadata == {"format": "vfmlab/1", "run_id": run_dir.id, "kind": "pretrain", "step": "2", "samples": "2"}
 
 
@@ -90,7 +91,7 @@ def test_full_disk(run_dir, monkeypatch, file):
 
         return write
 
-    monkeypatch.setattr(checkpoint, "save_file", full(checkpoint.save_file))
+    monkeypatch.setattr(io, "save_file", full(io.save_file))
     monkeypatch.setattr(torch, "save", full(torch.save))
     with pytest.raises(TrainingError, match=r"disk full while writing .*earlier files are intact") as caught:
         save(run_dir, 2)
@@ -104,6 +105,7 @@ FULL_DISK = """
 import os, pathlib
 from toy import ToyTask, fit, runs, toy_run
 from vfmlab.errors import TrainingError
+from vfmlab.weights import io
 
 root, run = pathlib.Path("disk"), toy_run(samples=128)
 run_dir = runs.create(run, root)
@@ -146,7 +148,7 @@ def test_a_disk_that_fills_anywhere_inside_the_state(run_dir, monkeypatch, room)
     """torch's writer puts an error of its own over the system's, depending on where in the file it happens."""
     save(run_dir, 1)
 
-    class Full(io.FileIO):
+    class Full(FileIO):
         def write(self, data):
             if self.tell() + len(data) > room:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -183,7 +185,7 @@ def test_torch_reports_a_full_device(run_dir, monkeypatch):
 def test_training_on_a_full_disk_fails_clearly_and_goes_on_later(tmp_path, monkeypatch):
     run = toy_run(samples=128)
     run_dir = runs.create(run, tmp_path)
-    real, calls = checkpoint.save_file, []
+    real, calls = io.save_file, []
 
     def full(*args):
         calls.append(args)
@@ -191,7 +193,7 @@ def test_training_on_a_full_disk_fails_clearly_and_goes_on_later(tmp_path, monke
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(io, "save_file", full)
     with pytest.raises(TrainingError, match="disk full"):
         list(fit(ToyTask(run), run_dir, device="cpu"))
     monkeypatch.undo()
@@ -239,16 +241,16 @@ def test_state_of_another_step_is_refused(run_dir):
 
 
 def test_load_weights_is_strict(tmp_path):
-    checkpoint.save_weights(tmp_path / "w.safetensors", nn.Linear(3, 4).state_dict(), {})
-    assert checkpoint.load_weights(nn.Linear(3, 4), tmp_path / "w.safetensors") == {}
-    with pytest.raises(CheckpointError, match=r"'weight' has shape \(4, 3\), the model \(4, 2\)"):
-        checkpoint.load_weights(nn.Linear(2, 4), tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="holds 'bias', which the model has not"):
-        checkpoint.load_weights(nn.Linear(3, 4, bias=False), tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match=r"lacks '0\.bias' \(and 3 more names differ\)"):
-        checkpoint.load_weights(nn.Sequential(nn.Linear(3, 4)), tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="no weights at"):
-        checkpoint.load_weights(nn.Linear(3, 4), tmp_path / "absent.safetensors")
+    io.write(tmp_path / "w.safetensors", nn.Linear(3, 4).state_dict(), {})
+    assert io.load_file(nn.Linear(3, 4), tmp_path / "w.safetensors") == {}
+    with pytest.raises(CheckpointError, match=r"1 of another shape: weight \[4, 3\] instead of \[4, 2\]"):
+        io.load_file(nn.Linear(2, 4), tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="1 unexpected: bias"):
+        io.load_file(nn.Linear(3, 4, bias=False), tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 missing: 0\.weight, 0\.bias; 2 unexpected"):
+        io.load_file(nn.Sequential(nn.Linear(3, 4)), tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="no file"):
+        io.load_file(nn.Linear(3, 4), tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -256,18 +258,18 @@ def test_pickles_are_refused_unopened(tmp_path, zipped):
     path = tmp_path / "weights.safetensors"
     torch.save({"weight": torch.zeros(1)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"is a pickle.*convert it to safetensors"):
-        checkpoint.read_weights(path)
+        io.read(path)
 
 
 def test_compiler_prefixes_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="_orig_mod"):
-        checkpoint.save_weights(tmp_path / "w.safetensors", {"_orig_mod.weight": torch.zeros(1)}, {})
+        io.write(tmp_path / "w.safetensors", {"_orig_mod.weight": torch.zeros(1)}, {})
 
 
 def test_channels_last_and_tied_weights_round_trip(tmp_path):
     module = nn.ModuleDict({"a": nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)})
     module["b"] = module["a"]
-    checkpoint.save_weights(tmp_path / "w.safetensors", module.state_dict(), {})
+    io.write(tmp_path / "w.safetensors", module.state_dict(), {})
     other = nn.ModuleDict({"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 4, 3)})
-    checkpoint.load_weights(other, tmp_path / "w.safetensors")
+    io.load_file(other, tmp_path / "w.safetensors")
     assert torch.equal(other["b"].weight, module["a"].weight)

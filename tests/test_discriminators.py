@@ -20,7 +20,7 @@ from vfmlab.seeding import StepRandom
 from vfmlab.vfm import build
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
-from vfmlab.weights import import_state_dict, load_renamed
+from vfmlab.weights import import_state_dict, io
 from vfmlab.weights.families.discriminators import rename_head
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -57,7 +57,7 @@ def images(count: int, size: int, seed: int = 0) -> Tensor:
 def test_head_equals_the_reference(reference: dict[str, Tensor], name: str):
     g, sd = group(reference, name), group(reference, f"{name}.sd")
     head = Head(g["x"].shape[1], condition=g["c"].shape[1] if "cmapper.weight" in sd else 0)
-    load_renamed(head, {rename_head(key): value for key, value in sd.items()}, "head")
+    io.load(head, {rename_head(key): value for key, value in sd.items()}, "head")
     head.eval()
     with torch.no_grad():
         torch.testing.assert_close(head(g["x"], g["c"])[0], g["out_eval"][:, 0], **CLOSE)
@@ -299,7 +299,7 @@ def test_unreachable_backbone_weights_are_one_line(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
     with pytest.raises(CheckpointError, match="dino_s16.*discriminator.kind=patchgan") as error:
         make("projected", 256)
-    assert str(error.value).startswith("discriminator.backbone.weights")
+    assert "discriminator.backbone.weights" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -17,7 +17,7 @@ import torch
 from toy import train_toy
 
 from vfmlab import runs
-from vfmlab.training.checkpoint import read_weights
+from vfmlab.weights import io
 
 
 def launch(root, wait=True, **options):
@@ -50,7 +50,7 @@ def close(one, two, rtol=2e-4, atol=2e-6, later=1e-4):
     size and so enlarges rounding errors: later numbers agree to `later`.
     """
     for path in ("model", "ema"):
-        left, right = read_weights(getattr(one, path))[0], read_weights(getattr(two, path))[0]
+        left, right = io.read(getattr(one, path))[0], io.read(getattr(two, path))[0]
         assert left.keys() == right.keys()
         for key in left:
             torch.testing.assert_close(left[key], right[key], rtol=rtol, atol=atol, msg=lambda m, key=key: f"{key}: {m}")

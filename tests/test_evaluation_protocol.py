@@ -158,11 +158,11 @@ def save_judge(path, names=("a", "b")):
     from safetensors.torch import save_file
 
     from vfmlab.evaluation.judge import Judge
-    from vfmlab.vfm import files
+    from vfmlab.weights import io
 
     torch.manual_seed(0)
     judge = Judge(list(names), 4)
-    save_file(judge.state_dict(), path, metadata={files.METADATA: json.dumps({"judge": judge.spec})})
+    save_file(judge.state_dict(), path, metadata={io.METADATA: json.dumps({"judge": judge.spec})})
 
 
 def test_judge_from_a_file_or_a_run_directory(tmp_path):

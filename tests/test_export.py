@@ -97,8 +97,8 @@ def test_raw_weights_and_diffusion_runs(exported, tmp_path):
     raw = export.save_pretrained(folder.id, tmp_path / "raw", root, ema=False)
     assert torch.equal(load_file(raw / "model.safetensors")["stat_mean"], tensors["stat_mean"] + 1)
     whole = override(presets.get("tiny_vfm_vae"), SCENES)
-    if whole.last.parent == folder.id:
-        diffusion = runs.create(whole.last, root)
+    if whole.parent == folder.id:
+        diffusion = runs.create(whole, root)
         again = export.save_pretrained(diffusion.id, tmp_path / "again", root)
         assert json.loads((again / "config.json").read_text())["run_id"] == folder.id
 
@@ -175,8 +175,51 @@ def test_runs_that_cannot_be_exported(tmp_path):
         export.save_pretrained(folder.id, tmp_path / "out", tmp_path)
     untrained(folder.config(), tmp_path)
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ConfigError, match="choose another folder"):
+    with pytest.raises(ConfigError, match="choose another one"):
         export.save_pretrained(folder.id, tmp_path / "taken", tmp_path)
+
+
+FOREIGN = {
+    "somebody's model": {"README.md": "mine", "config.json": '{"model_type": "vit"}', "model.safetensors": "mine"},
+    "an export with more": {"README.md": "", "config.json": '{"library": "vfmlab", "run": {}}', "notes.txt": "mine"},
+    "nested JSON": {"config.json": "[" * 100_000},
+    "any file": {"photo.jpg": "mine"},
+    "a hidden one": {".git": "mine"},
+}
+
+
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_no_folder_with_other_files_is_written_to(exported, tmp_path, files):
+    root, run, _ = exported
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match="holds other files"):
+        export.save_pretrained(run.id, tmp_path, root)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+    export.save_pretrained(run.id, tmp_path, root, overwrite=True)
+    assert export.from_pretrained(tmp_path, on="cpu").statistics.fingerprint == "eight scenes"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_run_is_written_into(exported, tmp_path, overwrite):
+    """Neither its folder nor one inside it, by whatever path; an export stands beside the runs, or in `exported`."""
+    root, run, _ = exported
+    (tmp_path / "link").symlink_to(run.path)
+    before = (run.path / "config.json").read_bytes()
+    for folder in (run.path, run.path / "checkpoints", run.path / "new" / "deep", tmp_path / "link", run.path / "x" / ".."):
+        with pytest.raises(ConfigError, match="inside run"):
+            export.save_pretrained(run.id, folder, root, overwrite=overwrite)
+    assert (run.path / "config.json").read_bytes() == before
+    assert export.save_pretrained(run.id, None, root) == run.path / "exported"
+
+
+def test_an_earlier_export_and_an_empty_folder_are_written_to(exported, tmp_path, monkeypatch):
+    root, run, _ = exported
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):
+        assert export.save_pretrained(run.id, "~/out", root) == tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert export.save_pretrained(run.id, tmp_path / "empty", root).is_dir()
 
 
 def test_folders_that_cannot_be_loaded(exported, tmp_path):

@@ -11,9 +11,9 @@ from toy import ToyTask, outcome, toy_run, train_toy
 from vfmlab import runs
 from vfmlab.config import Train
 from vfmlab.errors import TrainingError
-from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.guards import ENOUGH, Guard
 from vfmlab.training.loop import fit
+from vfmlab.weights import io
 
 
 def guard(**changes):
@@ -75,7 +75,7 @@ def test_a_skipped_step_changes_no_parameter(tmp_path):
     left, right = (outcome(run)["state"]["optimizer"] for run in (good, bad))
     assert left == right
     for name in ("model", "ema"):
-        one, other = read_weights(getattr(good, name))[0], read_weights(getattr(bad, name))[0]
+        one, other = io.read(getattr(good, name))[0], io.read(getattr(bad, name))[0]
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -87,7 +87,7 @@ def test_inputs_that_are_not_numbers_leave_no_trace(tmp_path):
     list(fit(task, run_dir, device="cpu"))
     assert [record["step"] for record in run_dir.metrics(file="bad_steps.jsonl")] == [3]
     for path in (run_dir.model, run_dir.ema):
-        tensors, _ = read_weights(path)
+        tensors, _ = io.read(path)
         assert all(torch.isfinite(value).all() for value in tensors.values())
         assert tensors["encoder.1.num_batches_tracked"] == 3
 
@@ -130,7 +130,7 @@ def test_broken_parameters_are_never_saved(tmp_path):
     with pytest.raises(TrainingError, match="weights are not finite"):
         list(events)
     assert run_dir.status().state == "failed"
-    assert all(torch.isfinite(value).all() for value in read_weights(run_dir.model)[0].values())
+    assert all(torch.isfinite(value).all() for value in io.read(run_dir.model)[0].values())
 
 
 def test_a_run_that_took_no_step_is_failed(tmp_path):

@@ -15,7 +15,8 @@ from vfmlab.data.scenes import STYLES
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.evaluation import judge
 from vfmlab.training.pretrain import PretrainTask
-from vfmlab.vfm import files, pocket
+from vfmlab.vfm import pocket
+from vfmlab.weights import io
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +74,21 @@ def test_knows_all_classes_of_all_styles_but_not_those_of_other(bundled):
 
 
 def test_bundled_file_is_small_and_says_how_it_was_made(bundled):
-    path = judge.ASSETS / judge.FILE
+    path = io.ASSETS / "judge.safetensors"
     assert path.stat().st_size < 2e6
-    _, metadata = files.read(path, "judge")
-    facts = json.loads(metadata[files.METADATA])
+    _, metadata = io.read(path, "judge")
+    facts = json.loads(metadata[io.METADATA])
     assert facts["recipe"]["pretrain"]["objective"] == "classify"
     assert {"samples", "seed", "data_fingerprint"} <= set(facts)
-    assert bundled.fingerprint == files.sha256(path)[:16]
+    assert bundled.fingerprint == io.sha256(path)[:16]
 
 
 def test_differs_from_the_pocket_vfm(bundled):
     """Architecture, seed and recipe: a tokenizer must not be judged by the features it was built on."""
     assert not any(isinstance(m, pocket.Block | torch.nn.LayerNorm) for m in bundled.modules())
     recipes = []
-    for path in (judge.ASSETS / judge.FILE, judge.ASSETS / "pocket.safetensors"):
-        recipes.append(json.loads(files.read(path, "weights")[1][files.METADATA])["recipe"])
+    for path in (io.ASSETS / "judge.safetensors", io.ASSETS / "pocket.safetensors"):
+        recipes.append(json.loads(io.read(path, "weights")[1][io.METADATA])["recipe"])
     assert recipes[0]["seed"] != recipes[1]["seed"]
     assert recipes[0]["data"]["source"] != recipes[1]["data"]["source"]
 
@@ -100,17 +101,17 @@ def test_files_that_are_no_judge(tmp_path):
     with pytest.raises(CheckpointError, match="no file"):
         judge.load(tmp_path)
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes((judge.ASSETS / judge.FILE).read_bytes()[:-10])
+    cut.write_bytes((io.ASSETS / "judge.safetensors").read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
         judge.load(cut)
 
 
 def test_trainable_on_other_data(tmp_path):
     """A run with objective "classify" learns its source's classes and is loaded from its directory."""
-    run = config.Recipe(
+    run = config.Run(
         name="my_judge", tier="tiny", data=config.Data(source="scenes:other", train=256, val=64),
         train=config.Train(samples=256, batch=32), pretrain=config.Pretrain(objective="classify"),
-    ).last  # fmt: skip
+    )  # fmt: skip
     task = PretrainTask(run)
     task.finish(task.weights.eval(), runs.RunDir(tmp_path))
     mine = judge.load(tmp_path)

@@ -21,11 +21,11 @@ from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
 from vfmlab.training import dryrun
 from vfmlab.training.average import Average
-from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.loop import fit
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.step import pick_precision
 from vfmlab.training.tokenizer import TokenizerTask
+from vfmlab.weights import io
 
 
 def test_events_and_files(tmp_path):
@@ -44,7 +44,7 @@ def test_events_and_files(tmp_path):
     step = run_dir.metrics("step")[0]
     assert (step["step"], step["samples"], step["lr"], step["seen"]) == (2, 32, 1e-3, 8.0)
     assert [record["samples"] for record in run_dir.metrics("evaluation")] == [64, 128]
-    _, metadata = read_weights(run_dir.ema)
+    _, metadata = io.read(run_dir.ema)
     assert (metadata["samples"], metadata["ema_samples"], metadata["kind"]) == ("128", "128", "pretrain")
     assert {path.name for path in run_dir.images.iterdir()} == {
         f"{n:010d}_{which}.png" for n in (64, 128) for which in ("raw", "ema")
@@ -64,11 +64,11 @@ def test_average_is_another_file_and_shares_the_vfm(tmp_path):
     assert task.weights.__dict__["vfm"] is task.shared
     assert not average.module.training
     run_dir, *_ = train_toy(tmp_path, samples=64)
-    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    raw, ema = io.read(run_dir.model)[0], io.read(run_dir.ema)[0]
     assert raw.keys() == ema.keys()
     assert not torch.equal(raw["decoder.weight"], ema["decoder.weight"])
     run_dir, *_ = train_toy(tmp_path, samples=64, ema_halflife=0)
-    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    raw, ema = io.read(run_dir.model)[0], io.read(run_dir.ema)[0]
     assert torch.equal(raw["decoder.weight"], ema["decoder.weight"])
 
 
@@ -107,7 +107,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     """Gradients are means over the global batch, never sums over its parts."""
     one, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=128)
     four, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=128, accumulation=4)
-    left, right = read_weights(one.model)[0], read_weights(four.model)[0]
+    left, right = io.read(one.model)[0], io.read(four.model)[0]
     for key in left:
         torch.testing.assert_close(left[key], right[key], rtol=1e-5, atol=1e-6)
     for a, b in zip(one.metrics("step"), four.metrics("step"), strict=True):
@@ -123,7 +123,7 @@ def test_batches_that_do_not_divide(tmp_path):
 def test_what_trains(tmp_path):
     before = ToyTask(toy_run()).weights.state_dict()
     run_dir, *_ = train_toy(tmp_path, trains=("decoder.*",), samples=64)
-    after, _ = read_weights(run_dir.model)
+    after, _ = io.read(run_dir.model)
     changed = {key for key in before if "num_batches" not in key and not torch.equal(before[key], after[key])}
     assert changed == {"decoder.weight", "decoder.bias", "encoder.1.running_mean", "encoder.1.running_var"}
     with pytest.raises(ConfigError, match=r"'decodr\.\*' matches no parameter of the pretrain .did you mean 'decoder"):
@@ -353,7 +353,7 @@ def test_compile_keeps_the_names(tmp_path):
     task.weights.compile = lambda: type(task.weights).compile(task.weights, backend="eager")
     list(fit(task, runs.create(run, tmp_path), device="cpu"))
     run_dir = runs.create(run, tmp_path)
-    raw, ema = read_weights(run_dir.model)[0], read_weights(run_dir.ema)[0]
+    raw, ema = io.read(run_dir.model)[0], io.read(run_dir.ema)[0]
     assert raw.keys() == ema.keys() == ToyTask(run).weights.state_dict().keys()
     assert not torch.equal(ema["decoder.weight"], ToyTask(run).weights.decoder.weight)
 

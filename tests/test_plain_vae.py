@@ -13,7 +13,7 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn import conv_blocks
 from vfmlab.nn.conv_blocks import levels
 from vfmlab.registry import TOKENIZERS
-from vfmlab.weights import import_state_dict, load_renamed
+from vfmlab.weights import import_state_dict, io
 
 NARROW = {"width": 8, "blocks": 1, "attention": ()}
 
@@ -76,7 +76,7 @@ def test_strict_load_refuses_values_that_are_not_finite_and_changes_nothing():
     layer = torch.nn.Linear(2, 2)
     before = layer.weight.clone()
     with pytest.raises(CheckpointError, match="1 not finite: bias"):
-        load_renamed(layer, {"weight": torch.zeros(2, 2), "bias": torch.tensor([1.0, float("nan")])}, "test weights")
+        io.load(layer, {"weight": torch.zeros(2, 2), "bias": torch.tensor([1.0, float("nan")])}, "test weights")
     assert torch.equal(layer.weight, before)
 
 

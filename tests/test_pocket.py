@@ -15,7 +15,7 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.seeding import StepRandom
 from vfmlab.training import pretrain
 from vfmlab.training.pretrain import Mixed, PretrainTask, ridge_accuracy
-from vfmlab.vfm import files, pocket
+from vfmlab.weights import io
 
 NAMES = ("pocket", "pocket_leaky", "pocket_random")
 names = pytest.mark.parametrize("name", NAMES)
@@ -27,11 +27,11 @@ def scenes(style: str, n: int, size: int = 32) -> tuple[torch.Tensor, torch.Tens
     return to_float(batch.images), batch.labels
 
 
-def run(objective: str = "factors+mae", source: str = "scenes:other", **data) -> config.Phase:
-    return config.Recipe(
+def run(objective: str = "factors+mae", source: str = "scenes:other", **data) -> config.Run:
+    return config.Run(
         name="p", tier="tiny", data=config.Data(source=source, **{"train": 96, "val": 48, **data}),
         train=config.Train(samples=64, batch=16, precision="fp32"), pretrain=config.Pretrain(objective=objective),
-    ).last  # fmt: skip
+    )  # fmt: skip
 
 
 @names
@@ -70,14 +70,14 @@ def test_random_control_is_seeded():
 
 @pytest.mark.parametrize("name", ["pocket", "pocket_leaky"])
 def test_bundled_files_are_small_and_say_how_they_were_made(name):
-    path = pocket.ASSETS / f"{name}.safetensors"
+    path = io.ASSETS / f"{name}.safetensors"
     assert path.stat().st_size <= 6e6
-    _, metadata = files.read(path, "weights")
-    facts = json.loads(metadata[files.METADATA])
+    _, metadata = io.read(path, "weights")
+    facts = json.loads(metadata[io.METADATA])
     assert {"samples", "seed", "data_fingerprint"} <= set(facts)
     assert facts["recipe"]["pretrain"]["objective"] == {"pocket": "factors+mae", "pocket_leaky": "leaky"}[name]
     assert facts["recipe"]["data"]["source"] == {"pocket": "scenes:other", "pocket_leaky": "scenes:hard"}[name]
-    assert vfm.build(config.VFM(name=name), 32).fingerprint == files.sha256(path)[:16]
+    assert vfm.build(config.VFM(name=name), 32).fingerprint == io.sha256(path)[:16]
 
 
 def test_what_it_learnt_from_shows_no_shape_and_no_texture_of_the_generator():
@@ -126,10 +126,10 @@ def test_wrong_sizes_and_layers():
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(CheckpointError, match="not a pocket VFM"):
-        vfm.build(config.VFM(name="pocket", weights=str(pocket.ASSETS / "judge.safetensors")), 32)
+    with pytest.raises(CheckpointError, match="not a pocket"):
+        vfm.build(config.VFM(name="pocket", weights=str(io.ASSETS / "judge.safetensors")), 32)
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes((pocket.ASSETS / "pocket.safetensors").read_bytes()[:-10])
+    cut.write_bytes((io.ASSETS / "pocket.safetensors").read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
         vfm.build(config.VFM(name="pocket", weights=str(cut)), 32)
 
@@ -236,7 +236,7 @@ def test_factors_need_scenes(monkeypatch):
 
 
 def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
-    monkeypatch.setattr("vfmlab.evaluation.judge.ASSETS", tmp_path / "assets")
+    monkeypatch.setattr("vfmlab.weights.io.ASSETS", tmp_path / "assets")
     (tmp_path / "assets").mkdir()
     with pytest.raises(CheckpointError, match="no finished pretraining"):
         pretrain.export(tmp_path, "mine")
@@ -253,8 +253,8 @@ def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
     [("pocket", "pocket_vfm"), ("pocket_leaky", "pocket_vfm_leaky"), ("judge", "pocket_judge")],
 )
 def test_bundled_weights_are_what_their_preset_trains(weights, preset):
-    _, metadata = files.read(pocket.ASSETS / f"{weights}.safetensors", "weights")
-    recipe = json.loads(metadata[files.METADATA])["recipe"]
+    _, metadata = io.read(io.ASSETS / f"{weights}.safetensors", "weights")
+    recipe = json.loads(metadata[io.METADATA])["recipe"]
     assert part_of(recipe, presets.get(preset).model_dump(mode="json"))
 
 

@@ -15,8 +15,8 @@ from tiny import KINDS, make_task, tiny_run, train_tiny
 from toy import ToyTask, flat, outcome, toy_run
 
 from vfmlab import runs
-from vfmlab.training import checkpoint
 from vfmlab.training.loop import fit
+from vfmlab.weights import io
 
 
 def killed(root, **options):
@@ -36,13 +36,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
     again, events = train_tiny(kind, tmp_path / "killed")
     assert again.path == broken.path
     (start,) = [event for event in events if event.kind == "start" and "resumed" in event.data]
-    assert start.data["resumed"] == 4 * again.config().train.batch
+    assert start.data["resumed"] == 4 * again.config().budget.batch
     whole, _ = train_tiny(kind, tmp_path / "whole")
     assert outcome(again) == outcome(whole)
     steps = [record["step"] for record in again.metrics("step")]
     assert steps == sorted(set(steps)), "curves must have no doubles"
     if kind in ("game", "vfm_vae"):
-        assert flat(checkpoint.read_weights(again.latent_stats)) == flat(checkpoint.read_weights(whole.latent_stats))
+        assert flat(io.read(again.latent_stats)) == flat(io.read(whole.latent_stats))
 
 
 @pytest.mark.parametrize(("rename", "resumed"), [(8, 64), (10, 128), (12, 128)])
@@ -167,13 +167,13 @@ def test_latent_statistics_are_in_the_weights(tmp_path):
     run_dir, events = train_tiny("vfm_vae", tmp_path)
     assert events[-1].kind == "finish"
     for path in (run_dir.model, run_dir.ema):
-        tensors, metadata = checkpoint.read_weights(path)
+        tensors, metadata = io.read(path)
         assert tensors["stat_count"] == 48
         assert (tensors["stat_std"] > 0).all()
         assert metadata["fingerprint"]
         assert metadata["vfm_fingerprint"]
         assert not any(key.startswith("vfm.") for key in tensors)
-    stats, facts = checkpoint.read_weights(run_dir.latent_stats)
-    assert torch.equal(stats["mean"], checkpoint.read_weights(run_dir.ema)[0]["stat_mean"])
-    assert facts["fingerprint"] == checkpoint.metadata(run_dir.ema)["fingerprint"]
+    stats, facts = io.read(run_dir.latent_stats)
+    assert torch.equal(stats["mean"], io.read(run_dir.ema)[0]["stat_mean"])
+    assert facts["fingerprint"] == io.metadata(run_dir.ema)["fingerprint"]
     assert os.path.getsize(run_dir.ema) < 1_000_000

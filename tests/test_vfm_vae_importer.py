@@ -69,6 +69,8 @@ def theirs(key: str, tokenizer: VFMVAE) -> str:
 @pytest.mark.parametrize(
     ("arguments", "fields"),
     [
+        ({"hidden": 8}, {}),  # in -> in -> out, as in the release
+        ({"hidden": 16, "z_pooled_resolution": 2}, {}),
         ({}, {}),
         ({"how_to_compress": "conv", "how_to_decompress": "conv"}, {"projection": "conv"}),
         ({"attnproj_quant_layers": 2, "attnproj_post_quant_layers": 3}, {"projection_layers": 2}),
@@ -88,10 +90,11 @@ def theirs(key: str, tokenizer: VFMVAE) -> str:
 def test_round_trip(arguments, fields):
     """The decoder is built by the importer's reading of the arguments, the adapter here: keys and shapes must agree."""
     config = {**BASE, **arguments}
+    hidden = config.pop("hidden", 12)
     get, layers = vfm_vae._Arguments(config), BASE["patch_from_layers"]
     side = 2 * config["img_resolution"] // 8
     shapes = {k: vfm_vae.LayerShape(w, side) for k, w in zip(layers, BASE["patch_in_dimensions"], strict=True)}
-    ours = VFMVAE.Config(channels=4, factor=8, widths=(8, 4), decoder=vfm_vae._decoder(get, {}), **fields)
+    ours = VFMVAE.Config(channels=4, factor=8, widths=(8, 4), decoder=vfm_vae._decoder(get, {"mapping.mlp.fc0.weight": torch.zeros(hidden, 8)}), **fields)
     torch.manual_seed(0)
     source = VFMVAE(ours, config["img_resolution"], shapes=shapes).eval()
     for p in source.parameters():
@@ -101,6 +104,7 @@ def test_round_trip(arguments, fields):
     state = {theirs(key, source): value for key, value in own.items()}
     assert len(state) == len(own)
     tokenizer = import_state_dict("vfm-vae", state, config)
+    assert tokenizer.decoder.mapping.layers[0].weight.shape[0] == hidden
     assert tokenizer.config == ours or config.get("use_cross_attn")  # there, the context's width is read off the weights
     features = [torch.randn(2, side * side, w) for w in BASE["patch_in_dimensions"]]
     with torch.no_grad():

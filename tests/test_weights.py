@@ -17,11 +17,10 @@ from vfmlab import api, config, runs
 from vfmlab.cli import main
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
-from vfmlab.training import checkpoint
+from vfmlab.tokenizers import sd_vae
 from vfmlab.vfm import TABLE as VFMS
 from vfmlab.vfm import Features
 from vfmlab.weights import export, import_state_dict, io, landing, release_config, statistics, table
-from vfmlab.weights.families import sd_vae
 from vfmlab.weights.import_release import Release, draft, import_run, open_release
 
 SCENES = {"data.source": "scenes:easy", "data.train": 48, "data.val": 16}
@@ -67,12 +66,12 @@ def same(found, wanted=STATE):
 )
 def test_wrapped_checkpoints_are_opened(wrap, tmp_path):
     torch.save(wrap(STATE), tmp_path / "x.pt")
-    same(io.unwrap(io.read(tmp_path / "x.pt")))
+    same(io.unwrap(io.read_released(tmp_path / "x.pt")))
 
 
 def test_safetensors_and_a_prefix_that_not_all_have(tmp_path):
     save_file({**STATE, "module.c": torch.zeros(1)}, tmp_path / "x.safetensors")
-    assert set(io.unwrap(io.read(tmp_path / "x.safetensors"))) == {*STATE, "module.c"}
+    assert set(io.unwrap(io.read_released(tmp_path / "x.safetensors"))) == {*STATE, "module.c"}
 
 
 class Malice:
@@ -85,7 +84,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(save, tmp_path):
     Malice.target = str(tmp_path / "ran")
     save({"ema": STATE, "args": Malice()}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="could run code") as error:
-        io.read(tmp_path / "x.pt")
+        io.read_released(tmp_path / "x.pt")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
@@ -97,9 +96,9 @@ def test_files_that_cannot_be_read(tmp_path):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / f"cut.{name}").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CheckpointError, match=r"truncated.*again"):
-            io.read(tmp_path / f"cut.{name}")
+            io.read_released(tmp_path / f"cut.{name}")
     with pytest.raises(CheckpointError, match="no file"):
-        io.read(tmp_path / "absent.pt")
+        io.read_released(tmp_path / "absent.pt")
     with pytest.raises(CheckpointError, match="holds lr, steps"):
         io.unwrap({"lr": 1, "steps": [2]}, "x.pt")
     with pytest.raises(CheckpointError, match="mixes tensors with other entries under 'ema', e.g. 'lr'"):
@@ -114,17 +113,17 @@ def test_no_length_of_its_header_makes_safetensors_a_pickle(tmp_path):
     for n in range(0, 512, 8):
         save_file(STATE, tmp_path / "x.safetensors", {"padding": "x" * n})
         seen.add((tmp_path / "x.safetensors").read_bytes()[:2])
-        same(io.read(tmp_path / "x.safetensors"))
-        same(checkpoint.read_weights(tmp_path / "x.safetensors")[0])
+        same(io.read_released(tmp_path / "x.safetensors"))
+        same(io.read(tmp_path / "x.safetensors")[0])
     assert any(start in seen for start in (b"\x80\x02", b"\x80\x01"))
 
 
 def test_another_file_than_expected(tmp_path):
     save_file(STATE, tmp_path / "x.safetensors")
-    found = io.check_sha256(tmp_path / "x.safetensors", None)
-    assert io.check_sha256(tmp_path / "x.safetensors", found) == found
+    found = io.sha256(tmp_path / "x.safetensors")
+    assert io.sha256(tmp_path / "x.safetensors", found) == found
     with pytest.raises(CheckpointError, match=f"has SHA-256 {found}, but 0000"):
-        io.check_sha256(tmp_path / "x.safetensors", "0" * 64)
+        io.sha256(tmp_path / "x.safetensors", "0" * 64)
 
 
 def test_without_a_network_the_file_to_pass_is_named(monkeypatch, tmp_path):
@@ -182,7 +181,7 @@ def test_rows_are_whole():
         assert row.vfm is None or row.vfm["name"] in VFMS
         if row.kind == "diffusion":
             assert table.get(row.tokenizer).kind == "tokenizer"
-        config.override(config.Recipe(name="x", data={}, tokenizer={"method": "plain_vae"}, imported={"name": name}), {
+        config.override(config.Run(name="x", data={}, tokenizer={"method": "plain_vae"}, imported={"name": name}), {
             f"protocol.{key}": value for key, value in row.protocol.items()
         })  # fmt: skip
     assert set(landing.VFMS.values()) <= set(VFMS)
@@ -219,7 +218,7 @@ def test_config_files(tmp_path):
         "sample": {"cfg_scale": 6.7},
     }  # fmt: skip
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree))
-    found = release_config.arguments("lightningdit", io.read_config(tmp_path / "x.yaml"))
+    found = release_config.arguments("lightningdit", release_config.read_config(tmp_path / "x.yaml"))
     assert found == table.get("lightningdit_xl_800ep").config
     row = table.get("va_vae_f16d32")
     ldm = {"ckpt_path": "x", "model": {"target": "ldm", "params": {**row.config, "lossconfig": {"disc_start": 1}}}}
@@ -242,7 +241,7 @@ def test_config_files_that_are_none(tmp_path):
     (tmp_path / "y.yaml").write_text("- 1")
     for name, complaint in (("x.yaml", "not YAML"), ("y.yaml", "a list"), ("z.yaml", "cannot be read")):
         with pytest.raises(ConfigError, match=complaint):
-            io.read_config(tmp_path / name)
+            release_config.read_config(tmp_path / name)
 
 
 # -- tokenizers into run directories ----------------------------------------------------------------------------------
@@ -270,16 +269,16 @@ def va_vae(ldm, tmp_path_factory):
 @torch.no_grad()
 def test_va_vae_gives_the_stored_outputs(va_vae, ldm):
     folder, release, run = va_vae
-    io = part(ldm[0], "io.")
+    stored = part(ldm[0], "io.")
     for ema in (True, False):
         tokenizer = api.load_tokenizer(run.id, folder, ema=ema, on="cpu")
-        posterior = tokenizer.posterior(io["x"])
-        close(posterior.mean, io["mean"], 2e-5)
-        close(posterior.logvar, io["logvar"], 2e-5)
-        close(tokenizer.decode_raw(io["mean"])[0], io["image"], 2e-5)
-    close(tokenizer.encode(io["x"]).mean, (io["mean"] - 0.25) / 2, 2e-5)
+        posterior = tokenizer.posterior(stored["x"])
+        close(posterior.mean, stored["mean"], 2e-5)
+        close(posterior.logvar, stored["logvar"], 2e-5)
+        close(tokenizer.decode_raw(stored["mean"])[0], stored["image"], 2e-5)
+    close(tokenizer.encode(stored["x"]).mean, (stored["mean"] - 0.25) / 2, 2e-5)
     assert tokenizer.latent_shape == (8, 8, 8)
-    facts = checkpoint.metadata(runs.open_run(run.id, folder).ema)
+    facts = io.metadata(runs.open_run(run.id, folder).ema)
     assert facts["imported_sha256"] == release.sha256
     assert facts["statistics"] == "latents_stats.pt"
 

@@ -82,14 +82,14 @@ def trained(tmp_path_factory):
     run = api.resolve("tiny_vfm_vae", SMALL)
     for _ in api.train(run, root):
         pass
-    return root, run.id, run.tokenizer_phase.id
+    return root, run.id, run.tokenizer_run.id
 
 
 @pytest.fixture(scope="module")
 def kernel(trained, tmp_path_factory):
     root, diffusion, tokenizer = trained
     with Kernel(tmp_path_factory.mktemp("kernel")) as running:
-        running("import vfmlab\nfrom vfmlab import figures, viz, widgets\nviz.use_notebook_renderer()")
+        running("import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import figures, primitives\nprimitives.use_notebook_renderer()")
         running(f"root = {str(root)!r}\ntok = vfmlab.load_tokenizer({tokenizer!r}, root)\nmodel = vfmlab.load_diffusion({diffusion!r}, root)")
         running("data = model.run.data\nimages, labels, names = figures.examples(data, n=3)\ntwo = {'one': tok, 'other': tok}")
         yield running
@@ -103,7 +103,7 @@ def test_the_run_picker_shows_the_run_that_is_picked(kernel, trained):
     assert kernel.text("print(picker.value['run'])").strip() == tokenizer
     assert tokenizer in str(drawn(cell)["data"])
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in cell.outputs)
-    kernel("from vfmlab import config, runs\nruns.create(vfmlab.resolve('tiny_plain_vae').tokenizer_phase, root)")
+    kernel("from vfmlab import config, runs\nruns.create(vfmlab.resolve('tiny_plain_vae').tokenizer_run, root)")
     kernel("picker.box.children[0].children[-1].click()")
     assert kernel.text("print(picker.value['run'], len(picker.controls['run'].options))").split() == [tokenizer, "3"], "refreshing keeps the choice"
 
@@ -164,7 +164,7 @@ def test_the_interpolator_says_what_is_wrong_and_goes_on(kernel):
 
 def test_a_panel_in_an_exported_page_is_its_figure(kernel):
     nbconvert = pytest.importorskip("nbconvert")
-    kernel("widgets.choose(lambda n: viz.bars({'a': n}, y='n', title=f'the figure of {n}'), n=[3, 4])")
+    kernel("widgets.choose(lambda n: primitives.bars({'a': n}, y='n', title=f'the figure of {n}'), n=[3, 4])")
     page, _ = nbconvert.HTMLExporter().from_notebook_node(kernel.client.nb)
     assert "the figure of 3" in page
 
@@ -190,7 +190,8 @@ def click(client, comm):
 
 
 def test_the_stop_button_saves_and_the_same_cell_goes_on(plain, tmp_path):
-    setup = f"import vfmlab\nfrom vfmlab import viz, widgets\nviz.use_notebook_renderer()\nrun = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_phase"
+    setup = "import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import primitives\nprimitives.use_notebook_renderer()\n"
+    setup += f"run = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_run"
     assert plain.execute_interactive(setup, timeout=200)["content"]["status"] == "ok"
     sent = plain.execute(f"events = await widgets.train(run, {str(tmp_path)!r})")
     button, pressed, said, shown = None, False, "", []

@@ -13,8 +13,8 @@ from torch import nn
 from vfmlab import runs
 from vfmlab.config import parse
 from vfmlab.seeding import generator
-from vfmlab.training.checkpoint import read_weights
 from vfmlab.training.loop import Task, fit
+from vfmlab.weights import io
 
 
 class ToyBatch(NamedTuple):
@@ -92,7 +92,7 @@ class ToyTask(Task):
 
 def toy_run(name="toy", trains=("*",), seed=0, **train):
     train = {"samples": 256, "batch": 16, "log_every": 32, "preview_every": 64, "checkpoint_every": 64, **train}
-    return parse({"name": name, "seed": seed, "pretrain": {}, "trains": list(trains), "train": train}).last
+    return parse({"name": name, "seed": seed, "pretrain": {}, "trains": list(trains), "train": train})
 
 
 def train_toy(root, norm=True, poison=None, until=None, delay=0.0, **config):
@@ -104,7 +104,7 @@ def train_toy(root, norm=True, poison=None, until=None, delay=0.0, **config):
 
 def outcome(run_dir):
     """All that must not depend on how often a run was interrupted: weights, averages, state, metrics without times."""
-    files = {path.name: flat(read_weights(path)) for path in (run_dir.model, run_dir.ema)}
+    files = {path.name: flat(io.read(path)) for path in (run_dir.model, run_dir.ema)}
     state = torch.load(run_dir.checkpoints / "state.pt", weights_only=True)
     state.pop("seconds")
     metrics = [{k: v for k, v in record.items() if k not in runs.TIMING} for record in run_dir.metrics()]

@@ -78,17 +78,18 @@ def export(
     push: str | None = None,
     private: bool = False,
     licence: str | None = None,
+    overwrite: bool = False,
     root: Root = Path("runs"),
 ) -> int:
     """Export a run's tokenizer in the form of the Hugging Face hub: config, safetensors, model card.
 
     Args:
-        to: folder to write to; none: exported/ in the run's directory.
+        to: folder to write to: new, empty, or an earlier export; none: exported/ in the run's directory.
         push: hub repository (user/name) to upload to.
         private: make that repository private, if it is new.
         licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none is stated.
+        overwrite: write into a folder that holds other files, too.
     """
-    from vfmlab import api
     from vfmlab.weights import export as exporting
 
     if push is not None:
@@ -96,6 +97,6 @@ def export(
             raise ConfigError("--to and --push: one of the two; exporting and uploading are separate")
         print(f"uploaded: {exporting.push_to_hub(run, push, root, private, licence)}")
         return 0
-    folder = exporting.save_pretrained(run, to or api.tokenizer_run(run, root).path / "exported", root, licence=licence)
+    folder = exporting.save_pretrained(run, to, root, licence=licence, overwrite=overwrite)
     print(f"exported: {folder}\nback: vfmlab.weights.export.from_pretrained({str(folder)!r})")
     return 0

@@ -1,8 +1,6 @@
-"""The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their phases."""
+"""The configuration of a run: frozen pydantic models, one section per part, nothing unknown allowed."""
 
-from vfmlab.config.override import explain, override, parse, parse_assignments
-from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, digest, kind_of
-from vfmlab.config.schema import (
+from vfmlab.config.recipe import (
     VFM,
     Alignment,
     AnyDecoder,
@@ -18,17 +16,23 @@ from vfmlab.config.schema import (
     NetworkConfig,
     Pretrain,
     Protocol,
+    Run,
     Sampler,
     Section,
+    Stage,
     TimeSampling,
     TokenizerConfig,
     Train,
     Tune,
+    digest,
+    explain,
+    override,
+    parse,
+    parse_assignments,
 )
 
 __all__ = [
-    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "Recipe", "Sampler",
-    "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain", "kind_of", "override",
-    "parse", "parse_assignments",
+    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance", "Imported", "LossConfig", "Losses",
+    "NetworkConfig", "Pretrain", "Protocol", "Run", "Sampler", "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain",
+    "override", "parse", "parse_assignments",
 ]  # fmt: skip

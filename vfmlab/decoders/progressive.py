@@ -75,6 +75,7 @@ class ProgressiveConfig(config.DecoderConfig):
 
     style: bool = Field(True, description="off: no mapping network and no modulation")
     style_width: int = Field(512, ge=1)
+    style_hidden: int | None = Field(None, ge=1, description="between the mapping network's layers; none: style_width")
     style_pool: int = Field(1, ge=1, description="z' is pooled to so many pixels squared for the mapping network")
 
     attention: bool = Field(True, description="self-attention and feed-forward after the layers of `attention_blocks`")
@@ -193,7 +194,7 @@ class ProgressiveDecoder(nn.Module):
         channels = [max(1, min(c.channel_base * size // (px * 256), c.channel_max)) for px in resolutions]
         inner = latent_channels * c.decompress_factor
         self.decompress = projection(c.decompress, latent_channels, inner, c.decompress_layers, c.gelu)
-        self.mapping = Mapping(inner, c.style_width, c.style_pool) if c.style else None
+        self.mapping = Mapping(inner, c.style_width, c.style_pool, hidden=c.style_hidden) if c.style else None
 
         fused = dict(zip(c.fusion_blocks, c.fusion_widths, strict=True))
         if not c.fusion:

@@ -28,6 +28,7 @@ from vfmlab.diffusion import shards
 from vfmlab.errors import CheckpointError
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import io
 
 FORMAT = "vfmlab-latents/1"
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
@@ -45,13 +46,9 @@ class LatentBatch(NamedTuple):
 def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, sampled: bool = True) -> str:
     """Digest of all that decides a cache: weights and statistics of the tokenizer, its VFM, the images, the options."""
     tokenizer.statistics  # noqa: B018  missing statistics are an error here, before anything is encoded
-    state = hashlib.sha256()
-    for key, value in sorted(tokenizer.state_dict().items()):
-        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     vfm = getattr(tokenizer.vfm, "fingerprint", None)
     config = tokenizer.config.model_dump(mode="json")
-    what = [FORMAT, config, tokenizer.size, state.hexdigest(), vfm, source.fingerprint, len(source), flip, sampled]
+    what = [FORMAT, config, tokenizer.size, io.digest(tokenizer), vfm, source.fingerprint, len(source), flip, sampled]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

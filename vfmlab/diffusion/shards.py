@@ -11,7 +11,6 @@ mirrored images.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +19,11 @@ from typing import Any
 
 import filelock
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vfmlab.errors import CheckpointError
-from vfmlab.runs import beside, write_json
+from vfmlab.runs import write_json
+from vfmlab.weights import io
 
 Encode = Callable[[Tensor], dict[str, Tensor]]
 
@@ -45,15 +43,6 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
         return meta
     except (ValueError, KeyError, TypeError, AssertionError):
         raise CheckpointError(f"'{file}' does not describe a {what}; delete the folder to encode again") from None
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values."""
-    state = hashlib.sha256()
-    for key, value in sorted(tensors.items()):
-        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.contiguous().view(-1).view(torch.uint8).numpy())
-    return state.hexdigest()
 
 
 def write(
@@ -91,9 +80,8 @@ def write(
                     parts.setdefault(key, []).append(value)
                 done += len(indices)
                 yield min(done * world, total), total
-            rows = {key: torch.cat(value).contiguous() for key, value in parts.items()}
-            with beside(file) as temporary:
-                save_file(rows, temporary, {"fingerprint": meta["fingerprint"], "digest": digest(rows)})
+            rows = {key: torch.cat(value) for key, value in parts.items()}
+            io.write(file, rows, {"fingerprint": meta["fingerprint"], "digest": io.digest(rows)})
     finally:
         lock.release()
     _wait(every, patience)
@@ -111,9 +99,8 @@ def _whole(file: Path) -> bool:
     if not file.exists():
         return False
     try:
-        with safe_open(file, framework="pt") as shard:
-            return "digest" in (shard.metadata() or {})
-    except (SafetensorError, OSError):
+        return "digest" in io.metadata(file)
+    except CheckpointError:
         return True  # broken, which is not covered up: whoever opens it is told
 
 
@@ -142,15 +129,12 @@ class Shards:
         self.parts = [self._open(file) for file in files(directory, name, meta)]
 
     def _open(self, file: Path) -> dict[str, Tensor]:
-        try:
-            with safe_open(file, framework="pt") as shard:
-                facts = shard.metadata() or {}
-                tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{file}' is missing or broken ({error}); delete it and build again") from None
+        if (stored := io.cached(file)) is None:
+            raise CheckpointError(f"'{file}' is missing or broken; delete it and build again")
+        tensors, facts = stored
         if facts.get("fingerprint") != self.fingerprint:
             raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
-        if facts.get("digest") != digest(tensors):
+        if facts.get("digest") != io.digest(tensors):
             raise CheckpointError(f"'{file}' is damaged: its content is not what was written; delete it and build again")
         return tensors
 

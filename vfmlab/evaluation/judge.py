@@ -9,7 +9,6 @@ under a 3x3 blur. The bundled weights know the scenes' classes; another data set
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.errors import CheckpointError, ConfigError, nearest
-from vfmlab.vfm import files
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.weights import io
 
-ASSETS = Path(__file__).parents[1] / "assets"
-FILE = "judge.safetensors"  # among the assets, and in a finished run with objective "classify"
-SIZE = 32  # pixels the judge looks at; other sizes are resized to it
+SIZE = 32  # pixels a side; other sizes are resized to it
 
 
 class Residual(nn.Module):
@@ -105,17 +102,6 @@ def load(weights: str | Path | None = None) -> Judge:
     Raises:
         CheckpointError: no such file, not safetensors, or not a judge's.
     """
-    path = ASSETS / FILE if weights is None else Path(weights).expanduser()
-    if path.is_dir():
-        path = path / FILE
-    tensors, metadata = files.read(path, "judge")
-    try:
-        judge = Judge(**json.loads(metadata[files.METADATA])["judge"])
-    except (KeyError, ValueError, TypeError):
-        raise CheckpointError(
-            f"judge: '{path}' is not a judge (no architecture in its metadata); train one with "
-            "pretrain.objective=classify"
-        ) from None
-    files.load(judge, tensors, f"judge: '{path}'")
-    judge.fingerprint = files.sha256(path)[:16]
+    path = io.ASSETS / "judge.safetensors" if weights is None else weights
+    judge, judge.fingerprint = io.network(path, "judge", Judge, "judge")
     return judge.eval().requires_grad_(False)

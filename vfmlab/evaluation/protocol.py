@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vfmlab import config, data, runs
+from vfmlab import config, data
 from vfmlab.errors import ConfigError, DataError, nearest
 from vfmlab.evaluation.features import FeatureSpace, open_space
 from vfmlab.evaluation.frechet import FeatureSet, Moments
 from vfmlab.seeding import generator
+from vfmlab.weights import io
 
 LOWER, HIGHER = "lower", "higher"
 BETTER = {
@@ -199,22 +198,20 @@ def real_features(setup: Setup, cache: bool = True) -> FeatureSet:
         path.parent.mkdir(parents=True, exist_ok=True)
         moments = features.moments
         tensors = {"mean": moments.mean, "scatter": moments.scatter, "rows": features.features()}
-        with runs.beside(path) as temporary:
-            save_file(tensors, temporary, metadata={"count": str(moments.count)})
+        io.write(path, tensors, {"count": moments.count})
     return features
 
 
 def _read(path: Path, dimension: int, n: int) -> FeatureSet | None:
     """The kept features, or None where there are none or the file is damaged (it is then written anew)."""
-    if not path.is_file():
+    if (stored := io.cached(path)) is None:
         return None
     try:
-        with safe_open(path, "pt") as file:
-            count = int(file.metadata()["count"])
-            moments = Moments(dimension)
-            moments.count, moments.mean, moments.scatter = count, file.get_tensor("mean"), file.get_tensor("scatter")
-            found = FeatureSet(moments, [file.get_tensor("rows")])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        tensors, facts = stored
+        count, moments = int(facts["count"]), Moments(dimension)
+        moments.count, moments.mean, moments.scatter = count, tensors["mean"], tensors["scatter"]
+        found = FeatureSet(moments, [tensors["rows"]])
+    except (KeyError, ValueError):
         return None
     return found if count == n and moments.mean.shape == (dimension,) else None
 

@@ -8,15 +8,14 @@ order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B for whatever bu
 from __future__ import annotations
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vfmlab import config, data, runs
+from vfmlab import config, data
 from vfmlab.evaluation.features import FeatureSpace, VisionModelSpace
 from vfmlab.evaluation.perturbations import View, sides_of
 from vfmlab.evaluation.protocol import NOT_HASHED, Resolved, cache_folder, chosen
 from vfmlab.nn.transforms import resize
+from vfmlab.weights import io
 
 FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that a name contains
 
@@ -74,14 +73,11 @@ class Reference:
 
 def kept(path) -> dict[str, Tensor] | None:
     """Tensors that :func:`keep` wrote, or None where there are none or the file is damaged (it is then written anew)."""
-    try:
-        return load_file(path) if path.is_file() else None
-    except (SafetensorError, OSError):
-        return None
+    stored = io.cached(path)
+    return None if stored is None else stored[0]
 
 
 def keep(path, tensors: dict[str, Tensor]) -> None:
     """Write a file of tensors so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with runs.beside(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    io.write(path, tensors)

@@ -7,7 +7,6 @@ subject and, with a folder to keep them in, once per weights.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +30,7 @@ from vfmlab.nn.transforms import resize
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive, generator
 from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import io
 
 MAP_BYTES = 2**28  # of maps kept in memory; wide representations keep fewer images, and their numbers say how many
 FEWEST_MAPS = 128
@@ -225,7 +225,7 @@ def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protoc
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
     return Subject(
-        "tokenizer", name, cfg, protocol, reads, facts, f"{digest(tokenizer)} {vfm}", where, [tokenizer], reference, cell, tokenizer=tokenizer, **more
+        "tokenizer", name, cfg, protocol, reads, facts, f"{io.digest(tokenizer)} {vfm}", where, [tokenizer], reference, cell, tokenizer=tokenizer, **more
     )
 
 
@@ -244,7 +244,7 @@ def of_diffusion(
         return tokens_at(network, z, t, noise_of(z, ids, protocol.seed), (block,))[block]
 
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
-    weights = f"{digest(network)} {digest(tokenizer)} {vfm}"
+    weights = f"{io.digest(network)} {io.digest(tokenizer)} {vfm}"
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
     return Subject(
         "diffusion", name, cfg, protocol, reads, facts, weights, where, [network, tokenizer], reference, cell,
@@ -282,12 +282,3 @@ def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tu
     found = network(point.x, point.t, null, features_at=blocks)[1]
     h, w = network.grid
     return {k: v[:, v.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)) for k, v in found.items()}
-
-
-def digest(module: nn.Module) -> str:
-    """Digest of all that a module's state holds."""
-    state = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        state.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]

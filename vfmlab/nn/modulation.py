@@ -69,15 +69,18 @@ class Mapping(nn.Module):
 
     Args:
         inputs: channels of the latent. width: of w. pooled: side of the pooled latent. lr_multiplier: of both layers.
+        hidden: width between the layers; None: that of w. VFM-VAE's release has that of the pooled latent.
     """
 
-    def __init__(self, inputs: int, width: int, pooled: int = 1, lr_multiplier: float = 0.01):
+    def __init__(
+        self, inputs: int, width: int, pooled: int = 1, lr_multiplier: float = 0.01, hidden: int | None = None
+    ):
         super().__init__()
-        self.pooled = pooled
+        self.pooled, hidden = pooled, hidden or width
         self.layers = nn.ModuleList(
             [
-                EqualLinear(inputs * pooled**2, width, lr_multiplier=lr_multiplier),
-                EqualLinear(width, width, lr_multiplier=lr_multiplier),
+                EqualLinear(inputs * pooled**2, hidden, lr_multiplier=lr_multiplier),
+                EqualLinear(hidden, width, lr_multiplier=lr_multiplier),
             ]
         )
 

@@ -1,4 +1,4 @@
-"""One picture for one choice: what the widgets show, as functions that need none. Computed by `explore` and `blends`."""
+"""One picture for one choice: what the widgets show, as functions that need none. Computed by `explore` and `interpolate`."""
 
 from __future__ import annotations
 

@@ -6,20 +6,20 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from vfmlab.config import Recipe
+from vfmlab.config import Run
 from vfmlab.errors import ConfigError, nearest
 
-_TABLE: dict[str, Callable[[], Recipe]] = {}
+_TABLE: dict[str, Callable[[], Run]] = {}
 _TIERS = ("tiny", "pocket", "small", "paper")
 
 
-def preset(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
+def preset(function: Callable[[], Run]) -> Callable[[], Run]:
     """File a preset under its function's name."""
     _TABLE[function.__name__] = function
     return function
 
 
-def table() -> dict[str, Callable[[], Recipe]]:
+def table() -> dict[str, Callable[[], Run]]:
     """Name -> function, tier by tier."""
     package = importlib.import_module("vfmlab.presets")
     for module in pkgutil.iter_modules(package.__path__):
@@ -31,7 +31,7 @@ def names() -> list[str]:
     return list(table())
 
 
-def get(name: str) -> Recipe:
+def get(name: str) -> Run:
     """The run called `name`; :class:`ConfigError` with the nearest known name otherwise."""
     found = table()
     if name not in found:
@@ -39,7 +39,7 @@ def get(name: str) -> Recipe:
     return found[name]()
 
 
-def function(name: str) -> Callable[[], Recipe]:
+def function(name: str) -> Callable[[], Run]:
     """The preset itself; its docstring says command, cost and what to expect."""
     return table()[name]
 

@@ -7,25 +7,27 @@ used, because normalised latents come from our statistics, as with every tokeniz
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
-from vfmlab.vfm import files
+from vfmlab.weights import io
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
-FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+FILE = "diffusion_pytorch_model.safetensors"
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @TOKENIZERS.register("sd_vae")
@@ -110,48 +112,29 @@ class SDVAE(Tokenizer):
         source = source or self.config.pretrained
         if source is None:
             raise ConfigError("tokenizer.pretrained is not set; give a repository, for example stabilityai/sd-vae-ft-ema")
-        found = fetch(source)
-        own = {key: value for key, value in self.state_dict().items() if key.startswith(("stat_", "start."))}
-        files.load(self, {**own, **found.state_dict()}, f"tokenizer.pretrained '{source}'")
+        if Path(source).expanduser().is_dir():
+            path, _ = io.in_folder(source)
+        else:
+            path = io.fetch(str(source), FILE, way="copy that file into a folder and set tokenizer.pretrained=FOLDER")
+        tensors, _ = io.read(path, "tokenizer.pretrained")
+        own = [key for key in self.state_dict() if key.startswith(("stat_", "start."))]
+        io.load(self, renamed(tensors, self.state_dict()), f"tokenizer.pretrained: '{source}'", keep=own)
         return self
 
 
-def fetch(source: str | Path) -> AutoencoderKL:
-    """The pretrained network of a hub repository or folder, from safetensors only.
+def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as diffusers, or LDM through diffusers, has saved them -> names and shapes of `own`.
 
-    diffusers does the reading, so that attention weights under the names of older releases are renamed.
-
-    Raises:
-        CheckpointError: the files are not there and cannot be downloaded, or are damaged; says what to put where.
+    Files of 2022 have other names in the attention of the middle block, and 1x1 convolutions for its linear layers.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise CheckpointError(f"tokenizer.pretrained: folder '{source}' lacks {missing[0]}; put {' and '.join(FILES)} there")
-    else:
-        from huggingface_hub import constants
-
-        try:
-            folder = {files.fetch(str(source), name).parent for name in FILES}.pop()
-        except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
-            raise CheckpointError(
-                f"tokenizer.pretrained: no '{source}' in {constants.HF_HUB_CACHE} and no download "
-                f"({type(error).__name__}); with network, run `hf download {source} {' '.join(FILES)}` and copy the cache, "
-                "or copy these two files into a folder here and set tokenizer.pretrained=FOLDER"
-            ) from None
-    files.read(folder / FILES[1], "tokenizer.pretrained")  # a clear line for pickles and truncated files
-    reason = ""
-    try:
-        net, info = _autoencoder().from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
-        )
-        if problems := [f"{len(found)} {what.replace('_', ' ')}" for what, found in info.items() if found]:
-            reason = ", ".join(problems)  # diffusers itself would go on with random values
-    except Exception as error:  # diffusers raises many kinds for a config or tensors that are not its own
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    if reason:
-        raise CheckpointError(f"tokenizer.pretrained: '{source}' is no whole AutoencoderKL of diffusers: {reason}")
-    return net
+    state = {}
+    for key, value in tensors.items():
+        if match := re.fullmatch(r"(.*\.attentions\.\d+\.)(\w+)(\.\w+)", key):
+            key = f"{match[1]}{OLD_ATTENTION.get(match[2], match[2])}{match[3]}"
+        if key in own and value.ndim == 4 and value.shape[2:] == (1, 1) and own[key].ndim == 2:
+            value = value[:, :, 0, 0]
+        state[key] = value
+    return state
 
 
 def _autoencoder() -> type[AutoencoderKL]:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +35,8 @@ from vfmlab.evaluation import judge
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.task import Task
-from vfmlab.vfm import files, pocket
+from vfmlab.vfm import pocket
+from vfmlab.weights import io
 
 OBJECTIVES = ("factors+mae", "leaky", "mae", "classify")
 # `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every size.
@@ -204,7 +204,7 @@ class PretrainTask(Task):
 
     name = "pretrain"
 
-    def __init__(self, run: config.Phase):
+    def __init__(self, run: config.Run):
         if run.pretrain is None:
             raise ConfigError(
                 f"run '{run.name}' has no 'pretrain' section; set for example pretrain.objective=factors+mae"
@@ -274,7 +274,7 @@ def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> 
     return float(((x[half:] @ weight).argmax(1) == labels[half:]).double().mean())
 
 
-def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, fingerprint: str) -> None:
+def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Run, fingerprint: str) -> None:
     """Weights as fp16 safetensors, with what is needed to build the network and to train it again.
 
     The metadata name neither a date nor a version of the code: the same recipe gives the same file.
@@ -285,7 +285,7 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, f
         key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for key, value in net.state_dict().items()
     }
-    recipe = run.recipe.model_dump(mode="json", include={"name", "seed", "data", "train", "pretrain"})
+    recipe = run.model_dump(mode="json", include={"name", "seed", "data", "train", "pretrain"})
     facts = {
         "format": "vfmlab/1",
         **spec,
@@ -295,9 +295,8 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, f
         "data_fingerprint": fingerprint,
     }
     # One entry: safetensors writes several in an order that changes from process to process.
-    metadata = {files.METADATA: json.dumps(facts, sort_keys=True)}
-    with runs.beside(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    metadata = {io.METADATA: json.dumps(facts, sort_keys=True)}
+    io.write(path, tensors, metadata)
 
 
 def export(run_dir: str | Path, name: str) -> Path:
@@ -308,7 +307,7 @@ def export(run_dir: str | Path, name: str) -> Path:
     if not found:
         raise CheckpointError(f"'{run_dir}' holds no finished pretraining (pocket.safetensors or judge.safetensors)")
     (judge.load if found[0].stem == "judge" else pocket.read)(found[0])
-    target = judge.ASSETS / f"{name}.safetensors"
+    target = io.ASSETS / f"{name}.safetensors"
     target.write_bytes(found[0].read_bytes())
     return target
 

@@ -17,6 +17,7 @@ from vfmlab.training import checkpoint
 from vfmlab.training.average import Average
 from vfmlab.training.guards import Guard
 from vfmlab.training.task import Task
+from vfmlab.weights import io
 
 RECORDS = {"log": "step", "evaluate": "evaluation"}  # what is done between steps -> kind of record it leaves
 
@@ -56,7 +57,7 @@ class State:
         found = checkpoint.load(run_dir)
         if found is not None:
             model, ema, state = found
-            checkpoint.put(self.task.weights, model, "model.safetensors")
+            io.load(self.task.weights, model, "model.safetensors")
             self.step, self._saved = state["step"], {"ema": ema, **state}
 
     @torch.no_grad()
@@ -68,14 +69,14 @@ class State:
         if saved is None:
             return
         if self.average.ema is not None:
-            checkpoint.put(self.average.module, saved["ema"], "ema.safetensors")
+            io.load(self.average.module, saved["ema"], "ema.safetensors")
         others = self._others()
-        checkpoint.check(others, saved["others"], "state.pt")
+        io.check(others, saved["others"], "state.pt")
         for key, value in others.items():
             value.copy_(saved["others"][key])
         optimizer.load_state_dict(saved["optimizer"])
         if rival is not None:
-            checkpoint.put(self.task.opponent, saved["opponent"], "state.pt")
+            io.load(self.task.opponent, saved["opponent"], "state.pt")
             rival.load_state_dict(saved["opponent_optimizer"])
         self.guard.load_state_dict(saved["guard"])
         self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]

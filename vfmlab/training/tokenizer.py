@@ -32,7 +32,8 @@ class TokenizerTask(Task):
     """A run with a `tokenizer` section, as the training loop wants it.
 
     Args:
-        run: the phase to train.
+        run: whose `tokenizer`, `vfm`, `losses`, `equivariance`, `data` and `train` sections are used.
+
         parent, parent_dir: the tokenizer and the directory of the stage before (or of imported weights), for runs that
             have one: weights begin as the parent's average, and what losses and discriminators learned goes on.
 
@@ -43,9 +44,10 @@ class TokenizerTask(Task):
     name = "tokenizer"
     columns = SHOWN
 
-    def __init__(self, run: config.Phase, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
-        self.run, self.train, self.trains = run, run.train, run.trains
-        size, losses = run.data.size, run.losses
+    def __init__(self, run: config.Run, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
+        settled = run.settled()
+        self.run, self.train, self.trains = run, settled.train, settled.trains
+        size, losses = run.data.size, settled.losses
         if not losses:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
         if (run.parent is None) != (parent is None):
@@ -66,7 +68,7 @@ class TokenizerTask(Task):
         self.weights: Tokenizer = tokenizer
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
-        objective = TokenizerObjective(tokenizer, built, run.equivariance, self.opponent, parent)
+        objective = TokenizerObjective(tokenizer, built, settled.equivariance, self.opponent, parent)
         self.objective = objective.to(memory_format=torch.channels_last)
         if parent_dir is not None:
             inherit(parent_dir, {"others": objective, "opponent": self.opponent})
@@ -79,8 +81,7 @@ class TokenizerTask(Task):
     @property
     def seed(self) -> int:
         """Each stage sees its own order of images and its own noise."""
-        number = self.run.recipe.stage
-        return derive("stage", self.run.seed, number) if number else self.run.seed
+        return self.run.seed if not self.run.stage else derive("stage", self.run.seed, self.run.stage)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,6 @@ nearly all of the pixels, so a tokenizer that reads it can reconstruct; the deep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,16 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.errors import CheckpointError
 from vfmlab.nn.attention import attend
 from vfmlab.seeding import derive
-from vfmlab.vfm import files
 from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
+from vfmlab.weights import io
 
-ASSETS = Path(__file__).parents[1] / "assets"
-
-FILE = "pocket.safetensors"  # what a finished pretraining run holds
 PATCH = 4  # pixels per token of the deep layers; images must be a multiple of it
 
 
@@ -128,10 +123,10 @@ class PocketModel(VisionModel):
                 torch.manual_seed(derive("vfm", "pocket", seed))
                 net, fingerprint = untrained(), ""
         else:
-            net, fingerprint = read(ASSETS / f"{facts.name}.safetensors" if weights == "pretrained" else weights)
+            net, fingerprint = read(io.ASSETS / f"{facts.name}.safetensors" if weights == "pretrained" else weights)
         super().__init__(facts, size, layers, upscale, net.depth)
         self.net = net
-        self.freeze((0.5,) * 3, (0.5,) * 3, fingerprint or files.fingerprint(net))
+        self.freeze((0.5,) * 3, (0.5,) * 3, fingerprint or io.digest(net)[:16])
 
     def width(self, layer: int) -> int:
         self.check_layers((layer,))
@@ -163,21 +158,5 @@ def untrained() -> PocketNet:
 
 
 def read(weights: str | Path) -> tuple[PocketNet, str]:
-    """A trained network and its fingerprint, from a safetensors file or the directory of a pretraining run.
-
-    Raises:
-        CheckpointError: no such file, not safetensors, or not a pocket VFM's.
-    """
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        path = path / FILE
-    tensors, metadata = files.read(path, "vfm.weights")
-    try:
-        net = PocketNet(**json.loads(metadata[files.METADATA])["pocket"])
-    except (KeyError, ValueError, TypeError):
-        raise CheckpointError(
-            f"vfm.weights: '{path}' is not a pocket VFM (no architecture in its metadata); "
-            "give a file that its pretraining wrote"
-        ) from None
-    files.load(net, tensors, f"vfm.weights: '{path}'")
-    return net, files.sha256(path)[:16]
+    """A trained network and its fingerprint, from a safetensors file or the directory of a pretraining run."""
+    return io.network(weights, "pocket", PocketNet, "vfm.weights")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.seeding import derive
-from vfmlab.vfm import files
 from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
+from vfmlab.weights import io
 
-_FILE = "model.safetensors"
+FILE = "model.safetensors"
 
 
 class TimmModel(VisionModel):
@@ -52,7 +52,7 @@ class TimmModel(VisionModel):
         super().__init__(facts, size, layers, upscale, len(net.blocks))
         self.net = net
         data = timm.data.resolve_model_data_config(net)
-        fingerprint = files.fingerprint(net) if path is None else load_into(net, path, facts)
+        fingerprint = io.digest(net)[:16] if path is None else load_into(net, path, facts)
         self.freeze(data["mean"], data["std"], fingerprint)
 
     @property
@@ -158,23 +158,10 @@ def check_plain(net: nn.Module, name: str) -> None:
 
 
 def locate(facts: Facts, weights: str) -> Path:
-    """The weights' file: `weights` itself, or from the hub's cache, or fetched from the hub.
-
-    Raises:
-        CheckpointError: names the repository, the file and both ways to provide it.
-    """
+    """The weights' file: `weights` itself, or from the hub's cache, or fetched from the hub."""
     if weights != "pretrained":
         return Path(weights).expanduser()
-    from huggingface_hub import constants
-
-    try:
-        return files.fetch(facts.hub, _FILE)
-    except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
-        raise CheckpointError(
-            f"vfm.weights 'pretrained': no '{facts.name}' in {constants.HF_HUB_CACHE} "
-            f"and no download ({type(error).__name__}); with network, run `hf download {facts.hub} {_FILE}` "
-            f"and copy the cache, or copy that file here and set vfm.weights=PATH/{_FILE}"
-        ) from None
+    return io.fetch(facts.hub, FILE, way=f"copy that file here, for '{facts.name}': vfm.weights=PATH/{FILE}")
 
 
 def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
@@ -184,7 +171,7 @@ def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
     what it leaves must fit exactly, apart from a classifier that a feature extractor does not have.
     """
     what = f"vfm.weights of '{facts.name}'"
-    tensors, _ = files.read(path, what)
+    tensors, _ = io.read(path, what)
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:
@@ -198,5 +185,5 @@ def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
     own = net.state_dict()
     heads = ("head.", "head_dist.", "fc_norm.", "mask_token", "lm_head.")
     tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(heads)}
-    files.load(net, tensors, f"{what}: '{path}'")
-    return files.sha256(path)[:16]
+    io.load(net, tensors, f"{what}: '{path}'")
+    return io.sha256(path)[:16]

@@ -23,42 +23,60 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
 from vfmlab.weights import io
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD, LIBRARY = "config.json", "model.safetensors", "README.md", "vfmlab"
 HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail")
 UNSTATED = "not stated"
 
 
 def save_pretrained(
-    ref: str | Path, folder: str | Path, root: str | Path = "runs", ema: bool = True, licence: str | None = None
+    ref: str | Path,
+    folder: str | Path | None = None,
+    root: str | Path = "runs",
+    ema: bool = True,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return that.
 
     Args:
-        ema: averaged weights. licence: under which these weights are passed on, e.g. "mit"; by default that of the release
+        folder: new, empty, or an earlier export; None: `exported` in the run's directory. ema: averaged weights.
+        overwrite: take a folder with other files in it, too. licence: under which these weights are passed on, e.g. "mit"; by default that of the release
             they come from, where the run is imported.
 
     Raises:
-        RunError, CheckpointError: no such run, or no trained weights. ConfigError: the folder cannot be written.
+        RunError, CheckpointError: no such run, or no trained weights.
+        ConfigError: a folder inside a run or with other files in it, or one that cannot be written.
     """
     run_dir = api.tokenizer_run(ref, root)
     path = run_dir.ema if ema and run_dir.ema.exists() else run_dir.model
     if not path.exists():
         raise CheckpointError(f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); train it first: vfmlab train")
-    tensors, facts = checkpoint.read_weights(path)
+    tensors, facts = io.read(path)
     if int(tensors["stat_count"]) == 0:
         raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: {run_dir.status().state}); finish its training")
-    run, folder = public(run_dir.config()), Path(folder)
+    run, exported = public(run_dir.config()), run_dir.path / "exported"
+    folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
     if licence is None and facts.get("licence") != UNSTATED:
         licence = facts.get("licence")
-    content = {"library": "vfmlab", "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.recipe.model_dump(mode="json")}
+    content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.model_dump(mode="json")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_json(folder / CONFIG, content)
-        checkpoint.save_weights(folder / WEIGHTS, tensors, facts)
+        io.write(folder / WEIGHTS, tensors, facts)
         runs.write_atomic(folder / CARD, card(run, run_dir, tensors, facts, licence))
     except OSError as error:
         raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another folder") from None
     return folder
+
+
+def _made_here(folder: Path) -> bool:
+    """Whether `folder` is an export of this project's, with nothing else in it."""
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    ours = isinstance(content, dict) and content.get("library") == LIBRARY and "run" in content
+    return ours and {path.name for path in folder.iterdir()} <= {CONFIG, WEIGHTS, CARD}
 
 
 def from_pretrained(
@@ -79,7 +97,7 @@ def from_pretrained(
         paths = [folder / name for name in (CONFIG, WEIGHTS)]
     elif str(source).count("/") == 1:
         way = f"put it into a folder with {' and '.join((CONFIG, WEIGHTS))}, and give that folder"
-        paths = [io.locate(str(source), name, revision, way) for name in (CONFIG, WEIGHTS)]
+        paths = [io.fetch(str(source), name, revision, way) for name in (CONFIG, WEIGHTS)]
     else:
         raise CheckpointError(f"'{source}' is neither a folder nor a hub repository of the form user/name")
     try:
@@ -92,7 +110,7 @@ def from_pretrained(
     if vfm_weights is not None:
         run = config.override(run, {"vfm.weights": vfm_weights})
     tokenizer = api.build_tokenizer(run)
-    facts = checkpoint.load_weights(tokenizer, paths[1])
+    facts = io.load_file(tokenizer, paths[1])
     tokenizer.fingerprint = facts.get("fingerprint", "")
     if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
         raise CheckpointError(
@@ -135,7 +153,7 @@ def push_to_hub(
     return f"{constants.ENDPOINT}/{repo}"
 
 
-def public(run: config.Phase) -> config.Phase:
+def public(run: config.Run) -> config.Run:
     """`run` without paths of this machine: of what was a path, the last part is kept, or the published name."""
     kind, _, where = run.data.source.partition(":")
     changes: dict[str, Any] = {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
@@ -152,7 +170,7 @@ def public(run: config.Phase) -> config.Phase:
 # -- the model card ---------------------------------------------------------------------------------------------------
 
 
-def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
+def card(run: config.Run, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
     """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
     t, side = run.tokenizer, run.data.size // run.tokenizer.factor
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
@@ -182,7 +200,7 @@ def _licence_lines(licence: str | None) -> list[str]:
     return [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
 
 
-def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
+def _vfm_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
     if run.vfm is None:
         return {"vision foundation model": "none"}
     row = vfm.facts(run.vfm.name)
@@ -191,17 +209,18 @@ def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})", "licence of that model": row.licence}
 
 
-def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
+def _origin_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
     rows = {}
     if facts.get("imported"):
         where = f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo") else ", from a file given by hand"
         rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
         rows["licence of that release"] = facts.get("licence", UNSTATED)
-    if run.recipe.stages:
-        rows["stages"] = ", ".join(stage.name for stage in run.recipe.stages)
-    if run.imported is None:
+    if run.stages and run.stage is not None:
+        rows["stages"] = ", ".join(stage.name for stage in run.stages[: run.stage + 1])
+    if run.budget is not None:
+        settled = run.settled()
         rows["trained on"] = f"{run.data.source}, {int(facts.get('samples', 0)):,} images seen"
-        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.items())
+        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in settled.losses.items())
     return rows
 
 

@@ -1,66 +1,129 @@
-"""Released files: from the hub's cache, the hub, or a path; safetensors, or pickles that hold nothing but tensors.
+"""The one place that reads, fetches, checks, hashes and writes weights.
 
-`torch.load(weights_only=True)` is the only way in which a pickle is read. What it refuses is refused here too.
+Own files are safetensors. Released files may also be pickles that hold nothing but tensors and plain containers:
+`torch.load(weights_only=True)` is the only way in which a pickle is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.vfm import files
+from vfmlab import runs
+from vfmlab.errors import CheckpointError
 
-# Where checkpoints keep their state dict: the first name that is there counts, so averaged weights come first.
+ASSETS = Path(__file__).parents[1] / "assets"
+METADATA = "vfmlab"  # safetensors metadata entry of networks trained here: JSON with architecture and provenance
+INDEX = ".safetensors.index.json"  # of weights in several files
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save (zip) and bare pickles
+# Where checkpoints hold their state dict: the first name that is there counts, so averaged weights come first.
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "G_ema", "state_dict", "model_state_dict", "model", "module", "G")
-PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled modules
+PREFIXES = ("module.", "_orig_mod.", "first_stage_model.")  # of distributed, compiled, and latent diffusion's modules
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def locate(repo: str, name: str, revision: str | None = None, way: str = "pass it: --file PATH") -> Path:
-    """File `name` of hub repository `repo`, from the local cache or downloaded into it.
+# -- reading and writing ----------------------------------------------------------------------------------------------
 
-    Raises:
-        CheckpointError: not to be had; one line that says which file of which repository is wanted. way: what to do with
-            a copy of it.
-    """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repo, name, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        if not getproxies():  # without a network the hub's client would try again for half a minute
-            from huggingface_hub import constants
-
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-        return Path(hf_hub_download(repo, name, revision=revision))
-    except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Any]:
+    """A safetensors file; :class:`CheckpointError` in one line for anything else."""
+    if not path.is_file():
+        raise CheckpointError(f"{what}: no file '{path}'; give the path of a .safetensors file")
+    if is_pickle(path):
         raise CheckpointError(
-            f"cannot fetch '{name}' of the hub repository '{repo}' ({type(error).__name__}) and it is not in the cache; "
-            f"download that file elsewhere and {way}"
+            f"{what}: '{path}' is a pickle, which can run code when it is read; convert it to safetensors first"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{what}: '{path}' ({size} bytes) is truncated or not safetensors ({error}); copy or export it again"
         ) from None
 
 
-def check_sha256(path: Path, expected: str | None) -> str:
-    """SHA-256 of the file; :class:`CheckpointError` when another one is `expected`."""
-    found = files.sha256(path)
-    if expected is not None and found != expected:
-        raise CheckpointError(
-            f"'{path}' has SHA-256 {found}, but {expected} is expected: it is another file, or was changed on its way; "
-            "download it again"
-        )
-    return found
+def is_pickle(path: Path) -> bool:
+    """Safetensors begin with a length of eight bytes, which may be any, and a brace."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start.startswith(PICKLES) and start[8:9] != b"{"
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | Path, what: str = "weights") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (on the CPU) and metadata of a safetensors file, or of the several files that an index names.
+
+    Args:
+        path: `.safetensors`, or `.safetensors.index.json` with its parts beside it. what: how messages call it.
+
+    Raises:
+        CheckpointError: not there, a pickle, truncated, or one part of several; one line.
+    """
+    path = Path(path).expanduser()
+    if path.name.endswith(INDEX):
+        tensors: dict[str, Tensor] = {}
+        for part in parts(path, what):
+            with _opened(part, what) as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, {}
+    if (shard := SHARD.fullmatch(path.name)) and path.with_name(shard[1] + INDEX).is_file():
+        raise CheckpointError(f"{what}: '{path}' is one part of several; give '{shard[1] + INDEX}' beside it")
+    with _opened(path, what) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def parts(index: Path, what: str = "weights") -> list[Path]:
+    """The files of weights in several files; :class:`CheckpointError` where the index names none or one is missing."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{what}: '{index}' is no index of safetensors (no 'weight_map'); fetch it again") from None
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{what}: '{index}' does not name files beside it; fetch it again")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise CheckpointError(f"{what}: '{index}' names '{missing[0]}', which is not beside it; copy all {len(names)} files")
+    return [index.parent / name for name in names]
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors."""
+    with _opened(Path(path), "weights") as file:
+        return dict(file.metadata() or {})
+
+
+def cached(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """As :func:`read`; None where there is no file or a damaged one, which the caller writes anew."""
+    try:
+        return read(path) if Path(path).is_file() else None
+    except CheckpointError:
+        return None
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors (contiguous, on the CPU) with `metadata` as text; beside, then renamed."""
+    if compiled := [key for key in tensors if "_orig_mod" in key]:
+        raise CheckpointError(f"weights carry a compiler's prefix ('{compiled[0]}'); save the module that is not compiled")
+    cpu = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    with runs.beside(Path(path)) as temporary:
+        save_file(cpu, temporary, {key: str(value) for key, value in (metadata or {}).items()})
+
+
+def read_released(path: str | Path) -> Any:
     """What a weights file holds: a dict of tensors (safetensors), or whatever tensors and containers a pickle holds.
 
     Raises:
@@ -69,19 +132,18 @@ def read(path: str | Path) -> Any:
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"no file '{path}'; give the path of a .safetensors, .pt, .pth or .ckpt file")
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if not files.is_pickle(start):
-        return files.read(path, "weights")[0]
+    if not is_pickle(path):
+        return read(path)[0]
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: UnpicklingError, RuntimeError, EOFError, ...
         text = " ".join(str(error).split())
         if "Unsupported" in text or "GLOBAL" in text or "not an allowed global" in text:
-            what = next((word for word in text.replace(",", " ").split() if word.count(".") and "torch" not in word), "")
+            words = text.replace(",", " ").split()
+            name = next((f" ({word})" for word in words if "." in word and "torch" not in word), "")
             raise CheckpointError(
-                f"'{path}' holds Python objects besides tensors{f' ({what})' if what else ''}, which could run code when "
-                "they are read, so it is refused; where you trust it, save its state dict as safetensors and pass that"
+                f"'{path}' holds Python objects besides tensors{name}, which could run code when they are read, so it "
+                "is refused; where you trust it, save its state dict as safetensors and pass that"
             ) from None
         size = path.stat().st_size
         raise CheckpointError(
@@ -89,10 +151,33 @@ def read(path: str | Path) -> Any:
         ) from None
 
 
+def in_folder(folder: str | Path) -> tuple[Path, Path | None]:
+    """The weights (or their index) and the config.json in a folder as diffusers and transformers write it.
+
+    Of a whole pipeline (`model_index.json`) the autoencoder's folder `vae` counts.
+
+    Raises:
+        CheckpointError: no weights, or several.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():
+        folder = folder / "vae"
+    for endings in ((INDEX,), (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")):
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(endings) and path.is_file())
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files[:4])
+            raise CheckpointError(f"folder '{folder}' holds several weights ({names}); give one of these files")
+        if files:
+            config = folder / "config.json"
+            return files[0], config if config.is_file() else None
+    raise CheckpointError(f"folder '{folder}' holds no weights; give one with a .safetensors file, or the file itself")
+
+
 def unwrap(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
     """The state dict inside what a checkpoint holds: wrappers opened, averaged weights preferred, prefixes dropped.
 
-    Opened are the entries `WRAPPERS`, in that order, as often as needed; dropped are `PREFIXES` that all keys carry.
+    Opened are the entries `WRAPPERS`, in that order, as often as needed; dropped are `PREFIXES` that all keys carry, in
+    any order. Of a whole latent diffusion model the part under `first_stage_model.`, its autoencoder, is taken.
 
     Raises:
         CheckpointError: no state dict in there, or entries that are not tensors.
@@ -104,36 +189,193 @@ def unwrap(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
             break
         opened.append(name)
         content = content[name]
-    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        found = ", ".join(map(str, list(content)[:6])) or "nothing"
-        raise CheckpointError(f"'{path}' has no state dict: it holds {found}; known wrappers are {', '.join(WRAPPERS)}")
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict; save the module's state_dict()")
-    other = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if other:
+        kind = type(content).__name__
+        raise CheckpointError(f"'{path}' holds a {kind}, not a state dict; save the module's state_dict()")
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        names = ", ".join(map(str, list(content)[:6])) or "nothing"
+        raise CheckpointError(f"'{path}' has no state dict: it holds {names}; known wrappers are {', '.join(WRAPPERS)}")
+    if other := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         where = f" under '{'.'.join(opened)}'" if opened else ""
-        raise CheckpointError(f"'{path}' mixes tensors with other entries{where}, e.g. '{other[0]}'; save the state dict alone")
-    state = {str(key): value for key, value in content.items()}
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+        raise CheckpointError(
+            f"'{path}' mixes tensors with other entries{where}, e.g. '{other[0]}'; save the state dict alone"
+        )
+    return unprefixed({str(key): value for key, value in content.items()})
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for anything else."""
-    import yaml
+def unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without `PREFIXES` that all its keys carry; see :func:`unwrap`."""
+    state = dict(state)
+    while True:
+        autoencoder = {key: value for key, value in state.items() if key.startswith("first_stage_model.")}
+        state = autoencoder or state
+        prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            return state
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
 
+
+# -- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a copy of it: --file PATH") -> Path:
+    """File `name` of a repository on the Hugging Face hub, from the local cache or downloaded into it.
+
+    Raises:
+        CheckpointError: not to be had; one line with the repository, the file, and `way`: what to do with a copy of it.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, name, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        if not getproxies():  # without a network the hub's client would try again for half a minute
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
+        raise CheckpointError(
+            f"no '{name}' of the hub repository '{repo}' in {constants.HF_HUB_CACHE} and no download "
+            f"({type(error).__name__}); with a network, run `hf download {repo} {name}` and copy the cache, or {way}"
+        ) from None
+
+
+# -- hashes -----------------------------------------------------------------------------------------------------------
+
+
+def sha256(path: str | Path, expected: str | None = None) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; of an index, over its own and its parts'.
+
+    Raises:
+        CheckpointError: another one is `expected`.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if str(path).endswith(INDEX):
+        digest = hashlib.sha256("".join([digest, *map(sha256, parts(Path(path)))]).encode()).hexdigest()
+    if expected not in (None, digest):
+        raise CheckpointError(
+            f"'{path}' has SHA-256 {digest}, but {expected} is expected: it is another file, or was changed on its way; "
+            "download it again"
+        )
+    return digest
+
+
+def digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values of all weights, 64 hex digits: the same on every device."""
+    state = hashlib.sha256()
+    for key, value in sorted((weights.state_dict() if isinstance(weights, nn.Module) else weights).items()):
+        state.update(key.encode())
+        if not value.is_meta:
+            state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+# -- strict loading ---------------------------------------------------------------------------------------------------
+
+
+def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, keep: Iterable[str] = ()) -> None:
+    """:class:`CheckpointError`, in one line, unless `tensors` can take the place of `own`, all of them.
+
+    Names, shapes and kinds of numbers are the same, all floating-point values are finite, standard deviations positive.
+    """
+    keep = set(keep)
+    both = {key: (own[key], value) for key, value in tensors.items() if key in own}
+    whole = {key: pair for key, pair in both.items() if pair[0].shape == pair[1].shape}
+    values = {key: value for key, (_, value) in whole.items() if value.dtype in FLOATS and not value.is_meta}
+    names = {
+        "missing": [key for key in own if key not in tensors and key not in keep],
+        "unexpected": [key for key in tensors if key not in own],
+        "of another shape": [
+            f"{key} {list(value.shape)} instead of {list(mine.shape)}"
+            for key, (mine, value) in both.items()
+            if key not in whole
+        ],
+    }
+    faults = {
+        "of another type": [f"{key} {_kind(v)} instead of {_kind(m)}" for key, (m, v) in whole.items() if not _alike(m, v)],
+        "not finite": [key for key, value in values.items() if not torch.isfinite(value).all()],
+        "not positive": [key for key, value in values.items() if _is_std(key) and not (value > 0).all()],
+    }
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+        for kind, keys in (names | faults).items()
+        if keys
+    ]
+    if problems:
+        fits = not any(names.values())
+        way = "these weights are damaged or quantised: take another file or checkpoint" if fits else _way(own, tensors)
+        raise CheckpointError(f"{what}: {'; '.join(problems)}; {way}")
+
+
+def _way(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    heads = {key.split(".")[0] for key in tensors}
+    if len(heads) == 1 and not any(key.startswith(f"{min(heads)}.") for key in own):
+        return f"all names begin with '{min(heads)}.': save the state dict of that part alone"
+    return "give the configuration they were trained with"
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.") + ("" if value.layout is torch.strided else " (sparse)")
+
+
+def _alike(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether the numbers of one can be copied into the other without being changed in kind."""
+    floats = (mine.dtype in FLOATS, theirs.dtype in FLOATS)
+    return theirs.layout is torch.strided and (all(floats) or (not any(floats) and _exact(mine, theirs)))
+
+
+def _exact(mine: Tensor, theirs: Tensor) -> bool:
+    return mine.dtype == theirs.dtype or {mine.dtype, theirs.dtype} <= {torch.int32, torch.int64}
+
+
+def _is_std(key: str) -> bool:
+    return key.rpartition(".")[2] == "stat_std" or key.endswith("standardise.std")
+
+
+@torch.no_grad()
+def load(module: nn.Module, tensors: Mapping[str, Tensor], what: str, keep: Iterable[str] = ()) -> nn.Module:
+    """Copy `tensors` into `module`, converting dtype and device: all of them or none. Returns `module`.
+
+    Args:
+        what: what the weights are, for messages. keep: keys of the module that may be absent and then stay as they are.
+
+    Raises:
+        CheckpointError: see :func:`check`.
+    """
+    if hasattr(module, "adapt"):  # tokenizers, whose statistics have two forms
+        module.adapt(tensors)
+    own = module.state_dict()
+    check(own, tensors, f"{what} does not fit {type(module).__name__}", keep)
+    for key, value in tensors.items():
+        own[key].copy_(value)  # state_dict() shares storage with parameters and buffers
+    return module
+
+
+def load_file(module: nn.Module, path: str | Path, what: str = "weights") -> dict[str, str]:
+    """Load a safetensors file into `module`, strictly; returns the file's metadata."""
+    tensors, facts = read(path, what)
+    load(module, tensors, f"{what}: '{path}'")
+    return facts
+
+
+def network(path: str | Path, kind: str, make: Callable[..., nn.Module], what: str) -> tuple[nn.Module, str]:
+    """A network trained here and its fingerprint (16 hex digits of the file's SHA-256).
+
+    Args:
+        path: a safetensors file whose metadata hold the arguments of `make` under `kind`, or the directory of the run
+            that wrote it. what: how messages call it.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, or another kind of network.
+    """
     path = Path(path).expanduser()
+    path = path / f"{kind}.safetensors" if path.is_dir() else path
+    tensors, facts = read(path, what)
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON") from None
-    try:
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
-    return tree
+        net = make(**json.loads(facts[METADATA])[kind])
+    except (KeyError, ValueError, TypeError):
+        raise CheckpointError(
+            f"{what}: '{path}' is not a {kind} (no architecture in its metadata); give a file that a pretraining wrote"
+        ) from None
+    return load(net, tensors, f"{what}: '{path}'"), sha256(path)[:16]

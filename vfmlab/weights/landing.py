@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.table import TABLE
-from vfmlab.weights import load_renamed, statistics
+from vfmlab.weights import io, statistics
 from vfmlab.weights.families.rae_decoder import adopt
 
 STATISTICS = ("stat_mean", "stat_std", "stat_count")
@@ -66,7 +66,7 @@ def _put(
 ) -> tuple[Tensor, Tensor] | None:
     agree(tokenizer.config, module.config, "tokenizer")
     state = {key: value for key, value in module.state_dict().items() if key not in STATISTICS}
-    load_renamed(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
+    io.load(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
     return known
 
 

@@ -5,11 +5,32 @@ A file may also hold these arguments themselves, flat; then they pass as they ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vfmlab.diffusion.dit import SIZES
 from vfmlab.errors import ConfigError
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for anything else."""
+    import yaml
+
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON") from None
+    try:
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
+    return tree
 
 
 def arguments(family: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     Raises:
         CheckpointError: other entries, shapes that are no statistics, a std that is not positive.
     """
-    content = io.read(path)
+    content = io.read_released(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("mean"), Tensor):
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"statistics '{path}' must hold 'mean' and 'std' (or 'var'), not {found}")
@@ -61,5 +61,5 @@ def released(row: Row) -> tuple[Tensor, Tensor, str] | None:
         return None
     if known.scale is not None:  # z = scale * raw, so raw latents count as having mean 0 and std 1 / scale
         return torch.zeros(1).double(), torch.full((1,), 1 / known.scale).double(), f"scale {known.scale} of {row.name}"
-    path = io.locate(known.repo or row.repo, known.file, way="pass it: --statistics PATH (or --statistics measured)")
+    path = io.fetch(known.repo or row.repo, known.file, way="pass it: --statistics PATH (or --statistics measured)")
     return *read(path, known.eps), f"{known.file} of {known.repo or row.repo}"

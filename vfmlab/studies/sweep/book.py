@@ -28,7 +28,7 @@ class Book:
     code: str
     parameters: dict[str, Any]
 
-    def check(self, point: Point) -> list[config.Phase]:
+    def check(self, point: Point) -> list[config.Run]:
         """The phases of the run that `point` asks for; none where the notebook has no parameter `preset`.
 
         Raises:

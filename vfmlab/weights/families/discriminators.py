@@ -11,11 +11,10 @@ from torch import Tensor
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.losses.discriminators.base import Discriminator
 from vfmlab.registry import DISCRIMINATORS, IMPORTERS
-from vfmlab.vfm import files
 from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 
 HEAD = {
     "main.0.0.": "first.conv.",
@@ -73,7 +72,7 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
     for key, value in heads.items():
         _, number, rest = key.split(".", 2)
         renamed[f"heads.{number}.{rename_head(rest)}"] = value
-    return load_renamed(discriminator, renamed, "projected-discriminator checkpoint")
+    return io.load(discriminator, renamed, "projected-discriminator checkpoint")
 
 
 def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
@@ -84,8 +83,8 @@ def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
     # The row only lends the architecture; every shape comes from the tensors.
     shape = {"patch_size": patch.shape[-1], "embed_dim": patch.shape[0], "depth": depth, "num_heads": heads}
     model = TimmModel(facts, size, weights="random", **shape)
-    load_renamed(model.net, net, "projected-discriminator backbone")
-    model.fingerprint = files.fingerprint(model.net)
+    io.load(model.net, net, "projected-discriminator backbone")
+    model.fingerprint = io.digest(model.net)[:16]
     return model
 
 
@@ -119,7 +118,7 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     options = kind.Config(kind="patchgan", width=first.shape[0], layers=layers, scales=scales, norm=norm)
     renamed = {rename_patch(key, layers, scales): value for key, value in state_dict.items()}
     size = 2 ** math.ceil(math.log2(8 * 2**layers))
-    return load_renamed(kind(options, size), renamed, "patchgan checkpoint")
+    return io.load(kind(options, size), renamed, "patchgan checkpoint")
 
 
 def rename_patch(key: str, layers: int, scales: int) -> str:

@@ -10,7 +10,7 @@ from vfmlab.config import Guidance
 from vfmlab.diffusion.ddt import DDT
 from vfmlab.errors import ConfigError
 from vfmlab.registry import IMPORTERS
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import check_rope, rename, settings, with_null
 
 DEFAULTS = {  # of the release's constructor
@@ -83,7 +83,7 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
         state.pop("pos_embed", None)
     if "label_embed.weight" in state:
         state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
-    return load_renamed(network, state, "dit-dh checkpoint")
+    return io.load(network, state, "dit-dh checkpoint")
 
 
 def released_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:

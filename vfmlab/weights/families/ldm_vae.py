@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 
 RENAMES = [
     (r"\bnin_shortcut\b", "shortcut"),
@@ -70,7 +70,7 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     }
     if not renamed:
         raise CheckpointError("va-vae checkpoint has no tensors of an autoencoder; give its state dict, not a wrapper")
-    return load_renamed(tokenizer, renamed, "va-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
+    return io.load(tokenizer, renamed, "va-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
 
 
 def rename(key: str, levels: int) -> str:

@@ -21,7 +21,7 @@ from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.diffusion.path import reverse
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import IMPORTERS
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 32, "patch_size": 2, "in_channels": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16,
@@ -120,7 +120,7 @@ def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -
     ):
         if key in state:
             state[key] = change(state[key])
-    return load_renamed(network, state, "lightningdit checkpoint")
+    return io.load(network, state, "lightningdit checkpoint")
 
 
 def released_guidance(scale: float, interval_start: float | None = None) -> Guidance:

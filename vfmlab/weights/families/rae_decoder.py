@@ -19,7 +19,7 @@ from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.nn.vit_block import ACTIVATIONS
 from vfmlab.registry import IMPORTERS
 from vfmlab.tokenizers.rae import RAE
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 
 DEFAULTS = {  # of the release's configuration, the one of a ViT-MAE
     "hidden_size": 768, "decoder_hidden_size": 512, "decoder_intermediate_size": 2048, "decoder_num_attention_heads": 16,
@@ -111,7 +111,7 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
     except ValueError as error:
         raise ConfigError(f"rae-decoder: {error.errors()[0]['msg']}") from None
     decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])
-    return TokenDecoder(load_renamed(decoder, state, "rae-decoder checkpoint", keep=("position",)))
+    return TokenDecoder(io.load(decoder, state, "rae-decoder checkpoint", keep=("position",)))
 
 
 def foreign(key: str) -> bool:
@@ -156,7 +156,7 @@ def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...],
     mine, theirs = tokenizer.decoder, released.decoder
     if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
         raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off")
-    load_renamed(mine, theirs.state_dict(), "rae-decoder")
+    io.load(mine, theirs.state_dict(), "rae-decoder")
     mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
     mine.embed.bias.add_(mine.embed.weight @ mean)
     mine.embed.weight.mul_(std)

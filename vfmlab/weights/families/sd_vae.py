@@ -1,12 +1,10 @@
 """SD-VAE as diffusers saves it (`AutoencoderKL`, MIT weights of stabilityai/sd-vae-ft-*) -> tokenizer `sd_vae`.
 
-The tokenizer keeps diffusers' parameter names. Files of 2022 have older names in the attention of the middle block; these
-are renamed here.
+The tokenizer keeps diffusers' parameter names.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +12,9 @@ from torch import Tensor
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
-from vfmlab.weights import load_renamed
+from vfmlab.tokenizers.sd_vae import renamed
+from vfmlab.weights import io
 
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
     "in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None,
@@ -49,11 +47,5 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
         fields["factor"] = 2 ** (len(fields["block_out_channels"]) - 1)
     options = method.Config.model_validate({"channels": config.get("latent_channels", 4), **fields})
     tokenizer = method(options, int(config.get("sample_size", 256)))
-    own, state = tokenizer.state_dict(), {}
-    for key, value in state_dict.items():
-        if match := re.fullmatch(r"(.*\.attentions\.\d+\.)(\w+)(\.\w+)", key):
-            key = f"{match[1]}{OLD_ATTENTION.get(match[2], match[2])}{match[3]}"
-        if key in own and value.ndim == 4 and value.shape[2:] == (1, 1) and own[key].ndim == 2:
-            value = value[:, :, 0, 0]  # a 1x1 convolution of LDM's, a linear layer of diffusers'
-        state[key] = value
-    return load_renamed(tokenizer, state, "sd-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
+    state = renamed(state_dict, tokenizer.state_dict())
+    return io.load(tokenizer, state, "sd-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import IMPORTERS
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import rename, reversed_time, settings, with_null
 
 DEFAULTS = {  # of the releases' constructors
@@ -47,7 +47,7 @@ def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightni
     ):
         if key in state:
             state[key] = change(state[key])
-    return load_renamed(network, state, "sit checkpoint")
+    return io.load(network, state, "sit checkpoint")
 
 
 @IMPORTERS.register("repa")
@@ -70,7 +70,7 @@ def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightn
         if not key.startswith("projectors."):
             kept[key] = value
     network, state = _network(kept, c, "repa", False)
-    return load_renamed(network, state, "repa checkpoint")
+    return io.load(network, state, "repa checkpoint")
 
 
 def _network(

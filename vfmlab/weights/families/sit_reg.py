@@ -9,7 +9,7 @@ from torch import Tensor
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.errors import ConfigError
 from vfmlab.registry import IMPORTERS
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import rename, settings, with_null
 
 DEFAULTS = {  # of the release's constructor
@@ -63,4 +63,4 @@ def import_sit_reg(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Reg
         state[key] = value
     if "label_embed.weight" in state:
         state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
-    return load_renamed(network, state, "sit-reg checkpoint")
+    return io.load(network, state, "sit-reg checkpoint")

@@ -21,7 +21,7 @@ from vfmlab.decoders.progressive import ProgressiveConfig
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import IMPORTERS
 from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
-from vfmlab.weights import load_renamed
+from vfmlab.weights import io
 
 NAME = "vfm-vae"
 
@@ -184,6 +184,7 @@ def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
     if not get("add_additional_convnext", True) and per_layer:
         found = [_count(state, rf"synthesis\.blocks\.{i}\.convs1\.(\d+)\..*") for i in range(blocks)]
         res_layers = tuple(n // per_layer for n in found)
+    width, first = get("z_dim_for_mapping_mlp_output"), state.get("mapping.mlp.fc0.weight")
     nulls = [v for k, v in state.items() if k.endswith(".attn.null_kv")]
     contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
     return ProgressiveConfig(
@@ -200,7 +201,8 @@ def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
         fusion_blocks=tuple(get("concat_z_block_indices")),
         fusion_widths=tuple(get("concat_z_mapped_dims")),
         fusion_activation=get("activation_for_concat_z", "lrelu", ACTIVATIONS),
-        style_width=get("z_dim_for_mapping_mlp_output"),
+        style_width=width,
+        style_hidden=None if first is None or first.shape[0] == width else first.shape[0],
         style_pool=get("z_pooled_resolution", 1),
         attention=get("use_self_attn", True),
         attention_blocks=tuple(get("attn_block_indices", ())),
@@ -293,7 +295,7 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
             value = value.reshape(own[ours].shape)
         renamed[ours] = value
     fresh = ("stat_mean", "stat_std", "stat_count", *(key for key in own if key.endswith(".batches")))
-    load_renamed(tokenizer, renamed, f"{NAME} checkpoint", keep=fresh)
+    io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=fresh)
     if tokenizer.quantizer is not None:
         for book in tokenizer.quantizer.codebooks:  # a usage that is not all zeros has been averaged for long
             book.batches.fill_(100 if book.usage.any() else 0)
