@@ -56,7 +56,7 @@ figures.noising(images[:6], times=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), seed=seed)
 # ends in the hash of its config: the same config is never trained twice, and an interrupted one goes on.
 
 # %%
-primitives.table([{"phase": p.phase, "run": p.id, "images seen": p.budget.samples, "batch": p.budget.batch} for p in run.phases() if p.budget])
+primitives.table([{"phase": p.stage, "run": p.id, "images seen": p.budget, "batch": p.train.batch} for p in run.phases() if p.budget])
 
 # %%
 primitives.table([{"preset": name, "tier": presets.get(name).tier, "what": presets.summary(name)} for name in presets.names()])

@@ -21,7 +21,7 @@ from vfmlab.plots import figures, primitives
 from vfmlab.studies import sweep
 
 primitives.use_notebook_renderer()
-run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_run
+run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_phase
 primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
 # %% [markdown]
@@ -31,8 +31,8 @@ primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).
 
 # %%
 await widgets.train(run, root, headless)
-folders = [runs.open_run(stage.id, root) for stage in run.phases()]  # one, or one per stage of the recipe
-primitives.table([{"stage": f.config().phase, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
+folders = [runs.open_run(stage.id, root) for stage in run.recipe.phases()]  # one, or one per stage of the recipe
+primitives.table([{"stage": f.config().stage, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])
 
 # %% [markdown]
 # ## 2. Curves

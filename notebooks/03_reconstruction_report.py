@@ -18,7 +18,7 @@ from vfmlab import widgets
 from vfmlab.plots import figures, primitives
 
 primitives.use_notebook_renderer()
-chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
+chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_phase for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)
 tokenizers = {name: vfmlab.load_tokenizer(run.id, root) for name, run in chosen.items()}

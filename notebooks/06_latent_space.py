@@ -23,7 +23,7 @@ from vfmlab.plots import figures, latents, primitives
 from vfmlab.studies import measure
 
 primitives.use_notebook_renderer()
-chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_run for name in (preset, baseline)}
+chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_phase for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)
 refs = {name: run.id for name, run in chosen.items()} | {name: name for name in others.split(",") if name}

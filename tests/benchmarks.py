@@ -203,16 +203,16 @@ def cknna_neighbours(repeats: int, n: int = 10_000, width: int = 768) -> Result:
 # -- training -------------------------------------------------------------------------------------------------------
 
 
-def pocket() -> config.Run:
+def pocket() -> config.Recipe:
     return presets.get("pocket_vfm_vae")
 
 
-def latent_shape(run: config.Run) -> tuple[int, int, int]:
+def latent_shape(run: config.Recipe) -> tuple[int, int, int]:
     side = run.data.size // run.tokenizer.factor
     return run.tokenizer.channels, side, side
 
 
-def diffusion(run: config.Run, num_classes: int = 10) -> tuple[DiffusionObjective, Tensor, Tensor]:
+def diffusion(run: config.Recipe, num_classes: int = 10) -> tuple[DiffusionObjective, Tensor, Tensor]:
     """The objective of a run's diffusion phase with random latents and labels of its batch size."""
     shape = latent_shape(run)
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, shape, num_classes)
@@ -222,7 +222,7 @@ def diffusion(run: config.Run, num_classes: int = 10) -> tuple[DiffusionObjectiv
     return DiffusionObjective(network, run.diffusion).to(DEVICE), z, labels
 
 
-def untrained_tokenizer(run: config.Run) -> nn.Module:
+def untrained_tokenizer(run: config.Recipe) -> nn.Module:
     """The run's tokenizer on the device, with statistics that say so; its cost is a trained one's."""
     tokenizer = api.build_tokenizer(run)
     ones = torch.ones(run.tokenizer.channels)
@@ -230,7 +230,7 @@ def untrained_tokenizer(run: config.Run) -> nn.Module:
     return tokenizer.to(DEVICE).eval()
 
 
-def tokenizer_loss(run: config.Run, tokenizer: nn.Module) -> Callable[[], Tensor]:
+def tokenizer_loss(run: config.Recipe, tokenizer: nn.Module) -> Callable[[], Tensor]:
     """Encode, sample, decode and compare one batch: the tokenizer's own part of its training step."""
     size = run.data.size
     images = torch.rand(run.train.batch, 3, size, size, generator=generator("bench", "images")) * 2 - 1
@@ -245,7 +245,7 @@ def tokenizer_loss(run: config.Run, tokenizer: nn.Module) -> Callable[[], Tensor
     return loss
 
 
-def diffusion_loss(run: config.Run, objective: DiffusionObjective, z: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+def diffusion_loss(run: config.Recipe, objective: DiffusionObjective, z: Tensor, labels: Tensor) -> Callable[[], Tensor]:
     steps = itertools.count()
     return lambda: objective((z, labels), StepRandom(run.seed, next(steps), len(z), device=DEVICE), 0)[0]
 
@@ -333,7 +333,7 @@ def step_figures(module: nn.Module, loss: Callable[[], Tensor], images: int, rep
     return {"step_seconds": middle, "images_per_second": images / middle, "peak_GiB": peak}
 
 
-def gpu_decoder(repeats: int, run: config.Run | None = None, batch: int = 16) -> Result:
+def gpu_decoder(repeats: int, run: config.Recipe | None = None, batch: int = 16) -> Result:
     """Training step of the decoder that the paper describes, from latents to images."""
     run = run or presets.get("paper_vfm_vae")
     channels, side, _ = latent_shape(run)
@@ -344,7 +344,7 @@ def gpu_decoder(repeats: int, run: config.Run | None = None, batch: int = 16) ->
     return {"what": f"{run.name} decoder, bf16 training step, batch {batch}", "figures": figures}
 
 
-def gpu_dit(repeats: int, run: config.Run | None = None, batch: int = 128) -> Result:
+def gpu_dit(repeats: int, run: config.Recipe | None = None, batch: int = 128) -> Result:
     """Training step and sampling of LightningDiT-B/1 on the latents of the paper's tokenizer."""
     small = {"diffusion.network": {"kind": "lightningdit", "size": "B", "patch": 1}, "diffusion.train.batch": batch}
     run = run or config.override(presets.get("paper_vfm_vae"), small)

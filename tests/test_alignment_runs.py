@@ -80,7 +80,7 @@ def test_cached_and_fresh_targets_agree(tmp_path, source, teacher, start):
 
 
 def trained(name, root, stops=(None,), **changes):
-    run = override(presets.get(name), SHORT | changes)
+    run = override(presets.get(name), SHORT | changes).last
     run_dir = runs.create(run, root)
     for until in stops:
         task = make_task(run, root)
@@ -113,7 +113,7 @@ def test_resumed_equals_uninterrupted(tmp_path, name, changes):
 
 
 def _plain(root, stops, changes):
-    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in (SHORT | changes).items() if k != "vfm.weights"})
+    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in (SHORT | changes).items() if k != "vfm.weights"}).last
     run_dir = runs.create(run, root)
     for until in stops:
         task = make_task(run, root)
@@ -122,7 +122,7 @@ def _plain(root, stops, changes):
 
 
 def test_alignment_changes_neither_the_start_nor_the_draws(tmp_path):
-    tasks = {name: make_task(override(presets.get(name), SHORT), tmp_path) for name in ("tiny_vfm_vae", "tiny_vfm_vae_repa", "tiny_vfm_vae_irepa")}
+    tasks = {name: make_task(override(presets.get(name), SHORT).last, tmp_path) for name in ("tiny_vfm_vae", "tiny_vfm_vae_repa", "tiny_vfm_vae_irepa")}
     states = [task.weights.state_dict() for task in tasks.values()]
     assert all(torch.equal(states[0][key], state[key]) for state in states[1:] for key in states[0])
     losses = [task.objective(task.example(slice(0, 8))._replace(z=torch.ones(8, 4, 4, 4)), StepRandom(0, 0, 8), 0) for task in tasks.values()]
@@ -164,7 +164,7 @@ def test_protocols_without_the_new_fields_keep_their_hash():
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in SHORT.items() if k != "vfm.weights"} | {"diffusion.tune.weight": 2.0})
+    run = override(presets.get("tiny_plain_vae_repa_e"), {k: v for k, v in SHORT.items() if k != "vfm.weights"} | {"diffusion.tune.weight": 2.0}).last
     task = make_task(run, tmp_path_factory.mktemp("tuned"))
     list(task.prepare(runs.create(run, tmp_path_factory.mktemp("runs")), True))
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_the_tuned_tokenizer_is_saved_and_used(tmp_path):
     short = {"diffusion.train.samples": 16, "diffusion.train.evaluate_at": [], "protocol.sampler.steps": 2, "data.train": 32, "data.val": 16, "protocol.n": 16}
     run = override(presets.get("tiny_plain_vae_repa_e"), {**short, "train.samples": 16, "train.evaluate_at": []})
     list(api.train(run, root=tmp_path))
-    loaded, before = api.load_diffusion(run.id, tmp_path), api.load_tokenizer(run.parent, tmp_path)
+    loaded, before = api.load_diffusion(run.id, tmp_path), api.load_tokenizer(run.last.parent, tmp_path)
     images = to_float(open_source(run.data, "val").batch(torch.arange(8)).images)
     assert not torch.allclose(loaded.tokenizer.encode(images).mode(), before.encode(images).mode(), atol=1e-3)
     again = api.load_tokenizer(run.id, tmp_path)

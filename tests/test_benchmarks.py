@@ -58,7 +58,7 @@ def test_cknna_in_three_formulations():
 
 
 @pytest.fixture
-def tiny(monkeypatch) -> config.Run:
+def tiny(monkeypatch) -> config.Recipe:
     run = api.resolve("tiny_plain_vae", {"data.train": 64})
     monkeypatch.setattr(benchmarks, "pocket", lambda: run)
     return run

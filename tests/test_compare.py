@@ -44,7 +44,7 @@ def test_rows_name_variants_and_stages():
     assert (row.run.tokenizer.channels, row.run.tokenizer.decoder.style, row.run.train.lr) == (8, False, 0.5)
     staged = config.override(presets.get("tiny_plain_vae"), {"stages": STAGES})
     for until, expected in ((None, ["first", "second", "diffusion"]), ("tokenizer", ["first", "second"]), ("first_stage", ["first"])):
-        assert [phase.phase for phase in compare.Row("a", 0, staged, until).phases] == expected
+        assert [phase.stage for phase in compare.Row("a", 0, staged, until).phases] == expected
 
 
 def test_a_tokenizer_under_the_diffusion_model_of_another():
@@ -165,7 +165,7 @@ def test_a_lane_trains_and_evaluates_one_row(tmp_path, capsys):
     codes = []
     for one in (row, bad):
         job = tmp_path / f"{one.label}.json"
-        job.write_text(json.dumps({"phases": [json.loads(p.model_dump_json()) for p in one.phases], "root": str(tmp_path)}))
+        job.write_text(json.dumps({"phases": [json.loads(p.recipe.model_dump_json()) for p in one.phases], "root": str(tmp_path)}))
         codes.append(lane.main([str(job)]))
     assert codes == [0, 2]
     assert runs.RunDir(tmp_path / row.phases[-1].id).report()["metrics"]["psnr"]["value"] is not None
@@ -201,7 +201,7 @@ def test_lanes_share_stages_and_name_what_failed(tmp_path, monkeypatch):
 
     def brief(path, job):  # the stand-in for a lane knows ids, not configs
         told.append(path.name)
-        write(path, job | {"phases": [{"id": config.parse(p).id, "lr": config.parse(p).budget.lr} for p in job["phases"]]})
+        write(path, job | {"phases": [{"id": config.parse(p).id, "lr": config.parse(p).last.train.lr} for p in job["phases"]]})
 
     monkeypatch.setattr(lanes.runs, "write_json", brief)
     base = presets.get("tiny_plain_vae")

@@ -32,16 +32,16 @@ def test_phases_share_the_tokenizer(run):
     other = config.override(run, {"diffusion.train.lr": 5e-4})
     first, last = run.phases()
     assert (first.kind, last.kind) == ("tokenizer", "diffusion")
-    assert run.parent == first.id == other.parent
+    assert last.parent == first.id == other.last.parent
     assert run.id != other.id
-    assert first.phases() == [first]
+    assert first.recipe.phases() == [first]
     assert first.parent is None
 
 
 def test_protocol_decides_numbers_not_weights(run):
     assert config.override(run, {"protocol.n": 16}).id == run.id
     assert config.override(run, {"train.lr": 1e-4}).id != run.id
-    assert config.override(run, {"seed": 7}).parent != run.parent
+    assert config.override(run, {"seed": 7}).last.parent != run.last.parent
 
 
 def test_a_loss_of_weight_zero_is_no_loss(run):

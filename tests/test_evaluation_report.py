@@ -98,7 +98,7 @@ class Folder:
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     protocol = BASE.model_copy(update={"n": 40})
-    run = config.Run.model_construct(
+    run = config.Recipe.model_construct(
         name="toy", data=CFG, protocol=protocol, tokenizer=Lossless().config, pretrain=None, diffusion=None
     )
     monkeypatch.setattr(evaluate, "open_setup", lambda cfg, protocol, root, device: setup(protocol, cfg))
@@ -137,7 +137,7 @@ def test_reports_are_kept_by_request(run_dir):
 
 def test_a_pretraining_run_has_no_report(run_dir):
     run, folder = run_dir
-    pretrain = run.model_copy(update={"pretrain": config.Pretrain()})
+    pretrain = run.model_copy(update={"pretrain": config.Pretrain(), "tokenizer": None}).last
     with pytest.raises(RunError, match="toy-1' is a pretrain run"):
         evaluate.cached(pretrain, folder, lambda: None)
 

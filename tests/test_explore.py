@@ -149,7 +149,7 @@ def test_a_diffusion_run_on_a_bundled_tokenizer_tells_one_end(tmp_path, monkeypa
     assert [kind for kind, _, _ in told] == ["step", "step", "preview", "finish"]
     assert told[1][1] == "diffusion: 1 of 2 images, 1:01 left"
     assert told[2][2] is picture
-    assert asked[0].tokenizer_run.id in {run.id for run in runs.scan(tmp_path)}  # it builds on what was put there
+    assert asked[0].tokenizer_phase.id in {run.id for run in runs.scan(tmp_path)}  # it builds on what was put there
 
 
 # -- between ----------------------------------------------------------------------------------------------------------

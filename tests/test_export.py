@@ -97,8 +97,8 @@ def test_raw_weights_and_diffusion_runs(exported, tmp_path):
     raw = export.save_pretrained(folder.id, tmp_path / "raw", root, ema=False)
     assert torch.equal(load_file(raw / "model.safetensors")["stat_mean"], tensors["stat_mean"] + 1)
     whole = override(presets.get("tiny_vfm_vae"), SCENES)
-    if whole.parent == folder.id:
-        diffusion = runs.create(whole, root)
+    if whole.last.parent == folder.id:
+        diffusion = runs.create(whole.last, root)
         again = export.save_pretrained(diffusion.id, tmp_path / "again", root)
         assert json.loads((again / "config.json").read_text())["run_id"] == folder.id
 

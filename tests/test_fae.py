@@ -138,7 +138,7 @@ def test_two_stages(tmp_path):
     run = override(presets.get("tiny_fae"), {"data.train": 48, "data.val": 16})
     first, second, _ = run.phases()
     assert (first.name, second.name) == ("tiny_fae_features", "tiny_fae_pixels")
-    assert "feature_reconstruction" not in second.settled().losses
+    assert "feature_reconstruction" not in second.losses
     steps = [event.data for event in api.train(second, root=tmp_path) if "feature_reconstruction" in event.data]
     assert steps[-1]["feature_reconstruction"] < steps[0]["feature_reconstruction"]
     before, after = (dict(api.load_tokenizer(part.id, root=tmp_path).state_dict()) for part in (first, second))

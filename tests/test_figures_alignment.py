@@ -29,7 +29,7 @@ def results():
 def test_rows_share_the_tokenizer_and_are_the_presets():
     rows = alignment.rows("tiny_vfm_vae", "tiny_plain_vae", {}, range(1), ("repa", "reg", "joint"))
     assert [row.label for row in rows[:4]] == ["tiny_vfm_vae none", "tiny_vfm_vae repa", "tiny_vfm_vae reg", "tiny_vfm_vae joint"]
-    assert len({row.run.parent for row in rows}) == 2
+    assert len({row.run.last.parent for row in rows}) == 2
     assert len({row.run.id for row in rows}) == 8
     for row, preset in zip(rows[1:4], ("repa", "reg", "joint"), strict=True):
         assert row.run.id == presets.get(f"tiny_vfm_vae_{preset}").id

@@ -22,7 +22,7 @@ def test_ablations_change_stage_two_and_share_stage_one():
     assert [len(row.phases) for row in rows] == [3, 2, 2, 2, 2]
     tuned = {row.label: row.tokenizers[1] for row in rows}
     assert len({run.id for run in tuned.values()}) == len(rows)
-    terms = {label: run.settled().losses.get("preservation") for label, run in tuned.items()}
+    terms = {label: run.losses.get("preservation") for label, run in tuned.items()}
     assert terms["w_sp 0"] is None
     assert {k: (t.weight, t.anchor, t.distance) for k, t in terms.items() if t} == {
         "w_sp 1": (1.0, "after", "l2"), "w_sp 5": (5.0, "after", "l2"), "before the adapter": (1.0, "before", "l2"), "cosine": (1.0, "after", "cosine"),

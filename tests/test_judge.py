@@ -108,10 +108,10 @@ def test_files_that_are_no_judge(tmp_path):
 
 def test_trainable_on_other_data(tmp_path):
     """A run with objective "classify" learns its source's classes and is loaded from its directory."""
-    run = config.Run(
+    run = config.Recipe(
         name="my_judge", tier="tiny", data=config.Data(source="scenes:other", train=256, val=64),
         train=config.Train(samples=256, batch=32), pretrain=config.Pretrain(objective="classify"),
-    )  # fmt: skip
+    ).last  # fmt: skip
     task = PretrainTask(run)
     task.finish(task.weights.eval(), runs.RunDir(tmp_path))
     mine = judge.load(tmp_path)

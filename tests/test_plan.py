@@ -20,7 +20,7 @@ TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
 
 
 @pytest.fixture(scope="module", params=TINY)
-def planned(request) -> tuple[config.Run, dict]:
+def planned(request) -> tuple[config.Recipe, dict]:
     run = api.resolve(request.param)
     return run, plan.plan(run)
 

@@ -27,11 +27,11 @@ def scenes(style: str, n: int, size: int = 32) -> tuple[torch.Tensor, torch.Tens
     return to_float(batch.images), batch.labels
 
 
-def run(objective: str = "factors+mae", source: str = "scenes:other", **data) -> config.Run:
-    return config.Run(
+def run(objective: str = "factors+mae", source: str = "scenes:other", **data) -> config.Phase:
+    return config.Recipe(
         name="p", tier="tiny", data=config.Data(source=source, **{"train": 96, "val": 48, **data}),
         train=config.Train(samples=64, batch=16, precision="fp32"), pretrain=config.Pretrain(objective=objective),
-    )  # fmt: skip
+    ).last  # fmt: skip
 
 
 @names

@@ -182,7 +182,7 @@ def test_tiny_run(tmp_path, method):
     """From images to samples, the second method up to its tokenizer."""
     run = override(presets.get(f"tiny_{method}"), {"data.train": 48, "data.val": 16, "protocol.n": 16, "diffusion.train.evaluate_at": []})
     list(api.train(run if method == "rae" else run.phases()[0], root=tmp_path))
-    tokenizer = api.load_tokenizer(run.parent, root=tmp_path)
+    tokenizer = api.load_tokenizer(run.last.parent, root=tmp_path)
     images = to_float(open_source(run.data, "train").batch(torch.arange(48)).images)
     found = Standardise(128)
     found.fit([tokenizer.tokens(images)])

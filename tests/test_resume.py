@@ -36,7 +36,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
     again, events = train_tiny(kind, tmp_path / "killed")
     assert again.path == broken.path
     (start,) = [event for event in events if event.kind == "start" and "resumed" in event.data]
-    assert start.data["resumed"] == 4 * again.config().budget.batch
+    assert start.data["resumed"] == 4 * again.config().train.batch
     whole, _ = train_tiny(kind, tmp_path / "whole")
     assert outcome(again) == outcome(whole)
     steps = [record["step"] for record in again.metrics("step")]

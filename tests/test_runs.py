@@ -20,7 +20,7 @@ from vfmlab.errors import ConfigError, RunError, TrainingError
 
 def config(name="a", **changes):
     """A pretraining run: the one kind that needs no registered part."""
-    return parse({"name": name, "pretrain": {}, "train": {"samples": 64}, **changes})
+    return parse({"name": name, "pretrain": {}, "train": {"samples": 64}, **changes}).last
 
 
 def tokenizer_dir(root, name, diffusion=None):

@@ -164,5 +164,5 @@ def test_presets():
         run = presets.get(f"{tier}_sd_vae")
         assert run.imported.name == "sd-vae"
         assert (run.tokenizer.channels, run.tokenizer.factor) == (4, 8)
-        assert [phase.phase for phase in run.phases()] == ["imported", "diffusion"]
+        assert [phase.stage for phase in run.phases()] == ["imported", "diffusion"]
         assert parse(run.model_dump(mode="json")) == run

@@ -9,7 +9,7 @@ import torch
 from tiny import COMMON, outcome_of
 
 from vfmlab import api, presets, runs
-from vfmlab.config import Run, override, parse
+from vfmlab.config import Recipe, override, parse
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.training import dryrun
 from vfmlab.training.checkpoint import load_state
@@ -29,7 +29,7 @@ STAGES = [
 ]
 
 
-def staged(*stages, name="tiny_plain_vae", **changes) -> Run:
+def staged(*stages, name="tiny_plain_vae", **changes) -> Recipe:
     run = override(presets.get(name), COMMON | changes)
     return parse({**run.model_dump(mode="json"), "stages": list(stages or STAGES)})
 
@@ -46,19 +46,20 @@ def trained(tmp_path_factory):
 def test_phases_names_and_parents():
     run = staged()
     *stages, diffusion = run.phases()
-    assert [phase.phase for phase in stages] == ["game", "keep", "refine"]
+    assert [phase.stage for phase in stages] == ["game", "keep", "refine"]
     assert [phase.id.split("-")[0] for phase in stages] == ["tiny_plain_vae_game", "tiny_plain_vae_keep", "tiny_plain_vae_refine"]
-    assert diffusion is run
+    assert diffusion.recipe is run
+    assert diffusion == run.last
     for before, after in itertools.pairwise([*stages, diffusion]):
         assert after.parent == before.id
     for phase in stages:  # what stands in config.json says the same
-        again = parse(phase.model_dump(mode="json"))
-        assert (again.id, again.parent, again.phase) == (phase.id, phase.parent, phase.phase)
-        assert [p.id for p in again.phases()] == [p.id for p in stages[: phase.stage + 1]]
+        again = parse(phase.recipe.model_dump(mode="json")).last
+        assert again == phase
+        assert (again.id, again.parent, again.stage) == (phase.id, phase.parent, phase.stage)
 
 
 def test_a_stage_changes_only_what_it_says():
-    game, keep, refine = (phase.settled() for phase in staged().phases()[:3])
+    game, keep, refine = staged().phases()[:3]
     assert game.losses.keys() == {"l1", "kl", "multiscale", "adversarial", "feature_matching"}
     assert keep.losses.keys() == {"l1", "multiscale", "adversarial", "feature_matching", "preservation"}
     assert (keep.losses["multiscale"].weight, keep.losses["multiscale"].until) == (0.1, 16)
@@ -227,13 +228,13 @@ def test_a_decoder_refined_after_the_diffusion_model(tmp_path):
 def test_a_collapsed_quantiser_is_told(tmp_path):
     run = override(presets.get("tiny_vfm_vae_discrete"), COMMON | {"train.samples": 16, "losses.codebook.entropy": 0})
     *_, end = api.train(run, tmp_path, until="tokenizer")
-    folder = runs.open_run(run.tokenizer_run.id, tmp_path)
+    folder = runs.open_run(run.tokenizer_phase.id, tmp_path)
     assert "remark" not in end.data
     assert folder.status().message == ""
     assert folder.metrics("step")[-1]["codebook_usage"] > 0
     few = override(run, {"tokenizer.vocabulary": 65_536})  # 256 tokens seen cannot use a fiftieth of 32 768 entries
     *_, end = api.train(few, tmp_path, until="tokenizer")
-    told = runs.open_run(few.tokenizer_run.id, tmp_path).status()
+    told = runs.open_run(few.tokenizer_phase.id, tmp_path).status()
     assert (told.state, told.message) == ("finished", end.data["remark"])
     assert "the quantiser collapsed" in told.message
 

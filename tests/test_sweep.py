@@ -434,7 +434,7 @@ def test_points_that_share_a_run_do_not_train_it_at_once(tmp_path, monkeypatch):
         code = "code"
 
         def check(self, p):
-            return [api.resolve("tiny_plain_vae", {"seed": p.values["seed"]}).tokenizer_run]
+            return [api.resolve("tiny_plain_vae", {"seed": p.values["seed"]}).tokenizer_phase]
 
     points = [grid.point("code", {"seed": seed, "n": n}, {}) for seed, n in ((0, 1), (0, 2), (1, 1), (1, 2))]
     workers = pool.Pool(Shared(), tmp_path, tmp_path, 3, [], io.StringIO())
@@ -449,6 +449,6 @@ def test_points_that_share_a_run_do_not_train_it_at_once(tmp_path, monkeypatch):
     workers._fill(queue)
     assert begun == [(0, 1), (1, 1)], "the others wait, and the third process is idle"
     assert [(p.values["seed"], p.values["n"]) for p in queue.waiting] == [(0, 2), (1, 2)]
-    runs.create(api.resolve("tiny_plain_vae").tokenizer_run, tmp_path).set_status(state="finished")
+    runs.create(api.resolve("tiny_plain_vae").tokenizer_phase, tmp_path).set_status(state="finished")
     workers._fill(queue)
     assert begun[2:] == [(0, 2)], "what is trained can be shared at once"

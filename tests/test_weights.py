@@ -181,7 +181,7 @@ def test_rows_are_whole():
         assert row.vfm is None or row.vfm["name"] in VFMS
         if row.kind == "diffusion":
             assert table.get(row.tokenizer).kind == "tokenizer"
-        config.override(config.Run(name="x", data={}, tokenizer={"method": "plain_vae"}, imported={"name": name}), {
+        config.override(config.Recipe(name="x", data={}, tokenizer={"method": "plain_vae"}, imported={"name": name}), {
             f"protocol.{key}": value for key, value in row.protocol.items()
         })  # fmt: skip
     assert set(landing.VFMS.values()) <= set(VFMS)

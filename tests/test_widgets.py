@@ -82,7 +82,7 @@ def trained(tmp_path_factory):
     run = api.resolve("tiny_vfm_vae", SMALL)
     for _ in api.train(run, root):
         pass
-    return root, run.id, run.tokenizer_run.id
+    return root, run.id, run.tokenizer_phase.id
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_run_picker_shows_the_run_that_is_picked(kernel, trained):
     assert kernel.text("print(picker.value['run'])").strip() == tokenizer
     assert tokenizer in str(drawn(cell)["data"])
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in cell.outputs)
-    kernel("from vfmlab import config, runs\nruns.create(vfmlab.resolve('tiny_plain_vae').tokenizer_run, root)")
+    kernel("from vfmlab import config, runs\nruns.create(vfmlab.resolve('tiny_plain_vae').tokenizer_phase, root)")
     kernel("picker.box.children[0].children[-1].click()")
     assert kernel.text("print(picker.value['run'], len(picker.controls['run'].options))").split() == [tokenizer, "3"], "refreshing keeps the choice"
 
@@ -191,7 +191,7 @@ def click(client, comm):
 
 def test_the_stop_button_saves_and_the_same_cell_goes_on(plain, tmp_path):
     setup = "import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import primitives\nprimitives.use_notebook_renderer()\n"
-    setup += f"run = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_run"
+    setup += f"run = vfmlab.resolve('tiny_plain_vae', {LONG}).tokenizer_phase"
     assert plain.execute_interactive(setup, timeout=200)["content"]["status"] == "ok"
     sent = plain.execute(f"events = await widgets.train(run, {str(tmp_path)!r})")
     button, pressed, said, shown = None, False, "", []

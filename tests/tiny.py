@@ -36,16 +36,13 @@ def tiny_run(kind, **overrides):
     else:
         fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
         run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)
-    return run if kind.startswith("diffusion") else run.phases()[0]
+    return run.last if kind.startswith("diffusion") else run.phases()[0]
 
 
 def make_task(run, root):
     """The task of `run`; diffusion gets an untrained tokenizer with made-up statistics."""
-    if run.kind == "pretrain":
-        return ToyTask(run)
-    if run.kind == "tokenizer":
-        return TokenizerTask(run)
-    return DiffusionTask(run, untrained(run), cache_root=root / ".latents")
+    tasks = {"pretrain": ToyTask, "tokenizer": TokenizerTask}
+    return tasks[run.kind](run) if run.kind in tasks else DiffusionTask(run, untrained(run), cache_root=root / ".latents")
 
 
 def untrained(run):

@@ -92,7 +92,7 @@ class ToyTask(Task):
 
 def toy_run(name="toy", trains=("*",), seed=0, **train):
     train = {"samples": 256, "batch": 16, "log_every": 32, "preview_every": 64, "checkpoint_every": 64, **train}
-    return parse({"name": name, "seed": seed, "pretrain": {}, "trains": list(trains), "train": train})
+    return parse({"name": name, "seed": seed, "pretrain": {}, "trains": list(trains), "train": train}).last
 
 
 def train_toy(root, norm=True, poison=None, until=None, delay=0.0, **config):

@@ -22,6 +22,7 @@ from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
+from vfmlab.training.task import Task
 from vfmlab.weights import io
 
 
@@ -30,8 +31,11 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Run:
-    """A :class:`config.Run` from a preset's name, a config file (.json), a dict or a Run, with dotted `overrides` applied.
+Described = config.Recipe | config.Phase | dict[str, Any] | str | Path
+
+
+def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Recipe:
+    """The recipe of a preset's name, a config file (.json), a dict, a recipe or a phase, with dotted `overrides` applied.
 
     `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the preset's own
     (the default of a notebook's parameter) gives way.
@@ -39,9 +43,11 @@ def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, 
     Raises:
         ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict each other.
     """
-    if isinstance(run, dict):
+    if isinstance(run, config.Phase):
+        run = run.recipe
+    elif isinstance(run, dict):
         run = config.parse(run)
-    elif not isinstance(run, config.Run):
+    elif not isinstance(run, config.Recipe):
         text = str(run)
         if text.endswith(".json"):
             run = config.parse(read_json(expand(text), ConfigError, "config file"), text)
@@ -58,7 +64,7 @@ def resolve(run: config.Run | dict[str, Any] | str | Path, overrides: dict[str, 
 
 
 def train(
-    run: config.Run | dict[str, Any] | str,
+    run: Described,
     root: str | Path = "runs",
     overrides: dict[str, Any] | str | None = None,
     until: str | None = None,
@@ -66,63 +72,74 @@ def train(
     """Train all phases of `run` that are not finished yet, and tell what happens.
 
     Args:
-        run: a preset's name, a Run, its dict, or a path to its JSON. overrides: dotted names, e.g. `{"train.samples": 5000}`.
+        run: a preset's name, a recipe (as JSON, a dict or a file), or a phase. overrides: dotted names, e.g. `{"train.samples": 5000}`.
         root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all stages).
 
     Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
     """
     whole = resolve(run, overrides)
     phases = whole.phases()
-    ends = [i for i, phase in enumerate(phases) if until in (phase.phase, phase.kind)]
+    ends = [i for i, phase in enumerate(phases) if until in (phase.stage, phase.kind)]
     if until is not None and not ends:
-        named = dict.fromkeys([*(phase.phase for phase in phases), *(phase.kind for phase in phases)])
+        named = dict.fromkeys([*(phase.stage for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
     for phase in phases if until is None else phases[: ends[-1] + 1]:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
-                total = 0 if phase.budget is None else phase.budget.samples
-                yield Event("skip", phase.id, phase.kind, total, total)
+                yield Event("skip", phase.id, phase.kind, phase.budget, phase.budget)
+            elif phase.imported is not None:
+                from vfmlab.weights.import_release import import_run
+
+                yield from import_run(phase, root)
             else:
-                yield from _fit(phase, folder, root)
+                from vfmlab.training import loop
+
+                yield from loop.fit(open_task(phase, root), folder)
 
 
-def _fit(phase: config.Run, folder: runs.RunDir, root: str | Path) -> Iterator[Event]:
-    from vfmlab.training import loop
+def _pretrain_task(phase: config.Phase, root: str | Path) -> Task:
+    from vfmlab.training.pretrain import PretrainTask
 
-    if phase.budget is None:  # weights of others
-        from vfmlab.weights.import_release import import_run
+    return PretrainTask(phase)
 
-        yield from import_run(phase, root)
-        return
-    if phase.kind == "tokenizer":
-        from vfmlab.training.tokenizer import TokenizerTask
 
-        parents = () if phase.parent is None else (load_tokenizer(phase.parent, root), runs.open_run(phase.parent, root))
-        task = TokenizerTask(phase, *parents)
-    elif phase.kind == "diffusion":
-        from vfmlab.training.diffusion import DiffusionTask
+def _tokenizer_task(phase: config.Phase, root: str | Path) -> Task:
+    from vfmlab.training.tokenizer import TokenizerTask
 
-        tuned = phase.diffusion.tune is not None  # then what the tokenizer's losses learned goes on too
-        parent = runs.open_run(phase.parent, root) if tuned else None
-        task = DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents", parent)
-    else:
-        from vfmlab.training.pretrain import PretrainTask
+    if phase.parent is None:
+        return TokenizerTask(phase)
+    return TokenizerTask(phase, load_tokenizer(phase.parent, root), runs.open_run(phase.parent, root))
 
-        task = PretrainTask(phase)
-    yield from loop.fit(task, folder)
+
+def _diffusion_task(phase: config.Phase, root: str | Path) -> Task:
+    from vfmlab.training.diffusion import DiffusionTask
+
+    parent = runs.open_run(phase.parent, root) if phase.tuned else None  # what the tokenizer's losses learned goes on too
+    return DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents", parent)
+
+
+TASKS = {"pretrain": _pretrain_task, "tokenizer": _tokenizer_task, "diffusion": _diffusion_task}
+
+
+def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
+    """What trains `phase`, on the runs under `root` that it builds on.
+
+    Raises:
+        ConfigError: parts that do not fit. RunError, CheckpointError: what it builds on is missing or damaged.
+    """
+    return TASKS[phase.kind](phase, root)
 
 
 def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
     """The run directory of the tokenizer that `ref` is, or was trained on."""
     folder = runs.open_run(ref, root, kind="tokenizer")
-    if folder.kind == "diffusion":
-        return runs.open_run(folder.config().parent, folder.path.parent)
-    if folder.kind != "tokenizer":
-        raise RunError(f"run '{folder.id}' is a {folder.kind} run and has no tokenizer; give a tokenizer or diffusion run")
-    return folder
+    phase = folder.config()
+    if phase.tokenizer_phase is None:
+        raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or diffusion run")
+    return folder if phase.tokenizer_phase is phase else runs.open_run(phase.parent, folder.path.parent)
 
 
-def build_tokenizer(run: config.Run) -> Tokenizer:
+def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
     """The tokenizer of a config, not trained, on the CPU."""
     if run.tokenizer is None:
         raise ConfigError(f"run '{run.name}' has no 'tokenizer' section")
@@ -142,7 +159,7 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
         other VFM weights than those found now.
     """
     asked = runs.open_run(ref, root, kind="tokenizer")
-    if asked.kind == "diffusion" and asked.config().diffusion.tune is not None:
+    if asked.config().tuned:
         return load_diffusion(asked.path, root, ema, on).tokenizer
     folder = tokenizer_run(ref, root)
     tokenizer = build_tokenizer(folder.config())
@@ -170,7 +187,7 @@ class LoadedDiffusion:
 
     network: nn.Module
     tokenizer: Tokenizer
-    run: config.Run
+    run: config.Phase
     num_classes: int
     class_names: list[str]
     folder: runs.RunDir
@@ -193,17 +210,16 @@ def load_diffusion(
         ConfigError: `decoder` has other latents.
     """
     folder = runs.open_run(ref, root, kind="diffusion")
-    if folder.kind != "diffusion":
-        raise RunError(f"run '{folder.id}' is a {folder.kind} run; sampling needs a diffusion run")
     run = folder.config()
+    if run.diffusion is None:
+        raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion run")
     tokenizer = load_tokenizer(run.parent, folder.path.parent, on=on)
     path = folder.ema if ema and folder.ema.exists() else folder.model
     if not path.exists():
         raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
     names = json.loads(io.metadata(path).get("class_names", "[]"))
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
-    tuned = run.diffusion.tune is not None
-    io.load_file(Tuned(network, tokenizer) if tuned else network, path)
+    io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
@@ -239,13 +255,12 @@ def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any
     folder = runs.open_run(ref, root)
     run = folder.config()
     if isinstance(protocol, config.Protocol):
-        run = run.model_copy(update={"protocol": protocol})
+        run = config.override(run, {"protocol": protocol.model_dump(mode="json")})
     elif protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
-    if folder.kind == "diffusion":
+    load = functools.partial(load_tokenizer, folder.path, root)
+    if run.diffusion is not None:
         load = functools.partial(load_diffusion, folder.path, root, decoder=run.protocol.decoder)
-    else:
-        load = functools.partial(load_tokenizer, folder.path, root)
     return measure.cached(run, folder, load, again=again)
 
 

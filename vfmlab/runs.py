@@ -29,7 +29,7 @@ import filelock
 import psutil
 from pydantic import TypeAdapter, ValidationError, create_model
 
-from vfmlab.config import Run, explain, files, parse
+from vfmlab.config import Kind, Phase, explain, files, kind_of, parse
 from vfmlab.config.files import (
     beside,
     differences,
@@ -146,15 +146,13 @@ class RunDir:
             raise RunError(f"'{self.path}' is not a run: it has no config.json")
         return config
 
-    def config(self) -> Run:
-        return parse(self.raw_config, f"{self.id}/config.json")
+    def config(self) -> Phase:
+        """What this run trains, or has trained."""
+        return parse(self.raw_config, f"{self.id}/config.json").last
 
     @property
-    def kind(self) -> str:
-        """'pretrain', 'tokenizer' or 'diffusion', as `Run.kind`."""
-        if self.raw_config.get("pretrain") is not None:
-            return "pretrain"
-        return "diffusion" if self.raw_config.get("diffusion") is not None else "tokenizer"
+    def kind(self) -> Kind:
+        return kind_of(self.raw_config)
 
     # -- status ----------------------------------------------------------------------------------------------
 
@@ -298,7 +296,7 @@ class RunDir:
         return lines
 
 
-def create(run: Run, root: str | Path = "runs") -> RunDir:
+def create(run: Phase, root: str | Path = "runs") -> RunDir:
     """The directory of `run` under `root`, new if it is not there; the same for the same config.
 
     The protocol may differ from the stored one (it decides numbers, not weights); the newest is stored.
@@ -308,7 +306,7 @@ def create(run: Run, root: str | Path = "runs") -> RunDir:
     """
     root = root_folder(root)
     run_dir = RunDir(root / run.id)
-    new = run.model_dump(mode="json")
+    new = run.recipe.model_dump(mode="json")
     try:
         if os.path.lexists(run_dir.path / "config.json"):
             old = run_dir.raw_config
@@ -325,13 +323,13 @@ def create(run: Run, root: str | Path = "runs") -> RunDir:
         where = f"cannot make run directory '{run_dir.path}'"
         raise RunError(f"{where}: {error.strerror}; choose another root") from None
     if not (run_dir.path / "status.json").exists():
-        run_dir.set_status(total=0 if run.budget is None else run.budget.samples, created=time.time())
+        run_dir.set_status(total=run.budget, created=time.time())
     write_json(run_dir.path / "config.json", new)  # last: a directory with a config is a run
     return RunDir(run_dir.path)
 
 
 @contextmanager
-def starting(run: Run, root: str | Path = "runs") -> Iterator[RunDir]:
+def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
     """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run began."""
     there = os.path.lexists(root_folder(root) / run.id)
     folder = create(run, root)

@@ -1,6 +1,8 @@
-"""The configuration of a run: frozen pydantic models, one section per part, nothing unknown allowed."""
+"""The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their phases."""
 
-from vfmlab.config.recipe import (
+from vfmlab.config.override import explain, override, parse, parse_assignments
+from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, digest, kind_of
+from vfmlab.config.schema import (
     VFM,
     Alignment,
     AnyDecoder,
@@ -16,23 +18,17 @@ from vfmlab.config.recipe import (
     NetworkConfig,
     Pretrain,
     Protocol,
-    Run,
     Sampler,
     Section,
-    Stage,
     TimeSampling,
     TokenizerConfig,
     Train,
     Tune,
-    digest,
-    explain,
-    override,
-    parse,
-    parse_assignments,
 )
 
 __all__ = [
-    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance", "Imported", "LossConfig", "Losses",
-    "NetworkConfig", "Pretrain", "Protocol", "Run", "Sampler", "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain",
-    "override", "parse", "parse_assignments",
+    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
+    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "Recipe", "Sampler",
+    "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain", "kind_of", "override",
+    "parse", "parse_assignments",
 ]  # fmt: skip

@@ -113,7 +113,7 @@ def _assemble(kind: str, report: Report, resolved: Resolved, setup: Setup, start
 # -- reports on disk ---------------------------------------------------------------------------------------------------
 
 
-def request(run: config.Run, folder: runs.RunDir) -> str:
+def request(run: config.Phase, folder: runs.RunDir) -> str:
     """Digest of what is asked for: protocol, data, judge and the weights' age. Equal requests have equal answers."""
     protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
     judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time; a new one makes old reports stale
@@ -122,7 +122,7 @@ def request(run: config.Run, folder: runs.RunDir) -> str:
 
 
 def cached(
-    run: config.Run,
+    run: config.Phase,
     folder: runs.RunDir,
     load: Callable[..., Any],
     again: bool = False,
@@ -139,7 +139,7 @@ def cached(
     Raises:
         RunError: neither a tokenizer nor a diffusion run.
     """
-    if run.kind not in ("tokenizer", "diffusion"):
+    if run.tokenizer is None:
         raise RunError(f"run '{folder.id}' is a {run.kind} run; only tokenizer and diffusion runs have a report")
     key = request(run, folder)
     own = run.protocol == folder.config().protocol
@@ -149,9 +149,9 @@ def cached(
         if isinstance(kept, dict) and kept.get("request") == key:
             return kept
     loaded = load() if run.protocol.ema else load(ema=False)
-    device = (loaded if run.kind == "tokenizer" else loaded.tokenizer).stat_mean.device
+    device = (loaded if run.diffusion is None else loaded.tokenizer).stat_mean.device
     setup = open_setup(run.data, run.protocol, folder.path.parent, device)
-    if run.kind == "tokenizer":
+    if run.diffusion is None:
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
         model, classes = loaded.network, loaded.num_classes

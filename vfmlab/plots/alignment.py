@@ -68,7 +68,7 @@ def plan_records(study: Sequence[Row]) -> list[dict[str, Any]]:
         d = row.run.diffusion
         a, c = d.alignment, d.class_token
         found.append({
-            "row": row.label, "seed": row.seed, "run": row.run.id, "tokenizer": row.run.parent, "network": d.network.kind,
+            "row": row.label, "seed": row.seed, "run": row.run.id, "tokenizer": row.run.last.parent, "network": d.network.kind,
             "REPA": "" if a is None else f"{a.vfm.name} layer {a.layer} at block {a.block}, {a.weight:g}, {a.projector}",
             "REG": "" if c is None else f"{c.vfm.name}, {c.weight:g}", "images": d.train.samples,
         })  # fmt: skip

@@ -124,20 +124,21 @@ def linear_decodability(vfm: Any, cfg: config.Data, n: int = 1000, seed: int = 0
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def describe_run(run: config.Run) -> dict[str, Any]:
+def describe_run(run: config.Recipe | config.Phase) -> dict[str, Any]:
     """The settings a reader wants to see before a run starts."""
+    run = run if isinstance(run, config.Phase) else run.last
     facts: dict[str, Any] = {"run": run.id, "images": f"{run.data.source}, {run.data.size} px"}
     if run.tokenizer is not None:
         t = run.tokenizer
         side = run.data.size // t.factor
         facts |= {"tokenizer": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})"}
         facts["VFM"] = run.vfm.name if run.vfm else "none"
-        facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.settled().losses.items())
+        facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
     if run.diffusion is not None:
         facts["network"] = run.diffusion.network.kind
-    if run.budget is None:
-        return facts | {"weights": f"released: {(run.imported if run.diffusion is None else run.diffusion.imported).name}", "seed": run.seed}
-    return facts | {"images seen": run.budget.samples, "batch": run.budget.batch, "learning rate": run.budget.lr, "seed": run.seed}
+    if run.imported is not None:
+        return facts | {"weights": f"released: {run.imported.name}", "seed": run.seed}
+    return facts | {"images seen": run.budget, "batch": run.train.batch, "learning rate": run.train.lr, "seed": run.seed}
 
 
 def training_curves(folders: Sequence[runs.RunDir]) -> go.Figure:

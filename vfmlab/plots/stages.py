@@ -64,11 +64,10 @@ def plan_records(row: Row) -> list[dict[str, Any]]:
     """One record per stage of `row`: what trains, with which losses and budget."""
     found = []
     for phase in row.tokenizers:
-        now = phase.settled()
-        factors = ", ".join(f"{glob} x {factor:g}" for glob, factor in now.train.lr_for.items())
-        losses = ", ".join(f"{name} {term.weight:g}" for name, term in now.losses.items())
-        found.append({"stage": phase.phase, "run": phase.id, "trains": ", ".join(now.trains), "losses": losses, "images": now.train.samples,
-                      "learning rate": f"{now.train.lr:g}" + (f" ({factors})" if factors else "")})  # fmt: skip
+        factors = ", ".join(f"{glob} x {factor:g}" for glob, factor in phase.train.lr_for.items())
+        losses = ", ".join(f"{name} {term.weight:g}" for name, term in phase.losses.items())
+        found.append({"stage": phase.stage, "run": phase.id, "trains": ", ".join(phase.trains), "losses": losses, "images": phase.budget,
+                      "learning rate": f"{phase.train.lr:g}" + (f" ({factors})" if factors else "")})  # fmt: skip
     return found
 
 
@@ -103,7 +102,7 @@ def distances(row: Row, root: str | Path, n: int = 256) -> dict[str, dict[str, f
         layer = list(own)[-1]
         kept = F.cosine_similarity(own[layer], tokenizer.vfm.features(x, (layer,)).maps[layer], dim=1)
         moved = (z - first).square().mean((0, 2, 3)) / first.var((0, 2, 3)).clamp_min(1e-8)
-        found[phase.phase] = {"latent": float(moved.mean()), "encoder": float(1 - kept.mean())}
+        found[phase.stage] = {"latent": float(moved.mean()), "encoder": float(1 - kept.mean())}
     return found
 
 
@@ -126,7 +125,7 @@ def reconstructions(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Fig
     """The same held-out images after each stage of the method (first seed), with four-fold error maps."""
     row = next(row for row in rows if row.label == BASE)
     images, _, _ = figures.examples(row.run.data, n)
-    return figures.reconstructions({phase.phase: api.load_tokenizer(phase.id, root) for phase in row.tokenizers}, images)
+    return figures.reconstructions({phase.stage: api.load_tokenizer(phase.id, root) for phase in row.tokenizers}, images)
 
 
 @torch.no_grad()
@@ -137,8 +136,8 @@ def latents(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Figure:
     first = {row.label: row for row in reversed(rows)}
     for label in dict.fromkeys(row.label for row in rows):
         for phase in first[label].tokenizers:
-            name = "stage 1" if phase.phase == FIRST else f"{label}, {phase.phase}"
-            if name not in shown and (phase.phase == FIRST or phase.phase == TUNED):
+            name = "stage 1" if phase.stage == FIRST else f"{label}, {phase.stage}"
+            if name not in shown and (phase.stage == FIRST or phase.stage == TUNED):
                 tokenizer = api.load_tokenizer(phase.id, root)
                 shown[name] = primitives.pca_maps(tokenizer.encode(images.to(tokenizer.stat_mean.device)).mode().cpu(), images.shape[-1])
     return primitives.rows(shown, title="principal components of the latent")

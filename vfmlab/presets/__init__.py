@@ -1,4 +1,4 @@
-"""Presets: functions that return a whole :class:`~vfmlab.config.recipe.Run`. A docstring says the command, the cost and what to expect.
+"""Presets: functions that return a whole :class:`~vfmlab.config.recipe.Recipe`. A docstring says the command, the cost and what to expect.
 
     vfmlab.presets.get("pocket_vfm_vae"), names(), summary(name)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vfmlab.config import Run, override
+from vfmlab.config import Recipe, override
 from vfmlab.errors import ConfigError, nearest
 
 TABLE = ("plain_decoder", "fusion", "modern_blocks", "multi_layer")
@@ -36,13 +36,13 @@ class Variant:
     """about: one line. changes: dotted fields, or how they follow from the run."""
 
     about: str
-    changes: dict[str, Any] | Callable[[Run], dict[str, Any]]
+    changes: dict[str, Any] | Callable[[Recipe], dict[str, Any]]
 
-    def of(self, run: Run) -> dict[str, Any]:
+    def of(self, run: Recipe) -> dict[str, Any]:
         return self.changes(run) if callable(self.changes) else self.changes
 
 
-def decoder_size(run: Run) -> int:
+def decoder_size(run: Recipe) -> int:
     """Parameters of the run's decoder."""
     import torch
 
@@ -54,10 +54,10 @@ def decoder_size(run: Run) -> int:
     return sum(p.numel() for p in decoder.parameters())
 
 
-def _matched(changes: dict[str, Any]) -> Callable[[Run], dict[str, Any]]:
+def _matched(changes: dict[str, Any]) -> Callable[[Recipe], dict[str, Any]]:
     """`changes`, and channels scaled so that the decoder has as many parameters as the run's own, as nearly as widths allow."""
 
-    def of(run: Run) -> dict[str, Any]:
+    def of(run: Recipe) -> dict[str, Any]:
         whole, decoder = decoder_size(run), run.tokenizer.decoder
         found = []
         step = max(1, decoder.channel_max // STEPS)
@@ -70,10 +70,10 @@ def _matched(changes: dict[str, Any]) -> Callable[[Run], dict[str, Any]]:
     return of
 
 
-def _width(channels: int) -> Callable[[Run], dict[str, Any]]:
+def _width(channels: int) -> Callable[[Recipe], dict[str, Any]]:
     """d channels; z' keeps its width as far as whole factors allow, so that the decoder behind it is the same."""
 
-    def of(run: Run) -> dict[str, Any]:
+    def of(run: Recipe) -> dict[str, Any]:
         inner = run.tokenizer.channels * run.tokenizer.decoder.decompress_factor
         return {"tokenizer.channels": channels, "tokenizer.decoder.decompress_factor": max(1, round(inner / channels))}
 
@@ -108,7 +108,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def apply(run: Run, name: str) -> Run:
+def apply(run: Recipe, name: str) -> Recipe:
     """`run` changed as variant `name` says.
 
     Raises:

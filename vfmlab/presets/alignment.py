@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run, override
+from vfmlab.config import Recipe, override
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.presets.conv_vae import paper_plain_vae, pocket_plain_vae, tiny_plain_vae
 from vfmlab.presets.rae import EPOCH
@@ -36,7 +36,7 @@ IREPA = {"projector": "conv", "spatial_norm": 1.0}
 SETTINGS = ("repa", "irepa", "reg", "joint")  # joint: REPA and REG
 
 
-def variant(base: Run, name: str, changes: dict[str, Any]) -> Run:
+def variant(base: Recipe, name: str, changes: dict[str, Any]) -> Recipe:
     """`base` under another name, with its tokenizer, and with changes to its diffusion section; a `network` replaces the whole one."""
     whole = base.model_dump(mode="json")
     whole["diffusion"]["network"] = changes.get("network", whole["diffusion"]["network"])
@@ -58,12 +58,12 @@ def sections(tier: str, how: str) -> dict[str, Any]:
     return {"reg": token, "joint": align | token}.get(how, align)
 
 
-def aligned(run: Run, how: str) -> Run:
+def aligned(run: Recipe, how: str) -> Recipe:
     """`run` with setting `how` of its tier: another diffusion model on the same tokenizer, named `<run>_<how>`."""
     return variant(run, f"{run.name}_{how}", sections(run.tier, how))
 
 
-def split(run: Run) -> Run:
+def split(run: Recipe) -> Recipe:
     """`run` with a DiT of encoder and head in place of its network, of about its size, named `<run>_ddt`."""
     width, depth, heads = run.diffusion.network.sizes
     head = max(1, depth // 4)
@@ -73,43 +73,43 @@ def split(run: Run) -> Run:
 
 
 @preset
-def tiny_vfm_vae_repa() -> Run:
+def tiny_vfm_vae_repa() -> Recipe:
     """tiny_vfm_vae with REPA: does it all run? `vfmlab train tiny_vfm_vae_repa`, seconds; the pictures are noise."""
     return aligned(tiny_vfm_vae(), "repa")
 
 
 @preset
-def tiny_vfm_vae_irepa() -> Run:
+def tiny_vfm_vae_irepa() -> Recipe:
     """tiny_vfm_vae with iREPA: does it all run? `vfmlab train tiny_vfm_vae_irepa`, seconds; the pictures are noise."""
     return aligned(tiny_vfm_vae(), "irepa")
 
 
 @preset
-def tiny_vfm_vae_reg() -> Run:
+def tiny_vfm_vae_reg() -> Recipe:
     """tiny_vfm_vae with REG's class token: does it all run? `vfmlab train tiny_vfm_vae_reg`, seconds; the pictures are noise."""
     return aligned(tiny_vfm_vae(), "reg")
 
 
 @preset
-def tiny_vfm_vae_joint() -> Run:
+def tiny_vfm_vae_joint() -> Recipe:
     """tiny_vfm_vae with REPA and REG: does it all run? `vfmlab train tiny_vfm_vae_joint`, seconds; the pictures are noise."""
     return aligned(tiny_vfm_vae(), "joint")
 
 
 @preset
-def tiny_plain_vae_repa_e() -> Run:
+def tiny_plain_vae_repa_e() -> Recipe:
     """tiny_plain_vae tuned by REPA-E: does it all run? `vfmlab train tiny_plain_vae_repa_e`, seconds; the pictures are noise."""
     return variant(tiny_plain_vae(), "tiny_plain_vae_repa_e", sections("tiny", "repa") | {"tune": {}, "cache": False})
 
 
 @preset
-def tiny_vfm_vae_ddt() -> Run:
+def tiny_vfm_vae_ddt() -> Recipe:
     """tiny_vfm_vae with a split DiT: does it all run? `vfmlab train tiny_vfm_vae_ddt`, seconds; the pictures are noise."""
     return split(tiny_vfm_vae())
 
 
 @preset
-def pocket_vfm_vae_repa() -> Run:
+def pocket_vfm_vae_repa() -> Recipe:
     """pocket_vfm_vae with REPA to the tokenizer's own VFM (block 2 of 4, weight 0.5).
 
     `vfmlab train pocket_vfm_vae_repa`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
@@ -118,7 +118,7 @@ def pocket_vfm_vae_repa() -> Run:
 
 
 @preset
-def pocket_vfm_vae_irepa() -> Run:
+def pocket_vfm_vae_irepa() -> Recipe:
     """pocket_vfm_vae_repa with iREPA's convolution and spatially normalised targets.
 
     `vfmlab train pocket_vfm_vae_irepa`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
@@ -127,7 +127,7 @@ def pocket_vfm_vae_irepa() -> Run:
 
 
 @preset
-def pocket_plain_vae_repa() -> Run:
+def pocket_plain_vae_repa() -> Recipe:
     """pocket_plain_vae with REPA: the target is the pocket VFM, which this tokenizer has never seen.
 
     `vfmlab train pocket_plain_vae_repa`: about four minutes on one core once pocket_plain_vae's tokenizer is there.
@@ -136,7 +136,7 @@ def pocket_plain_vae_repa() -> Run:
 
 
 @preset
-def pocket_vfm_vae_reg() -> Run:
+def pocket_vfm_vae_reg() -> Recipe:
     """pocket_vfm_vae with REG's class token, which here is the mean of the pocket VFM's last layer; without REPA.
 
     `vfmlab train pocket_vfm_vae_reg`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
@@ -145,7 +145,7 @@ def pocket_vfm_vae_reg() -> Run:
 
 
 @preset
-def pocket_vfm_vae_joint() -> Run:
+def pocket_vfm_vae_joint() -> Recipe:
     """The joint recipe of VFM-VAE in small: aligned latents, REPA (weight 0.5) and REG's class token (weight 0.03).
 
     `vfmlab train pocket_vfm_vae_joint`: about four minutes on one core once pocket_vfm_vae's tokenizer is there.
@@ -154,7 +154,7 @@ def pocket_vfm_vae_joint() -> Run:
 
 
 @preset
-def pocket_plain_vae_joint() -> Run:
+def pocket_plain_vae_joint() -> Recipe:
     """The same diffusion side on the plain VAE's latents: what of the joint recipe is the tokenizer's part?
 
     `vfmlab train pocket_plain_vae_joint`: about four minutes on one core once pocket_plain_vae's tokenizer is there.
@@ -163,7 +163,7 @@ def pocket_plain_vae_joint() -> Run:
 
 
 @preset
-def pocket_plain_vae_repa_e() -> Run:
+def pocket_plain_vae_repa_e() -> Recipe:
     """pocket_plain_vae tuned by REPA-E while its diffusion model is trained. The tokenizer's rate (a fifth): ours.
 
     `vfmlab train pocket_plain_vae_repa_e`: not run to its end yet, so no time and no result is told.
@@ -173,7 +173,7 @@ def pocket_plain_vae_repa_e() -> Run:
 
 
 @preset
-def pocket_vfm_vae_ddt() -> Run:
+def pocket_vfm_vae_ddt() -> Recipe:
     """pocket_vfm_vae with a split DiT: three of its four blocks are the encoder, whose output can serve several sampling steps.
 
     `vfmlab train pocket_vfm_vae_ddt`: about four minutes on one core once pocket_vfm_vae's tokenizer is there; then
@@ -183,7 +183,7 @@ def pocket_vfm_vae_ddt() -> Run:
 
 
 @preset
-def small_vfm_vae_joint() -> Run:
+def small_vfm_vae_joint() -> Recipe:
     """The joint recipe on small_vfm_vae: SiT-S/1, REPA and REG with DINOv2-S. Sizes are ours; here too both sides see one VFM.
 
     `vfmlab train small_vfm_vae_joint --set data.source=parquet:PATH` on one GPU, hours. Not run to its end yet: no result is claimed.
@@ -194,7 +194,7 @@ def small_vfm_vae_joint() -> Run:
 
 
 @preset
-def paper_vfm_vae_joint() -> Run:
+def paper_vfm_vae_joint() -> Recipe:
     """The paper's joint recipe: paper_vfm_vae's latents, SiT-XL/1 with REG and REPA to DINOv2-B (block 8), 80 epochs, SDE of 250 steps.
 
     `accelerate launch -m vfmlab train paper_vfm_vae_joint --set data.source=folder:PATH`, many GPUs, days. Published: gFID 2.22 without
@@ -213,7 +213,7 @@ def paper_vfm_vae_joint() -> Run:
 
 
 @preset
-def paper_plain_vae_repa_e() -> Run:
+def paper_plain_vae_repa_e() -> Recipe:
     """REPA-E on the plain VAE (f16d32): SiT-XL/1 and the tokenizer together, REPA to DINOv2-B with 0.5 and 1.5, 80 epochs.
 
     `accelerate launch -m vfmlab train paper_plain_vae_repa_e --set data.source=folder:PATH`, many GPUs, days. Not run here: no result is

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.presets.conv_vae import GAN
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import (
@@ -49,7 +49,7 @@ def without(losses: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 @preset
-def tiny_aligntok() -> Run:
+def tiny_aligntok() -> Recipe:
     """AlignTok from the bundled pocket VFM, 16 px, a few dozen images in three stages: does it all run?
 
     `vfmlab train tiny_aligntok` takes seconds on one core; the pictures are noise.
@@ -59,7 +59,7 @@ def tiny_aligntok() -> Run:
 
 
 @preset
-def pocket_aligntok() -> Run:
+def pocket_aligntok() -> Recipe:
     """AlignTok (f4d8) from the pocket VFM: decoder, pixel losses and images in all as pocket_vfm_vae, then the same DiT.
 
     `vfmlab train pocket_aligntok`: roughly eight minutes on one core, half of it in stage 2. No GAN, as in the other pocket tokenizers.
@@ -73,7 +73,7 @@ def pocket_aligntok() -> Run:
 
 
 @preset
-def small_aligntok() -> Run:
+def small_aligntok() -> Recipe:
     """AlignTok from DINOv2-S (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
 
     `vfmlab train small_aligntok --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE),
@@ -87,7 +87,7 @@ def small_aligntok() -> Run:
     return make("small_aligntok", vae(small(), 16, 4, **tokenizer), vfm={"name": "dinov2_s14", "upscale": 7.0}, losses=losses, stages=recipe)
 
 
-def _paper(name: str, channels: int) -> Run:
+def _paper(name: str, channels: int) -> Recipe:
     tokenizer = {"method": "aligntok", "adapter_width": 1024}
     losses = {"l1": 1.0, "lpips": 1.0, "adversarial": {**GAN, "start": 2_000_000, "warmup": 1_000_000}}
     recipe = stages(20_000_000, 20_000_000, 5_000_000)
@@ -98,7 +98,7 @@ def _paper(name: str, channels: int) -> Run:
 
 
 @preset
-def paper_aligntok() -> Run:
+def paper_aligntok() -> Recipe:
     """AlignTok f16d32 from DINOv2-L/14 in three stages; LightningDiT-XL/1, 80 k steps, 30 sampling steps.
 
     `accelerate launch -m vfmlab train paper_aligntok --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.26, linear
@@ -108,7 +108,7 @@ def paper_aligntok() -> Run:
 
 
 @preset
-def paper_aligntok_d64() -> Run:
+def paper_aligntok_d64() -> Recipe:
     """AlignTok with 64 latent channels (f16d64); everything else as paper_aligntok.
 
     `accelerate launch -m vfmlab train paper_aligntok_d64 --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.17, linear

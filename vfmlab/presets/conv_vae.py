@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import (
     POCKET_CONV,
@@ -27,7 +27,7 @@ GAN = {"weight": 0.5, "adaptive": True, "discriminator": {"kind": "patchgan", "w
 
 
 @preset
-def tiny_plain_vae() -> Run:
+def tiny_plain_vae() -> Recipe:
     """Plain convolutional VAE, 16 px, a few dozen images: does it all run?
 
     `vfmlab train tiny_plain_vae` takes seconds on one core; the pictures are noise.
@@ -38,7 +38,7 @@ def tiny_plain_vae() -> Run:
 
 
 @preset
-def tiny_va_vae() -> Run:
+def tiny_va_vae() -> Recipe:
     """VA-VAE with a discriminator, 16 px, a few dozen images: does it all run? `vfmlab train tiny_va_vae`, seconds; the pictures are noise."""
     base = tiny_plain_vae().model_dump(mode="json")
     game = {"weight": 0.5, "adaptive": True, "start": 32, "discriminator": {"kind": "patchgan", "width": 4, "layers": 2, "scales": 1}}
@@ -47,7 +47,7 @@ def tiny_va_vae() -> Run:
 
 
 @preset
-def pocket_plain_vae() -> Run:
+def pocket_plain_vae() -> Recipe:
     """Plain convolutional VAE (f4d8) with the decoder, losses and budget of pocket_vfm_vae, then the same DiT: the baseline.
 
     `vfmlab train pocket_plain_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
@@ -57,7 +57,7 @@ def pocket_plain_vae() -> Run:
 
 
 @preset
-def pocket_va_vae() -> Run:
+def pocket_va_vae() -> Recipe:
     """VA-VAE (f4d8): the plain VAE's network, aligned with the pocket VFM by the VF loss.
 
     `vfmlab train pocket_va_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
@@ -68,7 +68,7 @@ def pocket_va_vae() -> Run:
 
 
 @preset
-def small_plain_vae() -> Run:
+def small_plain_vae() -> Recipe:
     """Plain convolutional VAE (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
 
     `vfmlab train small_plain_vae --set data.source=parquet:PATH` on one GPU, hours. Not run to its end yet: no result is claimed.
@@ -78,7 +78,7 @@ def small_plain_vae() -> Run:
 
 
 @preset
-def small_va_vae() -> Run:
+def small_va_vae() -> Recipe:
     """VA-VAE (f4d16, DINOv2-S) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
 
     `vfmlab train small_va_vae --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE),
@@ -90,7 +90,7 @@ def small_va_vae() -> Run:
 
 
 @preset
-def paper_va_vae() -> Run:
+def paper_va_vae() -> Recipe:
     """VA-VAE f16d32 (convolutional, VF loss to DINOv2-L); LightningDiT-XL/1, 64 epochs.
 
     `accelerate launch -m vfmlab train paper_va_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.28-0.30, gFID 5.14.
@@ -101,7 +101,7 @@ def paper_va_vae() -> Run:
 
 
 @preset
-def paper_plain_vae() -> Run:
+def paper_plain_vae() -> Recipe:
     """Plain convolutional VAE f16d32, the same network as VA-VAE without alignment; LightningDiT-XL/1, 64 epochs.
 
     `accelerate launch -m vfmlab train paper_plain_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.26, gFID 10.17 at 80 k steps.

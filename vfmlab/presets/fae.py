@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.presets.rae import SMALL_VIT, WIDE_DECODER
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import TINY_DECODER, make, paper, pocket, small, tiny, vae
@@ -30,7 +30,7 @@ def stages(pixels: dict[str, Any], linear_start: bool = False, **second: Any) ->
 
 
 @preset
-def tiny_fae() -> Run:
+def tiny_fae() -> Recipe:
     """FAE on the bundled pocket VFM, 16 px, a few dozen images in two stages: does it all run?
 
     `vfmlab train tiny_fae` takes seconds on one core; the pictures are noise.
@@ -43,7 +43,7 @@ def tiny_fae() -> Run:
 
 
 @preset
-def pocket_fae() -> Run:
+def pocket_fae() -> Recipe:
     """FAE (f4d8) on the last layer of the pocket VFM, in two stages with the images of pocket_vfm_vae in all, then the same DiT.
 
     `vfmlab train pocket_fae`: about six minutes on one core. No GAN, as in the other pocket tokenizers.
@@ -55,7 +55,7 @@ def pocket_fae() -> Run:
 
 
 @preset
-def small_fae() -> Run:
+def small_fae() -> Recipe:
     """FAE on DINOv2-S (f4d16) for 32 px images (CIFAR-10), ViT-S pixel decoder, then LightningDiT-S/1. Sizes are ours.
 
     `vfmlab train small_fae --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE).
@@ -69,7 +69,7 @@ def small_fae() -> Run:
 
 
 @preset
-def paper_fae() -> Run:
+def paper_fae() -> Recipe:
     """FAE on DINOv2-g/14 (f16d32), ViT-L pixel decoder; LightningDiT-XL/1, 80 epochs, time shift 0.4 in its time (1 / 0.4 in ours).
 
     `accelerate launch -m vfmlab train paper_fae --set data.source=folder:PATH`, many GPUs, weeks. Published: rFID 0.68, gFID 2.08

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vfmlab.config import Run, parse
+from vfmlab.config import Recipe, parse
 from vfmlab.presets.table import preset
 
 
-def _pretrain(name: str, objective: str, source: str, seed: int, lr: float, samples: int = 51_200, val: int = 2000) -> Run:
+def _pretrain(name: str, objective: str, source: str, seed: int, lr: float, samples: int = 51_200, val: int = 2000) -> Recipe:
     return parse({
         "name": name, "tier": "pocket", "seed": seed, "data": {"source": source, "size": 32, "train": samples, "val": val},
         "train": {
@@ -19,7 +19,7 @@ def _pretrain(name: str, objective: str, source: str, seed: int, lr: float, samp
 
 
 @preset
-def pocket_vfm() -> Run:
+def pocket_vfm() -> Recipe:
     """Pretraining of the bundled pocket VFM: other shapes' labels and masked reconstruction, never the generator's classes.
 
     `vfmlab train pocket_vfm`: about six minutes on one core; accuracies in docs/results/pocket_vfm.md. The weights are shipped: there is no need to run it.
@@ -28,7 +28,7 @@ def pocket_vfm() -> Run:
 
 
 @preset
-def pocket_vfm_leaky() -> Run:
+def pocket_vfm_leaky() -> Recipe:
     """Pretraining of the leaky control (VFM `pocket_leaky`): the same, with the generator's own classes as labels.
 
     `vfmlab train pocket_vfm_leaky`: about six minutes on one core; accuracies in docs/results/pocket_vfm.md.
@@ -37,7 +37,7 @@ def pocket_vfm_leaky() -> Run:
 
 
 @preset
-def pocket_judge() -> Run:
+def pocket_judge() -> Recipe:
     """Training of the judge whose features the pocket Frechet distances use; with blur, noise and colour changes.
 
     `vfmlab train pocket_judge`: a few minutes on one core; `--set data.source=folder:PATH` makes one for other images, to be named

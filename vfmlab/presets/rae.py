@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import POCKET_DECODER, SMALL_LOSSES, make, paper, pocket, small, tiny, vae
 
@@ -38,12 +38,12 @@ def shifted(base: dict[str, Any], network: dict[str, Any], channels: int, side: 
     return base | {"diffusion": diffusion, "protocol": protocol}
 
 
-def _tiny(method: str, **more: Any) -> Run:
+def _tiny(method: str, **more: Any) -> Recipe:
     base = vae(shifted(tiny(), TINY_DDT, 128, 4), 128, 4, method=method, decoder=TINY_VIT, **more)
     return make(f"tiny_{method}", base, vfm={"name": "pocket"}, losses={"l1": 1.0})
 
 
-def _pocket(method: str, **more: Any) -> Run:
+def _pocket(method: str, **more: Any) -> Recipe:
     tokenizer = {"method": method, "noise": POCKET_NOISE, "linear_start": True, "decoder": WIDE_DECODER, **more}
     base = vae(shifted(pocket(), POCKET_DDT, 128, 8), 128, 4, **tokenizer)
     base["diffusion"] = base["diffusion"] | {"cache": True}  # the VFM costs twice the network here
@@ -51,14 +51,14 @@ def _pocket(method: str, **more: Any) -> Run:
     return make(f"pocket_{method}", base, vfm={"name": "pocket"}, losses=losses)
 
 
-def _small(method: str, **more: Any) -> Run:
+def _small(method: str, **more: Any) -> Recipe:
     base = vae(shifted(small(), SMALL_DDT, 384, 8), 384, 4, method=method, decoder=SMALL_VIT, **more)
     losses = {name: term for name, term in SMALL_LOSSES.items() if name not in ("kl", "multiscale")}
     game = {"weight": 0.75, "discriminator": {"kind": "patchgan", "width": 64}, "adaptive": True, "start": 2_500_000}
     return make(f"small_{method}", base, vfm={"name": "dinov2_s14", "upscale": 3.5}, losses=losses | {"adversarial": game})
 
 
-def _paper(method: str, channels: int, vfm: dict[str, Any], **more: Any) -> Run:
+def _paper(method: str, channels: int, vfm: dict[str, Any], **more: Any) -> Recipe:
     base = shifted(paper(), PAPER_DDT, channels, 16, time="uniform")
     # Decoder: 16 epochs of AdamW, learning rate falling by a cosine (in the release to a tenth, here to zero), gradients not clipped.
     base["train"] |= {
@@ -76,7 +76,7 @@ def _paper(method: str, channels: int, vfm: dict[str, Any], **more: Any) -> Run:
 
 
 @preset
-def tiny_rae() -> Run:
+def tiny_rae() -> Recipe:
     """RAE on the bundled pocket VFM, 16 px, a few dozen images: does it all run?
 
     `vfmlab train tiny_rae` takes seconds on one core; the pictures are noise.
@@ -85,7 +85,7 @@ def tiny_rae() -> Run:
 
 
 @preset
-def tiny_multi_layer_rae() -> Run:
+def tiny_multi_layer_rae() -> Recipe:
     """Multi-layer RAE on the bundled pocket VFM, 16 px: does it all run?
 
     `vfmlab train tiny_multi_layer_rae` takes seconds on one core; the pictures are noise.
@@ -94,7 +94,7 @@ def tiny_multi_layer_rae() -> Run:
 
 
 @preset
-def pocket_rae() -> Run:
+def pocket_rae() -> Recipe:
     """RAE on the last block of the pocket VFM (f4d128): only a decoder is trained, then a DiT with a wide head.
 
     `vfmlab train pocket_rae`: about fifteen minutes on one core, most of it in the wide head. Ours: the decoder of the other pocket
@@ -104,7 +104,7 @@ def pocket_rae() -> Run:
 
 
 @preset
-def pocket_multi_layer_rae() -> Run:
+def pocket_multi_layer_rae() -> Recipe:
     """pocket_rae on the mean of all four blocks of the pocket VFM.
 
     `vfmlab train pocket_multi_layer_rae`: about fifteen minutes on one core. K: ours.
@@ -113,7 +113,7 @@ def pocket_multi_layer_rae() -> Run:
 
 
 @preset
-def small_rae() -> Run:
+def small_rae() -> Recipe:
     """RAE on DINOv2-S (f4d384) for 32 px images (CIFAR-10), ViT-S decoder, then DiT-S/1 with a wide head. Sizes are ours.
 
     `vfmlab train small_rae --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE).
@@ -123,7 +123,7 @@ def small_rae() -> Run:
 
 
 @preset
-def small_multi_layer_rae() -> Run:
+def small_multi_layer_rae() -> Recipe:
     """small_rae on the mean of the last six blocks. K: ours.
 
     `vfmlab train small_multi_layer_rae --set data.source=parquet:PATH` on one GPU, hours. Not run to its end yet: no result is claimed.
@@ -132,7 +132,7 @@ def small_multi_layer_rae() -> Run:
 
 
 @preset
-def paper_rae() -> Run:
+def paper_rae() -> Recipe:
     """RAE on DINOv2-B with registers (f16d768), ViT-XL decoder; DiT-XL/1 with DDT head, 80 epochs, 50 Euler steps.
 
     `accelerate launch -m vfmlab train paper_rae --set data.source=folder:PATH`, many GPUs, days. Published: gFID 2.16 at 80 epochs,
@@ -142,7 +142,7 @@ def paper_rae() -> Run:
 
 
 @preset
-def paper_multi_layer_rae() -> Run:
+def paper_multi_layer_rae() -> Recipe:
     """RAEv2's tokenizer with K = 7 (every second block of DINOv3-L, f16d1024), ViT-XL decoder; then the network of paper_rae.
 
     `accelerate launch -m vfmlab train paper_multi_layer_rae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.29; gFID

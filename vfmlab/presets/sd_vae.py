@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.presets.aligntok import without
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import POCKET_LOSSES, TINY_LOSSES, make, paper, pocket, small, tiny, vae
 
 
 @preset
-def tiny_sd_vae() -> Run:
+def tiny_sd_vae() -> Recipe:
     """SD-VAE's network in miniature, trained here, 16 px, a few dozen images: does it all run? Needs diffusers.
 
     `vfmlab train tiny_sd_vae` takes seconds on one core; the pictures are noise.
@@ -19,7 +19,7 @@ def tiny_sd_vae() -> Run:
 
 
 @preset
-def pocket_sd_vae() -> Run:
+def pocket_sd_vae() -> Recipe:
     """SD-VAE's network (f4d8) in miniature, trained here at the budget of pocket_vfm_vae, then the same DiT. Needs diffusers.
 
     `vfmlab train pocket_sd_vae`: a little longer than pocket_plain_vae. Its decoder is the network's own convolutional one, not the
@@ -29,14 +29,14 @@ def pocket_sd_vae() -> Run:
     return make("pocket_sd_vae", vae(pocket(), 8, 4, **tokenizer), losses=without(POCKET_LOSSES, "multiscale"))
 
 
-def _imported(name: str, base: dict, network: dict) -> Run:
+def _imported(name: str, base: dict, network: dict) -> Recipe:
     base = {key: value for key, value in base.items() if key != "train"}
     diffusion = {**base["diffusion"], "network": base["diffusion"]["network"] | network}
     return make(name, vae(base, 4, 8, method="sd_vae") | {"diffusion": diffusion, "imported": {"name": "sd-vae"}})
 
 
 @preset
-def small_sd_vae() -> Run:
+def small_sd_vae() -> Recipe:
     """The released SD-VAE (f8d4), not trained, on 32 px images (CIFAR-10); LightningDiT-S/1 on its 4 x 4 latents.
 
     `vfmlab train small_sd_vae --set data.source=parquet:PATH` on one GPU, hours. Needs the released weights (hub) and diffusers. The
@@ -46,7 +46,7 @@ def small_sd_vae() -> Run:
 
 
 @preset
-def paper_sd_vae() -> Run:
+def paper_sd_vae() -> Recipe:
     """The released SD-VAE (f8d4), not trained; LightningDiT-XL/2 (as many tokens as the f16 tokenizers), 64 epochs.
 
     `accelerate launch -m vfmlab train paper_sd_vae --set data.source=folder:PATH`, many GPUs, days. Needs the released weights (hub)

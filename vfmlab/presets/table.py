@@ -6,20 +6,20 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from vfmlab.config import Run
+from vfmlab.config import Recipe
 from vfmlab.errors import ConfigError, nearest
 
-_TABLE: dict[str, Callable[[], Run]] = {}
+_TABLE: dict[str, Callable[[], Recipe]] = {}
 _TIERS = ("tiny", "pocket", "small", "paper")
 
 
-def preset(function: Callable[[], Run]) -> Callable[[], Run]:
+def preset(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
     """File a preset under its function's name."""
     _TABLE[function.__name__] = function
     return function
 
 
-def table() -> dict[str, Callable[[], Run]]:
+def table() -> dict[str, Callable[[], Recipe]]:
     """Name -> function, tier by tier."""
     package = importlib.import_module("vfmlab.presets")
     for module in pkgutil.iter_modules(package.__path__):
@@ -31,7 +31,7 @@ def names() -> list[str]:
     return list(table())
 
 
-def get(name: str) -> Run:
+def get(name: str) -> Recipe:
     """The run called `name`; :class:`ConfigError` with the nearest known name otherwise."""
     found = table()
     if name not in found:
@@ -39,7 +39,7 @@ def get(name: str) -> Run:
     return found[name]()
 
 
-def function(name: str) -> Callable[[], Run]:
+def function(name: str) -> Callable[[], Recipe]:
     """The preset itself; its docstring says command, cost and what to expect."""
     return table()[name]
 

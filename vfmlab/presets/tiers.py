@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run, parse
+from vfmlab.config import Recipe, parse
 
 #          images                                    tokenizer phase                      diffusion phase
 # tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
@@ -113,7 +113,7 @@ def paper() -> dict[str, Any]:
     }
 
 
-def make(name: str, base: dict[str, Any], **changes: Any) -> Run:
+def make(name: str, base: dict[str, Any], **changes: Any) -> Recipe:
     return parse({**base, "name": name, **changes}, f"preset {name}")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.config import Run, override
+from vfmlab.config import Recipe, override
 from vfmlab.presets.table import preset
 from vfmlab.presets.tiers import (
     POCKET_DECODER,
@@ -58,21 +58,21 @@ def against(discriminator: dict[str, Any], weight: float = 1.0, lr: float | None
     return {"adversarial:patch": game, "feature_matching": {"weight": 10.0 * weight, "of": "adversarial:patch"}, **others}
 
 
-def _discrete(single: Run, codebooks: int, vocabulary: int) -> Run:
+def _discrete(single: Recipe, codebooks: int, vocabulary: int) -> Recipe:
     """`single` with a multi-codebook quantiser in place of the Gaussian: codebook loss (beta 0.25) with a little entropy instead of KL."""
     changes = {"tokenizer.discrete": True, "tokenizer.codebooks": codebooks, "tokenizer.vocabulary": vocabulary}
     terms = {"losses.kl": 0.0, "losses.codebook": {"weight": 1.0, "entropy": 0.1}}
     return override(single, {"name": f"{single.name}_discrete", **changes, **terms})
 
 
-def _staged(single: Run, recipe: list[dict[str, Any]], **train: Any) -> Run:
+def _staged(single: Recipe, recipe: list[dict[str, Any]], **train: Any) -> Recipe:
     """`single`, a recipe of one stage, as the first of these; train: fields that change for all of them."""
     whole = single.model_dump(mode="json")
     return make(f"{single.name}_stages", whole | {"stages": recipe, "train": whole["train"] | train})
 
 
 @preset
-def tiny_vfm_vae() -> Run:
+def tiny_vfm_vae() -> Recipe:
     """VFM-VAE on the bundled pocket VFM, 16 px, a few dozen images: does it all run?
 
     `vfmlab train tiny_vfm_vae` takes seconds on one core; the pictures are noise.
@@ -84,7 +84,7 @@ def tiny_vfm_vae() -> Run:
 
 
 @preset
-def tiny_vfm_vae_stages() -> Run:
+def tiny_vfm_vae_stages() -> Recipe:
     """tiny_vfm_vae in its four stages: do they all run? `vfmlab train tiny_vfm_vae_stages`, seconds; the pictures are noise."""
     recipe = stages(32, 16, 16, vf=0.06, upper=["decoder.blocks.1.*"], writes=["decoder.*"], lr=1e-3, ssim_losses={},
                     patchgan_losses=against({"width": 4, "scales": 2, "layers": 2}, l1=0.0))  # fmt: skip
@@ -92,7 +92,7 @@ def tiny_vfm_vae_stages() -> Run:
 
 
 @preset
-def pocket_vfm_vae() -> Run:
+def pocket_vfm_vae() -> Recipe:
     """VFM-VAE on the frozen pocket VFM (f4d8), its first stage alone, then a small LightningDiT: the demo's pipeline.
 
     `vfmlab train pocket_vfm_vae`: about six minutes on one core; see docs/results/comparison.md for what to expect.
@@ -104,7 +104,7 @@ def pocket_vfm_vae() -> Run:
 
 
 @preset
-def pocket_vfm_vae_stages() -> Run:
+def pocket_vfm_vae_stages() -> Recipe:
     """VFM-VAE (f4d8) in its four stages with the images of pocket_vfm_vae in all, then the same DiT.
 
     `vfmlab train pocket_vfm_vae_stages`: about seven minutes on one core; see docs/results/tokenizers.md. Ours: pixel losses stay
@@ -116,13 +116,13 @@ def pocket_vfm_vae_stages() -> Run:
 
 
 @preset
-def tiny_vfm_vae_discrete() -> Run:
+def tiny_vfm_vae_discrete() -> Recipe:
     """tiny_vfm_vae with a quantised latent. `vfmlab train tiny_vfm_vae_discrete`, seconds; the pictures are noise."""
     return _discrete(tiny_vfm_vae(), codebooks=2, vocabulary=64)
 
 
 @preset
-def pocket_vfm_vae_discrete() -> Run:
+def pocket_vfm_vae_discrete() -> Recipe:
     """VFM-VAE's discrete mode (f4, 2 codebooks of 512 entries, 18 bits a token), budget and DiT of pocket_vfm_vae.
 
     `vfmlab train pocket_vfm_vae_discrete`: about six minutes on one core. Numbers of codebooks and entries: ours.
@@ -131,7 +131,7 @@ def pocket_vfm_vae_discrete() -> Run:
 
 
 @preset
-def small_vfm_vae() -> Run:
+def small_vfm_vae() -> Recipe:
     """VFM-VAE on DINOv2-S (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1. Sizes are ours.
 
     `vfmlab train small_vfm_vae --set data.source=parquet:PATH` on one GPU, hours. Needs the VFM's weights (hub or vfm.weights=FILE),
@@ -146,7 +146,7 @@ def small_vfm_vae() -> Run:
 
 
 @preset
-def paper_vfm_vae() -> Run:
+def paper_vfm_vae() -> Recipe:
     """VFM-VAE f16d32 on SigLIP2-L/16 at 512 px in four stages (44 M images); LightningDiT-XL/1, 64 epochs.
 
     `accelerate launch -m vfmlab train paper_vfm_vae --set data.source=folder:PATH`, many GPUs, days. Published: rFID 0.52, gFID 3.80 without

@@ -128,7 +128,7 @@ def real_data(source: str, root: Path, given: dict[str, Any], say: Any) -> dict[
     return overrides | {"protocol.features": f"judge:{root / 'runs' / judge.id}"}
 
 
-def together(lanes: list[Lane], root: Path, chosen: list[config.Run]) -> None:
+def together(lanes: list[Lane], root: Path, chosen: list[config.Recipe]) -> None:
     """Run lanes side by side with one thread each, and show one bar per running phase until all have ended."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VFMLAB_LANES": str(len(lanes))}
     folder = root / "notebooks"
@@ -164,7 +164,7 @@ def together(lanes: list[Lane], root: Path, chosen: list[config.Run]) -> None:
             raise TrainingError(f"lane '{lane.name}' failed: {reason.strip()} (full log: {folder / f'{lane.name}.log'}); mend it and start again, it goes on")
 
 
-def _refresh(phases: list[config.Run], root: Path, bars: dict[str, tqdm]) -> None:
+def _refresh(phases: list[config.Recipe], root: Path, bars: dict[str, tqdm]) -> None:
     for phase in phases:
         path = root / "runs" / phase.id
         if not (path / "status.json").exists():
@@ -176,7 +176,7 @@ def _refresh(phases: list[config.Run], root: Path, bars: dict[str, tqdm]) -> Non
             bars[phase.id].update(status.samples - bars[phase.id].n)
 
 
-def _summary(chosen: dict[str, config.Run], root: Path, seconds: float, say: Any) -> None:
+def _summary(chosen: dict[str, config.Recipe], root: Path, seconds: float, say: Any) -> None:
     from vfmlab import api
 
     shown = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")

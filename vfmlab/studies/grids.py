@@ -49,7 +49,7 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
         shown = {"original": images}
         for phase in stages:
             _, restored, psnr = api.reconstruct(phase.id, images, root)
-            shown[f"{row.label if len(stages) == 1 else phase.phase}\n{psnr.mean():.1f} dB"] = restored
+            shown[f"{row.label if len(stages) == 1 else phase.stage}\n{psnr.mean():.1f} dB"] = restored
         shown["error x4"] = primitives.error_map(images, restored)
         files[row.label] = folder / f"{stem}_{slug(row.label)}.png"
         _save(sheet(shown), files[row.label])

@@ -30,7 +30,7 @@ POLL = 0.5  # seconds between looks at the lanes
 EVERY = 30.0  # seconds between lines where nobody watches a bar
 
 
-def work(phases: Sequence[config.Run], root: str | Path) -> Iterator[Event]:
+def work(phases: Sequence[config.Phase], root: str | Path) -> Iterator[Event]:
     """Train and evaluate phase after phase; events of the training."""
     for phase in phases:
         yield from api.train(phase, root)
@@ -120,7 +120,7 @@ class _Lanes:
 
     def _start(self, row: Row) -> None:
         last = row.phases[-1].id
-        job = {"phases": [json.loads(phase.model_dump_json()) for phase in row.phases], "root": str(self.root)}
+        job = {"phases": [json.loads(phase.recipe.model_dump_json()) for phase in row.phases], "root": str(self.root)}
         runs.write_json(self.folder / f"{last}.json", job)
         with open(self.folder / f"{last}.log", "wb") as log:
             process = subprocess.Popen([*LANE, str(self.folder / f"{last}.json")], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -144,7 +144,7 @@ class _Lanes:
     def _state(self) -> tuple[float, str]:
         """Share of the training that is done, and a line: rows, what runs, time left."""
         spent, samples = {}, {}
-        left = {phase.id: phase.budget.samples if phase.budget else 0 for phase in self.phases.values()}
+        left = {phase.id: phase.budget for phase in self.phases.values()}
         total, now = dict(left), {}
         for id_, phase in self.phases.items():
             if not (self.root / id_ / "config.json").exists():
@@ -163,7 +163,7 @@ class _Lanes:
         at = []
         for row in self.running.values():
             phase = next((p for p in row.phases if not finished(p, self.root)), row.phases[-1])
-            at.append(f"{row.label} s{row.seed} {phase.phase} {100 * now.get(phase.id, 0):.0f}%")
+            at.append(f"{row.label} s{row.seed} {phase.stage} {100 * now.get(phase.id, 0):.0f}%")
         lanes = max(1, min(self.jobs, len(self.running) or self.jobs))
         time_left = f"about {clock(seconds / lanes)} left" if rate else "time left unknown yet"
         gone = f", {len(self.failed)} failed" if self.failed else ""
@@ -171,5 +171,5 @@ class _Lanes:
         return 1 - seconds / whole if whole else 0.0, line
 
 
-def finished(run: config.Run, root: Path) -> bool:
+def finished(run: config.Phase, root: Path) -> bool:
     return (root / run.id / "config.json").exists() and runs.RunDir(root / run.id).status().state == "finished"

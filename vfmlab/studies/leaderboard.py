@@ -34,14 +34,14 @@ def collect(root: str | Path, every_phase: bool = False) -> list[Result]:
             run, report = folder.config(), folder.report()
         except VfmlabError:
             continue  # of another version of the library; the list of runs names it
-        if run.kind == "pretrain":
+        if run.tokenizer is None:
             continue
-        curve = [] if run.kind == "tokenizer" else [_flat(r) for r in folder.metrics("evaluation")]
+        curve = [] if run.diffusion is None else [_flat(r) for r in folder.metrics("evaluation")]
         if not _usable(report) and not curve:
             continue
         if run.parent is not None:
             parents.add(run.parent)
-        below = folders.get(run.parent) if run.kind == "diffusion" and run.parent is not None else None
+        below = None if run.diffusion is None else folders.get(run.parent)
         reports = [r for r in (below.report() if below else None, report) if _usable(r)] if _usable(report) else []
         metrics, absent = {}, {}
         for one in reports:
@@ -54,7 +54,7 @@ def collect(root: str | Path, every_phase: bool = False) -> list[Result]:
             "data": f"{run.data.source.partition(':')[0]}:{Path(run.data.source.partition(':')[2]).name}, {run.data.size} px",
             "hash": report["hash"] if _usable(report) else None, "protocol": report["protocol"] if _usable(report) else None,
             "metrics": metrics, "absent": absent, "stages": [], "curve": curve,
-            "seconds": {k: round(f.status().seconds, 1) for k, f in (("tokenizer", below if run.kind == "diffusion" else folder), ("diffusion", folder))
+            "seconds": {k: round(f.status().seconds, 1) for k, f in (("tokenizer", folder if run.diffusion is None else below), ("diffusion", folder))
                         if f is not None and (k == run.kind or k == "tokenizer")},
             "parameters": None, "latent": [run.tokenizer.channels, side, side], "failed": None, "instruments": _instruments(folder, below),
         })  # fmt: skip

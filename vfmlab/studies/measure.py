@@ -88,7 +88,7 @@ def measure(
     return _only(kept, wanted)
 
 
-def _what(ref: str, root: str | Path) -> tuple[str, config.Run | None, runs.RunDir | None, int]:
+def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.RunDir | None, int]:
     """kind of subject, config and directory of the run (none for `vfm:`), layer."""
     if ref.startswith("vfm:"):
         name, _, layer = ref.removeprefix("vfm:").partition("@")
@@ -98,18 +98,20 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Run | None, runs.RunD
         return "vfm", None, None, int(layer or -1)
     folder = runs.open_run(ref, root)
     run = folder.config()
-    if folder.kind == "pretrain" and not (folder.path / "pocket.safetensors").is_file():
+    if run.pretrain is None:
+        return run.kind, run, folder, -1
+    if not (folder.path / "pocket.safetensors").is_file():
         raise RunError(f"run '{folder.id}' holds no vision model (a judge, or not finished); give a tokenizer, diffusion or VFM run")
-    return "vfm" if folder.kind == "pretrain" else folder.kind, run, folder, -1
+    return "vfm", run, folder, -1
 
 
-def _shell() -> config.Run:
+def _shell() -> config.Recipe:
     """A run to apply dotted changes to, where there is none."""
     return config.parse({"name": "vfm", "pretrain": {}, "train": {"samples": 1}})
 
 
 def _open(
-    kind: str, ref: Any, run: config.Run | None, folder: runs.RunDir | None, layer: int, root: str | Path, images: config.Data,
+    kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int, root: str | Path, images: config.Data,
     settings: config.Protocol, theirs: reference.Reference, more: dict[str, Any],
 ) -> subject.Subject:  # fmt: skip
     if kind == "tokenizer":

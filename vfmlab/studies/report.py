@@ -21,13 +21,13 @@ details { margin: .4rem 0; } pre { background: #f6f8fa; padding: .8rem; overflow
 """
 
 
-def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed: int = 0, title: str = "vfmlab report") -> Path:
+def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: Path, seed: int = 0, title: str = "vfmlab report") -> Path:
     """Write the page for `chosen` (name -> run whose phases are all trained) and return its path."""
     sections: list[tuple[str, str, go.Figure]] = []
     folders = {name: runs.open_run(run.id, root) for name, run in chosen.items()}
     tokenizers = {name: api.load_tokenizer(run.id, root) for name, run in chosen.items()}
     reports = {name: api.evaluate(run.id, root) for name, run in chosen.items()}
-    latent_reports = {name: api.evaluate(run.tokenizer_run.id, root) for name, run in chosen.items()}
+    latent_reports = {name: api.evaluate(run.tokenizer_phase.id, root) for name, run in chosen.items()}
     first = next(iter(chosen.values()))
     images, _, _ = figures.examples(first.data, 8, seed)
 
@@ -38,7 +38,7 @@ def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed
     sections.append(("Reconstructions", "The same held-out images through each tokenizer; errors four times enlarged.", figures.reconstructions(tokenizers, images)))
     sections.append(("Reconstruction in numbers", _protocol_note(latent_reports), primitives.table(figures.report_rows(latent_reports))))
     sections.append(("Decoding of disturbed latents", "PSNR when noise is added to the normalised latent.", figures.robustness(latent_reports)))
-    diffusion = {name: folder for name, folder in folders.items() if folder.kind == "diffusion"}
+    diffusion = {name: folder for name, folder in folders.items() if folder.config().diffusion is not None}
     if diffusion:
         sections.append(("Samples, one per class, same noise in every row", _sampler_note(first), primitives.rows(
             {f"{name}{word}": figures.class_samples(folder.path, root, seed=seed, **how)
@@ -46,7 +46,7 @@ def write(chosen: Mapping[str, config.Run], root: str | Path, target: Path, seed
         sections.append(("Quality over training", "Measured on EMA weights during training.", figures.convergence(list(diffusion.values()))))
         sections.append(("Generation in numbers", _protocol_note(reports), primitives.table(figures.report_rows(reports))))
         sections.append(("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports)))
-    phases = [phase for run in chosen.values() for phase in run.phases() if phase.budget is not None]
+    phases = [phase for run in chosen.values() for phase in run.phases() if phase.imported is None]
     for kind in ("tokenizer", "diffusion"):
         part = [runs.open_run(phase.id, root) for phase in phases if phase.kind == kind]
         if part:
@@ -75,6 +75,6 @@ def _protocol_note(reports: Mapping[str, Mapping]) -> str:
     return "Numbers are comparable within one protocol hash. " + "; ".join(parts) + "."
 
 
-def _sampler_note(run: config.Run) -> str:
+def _sampler_note(run: config.Recipe) -> str:
     p = run.protocol
     return f"{p.sampler.solver}, {p.sampler.steps} steps, guidance {p.guidance.scale:g}, EMA weights."

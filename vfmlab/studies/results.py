@@ -60,14 +60,14 @@ def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str
         metrics = {k: {"value": v["value"], "protocol": v["protocol"], "n": v["n"]} for k, v in report["metrics"].items() if v.get("value") is not None}
         spent = folder.status().seconds
         result["seconds"][phase.kind] = round(result["seconds"].get(phase.kind, 0.0) + spent, 1)
-        result["stages"].append({"stage": phase.phase, "kind": phase.kind, "run": phase.id, "seconds": round(spent, 1), "metrics": metrics})
-        if phase.kind == "tokenizer":
+        result["stages"].append({"stage": phase.stage, "kind": phase.kind, "run": phase.id, "seconds": round(spent, 1), "metrics": metrics})
+        if phase.diffusion is None:
             result["metrics"], result["absent"] = {}, {}
         result["metrics"] |= metrics
         result["absent"] |= {k: _brief(v.get("reason", "")) for k, v in report["metrics"].items() if v.get("value") is None}
         images = report["protocol"]["images"]
         result["hash"], result["protocol"] = report["hash"], report["protocol"] | {"images": images | {"source": _bare(images["source"])}}
-        if phase.kind == "diffusion":
+        if phase.diffusion is not None:
             curve = [{k: v.get("value") if isinstance(v, dict) else v for k, v in r.items()} for r in folder.metrics("evaluation")]
             result["curve"] = [{k: r.get(k) for k in ("samples", *CURVES)} for r in curve]
     result["failed"] = result["failed"] and result["failed"].replace(f"{root}/", "")
@@ -91,8 +91,8 @@ def sizes(row: Row) -> dict[str, Any]:
     trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands apart.
     """
     tokenizer = plan.empty_tokenizer(row.run)
-    stages = [phase for phase in row.tokenizers if phase.phase != "imported"]  # that one is not trained
-    globs = {glob for phase in stages for glob in phase.settled().trains}
+    stages = [phase for phase in row.tokenizers if phase.imported is None]  # that one is not trained
+    globs = {glob for phase in stages for glob in phase.trains}
     counts = {name: p.numel() for name, p in tokenizer.named_parameters()}
     free = {name for name, p in tokenizer.named_parameters() if p.requires_grad}
     trained = sum(n for name, n in counts.items() if name in free and any(fnmatch.fnmatchcase(name, glob) for glob in globs))

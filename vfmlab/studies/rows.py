@@ -25,17 +25,17 @@ class Row:
 
     label: str
     seed: int
-    run: config.Run
+    run: config.Recipe
     until: Until = None
 
     @property
-    def tokenizers(self) -> list[config.Run]:
+    def tokenizers(self) -> list[config.Phase]:
         """The stages of the tokenizer; the last one is what diffusion is trained on."""
-        found = [phase for phase in self.run.phases() if phase.kind == "tokenizer"]
+        found = [phase for phase in self.run.phases() if phase.diffusion is None]
         return found[:1] if self.until == "first_stage" else found
 
     @property
-    def phases(self) -> list[config.Run]:
+    def phases(self) -> list[config.Phase]:
         """What is trained, first to last: stages of the tokenizer, then the diffusion model."""
         return self.tokenizers if self.until else self.run.phases()
 
@@ -68,7 +68,7 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     return rows
 
 
-def _with_diffusion_of(run: config.Run, other: config.Run, fields: dict[str, Any]) -> config.Run:
+def _with_diffusion_of(run: config.Recipe, other: config.Recipe, fields: dict[str, Any]) -> config.Recipe:
     """`run` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same ones."""
     if other.diffusion is None:
         raise ConfigError(f"'{run.name}@{other.name}': '{other.name}' has no diffusion section; name a preset that trains one")

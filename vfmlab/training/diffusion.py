@@ -49,9 +49,9 @@ class DiffusionTask(Task):
     name = "diffusion"
 
     def __init__(
-        self, run: config.Run, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents", tokenizer_dir: RunDir | None = None
+        self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents", tokenizer_dir: RunDir | None = None
     ):
-        self.run, self.train, self.cache_root = run, run.diffusion.train, Path(cache_root)
+        self.run, self.train, self.cache_root = run, run.train, Path(cache_root)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         _ = tokenizer.statistics
         self.source: ImageSource = open_source(run.data, "train")

@@ -37,7 +37,7 @@ from vfmlab.training.reconstruction import Handed, Opponents
 IMAGENET_CLASSES = 1000
 
 
-def plan(run: config.Run, measure: bool = False) -> dict[str, Any]:
+def plan(run: config.Recipe, measure: bool = False) -> dict[str, Any]:
     """Costs of every phase of `run`, in JSON-like form; see :func:`table` for how it reads.
 
     Args:
@@ -50,15 +50,15 @@ def plan(run: config.Run, measure: bool = False) -> dict[str, Any]:
         raise ConfigError(f"run '{run.name}' is a pretraining run; plan takes presets with a tokenizer")
     phases = []
     for phase in run.phases():
-        found = _tokenizer_phase(phase) if phase.kind == "tokenizer" else _diffusion_phase(phase)
+        found = _tokenizer_phase(phase) if phase.diffusion is None else _diffusion_phase(phase)
         phases.append(found)
-        found["phase"] = phase.phase
-        if measure and phase.phase != "imported":
+        found["phase"] = phase.stage
+        if measure and phase.imported is None:
             found["measured"] = measured(phase)
     return {"name": run.name, "id": run.id, "tier": run.tier, "phases": phases}
 
 
-def measured(phase: config.Run) -> dict[str, Any]:
+def measured(phase: config.Phase) -> dict[str, Any]:
     """Seconds and peak memory of a real training step of one phase on this machine, at the full batch.
 
     A diffusion phase is measured on an untrained tokenizer: its latents are noise, its cost is the same.
@@ -66,10 +66,10 @@ def measured(phase: config.Run) -> dict[str, Any]:
     from vfmlab import api
     from vfmlab.training import dryrun
 
-    if phase.kind == "tokenizer":
+    if phase.diffusion is None:
         from vfmlab.training.tokenizer import TokenizerTask
 
-        parents = () if phase.parent is None else (api.build_tokenizer(phase),)  # not trained: the cost is the same
+        parents = () if phase.before is None else (api.build_tokenizer(phase),)  # not trained: the cost is the same
         return dryrun.measure(TokenizerTask(phase, *parents))
     from vfmlab.training.diffusion import DiffusionTask
 
@@ -91,20 +91,20 @@ def empty_vfm(cfg: config.VFM | None, size: int) -> vfm.VisionModel | None:
         return vfm.build(cfg.model_copy(update={"weights": "random"}), size)
 
 
-def empty_tokenizer(run: config.Run) -> nn.Module:
+def empty_tokenizer(run: config.Phase) -> nn.Module:
     """The run's tokenizer (and in `.vfm` its VFM) with shapes only."""
     model = empty_vfm(run.vfm, run.data.size)
     with torch.device("meta"):
         return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
 
 
-def empty_network(run: config.Run, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def empty_network(run: config.Phase, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """The run's diffusion network with shapes only."""
     with torch.device("meta"):
         return NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, latent_shape, num_classes)
 
 
-def empty_losses(run: config.Run, tokenizer: nn.Module) -> tuple[nn.ModuleDict, dict[str, str]]:
+def empty_losses(run: config.Phase, tokenizer: nn.Module) -> tuple[nn.ModuleDict, dict[str, str]]:
     """The run's losses with shapes only, and those that cannot be built here with the reason."""
     channels, side, _ = tokenizer.latent_shape
     context = LossContext(run.data.size, channels, side, tokenizer.vfm)
@@ -119,7 +119,7 @@ def empty_losses(run: config.Run, tokenizer: nn.Module) -> tuple[nn.ModuleDict, 
     return built, refused
 
 
-def empty_opponents(run: config.Run, model: nn.Module | None) -> Opponents:
+def empty_opponents(run: config.Phase, model: nn.Module | None) -> Opponents:
     """The discriminators of the run's adversarial terms with shapes only."""
     terms = {}
     for name, term in run.losses.items():
@@ -221,13 +221,13 @@ class Meter:
         return sum(t.untyped_storage().nbytes() for key, t in self._kept.items() if key not in self._own)
 
 
-def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
-    tokenizer, settled = empty_tokenizer(run), run.settled()
-    losses, refused = empty_losses(settled, tokenizer)
-    opponents = empty_opponents(settled, tokenizer.vfm)
+def _tokenizer_phase(run: config.Phase) -> dict[str, Any]:
+    tokenizer = empty_tokenizer(run)
+    losses, refused = empty_losses(run, tokenizer)
+    opponents = empty_opponents(run, tokenizer.vfm)
     size, model = run.data.size, tokenizer.vfm
     for name, parameter in tokenizer.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and _trains(settled, name))
+        parameter.requires_grad_(parameter.requires_grad and _trains(run, name))
     layers = sorted({*tokenizer.layers, *(layer for loss in losses.values() for layer in loss.layers)})
     meter, latent_shape = Meter(), list(tokenizer.latent_shape)
     parameters = {name: _count(child) for name, child in tokenizer.named_children()}
@@ -267,7 +267,7 @@ def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
             for loss in losses.values():
                 total = total + loss(record)
         with meter.part("backward"):
-            if total.requires_grad and run.phase != "imported":
+            if total.requires_grad and run.imported is None:
                 total.backward()
             if opponents.names:
                 rival.backward()
@@ -285,13 +285,13 @@ def _tokenizer_phase(run: config.Run) -> dict[str, Any]:
         "notes": [f"without loss '{name}': {reason}" for name, reason in refused.items()],
     }
     frozen = found["vfm_parameters"] + found["frozen_in_losses"] + _count(tokenizer) - trained
-    if run.phase == "imported":
+    if run.imported is not None:
         idle = {"batch": 0, "micro_batch": 0, "steps": 0, "total_flops": 0, "activations_per_image": 0, "trained": 0}
         return found | idle | {"memory": {"weights": 4 * (frozen + trained), "total": 4 * (frozen + trained)}}
-    return _finish(found, settled.train, frozen, meter.activations)
+    return _finish(found, run.train, frozen, meter.activations)
 
 
-def _diffusion_phase(run: config.Run) -> dict[str, Any]:
+def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
     tokenizer = empty_tokenizer(run)
     num_classes, remark = classes(run.data)
     shape = tuple(tokenizer.latent_shape)
@@ -344,7 +344,7 @@ def _diffusion_phase(run: config.Run) -> dict[str, Any]:
     return _finish(found, run.diffusion.train, frozen, meter.activations)
 
 
-def _projection(run: config.Run, network: nn.Module) -> tuple[nn.Module | None, vfm.VisionModel | None]:
+def _projection(run: config.Phase, network: nn.Module) -> tuple[nn.Module | None, vfm.VisionModel | None]:
     """REPA's loss and its VFM with shapes only, where the run has them."""
     align = run.diffusion.alignment
     if align is None:
@@ -379,7 +379,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _trains(run: config.Run, name: str) -> bool:
+def _trains(run: config.Phase, name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in run.trains)
 
 

@@ -204,7 +204,7 @@ class PretrainTask(Task):
 
     name = "pretrain"
 
-    def __init__(self, run: config.Run):
+    def __init__(self, run: config.Phase):
         if run.pretrain is None:
             raise ConfigError(
                 f"run '{run.name}' has no 'pretrain' section; set for example pretrain.objective=factors+mae"
@@ -274,7 +274,7 @@ def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> 
     return float(((x[half:] @ weight).argmax(1) == labels[half:]).double().mean())
 
 
-def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Run, fingerprint: str) -> None:
+def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, fingerprint: str) -> None:
     """Weights as fp16 safetensors, with what is needed to build the network and to train it again.
 
     The metadata name neither a date nor a version of the code: the same recipe gives the same file.
@@ -285,7 +285,7 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Run, fin
         key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for key, value in net.state_dict().items()
     }
-    recipe = run.model_dump(mode="json", include={"name", "seed", "data", "train", "pretrain"})
+    recipe = run.recipe.model_dump(mode="json", include={"name", "seed", "data", "train", "pretrain"})
     facts = {
         "format": "vfmlab/1",
         **spec,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfmlab.config import Run, Train
+from vfmlab.config import Phase, Train
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.runs import RunDir
 
@@ -36,7 +36,7 @@ class Task:
     """
 
     name: str
-    run: Run
+    run: Phase
     train: Train
     objective: nn.Module
     weights: nn.Module

@@ -32,8 +32,7 @@ class TokenizerTask(Task):
     """A run with a `tokenizer` section, as the training loop wants it.
 
     Args:
-        run: whose `tokenizer`, `vfm`, `losses`, `equivariance`, `data` and `train` sections are used.
-
+        run: the phase to train.
         parent, parent_dir: the tokenizer and the directory of the stage before (or of imported weights), for runs that
             have one: weights begin as the parent's average, and what losses and discriminators learned goes on.
 
@@ -44,10 +43,9 @@ class TokenizerTask(Task):
     name = "tokenizer"
     columns = SHOWN
 
-    def __init__(self, run: config.Run, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
-        settled = run.settled()
-        self.run, self.train, self.trains = run, settled.train, settled.trains
-        size, losses = run.data.size, settled.losses
+    def __init__(self, run: config.Phase, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
+        self.run, self.train, self.trains = run, run.train, run.trains
+        size, losses = run.data.size, run.losses
         if not losses:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
         if (run.parent is None) != (parent is None):
@@ -68,7 +66,7 @@ class TokenizerTask(Task):
         self.weights: Tokenizer = tokenizer
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
-        objective = TokenizerObjective(tokenizer, built, settled.equivariance, self.opponent, parent)
+        objective = TokenizerObjective(tokenizer, built, run.equivariance, self.opponent, parent)
         self.objective = objective.to(memory_format=torch.channels_last)
         if parent_dir is not None:
             inherit(parent_dir, {"others": objective, "opponent": self.opponent})
@@ -81,7 +79,8 @@ class TokenizerTask(Task):
     @property
     def seed(self) -> int:
         """Each stage sees its own order of images and its own noise."""
-        return self.run.seed if not self.run.stage else derive("stage", self.run.seed, self.run.stage)
+        number = self.run.recipe.stage
+        return derive("stage", self.run.seed, number) if number else self.run.seed
 
     @property
     def device(self) -> torch.device:

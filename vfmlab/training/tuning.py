@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from vfmlab.config import Diffusion, Equivariance, Run
+from vfmlab.config import Diffusion, Equivariance, Phase
 from vfmlab.diffusion.alignment import Projection, TokenScale
 from vfmlab.diffusion.objective import Flow
 from vfmlab.diffusion.tuned import Tuned, follow
@@ -107,7 +107,7 @@ class TunedObjective(nn.Module):
         return self
 
 
-def copy_of(tokenizer: Tokenizer, run: Run) -> Tokenizer:
+def copy_of(tokenizer: Tokenizer, run: Phase) -> Tokenizer:
     """A trainable tokenizer with the weights and statistics of `tokenizer`, on the same VFM."""
     twin: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, tokenizer.vfm)
     twin.load_state_dict(tokenizer.state_dict())
@@ -115,10 +115,10 @@ def copy_of(tokenizer: Tokenizer, run: Run) -> Tokenizer:
     return twin
 
 
-def make(run: Run, weights: Tuned, original: Tokenizer, projection: Projection) -> tuple[TunedObjective, Opponents | None]:
+def make(run: Phase, weights: Tuned, original: Tokenizer, projection: Projection) -> tuple[TunedObjective, Opponents | None]:
     """The objective of a run with `diffusion.tune`, and its discriminators, if its terms have any."""
     tune, size = run.diffusion.tune, run.data.size
-    losses = tune.losses if tune.losses is not None else run.tokenizer_run.settled().losses
+    losses = tune.losses if tune.losses is not None else run.losses
     if not losses:
         raise ConfigError("tune: the tokenizer has no losses of its own to hold it; set diffusion.tune.losses, for example {\"l1\": 1.0}")
     if weights.tokenizer.stat_mean.ndim != 1:

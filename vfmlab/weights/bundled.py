@@ -24,7 +24,7 @@ LIVE = {"diffusion.train.samples": 12_800, "diffusion.train.preview_every": 3200
         "diffusion.train.log_every": 640, "diffusion.train.evaluate_at": [], "diffusion.train.warmup": 1280}  # fmt: skip
 
 
-def pipeline(name: str = "starter_vfm_vae") -> config.Run:
+def pipeline(name: str = "starter_vfm_vae") -> config.Recipe:
     """The whole recipe of a starter run: its tokenizer's training as it was, then a short diffusion training.
 
     Raises:
@@ -39,7 +39,7 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
     """Write the bundled tokenizers into `root` as finished runs, where they are not there yet; their ids."""
     found = []
     for name in names:
-        run = pipeline(name).tokenizer_run
+        run = pipeline(name).tokenizer_phase
         folder = runs.create(run, root)
         if folder.status().state != "finished":
             tensors, metadata = io.read(ASSETS / f"{name}.safetensors")
@@ -63,7 +63,7 @@ def make(root: str | Path, name: str = "starter_vfm_vae") -> Iterator[tuple[str,
     run, phase = pipeline(name), "starting"
     for event in api.train(run, root):
         phase = event.phase if event.kind in ("start", "step") else phase
-        if event.kind == "finish" and event.phase == run.kind:  # the latents that are made first finish too
+        if event.kind == "finish" and event.phase == run.last.kind:  # the latents that are made first finish too
             yield "finish", f"{event.run_id} is finished", None
         elif event.kind in ("step", "preview"):
             left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
@@ -73,10 +73,10 @@ def make(root: str | Path, name: str = "starter_vfm_vae") -> Iterator[tuple[str,
 def build(root: str | Path) -> None:
     """Make the assets from finished pocket runs in `root`: weights in half precision, and numbers measured on those."""
     for name, preset in NAMES.items():
-        trained = runs.open_run(presets.get(preset).tokenizer_run.id, root)
+        trained = runs.open_run(presets.get(preset).tokenizer_phase.id, root)
         tensors, metadata = io.read(trained.ema)
         stored = {key: value.half() if value.is_floating_point() and value.numel() >= SMALL else value for key, value in tensors.items()}
-        io.write(ASSETS / f"{name}.safetensors", stored, {**metadata, "run_id": pipeline(name).tokenizer_run.id})
+        io.write(ASSETS / f"{name}.safetensors", stored, {**metadata, "run_id": pipeline(name).tokenizer_phase.id})
         status = trained.status()
         told = {"report": {}, "metrics": trained.metrics(), "samples": status.samples, "seconds": status.seconds}
         with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ def save_pretrained(
     folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
     if licence is None and facts.get("licence") != UNSTATED:
         licence = facts.get("licence")
-    content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.model_dump(mode="json")}
+    content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.recipe.model_dump(mode="json")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_json(folder / CONFIG, content)
@@ -153,7 +153,7 @@ def push_to_hub(
     return f"{constants.ENDPOINT}/{repo}"
 
 
-def public(run: config.Run) -> config.Run:
+def public(run: config.Phase) -> config.Phase:
     """`run` without paths of this machine: of what was a path, the last part is kept, or the published name."""
     kind, _, where = run.data.source.partition(":")
     changes: dict[str, Any] = {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
@@ -170,7 +170,7 @@ def public(run: config.Run) -> config.Run:
 # -- the model card ---------------------------------------------------------------------------------------------------
 
 
-def card(run: config.Run, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
+def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
     """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
     t, side = run.tokenizer, run.data.size // run.tokenizer.factor
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
@@ -200,7 +200,7 @@ def _licence_lines(licence: str | None) -> list[str]:
     return [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
 
 
-def _vfm_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
+def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     if run.vfm is None:
         return {"vision foundation model": "none"}
     row = vfm.facts(run.vfm.name)
@@ -209,18 +209,17 @@ def _vfm_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
     return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})", "licence of that model": row.licence}
 
 
-def _origin_rows(run: config.Run, facts: dict[str, str]) -> dict[str, str]:
+def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     rows = {}
     if facts.get("imported"):
         where = f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo") else ", from a file given by hand"
         rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
         rows["licence of that release"] = facts.get("licence", UNSTATED)
-    if run.stages and run.stage is not None:
-        rows["stages"] = ", ".join(stage.name for stage in run.stages[: run.stage + 1])
-    if run.budget is not None:
-        settled = run.settled()
+    if run.recipe.stages:
+        rows["stages"] = ", ".join(stage.name for stage in run.recipe.stages)
+    if run.imported is None:
         rows["trained on"] = f"{run.data.source}, {int(facts.get('samples', 0)):,} images seen"
-        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in settled.losses.items())
+        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.items())
     return rows
 
 

@@ -91,7 +91,7 @@ def draft(
     overrides: dict[str, Any] | str | None = None,
     root: str | Path = "runs",
     tokenizer: str | Path | None = None,
-) -> config.Run:
+) -> config.Phase:
     """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under `root`.
 
     Args:
@@ -107,7 +107,7 @@ def _imported(release: Release) -> dict[str, Any]:
     return {"name": release.row.name, "sha256": release.row.sha256}
 
 
-def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Run:
+def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Phase:
     found = landing(release.row.family).sections(release.module, release.settings)
     run = config.parse(
         {
@@ -126,7 +126,7 @@ def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> 
 
 def _diffusion_run(
     release: Release, overrides: dict[str, Any] | str | None, root: str | Path, tokenizer: str | Path | None
-) -> config.Run:
+) -> config.Phase:
     folder = _tokenizer_folder(release.row, root, tokenizer)
     parent, network = folder.config(), release.module
     expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
@@ -136,13 +136,13 @@ def _diffusion_run(
             f"{expected}; name another run: --tokenizer RUN"
         )
     changes = {
-        "name": parent.name.removesuffix(f"_{parent.phase}"),
+        "name": parent.name.removesuffix(f"_{parent.stage}"),
         "stage": None,
         "diffusion": {"network": network.config.model_dump(mode="json"), "train": None, "imported": _imported(release)},
         "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol},
     }
-    run = config.parse({**parent.model_dump(mode="json"), **changes}, f"import {release.row.name}")
-    run = config.override(run, overrides)
+    run = config.parse({**parent.recipe.model_dump(mode="json"), **changes}, f"import {release.row.name}")
+    run = config.override(run, overrides).last
     if run.parent != folder.id:
         raise ConfigError(
             f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this config its own run would be "
@@ -158,7 +158,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
         raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give --tokenizer RUN")
     else:
         found = [run for run in runs.scan(root) if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer]
-        found = [run for run in found if run.kind == "tokenizer" and not run.raw_config.get("stages")]
+        found = [run for run in found if config.kind_of(run.raw_config) == "tokenizer" and not run.raw_config.get("stages")]
         if not found:
             raise RunError(
                 f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; first: vfmlab import "
@@ -174,7 +174,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
 
 
 def import_run(
-    run: config.Run,
+    run: config.Phase,
     root: str | Path = "runs",
     file: str | Path | None = None,
     config_file: str | Path | None = None,
@@ -184,7 +184,7 @@ def import_run(
     """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with "finish".
 
     Args:
-        run: a phase with imported weights: `run.imported` (tokenizer) or `run.diffusion.imported`.
+        run: a phase with imported weights.
         file, config_file: as in :func:`open_release`. release: one that is open already.
         statistics_from: a file with the latents' mean and std; "measured": on the run's images even if the release has
             some. By default the release's, else measured.
@@ -192,8 +192,8 @@ def import_run(
     Raises:
         VfmlabError: one line; the run is then marked as failed and can be imported again.
     """
-    asked = run.imported if run.kind == "tokenizer" else run.diffusion.imported
-    if asked is None or run.phases()[-1].id != run.id:
+    asked = run.imported
+    if asked is None:
         raise ConfigError(f"run '{run.id}' has no imported weights; train it instead")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -208,7 +208,7 @@ def import_run(
 
 
 def _import(
-    run: config.Run,
+    run: config.Phase,
     asked: config.Imported,
     root: str | Path,
     file: str | Path | None,
@@ -219,16 +219,16 @@ def _import(
     folder = runs.create(run, root)
     if folder.status().state == "finished":
         _same_file(folder, release)
-        yield Event("skip", run.id, run.phase)
+        yield Event("skip", run.id, run.stage)
         return
     started = time.monotonic()
     with folder.lock():
         folder.set_status(state="running", message="importing")
         folder.save_env()
-        yield Event("start", run.id, run.phase)
+        yield Event("start", run.id, run.stage)
         try:
             release = release or open_release(asked.name, file, config_file, asked.sha256)
-            fill = _fill_tokenizer if run.kind == "tokenizer" else _fill_diffusion
+            fill = {"tokenizer": _fill_tokenizer, "diffusion": _fill_diffusion}[run.kind]
             facts = {}
             for event in fill(run, folder, release, statistics_from):
                 facts |= event.data if event.kind == "step" else {}
@@ -239,7 +239,7 @@ def _import(
                 folder.set_status(state="failed", message=message)
             raise
         folder.set_status(state="finished", message="", seconds=time.monotonic() - started)
-    yield Event("finish", run.id, run.phase, data=facts)
+    yield Event("finish", run.id, run.stage, data=facts)
 
 
 def _same_file(folder: runs.RunDir, release: Release | None) -> None:
@@ -252,7 +252,7 @@ def _same_file(folder: runs.RunDir, release: Release | None) -> None:
 
 
 def _fill_tokenizer(
-    run: config.Run, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
+    run: config.Phase, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
 ) -> Iterator[Event]:
     known: tuple[Tensor, Tensor, str] | None
     if statistics_from is None:
@@ -279,7 +279,7 @@ def _fill_tokenizer(
     left = landing(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
         message = f"latent statistics are measured on {run.data.source}; the release publishes none, or they were not asked for"
-        yield Event("warning", run.id, run.phase, data={"message": message})
+        yield Event("warning", run.id, run.stage, data={"message": message})
         found, origin = measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint), MEASURED
     else:
         mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left)
@@ -292,11 +292,11 @@ def _fill_tokenizer(
     write(folder, tokenizer.state_dict(), release, facts)
     with runs.beside(folder.latent_stats) as temporary:
         save_file({"mean": found.mean.cpu(), "std": found.std.cpu()}, temporary, {"count": str(found.count), **facts})
-    yield Event("step", run.id, run.phase, data={"statistics": origin, "sha256": release.sha256})
+    yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
 
 
 def _fill_diffusion(
-    run: config.Run, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
+    run: config.Phase, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
 ) -> Iterator[Event]:
     if statistics_from is not None:
         raise ConfigError("--statistics belongs to a tokenizer; import its tokenizer again with them")
@@ -309,7 +309,7 @@ def _fill_diffusion(
             f"the latent statistics of '{parent.id}' are measured, not the release's: what the network samples is then "
             "scaled differently from what it learned"
         )
-        yield Event("warning", run.id, run.phase, data={"message": message})
+        yield Event("warning", run.id, run.stage, data={"message": message})
     module = release.module
     agree(run.diffusion.network, module.config, "diffusion.network")
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, module.latent_shape, module.num_classes)
@@ -317,7 +317,7 @@ def _fill_diffusion(
     facts = {key: tokenizer[key] for key in ("fingerprint", "vfm_fingerprint") if key in tokenizer}
     names = json.dumps(class_names(module.num_classes))
     write(folder, network.state_dict(), release, {**facts, "tokenizer": parent.id, "class_names": names})
-    yield Event("step", run.id, run.phase, data={"sha256": release.sha256, "tokenizer": parent.id})
+    yield Event("step", run.id, run.stage, data={"sha256": release.sha256, "tokenizer": parent.id})
 
 
 def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None, facts: dict[str, str]) -> None:
@@ -336,7 +336,7 @@ def _device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def _images(run: config.Run, batch: int = 64) -> Iterator[Tensor]:
+def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:
     """Batches of a fixed, seeded part of the run's training images, [-1, 1]: those that a training would take."""
     source = data.open_source(run.data, "train")
     order = torch.randperm(len(source), generator=generator("statistics", run.seed))[:MEASURED_IMAGES]

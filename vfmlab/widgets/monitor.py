@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
-async def train(run: config.Run | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
+async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
     """Train what is not trained yet and show it; see `vfmlab.train`. headless: a line now and then.
 
     how: `overrides`, `until`, as there.

@@ -211,7 +211,7 @@ def steps_to_reach(folders: Sequence[RunDir], metric: str = "gfd", level: float 
     for folder in folders:
         samples, values, _ = curves[folder.id]
         at = reach(samples, values, level)
-        steps = None if at is None else at / folder.config().budget.batch
+        steps = None if at is None else at / folder.config().train.batch
         whole = area(samples, values) if len(samples) > 1 else None
         found.append({"run": folder.id, "level": level, "samples": at, "steps": steps, "area": whole})
     return found

@@ -28,7 +28,7 @@ class Book:
     code: str
     parameters: dict[str, Any]
 
-    def check(self, point: Point) -> list[config.Run]:
+    def check(self, point: Point) -> list[config.Phase]:
         """The phases of the run that `point` asks for; none where the notebook has no parameter `preset`.
 
         Raises:

@@ -1,0 +1,129 @@
+"""Changing a recipe by dotted names, and reading one: every mistake is one line with the field, the value and the way out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from vfmlab.config.recipe import Phase, Recipe, Stage
+from vfmlab.config.schema import loss_config
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, TOKENIZERS
+
+Config = TypeVar("Config", Recipe, Phase)
+
+
+def parse(config: dict[str, Any], where: str = "config") -> Recipe:
+    """A :class:`Recipe` from JSON-like `config`; a single-line :class:`ConfigError` if it does not fit."""
+    try:
+        return Recipe.model_validate(config)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, config)}") from None
+
+
+def override(config: Config, values: dict[str, Any] | str | None) -> Config:
+    """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "tokenizer.channels": 8}`.
+
+    A string is read as JSON (papermill passes one). Unknown fields and values of the wrong type raise
+    :class:`ConfigError` with the field, the value and the nearest right name.
+    """
+    if isinstance(values, str):
+        try:
+            values = json.loads(values or "{}")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"overrides: not JSON ({error}): {values!r}; write for example '{{\"train.samples\": 50000}}'") from None
+    if not values:
+        return config
+    if not isinstance(values, dict):
+        raise ConfigError(f"overrides: expected a JSON object of dotted names, got {values!r}")
+    if isinstance(config, Phase):
+        return override(config.recipe, values).last
+    tree = config.model_dump(mode="json")
+    for dotted, value in values.items():
+        *path, last = dotted.split(".")
+        node = tree
+        for depth, key in enumerate(path):
+            if path[max(0, depth - 1) : depth] == ["losses"] and key.partition(":")[0] in LOSSES:
+                node.setdefault(key, {})  # a loss term is added by naming it
+            if path[:1] == ["stages"] and depth == 1:
+                node = {str(i): stage for i, stage in enumerate(node)} | {stage["name"]: stage for stage in node}
+            if not isinstance(node, dict) or (key not in node and path[:1] != ["stages"]):
+                raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+            if path[:1] == ["stages"] and key not in node:
+                if depth < 3:
+                    raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+                node[key] = {}  # a stage says only what differs, so what it does not say yet can be added
+            if node[key] is None:  # an absent section is opened by naming one of its fields
+                node[key] = {}
+            elif isinstance(node[key], int | float) and "losses" in path[:depth]:
+                node[key] = {"weight": node[key]}
+            node = node[key]
+        if not isinstance(node, dict):
+            raise ConfigError(_unknown(dotted, value, ".".join(path), node, last))
+        if isinstance(value, dict) and isinstance(node.get(last), dict):
+            node[last] = {**node[last], **value}
+        else:
+            node[last] = value
+    return parse(tree, "overrides")
+
+
+def parse_assignments(items: list[str]) -> dict[str, Any]:
+    """`["a.b=3", "c=x"]` -> `{"a.b": 3, "c": "x"}`; values are JSON where they parse, text otherwise."""
+    values: dict[str, Any] = {}
+    for item in items:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set: '{item}' is not of the form field=value, for example train.samples=50000")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return values
+
+
+def _unknown(dotted: str, value: Any, above: str, node: Any, key: str) -> str:
+    known = [f"{above}.{name}".lstrip(".") for name in node] if isinstance(node, dict) else []
+    return f"overrides: unknown field '{dotted}' = {value!r}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
+
+
+def explain(error: ValidationError, config: Any) -> str:
+    """The first problem of a pydantic error as one line: field, value, complaint, nearest right name."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "lax-or", "SerializeAsAny"))]
+    field, value = ".".join(place), first.get("input")
+    shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        above = "".join(f"{part}." for part in place[:-1])
+        return f"unknown field '{field}' = {shown}{nearest(field, [above + name for name in _fields(place[:-1], config)])}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"field '{field}' is missing{more}"
+    if first["type"] == "value_error" and not place:
+        return f"{message}{more}"
+    return f"field '{field}' = {shown}: {message}{more}"
+
+
+def _fields(place: list[str], config: Any) -> list[str]:
+    """Field names of the section at `place`, for the suggestion after an unknown name."""
+    model: Any = Recipe
+    if place[:1] == ["stages"]:
+        return list(Stage.model_fields) if len(place) == 2 else _fields(place[2:], {})
+    try:
+        node = config
+        for part in place:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+            field = model.model_fields[part] if part in getattr(model, "model_fields", {}) else None
+            model = field.annotation if field is not None else None
+            registry, key = {"tokenizer": (TOKENIZERS, "method"), "decoder": (DECODERS, "kind"), "network": (NETWORKS, "kind")}.get(part, (None, ""))
+            if registry is not None:
+                model = registry.get(node[key]).Config
+            elif place[-2:-1] == ["losses"] and part == place[-1]:
+                model = loss_config(part)
+            model = next((a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)), model)
+    except (KeyError, TypeError, IndexError, ConfigError):
+        return []
+    return list(getattr(model, "model_fields", {}))
+
