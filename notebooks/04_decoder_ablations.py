@@ -4,7 +4,7 @@
 # **Question.** VFM-VAE's decoder is a plain one plus multi-scale fusion of the latent, plus modern blocks, plus features of
 # several VFM layers. What does each step buy, and how many latent channels and bits does it need?
 #
-# Rows are named variants of one config (`vfmlab/presets/ablations.py`). All train the tokenizer alone (its first stage, if the recipe has several) on
+# Rows are named variants of one config (`vfmlab/presets/variants.py`). All train the tokenizer alone (its first stage, if the recipe has several) on
 # the same images for the same budget. The steps change the number of parameters too, so rows named `..._matched` have
 # their widths scaled to the whole decoder's size.
 

@@ -11,29 +11,30 @@ import torch
 from vfmlab import api, config, presets, runs
 from vfmlab.errors import ConfigError
 from vfmlab.plots import ablations as figures
-from vfmlab.presets import ablations
+from vfmlab.presets import variants
 from vfmlab.studies import compare
 
+BUILT = [name for name, variant in variants.VARIANTS.items() if variant.needs == "decoder"]
 TINY, POCKET = presets.get("tiny_vfm_vae"), presets.get("pocket_vfm_vae")
 
 
-@pytest.mark.parametrize("name", sorted(ablations.VARIANTS))
+@pytest.mark.parametrize("name", BUILT)
 def test_every_variant_can_be_built(name):
     """At the tiny tier with images through it; at pocket, widths and sizes fit."""
-    run = ablations.apply(TINY, name)
+    run = variants.apply(TINY, name)
     tokenizer = api.build_tokenizer(config.override(run, {"vfm.weights": "random"}))
     images = tokenizer.decode_raw(tokenizer.posterior(torch.zeros(1, 3, 16, 16)).mode())
     assert images[0].shape == (1, 3, 16, 16)
     assert len(images) == (run.tokenizer.decoder.blocks if run.tokenizer.decoder.multiscale else 1)
-    changed = ablations.apply(POCKET, name)
-    assert ablations.decoder_size(changed) > 0
+    changed = variants.apply(POCKET, name)
+    assert variants.decoder_size(changed) > 0
     assert changed.train == POCKET.train  # equal budget
     assert changed.diffusion == POCKET.diffusion
     assert changed.data == POCKET.data
 
 
 def test_rows_of_the_table_add_one_part_after_the_other():
-    plain, fusion, modern, whole = (ablations.apply(POCKET, name) for name in ablations.TABLE)
+    plain, fusion, modern, whole = (variants.apply(POCKET, name) for name in variants.TABLE)
     assert whole.id == POCKET.id
     differ = {name for name, value in plain.tokenizer.decoder if value != getattr(fusion.tokenizer.decoder, name)}
     assert differ == {"fusion"}
@@ -42,32 +43,32 @@ def test_rows_of_the_table_add_one_part_after_the_other():
     assert whole.vfm.layers != (-1,)
     assert "multiscale" not in plain.losses
     assert plain.losses.keys() | {"multiscale"} == whole.losses.keys()
-    assert list(ablations.PAPER_RFID) == list(ablations.TABLE)
+    assert list(variants.PAPER_RFID) == list(variants.TABLE)
 
 
 @pytest.mark.parametrize("name", ["plain", "fusion"])
 def test_matched_twins_have_the_whole_decoders_size(name):
-    whole = ablations.decoder_size(POCKET)
-    row, twin = (ablations.apply(POCKET, other) for other in ({"plain": "plain_decoder"}.get(name, name), f"{name}_matched"))
-    assert abs(ablations.decoder_size(twin) / whole - 1) < 0.06 < ablations.decoder_size(row) / whole - 1
+    whole = variants.decoder_size(POCKET)
+    row, twin = (variants.apply(POCKET, other) for other in ({"plain": "plain_decoder"}.get(name, name), f"{name}_matched"))
+    assert abs(variants.decoder_size(twin) / whole - 1) < 0.06 < variants.decoder_size(row) / whole - 1
     kept = {"channel_base", "channel_max"}
     assert row.tokenizer.decoder.model_dump(exclude=kept) == twin.tokenizer.decoder.model_dump(exclude=kept)
 
 
 def test_width_keeps_the_decoder_behind_the_latent():
-    narrow, wide = ablations.apply(POCKET, "d4").tokenizer, ablations.apply(POCKET, "d32").tokenizer
+    narrow, wide = variants.apply(POCKET, "d4").tokenizer, variants.apply(POCKET, "d32").tokenizer
     assert (narrow.channels, wide.channels) == (4, 32)
     assert narrow.channels * narrow.decoder.decompress_factor == wide.channels * wide.decoder.decompress_factor == 64
 
 
 def test_bad_input_is_one_clear_line():
     with pytest.raises(ConfigError, match="unknown variant 'no_stile' .*'no_style'"):
-        ablations.apply(POCKET, "no_stile")
+        variants.apply(POCKET, "no_stile")
     with pytest.raises(ConfigError, match="no 'vfm' section"):
-        ablations.apply(presets.get("pocket_plain_vae"), "last_layer")
+        variants.apply(presets.get("pocket_plain_vae"), "modern_blocks")
     with pytest.raises(ConfigError, match="progressive decoder"):
-        ablations.apply(presets.get("paper_plain_vae"), "fusion")
-    assert ablations.apply(presets.get("pocket_plain_vae"), "no_style").tokenizer.decoder.style is False
+        variants.apply(presets.get("paper_plain_vae"), "fusion")
+    assert variants.apply(presets.get("pocket_plain_vae"), "no_style").tokenizer.decoder.style is False
 
 
 def test_study_leaves_out_twins_that_are_no_others():

@@ -9,6 +9,8 @@ from tiny import COMMON
 
 from vfmlab import api, presets, runs
 from vfmlab.config import override
+from vfmlab.errors import ConfigError
+from vfmlab.presets import variants
 from vfmlab.registry import TOKENIZERS
 
 TIERS = ("tiny", "pocket", "small", "paper")
@@ -24,10 +26,71 @@ def test_every_tokenizer_has_a_preset(method, tier):
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_a_preset_says_its_command(name):
-    function = presets.function(name)
-    assert f"vfmlab train {name}" in function.__doc__ or f"vfmlab import {name}" in function.__doc__, "docstring: command, cost, expectation"
-    assert presets.get(name).name == name
+def test_a_preset_says_what_to_know_before_it_is_started(name):
+    row = presets.row(name)
+    assert f" train {name}" in row.command
+    assert {"command", "takes", "expect"} <= row.facts.keys()
+    assert row.about.endswith((".", "?", ")", "?"))
+    recipe = presets.get(name)
+    assert (recipe.name, recipe.tier) == (name, row.tier)
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names() if presets.row(name).of and not presets.row(name).config])
+def test_a_preset_that_is_another_with_variants_is_the_same_run(name):
+    assert presets.get(presets.row(name).of).id == presets.get(name).id
+
+
+def test_names_are_read_from_left_to_right():
+    plain, rae = presets.get("pocket_plain_vae"), presets.get("pocket_rae")
+    both = presets.get("pocket_rae@pocket_plain_vae")
+    assert (both.diffusion, both.protocol) == (plain.diffusion, plain.protocol)
+    assert [phase.id for phase in both.phases()[:-1]] == [phase.id for phase in rae.phases()[:-1]]
+    assert presets.get("pocket_rae@pocket_plain_vae+repa") == variants.apply(both, "repa")
+    aligned = presets.get("pocket_rae@pocket_plain_vae_repa")
+    assert aligned.diffusion.tokenizer_of is None
+    assert aligned.last.parent == rae.last.parent, "the tokenizer is the first one's, by name too"
+    twice = presets.get("pocket_vfm_vae+no_style+d16")
+    assert (twice.tokenizer.channels, twice.tokenizer.decoder.style) == (16, False)
+    assert presets.get("pocket_vfm_vae+repa+ddt").last.parent == presets.get("pocket_vfm_vae").last.parent
+
+
+def test_overrides_come_on_top_and_fitted_widths_after_them():
+    wide = {"tokenizer.decoder.channel_max": 96}
+    matched = presets.get("pocket_vfm_vae+plain_matched", wide)
+    assert matched == variants.apply(presets.get("pocket_vfm_vae", wide), "plain_matched")
+    assert presets.get("pocket_vfm_vae+repa", {"diffusion.alignment.weight": 0.25}).diffusion.alignment.weight == 0.25
+
+
+def test_a_config_file_takes_the_place_of_a_preset(tmp_path):
+    folder = tmp_path / "a+b@c"
+    folder.mkdir()
+    (folder / "mine.json").write_text(presets.get("tiny_vfm_vae").model_dump_json())
+    assert presets.get(str(folder / "mine.json")) == presets.get("tiny_vfm_vae")
+    assert presets.get(f"{folder / 'mine.json'}+no_kl").id == presets.get("tiny_vfm_vae+no_kl").id
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pocket_vfmvae", ["unknown preset 'pocket_vfmvae'", "did you mean 'pocket_vfm_vae'"]),
+        ("", ["unknown preset ''"]),
+        ("+no_kl", ["unknown preset ''"]),
+        ("pocket_vfm_vae+no_lk", ["unknown variant 'no_lk'", "did you mean 'no_kl'"]),
+        ("pocket_vfm_vae+", ["unknown variant ''"]),
+        ("pocket_vfm_vae@", ["unknown preset ''"]),
+        ("pocket_vfm_vae@pocket_vfm", ["'pocket_vfm' has no diffusion section"]),
+        ("pocket_vfm@pocket_vfm_vae", ["'pocket_vfm' has no tokenizer section"]),
+        ("pocket_plain_vae+random", ["variant 'random' of 'pocket_plain_vae'", "no 'vfm' section"]),
+        ("pocket_vfm+repa", ["variant 'repa' of 'pocket_vfm'", "the run has none"]),
+        ("pocket_vfm_vae+joint+ddt", ["network 'ddt' has no class token"]),
+    ],
+)
+def test_a_name_that_is_none_is_one_line(name, words):
+    with pytest.raises(ConfigError) as caught:
+        presets.get(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("name", TINY)

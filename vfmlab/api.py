@@ -35,7 +35,9 @@ Described = config.Recipe | config.Phase | dict[str, Any] | str | Path
 
 
 def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Recipe:
-    """The recipe of a preset's name, a config file (.json), a dict, a recipe or a phase, with dotted `overrides` applied.
+    """A recipe, from one as JSON (a dict), a phase, or a name, with dotted `overrides` applied.
+
+    A name is `PRESET[+VARIANT...][@PRESET]`, see `vfmlab.presets.table`; a config file (.json) may stand for a preset.
 
     `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the preset's own
     (the default of a notebook's parameter) gives way.
@@ -43,24 +45,19 @@ def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed:
     Raises:
         ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict each other.
     """
-    if isinstance(run, config.Phase):
-        run = run.recipe
-    elif isinstance(run, dict):
+    if isinstance(run, dict):
         run = config.parse(run)
-    elif not isinstance(run, config.Recipe):
-        text = str(run)
-        if text.endswith(".json"):
-            run = config.parse(read_json(expand(text), ConfigError, "config file"), text)
-        else:
-            run = presets.get(text)
-    own, run = run.seed, config.override(run, overrides)
-    if seed is None or seed == run.seed:
-        return run
-    if "seed" in (json.loads(overrides or "{}") if isinstance(overrides, str) else overrides or {}):
-        if seed != own:
-            raise ConfigError(f"seed = {seed}, and overrides say seed = {run.seed}; give one of them")
-        return run
-    return config.override(run, {"seed": seed})
+    described = run.recipe if isinstance(run, config.Phase) else run
+
+    def with_(values: dict[str, Any]) -> config.Recipe:
+        if isinstance(described, config.Recipe):
+            return config.override(described, values)
+        return presets.get(str(described), values)
+
+    values = config.parse_overrides(overrides)
+    if seed is not None and seed != values.setdefault("seed", seed) and seed != with_({}).seed:
+        raise ConfigError(f"seed = {seed}, and overrides say seed = {values['seed']}; give one of them")
+    return with_(values)
 
 
 def train(

@@ -207,14 +207,20 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
     return 0
 
 
-def presets() -> int:
-    """List the presets with what they are for."""
+def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "") -> int:
+    """List presets and variants with what they are for; of one preset all that is known before it is started.
+
+    A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model (PRESET@PRESET).
+    """
     from vfmlab import presets as table
 
-    names = table.names()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:<{width}}  {table.summary(name)}")
+    rows = {row.name: row.about for row in map(table.row, table.names())}
+    rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
+    if name:
+        rows = {name: table.summary(name)} | {f"  {fact}": text for fact, text in table.row(name).facts.items()}
+    width = max(map(len, rows))
+    for what, text in rows.items():
+        print(f"{what:<{width}}  {text}")
     return 0
 
 

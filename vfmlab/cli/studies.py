@@ -11,7 +11,7 @@ from tyro.conf import arg
 from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
 from vfmlab.errors import ConfigError, RunError
 
-Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[@OTHER][+VARIANT...][:field=value,...]")]
+Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[+VARIANT...][@PRESET][:field=value,...]")]
 
 
 def compare(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vfmlab.config.files import parse_json
 from vfmlab.config.recipe import Phase, Recipe, Stage
 from vfmlab.config.schema import loss_config
 from vfmlab.errors import ConfigError, nearest
@@ -23,21 +24,28 @@ def parse(config: dict[str, Any], where: str = "config") -> Recipe:
         raise ConfigError(f"{where}: {explain(error, config)}") from None
 
 
+def parse_overrides(values: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Dotted name -> value, from a dict or its JSON (papermill passes one)."""
+    if isinstance(values, str):
+        try:
+            values = parse_json(values or "{}", object)
+        except ValueError as error:
+            example = """'{"train.samples": 50000}'"""
+            raise ConfigError(f"overrides: {error}: {brief(values)}; write for example {example}") from None
+    if not isinstance(values or {}, dict):
+        raise ConfigError(f"overrides: expected a JSON object of dotted names, got {brief(values)}")
+    return dict(values or {})
+
+
 def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "tokenizer.channels": 8}`.
 
-    A string is read as JSON (papermill passes one). Unknown fields and values of the wrong type raise
+    A dict given for a section changes the fields that it names. Unknown fields and values of the wrong type raise
     :class:`ConfigError` with the field, the value and the nearest right name.
     """
-    if isinstance(values, str):
-        try:
-            values = json.loads(values or "{}")
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"overrides: not JSON ({error}): {values!r}; write for example '{{\"train.samples\": 50000}}'") from None
+    values = parse_overrides(values)
     if not values:
         return config
-    if not isinstance(values, dict):
-        raise ConfigError(f"overrides: expected a JSON object of dotted names, got {values!r}")
     if isinstance(config, Phase):
         return override(config.recipe, values).last
     tree = config.model_dump(mode="json")
@@ -83,17 +91,25 @@ def parse_assignments(items: list[str]) -> dict[str, Any]:
     return values
 
 
+def brief(value: Any) -> str:
+    """`value` as a message shows it: one line of at most 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python turns into text
+        return f"an integer of {value.bit_length():,} bits"
+    return text if len(text) < 80 else text[:77] + "..."
+
+
 def _unknown(dotted: str, value: Any, above: str, node: Any, key: str) -> str:
     known = [f"{above}.{name}".lstrip(".") for name in node] if isinstance(node, dict) else []
-    return f"overrides: unknown field '{dotted}' = {value!r}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
+    return f"overrides: unknown field '{dotted}' = {brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
 
 
 def explain(error: ValidationError, config: Any) -> str:
     """The first problem of a pydantic error as one line: field, value, complaint, nearest right name."""
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "lax-or", "SerializeAsAny"))]
-    field, value = ".".join(place), first.get("input")
-    shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+    field, shown = ".".join(place), brief(first.get("input"))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         above = "".join(f"{part}." for part in place[:-1])

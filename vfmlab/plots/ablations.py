@@ -18,8 +18,7 @@ from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
 from vfmlab.evaluation.protocol import Resolved, as_saved, open_setup, real_features
 from vfmlab.evaluation.reconstruction import decibels
 from vfmlab.plots import figures, primitives
-from vfmlab.presets import ablations
-from vfmlab.presets.ablations import PAPER_RFID, TABLE, VARIANTS
+from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
 from vfmlab.studies.compare import METRICS, Row, spread
 from vfmlab.studies.lanes import finished
 from vfmlab.studies.results import means, sizes
@@ -38,10 +37,9 @@ def study(preset: str, names: str, overrides: str = "{}", seed: int = 0, seeds: 
     """
     kept: dict[str, str] = {}
     for name in names.split(","):
-        run = ablations.apply(api.resolve(preset, overrides, seed), name.strip())
-        kept.setdefault(run.id, name.strip())
+        kept.setdefault(api.resolve(f"{preset}+{name.strip()}", overrides, seed).id, name.strip())
     rows = [(s, name) for s in range(seed, seed + seeds) for name in kept.values()]
-    return [Row(name, s, ablations.apply(api.resolve(preset, overrides, s), name), "first_stage") for s, name in rows]
+    return [Row(name, s, api.resolve(f"{preset}+{name}", overrides, s), "first_stage") for s, name in rows]
 
 
 def sizes_of(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from plotly.subplots import make_subplots
 
 from vfmlab import api, config, runs
 from vfmlab.diffusion import reuse, sampling
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, nearest
 from vfmlab.evaluation.instruments import dynamics
 from vfmlab.plots import figures, primitives
-from vfmlab.presets import alignment as settings
+from vfmlab.presets.variants import SETTINGS
 from vfmlab.seeding import SampleRandom
 from vfmlab.studies.compare import Row
 from vfmlab.studies.results import means
@@ -35,20 +35,23 @@ def rows(preset: str, baseline: str, overrides: dict[str, Any], seeds: Sequence[
     """One row per tokenizer, setting and seed, labelled "<preset> <setting>"; all settings of a tokenizer share its runs.
 
     Args:
-        preset: with a diffusion section. baseline: a second one, or "". names: of `vfmlab.presets.alignment.SETTINGS`; the runs
+        preset: with a diffusion section. baseline: a second one, or "". names: of `vfmlab.presets.variants.SETTINGS`; the runs
             without alignment ("none") are added.
 
     Raises:
         ConfigError: unknown setting, a preset without diffusion.
     """
     found = []
+    if unknown := [how for how in names if how not in (NONE, *SETTINGS)]:
+        raise ConfigError(f"unknown alignment '{unknown[0]}'{nearest(unknown[0], SETTINGS)}")
     for seed in seeds:
         for name in [preset, *([baseline] if baseline else [])]:
             run = api.resolve(name, overrides, seed=seed)
             if run.diffusion is None:
                 raise ConfigError(f"preset '{name}' trains no diffusion model; take one that does, for example pocket_vfm_vae")
             for how in dict.fromkeys([NONE, *names]):
-                found.append(Row(label(name, how), seed, run if how == NONE else settings.aligned(run, how)))
+                changed = run if how == NONE else api.resolve(f"{name}+{how}", overrides, seed=seed)
+                found.append(Row(label(name, how), seed, changed))
     return found
 
 
@@ -58,7 +61,7 @@ def label(preset: str, how: str) -> str:
 
 def split_row(preset: str, overrides: dict[str, Any], seed: int) -> Row:
     """The preset with a split DiT, for the reuse of its encoder."""
-    return Row(label(preset, SPLIT), seed, settings.split(api.resolve(preset, overrides, seed=seed)))
+    return Row(label(preset, SPLIT), seed, api.resolve(f"{preset}+ddt", overrides, seed=seed))
 
 
 def plan_records(study: Sequence[Row]) -> list[dict[str, Any]]:

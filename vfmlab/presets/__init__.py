@@ -1,12 +1,12 @@
-"""Presets: functions that return a whole :class:`~vfmlab.config.recipe.Recipe`. A docstring says the command, the cost and what to expect.
+"""Presets: rows of tables, one file per method family; what the tiers share is in `tiers.py`, changes are in `variants.py`.
 
-    vfmlab.presets.get("pocket_vfm_vae"), names(), summary(name)
-
-One file per method; what the tiers share is in `tiers.py`.
+    vfmlab.presets.get("pocket_vfm_vae+no_style"), row(name).facts, names(), summary(name)
 """
 
 from __future__ import annotations
 
-from vfmlab.presets.table import function, get, names, summary
+from vfmlab.presets.table import Preset, get, names, row, summary
+from vfmlab.presets.tiers import TIERS
+from vfmlab.presets.variants import VARIANTS
 
-__all__ = ["function", "get", "names", "summary"]
+__all__ = ["TIERS", "VARIANTS", "Preset", "get", "names", "row", "summary"]

@@ -1,20 +1,30 @@
 """What the presets of a tier share: data, budgets, evaluation, decoders and pixel losses.
 
-Four tiers, same code: `tiny` (automated tests, seconds), `pocket` (two CPU cores, minutes, nothing downloaded), `small` (one
-GPU, hours), `paper` (ImageNet 256, the published sizes and schedules). What a paper does not state is marked "ours".
+Four tiers, same code: `tiny` (automated tests, seconds), `pocket` (two CPU cores, minutes, nothing downloaded), `small`
+(one GPU, hours), `paper` (ImageNet 256, the published sizes and schedules).
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from vfmlab.config import Recipe, parse
+Tree = dict[str, Any]
+TIERS = ("tiny", "pocket", "small", "paper")
+COST = {"tiny": "seconds on one core", "pocket": "about six minutes on one core", "small": "hours on one GPU",
+        "paper": "days on many GPUs"}  # fmt: skip
+RESULT = {
+    "tiny": "it runs; the pictures are noise", "pocket": "docs/results/comparison.md",
+    "small": "not run to its end yet: no result is claimed", "paper": "not run here: no result is claimed",
+}  # fmt: skip
+SOURCE = {"tiny": "", "pocket": "", "small": " --set data.source=parquet:PATH", "paper": " --set data.source=folder:PATH"}
+EPOCH = 1_281_167  # images of ImageNet
 
 #          images                                    tokenizer phase                      diffusion phase
 # tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
 # tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
 # pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      51 200       64    1e-3    1000, 20 steps
-# small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   2e-4      20 000 000   256   2e-4    10 000, 50 steps
+# small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   4e-4      20 000 000   256   2e-4    10 000, 50 steps
 # paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
 
 TINY_DECODER = {
@@ -40,8 +50,9 @@ SMALL_DECODER = {
 SMALL_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "multiscale": 0.1}
 
 
-def tiny() -> dict[str, Any]:
-    return {
+_SMALL_LOG = {"log_every": 12_800, "preview_every": 256_000, "checkpoint_every": 256_000}
+BASES: dict[str, Tree] = {
+    "tiny": {
         "tier": "tiny",
         "data": {"source": "scenes:easy", "size": 16, "train": 64, "val": 32},
         "train": {"samples": 64, "batch": 8, "lr": 2e-3, "ema_halflife": 32, "log_every": 8, "preview_every": 32, "checkpoint_every": 32},
@@ -53,11 +64,8 @@ def tiny() -> dict[str, Any]:
             },
         },
         "protocol": {"n": 32, "sampler": {"steps": 4}, "batch": 32},
-    }
-
-
-def pocket() -> dict[str, Any]:
-    return {
+    },
+    "pocket": {
         "tier": "pocket",
         "data": {"source": "scenes:medium", "size": 32, "train": 20_000, "val": 1000},
         "train": {
@@ -72,29 +80,22 @@ def pocket() -> dict[str, Any]:
             },
         },
         "protocol": {"n": 1000, "sampler": {"steps": 20}},
-    }
-
-
-def small() -> dict[str, Any]:
-    schedule = {"log_every": 12_800, "preview_every": 256_000, "checkpoint_every": 256_000}
-    return {
+    },
+    "small": {
         "tier": "small",
         "data": {"source": "parquet:data/cifar10", "size": 32, "val": 10_000, "flip": True},
-        "train": {"samples": 5_000_000, "batch": 256, "lr": 4e-4, "schedule": "cosine", "warmup": 50_000, "ema_halflife": 50_000, **schedule},
+        "train": {"samples": 5_000_000, "batch": 256, "lr": 4e-4, "schedule": "cosine", "warmup": 50_000, "ema_halflife": 50_000, **_SMALL_LOG},
         "diffusion": {
             "network": {"kind": "lightningdit", "size": "S", "patch": 1},
             "train": {
                 "samples": 20_000_000, "batch": 256, "lr": 2e-4, "betas": [0.9, 0.95], "warmup": 50_000, "ema_halflife": 500_000,
-                "evaluate_at": [1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000], **schedule,
+                "evaluate_at": [1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000], **_SMALL_LOG,
             },
         },
         "protocol": {"n": 10_000, "batch": 500, "sampler": {"steps": 50}, "features": "inception"},
-    }
-
-
-def paper() -> dict[str, Any]:
-    # Diffusion: LightningDiT-XL/1, 64 epochs; sampling with 250 Euler steps and shift 0.3 in the release's time (1 / 0.3 in ours).
-    return {
+    },
+    # Diffusion: LightningDiT-XL/1, 64 epochs; 250 Euler steps and shift 0.3 in the release's time (1 / 0.3 in ours).
+    "paper": {
         "tier": "paper",
         "data": {"source": "folder:data/imagenet", "size": 256, "val": 50_000, "flip": True, "workers": 8},
         "train": {
@@ -110,12 +111,21 @@ def paper() -> dict[str, Any]:
             },
         },
         "protocol": {"n": 50_000, "batch": 64, "sampler": {"steps": 250, "shift": 1 / 0.3}, "features": "inception"},
-    }
+    },
+}  # fmt: skip
 
 
-def make(name: str, base: dict[str, Any], **changes: Any) -> Recipe:
-    return parse({**base, "name": name, **changes}, f"preset {name}")
+def base(tier: str, **changes: Any) -> Tree:
+    """The tier's recipe with other sections; `a__b=...` changes field b of section a."""
+    tree = copy.deepcopy(BASES[tier])
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        node = tree
+        for key in path:
+            node = node[key]
+        node[last] = value
+    return tree
 
 
-def vae(base: dict[str, Any], channels: int, factor: int, **more: Any) -> dict[str, Any]:
-    return base | {"tokenizer": {"channels": channels, "factor": factor, **more}}
+def without(losses: Tree, *names: str) -> Tree:
+    return {name: term for name, term in losses.items() if name not in names}

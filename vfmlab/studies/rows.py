@@ -1,8 +1,7 @@
 """Rows of a comparison: a label, a setting, a seed.
 
-A row is written `[LABEL=]PRESET[@OTHER][+VARIANT...][:field=value,...]`, for example `"no VF=pocket_vfm_vae:losses.vf.weight=0"` or
-`pocket_vfm_vae+plain_decoder`; the variants are those of `vfmlab.presets.ablations`. `pocket_rae@pocket_plain_vae` is the tokenizer of the
-first with the diffusion model, its training and the protocol of the second, where a method brings a network of its own.
+A row is written `[LABEL=]NAME[:field=value,...]`, for example `"no VF=pocket_vfm_vae:losses.vf.weight=0"`,
+`pocket_vfm_vae+plain_decoder` or `pocket_rae@pocket_plain_vae`; names of recipes: see `vfmlab.presets.table`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, Literal
 
 from vfmlab import api, config
 from vfmlab.errors import ConfigError
-from vfmlab.presets import ablations
 
 Until = Literal["first_stage", "tokenizer"] | None
 
@@ -51,15 +49,10 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     rows = []
     for seed in seeds:
         for spec in specs:
-            label, preset, variants, fields = _read(spec)
-            preset, _, other = preset.partition("@")
-            run = api.resolve(preset, {**(overrides or {}), **fields}, seed=seed)
-            if other:
-                run = _with_diffusion_of(run, api.resolve(other, overrides, seed=seed), fields)
-            for variant in variants:
-                run = ablations.apply(run, variant)
+            label, name, fields = _read(spec)
+            run = api.resolve(name, {**(overrides or {}), **fields}, seed=seed)
             if run.tokenizer is None:
-                raise ConfigError(f"row '{spec}': '{preset}' trains no tokenizer; name a preset that does")
+                raise ConfigError(f"row '{spec}': '{name}' trains no tokenizer; name a preset that does")
             rows.append(Row(label, seed, run, until))
     for what, keys in (("label", [(row.label, row.seed) for row in rows]), ("config", [row.phases[-1].id for row in rows])):
         twice = [row.label for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1]
@@ -68,18 +61,9 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     return rows
 
 
-def _with_diffusion_of(run: config.Recipe, other: config.Recipe, fields: dict[str, Any]) -> config.Recipe:
-    """`run` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same ones."""
-    if other.diffusion is None:
-        raise ConfigError(f"'{run.name}@{other.name}': '{other.name}' has no diffusion section; name a preset that trains one")
-    taken = {key: getattr(other, key).model_dump() for key in ("diffusion", "protocol")}
-    return config.override(run.model_validate({**run.model_dump(), **taken}), fields)
-
-
-def _read(spec: str) -> tuple[str, str, list[str], dict[str, Any]]:
-    """label, preset, variants, fields. The label is what stands before a '=' that comes before the ':'."""
+def _read(spec: str) -> tuple[str, str, dict[str, Any]]:
+    """label, name of the recipe, fields. The label is what stands before a '=' that comes before the ':'."""
     head, _, tail = spec.partition(":")
-    label, _, setting = head.rpartition("=")
-    preset, *variants = [setting] if setting.endswith(".json") else setting.split("+")
+    label, _, name = head.rpartition("=")
     fields = [f for f in re.split(r",(?![^\[{]*[\]}])", tail) if f]  # commas inside of lists do not separate fields
-    return label or spec, preset, variants, config.parse_assignments(fields)
+    return label or spec, name, config.parse_assignments(fields)

@@ -1,0 +1,220 @@
+"""Variants: the same, but for one named change. `pocket_vfm_vae+no_style`, `pocket_plain_vae+repa`, several after each other.
+
+The same config has the same id, whichever way it was written. Three groups, all in :data:`VARIANTS`:
+
+* *decoder and latent*, on any run with a progressive decoder. The paper of VFM-VAE (arXiv 2510.18457) names the four rows
+  of its decoder table and not the fields behind them; the grouping is ours. These keep the run's name.
+* *controls*: one ingredient is taken away. If a control does as well as the method, the ingredient was not the reason.
+* *diffusion-side alignment*: REPA, iREPA, REG, REPA-E, the joint recipe of VFM-VAE, and a split DiT for encoder reuse.
+  They share the run's tokenizer. At `tiny` and `pocket` the target is the bundled pocket VFM, which has never seen the
+  scenes' labels. For VFM-VAE it is the tokenizer's own VFM: the target tells the network nothing that is not in the
+  latents, and what it can add is the order in which things are learnt; in the paper the two differ (SigLIP2, DINOv2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vfmlab.config import Recipe, override, parse
+from vfmlab.errors import ConfigError, nearest
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One named change.
+
+    Args:
+        about: one line. changes: dotted fields, or how they follow from the recipe. named: the run's name says it too.
+        needs: part of the recipe that it changes, a key of :data:`PARTS`.
+    """
+
+    about: str
+    changes: Changes | Callable[[Recipe], Changes]
+    named: bool = False
+    needs: str = ""
+
+
+# -- decoder and latent ----------------------------------------------------------------------------------------
+
+TABLE = ("plain_decoder", "fusion", "modern_blocks", "multi_layer")
+PAPER_RFID = dict(zip(TABLE, (19.69, 14.35, 1.08, 0.71), strict=True))  # 5 M images, ImageNet 256
+WIDTHS = (4, 8, 16, 32, 48, 64)  # with a linear start at most 3 f^2: 48 at f4
+STEPS = 16  # widths of a matched decoder are multiples of channel_max / STEPS
+
+
+def _off(*parts: str) -> Changes:
+    return {f"tokenizer.decoder.{part}": False for part in parts}
+
+
+_LAST = {"vfm.layers": [-1]}
+_PLAIN = _off("style", "attention", "running_sum", "multiscale", "blur") | _LAST | {
+    "tokenizer.decoder.layer": "conv", "tokenizer.decoder.upsample": "nearest", "losses.multiscale": 0,
+}  # fmt: skip
+_SINGLE, _FUSED = _PLAIN | _off("fusion"), _PLAIN | {"tokenizer.decoder.fusion": True}
+
+
+def decoder_size(run: Recipe) -> int:
+    """Parameters of the recipe's decoder."""
+    import torch
+
+    from vfmlab.registry import DECODERS
+
+    c = run.tokenizer
+    with torch.device("meta"):
+        decoder = DECODERS.get(c.decoder.kind)(c.decoder, c.channels, run.data.size // c.factor, run.data.size)
+    return sum(p.numel() for p in decoder.parameters())
+
+
+def _matched(changes: Changes) -> Callable[[Recipe], Changes]:
+    """`changes` with channels scaled until the decoder has about as many parameters as the recipe's own."""
+
+    def of(run: Recipe) -> Changes:
+        whole, decoder, sizes = decoder_size(run), run.tokenizer.decoder, []
+        step = max(1, decoder.channel_max // STEPS)
+        for width in range(step, 2 * decoder.channel_max + 1, step):
+            base = round(decoder.channel_base * width / decoder.channel_max)
+            widths = {"tokenizer.decoder.channel_max": width, "tokenizer.decoder.channel_base": base}
+            sizes.append((abs(decoder_size(override(run, changes | widths)) - whole), width, widths))
+        return changes | min(sizes, key=lambda size: size[:2])[2]
+
+    return of
+
+
+def _width(channels: int) -> Callable[[Recipe], Changes]:
+    """d channels; z' keeps its width as far as whole factors allow, so that the decoder behind it is the same."""
+
+    def of(run: Recipe) -> Changes:
+        inner = run.tokenizer.channels * run.tokenizer.decoder.decompress_factor
+        return {"tokenizer.channels": channels, "tokenizer.decoder.decompress_factor": max(1, round(inner / channels))}
+
+    return of
+
+
+# -- diffusion-side alignment ----------------------------------------------------------------------------------
+
+SETTINGS = ("repa", "irepa", "reg", "joint")
+_POCKET = {"vfm": {"name": "pocket"}}
+# At 32 px DINOv2 reads images enlarged to 224: 16 x 16 tokens, brought to the network's 8 x 8.
+_SMALL = {"vfm": {"name": "dinov2_s14", "upscale": 7.0}}
+_PAPER = {"vfm": {"name": "dinov2_b14", "upscale": 0.875}, "cache": False}  # 16 x 16 x 768 an image: too much to keep
+# Per tier: target, width of its global token, and the read-out. The papers' are block 8 of 28 and width 2048; at
+# `pocket` half the depth and twice the width.
+TARGETS: dict[str, tuple[Changes, int, Changes]] = {
+    "tiny": (_POCKET, 128, {"block": 1, "hidden": 32}),
+    "pocket": (_POCKET, 128, {"block": 2, "hidden": 256}),
+    "small": (_SMALL, 384, {"block": 4, "hidden": 2048}),
+    "paper": (_PAPER, 768, {"block": 8, "hidden": 2048, "weight": 0.5}),
+}
+
+
+def _aligned(repa: bool = False, reg: bool = False, **more: Any) -> Callable[[Recipe], Changes]:
+    """REPA with options `more` of its section, REG, or both."""
+
+    def of(run: Recipe) -> Changes:
+        target, width, readout = TARGETS[run.tier]
+        align = {"diffusion.alignment": target | readout | more} if repa else {}
+        return align | ({"diffusion.class_token": target, "diffusion.network.token": width} if reg else {})
+
+    return of
+
+
+def _tuned(run: Recipe) -> Changes:
+    return _aligned(repa=True)(run) | {"diffusion.tune": {}, "diffusion.cache": False}
+
+
+def _split(run: Recipe) -> Changes:
+    """A DiT of encoder and head in place of the recipe's network, of about its size."""
+    net, (width, depth, heads) = run.diffusion.network, run.diffusion.network.sizes
+    head = max(1, depth // 4)
+    return {"diffusion.network": {
+        "kind": "ddt", "width": width, "depth": max(1, depth - head), "heads": heads, "patch": net.patch, "qk_norm": True,
+        "rmsnorm": net.rmsnorm, "head_width": width, "head_depth": head, "head_heads": heads,
+    }}  # fmt: skip
+
+
+def _discrete(run: Recipe) -> Changes:
+    """Codebook loss (beta 0.25) with a little entropy in place of KL. Numbers of codebooks and entries: ours."""
+    tokenizer = {"discrete": True, "codebooks": 2, "vocabulary": 64 if run.tier == "tiny" else 1024}
+    losses = {"losses.kl": 0.0, "losses.codebook": {"weight": 1.0, "entropy": 0.1}}
+    return {f"tokenizer.{name}": value for name, value in tokenizer.items()} | losses
+
+
+VARIANTS: dict[str, Variant] = {
+    name: Variant(about, changes, needs="decoder") for name, about, changes in (
+        ("plain_decoder", "3x3 residual blocks, nearest up-sampling, z' read once, last VFM layer only", _SINGLE),
+        ("fusion", "the plain decoder with z' fused into every block", _FUSED),
+        ("modern_blocks", "the whole decoder, last VFM layer only", _LAST),
+        ("multi_layer", "the whole decoder, all VFM layers of the run: the run as it is", {}),
+        ("plain_matched", "plain_decoder with about the whole decoder's parameters", _matched(_SINGLE)),
+        ("fusion_matched", "fusion with about the whole decoder's parameters", _matched(_FUSED)),
+        ("no_fusion", "z' enters block 0 only", _off("fusion")),
+        ("no_attention", "no self-attention in the decoder", _off("attention")),
+        ("no_style", "no mapping network, no modulation", _off("style")),
+        ("no_blur", "no blur after up-sampling", _off("blur")),
+        ("no_sum", "images are read from each block's features, not from their running sum", _off("running_sum")),
+        ("no_multiscale", "an image from the last block only, and no loss on lower ones", _off("multiscale") | {"losses.multiscale": 0}),
+        ("conv_blocks", "3x3 residual blocks in place of ConvNeXt layers", {"tokenizer.decoder.layer": "conv"}),
+        ("nearest", "nearest-neighbour up-sampling in place of pixel-shuffle", {"tokenizer.decoder.upsample": "nearest"}),
+        ("no_kl", "a deterministic latent: no log-variance, no KL term", {"tokenizer.kl": False, "losses.kl": 0}),
+        *((f"d{d}", f"{d} latent channels, the same decoder behind z'", _width(d)) for d in WIDTHS),
+        ("f8", "down-sampling by 8", {"tokenizer.factor": 8}),
+        ("f16", "down-sampling by 16", {"tokenizer.factor": 16}),
+    )
+} | {
+    "random": Variant("control: a VFM of random weights, as encoder and as target", {"vfm.weights": "random"}, named=True),
+    "no_vf": Variant("control: without the VF loss", {"losses.vf.weight": 0.0}, named=True),
+    "last_layer": Variant("control: the VFM's last layer only", _LAST, named=True),
+    "discrete": Variant("a quantised latent in place of the Gaussian", _discrete, named=True),
+    "repa": Variant("REPA: an early block is aligned with a VFM's patch tokens", _aligned(True), True, "diffusion"),
+    "irepa": Variant("REPA with a convolution and spatially normalised targets", _aligned(True, projector="conv", spatial_norm=1.0), True, "diffusion"),
+    "reg": Variant("REG: a VFM's global token is denoised beside the latents", _aligned(reg=True), True, "diffusion"),
+    "joint": Variant("REPA and REG", _aligned(True, True), True, "diffusion"),
+    "repa_e": Variant("REPA-E: the tokenizer learns on through the alignment loss", _tuned, True, "diffusion"),
+    "ddt": Variant("a DiT of encoder and head, whose encoder can serve several sampling steps", _split, True, "diffusion"),
+}  # fmt: skip
+FITTED = ("plain_matched", "fusion_matched")
+PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
+    "decoder": (
+        lambda run: getattr(getattr(run.tokenizer, "decoder", None), "kind", None) == "progressive",
+        "it changes a progressive decoder, which this run does not have", "pocket_vfm_vae",
+    ),
+    "diffusion": (lambda run: run.diffusion is not None, "it changes a diffusion model, and the run has none", "pocket_vfm_vae"),
+    "vfm": (lambda run: run.vfm is not None, "it changes the VFM, and the run has no 'vfm' section", "pocket_vfm_vae"),
+}  # fmt: skip
+
+
+def apply(recipe: Recipe, name: str) -> Recipe:
+    """`recipe` changed as variant `name` says.
+
+    Raises:
+        ConfigError: no such variant, or the recipe has not the part that it changes.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"unknown variant '{name}'{nearest(name, VARIANTS)}")
+    variant = VARIANTS[name]
+    _check(recipe, name, variant.needs)
+    changes = variant.changes(recipe) if callable(variant.changes) else variant.changes
+    _check(recipe, name, "vfm" if any(field.startswith("vfm.") for field in changes) else "")
+    if variant.named:
+        if variant.needs == "diffusion":  # another diffusion model on the same tokenizer
+            changes = changes | {"diffusion.tokenizer_of": recipe.diffusion.tokenizer_of or recipe.name}
+        changes = changes | {"name": f"{recipe.name}_{name}"}
+    return change(recipe, changes)
+
+
+def change(recipe: Recipe, changes: Changes) -> Recipe:
+    """`recipe` with dotted changes, of which "diffusion.network" replaces the whole network."""
+    network = changes.get("diffusion.network")
+    if network is not None:
+        tree = recipe.model_dump(mode="json")
+        recipe = parse(tree | {"diffusion": tree["diffusion"] | {"network": network}})
+    return override(recipe, {field: value for field, value in changes.items() if field != "diffusion.network"})
+
+
+def _check(recipe: Recipe, name: str, part: str) -> None:
+    if part and not PARTS[part][0](recipe):
+        raise ConfigError(f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example {PARTS[part][2]}")
