@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, presets, runs, vfm
-from vfmlab.config.files import expand, read_json
 from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS

@@ -12,7 +12,16 @@ from __future__ import annotations
 
 from vfmlab.presets.conv_vae import GAN
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import POCKET_DECODER, POCKET_LOSSES, SMALL_DECODER, TINY_DECODER, TINY_LOSSES, Tree, base, without
+from vfmlab.presets.tiers import (
+    POCKET_DECODER,
+    POCKET_LOSSES,
+    SMALL_DECODER,
+    TINY_DECODER,
+    TINY_LOSSES,
+    Tree,
+    base,
+    without,
+)
 
 ENCODER_LR = {"encoder.*": 0.1}
 # A linear start belongs to adapter (what it reads) and decoder (what it writes).
