@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -12,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from vfmlab import api, runs
-from vfmlab.cli import main
+from vfmlab.cli import main, pictures
 from vfmlab.errors import RunError
 from vfmlab.training.events import Event
 
@@ -208,10 +210,11 @@ def loaded(monkeypatch, tmp_path):
     """A diffusion run that draws grey images, and what was asked of it."""
     asked = []
     names = ["disc", "ring", "cross/plain"]
-    model = SimpleNamespace(num_classes=3, class_names=names, folder=runs.RunDir(tmp_path / "r"))
+    run = api.resolve("tiny_plain_vae")
+    model = SimpleNamespace(num_classes=3, class_names=names, folder=runs.create(run, tmp_path), run=run)
 
     def sample(model, labels, **how):
-        asked.append((labels, how))
+        asked.append((list(labels), how))
         yield SimpleNamespace(images=torch.ones(len(labels), 3, 8, 8))
         yield SimpleNamespace(images=torch.zeros(len(labels), 3, 8, 8))
 
@@ -221,15 +224,14 @@ def loaded(monkeypatch, tmp_path):
 
 
 def test_sample_writes_a_grid_and_its_images(capsys, loaded, tmp_path):
-    from PIL import Image
-
     args = ["sample", "r", "--labels", "ring", "2", "--seed", 5, "--steps", 3, "--guidance", 2, "--out", tmp_path / "o"]
     code, out, _ = call(capsys, *args)
     assert code == 0
     labels, how = loaded[0]
     assert labels == [1, 2]
     assert (how["seed"], how["steps"], how["guidance"]) == (5, 3, 2.0)
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["0000_ring.png", "0001_cross_plain.png", "grid.png"]
+    files = ["0000_ring.png", "0001_cross_plain.png", "grid.png", "manifest.json"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == files
     assert str(tmp_path / "o" / "grid.png") in out
     image = Image.open(tmp_path / "o" / "0000_ring.png")
     assert image.size == (8, 8)
@@ -239,29 +241,170 @@ def test_sample_writes_a_grid_and_its_images(capsys, loaded, tmp_path):
 def test_sample_draws_every_class_by_default(capsys, loaded, tmp_path):
     assert call(capsys, "sample", "r")[0] == 0
     assert loaded[0][0] == [0, 1, 2]
-    assert (tmp_path / "r" / "samples" / "grid.png").is_file()
+    (run,) = runs.scan(tmp_path)
+    assert (run.path / "samples" / "grid.png").is_file()
 
 
 def test_sample_of_an_unknown_class(capsys, loaded):
     assert "did you mean 'ring'" in refused(capsys, "sample", "r", "--labels", "rings")
 
 
-def test_folder_that_cannot_be_written(capsys, loaded, tmp_path):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--labels"], "--labels: no class given"),
+        (["--labels", "\u00b2"], "unknown class '\u00b2'"),
+        (["--labels", "1" * 5000], "unknown class"),
+        (["--labels", "-1"], "label -1 is not one of"),
+        (["--labels", "3"], "label 3 is not one of"),
+        (["--steps", "0"], "sampler.steps' = 0"),
+        (["--guidance", "1e30"], "guidance.scale = 1e+30"),
+        (["--guidance", "nan"], "guidance.scale"),
+        (["--guidance", "-1"], "guidance.scale"),
+        (["--seed", "-1"], "seed = -1"),
+        (["--seed", str(2**63)], "seed = "),
+    ],
+)
+def test_values_that_no_sample_can_have(capsys, loaded, tmp_path, given, said):
+    assert said in refused(capsys, "sample", "r", "--out", tmp_path / "o", *given)
+    assert not loaded
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_of_classes_win_over_their_numbers(capsys, loaded, tmp_path, monkeypatch):
+    model = api.load_diffusion("r", tmp_path)
+    model.class_names[:] = ["2", "0", "b"]
+    assert call(capsys, "sample", "r", "--labels", "2", "0", "1", "b")[0] == 0
+    assert loaded[0][0] == [0, 1, 1, 2]
+
+
+def test_a_folder_holds_one_call(capsys, loaded, tmp_path):
+    """What an earlier call has written is moved away whole; a folder of somebody else is refused and left as it was."""
+    out = tmp_path / "o"
+    assert call(capsys, "sample", "r", "--labels", "disc", "ring", "--seed", 1, "--out", out)[0] == 0
+    assert call(capsys, "sample", "r", "--labels", "ring", "--seed", 2, "--guidance", 3, "--out", out)[0] == 0
+    assert sorted(p.name for p in out.iterdir()) == ["0000_ring.png", "earlier", "grid.png", "manifest.json"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["seed"] == 2
+    assert manifest["guidance"]["scale"] == 3
+    assert (manifest["labels"], manifest["classes"], manifest["pictures"]) == ([1], ["ring"], ["0000_ring"])
+    assert manifest["run"] == runs.scan(tmp_path)[0].id
+    before = out / "earlier" / "1"
+    assert sorted(p.name for p in before.iterdir()) == ["0000_disc.png", "0001_ring.png", "grid.png", "manifest.json"]
+    assert json.loads((before / "manifest.json").read_text())["seed"] == 1
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "grid.png").write_text("theirs")
+    assert "holds other files" in refused(capsys, "sample", "r", "--out", tmp_path / "theirs")
+    assert [p.read_text() for p in (tmp_path / "theirs").iterdir()] == ["theirs"]
+
+
+def test_a_call_that_broke_off_is_moved_away_by_the_next(capsys, loaded, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "_grid", full)
+        assert "No space left" in refused(capsys, "sample", "r", "--out", tmp_path / "o")
+    assert call(capsys, "sample", "r", "--labels", 0, "--out", tmp_path / "o")[0] == 0
+    assert len([p for p in (tmp_path / "o").iterdir() if p.suffix == ".png"]) == 2
+
+
+def test_out_is_checked_before_the_work(capsys, loaded, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "--out" in refused(capsys, "sample", "r", "--out", tmp_path / "file")
+    run = runs.scan(tmp_path)[0]
+    for out in (tmp_path / "file", tmp_path / ("n" * 300), run.path, run.path / "deep" / "er"):
+        assert str(out) in refused(capsys, "sample", "r", "--out", out)
+    assert not loaded
 
 
-def test_reconstruct_writes_pairs(capsys, monkeypatch, tmp_path):
-    from PIL import Image
+def test_many_images_are_drawn_and_written_in_parts(capsys, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "CHUNK", 4)
+    assert call(capsys, "sample", "r", "--labels", *[i % 3 for i in range(10)], "--out", tmp_path / "o")[0] == 0
+    assert [labels for labels, _ in loaded] == [[0, 1, 2, 0], [1, 2, 0, 1], [2, 0]]
+    assert [how["first"] for _, how in loaded] == [0, 4, 8]
+    assert len(list((tmp_path / "o").glob("0*.png"))) == 10
 
-    monkeypatch.setattr(api, "load_tokenizer", lambda run, root: "tokenizer")
-    monkeypatch.setattr(api, "tokenizer_run", lambda run, root: runs.RunDir(tmp_path / "r"))
-    two = torch.zeros(2, 3, 8, 8)
-    monkeypatch.setattr(api, "reconstruct", lambda tokenizer, images: (two, two, torch.tensor([30.0, 25.5])))
-    code, out, _ = call(capsys, "reconstruct", "r", "a b.png", "c.jpg")
+
+def test_home_is_known_in_every_path(capsys, loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(capsys, "sample", "r", "--out=~/o", "--root=~")[0] == 0
+    assert (tmp_path / "o" / "grid.png").is_file()
+    assert not Path("~").exists()
+
+
+def picture(path: Path, colour=(200, 30, 60)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(path)
+    return path
+
+
+def test_reconstruct_takes_files_and_folders_and_names_bad_ones(capsys, monkeypatch, tmp_path):
+    run = runs.create(api.resolve("tiny_plain_vae").phases()[0], tmp_path / "runs")
+    tokenizer = SimpleNamespace(size=8)
+    monkeypatch.setattr(api, "load_tokenizer", lambda run, root: tokenizer)
+    monkeypatch.setattr(api, "tokenizer_run", lambda ref, root: run)
+    monkeypatch.setattr(api, "reconstruct", lambda tokenizer, images: (images, images, torch.full((len(images),), 25.5)))
+    monkeypatch.setattr(pictures, "CHUNK", 2)
+    for name in ("b/1.png", "b/deep/2.png", "a b.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in" / "b" / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "b" / "notes.txt").write_text("")
+    code, out, err = call(capsys, "reconstruct", run.id, tmp_path / "in" / "a b.png", tmp_path / "in" / "b")
     assert code == 0
-    assert "a b.png  PSNR 30.00 dB" in out
-    assert Image.open(tmp_path / "r" / "reconstructions" / "0000_a_b.png").size == (16, 8)
+    assert out.count("PSNR 25.50 dB") == 4, "three and their mean"
+    assert "1 left out" in out
+    assert "bad.png" in err
+    folder = run.path / "reconstructions"
+    assert Image.open(folder / "0000_a_b.png").size == (16, 8)
+    assert json.loads((folder / "manifest.json").read_text())["psnr"] == [25.5, 25.5, None, 25.5]
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in refused(capsys, "reconstruct", run.id, tmp_path / "empty")
+    assert "no image given" in refused(capsys, "reconstruct", run.id)
+
+
+# -- what the machine refuses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "state.pt"), "'state.pt': No space left on device; free space"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "read-only"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "shorter name"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/x"), "circle"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "permissions"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out of memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(capsys, monkeypatch, error, said):
+    def fail(*args, **more):
+        raise error
+
+    monkeypatch.setattr(api, "evaluate", fail)
+    assert said in refused(capsys, "eval", "x")
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOCAL_RANK", "x"), ("RANK", "\u00b2"), ("WORLD_SIZE", "-1"), ("ACCELERATE_USE_CPU", "maybe")])
+def test_variables_of_launchers_are_checked(capsys, monkeypatch, tmp_path, name, value):
+    monkeypatch.setenv(name, value)
+    line = refused(capsys, "train", "tiny_plain_vae", "--root", tmp_path)
+    assert name in line
+    assert value in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_comes_at_once_on_a_terminal(capsys, monkeypatch):
+    said = []
+
+    def evaluate(*args, **more):
+        said.append(capsys.readouterr().err)
+        raise RunError("done")
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    assert main.main(["eval", "x"]) == 2
+    assert "vfmlab eval" in said[0]
 
 
 # -- looking around -------------------------------------------------------------------------------------------------
@@ -281,6 +424,13 @@ def test_runs_lists_what_is_there(capsys, tmp_path):
     (row,) = json.loads(out)
     assert (row["id"], row["kind"], row["state"]) == (run.id, "tokenizer", "created")
     assert row["metrics"] == {"psnr": 21.5}
+    other = runs.create(api.resolve("tiny_plain_vae", {"seed": 3}).phases()[0], tmp_path)
+    (folder.path / "status.json").write_text("{")
+    code, out, err = call(capsys, "runs", "--root", tmp_path)
+    assert code == 0
+    assert "seed=3" in out
+    assert other.id in out
+    assert f"damaged: run '{folder.id}'" in err
 
 
 def test_presets_are_listed(capsys):
@@ -372,8 +522,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
 
 
 def test_train_eval_sample_reconstruct(capsys, tmp_path):
-    from PIL import Image
-
     root = tmp_path / "runs"
     small = ["--set", "data.train=32", "train.samples=16", "diffusion.train.samples=16", "diffusion.train.evaluate_at=[]"]
     code, out, _ = call(capsys, "train", "tiny_plain_vae", *small, "--root", root)

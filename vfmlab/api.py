@@ -24,6 +24,9 @@ from vfmlab.training.events import Event
 from vfmlab.training.task import Task
 from vfmlab.weights import io
 
+CHUNK = 256  # images drawn at a time
+STRONGEST = 1000.0  # scale of guidance
+
 
 def device() -> torch.device:
     """CUDA, MPS or another accelerator where there is one, else the CPU."""
@@ -132,7 +135,15 @@ def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
     phase = folder.config()
     if phase.tokenizer_phase is None:
         raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or diffusion run")
-    return folder if phase.tokenizer_phase is phase else runs.open_run(phase.parent, folder.path.parent)
+    return folder if phase.tokenizer_phase is phase else _parent(folder)
+
+
+def _parent(folder: runs.RunDir) -> runs.RunDir:
+    """The run whose tokenizer a diffusion run is built on: beside it."""
+    parent, beside = folder.config().parent, folder.path.parent
+    if not (beside / parent).is_dir():
+        raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; copy that directory there, too")
+    return runs.open_run(parent, beside)
 
 
 def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
@@ -159,7 +170,7 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
         return load_diffusion(asked.path, root, ema, on).tokenizer
     folder = tokenizer_run(ref, root)
     tokenizer = build_tokenizer(folder.config())
-    meta = _load(tokenizer, folder, ema)
+    meta = io.load_file(tokenizer, _weights(folder, ema))
     tokenizer.fingerprint = meta.get("fingerprint", "")
     if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
         raise CheckpointError(
@@ -170,11 +181,15 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     return tokenizer.to(on or device()).eval()
 
 
-def _load(module: nn.Module, folder: runs.RunDir, ema: bool) -> dict[str, str]:
-    path = folder.ema if ema and folder.ema.exists() else folder.model
-    if not path.exists():
+def _weights(folder: runs.RunDir, ema: bool) -> Path:
+    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in for averages."""
+    path = folder.ema if ema else folder.model
+    if path.exists():
+        return path
+    if not (folder.ema.exists() or folder.model.exists()):
         raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
-    return io.load_file(module, path)
+    way = "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema else "leave out --raw"
+    raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
 
 
 @dataclass(frozen=True)
@@ -209,10 +224,8 @@ def load_diffusion(
     run = folder.config()
     if run.diffusion is None:
         raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion run")
-    tokenizer = load_tokenizer(run.parent, folder.path.parent, on=on)
-    path = folder.ema if ema and folder.ema.exists() else folder.model
-    if not path.exists():
-        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
+    path = _weights(folder, ema)
+    tokenizer = load_tokenizer(_parent(folder).path, on=on)
     names = json.loads(io.metadata(path).get("class_names", "[]"))
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
     io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
@@ -271,6 +284,37 @@ class Preview:
     final: bool = False
 
 
+def sampling_protocol(
+    model: LoadedDiffusion,
+    labels: Sequence[int],
+    seed: int = 0,
+    guidance: float | dict[str, Any] | None = None,
+    steps: int | None = None,
+    sampler: dict[str, Any] | None = None,
+) -> config.Protocol:
+    """The run's protocol with what is given here in its place; arguments as in :func:`sample`.
+
+    Raises:
+        ConfigError: no label or one that is no class, a seed, scale or number of steps that cannot be.
+    """
+    if not len(labels):
+        raise ConfigError("labels is empty; name at least one class")
+    wrong = [label for label in labels if not 0 <= label < model.num_classes]
+    if wrong:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(model.class_names[:12]))
+        raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes ({names})")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed = {seed}: a seed is an integer from 0 to 2**63 - 1")
+    fields = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
+    changes = {f"protocol.guidance.{key}": value for key, value in fields.items()}
+    fields = {**(sampler or {}), **({} if steps is None else {"steps": steps})}
+    changes |= {f"protocol.sampler.{key}": value for key, value in fields.items()}
+    protocol = config.override(model.run, changes).protocol
+    if not protocol.guidance.scale <= STRONGEST:
+        raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give at most {STRONGEST}")
+    return protocol
+
+
 def sample(
     model: LoadedDiffusion | str | Path,
     labels: Sequence[int] | None = None,
@@ -283,48 +327,53 @@ def sample(
     previews: int = 8,
     decoder: str | Path | None = None,
     noise: Tensor | None = None,
+    first: int = 0,
 ) -> Iterator[Preview]:
     """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
+
+    More than `CHUNK` images are drawn in parts, without previews.
 
     Args:
         model: a loaded diffusion model or a reference. guidance: scale, or fields of `config.Guidance`.
         steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
-        seed: image i is made from noise seeded by (seed, i), whatever else is in the batch.
-        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, where `model` is a reference.
+        seed, first: image i is drawn from noise seeded by (seed, first + i), whatever else is in the batch.
+        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, for a reference.
         noise: N C h w to start from, one for each label, in place of the seed's.
+
+    Raises:
+        ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not finite.
     """
     from vfmlab.diffusion import sampling
     from vfmlab.seeding import SampleRandom
 
     loaded = model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema, decoder=decoder)
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
-    wrong = [label for label in labels if not 0 <= label < loaded.num_classes]
-    if wrong:
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(loaded.class_names[:12]))
-        raise ConfigError(f"label {wrong[0]} is not one of this run's {loaded.num_classes} classes ({names})")
-    if not labels:
-        raise ConfigError("labels is empty; name at least one class")
-    changes: dict[str, Any] = {}
-    if guidance is not None:
-        fields = guidance if isinstance(guidance, dict) else {"scale": guidance}
-        changes |= {f"protocol.guidance.{k}": v for k, v in fields.items()}
-    changes |= {f"protocol.sampler.{k}": v for k, v in {**(sampler or {}), **({"steps": steps} if steps else {})}.items()}
-    protocol = config.override(loaded.run, changes).protocol
-    ids = range(len(labels))
-    y = torch.tensor(labels, device=loaded.device)
+    protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
+    previews = previews if len(labels) <= CHUNK else 0
     stride = max(1, -(-protocol.sampler.steps // max(1, previews)))
-    step = None
-    for step in sampling.trajectory(
-        loaded.network, y, SampleRandom(seed, ids), protocol.sampler, protocol.guidance, loaded.tokenizer.latent_shape, loaded.num_classes, noise
-    ):
-        if previews and step.number < step.total and step.number % stride == 0:
-            yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
-    yield Preview(step.total, step.total, step.t, _decode(loaded, step.x), final=True)
+    shape, images, step = loaded.tokenizer.latent_shape, [], None
+    for part in torch.arange(len(labels)).split(CHUNK):
+        y = torch.tensor(labels, device=loaded.device)[part.to(loaded.device)]
+        random, start = SampleRandom(seed, first + part), None if noise is None else noise[part]
+        for step in sampling.trajectory(
+            loaded.network, y, random, protocol.sampler, protocol.guidance, shape, loaded.num_classes, start
+        ):
+            if previews and step.number < step.total and step.number % stride == 0:
+                yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
+        images.append(_finite(_decode(loaded, step.x), f"run '{loaded.folder.id}'"))
+    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True)
 
 
 @torch.no_grad()
 def _decode(loaded: LoadedDiffusion, z: Tensor) -> Tensor:
     return torch.cat([loaded.tokenizer.decode(part).cpu() for part in z.split(64)])
+
+
+def _finite(images: Tensor, where: str) -> Tensor:
+    bad = ~torch.isfinite(images).flatten(1).all(1)
+    if bad.any():
+        raise CheckpointError(f"{where}: {int(bad.sum())} of {len(bad)} images are not finite; its weights are broken: put a copy back, or train it again")
+    return images
 
 
 def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
@@ -350,4 +399,5 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
     where = tokenizer.stat_mean.device
     restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu() for part in images.split(64)])
     error = (images.cpu() - restored).square().flatten(1).mean(1) / 4  # to a range of 1
+    _finite(restored, f"tokenizer '{tokenizer.config.method}'")
     return images.cpu(), restored, -10 * error.clamp_min(1e-10).log10()

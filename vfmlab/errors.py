@@ -7,6 +7,7 @@ one line and exits non-zero, notebooks and the app show the same line.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -52,3 +53,24 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return ""
     shown = ", ".join(choices[:16]) + (", ..." if len(choices) > 16 else "")
     return f" (choose from: {shown})"
+
+
+_WAYS = {
+    errno.ENOSPC: "free space on that disk", errno.EDQUOT: "free space: the quota is used up",
+    errno.EROFS: "choose another folder: this file system is read-only", errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EACCES: "choose another path, or change its permissions", errno.EPERM: "choose another path",
+    errno.ELOOP: "its symbolic links run in a circle", errno.EMFILE: "allow more open files: ulimit -n 4096",
+    errno.ENOMEM: "close other programs, or make train.batch smaller",
+}  # fmt: skip
+
+
+def of_the_machine(error: BaseException) -> str:
+    """One line for what the machine refuses (files, disk, memory); "" for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        where = f"'{error.filename}': " if error.filename is not None else ""
+        return f"{where}{error.strerror}; {_WAYS.get(error.errno, 'check the path')}"
+    signs = ("out of memory", "can't allocate memory", "Unable to allocate", "Storage size calculation overflowed")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
+        return f"out of memory ({text[:120] or 'no details'}); make train.batch, data.size or data.train smaller"
+    return ""

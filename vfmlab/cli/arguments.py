@@ -14,8 +14,12 @@ Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ..
 PresetArg = Annotated[str, tyro.conf.Positional, arg(metavar="PRESET", help="a preset's name or a config file (.json)")]
 RunArg = Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="id, unique prefix of an id, or directory")]
 Json = Annotated[bool, arg(name="json", help="print JSON")]
-Root = Annotated[Path, arg(help="folder of the run directories")]
+Root = Annotated[Path, arg(help="folder of the run directories; runs is $VFMLAB_ROOT where that is set")]
 Progress = Literal["auto", "bar", "plain", "none"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C with a message: what is saved, and how to go on."""
 
 
 def assignments(items: Sequence[str]) -> dict[str, Any]:
@@ -26,4 +30,6 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
 
 def root_flag(root: Path) -> list[str]:
     """`--root` as it has to be repeated in a command that goes on from here."""
-    return [] if root == Path("runs") else ["--root", str(root)]
+    from vfmlab.config.files import root_folder
+
+    return [] if root == root_folder() else ["--root", str(root)]

@@ -124,20 +124,23 @@ def holds_run(path: Path) -> bool:
     return os.path.lexists(path / "config.json") and any(map(os.path.lexists, others))
 
 
-def output_folder(path: str | Path, made: Callable[[Path], bool], overwrite: bool = False) -> Path:
+def output_folder(
+    path: str | Path, made: Callable[[Path], Any], overwrite: bool = False, within: Path | None = None
+) -> Path:
     """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled before.
 
     It is there and can be written when this returns, so that a mistake costs no work.
 
     Args:
         made: whether a folder with files in it is one that the command has filled. overwrite: take any folder.
+        within: the one run in whose directory it may lie.
 
     Raises:
         ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files in it.
     """
     folder = expand(path)
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):
-        if holds_run(place):
+        if holds_run(place) and place != within:
             raise ConfigError(f"'{path}' is inside run '{place.name}', which it would damage; choose another folder")
     try:
         if folder.is_dir() and not overwrite and any(folder.iterdir()) and not made(folder):

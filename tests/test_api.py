@@ -1,0 +1,123 @@
+"""The doors: what they load is whole, and what they draw is finite and does not depend on how it is cut into parts."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vfmlab import api, runs
+from vfmlab.errors import CheckpointError, ConfigError, RunError
+from vfmlab.weights import io
+
+SMALL = {"data.train": 32, "train.samples": 16, "diffusion.train.samples": 16, "diffusion.train.evaluate_at": []}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Root of a tokenizer and a diffusion run, two steps each."""
+    root = tmp_path_factory.mktemp("api") / "runs"
+    list(api.train("tiny_plain_vae", root, SMALL))
+    return root
+
+
+@pytest.fixture
+def root(trained, tmp_path):
+    """A copy that a test may break."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def pair(root) -> tuple[runs.RunDir, runs.RunDir]:
+    tokenizer, diffusion = runs.scan(root)
+    return tokenizer, diffusion
+
+
+def images(stream):
+    return list(stream)[-1].images
+
+
+def test_parts_of_a_large_call_are_the_same_images(trained, monkeypatch):
+    model = api.load_diffusion(pair(trained)[1].id, str(trained))
+    labels = [i % model.num_classes for i in range(7)]
+    whole = images(api.sample(model, labels, seed=3, steps=2))
+    monkeypatch.setattr(api, "CHUNK", 3)
+    cut = list(api.sample(model, labels, seed=3, steps=2))
+    assert [preview.final for preview in cut] == [True]
+    torch.testing.assert_close(cut[-1].images, whole)
+    torch.testing.assert_close(images(api.sample(model, labels[4:], seed=3, steps=2, first=4)), whole[4:])
+    noise = torch.randn(7, *model.tokenizer.latent_shape, generator=torch.Generator().manual_seed(0))
+    assert images(api.sample(model, labels, steps=2, noise=noise)).shape == whole.shape
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"steps": 0}, {"guidance": 1e30}, {"guidance": float("nan")}, {"seed": -1}, {"labels": []}, {"labels": [99]}],
+    ids=str,
+)
+def test_values_that_no_sample_can_have(trained, how):
+    model = api.load_diffusion(pair(trained)[1].id, trained)
+    with pytest.raises(ConfigError):
+        next(iter(api.sample(model, **{"labels": [0], **how})))
+
+
+def test_raw_weights_do_not_stand_in_for_averages(root):
+    tokenizer, diffusion = pair(root)
+    for run, load in ((diffusion, api.load_diffusion), (tokenizer, api.load_tokenizer)):
+        run.ema.unlink()
+        with pytest.raises(CheckpointError, match=r"lacks checkpoints/ema\.safetensors"):
+            load(run.id, root)
+    assert api.load_tokenizer(tokenizer.id, root, ema=False)
+    tokenizer.model.unlink()
+    with pytest.raises(CheckpointError, match="has no weights yet"):
+        api.load_tokenizer(tokenizer.id, root)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "std 0", "std negative"])
+@pytest.mark.parametrize("broken", ["tokenizer", "diffusion"])
+def test_broken_weights_are_an_error_and_no_picture(root, broken, value):
+    tokenizer, diffusion = pair(root)
+    run = tokenizer if broken == "tokenizer" else diffusion
+    if isinstance(value, str) and broken == "diffusion":
+        pytest.skip("statistics belong to the tokenizer")
+    facts, tensors = io.metadata(run.ema), load_file(run.ema)
+    key = "stat_std" if isinstance(value, str) else next(key for key, t in tensors.items() if t.is_floating_point())
+    tensors[key].view(-1)[0] = {"std 0": 0.0, "std negative": -1.0}.get(value, value)
+    save_file(tensors, run.ema, facts)
+    with pytest.raises(CheckpointError, match=rf"run '{run.id}'.*'.*{key}'"):
+        images(api.sample(diffusion.id, [0], steps=1, root=root))
+    if broken == "tokenizer":
+        with pytest.raises(CheckpointError, match=key):
+            api.reconstruct(tokenizer.id, torch.zeros(1, 3, 16, 16), root)
+
+
+def test_weights_that_overflow_are_an_error_and_no_picture(root):
+    tokenizer, _ = pair(root)
+    loaded = api.load_tokenizer(tokenizer.id, root)
+    with torch.no_grad():
+        for parameter in loaded.decoder.parameters():
+            parameter.fill_(1e30)
+    side = loaded.size
+    with pytest.raises(CheckpointError, match="not finite"):
+        api.reconstruct(loaded, torch.rand(2, 3, side, side))
+
+
+def test_a_copied_run_says_which_tokenizer_it_needs(root):
+    tokenizer, diffusion = pair(root)
+    shutil.rmtree(tokenizer.path)
+    for load in (api.load_diffusion, api.load_tokenizer, api.tokenizer_run):
+        with pytest.raises(RunError, match=rf"'{diffusion.id}' needs its tokenizer's run '{tokenizer.id}'.*copy"):
+            load(diffusion.id, root)
+
+
+def test_reading_a_config_imports_no_models():
+    """Seconds of every start: timm, torchvision, torch's compiler and scipy are for building networks."""
+    import subprocess
+    import sys
+
+    heavy = ("timm", "torchvision", "torch._dynamo", "scipy", "accelerate", "torchdiffeq")
+    code = f"import sys, vfmlab; vfmlab.resolve('tiny_vfm_vae'); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert done.stdout.strip() == "[]", done.stderr

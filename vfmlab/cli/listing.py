@@ -1,0 +1,106 @@
+"""Commands that look around: `vfmlab runs`, `presets`, `plan` and `doctor`. The first two do not wait for torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vfmlab.cli.arguments import Assignments, Json, PresetArg, Root, arg, assignments
+
+
+def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
+    """List the runs under a folder, oldest first, with what differs between those of one name.
+
+    Damaged files are named on stderr, and left out.
+    """
+    from vfmlab import runs as run_dirs
+
+    folders, broken = run_dirs.listing(root)
+    contrast = run_dirs.contrast(folders)
+    rows, lines = [], list(broken.values())
+    for run in folders:
+        status = run.status()
+        metrics = (run.report() or {}).get("metrics", {})
+        lines += run.faults()
+        rows.append(
+            {
+                "id": run.id,
+                "kind": run.kind,
+                "state": status.state,
+                "samples": status.samples,
+                "total": status.total,
+                "seconds": status.seconds,
+                "message": status.message,
+                "differs": contrast[run.id],
+                "metrics": {k: v.get("value") if isinstance(v, dict) else v for k, v in metrics.items()},
+                "path": str(run.path),
+            }
+        )
+    for line in lines:
+        print(f"vfmlab: damaged: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    if not rows:
+        print(f"no runs in '{root}'; begin with: vfmlab train tiny_vfm_vae")
+        return 0
+    width = max(len(row["id"]) for row in rows)
+    print(f"{'run':<{width}}  {'kind':<9}  {'state':<11}  {'images':>17}  metrics")
+    for row in rows:
+        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:5])
+        images = f"{row['samples']:,}/{row['total']:,}"
+        print(f"{row['id']:<{width}}  {row['kind']:<9}  {row['state']:<11}  {images:>17}  {shown}".rstrip())
+        if row["differs"]:
+            print(f"{'':<{width}}  {row['differs']}")
+    return 0
+
+
+def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "") -> int:
+    """List presets and variants with what they are for; of one preset all that is known before it is started.
+
+    A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model (PRESET@PRESET).
+    """
+    from vfmlab import presets as table
+
+    rows = {row.name: row.about for row in map(table.row, table.names())}
+    rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
+    if name:
+        rows = {name: table.summary(name)} | {f"  {fact}": text for fact, text in table.row(name).facts.items()}
+    width = max(map(len, rows))
+    for what, text in rows.items():
+        print(f"{what:<{width}}  {text}")
+    return 0
+
+
+def plan(
+    preset: PresetArg,
+    /,
+    sets: Assignments = (),
+    measure: bool = False,
+    as_json: Json = False,
+) -> int:
+    """What a preset would cost: parameters, latent shape, FLOPs, memory.
+
+    Args:
+        measure: also run the most expensive step on this machine and report its time and peak memory.
+    """
+    from vfmlab import api
+    from vfmlab.training import plan as planning
+
+    costs = planning.plan(api.resolve(preset, assignments(sets)), measure=measure)
+    print(json.dumps(costs, indent=2) if as_json else planning.table(costs))
+    return 0
+
+
+def doctor(root: Root = Path("runs"), as_json: Json = False) -> int:
+    """Check this machine and this installation; exit code 1 when something must be mended."""
+    from vfmlab.cli import doctor as doctoring
+
+    checks = list(doctoring.checks(root))
+    print(doctoring.as_json(checks) if as_json else doctoring.table(checks))
+    return int(any(check.state == "fail" for check in checks))

@@ -1,0 +1,66 @@
+"""Commands that show: `vfmlab app` and `vfmlab demo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from vfmlab.cli.arguments import arg
+from vfmlab.errors import ConfigError
+
+AppRoot = Annotated[Path, arg(aliases=["--runs"], help="folder of the run directories")]
+
+
+def app(
+    root: AppRoot = Path("runs"),
+    port: int = 7860,
+    host: str = "127.0.0.1",
+    auth: str | None = None,
+    mcp: bool = False,
+) -> int:
+    """Serve the app, to this machine only unless another host is named.
+
+    Args:
+        port: where to listen.
+        host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login then.
+        auth: USER:PASSWORD to ask for; other users of this machine see command lines, but not VFMLAB_APP_AUTH in
+            the environment.
+        mcp: offer the app's endpoints as tools of the Model Context Protocol too.
+    """
+    login = auth if auth is not None else os.environ.get("VFMLAB_APP_AUTH")
+    user, colon, password = (login or "").partition(":")
+    if login is not None and not (user and colon and password):
+        raise ConfigError("--auth (or VFMLAB_APP_AUTH) is of the form USER:PASSWORD, neither of them empty")
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: a port is a number from 1 to 65535")
+    try:
+        from apps import app as application
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("gradio", "apps"):
+            raise
+        missing = "gradio" if error.name != "apps" else "the folder apps/ of the repository"
+        way = "in a clone, uv pip install -c constraints.txt -e '.[app]'"
+        raise ConfigError(f"the app needs {missing}: {way}") from None
+    if login is None and host not in ("127.0.0.1", "localhost", "::1"):
+        warning = f"anybody who can reach {host}:{port} can use this app"
+        print(f"vfmlab: {warning}; ask for a login with VFMLAB_APP_AUTH=USER:PASSWORD", file=sys.stderr)
+    account = (user, password) if login is not None else None
+    application.launch(root, host=host, port=port, auth=account, mcp=mcp)
+    return 0
+
+
+def demo(data: str | None = None, preset: str | None = None, root: Path | None = None) -> int:
+    """Train, sample, measure and write a report, by the notebooks; the same as make demo.
+
+    Args:
+        data: another source of images, e.g. folder:PATH or parquet:PATH.
+        preset: another preset than the pocket VFM tokenizer.
+        root: folder of the run directories.
+    """
+    from vfmlab.studies import demo as demonstration
+
+    given = {"--data": data, "--preset": preset, "--root": root}
+    pairs = [(flag, str(value)) for flag, value in given.items() if value is not None]
+    return demonstration.main([part for pair in pairs for part in pair])

@@ -1,0 +1,102 @@
+"""Commands that train and measure: `vfmlab train` and `vfmlab eval`; `vfmlab stop` is beside the studies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from vfmlab.cli.arguments import (
+    Assignments,
+    Interrupted,
+    Json,
+    PresetArg,
+    Progress,
+    Root,
+    RunArg,
+    assignments,
+    root_flag,
+)
+from vfmlab.errors import ConfigError, Stopped
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+SWITCHES = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # as accelerate reads them
+
+
+def train(
+    preset: PresetArg,
+    /,
+    sets: Assignments = (),
+    root: Root = Path("runs"),
+    until: str | None = None,
+    progress: Progress = "auto",
+) -> int:
+    """Train a preset, phase by phase; started again, it goes on where it stopped.
+
+    Args:
+        until: stop after this phase: a stage's name, or "tokenizer" for all of its stages.
+        progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
+    """
+    check_environment()
+    from vfmlab import api
+    from vfmlab.training.progress import watch
+
+    run = api.resolve(preset, assignments(sets))
+    if os.environ.get("RANK", "0") != "0":
+        progress = "none"  # one of several processes speaks
+    last = ""
+    events = api.train(run, root, until=until)
+    try:
+        with contextlib.closing(events):
+            for event in watch(events, progress):
+                last = event.run_id
+                if "remark" in event.data:
+                    print(f"{last}: {event.data['remark']}")
+    except (KeyboardInterrupt, Stopped):
+        again = shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
+        saved = f"run '{last}' is saved" if last else "nothing was trained yet"
+        raise Interrupted(f"interrupted; {saved}. To go on: {again}") from None
+    if progress != "none":
+        print(f"trained {last} in {root}\nnext: {shlex.join(['vfmlab', 'eval', last, *root_flag(root)])}")
+    return 0
+
+
+def check_environment() -> None:
+    """Variables of torchrun and accelerate that this process was started with; :class:`ConfigError` for nonsense."""
+    for name in RANKS:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.isdecimal()):
+            raise ConfigError(f"environment variable {name} = '{value}' is not a number; unset it, or use a launcher")
+    for name in filter(lambda name: name.startswith("ACCELERATE_USE_"), os.environ):
+        if os.environ[name].lower() not in SWITCHES:
+            raise ConfigError(f"environment variable {name} = '{os.environ[name]}' is neither true nor false; unset it")
+
+
+def evaluate(
+    run: RunArg,
+    /,
+    sets: Assignments = (),
+    root: Root = Path("runs"),
+    again: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Measure a run under its protocol; numbers that were measured before are read from its report.
+
+    Args:
+        sets: changes to the protocol, e.g. n=500 guidance.scale=2.
+        again: measure anew.
+    """
+    from vfmlab import api
+
+    report = api.evaluate(run, root, protocol=assignments(sets), again=again)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{report['run']}  protocol {report['hash']}")
+    for name, entry in report["metrics"].items():
+        value = entry.get("value") if isinstance(entry, dict) else entry
+        print(f"  {name:<28} {value:.4f}" if isinstance(value, float) else f"  {name:<28} {value}")
+    return 0
