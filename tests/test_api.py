@@ -86,7 +86,7 @@ def test_broken_weights_are_an_error_and_no_picture(root, broken, value):
     key = "stat_std" if isinstance(value, str) else next(key for key, t in tensors.items() if t.is_floating_point())
     tensors[key].view(-1)[0] = {"std 0": 0.0, "std negative": -1.0}.get(value, value)
     save_file(tensors, run.ema, facts)
-    with pytest.raises(CheckpointError, match=rf"run '{run.id}'.*'.*{key}'"):
+    with pytest.raises(CheckpointError, match=rf"{run.id}.*not (finite|positive): {key}"):
         images(api.sample(diffusion.id, [0], steps=1, root=root))
     if broken == "tokenizer":
         with pytest.raises(CheckpointError, match=key):
