@@ -43,9 +43,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m uv pip install --python $(BIN)/python --constraints constraints.txt --build-constraints constraints.txt --editable '.[all,dev]'
 	@touch $@
 
+# The values go through the environment, so that quotes in them are only characters.
+demo app: export ARG_DATA = $(DATA)
+demo app: export ARG_PRESET = $(PRESET)
+demo app: export ARG_BASELINE = $(BASELINE)
+demo app: export ARG_OVERRIDES = $(OVERRIDES)
+demo app: export ARG_ROOT = $(or $(ROOT),demo)
+
 demo: $(STAMP)
-	@$(BIN)/python -m vfmlab.studies.demo $(if $(DATA),--data '$(DATA)') $(if $(PRESET),--preset '$(PRESET)') $(if $(BASELINE),--baseline '$(BASELINE)') \
-	  $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(ROOT),--root '$(ROOT)')
+	@$(BIN)/python -m vfmlab demo $(if $(DATA),--data "$$ARG_DATA") $(if $(PRESET),--preset "$$ARG_PRESET") \
+	  $(if $(BASELINE),--baseline "$$ARG_BASELINE") $(if $(OVERRIDES),--overrides "$$ARG_OVERRIDES") --root "$$ARG_ROOT"
 
 test: lint pytest
 
@@ -67,7 +74,7 @@ lab: $(STAMP)
 	@$(BIN)/python -m jupyter lab notebooks
 
 app: $(STAMP)
-	@$(BIN)/python -m vfmlab app --runs '$(or $(ROOT),demo)/runs'
+	@$(BIN)/python -m vfmlab app --root "$$ARG_ROOT/runs"
 
 lock: $(STAMP)
 	@$(BIN)/python -m uv pip compile pyproject.toml --all-extras --no-header --no-annotate --upgrade --quiet --output-file constraints.txt

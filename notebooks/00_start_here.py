@@ -16,10 +16,10 @@ headless = False  # True: no widgets; every result is the same
 
 # %%
 import vfmlab
-from vfmlab import presets, runs
+from vfmlab import presets, runs, widgets
 from vfmlab.plots import figures, primitives
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 print(f"{run.name}: images from {run.data.source} at {run.data.size} px, run id {run.id}")
 

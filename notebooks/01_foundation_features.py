@@ -17,7 +17,7 @@ import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 vfm = vfmlab.vfm.build(run.vfm or vfmlab.config.recipe.VFM(), run.data.size)
 images, labels, names = figures.examples(run.data, n=8, seed=seed)

@@ -20,7 +20,7 @@ from vfmlab import runs, widgets
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import sweep
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_phase
 primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
@@ -29,7 +29,7 @@ primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).
 # Stop it whenever you like: the state is written to the run's directory, and running this cell again goes on where
 # it stopped. *Prediction:* the reconstruction error falls fast at first; the alignment loss (if there is one) falls more slowly.
 
-# %%
+# %% tags=["train:tokenizer"]
 await widgets.train(run, root, headless)
 folders = [runs.open_run(stage.id, root) for stage in run.recipe.phases()]  # one, or one per stage of the recipe
 primitives.table([{"stage": f.config().stage, "run": f.id, "state": f.status().state, "seconds": round(f.status().seconds)} for f in folders])

@@ -17,7 +17,7 @@ import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_phase for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)

@@ -22,10 +22,11 @@ jobs = 1  # 2: two processes with one thread each
 # %%
 import sys
 
+from vfmlab import widgets
 from vfmlab.plots import ablations, primitives
 from vfmlab.studies import compare
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 study = ablations.study(preset, rows, overrides, seed, seeds)
 primitives.table(ablations.sizes_of(study))
 

@@ -22,10 +22,11 @@ jobs = 1  # 2: two processes with one thread each
 import json
 import sys
 
+from vfmlab import widgets
 from vfmlab.plots import primitives, stages
 from vfmlab.studies import compare
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 names = [name for name in ablations.split(",") if name]
 study = stages.ablation_rows(preset, json.loads(overrides), range(seed, seed + seeds), names)
 primitives.table(stages.plan_records(study[0]))

@@ -22,7 +22,7 @@ from vfmlab import widgets
 from vfmlab.plots import figures, latents, primitives
 from vfmlab.studies import measure
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_phase for name in (preset, baseline)}
 for run in chosen.values():
     await widgets.train(run, root, headless)

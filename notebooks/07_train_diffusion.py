@@ -16,7 +16,7 @@ from vfmlab import runs, widgets
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import sweep
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).items()])
 
@@ -26,7 +26,7 @@ primitives.table([{"part": k, "value": v} for k, v in figures.describe_run(run).
 # learns the velocity from noise to data. *Prediction:* the loss flattens early, long before the samples are good: in
 # flow matching the loss says little about sample quality.
 
-# %%
+# %% tags=["train:diffusion"]
 await widgets.train(run, root, headless)
 folder = runs.open_run(run.id, root)
 figures.training_curves([folder])

@@ -24,10 +24,11 @@ jobs = 1  # 2: two processes with one thread each
 import json
 import sys
 
+from vfmlab import widgets
 from vfmlab.plots import alignment, primitives
 from vfmlab.studies import compare
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 changes, names = json.loads(overrides), [name for name in settings.split(",") if name]
 study = alignment.rows(preset, baseline, changes, range(seed, seed + seeds), names)
 primitives.table(alignment.plan_records(study))

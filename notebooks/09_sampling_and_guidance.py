@@ -15,7 +15,7 @@ import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 await widgets.train(run, root, headless)
 model = vfmlab.load_diffusion(run.id, root)

@@ -17,12 +17,12 @@ report = ""  # where to write the HTML report; empty: <root>/report.html
 from pathlib import Path
 
 import vfmlab
-from vfmlab import runs
+from vfmlab import runs, widgets
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import report as pages
 from vfmlab.training import progress
 
-primitives.use_notebook_renderer()
+widgets.set_up_notebook()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed) for name in (preset, baseline)}
 for run in chosen.values():
     progress.follow(vfmlab.train(run, root=root), "plain" if headless else "auto")

@@ -1,17 +1,16 @@
-"""Comparisons: rows, lanes, tables that hold every seed and never mix protocols, pages that know nothing of this machine."""
+"""Comparisons: rows, tables that hold every seed and never mix protocols, pages that know nothing of this machine."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
 
 import pytest
 import torch
 
 from vfmlab import config, presets, runs
 from vfmlab.errors import ConfigError, TrainingError
-from vfmlab.studies import compare, compare_page, grids, lane, lanes, results
+from vfmlab.studies import compare, compare_page, executor, grids, results
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [32]}
 STAGES = [{"name": "first"}, {"name": "second", "losses": {"l1": 0.5}}]
@@ -159,51 +158,8 @@ def test_end_to_end(tmp_path):
     assert all(before[p.id] == (tmp_path / "runs" / p.id / "status.json").stat().st_mtime for row in rows for p in row.phases)
 
 
-def test_a_lane_trains_and_evaluates_one_row(tmp_path, capsys):
-    row = compare.parse(["tiny_plain_vae"], [0], SMALL, until="tokenizer")[0]
-    bad = compare.parse(["tiny_plain_vae:losses.l1.weight=0,losses.kl.weight=0,losses.multiscale.weight=0"], [0], SMALL, until="tokenizer")[0]
-    codes = []
-    for one in (row, bad):
-        job = tmp_path / f"{one.label}.json"
-        job.write_text(json.dumps({"phases": [json.loads(p.recipe.model_dump_json()) for p in one.phases], "root": str(tmp_path)}))
-        codes.append(lane.main([str(job)]))
-    assert codes == [0, 2]
-    assert runs.RunDir(tmp_path / row.phases[-1].id).report()["metrics"]["psnr"]["value"] is not None
-    assert "losses" in capsys.readouterr().err.strip().splitlines()[-1]
-
-
-CHILD = """
-import json, sys, time, pathlib
-job = json.load(open(sys.argv[1]))
-for phase in job["phases"]:
-    folder = pathlib.Path(job["root"]) / phase["id"]
-    (folder.parent / "order.txt").open("a").write(phase["id"] + "\\n")
-    if folder.exists():
-        continue
-    if phase["lr"] > 1:
-        sys.exit("first line\\nlr is too high")
-    folder.mkdir()
-    time.sleep(0.3)
-    (folder / "status.json").write_text(json.dumps({"state": "finished", "samples": 32, "total": 32, "seconds": 2.0}))
-    (folder / "config.json").write_text("{}")
-"""
-
-
-def test_lanes_share_stages_and_name_what_failed(tmp_path, monkeypatch):
-    """Three rows with one first stage (trained once), and two whose first stage fails (tried once)."""
-    script = tmp_path / "child.py"
-    script.write_text(CHILD)
-    monkeypatch.setattr(lanes, "LANE", (sys.executable, str(script)))
-    monkeypatch.setattr(lanes, "POLL", 0.02)
-    monkeypatch.setattr(lanes, "EVERY", 0.0)
-    told = []
-    write = runs.write_json
-
-    def brief(path, job):  # the stand-in for a lane knows ids, not configs
-        told.append(path.name)
-        write(path, job | {"phases": [{"id": config.parse(p).id, "lr": config.parse(p).last.train.lr} for p in job["phases"]]})
-
-    monkeypatch.setattr(lanes.runs, "write_json", brief)
+def test_rows_share_stages_and_fail_with_the_first_reason(tmp_path, monkeypatch):
+    """Three rows with one first stage, and two whose first stage fails; the graph is the executor's matter."""
     base = presets.get("tiny_plain_vae")
 
     def row(label, lr, then):
@@ -211,16 +167,35 @@ def test_lanes_share_stages_and_name_what_failed(tmp_path, monkeypatch):
         return compare.Row(label, 0, config.override(base, {"stages": stages, "train.lr": lr}), "tokenizer")
 
     rows = [row("a", 0.1, 0.1), row("b", 0.1, 0.2), row("x", 9.0, 0.1), row("y", 9.0, 0.2), row("c", 0.1, 0.3)]
-    stream = io.StringIO()
-    failed = compare.train(rows, tmp_path, jobs=3, stream=stream)
-    assert failed == {rows[2].phases[-1].id: "lr is too high", rows[3].phases[-1].id: "lr is too high"}
-    order = (tmp_path / "order.txt").read_text().split()
-    shared, broken = rows[0].phases[0].id, rows[2].phases[0].id
-    assert order.count(broken) == 1
-    assert order.index(shared) < order.index(rows[0].phases[1].id) < order.index(rows[1].phases[1].id)
-    assert "row 'y', seed 0 failed: lr is too high" in stream.getvalue()
-    assert "left" in stream.getvalue()
-    assert "3 of 5 rows, 2 failed" in stream.getvalue() or "2 of 5 rows, 2 failed" in stream.getvalue()
+    broken, unmeasured = rows[2].phases[0].id, rows[4].phases[1].id
+    keys = []
+
+    def perform(nodes, *_):
+        keys.extend(node.key for node in nodes)
+        outcomes = {}
+        for node in nodes:
+            failed = next((outcomes[need].error for need in node.needs if outcomes[need].error), None)
+            own = {str(tmp_path / broken): "lr is too high", executor.report_key(str(tmp_path / unmeasured)): "no judge"}
+            outcomes[node.key] = executor.Outcome(error=failed or own.get(node.key))
+        return outcomes
+
+    monkeypatch.setattr(executor, "run", perform)
+    ids = [row.phases[-1].id for row in rows]
+    assert compare.train(rows, tmp_path) == {ids[2]: "lr is too high", ids[3]: "lr is too high", ids[4]: "no judge"}
+    assert keys.count(str(tmp_path / rows[0].phases[0].id)) == 3, "one key for what is shared"
+
+
+@pytest.mark.parametrize(("specs", "overrides"), [(["tiny_plain_vae"], {"seed": 5}), (["a=tiny_plain_vae:seed=5"], None)])
+def test_seeds_of_rows_have_one_source(specs, overrides):
+    with pytest.raises(ConfigError, match=r"its seeds are 0, 1; leave 'seed' out"):
+        compare.parse(specs, [0, 1], overrides)
+
+
+def test_a_target_that_cannot_be_written_is_seen_first(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="out = .* cannot be written"):
+        compare.run(["tiny_plain_vae"], [0], tmp_path, tmp_path / "file/table", overrides=SMALL)
+    assert not runs.scan(tmp_path)
 
 
 def test_all_rows_failing_is_one_error(tmp_path):

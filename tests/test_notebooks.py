@@ -24,7 +24,7 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 def demo(tmp_path_factory):
     """The demo at `tiny`, interrupted once a run is finished, then run to its end: (folder, output of the second start)."""
     root = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "vfmlab.studies.demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
+    command = [sys.executable, "-m", "vfmlab", "demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": FOLDER.parent, "start_new_session": True}
     first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
     end = time.time() + 600
@@ -49,13 +49,15 @@ def demo(tmp_path_factory):
 @pytest.mark.timeout(2400)
 def test_the_demo_says_where_and_what_and_how(demo):
     root, told = demo
+    assert "\x1b" not in told, "no escape codes in a pipe"
+    assert "\r" not in told, "no bars in a pipe"
     *_, tokenizer, baseline, seconds, report, app = told.strip().splitlines()
     assert tokenizer.startswith("tiny_vfm_vae ")
     assert baseline.startswith("tiny_plain_vae ")
     assert all("psnr" in line and "gfd" in line and "protocol" in line for line in (tokenizer, baseline))
     assert seconds.startswith("time: ")
     assert str(root / "report.html") in report
-    assert app.endswith(f"vfmlab app --runs {root / 'runs'}")
+    assert app.endswith(f"vfmlab app --root {root / 'runs'}")
     page = (root / "report.html").read_text()
     assert "protocol" in page
     assert "plotly" in page
@@ -105,6 +107,18 @@ def test_no_outputs_are_committed(name):
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     filled = [number for number, cell in enumerate(book.cells) if cell.get("outputs")]
     assert not filled, f"strip cells {filled}: jupyter nbconvert --clear-output --inplace notebooks/{name}.ipynb"
+
+
+def test_a_misspelt_parameter_is_refused_in_the_first_cell(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="this notebook has no parameter 'sede'"):
+        papermill.execute_notebook(FOLDER / "00_start_here.ipynb", tmp_path / "a.ipynb", {"sede": 1}, progress_bar=False, kernel_name="python3")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_first_cell_checks_the_parameters(name):
+    cells = (FOLDER / f"{name}.py").read_text().split("# %%")
+    after = next(i for i, cell in enumerate(cells) if cell.startswith(' tags=["parameters"]'))
+    assert "widgets.set_up_notebook()" in cells[after + 1]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

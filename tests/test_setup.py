@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = [
     *("gradio", "plotly", "diffusers", "datasets", "webdataset", "torch_fidelity", "tensorboard"),
-    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna", "dask", "distributed"),
+    *("jupyterlab", "IPython", "ipywidgets", "ipykernel", "papermill", "jupytext", "nbconvert", "nbformat", "optuna", "dask", "distributed", "dask_jobqueue"),
 ]
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
 PRESENTATION = [
@@ -113,6 +113,23 @@ def test_old_python_is_refused_in_one_line(checkout: Path):
     assert "needs Python >= 3.11" in first
     assert "Python 3.9.1" in first
     assert not (checkout / ".venv" / ".installed").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("value", ["it's", 'say "x"', "a b", "$(x) `id`", '{"seed": 1}'])
+def test_make_passes_values_as_they_are(checkout: Path, value: str):
+    """Quotes, spaces and dollars of a path or of JSON are characters, not shell."""
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\n" "$word"; done\n')
+    python.chmod(0o755)
+    (checkout / ".venv" / ".installed").touch()
+    given = value.replace("$", "$$")  # make's own way to write a dollar
+    done = make("demo", f"DATA={given}", f"OVERRIDES={given}", f"ROOT={given}", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["-m", "vfmlab", "demo", "--data", value, "--overrides", value, "--root", value]
+    assert make("app", f"ROOT={given}", cwd=checkout).stdout.splitlines()[-1] == f"{value}/runs"
+    assert make("demo", cwd=checkout).stdout.splitlines() == ["-m", "vfmlab", "demo", "--root", "demo"]
 
 
 def test_import_is_light():

@@ -247,3 +247,11 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(ConfigError, match="or set headless = True"):
         widgets.choose(lambda n: n, n=[3])
+
+
+def test_a_parameter_that_a_notebook_does_not_have_is_refused():
+    own = "seed = 0  # of all\npreset: str = 'a'\n"
+    for cells in ([own, "x = 1"], [own, "# Parameters\nseed = 1\npreset = 'b'\n", "import sys"], []):
+        widgets.notebook.check_parameters(cells)
+    with pytest.raises(ConfigError, match=r"this notebook has no parameter 'sede' \(did you mean 'seed'\?\)"):
+        widgets.notebook.check_parameters(["", own, "# Parameters\nseed = 1\nsede = 1\n", "import sys"])

@@ -328,6 +328,12 @@ def create(run: Phase, root: str | Path = "runs") -> RunDir:
     return RunDir(run_dir.path)
 
 
+def finished(run: Phase, root: str | Path = "runs") -> bool:
+    """Whether `run` is under `root` and trained to its end."""
+    folder = RunDir(root_folder(root) / run.id)
+    return (folder.path / "config.json").exists() and folder.status().state == "finished"
+
+
 @contextmanager
 def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
     """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run began."""

@@ -32,7 +32,9 @@ EXTRAS = {  # extra -> what of it is looked for
     "app": ("gradio",),
     "notebooks": ("jupyterlab", "ipywidgets", "plotly", "papermill", "jupytext", "nbconvert"),
     "hub": ("diffusers",),
+    "studies": ("distributed",),
     "sweep": ("optuna",),
+    "cluster": ("dask_jobqueue",),
 }
 
 # Prints one JSON object; each step is tried even when an earlier one failed, because the first error names the cause.

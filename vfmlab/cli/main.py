@@ -19,9 +19,8 @@ import tyro
 from vfmlab.cli.arguments import Interrupted
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
-from vfmlab.cli.serve import app, demo
-from vfmlab.cli.studies import compare, correlate, stop
-from vfmlab.cli.sweep import sweep
+from vfmlab.cli.serve import app
+from vfmlab.cli.studies import compare, correlate, demo, stop, sweep
 from vfmlab.cli.training import evaluate, train
 from vfmlab.cli.weights import export, import_
 from vfmlab.config.files import expand, root_folder

@@ -1,4 +1,4 @@
-"""Commands that show: `vfmlab app` and `vfmlab demo`."""
+"""`vfmlab app`."""
 
 from __future__ import annotations
 
@@ -49,18 +49,3 @@ def app(
     account = (user, password) if login is not None else None
     application.launch(root, host=host, port=port, auth=account, mcp=mcp)
     return 0
-
-
-def demo(data: str | None = None, preset: str | None = None, root: Path | None = None) -> int:
-    """Train, sample, measure and write a report, by the notebooks; the same as make demo.
-
-    Args:
-        data: another source of images, e.g. folder:PATH or parquet:PATH.
-        preset: another preset than the pocket VFM tokenizer.
-        root: folder of the run directories.
-    """
-    from vfmlab.studies import demo as demonstration
-
-    given = {"--data": data, "--preset": preset, "--root": root}
-    pairs = [(flag, str(value)) for flag, value in given.items() if value is not None]
-    return demonstration.main([part for pair in pairs for part in pair])

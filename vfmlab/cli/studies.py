@@ -1,17 +1,27 @@
-"""Commands that train many settings and write down what came out: `vfmlab compare` and `vfmlab correlate`."""
+"""Commands that train many settings: `vfmlab compare`, `correlate`, `sweep`, `demo`; and `stop`."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import arg
 
-from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
+from vfmlab.cli.arguments import Assignments, Interrupted, Root, RunArg, assignments
 from vfmlab.errors import ConfigError, RunError
 
-Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help="[LABEL=]PRESET[+VARIANT...][@PRESET][:field=value,...]")]
+ROW = "[LABEL=]PRESET[+VARIANT...][@PRESET][:field=value,...]"
+NOTEBOOK = "an .ipynb or py:percent file with a cell tagged 'parameters'"
+WORKERS = "worker processes on this machine, by default one per GPU or core; or jobs of the queue"
+ADDRESS = "a dask scheduler (tcp://HOST:PORT), or a YAML file for dask-jobqueue"
+Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help=ROW)]
+NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
+Jobs = Annotated[int | None, arg(help=WORKERS)]
+Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
+Retry = Annotated[bool, arg(help="try again what failed before")]
 
 
 def compare(
@@ -21,7 +31,9 @@ def compare(
     seeds: tuple[int, ...] = (0, 1),
     root: Root = Path("runs"),
     out: Path = Path("comparison"),
-    jobs: int = 2,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    retry: Retry = False,
     title: str = "Comparison",
     until: Literal["first_stage", "tokenizer"] | None = None,
 ) -> int:
@@ -31,15 +43,17 @@ def compare(
         sets: changes that hold for all rows.
         seeds: every row is trained with each.
         out: where to write; .md, .json and .html are added.
-        jobs: runs at a time, one thread each where there are several.
         title: heading of the page.
         until: leave diffusion out, or all but the first stage of each recipe.
     """
     from vfmlab.studies import compare as comparing
 
     if not rows:
-        raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae")
-    print(f"written: {comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until)}")
+        raise ConfigError(
+            "no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae"
+        )
+    page = comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until, cluster, retry)
+    print(f"written: {page}")
     return 0
 
 
@@ -50,18 +64,19 @@ def correlate(
     seeds: tuple[int, ...] = (0, 1),
     root: Root = Path("runs"),
     out: Path = Path("correlation"),
-    jobs: int = 2,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    retry: Retry = False,
     target: str = "gfd",
     names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
     compared_with: str | None = None,
 ) -> int:
-    """Which numbers of a tokenizer go along with how well diffusion trains on it: measures, rank correlations, figures.
+    """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
         sets: changes that hold for all rows.
         seeds: every row is trained with each.
         out: where to write; .md, .json and .html are added.
-        jobs: runs at a time, one thread each where there are several.
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
         compared_with: reference model of all rows in place of each row's default.
@@ -69,9 +84,84 @@ def correlate(
     from vfmlab.studies import compare as comparing
 
     if len(rows) < comparing.correlation.LEAST:
-        raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} settings")
+        raise ConfigError(
+            f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} settings"
+        )
     more = {"names": names} if names else {}
-    print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, compared_with=compared_with, **more)}")
+    more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
+    print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
+    return 0
+
+
+def sweep(
+    notebook: NotebookArg,
+    /,
+    grid: Path,
+    out: Path | None = None,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    retry: Retry = False,
+) -> int:
+    """Run a notebook at every point of a grid, or where Optuna chooses, and make one table and page.
+
+    Points that are done are skipped; started again, a sweep goes on. Exit code 1: some points failed.
+
+    Args:
+        grid: YAML or JSON: notebook parameters, config fields, or a search; see docs/sweeps.md.
+        out: folder of the sweep; by default sweeps/<notebook>-<grid>.
+    """
+    from vfmlab.studies import sweep as sweeps
+
+    again = ["vfmlab", "sweep", str(notebook), "--grid", str(grid), *(["--out", str(out)] if out else [])]
+    again = shlex.join([*again, *(["--cluster", cluster] if cluster else [])])
+    try:
+        result = sweeps.run(notebook, grid, out, jobs, retry, cluster)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what was done is kept. To go on: {again}") from None
+    failed = result.count("failed")
+    more = f", {failed} failed; to run them again: {again} --retry" if failed else ""
+    print(f"{result.count('finished')} of {len(result.records)} points finished{more}")
+    print(f"table: {result.table}\npage:  {result.page}")
+    return int(failed > 0)
+
+
+def demo(
+    preset: str = "pocket_vfm_vae",
+    baseline: str = "pocket_plain_vae",
+    data: str = "",
+    overrides: str = "{}",
+    root: Path = Path("demo"),
+    seed: int | None = None,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+) -> int:
+    """The whole pipeline on a VFM beside a plain one, by notebooks, into one HTML report, as make demo.
+
+    Args:
+        preset: the pipeline on a VFM.
+        baseline: the pipeline that it is compared with.
+        data: other images: folder:PATH, parquet:PATH, hf:NAME, wds:PATTERN.
+        overrides: JSON with dotted names, applied to both.
+        root: folder for runs, executed notebooks and the report.
+        seed: of both pipelines.
+    """
+    print(f"vfmlab demo: {preset} beside {baseline}", flush=True)  # first: what comes takes seconds to import
+    try:
+        changes = json.loads(overrides)
+    except ValueError as error:
+        raise ConfigError(f"--overrides: not JSON ({error}): {overrides!r}") from None
+    if not isinstance(changes, dict):
+        raise ConfigError(f"--overrides: expected a JSON object with dotted names, got {overrides!r}")
+    from vfmlab.studies import demo as demonstration
+
+    try:
+        report = demonstration.run(preset, baseline, data, changes, root, seed, jobs, cluster)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what was trained is kept: the same command goes on from there"
+        ) from None
+    print(f"report: {report}   executed notebooks: {report.parent / 'notebooks'}")
+    print(f"look at the runs in the app: vfmlab app --root {report.parent / 'runs'}")
     return 0
 
 
@@ -81,7 +171,9 @@ def stop(run: RunArg, /, root: Root = Path("runs")) -> int:
 
     folder = runs.open_run(run, root)
     if (state := folder.status().state) != "running":
-        raise RunError(f"run '{folder.id}' is not being trained (state: {state}), so there is nothing to stop")
+        raise RunError(
+            f"run '{folder.id}' is not being trained (state: {state}), so there is nothing to stop"
+        )
     folder.request_stop()
     print(f"run '{folder.id}' saves and ends after the step it is in")
     return 0

@@ -19,8 +19,8 @@ from vfmlab.evaluation.protocol import Resolved, as_saved, open_setup, real_feat
 from vfmlab.evaluation.reconstruction import decibels
 from vfmlab.plots import figures, primitives
 from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
+from vfmlab.runs import finished
 from vfmlab.studies.compare import METRICS, Row, spread
-from vfmlab.studies.lanes import finished
 from vfmlab.studies.results import means, sizes
 
 SHOWN = ("psnr", "psnr_mask", "ssim", "lpips", "feature_distance", "rfd", "probe_linear")

@@ -1,30 +1,64 @@
-"""Train several settings with several seeds under one protocol and write down what came out, whichever way it is.
+"""Train several settings with several seeds under one protocol and write down what came out.
 
-Rows (:mod:`~vfmlab.studies.rows`) are trained and evaluated side by side (:mod:`~vfmlab.studies.lanes`); what is finished
-is not done again, and a row that fails is named without losing the others. The result is a table of numbers, costs and
-sizes, stage by stage where a recipe has stages, curves over training, and reconstructions of the same images, with the
-command that made them: Markdown, JSON, HTML and PNG. Numbers of different protocols never stand in one table.
+Rows (:mod:`~vfmlab.studies.rows`) are trained and evaluated by the :mod:`~vfmlab.studies.executor`; what is
+finished is not done again, and a row that fails is named without losing the others. The result is a table of
+numbers, costs and sizes, stage by stage where a recipe has stages, curves over training, and reconstructions
+of the same images, with the command that made them: Markdown, JSON, HTML and PNG. Numbers of different
+protocols never stand in one table.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vfmlab import runs
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.protocol import groups
-from vfmlab.studies import compare_page, correlation, correlation_page, grids
-from vfmlab.studies.lanes import train
+from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
 from vfmlab.studies.results import METRICS, collect, records, spread, stage_records
 from vfmlab.studies.rows import Row, Until, parse
 
-__all__ = ["METRICS", "Row", "collect", "correlate", "groups", "parse", "records", "run", "spread", "stage_records", "train"]
+__all__ = ["METRICS", "Row", "collect", "correlate", "groups", "parse", "records", "run"]
+__all__ += ["spread", "stage_records", "train"]
 TITLE = "Comparison"
+
+
+def train(
+    rows: Sequence[Row],
+    root: str | Path,
+    jobs: int | None = None,
+    stream: TextIO | None = None,
+    cluster: str | None = None,
+    retry: bool = True,
+) -> dict[str, str]:
+    """Train and measure all phases of all rows; what is finished is not done again.
+
+    Args:
+        jobs, stream, cluster: see :func:`vfmlab.studies.executor.run`. retry: train phases again that failed
+        before.
+
+    Returns:
+        id of a row's last phase -> why it could not be had, for the rows that failed. Ctrl-C saves all and is
+        raised.
+    """
+    root = Path(root).expanduser().resolve()
+    names = [f"{row.label}, seed {row.seed}," for row in rows]
+    parts = [
+        executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
+        for row, name in zip(rows, names, strict=True)
+    ]
+    outcomes = executor.run([node for nodes in parts for node in nodes], jobs, cluster, stream)
+    failed: dict[str, str] = {}
+    for row, nodes in zip(rows, parts, strict=True):
+        if error := next((outcomes[node.key].error for node in nodes if outcomes[node.key].error), None):
+            failed[row.phases[-1].id] = error
+    return failed
 
 
 def run(
@@ -32,33 +66,38 @@ def run(
     seeds: Sequence[int],
     root: str | Path,
     out: str | Path,
-    jobs: int = 2,
+    jobs: int | None = None,
     overrides: dict[str, Any] | None = None,
     title: str = TITLE,
     until: Until = None,
+    cluster: str | None = None,
+    retry: bool = True,
 ) -> Path:
-    """Train what is missing, evaluate, and write `out`.md, `out`.json, `out`.html and `images/<out>*.png` beside them.
+    """Train what is missing, evaluate, and write `out`.md, `out`.json, `out`.html and images/<out>*.png.
 
     Args:
-        specs: rows, see :mod:`vfmlab.studies.rows`. seeds: each row is trained with each. jobs: rows at a time.
-        overrides: dotted changes that hold for all rows. until: "tokenizer" leaves diffusion out.
+        specs: rows, see :mod:`vfmlab.studies.rows`. seeds: each row is trained with each. jobs, cluster,
+        retry: see :func:`train`. overrides: dotted changes that hold for all rows. until: "tokenizer" leaves
+        diffusion out.
 
     Returns:
         the Markdown file.
 
     Raises:
-        TrainingError: every row failed; the first reason.
+        TrainingError: every row failed; the first reason. ConfigError: a row that cannot be, `out` cannot be
+        written.
     """
-    root, out = Path(root), _bare(out)
+    root, out = Path(root).expanduser(), _target(out)
     rows = parse(specs, seeds, overrides, until)
-    results = collect(rows, root, train(rows, root, jobs))
+    results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
     if not any(r["metrics"] for r in results):
         raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0]['failed']}")
-    command = _command("compare", specs, seeds, out, overrides, {"--until": [until], "--title": [title] if title != TITLE else []})
-    out.parent.mkdir(parents=True, exist_ok=True)
+    more = {"--until": [until], "--title": [title] if title != TITLE else []}
+    command = _command("compare", specs, seeds, out, overrides, more)
     pictures = grids.write(rows, root, out.parent / "images", out.name)
     seen = {label: f"images/{path.name}" for label, path in pictures.items()}
-    runs.write_json(out.with_name(f"{out.name}.json"), {"title": title, "command": command, "results": results, "pictures": seen})
+    facts = {"title": title, "command": command, "results": results, "pictures": seen}
+    runs.write_json(out.with_name(f"{out.name}.json"), facts)
     runs.write_atomic(out.with_name(f"{out.name}.html"), compare_page.page(results, command, title, pictures))
     runs.write_atomic(out.with_name(f"{out.name}.md"), compare_page.markdown(results, command, title, seen))
     return out.with_name(f"{out.name}.md")
@@ -69,18 +108,21 @@ def correlate(
     seeds: Sequence[int],
     root: str | Path,
     out: str | Path,
-    jobs: int = 2,
+    jobs: int | None = None,
     overrides: dict[str, Any] | None = None,
     target: str = "gfd",
     names: Sequence[str] = correlation.NAMES,
     compared_with: str | None = None,
     say: Callable[[str], object] = print,
+    cluster: str | None = None,
+    retry: bool = True,
 ) -> Path:
-    """Train what is missing, measure every tokenizer with the instruments, and write which numbers go along with `target`.
+    """Train what is missing, measure every tokenizer, and write which numbers go along with `target`.
 
     Args:
-        specs, seeds, jobs, overrides: as in :func:`run`. target: "gfd", "gfd_own" or "class_accuracy". names: instruments.
-        compared_with: reference model of all rows; None: each row's default, see `vfmlab.evaluation.reference`.
+        specs, seeds, jobs, overrides, cluster, retry: as in :func:`run`. target: "gfd", "gfd_own" or
+        "class_accuracy". names: instruments. compared_with: reference model of all rows; None: each row's
+        default, see `vfmlab.evaluation.reference`.
 
     Returns:
         the Markdown file; `out`.json and `out`.html stand beside it.
@@ -91,23 +133,40 @@ def correlate(
     if target not in correlation.TARGETS:
         raise ConfigError(f"target = '{target}': choose from {', '.join(correlation.TARGETS)}")
     choose(names, "tokenizer", "the rows")
-    root, out = Path(root), _bare(out)
+    root, out = Path(root).expanduser(), _target(out)
     rows = parse(specs, seeds, overrides)
-    results = correlation.measure_rows(collect(rows, root, train(rows, root, jobs)), rows, root, names, compared_with, say)
+    failed = train(rows, root, jobs, None, cluster, retry)
+    results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
     found = correlation.correlate(results, target)
-    more = {"--target": [target] if target != "gfd" else [], "--instruments": list(names) if tuple(names) != correlation.NAMES else []}
+    more: dict[str, Sequence[str | None]] = {"--target": [target] if target != "gfd" else []}
+    more["--instruments"] = list(names) if tuple(names) != correlation.NAMES else []
     command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
-    return correlation_page.write(results, found, target, command, f"What goes along with {correlation.name(target)}", out)
+    title = f"What goes along with {correlation.name(target)}"
+    return correlation_page.write(results, found, target, command, title, out)
 
 
-def _bare(out: str | Path) -> Path:
-    """The name of the files to write, without an ending."""
-    out = Path(out)
-    return out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
+def _target(out: str | Path) -> Path:
+    """The name of the files to write, without an ending. A folder that cannot be written is refused now."""
+    out = Path(out).expanduser()
+    out = out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"out = '{out}' cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    return out
 
 
 def _command(
-    verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path, overrides: dict[str, Any] | None, more: dict[str, Sequence[str | None]]
+    verb: str,
+    specs: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    overrides: dict[str, Any] | None,
+    more: dict[str, Sequence[str | None]],
 ) -> str:
     """What to type to have the same again, without folders of this machine."""
     sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]

@@ -1,193 +1,143 @@
-"""`make demo`: the whole pipeline, a VFM tokenizer beside a plain VAE, through the notebooks, into one HTML report.
+"""`make demo`: the whole pipeline, a VFM tokenizer beside a plain VAE, by notebooks, into one HTML report.
 
-Two lanes (one per tokenizer) train side by side with one thread each, because on two cores two one-thread processes are
-faster than one with two threads. Every notebook is executed by papermill; what a notebook finds finished it does not
-train again, so an interrupted demo goes on where it was.
+The trainings are nodes of one graph, the notebooks are nodes that come after what they show; what is finished
+is not done again, so an interrupted demo goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from vfmlab import config, runs
-from vfmlab.errors import ConfigError, TrainingError, VfmlabError
-from vfmlab.training.progress import clock, watch
+from vfmlab import api, config, data, runs
+from vfmlab.data.records import RecordSource
+from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.studies import executor
+from vfmlab.studies.executor import Node
+from vfmlab.studies.sweep.notebook import execute
+from vfmlab.training.progress import clock
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+SHOWN = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")
 
 
-@dataclass
-class Step:
-    """One notebook with its parameters. output: name of the executed copy."""
+def run(
+    preset: str,
+    baseline: str,
+    source: str,
+    overrides: dict[str, Any],
+    root: str | Path,
+    seed: int | None = None,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    say: Callable[[str], object] = print,
+) -> Path:
+    """Train both pipelines, execute the notebooks into `root`/notebooks; `root`/report.html is returned.
 
-    notebook: str
-    parameters: dict[str, Any]
-    suffix: str = ""
+    Args:
+        preset: the pipeline on a VFM. baseline: the pipeline that it is compared with. source: images, "" for
+        the preset's. overrides: dotted changes to both. seed: None: as in `overrides`, else 0. jobs, cluster:
+        see `executor.run`.
 
-    @property
-    def output(self) -> str:
-        return self.notebook + self.suffix
-
-
-@dataclass
-class Lane:
-    """Steps that run one after the other, in a process of their own."""
-
-    name: str
-    steps: list[Step]
-    process: subprocess.Popen | None = None
-    done: list[str] = field(default_factory=list)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="vfmlab demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", default="pocket_vfm_vae", help="the pipeline on a VFM")
-    parser.add_argument("--baseline", default="pocket_plain_vae", help="the pipeline it is compared with")
-    parser.add_argument("--data", default="", help="folder:PATH, parquet:PATH, hf:NAME, wds:PATTERN; default: the preset's")
-    parser.add_argument("--overrides", default="{}", help="JSON with dotted names, applied to both")
-    parser.add_argument("--root", default="demo", help="folder for runs, executed notebooks and the report")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except VfmlabError as error:
-        print(f"vfmlab demo: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; what was trained is kept: the same command goes on from there", file=sys.stderr)  # noqa: T201
-        return 130
-
-
-def run(args: argparse.Namespace) -> int:
-    say = print
-    began = time.monotonic()
-    say(f"vfmlab demo: {args.preset} beside {args.baseline}", flush=True)
-    from vfmlab import api  # after the first line: it takes torch with it
-
-    root = Path(args.root).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        overrides = json.loads(args.overrides)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--overrides: not JSON ({error}): {args.overrides!r}") from None
-    if args.data:
-        overrides = real_data(args.data, root, overrides, say) | overrides
-    text = json.dumps(overrides)
-    chosen = {name: api.resolve(name, text, seed=args.seed) for name in (args.preset, args.baseline)}
-    common = {"overrides": text, "root": str(root / "runs"), "seed": args.seed, "headless": True}
-    lanes = [
-        Lane(name, [Step(n, {**common, "preset": name}, f".{name}") for n in ("02_train_a_tokenizer", "07_train_diffusion")])
-        for name in chosen
+    Raises:
+        ConfigError: a preset, field or source that cannot be, a seed given twice. TrainingError: a part
+        failed.
+    """
+    root, began = Path(root).expanduser().resolve(), time.monotonic()
+    own = overrides.get("seed", seed)
+    if seed is not None and own != seed:
+        raise ConfigError(f"--seed {seed}, and --overrides say seed = {own}; give one of them")
+    overrides = {key: value for key, value in overrides.items() if key != "seed"}
+    folder, nodes = root / "runs", []
+    if source:
+        fields, judge = real_data(source, overrides, folder)
+        overrides = fields | overrides
+        if judge is not None:
+            number = f"{judge.train.samples:,} images"
+            say(f"a judge is trained on these images first ({number}): the bundled one knows drawn scenes")
+            nodes = executor.phase_nodes(judge.phases(), folder, "judge")
+    chosen = {name: api.resolve(name, overrides, seed=own or 0) for name in (preset, baseline)}
+    say(f"images: {chosen[preset].data.source}, {chosen[preset].data.size} px; results go to {root}")
+    first = tuple(node.key for node in nodes)
+    common = {"overrides": json.dumps(overrides), "root": str(folder), "seed": own or 0, "headless": True}
+    (root / "notebooks").mkdir(parents=True, exist_ok=True)
+    trained: dict[str, tuple[str, str]] = {}  # reports of tokenizer and diffusion model
+    for name, whole in chosen.items():
+        nodes += executor.phase_nodes(whole.phases(), folder, name, evaluate=True, needs=first)
+        trained[name] = (executor.report_key(str(folder / whole.tokenizer_phase.id)), nodes[-1].key)
+        for notebook, need in zip(("02_train_a_tokenizer", "07_train_diffusion"), trained[name], strict=True):
+            nodes.append(_notebook(root, notebook, {**common, "preset": name}, (need,), f".{name}"))
+    pair = {**common, "preset": preset, "baseline": baseline}
+    tokenizers, models = zip(*trained.values(), strict=True)
+    nodes += [
+        _notebook(root, "00_start_here", {**common, "preset": preset}, first),
+        _notebook(root, "01_foundation_features", {**common, "preset": preset}, first),
+        _notebook(root, "03_reconstruction_report", pair, tokenizers),
+        _notebook(root, "09_sampling_and_guidance", {**common, "preset": preset}, (trained[preset][1],)),
+        _notebook(root, "10_compare_and_report", {**pair, "report": str(root / "report.html")}, models),
     ]
-    pair = {"preset": args.preset, "baseline": args.baseline}
-    looking = [Step(n, {**common, "preset": args.preset}) for n in ("00_start_here", "01_foundation_features")]
-    lanes[1].steps = [*looking, *lanes[1].steps]  # the baseline is trained sooner
-    after = [
-        Lane("report", [
-            Step("03_reconstruction_report", {**common, **pair}),
-            Step("10_compare_and_report", {**common, **pair, "report": str(root / "report.html")}),
-        ]),
-        Lane("sampling", [Step("09_sampling_and_guidance", {**common, "preset": args.preset})]),
-    ]
-    say(f"images: {chosen[args.preset].data.source}, {chosen[args.preset].data.size} px; results go to {root}")
-    together(lanes, root, list(chosen.values()))
-    together(after, root, [])
-    _summary(chosen, root, time.monotonic() - began, say)
-    return 0
+    outcomes = executor.run(nodes, jobs, cluster)
+    if failed := [node for node in nodes if outcomes[node.key].error]:
+        text = f"{failed[0].label} failed: {outcomes[failed[0].key].error}"
+        raise TrainingError(
+            f"{text}; mend it and start the demo again, it goes on ({len(failed)} of {len(nodes)} parts are "
+            "missing)"
+        )
+    for name, whole in chosen.items():
+        say(f"{name:24s} {_numbers(whole, folder)}")
+    say(f"time: {clock(time.monotonic() - began)}")
+    return root / "report.html"
 
 
-def real_data(source: str, root: Path, given: dict[str, Any], say: Any) -> dict[str, Any]:
-    """Overrides that put both pipelines onto the user's images, with a judge of its own unless `given` names features."""
-    from vfmlab import api, data
-    from vfmlab.data.records import RecordSource
-
+def real_data(
+    source: str, overrides: dict[str, Any], root: Path
+) -> tuple[dict[str, Any], config.Recipe | None]:
+    """Overrides that put both pipelines onto the user's images, and the judge to train if none is named."""
     opened = data.open_source(config.Data(source=source, size=32, train=1000, val=64), "val")
     if not isinstance(opened, RecordSource):
-        raise ConfigError(f"--data '{source}': drawn scenes are what the presets use already; use --overrides '{{\"data.source\": \"{source}\"}}'")
+        raise ConfigError(
+            f"--data '{source}': drawn scenes are what the presets use already; "
+            f"use --overrides '{{\"data.source\": \"{source}\"}}'"
+        )
     size = 32 if max(opened.native_size()) <= 48 else 64
-    factor = size // 8
-    overrides: dict[str, Any] = {"data.source": source, "data.size": size, "tokenizer.factor": factor, "data.flip": True}
-    if "protocol.features" in given:
-        return overrides
+    images = {"data.source": source, "data.size": size, "data.flip": True}
+    fields: dict[str, Any] = {**images, "tokenizer.factor": size // 8}
+    if "protocol.features" in overrides:
+        return fields, None
     half = 51_200  # images; enough for a judge of ten classes, and half the time
-    judge = api.resolve("pocket_judge", {"data.source": source, "data.size": size, "data.flip": True, "train.samples": half, "train.evaluate_at": [half]})
-    say(f"a judge is trained on these images first ({judge.train.samples:,} images): the bundled one knows only the drawn scenes")
-    for _ in watch(api.train(judge, root / "runs")):
-        pass
-    return overrides | {"protocol.features": f"judge:{root / 'runs' / judge.id}"}
+    judge = api.resolve("pocket_judge", {**images, "train.samples": half, "train.evaluate_at": [half]})
+    return fields | {"protocol.features": f"judge:{root / judge.id}"}, judge
 
 
-def together(lanes: list[Lane], root: Path, chosen: list[config.Recipe]) -> None:
-    """Run lanes side by side with one thread each, and show one bar per running phase until all have ended."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VFMLAB_LANES": str(len(lanes))}
-    folder = root / "notebooks"
-    folder.mkdir(exist_ok=True)
-    for lane in lanes:
-        jobs = json.dumps([{"source": str(FOLDER / f"{s.notebook}.ipynb"), "target": str(folder / f"{s.output}.ipynb"), "parameters": s.parameters} for s in lane.steps])
-        log = open(folder / f"{lane.name}.log", "ab")  # noqa: SIM115  (the child keeps it)
-        lane.process = subprocess.Popen([sys.executable, "-m", "vfmlab.studies.demo_lane", jobs], stdout=log, stderr=log, env=environment)
-    bars: dict[str, tqdm] = {}
-    phases = [phase for run in chosen for phase in run.phases()]
-    try:
-        steps = tqdm(total=sum(len(lane.steps) for lane in lanes), desc="notebooks", unit="nb", position=0)
-        while any(lane.process.poll() is None for lane in lanes):
-            _refresh(phases, root, bars)
-            finished = sum((folder / f"{s.output}.html").exists() for lane in lanes for s in lane.steps)
-            steps.update(finished - steps.n)
-            if any(lane.process.poll() not in (None, 0) for lane in lanes):
-                break
-            time.sleep(0.5)
-        steps.update(steps.total - steps.n if all(lane.process.poll() == 0 for lane in lanes) else 0)
-    finally:
-        for bar in [*bars.values(), steps]:
-            bar.close()
-        for lane in lanes:
-            if lane.process.poll() is None:
-                lane.process.terminate()
-        for lane in lanes:
-            lane.process.wait()
-    for lane in lanes:
-        if lane.process.returncode:
-            lines = (folder / f"{lane.name}.log").read_text(errors="replace").strip().splitlines()
-            reason = next((line for line in reversed(lines) if "Error" in line or "error" in line), lines[-1] if lines else "no output")
-            raise TrainingError(f"lane '{lane.name}' failed: {reason.strip()} (full log: {folder / f'{lane.name}.log'}); mend it and start again, it goes on")
+def _notebook(
+    root: Path, name: str, parameters: dict[str, Any], needs: tuple[str, ...], suffix: str = ""
+) -> Node:
+    target = str(root / "notebooks" / f"{name}{suffix}.ipynb")
+    given = {"source": str(FOLDER / f"{name}.ipynb"), "target": target, "parameters": parameters}
+    return Node(target, "notebook", f"notebook {name}{suffix}", show_notebook, given, needs)
 
 
-def _refresh(phases: list[config.Recipe], root: Path, bars: dict[str, tqdm]) -> None:
-    for phase in phases:
-        path = root / "runs" / phase.id
-        if not (path / "status.json").exists():
-            continue
-        status = runs.RunDir(path).status()
-        if status.state == "running" and phase.id not in bars:
-            bars[phase.id] = tqdm(total=status.total, initial=status.samples, desc=phase.name[:34], unit="img", unit_scale=True, position=len(bars) + 1)
-        if phase.id in bars:
-            bars[phase.id].update(status.samples - bars[phase.id].n)
+def show_notebook(source: str, target: str, parameters: dict[str, Any]) -> None:
+    """Execute a notebook and export it as HTML beside `target`, unless it was, with these parameters."""
+    from nbconvert import HTMLExporter
+
+    page = Path(target).with_suffix(".html")
+    text = Path(source).read_text() + json.dumps(parameters, sort_keys=True)
+    stamp = f"<!-- vfmlab {hashlib.sha256(text.encode()).hexdigest()} -->"
+    if page.exists() and stamp in page.read_text()[-200:]:
+        return
+    page.unlink(missing_ok=True)
+    execute(source, target, parameters)
+    html, _ = HTMLExporter().from_filename(target)
+    runs.write_atomic(page, f"{html}\n{stamp}\n")
 
 
-def _summary(chosen: dict[str, config.Recipe], root: Path, seconds: float, say: Any) -> None:
-    from vfmlab import api
-
-    shown = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")
-    for name, run in chosen.items():
-        metrics = api.evaluate(run.id, root / "runs")
-        numbers = "  ".join(f"{k} {metrics['metrics'][k]['value']:.3g}" for k in shown if metrics["metrics"].get(k, {}).get("value") is not None)
-        say(f"{name:24s} {numbers}  (protocol {metrics['hash']}, run {run.id})")
-    say(f"time: {clock(seconds)}")
-    say(f"report: {root / 'report.html'}   executed notebooks: {root / 'notebooks'}")
-    say(f"look at the runs in the app: vfmlab app --runs {root / 'runs'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _numbers(whole: config.Recipe, root: Path) -> str:
+    report = api.evaluate(whole.id, root)
+    values = {key: report["metrics"].get(key, {}).get("value") for key in SHOWN}
+    numbers = "  ".join(f"{key} {value:.3g}" for key, value in values.items() if value is not None)
+    return f"{numbers}  (protocol {report['hash']}, run {whole.id})"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vfmlab import api, runs
 from vfmlab.plots import figures, primitives
-from vfmlab.studies.lanes import finished
+from vfmlab.runs import finished
 from vfmlab.studies.rows import Row
 
 SHOWN = 10

@@ -11,7 +11,7 @@ from typing import Any
 from vfmlab import api, runs
 from vfmlab.errors import VfmlabError
 from vfmlab.evaluation.protocol import BETTER, HIGHER, rank
-from vfmlab.studies.lanes import finished
+from vfmlab.runs import finished
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 

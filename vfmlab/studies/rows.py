@@ -19,7 +19,7 @@ Until = Literal["first_stage", "tokenizer"] | None
 
 @dataclass(frozen=True)
 class Row:
-    """One setting with one seed. until: leave out what comes after the tokenizer, or after its first stage."""
+    """One setting with one seed. until: leave out what comes after the tokenizer, or its first stage."""
 
     label: str
     seed: int
@@ -29,8 +29,8 @@ class Row:
     @property
     def tokenizers(self) -> list[config.Phase]:
         """The stages of the tokenizer; the last one is what diffusion is trained on."""
-        found = [phase for phase in self.run.phases() if phase.diffusion is None]
-        return found[:1] if self.until == "first_stage" else found
+        stages = [phase for phase in self.run.phases() if phase.diffusion is None]
+        return stages[:1] if self.until == "first_stage" else stages
 
     @property
     def phases(self) -> list[config.Phase]:
@@ -38,26 +38,41 @@ class Row:
         return self.tokenizers if self.until else self.run.phases()
 
 
-def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None, until: Until = None) -> list[Row]:
+def parse(
+    specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None, until: Until = None
+) -> list[Row]:
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
     Raises:
-        ConfigError: a row that is no setting, two rows with one label or one config, an `until` that no row reaches.
+        ConfigError: a row that is no setting, two rows with one label or one config, an `until` that no row
+        reaches.
     """
     if until not in (None, "first_stage", "tokenizer"):
-        raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' or its 'first_stage'")
+        raise ConfigError(
+            f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' or its "
+            "'first_stage'"
+        )
     rows = []
     for seed in seeds:
         for spec in specs:
             label, name, fields = _read(spec)
+            if "seed" in {**(overrides or {}), **fields}:
+                raise ConfigError(
+                    f"row '{spec}': its seeds are {', '.join(map(str, seeds))}; "
+                    "leave 'seed' out of the fields and of --set"
+                )
             run = api.resolve(name, {**(overrides or {}), **fields}, seed=seed)
             if run.tokenizer is None:
                 raise ConfigError(f"row '{spec}': '{name}' trains no tokenizer; name a preset that does")
             rows.append(Row(label, seed, run, until))
-    for what, keys in (("label", [(row.label, row.seed) for row in rows]), ("config", [row.phases[-1].id for row in rows])):
+    labels, ids = [(row.label, row.seed) for row in rows], [row.phases[-1].id for row in rows]
+    for what, keys in (("label", labels), ("config", ids)):
         twice = [row.label for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1]
         if twice:
-            raise ConfigError(f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; rows must differ in preset, variant, fields or seed, and in label")
+            raise ConfigError(
+                f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; "
+                "rows must differ in preset, variant, fields or seed, and in label"
+            )
     return rows
 
 
@@ -65,5 +80,5 @@ def _read(spec: str) -> tuple[str, str, dict[str, Any]]:
     """label, name of the recipe, fields. The label is what stands before a '=' that comes before the ':'."""
     head, _, tail = spec.partition(":")
     label, _, name = head.rpartition("=")
-    fields = [f for f in re.split(r",(?![^\[{]*[\]}])", tail) if f]  # commas inside of lists do not separate fields
+    fields = [f for f in re.split(r",(?![^\[{]*[\]}])", tail) if f]  # not commas inside of lists
     return label or spec, name, config.parse_assignments(fields)

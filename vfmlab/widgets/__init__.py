@@ -1,5 +1,6 @@
 """Widgets for notebooks: each chooses what a function of the library draws, and with `headless=True` gives just that.
 
+    widgets.set_up_notebook()                   # in the first cell: figures, and parameters that exist
     await widgets.train(run, root)              # curves, previews, time left, a button that stops and saves
     widgets.pick_run(root)                      widgets.reconstructions(tokenizers, images)
     widgets.features(vfm, images)               widgets.sampling(diffusion_model)
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from vfmlab.widgets.explorers import features, interpolation, pick_run, reconstructions, sampling
 from vfmlab.widgets.monitor import Monitor, Stopped, train
+from vfmlab.widgets.notebook import set_up_notebook
 from vfmlab.widgets.panel import Panel, choose
 
-__all__ = ["Monitor", "Panel", "Stopped", "choose", "features", "interpolation", "pick_run", "reconstructions", "sampling", "train"]
+__all__ = ["Monitor", "Panel", "Stopped", "choose", "features", "interpolation", "pick_run", "reconstructions", "sampling", "set_up_notebook", "train"]

@@ -1,6 +1,6 @@
 """A point of a sweep on disk.
 
-    <out>/points/<key>/  point.json (what to do)  notebook.ipynb (executed)  result.json (what came out)  image.png
+    <out>/points/<key>/  point.json (the job)  notebook.ipynb (executed)  result.json  image.png
 
 result.json is written last and at once: a point that has none is not done, however it ended.
 """
@@ -34,12 +34,18 @@ class Folder:
         return self.path / "result.json"
 
     def outcome(self) -> dict[str, Any] | None:
-        """{"state": "finished" | "failed", "numbers", "runs", "seconds", "error"}, or None while it is not done."""
+        """{"state": "finished" | "failed", "numbers", "runs", "seconds", "error"}; None: not done."""
         try:
-            found = json.loads(self.result.read_text())
-        except (OSError, ValueError):
+            result = json.loads(self.result.read_text())
+            whole = (
+                result["state"] in ("finished", "failed")
+                and isinstance(result["seconds"], int | float)
+                and all(isinstance(run, str) for run in result["runs"])
+                and all({"value", "protocol"} <= entry.keys() for entry in result["numbers"].values())
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
-        return found if isinstance(found, dict) and found.get("state") in ("finished", "failed") else None
+        return result if whole else None
 
     def begin(self, **job: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -48,5 +54,6 @@ class Folder:
     def job(self) -> dict[str, Any]:
         return json.loads((self.path / "point.json").read_text())
 
-    def end(self, state: str, seconds: float, error: str | None = None, **found: Any) -> None:
-        runs.write_json(self.result, {"state": state, "seconds": round(seconds, 2), "error": error, "numbers": {}, "runs": [], **found})
+    def end(self, state: str, seconds: float, error: str | None = None, **result: Any) -> None:
+        facts = {"state": state, "seconds": round(seconds, 2), "error": error}
+        runs.write_json(self.result, {**facts, "numbers": {}, "runs": [], **result})

@@ -1,20 +1,21 @@
-"""What a sweep runs: a file (YAML or JSON) or dict of notebook parameters and config fields, and the points it stands for.
+"""What a sweep runs: a file (YAML or JSON) or dict of notebook parameters and config fields, and its points.
 
-    parameters: {preset: pocket_vfm_vae, seed: [0, 1]}     # of the notebook; a list is an axis, anything else is fixed
-    set:                                                   # fields of the config, by their dotted names
+    parameters: {preset: pocket_vfm_vae, seed: [0, 1]}  # of a notebook; a list is an axis, others are fixed
+    set:                                                # fields of the config, by their dotted names
       losses.vf.weight: [0, 0.1, 0.3]
-      vfm.layers: [[0, 3], [0, 3, -1]]                     # an axis of a field that is a list itself
-    points:                                                # settings that stand together; each is crossed with the axes
+      vfm.layers: [[0, 3], [0, 3, -1]]                  # an axis of a field that is a list itself
+    points:                                             # settings that stand together, crossed with the axes
       - {parameters: {preset: pocket_plain_vae}}
-    metrics: [rfd, psnr]                                   # what the page shows, the first one first
-    search: {objective: gfd, trials: 20}                   # Optuna in place of the full grid; axes may be ranges:
-                                                           #   train.lr: {low: 1e-4, high: 1e-2, log: true}
+    metrics: [rfd, psnr]                                # what the page shows, the first one first
+    search: {objective: gfd, trials: 20}                # Optuna in place of the grid; axes may be ranges:
+                                                        #   train.lr: {low: 1e-4, high: 1e-2, log: true}
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +28,18 @@ from pydantic import Field, ValidationError, model_validator
 from vfmlab import config
 from vfmlab.errors import ConfigError, nearest
 
+MOST = 10_000  # points of a grid
+LARGEST = 2**63  # what a table's whole numbers stay below
+LONGEST = 2**20  # bytes of a grid's file
 WHERE = ("parameters", "set")
-MINE = {"headless": "in a sweep it is always true", "overrides": "write config fields under 'set', by their dotted names"}
+RESERVED = {
+    "headless": "in a sweep it is always true",
+    "overrides": "write config fields under 'set', by their dotted names",
+}
 
 
 class Range(config.Section):
-    """Numbers between two ends, for a search. Two whole ends without `log` or with a whole `step` give whole numbers."""
+    """Numbers between two ends, for a search; whole ones where both ends, and a `step`, are whole."""
 
     low: float | int
     high: float | int
@@ -42,7 +49,9 @@ class Range(config.Section):
     @model_validator(mode="after")
     def _ordered(self) -> Range:
         if not self.low < self.high:
-            raise ValueError(f"a range from {self.low:g} to {self.high:g} is empty; 'low' has to be below 'high'")
+            raise ValueError(
+                f"a range from {self.low:g} to {self.high:g} is empty; 'low' has to be below 'high'"
+            )
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a 'log' range has its low end above 0, and no 'step'")
         return self
@@ -57,7 +66,7 @@ class Search(config.Section):
 
     objective: str = Field(..., description="one of the numbers that the notebook hands out")
     trials: int = Field(..., ge=1)
-    direction: Literal["minimize", "maximize"] | None = Field(None, description="null: as the metric is known to be better")
+    direction: Literal["minimize", "maximize"] | None = Field(None, description="null: as the metric says")
     sampler: Literal["tpe", "random"] = "tpe"
     startup: int = Field(10, ge=1, description="trials drawn at random before the sampler learns from them")
     seed: int = 0
@@ -71,10 +80,10 @@ class Setting(config.Section):
 
 
 class Grid(Setting):
-    """The file. Lists under `parameters` and `set` are axes; the product of all axes is run, for each of `points`."""
+    """The file. Lists under `parameters` and `set` are axes; their product is run, for each of `points`."""
 
     points: tuple[Setting, ...] = ()
-    metrics: dict[str, Literal["lower", "higher"] | None] = Field({}, description="numbers to be shown, and which end of each is good")
+    metrics: dict[str, Literal["lower", "higher"] | None] = Field({}, description="shown; which end is good")
     search: Search | None = None
 
     @model_validator(mode="before")
@@ -86,23 +95,26 @@ class Grid(Setting):
 
     def axes(self) -> dict[tuple[str, str], list[Any] | Range]:
         """(where, name) -> values or range, in the order of the file."""
-        found = {}
+        axes: dict[tuple[str, str], list[Any] | Range] = {}
         for where in WHERE:
             for name, value in getattr(self, where).items():
                 if isinstance(value, list):
-                    found[where, name] = value
+                    axes[where, name] = value
                 elif isinstance(value, dict) and {"low", "high"} <= value.keys():
-                    found[where, name] = _section(Range, value, f"{where}.{name}")
-        return found
+                    axes[where, name] = _section(Range, value, f"{where}.{name}")
+        return axes
 
     def fixed(self) -> Setting:
         axes = self.axes()
-        return Setting(**{where: {k: v for k, v in getattr(self, where).items() if (where, k) not in axes} for where in WHERE})
+        parts = {where: dict(getattr(self, where)) for where in WHERE}
+        for where, name in axes:
+            del parts[where][name]
+        return Setting(**parts)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One execution of the notebook. key: hash of (the notebook's code, parameters, set); root and headless do not enter it."""
+    """One execution of the notebook. key: hash of (the notebook's code, parameters without root, set)."""
 
     parameters: dict[str, Any]
     set: dict[str, Any]
@@ -110,7 +122,7 @@ class Point:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What was given, in one dict: names of parameters have no dot in them, or differ from the fields under `set`."""
+        """Parameters and fields in one dict; no name stands under both."""
         return {**self.parameters, **self.set}
 
     def label(self, names: Any = None) -> str:
@@ -120,8 +132,8 @@ class Point:
 
 def point(code: str, parameters: Mapping[str, Any], fields: Mapping[str, Any]) -> Point:
     """The point of a notebook with the digest `code`."""
-    kept = {k: v for k, v in parameters.items() if k != "root"}
-    return Point(kept, dict(fields), config.digest([code, kept, dict(fields)]))
+    own = {k: v for k, v in parameters.items() if k != "root"}
+    return Point(own, dict(fields), config.digest([code, own, dict(fields)]))
 
 
 def show(value: Any) -> str:
@@ -133,49 +145,83 @@ def read(source: str | Path | Mapping[str, Any]) -> Grid:
     """The grid in a file, or in a dict.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown key, an axis that is empty or names a value twice, a range without a search.
+        ConfigError: no such file, not YAML, an unknown key, an axis that is empty or names a value twice, a
+        range without a search.
     """
     where = "grid" if isinstance(source, Mapping) else str(source)
     tree = dict(source) if isinstance(source, Mapping) else _load(Path(source))
     _known(tree, Grid, where)
-    for i, part in enumerate(tree.get("points") or ()):
+    points = tree.get("points")
+    for i, part in enumerate(points if isinstance(points, list | tuple) else ()):
         _known(part, Setting, f"{where}: points[{i}]")
     if "search" in tree:
         _known(tree["search"], Search, f"{where}: search")
     grid = _section(Grid, tree, where)
+    for setting in (grid, *grid.points):
+        _refuse(setting, where)
     for place, values in grid.axes().items():
         name = ".".join(place)
         if isinstance(values, Range):
             if grid.search is None:
-                raise ConfigError(f"{where}: '{name}' is a range, which needs a 'search'; for a grid write its values as a list")
+                raise ConfigError(
+                    f"{where}: '{name}' is a range, which needs a 'search'; "
+                    "for a grid write its values as a list"
+                )
         elif not values:
             raise ConfigError(f"{where}: axis '{name}' is empty; give it at least one value, or leave it out")
-        elif twice := [v for i, v in enumerate(values) if v in values[:i] and type(v) is type(values[values.index(v)])]:
+        elif twice := [v for i, v in enumerate(values) if json.dumps(v) in map(json.dumps, values[:i])]:
             raise ConfigError(f"{where}: axis '{name}' names {show(twice[0])} twice")
-    for setting in (grid, *grid.points):
-        _refuse(setting, where)
+    sizes = [len(values) for values in grid.axes().values() if isinstance(values, list)]
+    count = max(len(grid.points), 1) * math.prod(sizes)
+    if grid.search is None and count > MOST:
+        raise ConfigError(
+            f"{where}: these axes stand for {count:,} points, and {MOST:,} are the most; "
+            "vary less, or use a 'search'"
+        )
     if grid.search is not None and grid.points:
-        raise ConfigError(f"{where}: a search draws its own points; leave 'points' out, or write what they vary as axes")
+        raise ConfigError(
+            f"{where}: a search draws its own points; leave 'points' out, or write what they vary as axes"
+        )
     if grid.search is not None and not grid.axes():
-        raise ConfigError(f"{where}: a search needs an axis to search along: a list of choices, or a range {{low: ..., high: ...}}")
+        raise ConfigError(
+            f"{where}: a search needs an axis to search along: a list of choices, or a range "
+            f"{{low: ..., high: ...}}"
+        )
     return grid
 
 
 def _refuse(setting: Setting, where: str) -> None:
     """What cannot be varied, or would be ambiguous in a table."""
-    for name, why in MINE.items():
+    for name, why in RESERVED.items():
         if name in setting.parameters:
             raise ConfigError(f"{where}: parameters.{name}: {why}")
-    if "root" in setting.parameters and (isinstance(setting.parameters["root"], list) or not isinstance(setting, Grid)):
-        raise ConfigError(f"{where}: parameters.root: all points keep their runs in one folder; give one path or leave it out")
+    root = setting.parameters.get("root", "")
+    if not isinstance(root, str) or (root and not isinstance(setting, Grid)):
+        raise ConfigError(
+            f"{where}: parameters.root: all points keep their runs in one folder; "
+            "give one path, or leave it out"
+        )
     if both := sorted(setting.parameters.keys() & setting.set.keys()):
         raise ConfigError(f"{where}: '{both[0]}' stands under 'parameters' and under 'set'; write it once")
     for group in (setting.parameters, setting.set):
         for name, value in group.items():
             try:
-                json.dumps(value, allow_nan=False)
+                json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    f"{where}: '{name}' = {value!a} is half of a character; "
+                    "write it as it is, without escapes"
+                ) from None
             except (TypeError, ValueError):
-                raise ConfigError(f"{where}: '{name}' = {value!r} is no number, text, list or mapping; put quotes around it") from None
+                raise ConfigError(
+                    f"{where}: '{name}' = {value!r} is no number, text, list or mapping; put quotes around it"
+                ) from None
+            values = value if isinstance(value, list) else [value]
+            if any(isinstance(v, int) and abs(v) >= LARGEST for v in values):
+                raise ConfigError(
+                    f"{where}: '{name}' = {show(value)[:60]}: whole numbers stay below 2^63; "
+                    "put quotes around it where it is text"
+                )
 
 
 def settings(grid: Grid) -> Iterator[Setting]:
@@ -192,50 +238,81 @@ def expand(grid: Grid, code: str, where: str = "grid") -> list[Point]:
         ConfigError: two points that are the same; a search (its points are not known before it runs).
     """
     if grid.search is not None:
-        raise ConfigError(f"{where}: the points of a search depend on its results; a grid without 'search' has a list of them")
-    axes, found = grid.axes(), []
+        raise ConfigError(
+            f"{where}: the points of a search depend on its results; "
+            "a grid without 'search' has a list of them"
+        )
+    axes, points = grid.axes(), []
     for setting in settings(grid):
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
-            found.append(place(setting, chosen, code))
-    keys = [p.key for p in found]
-    for i, p in enumerate(found):
-        if p.key in keys[:i]:
-            raise ConfigError(f"{where}: points {keys.index(p.key) + 1} and {i + 1} are the same ({p.label()}); axes replace what 'points' say")
-    return found
+            points.append(place(setting, chosen, code))
+    first: dict[str, int] = {}
+    for i, p in enumerate(points):
+        if first.setdefault(p.key, i) < i:
+            raise ConfigError(
+                f"{where}: points {first[p.key] + 1} and {i + 1} are the same ({p.label()}); "
+                "axes replace what 'points' say"
+            )
+    return points
 
 
 def place(setting: Setting, chosen: Mapping[tuple[str, str], Any], code: str) -> Point:
     """The point of `setting` with the `chosen` values of the axes."""
-    parts = {where: {**getattr(setting, where), **{name: v for (w, name), v in chosen.items() if w == where}} for where in WHERE}
+    parts = {where: dict(getattr(setting, where)) for where in WHERE}
+    for (where, name), value in chosen.items():
+        parts[where][name] = value
     return point(code, parts["parameters"], parts["set"])
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4), and a key that stands twice is a mistake."""
+    """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4), a key given twice a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise ConfigError(f"'{name}' stands twice (line {key.start_mark.line + 1}); write it once, with all its values")
+                raise ConfigError(
+                    f"'{name}' stands twice (line {key.start_mark.line + 1}); "
+                    "write it once, with all its values"
+                )
             seen.append(name)
         return super().construct_mapping(node, deep)
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError("anchors and aliases (&, *) are not read; write the values where they belong")
+        return super().compose_node(parent, index)
+
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
 def _load(path: Path) -> dict[str, Any]:
+    path = path.expanduser()
+    if path.exists() and not (path.is_file() and path.stat().st_size < LONGEST):
+        raise ConfigError(
+            f"grid '{path}' is no file of less than {LONGEST >> 20} MiB; name a YAML or JSON file"
+        )
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8-sig")
+        of_json = path.suffix == ".json"
+        tree = json.loads(text, object_pairs_hook=_unique) if of_json else yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError(f"grid '{path}' is nested too deeply; a grid is two or three levels") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"grid '{path}' is not JSON: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"grid '{path}' cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}; name a YAML or JSON file") from None
+        raise ConfigError(
+            f"grid '{path}' cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}; "
+            "name a YAML or JSON file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"grid '{path}' is not YAML: {' '.join(str(error).split())}") from None
     except ConfigError as error:
@@ -245,9 +322,18 @@ def _load(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ConfigError(f"'{twice[0]}' stands twice; write it once, with all its values")
+    return dict(pairs)
+
+
 def _known(tree: Any, model: type[config.Section], where: str) -> None:
     if isinstance(tree, dict) and (unknown := [key for key in tree if key not in model.model_fields]):
-        raise ConfigError(f"{where}: unknown key '{unknown[0]}'{nearest(str(unknown[0]), model.model_fields)}")
+        raise ConfigError(
+            f"{where}: unknown key '{unknown[0]}'{nearest(str(unknown[0]), model.model_fields)}"
+        )
 
 
 def _section(model: type[config.Section], tree: Any, where: str) -> Any:

@@ -1,7 +1,7 @@
-"""Optuna decides on the points. The study is rebuilt from the points on disk for every trial, so it needs no store of its own.
+"""Optuna decides on the points. The study is rebuilt from the points on disk for every trial.
 
-Trial k is drawn with a seed made of (seed, k) from the results known by then: with one job, a search that was interrupted
-goes on exactly as it would have.
+Trial k is drawn with a seed made of (seed, k) from the results known by then: with one job, a search that was
+interrupted goes on exactly as it would have.
 """
 
 from __future__ import annotations
@@ -26,94 +26,107 @@ Outcome = dict[str, Any]
 
 
 class Study:
-    """A source of points (see :class:`vfmlab.studies.sweep.pool.Source`).
+    """The points of a search, one after the other.
 
     Args:
-        outcome: of a point on disk, or None. refuse: puts down why a point cannot be. check: raises ConfigError for such
-        a point. direction: "minimize" or "maximize".
+        outcome: of a point on disk, or None. refuse: records why a point cannot be. check: raises ConfigError
+        for such a point. direction: "minimize" or "maximize".
     """
 
     def __init__(
-        self, grid: Grid, code: str, out: Path, direction: str,
-        outcome: Callable[[Point], Outcome | None], check: Callable[[Point], object], refuse: Callable[[Point, str], object],
-    ):  # fmt: skip
+        self,
+        grid: Grid,
+        code: str,
+        out: Path,
+        direction: str,
+        outcome: Callable[[Point], Outcome | None],
+        check: Callable[[Point], object],
+        refuse: Callable[[Point, str], object],
+    ):
         self.grid, self.code, self.search, self.direction = grid, code, grid.search, direction
         self.outcome, self.check, self.refuse = outcome, check, refuse
         (self.setting,) = grids.settings(grid)
         self.axes = grid.axes()
         self.space = {".".join(place): _distribution(values) for place, values in self.axes.items()}
-        definition = [code, self.setting.model_dump(), _plain(self.axes), self.search.model_dump(exclude={"trials"}), direction]
+        search = self.search.model_dump(exclude={"trials"})
+        definition = [code, self.setting.model_dump(), _plain(self.axes), search, direction]
         self.file = out / f"search-{config.digest(definition)}.json"
-        self.drawn: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-        self.taken: set[str] = set()
+        self.trials: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.running: set[str] = set()
         for p in self.points:
             self.ended(p, self.outcome(p))
 
     @property
     def points(self) -> list[Point]:
         """Of the trials drawn so far; different trials may have the same."""
-        return [self._point(params) for params in self.drawn[: self.search.trials]]
+        return [self._point(params) for params in self.trials[: self.search.trials]]
 
     @property
     def left(self) -> int:
-        undecided = [p for p in self.points if self.outcome(p) is None and p.key not in self.taken]
-        return len(undecided) + max(self.search.trials - len(self.drawn), 0)
+        undecided = [p for p in self.points if self.outcome(p) is None and p.key not in self.running]
+        return len(undecided) + max(self.search.trials - len(self.trials), 0)
 
     def take(self) -> Point | None:
+        """The next point to run, or None when there is no further one."""
         for p in self.points:  # of an interrupted search
-            if self.outcome(p) is None and p.key not in self.taken:
-                self.taken.add(p.key)
+            if self.outcome(p) is None and p.key not in self.running:
+                self.running.add(p.key)
                 return p
-        while len(self.drawn) < self.search.trials:
+        while len(self.trials) < self.search.trials:
             p = self._point(self._draw())
-            if p.key in self.taken or self.outcome(p) is not None:
+            if p.key in self.running or self.outcome(p) is not None:
                 continue
             try:
                 self.check(p)
-            except ConfigError as error:  # a combination that cannot be is a failed trial, not the end of the search
+            except ConfigError as error:  # a combination that cannot be is a failed trial
                 self.refuse(p, str(error))
                 continue
-            self.taken.add(p.key)
+            self.running.add(p.key)
             return p
         return None
 
-    def put_back(self, point: Point) -> None:
-        self.taken.discard(point.key)
-
     def ended(self, point: Point, outcome: Outcome | None) -> None:
         """Raises ConfigError when the objective is not among the numbers, or not measured as before."""
-        self.taken.discard(point.key)
+        self.running.discard(point.key)
         if outcome is None or outcome["state"] != "finished":
             return
         name, numbers = self.search.objective, outcome["numbers"]
         if name not in numbers:
-            raise ConfigError(f"search: the notebook hands out no '{name}', only: {', '.join(numbers) or 'nothing'}; see vfmlab.studies.sweep.result")
-        ways = {o["numbers"][name]["protocol"]: p for p in self.points if (o := self.outcome(p)) and name in o["numbers"]}
+            raise ConfigError(
+                f"search: the notebook hands out no '{name}', only: {', '.join(numbers) or 'nothing'}; "
+                "see vfmlab.studies.sweep.result"
+            )
+        done = [(p, o["numbers"]) for p in self.points if (o := self.outcome(p))]
+        ways = {numbers[name]["protocol"]: p for p, numbers in done if name in numbers}
         if len(ways) > 1:
             (one, first), (other, second) = list(ways.items())[:2]
             raise ConfigError(
-                f"search: '{name}' of the points {first.key} and {second.key} was measured under different protocols ({one}, {other}); "
+                f"search: '{name}' of the points {first.key} and {second.key} was "
+                f"measured under different protocols ({one}, {other}); "
                 "they cannot be ranked: keep data and protocol fixed"
             )
 
     def value(self, point: Point) -> float | None:
         """The objective of a point that is finished and has it."""
         outcome = self.outcome(point)
-        return None if outcome is None or outcome["state"] != "finished" else outcome["numbers"][self.search.objective]["value"]
+        done = outcome is not None and outcome["state"] == "finished"
+        return outcome["numbers"][self.search.objective]["value"] if done else None
 
     def _draw(self) -> dict[str, Any]:
-        seed = derive("search", self.search.seed, len(self.drawn)) % 2**32
-        tpe = self.search.sampler == "tpe"
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup) if tpe else optuna.samplers.RandomSampler(seed)
+        seed = derive("search", self.search.seed, len(self.trials)) % 2**32
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
+        if self.search.sampler == "tpe":
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup)
         study = optuna.create_study(direction=self.direction, sampler=sampler)
-        for params in self.drawn:
+        for params in self.trials:
             p = self._point(params)
             value, running = self.value(p), self.outcome(p) is None
-            state = TrialState.RUNNING if running else TrialState.FAIL if value is None else TrialState.COMPLETE
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            state = TrialState.RUNNING if running else state
             study.add_trial(create_trial(state=state, value=value, params=params, distributions=self.space))
         params = study.ask(self.space).params
-        self.drawn.append(params)
-        runs.write_json(self.file, self.drawn)  # before it is run, so that it is not drawn again
+        self.trials.append(params)
+        runs.write_json(self.file, self.trials)  # before it is run, so that it is not drawn again
         return params
 
     def _point(self, params: dict[str, Any]) -> Point:
@@ -134,4 +147,4 @@ def _distribution(values: list[Any] | Range) -> BaseDistribution:
 
 
 def _plain(axes: dict[tuple[str, str], list[Any] | Range]) -> list[Any]:
-    return [[*place, values.model_dump() if isinstance(values, Range) else values] for place, values in axes.items()]
+    return [[*place, v.model_dump() if isinstance(v, Range) else v] for place, v in axes.items()]

@@ -1,0 +1,273 @@
+"""The engine: shared nodes run once, failures stay where they are, stops save, and a killed worker costs nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed")
+from toy import outcome
+
+from vfmlab import api, runs
+from vfmlab.cli import main
+from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.studies import cluster as clusters
+from vfmlab.studies import executor, sweep
+from vfmlab.studies.executor import Node
+from vfmlab.studies.sweep import notebook as notebooks
+
+SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 64, "train.checkpoint_every": 16, "train.log_every": 16}
+
+
+def append(path, text, fail=""):
+    with open(path, "a") as file:
+        file.write(text + "\n")
+    if fail:
+        raise TrainingError(fail)
+
+
+def node(path, name, *needs, fail="", **more):
+    return Node(name, "test", name, append, {"path": str(path), "text": name, "fail": fail}, needs, **more)
+
+
+def test_a_graph_runs_once_in_order_and_failures_spread_to_what_needs_them(tmp_path):
+    log, stream, ended = tmp_path / "log", io.StringIO(), []
+    graph = [
+        node(log, "shared"), node(log, "a", "shared"), node(log, "b", "shared", fail="lr is too high"), node(log, "shared"),
+        node(log, "c", "b"), node(log, "d", "c"), node(log, "e", "a", after=("c",)),
+    ]  # fmt: skip
+    later = [node(log, "f", "e"), node(log, "a")]
+    outcomes = executor.run(graph, 1, stream=stream, more=lambda free: [later.pop()] if later else [], done=lambda n, o: ended.append(n.key))
+    assert {key for key, o in outcomes.items() if o.error is None} == {"shared", "a", "e", "f"}
+    assert {outcomes[key].error for key in "bcd"} == {"lr is too high"}
+    lines = log.read_text().split()
+    assert sorted(lines) == ["a", "b", "e", "f", "shared"], "each at most once; what needs a failed node does not begin"
+    assert lines.index("shared") < lines.index("a") < lines.index("e") < lines.index("f")
+    assert sorted(ended) == sorted(outcomes)
+    assert stream.getvalue() == "b failed: lr is too high\n", "the reason once, where it happened"
+
+
+def test_a_program_error_is_an_outcome_with_its_trace():
+    bad = Node("bad", "test", "bad", append, {"path": "/nowhere/at/all", "text": ""})
+    stream = io.StringIO()
+    outcomes = executor.run([bad], 1, stream=stream)
+    assert outcomes["bad"].error.startswith("FileNotFoundError: ")
+    assert "Traceback" in stream.getvalue()
+
+
+def test_progress_counts_images_and_time_left(tmp_path):
+    run = api.resolve("tiny_plain_vae", SMALL)
+    nodes = executor.phase_nodes(run.phases(), tmp_path, "row")
+    graph = executor._Graph(io.StringIO(), lambda free: (), lambda node, outcome: None, nodes={n.key: n for n in nodes})
+    assert graph._progress(2) == (0.0, "0 of 2 done; time left unknown yet")
+    runs.create(run.phases()[0], tmp_path).set_status(state="running", samples=32, seconds=8.0)
+    share, line = graph._progress(2)
+    later = nodes[1].units
+    assert share == pytest.approx(32 / (64 + later))
+    assert line == f"0 of 2 done; row tokenizer 50%; about {executor.clock(8.0 / 32 * (32 + later))} left", "one after the other: two workers do not help"
+
+
+def test_what_failed_before_is_left_or_tried_again(tmp_path):
+    run = api.resolve("tiny_plain_vae", SMALL).phases()[:1]
+    folder = runs.create(run[0], tmp_path)
+    folder.set_status(state="failed", message="out of memory")
+    (only,) = executor.phase_nodes(run, tmp_path, "row", retry=False)
+    assert executor.run([only], 1, stream=io.StringIO())[only.key].error == "out of memory (failed before; --retry trains it again)"
+    (again,) = executor.phase_nodes(run, tmp_path, "row", retry=True)
+    assert executor.run([again], 1, stream=io.StringIO())[again.key].error is None
+    assert folder.status().state == "finished"
+    folder.set_status(state="failed", message="in this study")
+    with pytest.raises(TrainingError, match="in this study"):
+        executor.train_phase(**again.arguments)
+
+
+class Interrupting(io.StringIO):
+    """A stream whose reader presses Ctrl-C when the first line about progress comes."""
+
+    def write(self, text):
+        if "0 of 1 done; row" in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_ctrl_c_saves_and_the_next_start_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "EVERY", 0.0)
+    run = api.resolve("tiny_plain_vae", {**SMALL, "train.samples": 100_000}).phases()[:1]
+    nodes = executor.phase_nodes(run, tmp_path, "row")
+    with pytest.raises(KeyboardInterrupt):
+        executor.run(nodes, 1, stream=Interrupting())
+    status = runs.RunDir(tmp_path / run[0].id).status()
+    assert (status.state, status.message) == ("interrupted", "stopped by hand; start the run again to go on")
+    assert 0 < status.samples < 100_000
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "POLL", 0.01)
+    run = api.resolve("tiny_plain_vae", SMALL).phases()[:1]
+    (only,) = executor.phase_nodes(run, tmp_path, "row")
+    folder, tries = runs.create(run[0], tmp_path), []
+    train = api.train
+
+    def trying(*args):
+        tries.append(args)
+        if len(tries) == 3:
+            held.__exit__(None, None, None)
+        return train(*args)
+
+    monkeypatch.setattr(api, "train", trying)
+    held = folder.lock()
+    held.__enter__()
+    executor.train_phase(**only.arguments)
+    assert len(tries) == 3
+    assert folder.status().state == "finished"
+
+
+def test_vfmlab_stop(tmp_path, capsys):
+    run = api.resolve("tiny_plain_vae", SMALL).phases()[0]
+    folder = runs.create(run, tmp_path)
+    assert main.main(["stop", run.id, "--root", str(tmp_path)]) == 2
+    assert "is not being trained (state: created)" in capsys.readouterr().err
+    folder.set_status(state="running")
+    assert main.main(["stop", run.id, "--root", str(tmp_path)]) == 0
+    assert folder.stop_requested
+
+
+@pytest.mark.parametrize(
+    ("cluster", "jobs", "complaint"),
+    [
+        ("nowhere.yaml", None, "cannot be read"), ("bad.yaml", None, "expected one of"), ("tcp://127.0.0.1:9", 2, "leave it out"),
+        ("tcp://127.0.0.1:9", None, "no dask scheduler answers there"), (None, 0, "at least one worker"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_is_one_line(cluster, jobs, complaint, tmp_path, monkeypatch):
+    import dask
+
+    (tmp_path / "bad.yaml").write_text("slorm: {memory: 1GB}")
+    monkeypatch.chdir(tmp_path)
+    if cluster and cluster.endswith(".yaml"):
+        pytest.importorskip("dask_jobqueue")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(ConfigError, match=complaint):
+        executor.run([], jobs, cluster)
+
+
+def test_each_gpu_has_a_process_that_sees_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(clusters, "gpus", lambda: ["3", "5"])
+    told = Node("env", "test", "env", write_environment, {"folder": str(tmp_path)})
+    executor.run([told, Node("more", "test", "more", write_environment, {"folder": str(tmp_path)})], 2, stream=io.StringIO())
+    seen = [path.read_text().split() for path in tmp_path.iterdir()]
+    assert {words[0] for words in seen} <= {"3", "5"}
+    assert {words[1] for words in seen} == {"1"}, "one thread each"
+    assert {words[2] for words in seen} == {"True"}, "Ctrl-C in the terminal is for the study"
+    assert str(os.getpid()) not in [path.name for path in tmp_path.iterdir()]
+
+
+def write_environment(folder):
+    ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    text = f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']} {ignores}"
+    (Path(folder) / str(os.getpid())).write_text(text)
+
+
+# -- a cluster started by hand, one worker of which is killed ---------------------------------------------------------
+
+NOTEBOOK = '''# %% tags=["parameters"]
+preset = "tiny_plain_vae"
+overrides = "{}"
+root = "runs"
+seed = 0
+
+# %% tags=["train:diffusion"]
+import json
+from pathlib import Path
+
+from vfmlab.studies import sweep
+
+lr = json.loads(overrides)["diffusion.train.lr"]  # read without torch: a kernel less to wait for
+configs = {path.parent: json.loads(path.read_text()) for path in Path(root).glob("*/config.json")}
+(run,) = (p for p, c in configs.items() if c["seed"] == seed and c["diffusion"] and c["diffusion"]["train"]["lr"] == lr)
+
+# %%
+steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+sweep.result(loss=next(step["loss"] for step in reversed(steps) if step["kind"] == "step"))
+'''
+GRID = {
+    "parameters": {"seed": [0, 1]},
+    "set": {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 16, "diffusion.train.samples": 192,
+            "diffusion.train.checkpoint_every": 16, "diffusion.train.lr": [1e-3, 2e-3, 3e-3]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and two workers as somebody starts them: (address, worker processes)."""
+    file, processes = tmp_path / "scheduler.json", []
+
+    def start(*arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:], "--scheduler-file", str(file), "--no-dashboard"]
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return processes[-1]
+
+    start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+    while not file.exists():
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    workers = [start("dask_worker", "--no-nanny", "--nthreads", "1", "--memory-limit", "0") for _ in range(2)]
+    import json
+
+    yield json.loads(file.read_text())["address"], workers
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_worker_costs_nothing(cluster, tmp_path):
+    """Six points over two workers, one killed by force in the middle of a phase: as if one process had done it all."""
+    pytest.importorskip("papermill")
+    (tmp_path / "n.py").write_text(NOTEBOOK)
+    address, (victim, _) = cluster
+    root, kept = tmp_path / "two/runs", {}
+
+    def kill():
+        while victim.poll() is None:
+            for run in runs.scan(root):
+                status = run.status()
+                if (status.state, status.pid) == ("running", victim.pid) and (run.checkpoints / "state.pt").exists():
+                    victim.kill()
+                    victim.wait()
+                    for other in runs.scan(root):
+                        if other.status().state == "finished":
+                            kept[other.id] = other.model.stat().st_mtime_ns
+                    return
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    stream = io.StringIO()
+    two = sweep.run(tmp_path / "n.py", GRID, tmp_path / "two", cluster=address, stream=stream)
+    killer.join()
+    assert victim.returncode == -signal.SIGKILL
+    assert [record["state"] for record in two.records] == ["finished"] * 6, stream.getvalue()
+    trained = runs.scan(root)
+    assert len(trained) == 8, "two tokenizers, six generators"
+    assert all(run.model.stat().st_mtime_ns == kept[run.id] for run in trained if run.id in kept), "what was finished stays"
+    assert {run.status().state for run in trained} == {"finished"}
+
+    source, ends = notebooks.read(tmp_path / "n.py"), []
+    for point in sweep.sweep._plan(tmp_path / "n.py", GRID, tmp_path / "one", False, io.StringIO()).points:
+        ends.append(source.check(point)[-1])
+        list(api.train(ends[-1], tmp_path / "one/runs"))
+    losses = [runs.RunDir(tmp_path / "one/runs" / phase.id).metrics("step")[-1]["loss"] for phase in ends]
+    assert [record["loss"] for record in two.records] == losses
+    for run in trained:
+        assert outcome(run) == outcome(runs.RunDir(tmp_path / "one/runs" / run.id)), run.id
+
+
