@@ -85,6 +85,8 @@ def train(
     for phase in phases if until is None else phases[: ends[-1] + 1]:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
+                for line in data.account.revisit(folder.path, phase.data):
+                    yield Event("warning", phase.id, phase.kind, phase.budget, phase.budget, data={"message": line})
                 yield Event("skip", phase.id, phase.kind, phase.budget, phase.budget)
             elif phase.imported is not None:
                 from vfmlab.weights.import_release import import_run

@@ -1,5 +1,6 @@
 """Images: scenes, folders, tables and shards behind one interface, and the stream of training batches."""
 
+from vfmlab.data import account
 from vfmlab.data.base import Batch, ImageSource, to_float, to_uint8
 from vfmlab.data.decode import centre_crop, read_image
 from vfmlab.data.open import open_source
@@ -12,6 +13,7 @@ __all__ = [
     "BatchStream",
     "ImageSource",
     "RecordSource",
+    "account",
     "centre_crop",
     "class_number",
     "open_source",

@@ -52,14 +52,14 @@ class ImageSource:
         fingerprint: digest of everything that decides the pixels and labels of this split.
 
     Attributes:
-        bad: a line for each image that could not be read. what: the source string. sizes: images to train on and held
-        out. dropped: reason -> [count, names] of files that are not used. notes: sentences that a user should see.
+        bad: a line for each image that could not be read. what: the source string. sizes: images to train on, how many
+        of them there are without a cap, and images held out. dropped: reason -> [count, names] of files that are not used. notes: sentences that a user should see.
     """
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
         self.size, self.labels, self.class_names, self.fingerprint = size, labels, list(class_names), fingerprint
         self.bad: list[str] = []
-        self.what, self.sizes = "", (len(labels), 0)
+        self.what, self.sizes = "", (len(labels), len(labels), 0)
         self.dropped: dict[str, list] = {}
         self.notes: list[str] = []
         self._cache: Tensor | None = None
@@ -81,7 +81,8 @@ class ImageSource:
         lost = {reason: count for reason, (count, _) in self.dropped.items()}
         lost = {"unreadable": len(self.bad), **lost} if self.bad else lost
         besides = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
-        sizes = f"{self.sizes[0]:,} images, {self.sizes[1]:,} held out"
+        train, there, held = self.sizes
+        sizes = f"{train:,}{f' of {there:,}' * (train < there)} images, {held:,} held out"
         return f"{self.what}, {classes}, {sizes}" + (f" ({besides})" if besides else "")
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,5 +215,5 @@ def open_scenes(config: Data, style: str, split: str) -> SceneSource:
     if split == "train" and config.train is None:
         raise ConfigError("field 'data.train' is missing: scenes are endless, so set for example data.train=20000")
     source = SceneSource(style, split, config.size, config.train if split == "train" else config.val, config.seed)
-    source.sizes = (config.train or 0, config.val)
+    source.sizes = (config.train or 0, config.train or 0, config.val)
     return source

@@ -58,7 +58,8 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
     made = RecordSource(
         records, picked, torch.from_numpy(mine[picked]), names, config.size, _mark(config, records, picked, mine, names)
     )
-    made.sizes = tuple(min(len(every[name]), caps[name] or len(every[name])) for name in ("train", "val"))
+    there, val = len(every["train"]), len(every["val"])
+    made.sizes = (min(there, config.train or there), there, min(val, config.val))
     made.notes += _sparse(counts["train"], counts["val"], names)
     return made
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torchvision.utils import save_image
 
+from vfmlab.data import account
 from vfmlab.errors import DataError, Stopped, TrainingError, VfmlabError
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import derive
@@ -70,7 +71,7 @@ class _Loop:
         self.steps = -(-self.train.samples // self.train.batch)
         self.state: State | None = None
         self.ready = False  # the state is complete, so it may be saved
-        self.clock, self.beat = Clock(), 0.0
+        self.clock, self.beat, self.unreadable = Clock(), 0.0, -1  # images, at the last account of them
         self.stream: Any = None
         self.opponent = self.opponent_optimizer = None
 
@@ -96,6 +97,9 @@ class _Loop:
             if self.main:
                 stack.enter_context(self.run_dir.lock())
             self.accelerator.wait_for_everyone()
+            if self.main:
+                for line in account.changes(self.run_dir.path, self.task.images):
+                    yield self.event("warning", message=line)
             if self.run_dir.status().state == "finished":
                 if self.main:
                     total = self.train.samples
@@ -123,9 +127,13 @@ class _Loop:
         yield from self._prepare(fresh)
         self._wrap()
         facts = {"resumed": self.samples, "precision": self.accelerator.mixed_precision}
+        if images := self.task.images.get("train"):
+            facts["data"] = images.describe()
         if fresh and self.accelerator.device.type == "cuda":
             facts |= dryrun.measure_prepared(self.task, self.objective, self.opponent, self.accelerator)
         yield self.event("start", **facts)
+        for line in images.notes if images else ():
+            yield self.event("warning", message=line)
         self._start()
         yield from self._after_step()
         while self.step < self.steps:
@@ -140,6 +148,8 @@ class _Loop:
                 f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
             )
         self._finish()
+        if images and (line := account.lost(images)):
+            yield self.event("warning", message=line)
         remark = self.task.remark()
         yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
 
@@ -395,6 +405,10 @@ class _Loop:
             seen = min(self.samples, self.train.samples)
             seconds = 0.0 if self.state is None else self.state.seconds
             self.run_dir.set_status(samples=seen, total=self.train.samples, seconds=seconds, **changes)
+            unreadable = sum(len(source.bad) for source in self.task.images.values())
+            if self.unreadable != unreadable:
+                self.unreadable = unreadable
+                account.record(self.run_dir.path, self.task.images)
 
     def _interrupt(self, why: str) -> None:
         """Save if the state is whole. Only the first process works here: the others may be gone."""

@@ -57,6 +57,7 @@ class Mixed(ImageSource):
             labels[k::n] = position[source.labels[: len(labels) // n]]
         self.sources = sources
         super().__init__(first.size, labels, first.class_names, config.digest([s.fingerprint for s in sources]))
+        self.what, self.sizes = first.what, tuple(sum(sizes) for sizes in zip(*(s.sizes for s in sources), strict=True))
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)

@@ -31,7 +31,9 @@ def describe(event: Event) -> str:
         return f"{where}  {shown}  {clock(event.seconds_left)} left"
     if event.kind in ("start", "finish", "skip"):
         word = {"start": "starts", "finish": "finished", "skip": "was finished before"}[event.kind]
-        return f"{event.run_id} {word}"
+        return f"{event.run_id} {word}" + (f"; images: {event.data['data']}" if event.data.get("data") else "")
+    if event.kind == "warning":
+        return f"warning: {event.phase}: {event.data.get('message', '')}"
     numbers = {k: v.get("value") if isinstance(v, dict) else v for k, v in event.data.items()}
     shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items() if isinstance(v, int | float | str))
     return f"{event.kind}: {where}  {shown}"
@@ -63,7 +65,7 @@ def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0, str
                     bar.update(event.total - bar.n)
                     bar.close()
                     bar = None
-                elif event.kind in ("warning", "evaluation", "skip"):
+                if event.kind in ("warning", "evaluation", "skip") or event.data.get("data"):
                     tqdm.write(describe(event), file=stream)
             elif mode == "plain" and (event.kind not in ("step", "preview", "checkpoint") or time.monotonic() - last > every):
                 print(describe(event), file=stream, flush=True)

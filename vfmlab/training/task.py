@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import Phase, Train
+from vfmlab.data import ImageSource
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.runs import RunDir
 
@@ -49,6 +50,12 @@ class Task:
     def seed(self) -> int:
         """Random numbers of step k are made from (seed, k)."""
         return self.run.seed
+
+    @property
+    def images(self) -> dict[str, ImageSource]:
+        """The data of the run by split, for the account in its directory."""
+        sources = {"train": getattr(self, "source", None), "val": getattr(self, "held_out", None)}
+        return {split: source for split, source in sources.items() if isinstance(source, ImageSource)}
 
     @property
     def compiled(self) -> list[nn.Module]:

@@ -1,0 +1,73 @@
+"""What a run's images are: written into its directory, and held against what they are later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vfmlab.config import Data
+from vfmlab.data.base import ImageSource
+from vfmlab.data.open import open_source
+from vfmlab.errors import VfmlabError
+from vfmlab.runs import write_json
+
+FILE = "data.json"
+"""In a run's directory: split -> description, fingerprint at the first start, classes, unreadable and unused files."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The account in the run directory `folder`; {} where there is none that can be read."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in content.items() if isinstance(v, dict)} if isinstance(content, dict) else {}
+
+
+def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:
+    """A line for each split whose images or labels are no longer those that the run in `folder` began with."""
+    before, lines = read(folder), []
+    for split, source in sources.items():
+        first = before.get(split, {}).get("fingerprint", source.fingerprint)
+        if first != source.fingerprint:
+            lines.append(
+                f"the {split} images of '{source.what}' have changed since this run began (were: "
+                f"{before[split].get('description', first)}; are: {source.describe()}); train under another name"
+            )
+    return lines
+
+
+def revisit(folder: Path, config: Data) -> list[str]:
+    """:func:`changes` of the data that a finished run was trained on; also says if they cannot be opened now."""
+    splits = read(folder)
+    if config.source.startswith("scenes:") or not splits:
+        return []  # drawn scenes do not change
+    try:
+        return changes(folder, {split: open_source(config, split) for split in splits})
+    except VfmlabError as error:
+        return [f"the images of this run cannot be opened now: {error}"]
+
+
+def record(folder: Path, sources: Mapping[str, ImageSource]) -> None:
+    """Write the account. The fingerprint stays that of the first start; names of unreadable images add up."""
+    before, account = read(folder), {}
+    for split, source in sources.items():
+        old = before.get(split, {})
+        account[split] = {
+            "description": source.describe(),
+            "fingerprint": old.get("fingerprint", source.fingerprint),
+            "class_names": source.class_names,
+            "notes": source.notes,
+            "unreadable": list(dict.fromkeys([*old.get("unreadable", []), *source.bad])),
+            "not used": {reason: {"count": n, "names": names} for reason, (n, names) in source.dropped.items()},
+        }
+    write_json(folder / FILE, account)
+
+
+def lost(source: ImageSource) -> str:
+    """One line about images that could not be read, where there are any."""
+    if not source.bad:
+        return ""
+    return f"{len(source.bad)} images could not be read and were replaced (all names: {FILE}): {source.bad[0]}"
