@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vfmlab.config import Data
+from vfmlab.config.files import read_json, write_json
 from vfmlab.data.base import ImageSource
 from vfmlab.data.open import open_source
-from vfmlab.errors import VfmlabError
-from vfmlab.runs import write_json
+from vfmlab.errors import DataError, VfmlabError
 
 FILE = "data.json"
 """In a run's directory: split -> description, fingerprint at the first start, classes, unreadable and unused files."""
@@ -20,10 +19,10 @@ FILE = "data.json"
 def read(folder: Path) -> dict[str, Any]:
     """The account in the run directory `folder`; {} where there is none that can be read."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / FILE, DataError)
+    except DataError:
         return {}
-    return {k: v for k, v in content.items() if isinstance(v, dict)} if isinstance(content, dict) else {}
+    return {split: facts for split, facts in content.items() if isinstance(facts, dict)}
 
 
 def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:

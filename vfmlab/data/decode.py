@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import stat
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from vfmlab.config.files import expand, read_bytes
 from vfmlab.errors import DataError
 
 MAX_PIXELS = 2**26
@@ -148,17 +147,6 @@ def dimensions(data: bytes) -> tuple[int, int]:
         raise Unreadable(" ".join(str(error).split())) from None
 
 
-def read_file(path: str | Path) -> bytes:
-    """Content of a regular file of at most `MAX_BYTES`: pipes, devices and huge files are :class:`Unreadable`."""
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
-        raise Unreadable("not a regular file")
-    if info.st_size > MAX_BYTES:
-        raise Unreadable(f"{info.st_size} bytes, more than the limit of {MAX_BYTES}")
-    with open(path, "rb") as file:
-        return file.read(MAX_BYTES)
-
-
 def read_image(path: str | Path, size: int) -> Tensor:
     """One image file -> uint8 3 `size` `size`, by the same rules as a data set's images.
 
@@ -166,10 +154,9 @@ def read_image(path: str | Path, size: int) -> Tensor:
         DataError: names the file and the reason.
     """
     try:
-        pixels = decode(read_file(Path(path).expanduser()), size)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"image '{path}' cannot be read: {reason}; give the path of an image file") from None
+        pixels = decode(read_bytes(expand(path), MAX_BYTES), size)
+    except OSError as error:
+        raise DataError(f"image '{path}' cannot be read: {error.strerror}; give the path of an image file") from None
     except Unreadable as error:
         raise DataError(f"image '{path}' cannot be decoded: {error}; convert it to PNG or JPEG") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vfmlab.config import Data
-from vfmlab.data.decode import MAX_BYTES, read_file, suffixes
+from vfmlab.config.files import read_bytes
+from vfmlab.data.decode import MAX_BYTES, suffixes
 from vfmlab.data.records import Records, RecordSource, existing, readable, stamp
 from vfmlab.data.split import VAL_NAMES, source, split_of
 from vfmlab.errors import DataError
@@ -140,4 +141,4 @@ class FolderRecords(Records):
         return stamp(self.root / self.files[position])
 
     def read(self, position: int) -> bytes:
-        return read_file(self.root / self.files[position])
+        return read_bytes(self.root / self.files[position], MAX_BYTES)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from vfmlab.config import Data
-from vfmlab.data.decode import MAX_BYTES, Unreadable, read_file
+from vfmlab.config.files import read_bytes
+from vfmlab.data.decode import MAX_BYTES, Unreadable
 from vfmlab.data.records import HASHED, Records, RecordSource, existing, stamp
 from vfmlab.data.split import source, split_names
 from vfmlab.errors import ConfigError, DataError, nearest
@@ -186,7 +187,7 @@ class TableRecords(Records):
     def read(self, row: int) -> bytes:
         value = self._value(row)
         if _holds_path(value):
-            return read_file(self._path(value))
+            return read_bytes(self._path(value), MAX_BYTES)
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise Unreadable("the row holds no bytes")
