@@ -39,6 +39,15 @@ def expand(path: str | Path) -> Path:
         raise ConfigError(f"path '{path}': no such home folder; a file of this name is './{path}'") from None
 
 
+def absolute_source(source: Any) -> Any:
+    """A data source with an absolute path: the same words in two folders mean two data sets, and two runs."""
+    kind, colon, path = str(source).partition(":")
+    local = kind in ("folder", "parquet", "wds") or (kind == "hf" and (path[:1] in (".", "~") or os.path.exists(path)))
+    if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
+        return source
+    return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
+
+
 def root_folder(root: str | Path = "runs") -> Path:
     """The folder that `root` names.
 

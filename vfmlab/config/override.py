@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vfmlab.config.files import parse_json
+from vfmlab.config.files import absolute_source, parse_json
 from vfmlab.config.recipe import Phase, Recipe, Stage
 from vfmlab.config.schema import loss_config
 from vfmlab.errors import ConfigError, nearest
@@ -78,15 +77,6 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     if {"data", "data.source"} & values.keys() and isinstance(tree["data"], dict):
         tree["data"]["source"] = absolute_source(tree["data"].get("source"))
     return parse(tree, "overrides")
-
-
-def absolute_source(source: Any) -> Any:
-    """A data source with an absolute path: the same words in two folders mean two data sets, and two runs."""
-    kind, colon, path = str(source).partition(":")
-    local = kind in ("folder", "parquet", "wds") or (kind == "hf" and (path[:1] in (".", "~") or os.path.exists(path)))
-    if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
-        return source
-    return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
 
 
 def parse_assignments(items: list[str]) -> dict[str, Any]:
