@@ -159,4 +159,5 @@ def existing(what: str, path: str) -> Path:
         broken = broken.parent
     parent = broken.parent
     names = [p.name for p in parent.iterdir() if not p.name.startswith(".")] if parent.is_dir() else []
-    raise DataError(f"{what}: there is no '{broken.name}' in {parent.absolute()}{nearest(broken.name, names)}")
+    near = nearest(broken.name, names)
+    raise DataError(readable(f"{what}: there is no '{broken.name}' in {parent.absolute()}{near}"))
