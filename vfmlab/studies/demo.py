@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmlab import api, config, data, runs
+from vfmlab.config.files import absolute_source
 from vfmlab.data.records import RecordSource
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import executor
@@ -53,6 +54,9 @@ def run(
         raise ConfigError(f"--seed {seed}, and --overrides say seed = {own}; give one of them")
     overrides = {key: value for key, value in overrides.items() if key != "seed"}
     folder, nodes = root / "runs", []
+    if source or "data.source" in overrides:  # notebooks run in a folder of their own
+        source = source and absolute_source(source)
+        overrides |= {key: absolute_source(value) for key, value in overrides.items() if key == "data.source"}
     if source:
         fields, judge = real_data(source, overrides, folder)
         overrides = fields | overrides
@@ -61,7 +65,9 @@ def run(
             say(f"a judge is trained on these images first ({number}): the bundled one knows drawn scenes")
             nodes = executor.phase_nodes(judge.phases(), folder, "judge")
     chosen = {name: api.resolve(name, overrides, seed=own or 0) for name in (preset, baseline)}
-    say(f"images: {chosen[preset].data.source}, {chosen[preset].data.size} px; results go to {root}")
+    images = data.open_source(chosen[preset].data, "train")
+    for line in (f"images: {images.describe()}, at {images.size} px; results go to {root}", *images.notes):
+        say(line)
     first = tuple(node.key for node in nodes)
     common = {"overrides": json.dumps(overrides), "root": str(folder), "seed": own or 0, "headless": True}
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
@@ -97,7 +103,7 @@ def real_data(
     source: str, overrides: dict[str, Any], root: Path
 ) -> tuple[dict[str, Any], config.Recipe | None]:
     """Overrides that put both pipelines onto the user's images, and the judge to train if none is named."""
-    opened = data.open_source(config.Data(source=source, size=32, train=1000, val=64), "val")
+    opened = data.open_source(config.Data(source=source, size=32, val=64), "val")
     if not isinstance(opened, RecordSource):
         raise ConfigError(
             f"--data '{source}': drawn scenes are what the presets use already; "
