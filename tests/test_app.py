@@ -113,7 +113,7 @@ def test_stop_ends_a_long_job_and_the_next_one_starts(server, page):
 
 
 def test_interpolation_between_images_and_between_classes(server, page):
-    ids = [server[1]["tiny_vfm_vae_tokenizer"], server[1]["starter_plain_vae_tokenizer"]]
+    ids = [server[1]["tiny_vfm_vae_tokenizer"], server[1]["bundled_plain_vae_tokenizer"]]
     opened(page, server, "interpolate", first="example:0", second="example:1", runs=ids, frames=5)
     page.get_by_role("button", name="interpolate", exact=True).locator("visible=true").click()
     page.locator(".vl-card:has(.vl-strip)").nth(2).wait_for()  # pixels and two tokenizers

@@ -65,7 +65,7 @@ def reconstruct(client, picture, ids):
 
 def alive(client, picture, server):
     """The server still answers, and rightly."""
-    cards, _, _, state = reconstruct(client, picture, [server[2]["starter_plain_vae_tokenizer"]])
+    cards, _, _, state = reconstruct(client, picture, [server[2]["bundled_plain_vae_tokenizer"]])
     assert "PSNR" in cards
     return json.loads(state)
 
@@ -119,7 +119,7 @@ def test_fifty_requests_of_ten_clients(server, picture, client, record_testsuite
         mine = Client(url, **QUIET)
         for k in range(5):
             if (number + k) % 2:
-                done = "PSNR" in reconstruct(mine, picture, [ids["starter_plain_vae_tokenizer"], ids["tiny_vfm_vae_tokenizer"]])[0]
+                done = "PSNR" in reconstruct(mine, picture, [ids["bundled_plain_vae_tokenizer"], ids["tiny_vfm_vae_tokenizer"]])[0]
             else:
                 done = "done;" in mine.predict(ids["tiny_vfm_vae"], *{**samples, "seed": 10 * number + k}.values(), api_name="/sample")[0]
             if not done:
@@ -188,7 +188,7 @@ def test_a_second_client_cannot_cancel_the_first(client, server, picture):
 
 def hostile_ids(server):
     _, root, ids = server
-    run = ids["starter_plain_vae_tokenizer"]
+    run = ids["bundled_plain_vae_tokenizer"]
     return [
         "../../etc", "/etc", "..", ".", "", str(root / run), f"{run}/../{run}", f"../{root.name}/{run}", "%2e%2e%2f", run + "\x00", "no-such-run",
         "../secret.json", "a" * 9000,
@@ -279,7 +279,7 @@ def test_what_is_no_picture_is_refused(client, server, picture, tmp_path, name):
     path.write_bytes(content)
     before = psutil.Process().memory_info().rss
     with pytest.raises(Exception, match=message) as refused:
-        reconstruct(client, str(path), [server[2]["starter_plain_vae_tokenizer"]])
+        reconstruct(client, str(path), [server[2]["bundled_plain_vae_tokenizer"]])
     assert "/tmp" not in str(refused.value)
     assert psutil.Process().memory_info().rss - before < MAX_PIXELS * 3  # nothing was decoded
     assert not Path("/tmp/vfmlab_pickle_was_run").exists()
@@ -303,7 +303,7 @@ def test_pictures_are_files_that_were_uploaded(client, server, picture):
         {"path": "/etc/passwd", "meta": ours}, {"path": str(root / ids["tiny_vfm_vae"] / "config.json"), "meta": ours}, {"path": url, "meta": ours},
         {"path": "http://169.254.169.254/", "meta": ours}, {"path": "x.png", "url": uri, "meta": ours}, {"path": None, "url": uri, "meta": ours}, "/etc/passwd", 7,
     ):  # fmt: skip
-        answer = call(url, "reconstruct", [given, [ids["starter_plain_vae_tokenizer"]], 0, 0, 0, 0, False])
+        answer = call(url, "reconstruct", [given, [ids["bundled_plain_vae_tokenizer"]], 0, 0, 0, 0, False])
         assert "event: error" in answer, given
         assert "PSNR" not in answer
         assert "root:" not in answer
@@ -350,12 +350,12 @@ def test_bodies_that_are_too_large_are_not_taken(client, server, picture):
 def test_a_run_deleted_while_it_is_shown(client, server, picture):
     _, root, ids = server
     name = "tiny_plain_vae_tokenizer-deadbeef"
-    shutil.copytree(root / ids["starter_plain_vae_tokenizer"], root / name)
+    shutil.copytree(root / ids["bundled_plain_vae_tokenizer"], root / name)
     assert "PSNR" in reconstruct(client, picture, [name])[0]
     shutil.rmtree(root / name)
     with pytest.raises(Exception, match="no finished tokenizer run"):
         reconstruct(client, picture, [name])
-    shutil.copytree(root / ids["starter_plain_vae_tokenizer"], root / name)
+    shutil.copytree(root / ids["bundled_plain_vae_tokenizer"], root / name)
     (root / name / "checkpoints" / "ema.safetensors").write_bytes(b"\0" * 50)
     with pytest.raises(Exception, match="truncated or not safetensors"):
         reconstruct(client, picture, [name])

@@ -28,7 +28,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(root):
-    return api.load_tokenizer("starter_vfm_vae_tokenizer", root)
+    return api.load_tokenizer("bundled_vfm_vae_tokenizer", root)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def bank(tokenizer, data):
 
 def test_bundled_tokenizers_are_what_their_reports_say(root, tokenizer, images):
     ids = bundled.put(root)  # a second time changes nothing
-    assert [i.rpartition("-")[0] for i in ids] == ["starter_vfm_vae_tokenizer", "starter_plain_vae_tokenizer"]
+    assert [i.rpartition("-")[0] for i in ids] == ["bundled_vfm_vae_tokenizer", "bundled_plain_vae_tokenizer"]
     report = runs.open_run(ids[0], root).report()
     told, spread = report["metrics"]["psnr"]["value"], report["metrics"]["psnr"]["spread"]
     psnr = api.reconstruct(tokenizer, images)[2].mean()
     assert abs(float(psnr) - told) < 2 * spread
-    assert "starter" in bundled.pipeline("starter_plain_vae").name
+    assert "bundled" in bundled.pipeline("bundled_plain_vae").name
     with pytest.raises(RunError, match="choose from"):
         bundled.pipeline("nothing")
 
@@ -129,7 +129,7 @@ def test_a_marked_patch_is_where_it_was_asked_for():
 
 def test_maps_by_layer_end_with_the_latent(tokenizer, root, images):
     assert list(explore.layer_maps(tokenizer, images)) == ["layer 0", "layer 2", "layer -1", "latent"]
-    assert list(explore.layer_maps(api.load_tokenizer("starter_plain_vae_tokenizer", root), images)) == ["latent"]
+    assert list(explore.layer_maps(api.load_tokenizer("bundled_plain_vae_tokenizer", root), images)) == ["latent"]
     z = torch.linspace(-2.5, 2.5, 12).view(3, 2, 2)
     shown = explore.channel_maps(z, 4, first=1, count=1)
     torch.testing.assert_close(shown[0, 0, ::2, ::2], z[1] / 2.5)

@@ -8,6 +8,7 @@ import re
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -69,6 +70,17 @@ def test_wrapped_checkpoints_are_opened(wrap, tmp_path):
     same(io.unwrap(io.read_released(tmp_path / "x.pt")))
 
 
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "_orig_mod.module.", "module._orig_mod.first_stage_model."])
+def test_known_prefixes_are_dropped_in_any_order(prefix, tmp_path):
+    torch.save({"state_dict": {prefix + key: value for key, value in STATE.items()}}, tmp_path / "x.pt")
+    same(io.unwrap(io.read_released(tmp_path / "x.pt")))
+
+
+def test_the_autoencoder_of_a_whole_latent_diffusion_model():
+    whole = {f"first_stage_model.{key}": value for key, value in STATE.items()} | {"model.diffusion_model.x": torch.ones(1)}
+    same(io.unprefixed(whole))
+
+
 def test_safetensors_and_a_prefix_that_not_all_have(tmp_path):
     save_file({**STATE, "module.c": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert set(io.unwrap(io.read_released(tmp_path / "x.safetensors"))) == {*STATE, "module.c"}
@@ -87,6 +99,109 @@ def test_a_pickle_with_code_is_refused_and_not_run(save, tmp_path):
         io.read_released(tmp_path / "x.pt")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+# -- strict loading ---------------------------------------------------------------------------------------------------
+
+
+def module():
+    net = torch.nn.Module()
+    net.a, net.standardise = torch.nn.BatchNorm1d(2), torch.nn.Module()
+    net.register_buffer("stat_std", torch.ones(2))
+    net.standardise.register_buffer("std", torch.ones(2))
+    return net
+
+
+NAN = torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"a.weight": NAN}, "1 not finite: a.weight; these weights are damaged"),
+        ({"a.weight": -NAN, "a.bias": torch.tensor([0, float("inf")])}, "2 not finite"),
+        ({"stat_std": torch.tensor([1.0, 0.0])}, "1 not positive: stat_std"),
+        ({"stat_std": torch.tensor([1.0, -1.0])}, "1 not positive: stat_std"),
+        ({"stat_std": NAN}, "1 not finite: stat_std"),
+        ({"standardise.std": torch.zeros(2)}, "1 not positive: standardise.std"),
+        ({"a.weight": torch.ones(2, dtype=torch.complex64)}, "1 of another type: a.weight complex64 instead of float32"),
+        ({"a.weight": torch.ones(2, dtype=torch.int8)}, "a.weight int8 instead of float32"),
+        ({"a.weight": torch.ones(2, dtype=torch.bool)}, "a.weight bool instead of float32"),
+        ({"a.weight": torch.ones(2).to(torch.float8_e4m3fn)}, "a.weight float8_e4m3fn instead of float32"),
+        ({"a.weight": torch.ones(2).to_sparse()}, r"a.weight float32 \(sparse\) instead of float32"),
+        ({"a.num_batches_tracked": torch.tensor(1.5)}, "a.num_batches_tracked float32 instead of int64"),
+        ({"a.weight": torch.ones(3)}, r"1 of another shape: a.weight \[3\] instead of \[2\]; give the configuration"),
+        ({"a.weight": None, "b": torch.ones(1)}, "1 missing: a.weight; 1 unexpected: b; give the configuration"),
+    ],
+)
+def test_what_cannot_take_the_place_of_the_weights_is_one_line_and_changes_nothing(change, line, tmp_path):
+    net = module()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = {key: value for key, value in {**before, **change}.items() if value is not None}
+    for attempt in (lambda: io.load(net, state, "test"), lambda: io.load_file(net, tmp_path / "x.safetensors")):
+        if not any(value.is_sparse for value in state.values()):
+            save_file(state, tmp_path / "x.safetensors")
+            with pytest.raises(CheckpointError, match=line) as error:
+                attempt()
+            assert "\n" not in str(error.value)
+    same(net.state_dict(), before)
+
+
+def test_half_precision_and_short_integers_are_converted():
+    net = module()
+    state = {key: value.half() if value.is_floating_point() else value.int() for key, value in net.state_dict().items()}
+    io.load(net, {**state, "a.weight": torch.tensor([2.0, 3.0]).bfloat16()}, "test")
+    assert net.a.weight.tolist() == [2, 3]
+
+
+def test_a_prefix_that_is_not_known_is_named():
+    with pytest.raises(CheckpointError, match="all names begin with 'wrapped.': save the state dict of that part alone"):
+        io.load(module(), {f"wrapped.{key}": value for key, value in module().state_dict().items()}, "test")
+
+
+# -- weights in several files, folders --------------------------------------------------------------------------------
+
+
+def in_parts(folder, state=STATE, name="model"):
+    """`state` as one tensor a file, with an index, as the hub's libraries write large weights."""
+    names = {key: f"{name}-{i + 1:05d}-of-{len(state):05d}.safetensors" for i, key in enumerate(state)}
+    for key, file in names.items():
+        save_file({key: state[key].contiguous()}, folder / file)
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder / f"{name}.safetensors.index.json"
+
+
+def test_weights_in_several_files(tmp_path):
+    index = in_parts(tmp_path)
+    same(io.unwrap(io.read_released(index)))
+    before = io.sha256(index)
+    with pytest.raises(CheckpointError, match="one part of several; give 'model.safetensors.index.json'"):
+        io.read(tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert io.sha256(index) != before
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="names 'model-00002-of-00002.safetensors', which is not beside it"):
+        io.read(index)
+    for text in ("{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match="index.json' (is no index|does not name files beside it)"):
+            io.read(index)
+
+
+def test_folders_of_weights(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        io.in_folder(tmp_path)
+    index = in_parts(tmp_path)
+    assert io.in_folder(tmp_path) == (index, None)
+    vae = tmp_path / "pipeline" / "vae"
+    vae.mkdir(parents=True)
+    (vae.parent / "model_index.json").write_text("{}")
+    save_file(STATE, vae / "diffusion_pytorch_model.safetensors")
+    (vae / "config.json").write_text("{}")
+    assert io.in_folder(vae.parent) == (vae / "diffusion_pytorch_model.safetensors", vae / "config.json")
+    save_file(STATE, vae / "other.safetensors")
+    with pytest.raises(CheckpointError, match="holds several weights"):
+        io.in_folder(vae)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -156,15 +271,103 @@ def test_statistics_files(tmp_path):
     draws = mean + std * torch.randn(20_000, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     close(pooled[0].float(), draws.mean((0, 2, 3)), 0.02)
     close(pooled[1].float(), draws.std((0, 2, 3)), 0.02)
-    for content, complaint in (
-        ({"std": std}, "must hold 'mean'"),
-        ({"mean": mean}, "missing"),
-        ({"mean": mean[0], "std": std[0]}, "neither"),
-        ({"mean": mean, "std": -std}, "positive"),
-    ):
-        torch.save(content, tmp_path / "bad.pt")
-        with pytest.raises(CheckpointError, match=complaint):
-            statistics.read(tmp_path / "bad.pt")
+
+
+C = ([0.5, -1.0, 2.0], [1.0, 2.0, 4.0])  # mean and std of three channels
+
+
+def shaped(form):
+    return tuple(form(torch.tensor(value)) for value in C)
+
+
+@pytest.mark.parametrize("names", [("mean", "std"), ("latents_mean", "latents_std"), ("latent_mean", "latent_std"), ("mean", "var")])
+@pytest.mark.parametrize(
+    "form", [lambda v: v, lambda v: v[None], lambda v: v.view(1, 3, 1, 1), lambda v: v.view(3, 1, 1), lambda v: v.double(), lambda v: v.tolist()]
+)
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "npz", "json"])
+def test_statistics_in_every_form(names, form, kind, tmp_path):
+    mean, std = shaped(lambda v: v)
+    entries = dict(zip(names, (form(mean), form(std.square() if names[1] == "var" else std)), strict=True))
+    path = tmp_path / f"x.{kind}"
+    if kind == "pt":
+        torch.save(entries, path)
+    elif kind == "safetensors":
+        save_file({key: torch.as_tensor(value).contiguous() for key, value in entries.items()}, path)
+    elif kind == "npz":
+        np.savez(path, **{key: np.asarray(value) for key, value in entries.items()})
+    else:
+        path.write_text(json.dumps({key: torch.as_tensor(value).tolist() for key, value in entries.items()}))
+    assert [value.tolist() for value in statistics.read(path)] == [list(values) for values in C]
+
+
+@pytest.mark.parametrize(
+    ("content", "mean", "std"),
+    [
+        ({"scaling_factor": 0.5}, [0], [2]),
+        ({"scaling_factor": 0.5, "shift_factor": 0.25, "latents_mean": None}, [0.25], [2]),
+        ({"latents_mean": [1, 2], "latents_std": [3, 4]}, [1, 2], [3, 4]),
+        ({"latents_mean": [1, 2], "latents_std": [3, 4], "scaling_factor": 0.5, "shift_factor": None}, [1, 2], [6, 8]),
+        ({"act_fn": "silu"}, None, None),
+    ],
+)
+def test_statistics_of_diffusers_configs(content, mean, std, tmp_path):
+    found = statistics.of_config(content, "config")
+    assert (found and [value.tolist() for value in found]) == (mean and [mean, std])
+    if found:
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert [value.tolist() for value in statistics.read(tmp_path / "config.json")] == [mean, std]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"std": [1.0]}, "hold std, but not a mean"),
+        ({"mean": [1.0]}, "hold mean, but not a std or variance"),
+        ({}, "hold nothing, but not a mean"),
+        ({"mean": [[1.0, 2], [3, 4]], "std": [[1.0, 2], [3, 4]]}, r"'mean' has shape \[2, 2\], neither per channel"),
+        ({"mean": [1.0, 2], "std": [1.0]}, r"std has shape \[1\], the mean \[2\]"),
+        ({"mean": [0.0], "std": [-1.0]}, "std must be positive"),
+        ({"mean": [0.0], "std": [0.0]}, "std must be positive"),
+        ({"mean": [0.0], "std": [float("nan")]}, "std must be positive and all values finite"),
+        ({"mean": [float("inf")], "std": [1.0]}, "all values finite"),
+        ({"mean": [0.0], "var": [-1.0]}, "std must be positive"),
+        ({"mean": "0", "std": "1"}, "'mean' is no list, array or tensor of real numbers"),
+        ({"mean": [True], "std": [1.0]}, "'mean' is no list"),
+        ({"mean": [[1.0], [1.0, 2]], "std": [1.0]}, "'mean' is no list"),
+        ({"mean": [], "std": []}, "'mean' is no list"),
+        ({"scaling_factor": 0.0}, "std must be positive"),
+        ({"scaling_factor": -1.0}, "std must be positive"),
+        ({"scaling_factor": "x"}, "'scaling_factor' is no list"),
+        ([1.0], "hold a list"),
+    ],
+)
+def test_what_are_no_statistics_is_one_line(content, line, tmp_path):
+    torch.save(content, tmp_path / "x.pt")
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    for name in ("x.pt", "x.json"):
+        with pytest.raises(CheckpointError, match=line) as error:
+            statistics.read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.json", b"{"), ("x.json", b"[" * 100_000), ("x.json", b"\xff\xfe"), ("x.json", None), ("x.npz", b"PK"), ("x.npz", b"x"), ("x.npz", None)],
+)
+def test_statistics_files_that_cannot_be_read(name, content, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"cannot be read as {name[2:]}") as error:
+        statistics.read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path):
+    Malice.target = str(tmp_path / "ran")
+    np.savez(tmp_path / "x.npz", mean=np.array([Malice()], dtype=object), std=np.ones(1))
+    with pytest.raises(CheckpointError, match="cannot be read as npz"):
+        statistics.read(tmp_path / "x.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 # -- the table ------------------------------------------------------------------------------------------------------
@@ -234,6 +437,17 @@ def test_config_files(tmp_path):
         release_config.arguments("va-vae", tree)
     with pytest.raises(ConfigError, match="'z_dimension'"):
         release_config.arguments("vfm-vae", tree)
+
+
+def test_aliases_of_yaml_do_not_hang():
+    circle: dict = {"a": {}}
+    circle["a"]["b"] = circle
+    laughs: list = ["ha"]
+    for _ in range(64):
+        laughs = [laughs, laughs]
+    for tree in (circle, {"a": laughs}):
+        with pytest.raises(ConfigError, match="'embed_dim'"):
+            release_config.arguments("va-vae", tree)
 
 
 def test_config_files_that_are_none(tmp_path):
@@ -440,11 +654,21 @@ def test_sd_vae_is_diffusers_network(tmp_path):
         assert torch.equal(tokenizer.posterior(x).mean, net.encode(x).latent_dist.mean)
         z = torch.randn(2, 4, 8, 8)
         assert torch.equal(tokenizer.decode_raw(z)[0], net.decode(z).sample)
+    net.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("*-of-*.safetensors"))) > 1
+    for folder in ("new", "parts"):  # a folder as diffusers writes it: its config.json counts, scaling factor and all
+        release = open_release("sd-vae", tmp_path / folder)
+        run, warnings = brought_in(release, tmp_path / f"{folder}_runs", SCENES)
+        assert not warnings
+        tokenizer = api.load_tokenizer(run.id, tmp_path / f"{folder}_runs", on="cpu")
+        close(tokenizer.encode(x).mean, net.encode(x).latent_dist.mean * net.config.scaling_factor, 1e-5)
     with pytest.raises(ConfigError, match="act_fn = 'gelu'"):
         import_state_dict("sd-vae", old, {"act_fn": "gelu"})
-    mean, std, origin = statistics.released(table.get("sd_vae_ema"))
-    assert (mean.item(), round(1 / std.item(), 5), origin) == (0, 0.18215, "scale 0.18215 of sd_vae_ema")
-    assert statistics.released(table.get("sd-vae")) is None
+    row = table.get("sd_vae_ema")
+    mean, std, origin = statistics.released(row, row.config)
+    assert (mean.item(), round(1 / std.item(), 5), origin) == (0, 0.18215, "scaling factor in the config of sd_vae_ema")
+    row = table.get("sd-vae")
+    assert statistics.released(row, row.config) is None
 
 
 # -- diffusion models into run directories ----------------------------------------------------------------------------

@@ -18,10 +18,13 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
 
     Args:
         name: an entry of `IMPORTERS`, for example "va-vae".
-        state_dict: tensors under the release's own key names. config: the release's own configuration names.
+        state_dict: tensors under the release's own key names, with or without the prefixes of distributed, compiled and
+            latent diffusion models. config: the release's own configuration names.
 
     Raises:
         ConfigError: unknown family, or a config that does not describe it.
         CheckpointError: missing, unexpected or mis-shaped tensors, in one line.
     """
-    return IMPORTERS.get(name)(state_dict, config).eval()
+    from vfmlab.weights import io
+
+    return IMPORTERS.get(name)(io.unprefixed(state_dict), config).eval()

@@ -54,14 +54,22 @@ def open_release(
     """Find, check and read a checkpoint, and import it.
 
     Args:
-        name: a row of the table, or a family ("va-vae", ...). file: instead of the hub's. config_file: the release's YAML
-            or JSON, instead of the row's. sha256: that the file must have; by default the row's, where it is known.
+        name: a row of the table, or a family ("va-vae", ...). file: instead of the hub's; also the index of weights in several
+            files, or a folder as diffusers writes it, whose config.json then counts. config_file: the release's YAML or
+            JSON, instead of the row's. sha256: that the file must have; by default the row's, where it is known.
 
     Raises:
         ConfigError: unknown name; a config that is missing or of another family.
         CheckpointError: not to be had, unsafe, truncated, another file than expected, tensors that do not fit.
     """
-    row = table.get(name)
+    row, path = table.get(name), None
+    if file is not None:
+        path = Path(file).expanduser()
+        if path.is_dir():
+            path, own_config = io.in_folder(path)
+            config_file = config_file or own_config
+        elif not path.is_file():
+            raise CheckpointError(f"--file: no file '{path}'")
     if file is not None and config_file is not None and row.family == name:
         row = table.unlisted(name)
     settings = row.config
@@ -69,18 +77,13 @@ def open_release(
         settings = release_config.arguments(row.family, release_config.read_config(config_file))
     if not settings:
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
-    if file is not None:
-        path = Path(file).expanduser()
-    elif row.repo is None:
+    if path is None and row.repo is None:
         where = f" ({row.note})" if row.note else ""
         raise CheckpointError(f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file PATH")
-    else:
-        path = io.fetch(row.repo, row.file, row.revision)
-    if not path.is_file():
-        raise CheckpointError(f"--file: no file '{path}'")
-    found = io.sha256(path, sha256 or row.sha256)
+    path = path or io.fetch(row.repo, row.file, row.revision)
+    digest = io.sha256(path, sha256 or row.sha256)
     state = io.unwrap(io.read_released(path), path)
-    return Release(row, path, found, settings, import_state_dict(row.family, state, settings))
+    return Release(row, path, digest, settings, import_state_dict(row.family, state, settings))
 
 
 # -- the run's config -------------------------------------------------------------------------------------------------
@@ -256,7 +259,7 @@ def _fill_tokenizer(
 ) -> Iterator[Event]:
     known: tuple[Tensor, Tensor, str] | None
     if statistics_from is None:
-        known = statistics.released(release.row)
+        known = statistics.released(release.row, release.settings)
     elif str(statistics_from) == MEASURED:
         known = None
     else:

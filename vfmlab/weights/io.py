@@ -75,7 +75,7 @@ def read(path: str | Path, what: str = "weights") -> tuple[dict[str, Tensor], di
         CheckpointError: not there, a pickle, truncated, or one part of several; one line.
     """
     path = Path(path).expanduser()
-    if path.name.endswith(INDEX):
+    if path.suffix == ".json":
         tensors: dict[str, Tensor] = {}
         for part in parts(path, what):
             with _opened(part, what) as file:

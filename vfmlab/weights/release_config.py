@@ -20,13 +20,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     path = Path(path).expanduser()
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON") from None
     try:
         tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
@@ -55,14 +55,14 @@ def _find(tree: Any, *keys: str) -> dict[str, Any] | None:
 
 
 def _mappings(tree: Any) -> Iterator[dict[str, Any]]:
-    level = [tree]
+    level, known = [tree], set()
     while level:
+        # By identity: an alias of YAML may repeat a node, or lead in a circle.
+        new = {id(node): node for node in level if isinstance(node, dict | list) and id(node) not in known}
+        known |= set(new)
+        level = list(new.values())
         yield from (node for node in level if isinstance(node, dict))
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
-        ]
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
 
 
 def _value(tree: Any, *names: str) -> Any:

@@ -17,14 +17,10 @@ from vfmlab.registry import IMPORTERS
 
 @dataclass(frozen=True)
 class Statistics:
-    """Latent statistics of a release: a file (of `repo`, or of the row's own), or one factor for all channels.
+    """The file of a release's latent statistics, of `repo` or of the row's own. eps: added to a variance before its root."""
 
-    scale: the release multiplies raw latents by it, without a shift. eps: added to a variance before its root.
-    """
-
-    file: str | None = None
+    file: str
     repo: str | None = None
-    scale: float | None = None
     eps: float = 0.0
 
 
@@ -36,7 +32,8 @@ class Row:
         name: what `vfmlab import` takes. method: as papers call it. family: importer of `vfmlab.weights`.
         config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo None: elsewhere,
             see `note`. sha256: of the file, where its publisher states it. licence: of the release.
-        statistics: of the latents; None: measured on the run's images. vfm: the `vfm` section its tokenizer reads.
+        statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else measured on the run's
+            images. vfm: the `vfm` section its tokenizer reads.
         tokenizer: of a diffusion model: the row of the tokenizer it was trained on.
         protocol: how the release samples, in our terms.
     """
@@ -145,11 +142,11 @@ ROWS = (
     ),
     Row(
         "sd_vae_mse", "SD-VAE", "sd-vae", _SD_VAE, _SD_FILE, "stabilityai/sd-vae-ft-mse",
-        "ad7ac2cf88578c68f660449f60fe9496f35a1cbf", licence="mit", statistics=Statistics(scale=0.18215),
+        "ad7ac2cf88578c68f660449f60fe9496f35a1cbf", licence="mit",
     ),
     Row(
         "sd_vae_ema", "SD-VAE", "sd-vae", _SD_VAE, _SD_FILE, "stabilityai/sd-vae-ft-ema",
-        "8937891f91ef6e9946cb7cf1b2e0207b1d8180bf", licence="mit", statistics=Statistics(scale=0.18215),
+        "8937891f91ef6e9946cb7cf1b2e0207b1d8180bf", licence="mit",
         note="the one that SiT, REPA and REG sample with",
     ),
     Row(
@@ -193,7 +190,12 @@ _DEFAULTS = {
     "lightningdit": "lightningdit_xl_800ep", "dit-dh": "dit_dh_xl", "sit": "sit_xl_2", "repa": "repa_xl_2",
 }  # fmt: skip
 # The one factor of SD-VAE is what SiT and REPA were trained with; others want zero mean and unit variance per channel.
-_CHANGES = {"sd-vae": {"statistics": None, "note": "statistics are measured, one for each channel"}}
+_CHANGES = {
+    "sd-vae": {
+        "config": {key: value for key, value in _SD_VAE.items() if key != "scaling_factor"},
+        "note": "statistics are measured, one for each channel",
+    }
+}
 
 
 def names() -> list[str]:

@@ -17,10 +17,10 @@ from vfmlab.weights import io
 
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
-    "in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None,
-    "shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True,
+    "in_channels": 3, "out_channels": 3, "act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
 }  # fmt: skip
-NOT_READ = ("scaling_factor", "force_upcast", "sample_size")
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # read by weights/statistics.py
+NOT_READ = ("force_upcast", "sample_size", *STATISTICS)
 
 
 @IMPORTERS.register("sd-vae")
