@@ -30,7 +30,7 @@ def import_(
     """Import released weights into a run that everything else can use.
 
     Args:
-        file: the checkpoint (.safetensors, .pt, .pth, .ckpt), instead of fetching it from the hub.
+        file: the checkpoint (.safetensors, its index, .pt, .pth, .ckpt) or diffusers' folder, instead of the hub's.
         config: the release's own config (.yaml, .json); a family's name with --file and --config takes any checkpoint of it.
         statistics: a file with the latents' mean and std, or "measured" for the run's own images; none: the release's.
         tokenizer: for a diffusion model, the run whose latents it samples; none: the imported one it was trained on.

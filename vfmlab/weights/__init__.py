@@ -23,8 +23,10 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
 
     Raises:
         ConfigError: unknown family, or a config that does not describe it.
-        CheckpointError: missing, unexpected or mis-shaped tensors, in one line.
+        CheckpointError: missing, unexpected or mis-shaped tensors, or such as are no real floating-point numbers; one line.
     """
     from vfmlab.weights import io
 
-    return IMPORTERS.get(name)(io.unprefixed(state_dict), config).eval()
+    build = IMPORTERS.get(name)
+    io.check_types(state_dict, f"{name} checkpoint")
+    return build(io.unprefixed(state_dict), config).eval()

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfmlab import config, data, runs, vfm
 from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
-from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.registry import IMPORTERS, NETWORKS, TOKENIZERS
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
 from vfmlab.training import checkpoint
 from vfmlab.training.events import Event
-from vfmlab.weights import import_state_dict, io, release_config, statistics, table
-from vfmlab.weights.landing import agree, landing
+from vfmlab.weights import import_state_dict, io, statistics, table
+from vfmlab.weights.family import agree, read_config
 
 MEASURED_IMAGES = 4096  # as many as a training takes
 MEASURED = "measured"
@@ -74,7 +73,7 @@ def open_release(
         row = table.unlisted(name)
     settings = row.config
     if config_file is not None:
-        settings = release_config.arguments(row.family, release_config.read_config(config_file))
+        settings = IMPORTERS.get(row.family).arguments(read_config(config_file))
     if not settings:
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
@@ -111,7 +110,7 @@ def _imported(release: Release) -> dict[str, Any]:
 
 
 def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Phase:
-    found = landing(release.row.family).sections(release.module, release.settings)
+    found = IMPORTERS.get(release.row.family).sections(release.module, release.settings)
     run = config.parse(
         {
             "name": f"{release.row.name.replace('-', '_')}_imported",
@@ -279,7 +278,7 @@ def _fill_tokenizer(
     def batches() -> Iterable[Tensor]:
         return (images.to(where) for images in _images(run))
 
-    left = landing(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
+    left = IMPORTERS.get(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
         message = f"latent statistics are measured on {run.data.source}; the release publishes none, or they were not asked for"
         yield Event("warning", run.id, run.stage, data={"message": message})
@@ -293,8 +292,7 @@ def _fill_tokenizer(
     if vision is not None:
         facts["vfm_fingerprint"] = vision.fingerprint
     write(folder, tokenizer.state_dict(), release, facts)
-    with runs.beside(folder.latent_stats) as temporary:
-        save_file({"mean": found.mean.cpu(), "std": found.std.cpu()}, temporary, {"count": str(found.count), **facts})
+    io.write(folder.latent_stats, {"mean": found.mean, "std": found.std}, {"count": found.count, **facts})
     yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
 
 

@@ -308,6 +308,17 @@ def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, k
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {way}")
 
 
+def check_types(tensors: Mapping[str, Tensor], what: str) -> None:
+    """:class:`CheckpointError` for what no weights are before an importer computes with them: complex, bool, int8, ..."""
+    types = (*FLOATS, torch.int32, torch.int64)
+    odd = [f"{k} {_kind(v)}" for k, v in tensors.items() if v.dtype not in types or v.layout is not torch.strided]
+    if odd:
+        more = ", ..." if len(odd) > 4 else ""
+        raise CheckpointError(
+            f"{what}: {len(odd)} of another type than weights are: {', '.join(odd[:4])}{more}; take the file in floating point"
+        )
+
+
 def _way(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     heads = {key.split(".")[0] for key in tensors}
     if len(heads) == 1 and not any(key.startswith(f"{min(heads)}.") for key in own):

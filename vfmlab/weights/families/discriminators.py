@@ -10,11 +10,12 @@ from torch import Tensor
 
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.losses.discriminators.base import Discriminator
-from vfmlab.registry import DISCRIMINATORS, IMPORTERS
+from vfmlab.registry import DISCRIMINATORS
 from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
 from vfmlab.weights import io
+from vfmlab.weights.family import family
 
 HEAD = {
     "main.0.0.": "first.conv.",
@@ -38,7 +39,7 @@ def rename_head(key: str) -> str:
     raise CheckpointError(f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T head")
 
 
-@IMPORTERS.register("projected-discriminator")
+@family("projected-discriminator")
 def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discriminator:
     """Heads and backbone of a projected discriminator -> kind `projected`, at the backbone's resolution.
 
@@ -88,7 +89,7 @@ def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
     return model
 
 
-@IMPORTERS.register("patchgan")
+@family("patchgan")
 def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discriminator:
     """pix2pixHD's NLayerDiscriminator (`model.N.`) or MultiscaleDiscriminator (`scaleI_layerJ.`, scale 0 the coarsest).
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from vfmlab.config import Guidance
 from vfmlab.diffusion.ddt import DDT
 from vfmlab.errors import ConfigError
-from vfmlab.registry import IMPORTERS
 from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import check_rope, rename, settings, with_null
+from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 1, "patch_size": 1, "in_channels": 768, "hidden_size": [1152, 2048], "depth": [28, 2],
@@ -35,7 +35,13 @@ def pair(value: Any, name: str) -> tuple[Any, Any]:
     return both
 
 
-@IMPORTERS.register("dit-dh")
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """RAE's YAML: `stage_2.params`."""
+    section = tree.get("stage_2", tree)
+    return section.get("params", section)
+
+
+@family("dit-dh", arguments=arguments)
 def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
     """A DDT called `(x, t, y)`.
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.registry import IMPORTERS, TOKENIZERS
+from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
+from vfmlab.weights.family import family, find
 
 RENAMES = [
     (r"\bnin_shortcut\b", "shortcut"),
@@ -28,7 +29,15 @@ TRAINING_ONLY = ("loss.", "linear_proj.", "foundation_model.", "logvar", "model_
 """Prefixes of what training checkpoints carry beside the autoencoder: discriminator, projection, VFM, averages."""
 
 
-@IMPORTERS.register("va-vae")
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """LDM's YAML: `model.params` with `embed_dim` and `ddconfig`."""
+    section = find(tree, "embed_dim", "ddconfig") or find(tree, "embed_dim", "ch_mult")
+    if section is None:
+        raise ConfigError("va-vae config: no section has 'embed_dim' and 'ddconfig'; give the release's YAML")
+    return {"embed_dim": section["embed_dim"], **section.get("ddconfig", section)}
+
+
+@family("va-vae", arguments=arguments)
 def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     """Release names and values -> :class:`vfmlab.tokenizers.plain_vae.VAVAE`; SD-VAE checkpoints have the same names.
 

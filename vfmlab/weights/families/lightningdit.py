@@ -17,11 +17,11 @@ from torch import Tensor
 
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion.blocks import frequencies
-from vfmlab.diffusion.dit import LightningDiT
+from vfmlab.diffusion.dit import SIZES, LightningDiT
 from vfmlab.diffusion.path import reverse
 from vfmlab.errors import CheckpointError, ConfigError, nearest
-from vfmlab.registry import IMPORTERS
 from vfmlab.weights import io
+from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 32, "patch_size": 2, "in_channels": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16,
@@ -87,7 +87,32 @@ def reversed_time(weight: Tensor) -> Tensor:
     return torch.cat(turned, dim=1).to(weight.dtype)
 
 
-@IMPORTERS.register("lightningdit")
+def sizes(name: str) -> dict[str, Any]:
+    """"LightningDiT-XL/1", "SiT-B/2" -> sizes and patch."""
+    size, _, patch = name.rpartition("-")[2].partition("/")
+    if size not in SIZES or not patch.isdigit():
+        raise ConfigError(f"config: model '{name}' has no known size; sizes are {', '.join(SIZES)}, for example SiT-XL/2")
+    width, depth, heads = SIZES[size]
+    return {"hidden_size": width, "depth": depth, "num_heads": heads, "patch_size": int(patch)}
+
+
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """LightningDiT's YAML: `model.model_type` and switches, `data.image_size`, `vae.downsample_ratio`."""
+    model = tree.get("model")
+    if not isinstance(model, dict):
+        return tree
+    ours = {"in_channels" if key == "in_chans" else key: value for key, value in model.items() if key != "model_type"}
+    if "model_type" in model:
+        ours = {**sizes(model["model_type"]), **ours}
+    data, vae = tree.get("data", {}), tree.get("vae", {})
+    if "num_classes" in data:
+        ours.setdefault("num_classes", data["num_classes"])
+    if "image_size" in data:
+        ours.setdefault("input_size", data["image_size"] // vae.get("downsample_ratio", 16))
+    return ours
+
+
+@family("lightningdit", arguments=arguments)
 def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
     """A LightningDiT called `(x, t, y)` in the convention of `vfmlab.diffusion.path`.
 

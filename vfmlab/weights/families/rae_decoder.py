@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from vfmlab.decoders.vit import ViTDecoder
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.nn.vit_block import ACTIVATIONS
-from vfmlab.registry import IMPORTERS
 from vfmlab.tokenizers.rae import RAE
 from vfmlab.weights import io
+from vfmlab.weights.family import Batches, Moments, agree, family
+from vfmlab.weights.statistics import per_channel
 
 DEFAULTS = {  # of the release's configuration, the one of a ViT-MAE
     "hidden_size": 768, "decoder_hidden_size": 512, "decoder_intermediate_size": 2048, "decoder_num_attention_heads": 16,
@@ -70,7 +71,66 @@ class TokenDecoder(nn.Module):
         return self.decoder(z)[0]
 
 
-@IMPORTERS.register("rae-decoder")
+@torch.no_grad()
+def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> RAE:
+    """Put a released decoder into a tokenizer `rae` of the same sizes. Returns the tokenizer.
+
+    The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the difference, so the
+    tokenizer's statistics must be there (:meth:`RAE.begin`, or the released ones set). Its last layer takes the encoder's
+    `pixel_mean` and `pixel_std` (of images in [0, 1]) and the change to [-1, 1].
+    """
+    mine, theirs = tokenizer.decoder, released.decoder
+    if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
+        raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off")
+    io.load(mine, theirs.state_dict(), "rae-decoder")
+    mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
+    mine.embed.bias.add_(mine.embed.weight @ mean)
+    mine.embed.weight.mul_(std)
+    pixels = mine.patch**2
+    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean))
+    mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
+    mine.pred.weight.mul_(2 * scale[:, None])
+    return tokenizer
+
+
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's config.json; sizes that are filled in by code in the release ("SHOULD BE RELOADED") are left out."""
+    return {key: value for key, value in tree.items() if value != "SHOULD BE RELOADED"}
+
+
+def sections(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    decoder = module.decoder
+    channels = decoder.embed.in_features
+    method = {"method": "rae", "channels": channels, "factor": decoder.patch, "decoder": decoder.config.model_dump(mode="json")}
+    return {"tokenizer": method, "vfm": None, "size": decoder.side * decoder.patch}
+
+
+@torch.no_grad()
+def put(tokenizer: RAE, module: TokenDecoder, known: Moments | None, batches: Batches) -> Moments | None:
+    """RAE's latent is standardised per channel inside the tokenizer; the outer statistics do the rest."""
+    agree(tokenizer.config.decoder, module.decoder.config, "tokenizer.decoder")
+    if module.decoder.side != tokenizer.decoder.side or module.decoder.patch != tokenizer.decoder.patch:
+        raise CheckpointError(
+            f"rae-decoder is for a {module.decoder.side} x {module.decoder.side} grid of {module.decoder.patch} px patches, "
+            f"the run has {tokenizer.decoder.side} x {tokenizer.decoder.side} of {tokenizer.decoder.patch} px; "
+            f"set data.size={module.decoder.side * module.decoder.patch}"
+        )
+    if known is None:
+        tokenizer.begin(list(batches()))
+    else:
+        center, spread = per_channel(*known)
+        tokenizer.standardise.mean.copy_(center)
+        tokenizer.standardise.std.copy_(spread)
+    encoder = tokenizer.vfm
+    adopt(tokenizer, module, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
+    if known is None:
+        return None
+    mean, std = known  # per place, where the release has them so: what standardising by channel leaves to do
+    center, spread = (value if mean.ndim == 1 else value.view(-1, 1, 1) for value in (center, spread))
+    return (mean - center) / spread, std / spread
+
+
+@family("rae-decoder", arguments=arguments, sections=sections, put=put)
 def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) -> TokenDecoder:
     """A decoder called on [B, tokens, width] -> image before the encoder's mean and std.
 
@@ -143,25 +203,3 @@ def fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif match[2] == "q":
             out[f"{match[1]}qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
     return out
-
-
-@torch.no_grad()
-def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> RAE:
-    """Put a released decoder into a tokenizer `rae` of the same sizes. Returns the tokenizer.
-
-    The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the difference, so the
-    tokenizer's statistics must be there (:meth:`RAE.begin`, or the released ones set). Its last layer takes the encoder's
-    `pixel_mean` and `pixel_std` (of images in [0, 1]) and the change to [-1, 1].
-    """
-    mine, theirs = tokenizer.decoder, released.decoder
-    if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
-        raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off")
-    io.load(mine, theirs.state_dict(), "rae-decoder")
-    mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
-    mine.embed.bias.add_(mine.embed.weight @ mean)
-    mine.embed.weight.mul_(std)
-    pixels = mine.patch**2
-    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean))
-    mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
-    mine.pred.weight.mul_(2 * scale[:, None])
-    return tokenizer

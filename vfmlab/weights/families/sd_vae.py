@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from vfmlab.errors import ConfigError, nearest
-from vfmlab.registry import IMPORTERS, TOKENIZERS
+from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.tokenizers.sd_vae import renamed
 from vfmlab.weights import io
+from vfmlab.weights.family import family
 
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
@@ -23,7 +24,7 @@ STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  
 NOT_READ = ("force_upcast", "sample_size", *STATISTICS)
 
 
-@IMPORTERS.register("sd-vae")
+@family("sd-vae")
 def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     """A tokenizer without latent statistics yet.
 

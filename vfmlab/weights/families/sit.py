@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.registry import IMPORTERS
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import rename, reversed_time, settings, with_null
+from vfmlab.weights.families.lightningdit import rename, reversed_time, settings, sizes, with_null
+from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the releases' constructors
     "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16,
@@ -30,7 +30,13 @@ REPA_ONLY = {
 }  # fmt: skip
 
 
-@IMPORTERS.register("sit")
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """Flat arguments; `model` may name a size, as on the releases' command line."""
+    ours = {key: value for key, value in tree.items() if key != "model"}
+    return {**sizes(tree["model"]), **ours} if isinstance(tree.get("model"), str) else ours
+
+
+@family("sit", arguments=arguments)
 def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
     """A network called `(x, t, y)` in our time.
 
@@ -50,7 +56,7 @@ def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightni
     return io.load(network, state, "sit checkpoint")
 
 
-@IMPORTERS.register("repa")
+@family("repa", arguments=arguments)
 def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> LightningDiT:
     """A network called `(x, t, y)`; REPA's projectors are not part of it.
 

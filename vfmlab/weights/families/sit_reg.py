@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.errors import ConfigError
-from vfmlab.registry import IMPORTERS
 from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import rename, settings, with_null
+from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the release's constructor
     "path_type": "linear", "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152,
@@ -26,7 +26,7 @@ PARTS = {
 }
 
 
-@IMPORTERS.register("sit-reg")
+@family("sit-reg")
 def import_sit_reg(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RegSiT:
     """A RegSiT called `(x, t, y, cls_token) -> (v, v_class, aligned)`.
 

@@ -18,12 +18,22 @@ from torch import Tensor
 
 from vfmlab.config import explain
 from vfmlab.decoders.progressive import ProgressiveConfig
-from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.registry import IMPORTERS
+from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
+from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
+from vfmlab.weights.family import Batches, Moments, family, find, plain_put, plain_sections, scalar
 
 NAME = "vfm-vae"
+
+VFMS = {  # names of vision models in releases' configs -> our table's
+    "siglip2-base-patch16-256": "siglip2_b16_256", "siglip2-base-patch16-384": "siglip2_b16_384",
+    "siglip2-base-patch16-512": "siglip2_b16_512", "siglip2-large-patch16-256": "siglip2_l16_256",
+    "siglip2-large-patch16-384": "siglip2_l16_384", "siglip2-large-patch16-512": "siglip2_l16_512",
+    "dinov2-small": "dinov2_s14", "dinov2-base": "dinov2_b14", "dinov2-large": "dinov2_l14", "dinov2-giant": "dinov2_g14",
+    "vit-mae-base": "mae_b16", "vit-mae-large": "mae_l16",
+}  # fmt: skip
 
 IGNORED = re.compile(r"vfm_encoder\..*|.*\.attn\.zero_k_bias|mapping\.x_avg|.*\.blur_weight")
 
@@ -260,7 +270,43 @@ def _codebooks(state: dict[str, Tensor], get: _Arguments) -> dict[str, Any]:
     return {"codebooks": number, "vocabulary": number * entries}
 
 
-@IMPORTERS.register(NAME)
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """The generator's arguments, wherever they stand; the resolution may stand with the data."""
+    section = find(tree, "z_dimension", "patch_from_layers")
+    if section is None:
+        raise ConfigError("vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the release's YAML")
+    section = dict(section)
+    if "synthesis_kwargs" not in section and (inner := find(tree, "channel_base", "channel_max")) is not None:
+        section["synthesis_kwargs"] = inner
+    if "img_resolution" not in section:
+        size = scalar(tree, "img_resolution", "resolution", "image_size", "img_size")
+        if size is None:
+            raise ConfigError("vfm-vae config: no 'img_resolution'; add it to the YAML, for example img_resolution: 256")
+        section["img_resolution"] = int(size)
+    return section
+
+
+def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
+    given = config.get("G_kwargs", config)
+    model = str(given.get("vfm_name", "")).rstrip("/").rpartition("/")[2]
+    name = VFMS.get(model, model)
+    if name not in TABLE and not name.startswith("timm:"):
+        raise ConfigError(
+            f"vfm-vae config: vfm_name '{model}' is not a known vision model{nearest(model, [*VFMS, *TABLE])}; "
+            "write a name of vfmlab's table, or timm:NAME, into the config"
+        )
+    vfm = {"name": name, "layers": list(module.layers), "upscale": given.get("scale_factor", 1.0)}
+    return {**plain_sections(module, config), "vfm": vfm}
+
+
+def put(tokenizer: Tokenizer, module: VFMVAE, known: Moments | None, batches: Batches) -> Moments | None:
+    if tokenizer.layers != module.layers:
+        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read {list(module.layers)}")
+    module.attach(tokenizer.vfm)  # raises if widths or grids are others
+    return plain_put(tokenizer, module, known, batches)
+
+
+@family(NAME, arguments=arguments, sections=sections, put=put)
 def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMVAE:
     """A tokenizer with the weights of a released VFM-VAE generator.
 

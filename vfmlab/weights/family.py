@@ -1,0 +1,125 @@
+"""What a family of released checkpoints is: how its files are read, and how its module becomes a tokenizer of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vfmlab.errors import ConfigError
+from vfmlab.registry import IMPORTERS
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import io
+
+STATISTICS = ("stat_mean", "stat_std", "stat_count")
+Config = dict[str, Any]
+Moments = tuple[Tensor, Tensor]  # latent mean and std
+Batches = Callable[[], Iterable[Tensor]]  # of images of the run, B 3 H W in [-1, 1]
+
+
+def plain_sections(module: Tokenizer, config: Config) -> Config:
+    return {"tokenizer": module.config.model_dump(mode="json"), "vfm": None, "size": module.size}
+
+
+def plain_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None, batches: Batches) -> Moments | None:
+    agree(tokenizer.config, module.config, "tokenizer")
+    state = {key: value for key, value in module.state_dict().items() if key not in STATISTICS}
+    io.load(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
+    return known
+
+
+@dataclass
+class Family:
+    """Released checkpoints of one kind; an entry of `IMPORTERS`.
+
+    build: (state dict in the release's names, its configuration) -> module. arguments: the release's config file as plain
+    data -> that configuration; a file may also hold it flat. The other two are for tokenizers. sections: (module,
+    configuration) -> {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of that run, module, released (mean,
+    std) or None, batches of images) -> the (mean, std) that are left for the tokenizer.
+    """
+
+    build: Callable[[dict[str, Tensor], Config], nn.Module]
+    arguments: Callable[[Config], Config] = dict
+    sections: Callable[[Any, Config], Config] = plain_sections
+    put: Callable[[Tokenizer, Any, Moments | None, Batches], Moments | None] = plain_put
+
+    def __call__(self, state_dict: dict[str, Tensor], config: Config) -> nn.Module:
+        return self.build(state_dict, config)
+
+
+def family(name: str, **parts: Callable) -> Callable:
+    """Decorator of an importer: register it as :class:`Family` `name`, with these parts."""
+
+    def register(build: Callable) -> Callable:
+        IMPORTERS.register(name)(Family(build, **parts))
+        return build
+
+    return register
+
+
+def agree(run: Any, release: Any, where: str) -> None:
+    """:class:`ConfigError` with the first field in which the run's section differs from what the release needs."""
+    mine, theirs = run.model_dump(mode="json"), release.model_dump(mode="json")
+    for field in ("pretrained", "size"):  # where weights come from; a preset's name, whose numbers are compared
+        mine.pop(field, None), theirs.pop(field, None)
+    if hasattr(run, "sizes") and run.sizes == release.sizes:
+        for field in ("width", "depth", "heads"):
+            mine.pop(field), theirs.pop(field)
+    difference = next((key for key in theirs if mine.get(key) != theirs[key]), None)
+    if difference is not None:
+        raise ConfigError(
+            f"{where}.{difference} = {mine.get(difference)!r}, but the imported weights were made with "
+            f"{theirs[difference]!r}; leave the field to the release"
+        )
+
+
+# -- config files -----------------------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for anything else."""
+    import yaml
+
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON") from None
+    try:
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
+    return tree
+
+
+def find(tree: Any, *keys: str) -> dict[str, Any] | None:
+    """The first mapping, outermost first, that has all `keys`."""
+    return next((node for node in mappings(tree) if all(key in node for key in keys)), None)
+
+
+def scalar(tree: Any, *names: str) -> Any:
+    """The first scalar called one of `names`, outermost first; None if there is none."""
+    for name in names:
+        for node in mappings(tree):
+            if name in node and not isinstance(node[name], dict | list):
+                return node[name]
+    return None
+
+
+def mappings(tree: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in plain data, outermost first."""
+    level, known = [tree], set()
+    while level:
+        # By identity: an alias of YAML may repeat a node, or lead in a circle.
+        new = {id(node): node for node in level if isinstance(node, dict | list) and id(node) not in known}
+        known |= set(new)
+        level = list(new.values())
+        yield from (node for node in level if isinstance(node, dict))
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
