@@ -1,4 +1,4 @@
-"""Adversarial losses, feature matching and preservation against reference values and closed forms; one game played out."""
+"""Adversarial losses, feature matching and preservation against reference values and closed forms; one step of both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vfmlab.errors import ConfigError
-from vfmlab.losses.adversarial import Judged, discriminator_losses, generator_loss, ramp
+from vfmlab.losses.adversarial import Discriminated, discriminator_losses, generator_loss, ramp
 from vfmlab.losses.base import LossContext, Reconstruction
-from vfmlab.losses.discriminators.game import DiscriminatorObjective, judge
+from vfmlab.losses.discriminators.training import DiscriminatorObjective, discriminate
 from vfmlab.losses.feature_matching import feature_matching
 from vfmlab.losses.preservation import preservation
 from vfmlab.registry import DISCRIMINATORS, LOSSES
@@ -30,7 +30,7 @@ CONTEXT = LossContext(size=16, channels=4, latent_side=4)
 class Full(Reconstruction):
     """A reconstruction with all that these terms read."""
 
-    judged: dict[str, Judged] = field(default_factory=dict)
+    discriminated: dict[str, Discriminated] = field(default_factory=dict)
     reference: dict[str, Tensor] = field(default_factory=dict)
     encoded: Tensor | None = None
 
@@ -154,13 +154,13 @@ def test_default_discriminator_never_sees_a_vfm():
 def test_discriminator_may_start_before_the_term():
     term = LOSSES.get("adversarial").Config(start=100, warmup=50, discriminator_start=40, until=300)
     assert [term.trains_discriminator(s) for s in (39, 40, 299, 300)] == [False, True, True, False]
-    assert [term.scale(s) for s in (40, 100, 125, 150)] == [0, 0, 0.5, 1]
+    assert [term.factor(s) for s in (40, 100, 125, 150)] == [0, 0, 0.5, 1]
     assert not LOSSES.get("adversarial").Config(start=100).trains_discriminator(99)
 
 
-def test_adversarial_term_reads_what_was_judged():
+def test_adversarial_term_reads_what_was_discriminated():
     logits = [torch.randn(2, 1, 3, 3, requires_grad=True)]
-    r = full(judged={"adversarial": Judged(logits)})
+    r = full(discriminated={"adversarial": Discriminated(logits)})
     term = loss("adversarial", loss="lsgan", adaptive=True)
     assert term.adaptive
     value = term(r)
@@ -171,15 +171,15 @@ def test_adversarial_term_reads_what_was_judged():
 
 def test_feature_matching_term():
     maps = [[torch.ones(2, 3, 4, 4)]]
-    r = full(judged={"adversarial": Judged([torch.zeros(2)], maps, [[torch.zeros(2, 3, 4, 4)]])})
+    r = full(discriminated={"adversarial": Discriminated([torch.zeros(2)], maps, [[torch.zeros(2, 3, 4, 4)]])})
     assert float(loss("feature_matching")(r)) == 4
     with pytest.raises(ConfigError, match="losses.patch, which is off"):
         loss("feature_matching", of="patch")(r)
-    with pytest.raises(ConfigError, match="maps of losses.adversarial were not kept"):
-        loss("feature_matching")(full(judged={"adversarial": Judged([torch.zeros(2)])}))
+    with pytest.raises(ConfigError, match="the discriminator of losses.adversarial returned no maps"):
+        loss("feature_matching")(full(discriminated={"adversarial": Discriminated([torch.zeros(2)])}))
     with pytest.raises(ConfigError, match="losses.adversarial, which is off; add losses.adversarial"):
         loss("feature_matching")(full())
-    with pytest.raises(ConfigError, match="no discriminator has judged this batch"):
+    with pytest.raises(ConfigError, match="its discriminator has not run on this batch"):
         loss("adversarial")(full())
 
 
@@ -191,9 +191,9 @@ def test_terms_are_means_over_the_batch_and_fp32(name: str):
     z, old = torch.randn(2, 4, 4, 4, 4, generator=draw)
 
     def part(rows: slice) -> Tensor:
-        heard = Judged([logits[rows]], [[ours[rows]]], [[theirs[rows]]])
+        outputs = Discriminated([logits[rows]], [[ours[rows]]], [[theirs[rows]]])
         with torch.autocast("cpu", torch.bfloat16):
-            return loss(name)(full(z=z[rows], reference={"after": old[rows]}, judged={"adversarial": heard}))
+            return loss(name)(full(z=z[rows], reference={"after": old[rows]}, discriminated={"adversarial": outputs}))
 
     whole = part(slice(None))
     assert whole.dtype == torch.float32
@@ -241,7 +241,7 @@ def test_preservation_says_what_is_missing():
         loss("preservation")(full(reference={"after": torch.zeros(2, 8, 4, 4)}))
 
 
-# -- the game --------------------------------------------------------------------------------------------------------
+# -- a step --------------------------------------------------------------------------------------------------------
 
 
 def small_patchgan(**options):
@@ -252,18 +252,18 @@ def small_patchgan(**options):
 def test_judging_leaves_the_discriminator_alone():
     net = small_patchgan()
     fake, real = torch.rand(3, 3, 16, 16, requires_grad=True), torch.rand(3, 3, 16, 16)
-    heard = judge(net, fake, real, features=True)
-    (generator_loss(heard.fake, "hinge") + feature_matching(heard.fake_features, heard.real_features)).backward()
+    outputs = discriminate(net, fake, real, features=True)
+    (generator_loss(outputs.fake, "hinge") + feature_matching(outputs.fake_features, outputs.real_features)).backward()
     assert fake.grad.abs().sum() > 0
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
-    assert not judge(net, fake, real).fake_features
+    assert not discriminate(net, fake, real).fake_features
 
 
 def test_feature_matching_of_equal_images_is_zero_under_augmentation():
     net = small_patchgan(augment=("colour", "translation", "cutout"))
     same = torch.rand(4, 3, 16, 16) * 2 - 1
-    heard = judge(net, same, same, rng=StepRandom(0, 0, 4), features=True)
-    assert float(feature_matching(heard.fake_features, heard.real_features)) == 0
+    outputs = discriminate(net, same, same, rng=StepRandom(0, 0, 4), features=True)
+    assert float(feature_matching(outputs.fake_features, outputs.real_features)) == 0
 
 
 def test_own_step_sends_nothing_to_the_decoder():
@@ -291,7 +291,7 @@ def test_a_game_brings_images_closer(kind: str):
         rng = StepRandom(0, step, 16)
         if step >= 25:
             decoder.zero_grad()
-            generator_loss(judge(net, fake, stripes, rng=rng).fake, kind).backward()
+            generator_loss(discriminate(net, fake, stripes, rng=rng).fake, kind).backward()
             decoder.step()
         own.zero_grad()
         value, metrics = objective(fake, stripes, rng=rng)

@@ -13,11 +13,9 @@ from vfmlab import api, presets, runs
 from vfmlab.config import VFM, Data, override
 from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.diffusion import latents, targets
-from vfmlab.diffusion.tuned import follow
 from vfmlab.evaluation.instruments.dynamics import over_training
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import over
 from vfmlab.training.loop import fit
 from vfmlab.weights import io
 
@@ -194,12 +192,12 @@ def test_repa_e_stops_the_diffusion_loss_at_the_latents(tuned):
     assert {"tokenizer_l1", "tokenizer_psnr", "alignment", "velocity"} <= set(parts)
 
     rng = fresh()
-    own, _, _ = objective.own(batch, rng, 0)
-    made = objective.own.__dict__.pop("made")
+    r = objective.own.reconstruct(batch, rng, 0)
+    own, _ = objective.own.score(r, 0)
     own.backward(retain_graph=True)
     of_own = gradients(weights.tokenizer)
-    objective._follow(made.z.detach())
-    z = (made.z - over(weights.tokenizer.stat_mean.clone())) / over(weights.tokenizer.stat_std.clone())
+    objective._follow(r.z.detach())
+    z = weights.tokenizer.normalise(r.z)
     found = objective.flow.terms(weights.network, z, batch.labels, rng, objective.projection, batch.target, batch.token)
     weights.zero_grad()
     (2.0 * found.alignment.mean()).backward(retain_graph=True)
@@ -219,11 +217,11 @@ def test_running_statistics_follow_the_latents(tuned):
     tokenizer = tuned.weights.tokenizer
     kept = {k: v.clone() for k, v in tokenizer.state_dict().items()}
     mean, std = tokenizer.stat_mean.clone(), tokenizer.stat_std.clone()
-    follow(tokenizer, mean + 1, 4 * std.square(), 0.1)
+    tokenizer.move_statistics(mean + 1, 4 * std.square(), 0.1)
     torch.testing.assert_close(tokenizer.stat_mean, mean + 0.1)
     torch.testing.assert_close(tokenizer.stat_std, (1.3 * std.square()).sqrt())
     for _ in range(200):
-        follow(tokenizer, torch.full_like(mean, 3.0), torch.full_like(std, 0.25), 0.1)
+        tokenizer.move_statistics(torch.full_like(mean, 3.0), torch.full_like(std, 0.25), 0.1)
     torch.testing.assert_close(tokenizer.stat_mean, torch.full_like(mean, 3.0))
     torch.testing.assert_close(tokenizer.stat_std, torch.full_like(std, 0.5))
     tokenizer.load_state_dict(kept)

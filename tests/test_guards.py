@@ -20,6 +20,10 @@ def guard(**changes):
     return Guard(Train(samples=100, **changes))
 
 
+def check(keeper, loss, gradient, parameters):
+    return keeper.reason_to_skip({"loss": loss, "grad_norm": gradient, "parameter_norm": parameters})
+
+
 @pytest.mark.parametrize(
     ("loss", "gradient", "parameters", "reason"),
     [
@@ -34,23 +38,23 @@ def guard(**changes):
     ],
 )
 def test_each_reason(loss, gradient, parameters, reason):
-    judge = guard()
+    keeper = guard()
     for _ in range(ENOUGH):
-        assert judge.judge(2.0, 1.0, 1.0) is None
-    assert reason in judge.judge(loss, gradient, parameters)
-    assert judge.judge(1999.0, 1.0, 1.0) is None  # a bad step leaves the median as it was
-    assert judge.in_a_row == 0
-    assert judge.total == 1
+        assert check(keeper, 2.0, 1.0, 1.0) is None
+    assert reason in check(keeper, loss, gradient, parameters)
+    assert check(keeper, 1999.0, 1.0, 1.0) is None  # a bad step leaves the median as it was
+    assert keeper.in_a_row == 0
+    assert keeper.total == 1
 
 
 def test_patience_and_state():
-    judge = guard(guard_patience=2)
-    judge.check_patience(judge.judge(math.nan, 1.0, 1.0), "x")
+    keeper = guard(guard_patience=2)
+    keeper.check_patience(check(keeper, math.nan, 1.0, 1.0), "x")
     copy = guard(guard_patience=2)
-    copy.load_state_dict(judge.state_dict())
-    for one in (judge, copy):
+    copy.load_state_dict(keeper.state_dict())
+    for one in (keeper, copy):
         with pytest.raises(TrainingError, match=r"2 bad steps in a row.*loss is nan; try a lower train\.lr.*see x"):
-            one.check_patience(one.judge(math.nan, 1.0, 1.0), "x")
+            one.check_patience(check(one, math.nan, 1.0, 1.0), "x")
 
 
 def test_a_planted_nan_is_skipped_and_written_down(tmp_path):

@@ -1,4 +1,4 @@
-"""Recipes in stages: what a stage changes, what it starts from, what two recipes share; and the game against discriminators."""
+"""Recipes in stages: what a stage changes, what it starts from, what two recipes share; and the step against discriminators."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def test_a_stage_starts_from_its_parents_average_and_trains_only_its_part(traine
 def test_discriminators_go_on_in_the_next_stage(trained):
     root, run = trained
     first, second = (runs.open_run(phase.id, root) for phase in run.phases()[:2])
-    before = load_state(first)["opponent"]
+    before = load_state(first)["discriminators"]
     parent = api.load_tokenizer(first.id, root)
     task = TokenizerTask(run.phases()[1], parent, first)
-    assert all(torch.equal(value, before[key]) for key, value in task.opponent.state_dict().items())
-    after = load_state(second)["opponent"]
+    assert all(torch.equal(value, before[key]) for key, value in task.discriminators.state_dict().items())
+    after = load_state(second)["discriminators"]
     assert any(not torch.equal(after[key], before[key]) for key in before)
 
 
@@ -186,20 +186,20 @@ def test_a_game_resumes_bit_for_bit(tmp_path):
 
 def test_the_discriminator_costs_memory_in_the_dry_run_too():
     task = TokenizerTask(override(staged().phases()[0], {"stages.game.losses.adversarial.start": 1000}))
-    before = {key: value.clone() for key, value in task.opponent.state_dict().items()}
+    before = {key: value.clone() for key, value in task.discriminators.state_dict().items()}
     steps = []
-    task.opponent.register_forward_hook(lambda *_: steps.append(1))
+    task.discriminators.register_forward_hook(lambda *_: steps.append(1))
     dryrun.measure(task, device="cpu")
     assert steps
-    assert all(torch.equal(value, before[key]) for key, value in task.opponent.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in task.discriminators.state_dict().items())
 
 
 def test_learning_rates_of_parts():
-    from vfmlab.training.step import lr_factors, make_optimizer
+    from vfmlab.training.step import lr_factors, make_optimizers
     from vfmlab.training.task import select
 
     task = TokenizerTask(override(presets.get("tiny_plain_vae").phases()[0], {"train.lr_for": {"encoder.*": 0.1}, "train.weight_decay": 0.01}))
-    optimizer = make_optimizer(task, select(task), torch.device("cpu"))
+    (optimizer,) = make_optimizers(task, select(task), torch.device("cpu"))
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in task.weights.named_parameters():
         lr, decay = rates[id(parameter)]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, presets, runs, vfm
-from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
+from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.weights import io
 

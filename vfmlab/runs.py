@@ -60,7 +60,7 @@ LIBRARIES = ("vfmlab", "torch", "torchvision", "timm", "accelerate", "numpy", "s
 class Status:
     """How far a run is.
 
-    samples, total: images seen and the budget. seconds: spent training, over all starts.
+    samples, total: images seen and the budget. seconds: spent training, over all starts. data: the training images, a line.
     """
 
     state: State = "created"
@@ -73,6 +73,7 @@ class Status:
     pid: int = 0
     born: float = 0.0  # start time of process `pid`: process numbers are reused
     host: str = ""
+    data: str = ""
 
     @property
     def alive(self) -> bool:

@@ -84,11 +84,18 @@ class TokenizerConfig(Section):
     factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LossConfig(Section):
     """One term of the training loss. Each registered loss extends this."""
 
     weight: float = Field(1.0, ge=0)
     until: int | None = Field(None, ge=0, description="switched off after so many samples")
+
+    def factor(self, samples: int) -> float:
+        """What the weight is multiplied by after `samples` images: 0 once the term is over or before it begins."""
+        return 0.0 if self.until is not None and samples >= self.until else 1.0
 
 
 def loss_config(name: str) -> type[LossConfig]:
@@ -133,7 +140,7 @@ class Train(Section):
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> factor on lr; the last match counts")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = Field(0, ge=0)

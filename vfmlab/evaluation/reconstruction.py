@@ -23,7 +23,7 @@ from vfmlab.evaluation.frechet import FeatureSet, frechet_distance, kernel_dista
 from vfmlab.evaluation.probes import CPU_PART
 from vfmlab.evaluation.protocol import Report, Resolved, Setup, as_saved, open_setup, real_features
 from vfmlab.seeding import SampleRandom
-from vfmlab.tokenizers.base import Tokenizer, over
+from vfmlab.tokenizers.base import Tokenizer
 
 Progress = Callable[[int, int], object]
 
@@ -132,7 +132,7 @@ def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
 
 def normalised(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
     """Raw latents as the rest of the project sees them; unchanged while there are no statistics."""
-    return (raw - over(tokenizer.stat_mean)) / over(tokenizer.stat_std)
+    return tokenizer.normalise(raw)
 
 
 @contextmanager

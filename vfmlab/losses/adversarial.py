@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab import config
+from vfmlab.config.schema import Beta
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, LossContext, Reconstruction
 from vfmlab.registry import DISCRIMINATORS, LOSSES
@@ -51,11 +52,11 @@ def ramp(samples: int, start: int, warmup: int) -> float:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a discriminator says of one batch, for the decoder's terms.
+class Discriminated:
+    """A discriminator's outputs for one batch, for the decoder's terms.
 
     fake: logits of the decoded images, with gradients. fake_features, real_features: the maps behind the logits of
-    decoded and of target images (the latter without gradients), under the same augmentation; [] where not asked for.
+    decoded and of target images (the latter without gradients), under the same augmentation; [] where nobody reads them.
     """
 
     fake: list[Tensor]
@@ -63,14 +64,14 @@ class Judged:
     real_features: list[list[Tensor]] = field(default_factory=list)
 
 
-def judged(r: Reconstruction, loss: str, name: str) -> Judged:
-    """`r.judged[name]`; :class:`ConfigError` if no discriminator of that name has judged this batch."""
-    found = r.judged.get(name)
-    if found is None and loss == name:
-        raise ConfigError(f"losses.{name}: no discriminator has judged this batch; it works in tokenizer training only")
-    if found is None:
+def outputs_of(r: Reconstruction, loss: str, name: str) -> Discriminated:
+    """`r.discriminated[name]`; :class:`ConfigError` where that discriminator has not run on this batch."""
+    outputs = r.discriminated.get(name)
+    if outputs is None and loss == name:
+        raise ConfigError(f"losses.{name}: its discriminator has not run on this batch; it works in tokenizer training only")
+    if outputs is None:
         raise ConfigError(f"losses.{loss} reads the discriminator of losses.{name}, which is off; add losses.{name}")
-    return found
+    return outputs
 
 
 def _discriminator(value: Any) -> Any:
@@ -92,17 +93,16 @@ class Scheduled(config.LossConfig):
     start: int = Field(0, ge=0, description="off before so many samples")
     warmup: int = Field(0, ge=0, description="the weight then grows linearly over so many samples")
 
-    def scale(self, samples: int) -> float:
-        """Factor on `weight` after `samples` images."""
-        return ramp(samples, self.start, self.warmup)
+    def factor(self, samples: int) -> float:
+        return super().factor(samples) * ramp(samples, self.start, self.warmup)
 
 
 @LOSSES.register("adversarial")
 class Adversarial(Loss):
-    """The generator's loss on `r.judged[name].fake`; a recipe with two of them names the second "adversarial:label".
+    """The generator's loss on `r.discriminated[name].fake`; a recipe with two of them names the second "adversarial:label".
 
-    The discriminator is no part of this term: whoever trains builds it from `config.discriminator`, trains it with its
-    own optimiser and fills `r.judged` (`vfmlab.losses.discriminators.game`).
+    The discriminator is no part of this term: it is built from `config.discriminator`, trains with an optimiser of its
+    own and fills `r.discriminated` (`vfmlab.losses.discriminators.training`).
     """
 
     class Config(Scheduled):
@@ -113,7 +113,7 @@ class Adversarial(Loss):
         )
         adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last decoder layer")
         lr: float | None = Field(None, gt=0, description="of the discriminator; null: the run's")
-        betas: tuple[float, float] | None = Field(None, description="of the discriminator's Adam; null: the run's")
+        betas: tuple[Beta, Beta] | None = Field(None, description="of the discriminator's Adam; null: the run's")
 
         def trains_discriminator(self, samples: int) -> bool:
             """Whether the discriminator takes a step after `samples` images of the stage."""
@@ -128,4 +128,4 @@ class Adversarial(Loss):
         self.adaptive = config.adaptive
 
     def value(self, r: Reconstruction) -> Tensor:
-        return generator_loss(judged(r, self.name, self.name).fake, self.config.loss)
+        return generator_loss(outputs_of(r, self.name, self.name).fake, self.config.loss)

@@ -6,6 +6,7 @@ then those of one process with the whole batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from vfmlab.config import LossConfig
 from vfmlab.errors import ConfigError
 from vfmlab.nn.frozen import Frozen
+from vfmlab.registry import LOSSES
 
 if TYPE_CHECKING:  # the tokenizers are a floor above
     from vfmlab.tokenizers.base import Posterior
@@ -42,7 +44,7 @@ class Reconstruction:
     images: outputs of the decoder, largest first; images[0] has the target's shape.
     posterior: raw posterior of the encoded images. z: raw sampled latent B C h w, before any equivariance transform.
     features: maps of the VFM for the *encoded* images by layer, B D h' w'.
-    judged: adversarial term -> what its discriminator says (:class:`vfmlab.losses.adversarial.Judged`).
+    discriminated: adversarial term -> outputs of its discriminator (:class:`vfmlab.losses.adversarial.Discriminated`).
     encoded: what enters the adapter of a tokenizer with an encoder of its own, B D h w; None for others.
     reference: of the parent stage's frozen copy, for the same images: "after" the adapter (raw posterior mode) and "before".
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
@@ -53,7 +55,7 @@ class Reconstruction:
     posterior: Posterior
     z: Tensor
     features: dict[int, Tensor] = field(default_factory=dict)
-    judged: dict[str, Any] = field(default_factory=dict)
+    discriminated: dict[str, Any] = field(default_factory=dict)
     encoded: Tensor | None = None
     reference: dict[str, Tensor] = field(default_factory=dict)
     rebuilt: dict[int, Tensor] | None = None
@@ -84,7 +86,7 @@ class Loss(nn.Module):
     def __init__(self, config: LossConfig, context: LossContext):
         super().__init__()
         self.config, self.context = config, context
-        self.name = self.registered_name  # whoever builds a recipe says under which name the term stands in it
+        self.name = self.registered_name  # `build` gives the name under which the term stands in its recipe
         self.hidden = Frozen()
 
     def value(self, r: Reconstruction) -> Tensor:
@@ -109,3 +111,12 @@ class Loss(nn.Module):
                 "add vfm.name=pocket"
             )
         return self.context.vfm
+
+
+def build(terms: Mapping[str, LossConfig], context: LossContext) -> dict[str, Loss]:
+    """The terms of a recipe by name. A label behind a colon makes a second term of one kind: "adversarial:patch"."""
+    built: dict[str, Loss] = {}
+    for name, config in terms.items():
+        built[name] = LOSSES.get(name.partition(":")[0])(config, context)
+        built[name].name = name
+    return built

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmlab.errors import ConfigError
-from vfmlab.losses.adversarial import Scheduled, judged
+from vfmlab.losses.adversarial import Scheduled, outputs_of
 from vfmlab.losses.base import Loss, Reconstruction
 from vfmlab.registry import LOSSES
 
@@ -29,7 +29,7 @@ def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[T
 
 @LOSSES.register("feature_matching")
 class FeatureMatching(Loss):
-    """On the maps in `r.judged[of]`: the discriminator of the adversarial term `of`. VFM-VAE's weight is 10."""
+    """On the maps in `r.discriminated[of]`: the discriminator of the adversarial term `of`. VFM-VAE's weight is 10."""
 
     class Config(Scheduled):
         of: str = Field("adversarial", description="the adversarial term whose discriminator is read")
@@ -37,7 +37,7 @@ class FeatureMatching(Loss):
     on_images = False
 
     def value(self, r: Reconstruction) -> Tensor:
-        found = judged(r, self.name, self.config.of)
-        if not found.fake_features:
-            raise ConfigError(f"losses.{self.name}: the maps of losses.{self.config.of} were not kept")
-        return feature_matching(found.fake_features, found.real_features)
+        outputs = outputs_of(r, self.name, self.config.of)
+        if not outputs.fake_features:
+            raise ConfigError(f"losses.{self.name}: the discriminator of losses.{self.config.of} returned no maps")
+        return feature_matching(outputs.fake_features, outputs.real_features)

@@ -202,9 +202,26 @@ class Tokenizer(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Normalised latents (B C h w) -> images clamped to [-1, 1] (B 3 H W)."""
+        return self.decode_raw(self.denormalise(z))[0].float().clamp(-1, 1)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """Raw latents (B C h w) -> normalised ones, with gradients."""
+        mean, std = self.stat_mean.clone(), self.stat_std.clone()  # copies: running statistics move before backward
+        return (raw - over(mean)) / over(std)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics."""
         statistics = self.statistics
-        raw = z.float() * over(statistics.std) + over(statistics.mean)
-        return self.decode_raw(raw)[0].float().clamp(-1, 1)
+        return z.float() * over(statistics.std) + over(statistics.mean)
+
+    @torch.no_grad()
+    def move_statistics(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
+        """Move the statistics towards those of a batch, in place: running averages as in batch norm.
+
+        mean, variance: [C] of raw latents over the global batch.
+        """
+        self.stat_mean.lerp_(mean.to(self.stat_mean), momentum)
+        self.stat_std.copy_(torch.lerp(self.stat_std.square(), variance.to(self.stat_std), momentum).sqrt())
 
     def read_features(self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...]) -> dict[int, Tensor]:
         """The VFM maps of `layers`: those given, or computed now."""

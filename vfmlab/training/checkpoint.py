@@ -96,6 +96,15 @@ def _read_state(path: Path, run_dir: runs.RunDir) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' is truncated or unsafe to read ({reason}); {_way_out(run_dir)}") from None
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise CheckpointError(f"'{path}' is not a training state; {_way_out(run_dir)}")
+    return _renamed(state)
+
+
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as this version names its parts; earlier ones called discriminators opponents, and their objectives games."""
+    if "opponent" in state:
+        weights = state.pop("opponent")
+        state["discriminators"] = {key.replace("games.", "objectives.", 1): value for key, value in weights.items()}
+        state["discriminator_optimizer"] = state.pop("opponent_optimizer")
     return state
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfmlab import config
@@ -17,15 +16,15 @@ from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.diffusion import latents, sampling, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
-from vfmlab.diffusion.tuned import Tuned
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.registry import NETWORKS
-from vfmlab.runs import RunDir, beside
-from vfmlab.seeding import SampleRandom, derive, generator
-from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
-from vfmlab.training import tuning
+from vfmlab.runs import RunDir
+from vfmlab.seeding import SampleRandom, derive
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.training import repa_e
+from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
-from vfmlab.training.tokenizer import STATISTICS_IMAGES, inherit
+from vfmlab.training.tokenizer import inherit, write_statistics
 
 SHOWN = 16  # samples of a preview
 TARGET_KEY = "cknna_target_block_"  # of evaluations: agreement of a block with the VFM that the network is aligned with
@@ -56,17 +55,10 @@ class DiffusionTask(Task):
         _ = tokenizer.statistics
         self.source: ImageSource = open_source(run.data, "train")
         self.num_classes = self.source.num_classes
-        aligned = run.diffusion.alignment is not None or run.diffusion.class_token is not None
-        self.asked: targets.Plan | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive("diffusion", run.seed))
-            made = NETWORKS.get(run.diffusion.network.kind)
-            network = made(run.diffusion.network, tokenizer.latent_shape, self.num_classes)
-            if aligned:  # after the network, whose initialisation is then the same with and without alignment
-                width = getattr(run.diffusion.network, "token", None)
-                self.asked = targets.plan(run.diffusion, network.grid, run.data.size, width)
-                torch.manual_seed(derive("alignment", run.seed))
-            projection = self._projection(network)
+            network, self.targets, projection = build(
+                run.diffusion, run.data.size, run.seed, tokenizer.latent_shape, self.num_classes
+            )
             self.weights, self.objective = network, None
             if run.diffusion.tune is not None:
                 self._tune(network, projection, tokenizer_dir)
@@ -80,21 +72,18 @@ class DiffusionTask(Task):
         self._setup: Any = None
         self._baseline: Any = None
 
-    def _projection(self, network: nn.Module) -> Projection | None:
-        align = self.run.diffusion.alignment
-        if align is None:
-            return None
-        return Projection(align, network, self.asked.of("target").width, self.asked.whole)
-
     def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
         if self.train.compile:
-            raise ConfigError("train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled networks do not allow; set train.compile=false")
-        self.weights = Tuned(network, tuning.copy_of(self.tokenizer, self.run))
-        self.trains = ("network.*", *(f"tokenizer.{glob}" for glob in self.run.diffusion.tune.trains))
-        self.objective, self.opponent = tuning.make(self.run, self.weights, self.tokenizer, projection)
-        self.weights.tokenizer.to(memory_format=torch.channels_last)
+            raise ConfigError(
+                "train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled networks do "
+                "not allow; set train.compile=false"
+            )
+        self.weights = Tuned(network, repa_e.copy_of(self.tokenizer, self.run))
+        self.trains = repa_e.trains(self.run.diffusion.tune)
+        self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses, self.tokenizer, projection)
+        self.discriminators = self.objective.own.discriminators
         if tokenizer_dir is not None:
-            inherit(tokenizer_dir, {"others": self.objective, "opponent": self.opponent})
+            inherit(tokenizer_dir, {"others": self.objective, "discriminators": self.discriminators})
 
     def _parts(self, weights: nn.Module) -> tuple[nn.Module, Tokenizer]:
         """Network and tokenizer of `weights`."""
@@ -129,12 +118,12 @@ class DiffusionTask(Task):
             for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share):
                 yield "latents", done, of
             self.cached = latents.LatentSource(folder, wanted)
-        if self.asked is not None:
+        if self.targets is not None:
             yield from self._prepare_targets(share, flip)
 
     def _prepare_targets(self, share: dict[str, int], flip: bool) -> Iterator[tuple[str, int, int]]:
         self.sources = []
-        for teacher, cached in zip(self.asked.teachers, self.asked.cached, strict=True):
+        for teacher, cached in zip(self.targets.teachers, self.targets.cached, strict=True):
             teacher.to(self.device)
             if cached:
                 folder = self.cache_root / f"targets-{teacher.fingerprint(self.source, flip)}"
@@ -143,7 +132,7 @@ class DiffusionTask(Task):
             self.sources.append(targets.Targets(folder) if cached else teacher)
         token = self.run.diffusion.class_token
         if token is not None and token.normalise:
-            source = self.sources[self.asked.teachers.index(self.asked.of("token"))]
+            source = self.sources[self.targets.teachers.index(self.targets.of("token"))]
             found = source.statistics() if isinstance(source, targets.Targets) else targets.token_statistics(source, self.source, self.run.seed)
             self.objective.scale.set(*found)
 
@@ -166,7 +155,7 @@ class DiffusionTask(Task):
         return self._aligned(targets.beside(found, self.sources, images, batch, seed, start_step, rows), tunes)
 
     def _aligned(self, pairs: Iterator[Any], tunes: bool) -> Iterator[Any]:
-        kind = tuning.TunedBatch if tunes else targets.AlignedBatch
+        kind = repa_e.TunedBatch if tunes else targets.AlignedBatch
         try:
             for found, extra in pairs:
                 first = found.images if tunes else found.z
@@ -176,17 +165,8 @@ class DiffusionTask(Task):
 
     def example(self, rows: slice) -> Any:
         """Noise in place of latents and targets: as large, and there before the caches are."""
-        n, size = rows.stop - rows.start, self.run.data.size
-        labels = torch.arange(n) % self.num_classes
-        if self.asked is None:
-            return latents.LatentBatch(torch.randn(n, *self.tokenizer.latent_shape), labels, torch.arange(n))
-        map_of, token_of = self.asked.of("target"), self.asked.of("token")
-        target = None if map_of is None else torch.randn(n, map_of.width, *map_of.grid)
-        token = None if token_of is None else torch.randn(n, token_of.token_width)
-        if self.run.diffusion.tune is not None:
-            images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
-            return tuning.TunedBatch(images, labels, torch.arange(n), target, token)
-        return targets.AlignedBatch(torch.randn(n, *self.tokenizer.latent_shape), labels, torch.arange(n), target, token)
+        tunes, n = self.run.diffusion.tune is not None, rows.stop - rows.start
+        return example(n, self.tokenizer.latent_shape, self.run.data.size, self.num_classes, self.targets, tunes)
 
     # -- looking at it ----------------------------------------------------------------------------------------------
 
@@ -223,7 +203,7 @@ class DiffusionTask(Task):
         ids = chosen(self._setup.resolved(), self._setup.source)[: len(z)]
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
         if self.run.diffusion.alignment is not None:
-            teacher, source = self.asked.of("target"), self._setup.source
+            teacher, source = self.targets.of("target"), self._setup.source
             parts = [teacher.read(to_float(source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu() for part in ids.split(128)]
             references[TARGET_KEY] = torch.cat(parts)
         found: dict[str, float] = {}
@@ -239,11 +219,47 @@ class DiffusionTask(Task):
         """A tuned tokenizer's latent statistics, measured anew, of the averaged and of the raw weights."""
         if not isinstance(weights, Tuned):
             return
-        found: Statistics | None = None
-        order = torch.randperm(len(self.source), generator=generator("statistics", self.run.seed))[:STATISTICS_IMAGES]
-        for tokenizer in (self.weights.tokenizer, weights.tokenizer):
-            images = (to_float(self.source.batch(part).images).to(self.device) for part in order.split(128))
-            found = measure(tokenizer, images, self.source.fingerprint)
-            tokenizer.set_statistics(found)
-        with beside(run_dir.latent_stats) as temporary:
-            save_file({"mean": found.mean, "std": found.std}, temporary, {"count": str(found.count), "fingerprint": found.fingerprint})
+        write_statistics(run_dir, [self.weights.tokenizer, weights.tokenizer], self.source, self.run.seed)
+
+
+class Parts(NamedTuple):
+    """What a diffusion run trains. targets: the VFMs that it is aligned with, or None; projection: REPA's loss, or None."""
+
+    network: nn.Module
+    targets: targets.Plan | None
+    projection: Projection | None
+
+
+def build(
+    cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, int, int], num_classes: int
+) -> Parts:
+    """Network, targets and alignment of a run, drawn from its seed (the global generator's state changes).
+
+    size: side of the images in pixels. Raises :class:`ConfigError` for an alignment that does not fit the network.
+    """
+    torch.manual_seed(derive("diffusion", seed))
+    network = NETWORKS.get(cfg.network.kind)(cfg.network, latent_shape, num_classes)
+    align = cfg.alignment
+    if align is None and cfg.class_token is None:
+        return Parts(network, None, None)
+    # After the network, whose initialisation is then the same with and without alignment.
+    asked = targets.plan(cfg, network.grid, size, getattr(cfg.network, "token", None))
+    torch.manual_seed(derive("alignment", seed))
+    projection = None if align is None else Projection(align, network, asked.of("target").width, asked.whole)
+    return Parts(network, asked, projection)
+
+
+def example(
+    n: int, latent_shape: tuple[int, int, int], size: int, num_classes: int, asked: targets.Plan | None, tunes: bool
+) -> Any:
+    """A batch of noise in the form of a run's real ones: n rows of latents (images of `size` where it `tunes`) with targets."""
+    labels, z = torch.arange(n) % num_classes, torch.randn(n, *latent_shape)
+    if asked is None:
+        return latents.LatentBatch(z, labels, torch.arange(n))
+    map_of, token_of = asked.of("target"), asked.of("token")
+    target = None if map_of is None else torch.randn(n, map_of.width, *map_of.grid)
+    token = None if token_of is None else torch.randn(n, token_of.token_width)
+    if tunes:
+        images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+        return repa_e.TunedBatch(images, labels, torch.arange(n), target, token)
+    return targets.AlignedBatch(z, labels, torch.arange(n), target, token)

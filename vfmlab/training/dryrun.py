@@ -1,19 +1,23 @@
-"""Memory dry run: a few real steps before the long run, so that it does not run out of memory hours in."""
+"""Memory: a few real steps before the long run, and the one line that says what to change when it is out."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
-from torch import nn
 
+from vfmlab.config import Train
 from vfmlab.errors import TrainingError
-from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
-from vfmlab.training.task import Task, apply, select
+from vfmlab.training.step import Prepared, backward, make_accelerator, make_optimizers
+from vfmlab.training.task import Task, apply
+
+# What torch says where the CPU has not so much memory, or no number is large enough for the size asked for.
+EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed", "would overflow")
 
 
 def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, Any]:
@@ -30,50 +34,44 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
         TrainingError: out of memory, with what to change.
     """
     accelerator = make_accelerator(task, None, device)
-    task.objective.to(accelerator.device).train()
-    objective = accelerator.prepare(task.objective)
-    opponent = None if task.opponent is None else accelerator.prepare(task.opponent.to(accelerator.device).train())
+    for module in (task.objective, task.discriminators):
+        if module is not None:
+            module.to(accelerator.device).train()
+    prepared = Prepared(task, accelerator)
     try:
-        return measure_prepared(task, objective, opponent, accelerator, steps)
+        return measure_prepared(prepared, steps)
     finally:
-        release(task, objective, opponent, accelerator)
+        prepared.release()
 
 
-def measure_prepared(
-    task: Task, objective: nn.Module, opponent: nn.Module | None, accelerator: Accelerator, steps: int = 3
-) -> dict[str, Any]:
+def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
     """:func:`measure` for modules that accelerate has prepared; all processes take part."""
-    rows, device = my_rows(task.train, accelerator), accelerator.device
-    parameters = select(task)
-    modules = [module for module in (task.objective, task.opponent) if module is not None]
+    task, device = on.task, on.accelerator.device
+    modules = [module for module in (task.objective, task.discriminators) if module is not None]
     before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()} for module in modules]
-    samples = None if opponent is None else task.opponent.all_on()
     seconds: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        optimizer = make_optimizer(task, parameters, device)
-        other = None if opponent is None else make_opponent_optimizer(task, device)
-        batch = apply(task.example(rows), lambda tensor: tensor.to(device))
-        average = [value.detach().clone() for value in task.weights.state_dict().values()]  # what the average takes
-        for step in task.costly_steps(steps):
-            begin = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            backward(task, objective, accelerator, batch, rows, step, opponent, samples)
-            torch.nn.utils.clip_grad_norm_(parameters, task.train.clip)
-            optimizer.step()
-            if other is not None:
-                other.step()
-                other.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - begin)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-        del average
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise out_of_memory(task, str(error)) from None
+        with exhaustion(task.name, task.train):
+            optimizers = make_optimizers(task, on.parameters, device)  # whose state is thrown away
+            batch = apply(task.example(on.rows), lambda tensor: tensor.to(device))
+            average = [value.detach().clone() for value in task.weights.state_dict().values()]  # what the average takes
+            for step in task.costly_steps(steps):
+                begin = time.perf_counter()
+                samples = step * task.train.batch if task.discriminators is None else task.discriminators.all_on()
+                backward(on, batch, step, samples)
+                torch.nn.utils.clip_grad_norm_(on.parameters, task.train.clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds.append(time.perf_counter() - begin)
+            memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+            del average
     finally:
-        optimizer = other = None
+        optimizers = None
         for module, state in zip(modules, before, strict=True):
             module.zero_grad(set_to_none=True)
             module.load_state_dict(state)
@@ -81,20 +79,29 @@ def measure_prepared(
             torch.cuda.empty_cache()
     return {
         "seconds_per_step": median(seconds[1:] or seconds),
-        "peak_bytes": int(peak),
+        "peak_bytes": int(memory),
         "device": str(device),
-        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": {"no": "fp32"}.get(on.accelerator.mixed_precision, on.accelerator.mixed_precision),
         "batch": task.train.batch,
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter.numel() for parameter in on.parameters),
     }
 
 
-def out_of_memory(task: Task, detail: str = "") -> TrainingError:
-    """The error that says what to change."""
-    train, half = task.train, max(1, task.train.batch // 2)
-    advice = f"set train.accumulation={2 * train.accumulation} (same result), train.batch={half}"
-    if train.precision == "fp32":
-        advice += ", train.precision=auto"
-    first = f" ({detail.splitlines()[0][:100]})" if detail else ""
-    where = f"{task.name} training at batch {train.batch}, accumulation {train.accumulation}"
-    return TrainingError(f"out of memory in {where}: {advice}{first}")
+@contextlib.contextmanager
+def exhaustion(name: str, train: Train) -> Iterator[None]:
+    """Turns running out of memory into a :class:`TrainingError` of one line that says what to change.
+
+    name: of the phase.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and not any(part in text.lower() for part in EXHAUSTED):
+            raise
+        advice = f"set train.accumulation={2 * train.accumulation} (same result), train.batch={max(1, train.batch // 2)}"
+        if train.precision == "fp32":
+            advice += ", train.precision=auto"
+        first = f" ({text.splitlines()[0][:100]})" if text else ""
+        where = f"{name} training at batch {train.batch}, accumulation {train.accumulation}"
+        raise TrainingError(f"out of memory in {where}: {advice}, or a smaller model{first}") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -17,9 +18,9 @@ WINDOW, ENOUGH = 101, 8  # losses the running median is taken over, and from how
 
 
 class Guard:
-    """Judges each step by numbers that are equal on all ranks, so that all skip together.
+    """Checks each step by numbers that are equal on all ranks, so that all skip together.
 
-    Its state is part of the checkpoint: a resumed run judges as the uninterrupted one would.
+    Its state is part of the checkpoint: a resumed run decides as the uninterrupted one would.
     """
 
     def __init__(self, train: Train):
@@ -29,35 +30,37 @@ class Guard:
         self.in_a_row = 0
         self.total = 0
 
-    def judge(self, loss: float, gradient: float, parameters: float, opponent: float = 0.0) -> str | None:
-        """Why the step must be skipped, or None.
+    def reason_to_skip(self, numbers: Mapping[str, float], overflows: bool = False) -> str | None:
+        """Why the step must be skipped, or None; counts it.
 
-        loss: mean over the global batch. gradient, parameters: norms over everything that trains, before the step.
-        opponent: gradient norm of the discriminators, where there are any.
+        Args:
+            numbers: `loss`, a mean over the global batch; `grad_norm` and `parameter_norm` over everything that trains,
+                before the step; `discriminator_grad_norm` where discriminators learn.
+            overflows: an infinite gradient is no fault (the loss scaler of fp16 skips it by itself).
         """
-        reason = self._reason(loss, gradient, parameters)
-        if reason is None and not math.isfinite(opponent):
-            reason = f"gradient norm of the discriminators is {opponent}"
+        reason = self._reason(numbers, overflows)
         if reason is None:
-            self.losses.append(abs(loss))
+            self.losses.append(abs(numbers["loss"]))
             self.in_a_row = 0
         else:
             self.in_a_row += 1
             self.total += 1
         return reason
 
-    def _reason(self, loss: float, gradient: float, parameters: float) -> str | None:
-        if not math.isfinite(parameters):
+    def _reason(self, numbers: Mapping[str, float], overflows: bool) -> str | None:
+        loss, gradient = numbers["loss"], numbers["grad_norm"]
+        if not math.isfinite(numbers["parameter_norm"]):
             return "parameters are not finite"
         if not math.isfinite(loss):
             return f"loss is {loss}"
         if len(self.losses) >= ENOUGH and abs(loss) > self.explode * median(self.losses):
             return f"loss {loss:.4g} is more than {self.explode:g} times its running median {median(self.losses):.4g}"
-        if not math.isfinite(gradient):
+        if not math.isfinite(gradient) and not overflows:
             return f"gradient norm is {gradient}"
         if gradient == 0:
             return "all gradients are zero"
-        return None
+        other = numbers.get("discriminator_grad_norm", 0.0)
+        return None if math.isfinite(other) else f"gradient norm of the discriminators is {other}"
 
     def check_patience(self, reason: str, where: str) -> None:
         """Raise :class:`TrainingError` when the run has lost its patience. where: the file that lists the bad steps."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from vfmlab.training import checkpoint, dryrun
 from vfmlab.training.events import Event
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
-from vfmlab.training.step import backward, make_accelerator, make_opponent_optimizer, make_optimizer, my_rows, release
+from vfmlab.training.step import Prepared, backward, make_accelerator, make_optimizers, my_rows
 from vfmlab.training.stop import REQUEST, Stop
 from vfmlab.training.task import Task, apply, indices, select
 
@@ -38,8 +38,8 @@ BEAT = 30.0  # seconds between signs of life in status.json
 def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | None = None) -> Iterator[Event]:
     """Train `task` in `run_dir` from where it stands to its budget; yields :class:`vfmlab.training.events.Event`.
 
-    Closing the generator, Ctrl-C or SIGTERM saves the last completed step, marks the run interrupted and frees memory;
-    the next `fit` goes on there. On several processes only the first one yields.
+    Closing the generator, Ctrl-C, SIGTERM or a stop request saves the last completed step, marks the run interrupted
+    and frees memory; the next `fit` goes on there. On several processes only the first one yields.
 
     Args:
         until: stop (interrupted, saved) once so many samples were seen. device: "cpu" keeps off accelerators.
@@ -47,33 +47,40 @@ def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | Non
     Raises:
         ConfigError: a batch that does not divide, globs that match nothing, an optional package that is missing.
         TrainingError: guards lost their patience, memory or disk is full. RunError: the run is being trained already.
+        Stopped: on request.
     """
     stop = Stop()
-    events = _Loop(task, run_dir, until, device, stop).events()
-    with stop.terminating():
-        try:
-            while True:
-                # Random numbers of the caller (a notebook) stay the caller's; the loop seeds its own at every step.
-                with stop.listening(), torch.random.fork_rng(devices=_cuda_devices()):
-                    event = next(events, None)
-                if event is None:
-                    return
-                yield event
-        finally:
-            with stop.listening():
-                events.close()
+    with stop.computing():
+        loop = _Loop(task, run_dir, stop, device)
+        with loop.locked():
+            yield from loop.show(loop.warnings(account.changes(run_dir.path, task.images)))
+            if run_dir.status().state == "finished":
+                total = task.train.samples
+                yield from loop.show([Event("skip", run_dir.id, task.name, total, total)])
+                return
+            with loop.life():
+                yield from loop.show(loop.begin())
+                yield from loop.show(loop.after_step())  # what an interrupted run had still to do
+                while loop.step < loop.steps:
+                    if until is not None and loop.samples >= until:
+                        loop.interrupt(f"stopped at {loop.samples} samples as asked")
+                        return
+                    loop.take_step()
+                    yield from loop.show(loop.after_step())
+                yield from loop.show(loop.end())
 
 
 class _Loop:
-    def __init__(self, task: Task, run_dir: RunDir, until: int | None, device: str | None, stop: Stop):
-        self.task, self.run_dir, self.until, self.device, self.stop = task, run_dir, until, device, stop
-        self.train = task.train
+    def __init__(self, task: Task, run_dir: RunDir, stop: Stop, device: str | None):
+        self.task, self.run_dir, self.stop, self.train = task, run_dir, stop, task.train
         self.steps = -(-self.train.samples // self.train.batch)
+        self.accelerator = make_accelerator(task, run_dir, device)
+        self.main = self.accelerator.is_main_process
         self.state: State | None = None
+        self.on: Prepared | None = None
+        self.stream: Any = None
         self.ready = False  # the state is complete, so it may be saved
         self.clock, self.beat, self.unreadable = Clock(), 0.0, -1  # images, at the last account of them
-        self.stream: Any = None
-        self.opponent = self.opponent_optimizer = None
 
     @property
     def step(self) -> int:
@@ -88,75 +95,49 @@ class _Loop:
         total = self.train.samples
         return Event(kind, self.run_dir.id, self.task.name, min(self.samples, total), total, left, data)
 
-    # -- life cycle -------------------------------------------------------------------------------------------------
-
-    def events(self) -> Iterator[Event]:
-        with contextlib.ExitStack() as stack:
-            self.accelerator = make_accelerator(self.task, self.run_dir, self.device)
-            self.main = self.accelerator.is_main_process
+    def show(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Pass events on, from the first process alone. While the consumer has one, signals and randomness are its own."""
+        for event in events:
             if self.main:
-                stack.enter_context(self.run_dir.lock())
+                with self.stop.away():
+                    yield event
+
+    def warnings(self, lines: Iterable[str]) -> list[Event]:
+        return [self.event("warning", message=line) for line in lines if line]
+
+    # -- around it all ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with self.run_dir.lock() if self.main else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()
-            if self.main:
-                for line in account.changes(self.run_dir.path, self.task.images):
-                    yield self.event("warning", message=line)
-            if self.run_dir.status().state == "finished":
-                if self.main:
-                    total = self.train.samples
-                    yield Event("skip", self.run_dir.id, self.task.name, total, total)
-                return
-            try:
-                for event in self._life():
-                    if self.main:
-                        yield event
-            except (GeneratorExit, KeyboardInterrupt, SystemExit, Stopped):
-                self._interrupt("stopped by hand")
-                raise
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise self._fail(dryrun.out_of_memory(self.task, str(error))) from None
-            except BaseException as error:
-                self._fail(error)
-                raise
-            finally:
-                self._release()
+            yield
 
-    def _life(self) -> Iterator[Event]:
-        self._set_up()
-        self._status(state="running", message="")
-        fresh = not self.state.resumed
-        yield from self._prepare(fresh)
-        self._wrap()
-        facts = {"resumed": self.samples, "precision": self.accelerator.mixed_precision}
-        if images := self.task.images.get("train"):
-            facts["data"] = images.describe()
-        if fresh and self.accelerator.device.type == "cuda":
-            facts |= dryrun.measure_prepared(self.task, self.objective, self.opponent, self.accelerator)
-        yield self.event("start", **facts)
-        for line in images.notes if images else ():
-            yield self.event("warning", message=line)
-        self._start()
-        yield from self._after_step()
-        while self.step < self.steps:
-            if self.until is not None and self.samples >= self.until:
-                self._interrupt(f"stopped at {self.samples} samples as asked")
-                return
-            self._step()
-            yield from self._after_step()
-        if not self.state.average.updates:
-            raise TrainingError(
-                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl for why); "
-                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
-            )
-        self._finish()
-        if images and (line := account.lost(images)):
-            yield self.event("warning", message=line)
-        remark = self.task.remark()
-        yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
+    @contextlib.contextmanager
+    def life(self) -> Iterator[None]:
+        """However the run ends, its status says so, its state is saved where it is whole, and memory is freed."""
+        try:
+            with dryrun.exhaustion(self.task.name, self.train):
+                yield
+        except (GeneratorExit, KeyboardInterrupt, SystemExit, Stopped):
+            self.interrupt("stopped by hand")
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            if hasattr(self.stream, "close"):
+                self.stream.close()
+            if self.train.logger != "none":
+                self.accelerator.end_training()
+            if self.on is not None:
+                self.on.release()
+            self.on = self.state = self.stream = self.buffers = None
+            gc.collect()
 
-    def _set_up(self) -> None:
-        """Everything on its device, the checkpoint's weights in place."""
-        task, acc = self.task, self.accelerator
-        self.rows = my_rows(self.train, acc)
+    def begin(self) -> Iterator[Event]:
+        """Everything on its device and prepared, as the checkpoint left it or at its start."""
+        task, acc, train = self.task, self.accelerator, self.train
         self.stop.together = acc.num_processes > 1
         if self.main:
             checkpoint.recover(self.run_dir)
@@ -168,11 +149,32 @@ class _Loop:
                 precision=acc.mixed_precision,
             )
         acc.wait_for_everyone()
-        self.state = State(task, select(task))
-        self.state.load(self.run_dir)
-        task.objective.to(acc.device).train()
-        if task.opponent is not None:
-            task.opponent.to(acc.device).train()
+        self.state = State(task)
+        self.state.load(self.run_dir)  # weights, before the optimisers take them up
+        fresh = not self.state.resumed
+        for module in (task.objective, task.discriminators):
+            if module is not None:
+                module.to(acc.device).train()
+        images = task.images.get("train")
+        data = "" if images is None else images.describe()
+        self._status(state="running", message="", data=data)
+        my_rows(train, acc), make_optimizers(task, select(task), acc.device)  # refused here, before anything is computed
+        yield from self._prepare(fresh)
+        self.on = Prepared(task, acc)
+        if train.logger != "none":
+            acc.init_trackers("vfmlab", {"run": self.run_dir.id})
+        facts = {"resumed": self.samples, "precision": acc.mixed_precision, **task.started}
+        facts |= {"data": data} if data else {}
+        if fresh and acc.device.type == "cuda":
+            facts |= dryrun.measure_prepared(self.on)
+        yield self.event("start", **facts)
+        yield from self.warnings(() if images is None else images.notes)
+        self.state.begin(self.on.optimizers, acc.scaler)
+        self.buffers = self.state.buffers()
+        if self.main:
+            self.run_dir.truncate(self.step, self.state.records_done())
+        self.stream = iter(task.stream(self.step, self.on.rows))
+        self.stop.busy, self.ready = False, True
 
     def _prepare(self, fresh: bool) -> Iterator[Event]:
         """The task's own preparations, each bracketed by a "start" and a "finish" of its name."""
@@ -194,52 +196,51 @@ class _Loop:
         if phase is not None:
             yield Event("finish", self.run_dir.id, phase)
 
-    def _wrap(self) -> None:
-        """Optimiser, compiler and accelerate's wrappers, around weights that are now at their start."""
-        task, train, acc = self.task, self.train, self.accelerator
-        if train.compile:
-            for module in task.compiled:
-                module.compile()
-        optimizer = make_optimizer(task, self.state.parameters, acc.device)
-        self.objective, self.optimizer = acc.prepare(task.objective, optimizer)
-        if task.opponent is not None:
-            self.opponent, self.opponent_optimizer = acc.prepare(task.opponent, make_opponent_optimizer(task, acc.device))
-        if train.logger != "none":
-            acc.init_trackers("vfmlab", {"run": self.run_dir.id})
-
-    def _start(self) -> None:
-        """Continue from the checkpoint, or begin."""
-        self.state.begin(self.optimizer, self.opponent_optimizer, self.accelerator.scaler)
-        self.buffers = self.state.buffers()
+    def end(self) -> Iterator[Event]:
+        """The task's last act; refused where no step could be taken."""
+        if not self.state.average.updates:
+            raise TrainingError(
+                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl for why); "
+                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
+            )
+        remark = ""
         if self.main:
-            self.run_dir.truncate(self.step, self.state.records_done())
-        self.stream = iter(self.task.stream(self.step, self.rows))
-        self.stop.busy = False
-        self.ready = True
+            with self._evaluating():
+                self.task.finish(self.state.average.module, self.run_dir)
+            self.state.save(self.run_dir)  # again: finishing may have filled buffers, such as the latent statistics
+            remark = self.task.remark()
+            self._status(state="finished", message=remark)
+        self.accelerator.wait_for_everyone()
+        images = self.task.images.get("train")
+        yield from self.warnings(() if images is None else [account.lost(images)])
+        yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        train, acc, state, begin = self.train, self.accelerator, self.state, time.perf_counter()
+    def take_step(self) -> None:
+        """One global batch: forward, backward, and an update unless the guards refuse it."""
+        task, acc, on, state, begin = self.task, self.accelerator, self.on, self.state, time.perf_counter()
         batch = next(self.stream, None)
         if batch is None:
-            raise DataError(f"the data of the {self.task.name} ended at step {self.step}; a stream must go on for ever")
+            raise DataError(f"the data of the {task.name} ended at step {self.step}; a stream must go on for ever")
         batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
         self.stop.busy, state.done = True, []
-        torch.manual_seed(derive("global", self.task.seed, self.step, acc.process_index))  # dropout draws from it
-        opponent = self.opponent if self.opponent is not None and self.task.opponent.learns(self.samples) else None
-        optimizers = [self.optimizer] if opponent is None else [self.optimizer, self.opponent_optimizer]
+        torch.manual_seed(derive("global", task.seed, self.step, acc.process_index))  # dropout draws from it
+        learns = on.discriminators is not None and task.discriminators.learns(self.samples)
+        optimizers = on.optimizers if learns else on.optimizers[:1]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate(train, self.samples)
+                group["lr"] = group["initial_lr"] * rate(self.train, self.samples)
             optimizer.zero_grad(set_to_none=True)
         before = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        metrics = backward(self.task, self.objective, acc, batch, self.rows, self.step, opponent)
-        gradient = acc.clip_grad_norm_(state.parameters, train.clip)
-        if opponent is not None:
-            metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(self.task.opponent.parameters(), train.clip)
+
+        metrics = backward(on, batch, self.step, self.samples)
+
+        gradient = acc.clip_grad_norm_(on.parameters, self.train.clip)
+        if learns:
+            metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(task.discriminators.parameters(), self.train.clip)
         numbers = self._agree(metrics, gradient)
-        reason = self._judge(numbers)
+        reason = state.guard.reason_to_skip(numbers, self._overflows())
         if reason is None:
             for optimizer in optimizers:
                 optimizer.step()
@@ -271,7 +272,7 @@ class _Loop:
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
         if acc.num_processes > 1:
             numbers = acc.reduce(numbers, "mean")
-        parameters = get_total_norm(self.state.parameters)
+        parameters = get_total_norm(self.on.parameters)
         *values, asked, gradient, parameters = torch.cat(
             [numbers, torch.stack([gradient.float(), parameters.float()])]
         ).tolist()
@@ -279,13 +280,9 @@ class _Loop:
             self.stop.asked = round(asked * acc.num_processes)
         return {**dict(zip(metrics, values, strict=True)), "grad_norm": gradient, "parameter_norm": parameters}
 
-    def _judge(self, numbers: dict[str, float]) -> str | None:
-        gradient = numbers["grad_norm"]
-        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
-            # fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them
-            gradient = gradient if gradient < float("inf") else 1.0
-        rival = numbers.get("discriminator_grad_norm", 0.0)
-        return self.state.guard.judge(numbers["loss"], gradient, numbers["parameter_norm"], rival)
+    def _overflows(self) -> bool:
+        """fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them."""
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def _skip(self, reason: str, batch: Any, numbers: dict[str, float], before: dict[str, Tensor]) -> None:
         """The step does not happen: running statistics go back to what they were, and the step is written down."""
@@ -321,7 +318,8 @@ class _Loop:
         saves = rest // train.checkpoint_every
         return {"preview": rest // train.preview_every, "checkpoint": saves, "evaluate": evaluations}
 
-    def _after_step(self) -> Iterator[Event]:
+    def after_step(self) -> Iterator[Event]:
+        """Log, preview, evaluation and checkpoint, where they are due and not done yet."""
         done = self.state.done
         for name in self._due():
             if name in done:
@@ -345,7 +343,7 @@ class _Loop:
                 yield event
 
     def _log(self) -> Event:
-        state, lr = self.state, self.optimizer.param_groups[0]["lr"]
+        state, lr = self.state, self.on.optimizers[0].param_groups[0]["lr"]
         facts = {"step": self.step, "samples": self.samples, **state.means(), "lr": lr}
         facts |= {"bad_steps": state.guard.total, "ema_samples": state.average.samples}
         # Just resumed, this process has taken no step yet: the mean over the run's earlier ones.
@@ -389,15 +387,7 @@ class _Loop:
         finally:
             self.task.objective.train()
 
-    # -- ends -------------------------------------------------------------------------------------------------------
-
-    def _finish(self) -> None:
-        if self.main:
-            with self._evaluating():
-                self.task.finish(self.state.average.module, self.run_dir)
-            self.state.save(self.run_dir)  # again: finishing may have filled buffers, such as the latent statistics
-            self._status(state="finished", message=self.task.remark())
-        self.accelerator.wait_for_everyone()
+    # -- status -----------------------------------------------------------------------------------------------------
 
     def _status(self, **changes: Any) -> None:
         self.beat = time.time()
@@ -410,7 +400,7 @@ class _Loop:
                 self.unreadable = unreadable
                 account.record(self.run_dir.path, self.task.images)
 
-    def _interrupt(self, why: str) -> None:
+    def interrupt(self, why: str) -> None:
         """Save if the state is whole. Only the first process works here: the others may be gone."""
         if not self.main:
             return
@@ -425,25 +415,8 @@ class _Loop:
             why += " in the middle of a step; goes on from the last checkpoint"
         self._status(state="interrupted", message=why)
 
-    def _fail(self, error: BaseException) -> BaseException:
+    def _fail(self, error: BaseException) -> None:
         message = str(error).strip() or type(error).__name__
         text = message if isinstance(error, VfmlabError) else f"{type(error).__name__}: {message}"
         with contextlib.suppress(TrainingError):  # the disk may be full: the error itself matters more
             self._status(state="failed", message=text.splitlines()[0])
-        return error
-
-    def _release(self) -> None:
-        if hasattr(self.stream, "close"):
-            self.stream.close()
-        acc = self.accelerator
-        if self.train.logger != "none":
-            acc.end_training()
-        if hasattr(self, "objective"):
-            release(self.task, self.objective, self.opponent, acc)
-        for name in ("objective", "optimizer", "opponent", "opponent_optimizer", "state", "buffers", "stream"):
-            self.__dict__.pop(name, None)
-        gc.collect()
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []

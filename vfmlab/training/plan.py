@@ -1,17 +1,17 @@
 """`vfmlab plan`: what a run would cost, before anything of it is allocated.
 
-Parts are built on the meta device and run once on fake tensors (shapes without storage), forward and backward, for one
-image. That gives exact parameter counts and FLOPs (a multiply-add counts as two; matrix products, convolutions and
-attention only, as everywhere in the literature) and the size of what autograd keeps. Memory is an estimate from these:
-what a kernel needs besides and the allocator's slack are not in it; `--measure` runs the real worst step.
+The training objective itself is built on the meta device and run once on fake tensors (shapes without storage), forward
+and backward, for one image with every term at work. That gives exact parameter counts and FLOPs (a multiply-add counts as
+two; matrix products, convolutions and attention only, as everywhere in the literature) and the size of what autograd
+stores. Memory is an estimate from these: what a kernel needs besides and the allocator's slack are not in it;
+`--measure` runs the real worst step.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from vfmlab import config, data, vfm
-from vfmlab.diffusion.alignment import Projection
-from vfmlab.diffusion.joint import token_width
+from vfmlab.data import Batch
 from vfmlab.errors import ConfigError, VfmlabError
-from vfmlab.losses.adversarial import Adversarial
-from vfmlab.losses.base import LossContext, Reconstruction
-from vfmlab.losses.discriminators.game import judge
-from vfmlab.losses.preservation import Preservation
-from vfmlab.registry import LOSSES, NETWORKS, TOKENIZERS
-from vfmlab.tokenizers.base import Statistics
-from vfmlab.training.reconstruction import Handed, Opponents
+from vfmlab.nn.frozen import Frozen
+from vfmlab.nn.quantizer import Codebook
+from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Statistics, Tokenizer
+from vfmlab.training import diffusion, dryrun, repa_e
+from vfmlab.training.objective import TokenizerObjective
+from vfmlab.training.task import trainable
+from vfmlab.training.tokenizer import TokenizerTask
 
 IMAGENET_CLASSES = 1000
 
@@ -50,11 +51,10 @@ def plan(run: config.Recipe, measure: bool = False) -> dict[str, Any]:
         raise ConfigError(f"run '{run.name}' is a pretraining run; plan takes presets with a tokenizer")
     phases = []
     for phase in run.phases():
-        found = _tokenizer_phase(phase) if phase.diffusion is None else _diffusion_phase(phase)
-        phases.append(found)
-        found["phase"] = phase.stage
+        costs = _tokenizer_phase(phase) if phase.diffusion is None else _diffusion_phase(phase)
+        phases.append({**costs, "phase": phase.stage})
         if measure and phase.imported is None:
-            found["measured"] = measured(phase)
+            phases[-1]["measured"] = measured(phase)
     return {"name": run.name, "id": run.id, "tier": run.tier, "phases": phases}
 
 
@@ -64,90 +64,60 @@ def measured(phase: config.Phase) -> dict[str, Any]:
     A diffusion phase is measured on an untrained tokenizer: its latents are noise, its cost is the same.
     """
     from vfmlab import api
-    from vfmlab.training import dryrun
-
-    if phase.diffusion is None:
-        from vfmlab.training.tokenizer import TokenizerTask
-
-        parents = () if phase.before is None else (api.build_tokenizer(phase),)  # not trained: the cost is the same
-        return dryrun.measure(TokenizerTask(phase, *parents))
-    from vfmlab.training.diffusion import DiffusionTask
 
     tokenizer = api.build_tokenizer(phase)
+    if phase.diffusion is None:
+        return dryrun.measure(TokenizerTask(phase, None if phase.parent is None else tokenizer))
     ones = torch.ones(phase.tokenizer.channels)
     tokenizer.set_statistics(Statistics(0 * ones, ones, 1, "untrained"))
     with tempfile.TemporaryDirectory() as folder:
-        return dryrun.measure(DiffusionTask(phase, tokenizer.eval(), cache_root=Path(folder)))
+        return dryrun.measure(diffusion.DiffusionTask(phase, tokenizer.eval(), cache_root=Path(folder)))
 
 
 # -- building without storage ---------------------------------------------------------------------------------------
 
 
-def empty_vfm(cfg: config.VFM | None, size: int) -> vfm.VisionModel | None:
-    """The run's VFM with shapes only: no weights are looked for."""
-    if cfg is None:
-        return None
-    with torch.device("meta"):
-        return vfm.build(cfg.model_copy(update={"weights": "random"}), size)
-
-
-def empty_tokenizer(run: config.Phase) -> nn.Module:
-    """The run's tokenizer (and in `.vfm` its VFM) with shapes only."""
-    model = empty_vfm(run.vfm, run.data.size)
-    with torch.device("meta"):
-        return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
-
-
-def empty_network(run: config.Phase, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The run's diffusion network with shapes only."""
-    with torch.device("meta"):
-        return NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, latent_shape, num_classes)
-
-
-def empty_losses(run: config.Phase, tokenizer: nn.Module) -> tuple[nn.ModuleDict, dict[str, str]]:
-    """The run's losses with shapes only, and those that cannot be built here with the reason."""
-    channels, side, _ = tokenizer.latent_shape
-    context = LossContext(run.data.size, channels, side, tokenizer.vfm)
-    built, refused = nn.ModuleDict(), {}
-    for name, term in run.losses.items():
-        try:
-            with torch.device("meta"), _without_weights():
-                built[name] = LOSSES.get(name.partition(":")[0])(term, context)
-                built[name].name = name
-        except VfmlabError as error:  # a backbone that must be downloaded; the rest of the plan holds without it
-            refused[name] = str(error)
-    return built, refused
-
-
-def empty_opponents(run: config.Phase, model: nn.Module | None) -> Opponents:
-    """The discriminators of the run's adversarial terms with shapes only."""
-    terms = {}
-    for name, term in run.losses.items():
-        if isinstance(term, Adversarial.Config):
-            backbone = getattr(term.discriminator, "backbone", None)
-            if backbone is not None:
-                backbone = backbone.model_copy(update={"weights": "random"})
-                term = term.model_copy(update={"discriminator": term.discriminator.model_copy(update={"backbone": backbone})})
-            terms[name] = term
-    with torch.device("meta"), _without_weights():
-        return Opponents(terms, run.data.size, model)
-
-
 @contextmanager
-def _without_weights() -> Iterator[None]:
-    """Inside, torchvision's and torchmetrics' pretrained networks are built without their weights: no download.
-
-    On the meta device there are no values to load, so reading the files would only cost time and a connection.
-    """
+def shapes_only() -> Iterator[None]:
+    """Inside, modules are built on the meta device, and torchvision's and torchmetrics' pretrained networks without their
+    weights: there are no values to load, so reading the files would only cost time and a connection."""
     from torchvision.models import WeightsEnum
 
     get, load = WeightsEnum.get_state_dict, nn.Module.load_state_dict
     WeightsEnum.get_state_dict = lambda *args, **options: {}
     nn.Module.load_state_dict = lambda *args, **options: None
     try:
-        yield
+        with torch.device("meta"):
+            yield
     finally:
         WeightsEnum.get_state_dict, nn.Module.load_state_dict = get, load
+
+
+def weightless(section: Any) -> Any:
+    """A config in which no VFM looks for weights and no loss term ends: every part at work, nothing downloaded."""
+    if isinstance(section, dict):
+        return {key: weightless(value) for key, value in section.items()}
+    if not isinstance(section, config.Section):
+        return section
+    changes = {name: weightless(value) for name, value in section}
+    if isinstance(section, config.VFM):
+        changes["weights"] = "random"
+    if isinstance(section, config.LossConfig):
+        changes["until"] = None
+    return section.model_copy(update=changes)
+
+
+def empty_tokenizers(run: config.Phase, count: int = 1) -> list[Tokenizer]:
+    """So many copies of the run's tokenizer (on one VFM) with shapes only."""
+    with shapes_only():
+        model = None if run.vfm is None else vfm.build(weightless(run.vfm), run.data.size)
+        return [TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model) for _ in range(count)]
+
+
+def empty_network(run: config.Phase, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The run's diffusion network with shapes only."""
+    with shapes_only():
+        return NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, latent_shape, num_classes)
 
 
 def classes(cfg: config.Data) -> tuple[int, str]:
@@ -178,185 +148,224 @@ def _conv_backward_flops(
 
 
 class Meter:
-    """FLOPs by part, and the bytes that autograd keeps, of code that runs on fake tensors."""
+    """FLOPs by part, and the bytes that autograd stores, of code that runs on fake tensors."""
 
     def __init__(self):
         self.flops: dict[str, int] = {}
-        self._kept: dict[int, Tensor] = {}
+        self._stored: dict[int, Tensor] = {}
         self._own: set[int] = set()
+        self._inside = False
 
     @contextmanager
-    def fake(self, *modules: nn.Module) -> Iterator[None]:
-        """Inside, `modules` hold fake tensors on the CPU instead of meta tensors: shapes, and a device to autocast on."""
-        made: dict[int, Tensor] = {}  # parameters and modules may be shared
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            for child in (child for module in modules for child in module.modules()):
+    def fake(self, *modules: nn.Module | None) -> Iterator[None]:
+        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU instead of meta tensors."""
+        replaced: dict[int, Tensor] = {}  # parameters and modules may be shared
+        with FakeTensorMode(allow_non_fake_inputs=True), saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            for child in everything(*modules):
                 for table in (child._parameters, child._buffers):
                     for name, old in table.items():
                         if old is None or not old.is_meta:
                             continue
-                        if id(old) not in made:
+                        if id(old) not in replaced:
                             new = torch.empty(old.shape, dtype=old.dtype)
-                            made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                        table[name] = made[id(old)]
+                            new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                            replaced[id(old)] = new
+                        table[name] = replaced[id(old)]
                 self._own |= {id(p.untyped_storage()) for p in child.parameters(recurse=False)}
             yield
 
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Calls of this method of `owner` count as `part`."""
+        inner: Callable = getattr(owner, method)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            with self.part(part):
+                return inner(*args, **options)
+
+        setattr(owner, method, counted)
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops})
-        with counter, saved_tensors_hooks(self._pack, lambda kept: kept):
+        """FLOPs inside count as `name`; inside another part they stay that one's."""
+        if self._inside:
             yield
+            return
+        table = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+        self._inside = True
+        try:
+            with FlopCounterMode(display=False, custom_mapping=table) as counter:
+                yield
+        finally:
+            self._inside = False
         self.flops[name] = self.flops.get(name, 0) + counter.get_total_flops()
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        # A storage counts once however many views of it are kept; the reference keeps its id from being reused.
+        # A storage counts once however many views of it are stored; the reference keeps its id from being reused.
         if not isinstance(tensor, nn.Parameter):
-            self._kept.setdefault(id(tensor.untyped_storage()), tensor)
+            self._stored.setdefault(id(tensor.untyped_storage()), tensor)
         return tensor
 
     @property
     def activations(self) -> int:
-        """Bytes kept for the backward pass, parameters not counted."""
-        return sum(t.untyped_storage().nbytes() for key, t in self._kept.items() if key not in self._own)
+        """Bytes stored for the backward pass, parameters not counted."""
+        return sum(t.untyped_storage().nbytes() for key, t in self._stored.items() if key not in self._own)
+
+
+def everything(*modules: nn.Module | None) -> list[nn.Module]:
+    """All modules in `modules`, and in what these hold as :class:`Frozen`, each once."""
+    every: dict[int, nn.Module] = {}
+    waiting = [module for module in modules if module is not None]
+    while waiting:
+        for child in waiting.pop().modules():
+            if id(child) not in every:
+                every[id(child)] = child
+                waiting += child.parts.values() if isinstance(child, Frozen) else []
+    return list(every.values())
+
+
+class Undrawn(StepRandom):
+    """Random numbers without values, for fake tensors; decisions for the whole batch take the last choice."""
+
+    def __init__(self, rows: int = 1):
+        super().__init__(0, 0, rows)
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.empty(self.total, *shape)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.empty(self.total, *shape)
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        return torch.zeros(self.total, *shape, dtype=torch.long)
+
+    def number(self) -> float:
+        return 1 - 1e-9
+
+
+def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
+    """Which part of the plan the steps of a tokenizer's training forward belong to."""
+    tokenizer, discriminators = objective.tokenizer, objective.discriminators
+    if tokenizer.vfm is not None:
+        meter.watch(tokenizer.vfm, "features", "vfm")
+    for method, part in {"own_features": "encode", "posterior": "encode", "decode_raw": "decode", "rebuild": "decode"}.items():
+        meter.watch(tokenizer, method, part)
+    meter.watch(objective, "_reference", "parent")
+    meter.watch(objective, "score", "losses")
+    if discriminators is not None:
+        meter.watch(discriminators, "outputs", "discriminators")
+        meter.watch(discriminators, "forward", "discriminators")
+    for book in tokenizer.modules():
+        if isinstance(book, Codebook):
+            book.count = lambda indices: torch.zeros(())  # counts values, of which there are none
+
+
+def _step(meter: Meter, objective: nn.Module, discriminators: nn.Module | None, batch: Any) -> None:
+    """One training step: forward and backward of the objective and of its discriminators."""
+    samples = 0 if discriminators is None else discriminators.all_on()
+    loss, _, *pairs = objective(batch, Undrawn(), samples)
+    with meter.part("backward"):
+        loss.backward()
+    if discriminators is not None:
+        loss, _ = discriminators(*pairs, Undrawn(), samples)
+        with meter.part("backward"):
+            loss.backward()
 
 
 def _tokenizer_phase(run: config.Phase) -> dict[str, Any]:
-    tokenizer = empty_tokenizer(run)
-    losses, refused = empty_losses(run, tokenizer)
-    opponents = empty_opponents(run, tokenizer.vfm)
-    size, model = run.data.size, tokenizer.vfm
-    for name, parameter in tokenizer.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and _trains(run, name))
-    layers = sorted({*tokenizer.layers, *(layer for loss in losses.values() for layer in loss.layers)})
-    meter, latent_shape = Meter(), list(tokenizer.latent_shape)
-    parameters = {name: _count(child) for name, child in tokenizer.named_children()}
-    own = sum(p.numel() for p in tokenizer.parameters(recurse=False))
-    if own:
-        parameters["own"] = own
-    trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
-    loss_parameters = {name: _count(loss) for name, loss in losses.items() if _count(loss)}
-
-    holders = [*losses.values(), *(opponents.discriminator(name) for name in opponents.names)]
-    frozen_in_losses = [network for holder in holders for network in getattr(holder, "hidden", {}).values()]
-    hidden = list({id(network): network for network in frozen_in_losses if network is not model}.values())
-    with meter.fake(*(module for module in (tokenizer, model, *losses.values(), opponents, *hidden) if module is not None)):
-        images = torch.empty(1, 3, size, size)
-        features = {}
-        if layers and model is not None:
-            with meter.part("vfm"), torch.no_grad():
-                features = model.features(images, tuple(layers)).maps
-        with meter.part("encode"):
-            own = tokenizer.own_features(images)
-            posterior = tokenizer.posterior(images, own or features or None)
-        z = posterior.sample()
-        with meter.part("decode"):
-            outputs, rebuilt = tokenizer.decode_raw(z), tokenizer.rebuild(z)
-        reference, encoded = {}, None if not own else own[list(own)[-1]]
-        if any(isinstance(loss, Preservation) for loss in losses.values()):
-            with meter.part("parent"), torch.no_grad():
-                own = tokenizer.own_features(images)
-                reference = {"after": tokenizer.posterior(images, own or features or None).mode(), "before": encoded if encoded is None else encoded.detach()}
-        total = outputs[0].float().square().mean()
-        if opponents.names:
-            with meter.part("discriminators"):
-                fed = {name: judge(opponents.discriminator(name), outputs[0].float(), images, features=True) for name in opponents.names}
-                rival, _ = opponents(Handed(outputs[0].detach().float(), images, torch.zeros(1, dtype=torch.long)), None, opponents.all_on())
-        with meter.part("losses"):
-            record = Reconstruction(images, outputs, posterior, z, features, fed if opponents.names else {}, encoded, reference, rebuilt)
-            for loss in losses.values():
-                total = total + loss(record)
-        with meter.part("backward"):
-            if total.requires_grad and run.imported is None:
-                total.backward()
-            if opponents.names:
-                rival.backward()
-
-    found = {
+    size, meter = run.data.size, Meter()
+    tokenizer, parent = empty_tokenizers(run, 2)
+    model = tokenizer.vfm
+    costs = {
         "kind": "tokenizer",
         "id": run.id,
-        "latent_shape": latent_shape,
-        "parameters": parameters,
-        "loss_parameters": loss_parameters | {f"{name} (discriminator)": _count(opponents.discriminator(name)) for name in opponents.names},
-        "vfm_parameters": _count(model) if model is not None else 0,
-        "frozen_in_losses": sum(map(_count, hidden)),
-        "trained": trained + sum(loss_parameters.values()) + _count(opponents),
-        "flops": meter.flops,
-        "notes": [f"without loss '{name}': {reason}" for name, reason in refused.items()],
+        "latent_shape": list(tokenizer.latent_shape),
+        "parameters": _parts(tokenizer),
+        "loss_parameters": {},
+        "vfm_parameters": 0 if model is None else _count(model),
+        "frozen_in_losses": 0,
+        "notes": [],
     }
-    frozen = found["vfm_parameters"] + found["frozen_in_losses"] + _count(tokenizer) - trained
-    if run.imported is not None:
-        idle = {"batch": 0, "micro_batch": 0, "steps": 0, "total_flops": 0, "activations_per_image": 0, "trained": 0}
-        return found | idle | {"memory": {"weights": 4 * (frozen + trained), "total": 4 * (frozen + trained)}}
-    return _finish(found, run.train, frozen, meter.activations)
+    if run.imported is not None:  # released weights: what an image costs, and no training
+        with meter.fake(tokenizer), torch.no_grad():
+            with meter.part("encode"):
+                z = tokenizer.posterior(torch.empty(1, 3, size, size)).mode()
+            with meter.part("decode"):
+                tokenizer.decode_raw(z)
+        bytes_ = 4 * (costs["vfm_parameters"] + _count(tokenizer))
+        idle = dict.fromkeys(("batch", "micro_batch", "steps", "total_flops", "activations_per_image", "trained"), 0)
+        return costs | idle | {"flops": meter.flops, "memory": {"weights": bytes_, "total": bytes_}}
+    with shapes_only():
+        parent = None if run.parent is None else parent
+        objective = TokenizerObjective(tokenizer, weightless(run.losses), run.equivariance, parent)
+    others = objective.discriminators
+    trained = sum(p.numel() for p in trainable(objective, tokenizer, run.trains, "tokenizer"))
+    costs["loss_parameters"] = {name: _count(loss) for name, loss in objective.losses.items() if _count(loss)}
+    if others is not None:
+        costs["loss_parameters"] |= {f"{name} (discriminator)": _count(others[name]) for name in others.terms}
+        trained += _count(others)
+    costs["frozen_in_losses"] = _frozen_in(objective) - costs["vfm_parameters"]
+    frozen = costs["vfm_parameters"] + costs["frozen_in_losses"]
+    frozen += sum(p.numel() for p in tokenizer.parameters() if not p.requires_grad)
+    _watch_tokenizer(meter, objective)
+    with meter.fake(objective):
+        batch = Batch(torch.empty(1, 3, size, size, dtype=torch.uint8), *torch.zeros(2, 1, dtype=torch.long))
+        _step(meter, objective, others, batch)
+    return _finish({**costs, "trained": trained, "flops": meter.flops}, run.train, frozen, meter.activations)
 
 
 def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
-    tokenizer = empty_tokenizer(run)
+    tune, meter = run.diffusion.tune, Meter()
+    original, twin = empty_tokenizers(run, 2)
     num_classes, remark = classes(run.data)
-    shape = tuple(tokenizer.latent_shape)
-    network = empty_network(run, shape, num_classes)
-    meter = Meter()
-    parameters = {name: _count(child) for name, child in network.named_children()}
-    own = sum(p.numel() for p in network.parameters(recurse=False))
-    if own:
-        parameters["own"] = own
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    notes, width = [remark] if remark else [], token_width(network)
-    projection, teacher = _projection(run, network)
-    readout = 0 if projection is None else _count(projection)
-    with meter.fake(*(module for module in (network, projection) if module is not None)):
-        x, t, y = torch.empty(1, *shape), torch.empty(1), torch.zeros(1, dtype=torch.long)
-        more = {} if width is None else {"token": torch.empty(1, width)}
-        with meter.part("network"):
-            found = network(x, t, y, **more) if projection is None else network(x, t, y, features_at=(projection.config.block,), **more)
-        out, kept = (found, {}) if projection is None else found
-        total = sum(v.float().square().mean() for v in ((out,) if width is None else out))
-        if projection is not None:
-            with meter.part("alignment"):
-                target = torch.empty(1, teacher.width(projection.config.layer), *network.grid)
-                total = total + projection(kept[projection.config.block], target).mean()
-        with meter.part("backward"):
-            total.backward()
-    if run.diffusion.tune is not None:
-        notes.append("tune: a step also costs what a step of the tokenizer does (see there), on the same images")
-    solver = run.protocol.sampler
-    calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
-    found = {
+    bare = weightless(run.diffusion)
+    with shapes_only():
+        parts = diffusion.build(bare, run.data.size, run.seed, original.latent_shape, num_classes)
+        if tune is None:
+            objective: nn.Module = diffusion.DiffusionObjective(parts.network, run.diffusion, parts.projection)
+            weights, trains, own = parts.network, ("*",), None
+        else:
+            weights = repa_e.Tuned(parts.network, twin)
+            objective = repa_e.TunedObjective(weights, bare, weightless(run.losses), original, parts.projection)
+            trains, own = repa_e.trains(tune), objective.own
+    others = None if own is None else own.discriminators
+    trained = sum(p.numel() for p in trainable(objective, weights, trains, "diffusion"))
+    trained += 0 if others is None else _count(others)
+    teachers = [] if parts.targets is None else zip(parts.targets.teachers, parts.targets.cached, strict=True)
+    frozen = sum(p.numel() for p in weights.parameters() if not p.requires_grad)
+    frozen += sum(_count(teacher.model) for teacher, cached in teachers if not cached)
+    if tune is not None or not run.diffusion.cache:
+        frozen += 0 if original.vfm is None else _count(original.vfm)
+        frozen += _count(original) if tune is None else 0
+    meter.watch(parts.network, "forward", "network")
+    if parts.projection is not None:
+        meter.watch(parts.projection, "forward", "alignment")
+    if own is not None:
+        _watch_tokenizer(meter, own)
+    with meter.fake(objective):
+        shape, size = original.latent_shape, run.data.size
+        _step(meter, objective, others, diffusion.example(1, shape, size, num_classes, parts.targets, tune is not None))
+    costs = {
         "kind": "diffusion",
         "id": run.id,
-        "latent_shape": list(shape),
+        "latent_shape": list(original.latent_shape),
         "num_classes": num_classes,
-        "parameters": parameters,
-        "loss_parameters": {"alignment": readout} if readout else {},
-        "trained": trained + readout,
+        "parameters": _parts(parts.network),
+        "loss_parameters": {} if parts.projection is None else {"alignment": _count(parts.projection)},
+        "trained": trained,
         "flops": meter.flops,
-        "notes": notes,
+        "notes": [remark] if remark else [],
     }
+    solver = run.protocol.sampler
+    calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
     if calls is not None:  # an adaptive solver decides its evaluations while it runs
         guided = 2 if run.protocol.guidance.scale != 1 else 1
-        found["sampling_flops"] = meter.flops["network"] * solver.steps * calls * guided
-    frozen = _count(network) - trained
-    if not run.diffusion.cache:
-        frozen += _count(tokenizer) + (_count(tokenizer.vfm) if tokenizer.vfm is not None else 0)
-    if teacher is not None and not run.diffusion.alignment.cache:
-        frozen += _count(teacher)
-    return _finish(found, run.diffusion.train, frozen, meter.activations)
+        costs["sampling_flops"] = meter.flops["network"] * solver.steps * calls * guided
+    return _finish(costs, run.diffusion.train, frozen, meter.activations)
 
 
-def _projection(run: config.Phase, network: nn.Module) -> tuple[nn.Module | None, vfm.VisionModel | None]:
-    """REPA's loss and its VFM with shapes only, where the run has them."""
-    align = run.diffusion.alignment
-    if align is None:
-        return None, None
-    teacher = empty_vfm(align.vfm.model_copy(update={"layers": None}), run.data.size)
-    with torch.device("meta"):
-        return Projection(align, network, teacher.width(align.layer)), teacher
-
-
-def _finish(found: dict[str, Any], train: config.Train, frozen: int, activations: int) -> dict[str, Any]:
+def _finish(costs: dict[str, Any], train: config.Train, frozen: int, activations: int) -> dict[str, Any]:
     """Budget and memory of a phase: bytes on one device that holds the whole micro-batch."""
-    trained, micro = found["trained"], train.batch // train.accumulation
+    trained, micro = costs["trained"], train.batch // train.accumulation
     half = train.precision != "fp32"
     image = activations // (2 if half else 1)
     memory = {
@@ -367,20 +376,30 @@ def _finish(found: dict[str, Any], train: config.Train, frozen: int, activations
         "frozen": 4 * frozen,
         "activations": image * micro,
     }
-    found["flops"]["step_per_image"] = sum(found["flops"].values())
-    found["batch"], found["micro_batch"], found["steps"] = train.batch, micro, -(-train.samples // train.batch)
-    found["total_flops"] = found["flops"]["step_per_image"] * train.samples
-    found["memory"] = {**memory, "total": sum(memory.values())}
-    found["activations_per_image"] = image
-    return found
+    costs["flops"]["step_per_image"] = sum(costs["flops"].values())
+    costs["batch"], costs["micro_batch"], costs["steps"] = train.batch, micro, -(-train.samples // train.batch)
+    costs["total_flops"] = costs["flops"]["step_per_image"] * train.samples
+    costs["memory"] = {**memory, "total": sum(memory.values())}
+    costs["activations_per_image"] = image
+    return costs
 
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _trains(run: config.Phase, name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in run.trains)
+def _parts(module: nn.Module) -> dict[str, int]:
+    """Parameters by child, and of the module's own."""
+    parts = {name: _count(child) for name, child in module.named_children() if not isinstance(child, Frozen)}
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    return parts | ({"own": own} if own else {})
+
+
+def _frozen_in(objective: TokenizerObjective) -> int:
+    """Parameters of what losses and discriminators hold without training it, and of the tokenizer's VFM."""
+    others = everything(objective.tokenizer.vfm, *objective.losses.values(), objective.frozen)
+    trained = {id(p) for module in (objective, objective.discriminators) if module is not None for p in module.parameters()}
+    return sum(p.numel() for child in others for p in child.parameters(recurse=False) if id(p) not in trained)
 
 
 # -- how it reads ---------------------------------------------------------------------------------------------------

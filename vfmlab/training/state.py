@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from vfmlab.errors import TrainingError
@@ -28,16 +28,16 @@ class State:
     Attributes:
         step: completed steps. done: what has been done since the last of them; a resumed run does the rest.
         sums: metric -> [sum, count] since the last log. seconds: spent training.
-        guard, average, optimizer, rival, scaler: as in their own files; scaler is that of fp16, or None.
+        guard, average: as in their own files. optimizers: of the objective and, where there are any, of the discriminators.
+        scaler: that of fp16, or None.
     """
 
     average: Average
-    optimizer: torch.optim.Optimizer
-    rival: torch.optim.Optimizer | None = None
+    optimizers: list[torch.optim.Optimizer]
     scaler: Any = None
 
-    def __init__(self, task: Task, parameters: list[nn.Parameter]):
-        self.task, self.parameters = task, parameters
+    def __init__(self, task: Task):
+        self.task = task
         self.guard = Guard(task.train)
         self.step, self.seconds = 0, 0.0
         self.done: list[str] = []
@@ -61,9 +61,9 @@ class State:
             self.step, self._saved = state["step"], {"ema": ema, **state}
 
     @torch.no_grad()
-    def begin(self, optimizer: torch.optim.Optimizer, rival: torch.optim.Optimizer | None, scaler: Any) -> None:
-        """Take up the optimisers (rival: the discriminators') and the scaler, average the weights from here on, and restore what :meth:`load` has read."""
-        self.optimizer, self.rival, self.scaler = optimizer, rival, scaler
+    def begin(self, optimizers: list[torch.optim.Optimizer], scaler: Any) -> None:
+        """Take up optimisers and scaler, average the weights from here on, and restore what :meth:`load` has read."""
+        self.optimizers, self.scaler = optimizers, scaler
         self.average = Average(self.task.weights, self.task.train)
         saved, self._saved = self._saved, None
         if saved is None:
@@ -74,10 +74,10 @@ class State:
         io.check(others, saved["others"], "state.pt")
         for key, value in others.items():
             value.copy_(saved["others"][key])
-        optimizer.load_state_dict(saved["optimizer"])
-        if rival is not None:
-            io.load(self.task.opponent, saved["opponent"], "state.pt")
-            rival.load_state_dict(saved["opponent_optimizer"])
+        optimizers[0].load_state_dict(saved["optimizer"])
+        if self.task.discriminators is not None:
+            io.load(self.task.discriminators, saved["discriminators"], "state.pt")
+            optimizers[1].load_state_dict(saved["discriminator_optimizer"])
         self.guard.load_state_dict(saved["guard"])
         self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
         self.done = saved["done"]
@@ -88,7 +88,8 @@ class State:
         """Write the run's checkpoint; :class:`TrainingError` if the weights are not finite or the disk is full."""
         model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
         floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
-        if not torch.isfinite(get_total_norm([*floats, *self.parameters])):
+        trained = [p for p in self.task.objective.parameters() if p.requires_grad]
+        if not torch.isfinite(get_total_norm([*floats, *trained])):
             raise TrainingError(
                 f"weights are not finite at step {self.step}, so they are not saved; the last checkpoint is intact: "
                 f"lower train.lr (now {self.task.train.lr:g}) or set train.precision=fp32"
@@ -99,8 +100,8 @@ class State:
             "sums": self.sums,
             "seconds": self.seconds,
             "updates": self.average.updates,
-            "optimizer": self.optimizer.state_dict(),
-            **self._rival(),
+            "optimizer": self.optimizers[0].state_dict(),
+            **self._discriminators(),
             "guard": self.guard.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "others": {key: value.detach().cpu() for key, value in self._others().items()},
@@ -125,18 +126,18 @@ class State:
 
     def buffers(self) -> dict[str, Tensor]:
         """Buffers that a forward may change (running statistics), by name."""
-        modules = {"": self.task.objective} | ({} if self.task.opponent is None else {"opponent.": self.task.opponent})
+        modules = {"": self.task.objective} | ({} if self.task.discriminators is None else {"discriminators.": self.task.discriminators})
         found = {}
         for prefix, module in modules.items():
             kept = module.state_dict()
             found |= {prefix + name: buffer for name, buffer in module.named_buffers() if name in kept}
         return found
 
-    def _rival(self) -> dict[str, Any]:
-        if self.rival is None:
+    def _discriminators(self) -> dict[str, Any]:
+        if self.task.discriminators is None:
             return {}
-        weights = {key: value.detach().cpu() for key, value in self.task.opponent.state_dict().items()}
-        return {"opponent": weights, "opponent_optimizer": self.rival.state_dict()}
+        weights = {key: value.detach().cpu() for key, value in self.task.discriminators.state_dict().items()}
+        return {"discriminators": weights, "discriminator_optimizer": self.optimizers[1].state_dict()}
 
     def _others(self) -> dict[str, Tensor]:
         """Tensors of the objective that are not part of the weights: parameters and buffers of losses."""

@@ -1,4 +1,4 @@
-"""The parts of one training step that training and the dry run share: device, precision, optimiser, gradients."""
+"""One training step: device, precision, optimisers, and the gradients of a global batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfmlab.config import Train
 from vfmlab.errors import ConfigError
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
-from vfmlab.training.task import Task, apply
+from vfmlab.training.task import Task, apply, select
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
 
@@ -46,8 +46,11 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     AcceleratorState._reset_state()
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()
-    if task.opponent is not None and task.train.precision == "fp16":
-        raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms bring a second; use bf16, fp32 or auto")
+    if task.discriminators is not None and task.train.precision == "fp16":
+        raise ConfigError(
+            "train.precision=fp16 scales the loss for one optimiser, and adversarial terms bring a second; "
+            "use bf16, fp32 or auto"
+        )
     precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
@@ -59,16 +62,6 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
         project_dir=None if run_dir is None else str(run_dir.path),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused)],
     )
-
-
-def release(task: Task, objective: nn.Module, opponent: nn.Module | None, accelerator: Accelerator) -> None:
-    """Undo what accelerate's prepare did to the task's modules, and let go of gradients and accelerate's references."""
-    for prepared, own in ((objective, task.objective), (opponent, task.opponent)):
-        if prepared is not None:
-            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-            own.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
-            own.zero_grad(set_to_none=True)
-    accelerator.free_memory()
 
 
 def my_rows(train: Train, accelerator: Accelerator) -> slice:
@@ -83,8 +76,40 @@ def my_rows(train: Train, accelerator: Accelerator) -> slice:
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
-def make_optimizer(task: Task, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """Adam or AdamW over `parameters`; weight decay, if any, acts on matrices only; `lr_for` makes groups."""
+class Prepared:
+    """A task's objective and discriminators in accelerate's wrappers, and what a step on them needs.
+
+    Attributes:
+        parameters: all of the objective that train. rows: this process's rows of the global batch.
+        optimizers: of the objective and, where there are discriminators, theirs.
+    """
+
+    def __init__(self, task: Task, accelerator: Accelerator):
+        self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
+        self.parameters = select(task)
+        if task.train.compile:
+            for module in task.compiled:
+                module.compile()
+        self.objective = accelerator.prepare(task.objective)
+        self.discriminators = None if task.discriminators is None else accelerator.prepare(task.discriminators)
+        self.optimizers = [accelerator.prepare(each) for each in make_optimizers(task, self.parameters, accelerator.device)]
+
+    def release(self) -> None:
+        """Undo what accelerate did to the task's modules, and let go of gradients and accelerate's references."""
+        for prepared, own in ((self.objective, self.task.objective), (self.discriminators, self.task.discriminators)):
+            if prepared is not None:
+                self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+                own.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
+                own.zero_grad(set_to_none=True)
+        self.accelerator.free_memory()
+
+
+def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.device) -> list[torch.optim.Optimizer]:
+    """Adam or AdamW over `parameters`, and another over the discriminators' where there are any.
+
+    Weight decay acts on matrices only; `train.lr_for` makes groups. Discriminators have their own learning rates and
+    betas, and no weight decay.
+    """
     train = task.train
     factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()])
     by_id = {id(p): factors.get(name, 1.0) for name, p in task.weights.named_parameters()}
@@ -93,67 +118,55 @@ def make_optimizer(task: Task, parameters: list[nn.Parameter], device: torch.dev
         decay = train.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((by_id.get(id(parameter), 1.0), decay), []).append(parameter)
     listed = [{"params": of, "lr": train.lr * factor, "weight_decay": decay} for (factor, decay), of in groups.items()]
-    return _adam(listed, train, device)
-
-
-def make_opponent_optimizer(task: Task, device: torch.device) -> torch.optim.Optimizer:
-    """The discriminators' optimiser: the run's kind, with their own learning rates and betas, without weight decay."""
-    return _adam(task.opponent.groups(task.train), task.train, device)
-
-
-def _adam(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
+    of_each = [listed] if task.discriminators is None else [listed, task.discriminators.groups(train)]
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    found = kind(groups, lr=train.lr, betas=train.betas, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
-    for group in found.param_groups:
+    options = {"lr": train.lr, "betas": train.betas, "weight_decay": 0.0, "fused": device.type in ("cpu", "cuda")}
+    optimizers = [kind(each, **options) for each in of_each]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]  # what the schedule multiplies
-    return found
+    return optimizers
 
 
 def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
     """`train.lr_for` on parameter names: name -> factor; :class:`ConfigError` for a glob that matches nothing."""
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for glob, value in globs.items():
         hits = fnmatch.filter(names, glob)
         if not hits:
-            raise ConfigError(f"train.lr_for: '{glob}' matches no parameter; name a part such as '{names[0].split('.')[0]}.*'")
-        found |= dict.fromkeys(hits, value)
-    return found
+            part = names[0].split(".")[0]
+            raise ConfigError(f"train.lr_for: '{glob}' matches no parameter; name a part such as '{part}.*'")
+        factors |= dict.fromkeys(hits, value)
+    return factors
 
 
-def backward(
-    task: Task,
-    objective: nn.Module,
-    accelerator: Accelerator,
-    batch: Any,
-    rows: slice,
-    step: int,
-    opponent: nn.Module | None = None,
-    samples: int | None = None,
-) -> dict[str, Tensor]:
+def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Tensor]:
     """Forward and backward of all accumulation steps of step `step`; gradients are means over the global batch.
 
-    objective, opponent: `task.objective` and, if it takes this step, `task.opponent`, as accelerate prepared them.
-    batch: rows `rows` of the global batch, on the device. samples: images seen before; None: all of the steps before.
-    Returns this process's means of the loss and the metrics.
+    Args:
+        batch: this process's rows of the global batch, on the device. samples: images seen before; they decide which
+            terms are on and whether the discriminators learn.
+
+    Returns:
+        this process's means of the loss and the metrics.
     """
-    train, samples = task.train, step * task.train.batch if samples is None else samples
-    size = (rows.stop - rows.start) // train.accumulation
+    task, acc, train = on.task, on.accelerator, on.task.train
+    others = on.discriminators if on.discriminators is not None and task.discriminators.learns(samples) else None
+    size = (on.rows.stop - on.rows.start) // train.accumulation
     means: dict[str, Tensor] = {}
     for part in range(train.accumulation):
         low, high = part * size, (part + 1) * size
         micro = batch if train.accumulation == 1 else apply(batch, lambda tensor, a=low, b=high: tensor[a:b])
-        cut = slice(rows.start + low, rows.start + high)
-        rng = StepRandom(task.seed, step, train.batch, cut, accelerator.device)
+        cut = slice(on.rows.start + low, on.rows.start + high)
         with contextlib.ExitStack() as stack:
             if part < train.accumulation - 1:
-                stack.enter_context(accelerator.no_sync(objective))
-                if opponent is not None:
-                    stack.enter_context(accelerator.no_sync(opponent))
-            loss, metrics, *handed = objective(micro, rng, samples)
-            accelerator.backward(loss / train.accumulation)
-            if opponent is not None:
-                other, more = opponent(*handed, StepRandom(derive("opponent", task.seed), step, train.batch, cut, accelerator.device), samples)
-                accelerator.backward(other / train.accumulation)
+                for module in (on.objective, *([] if others is None else [others])):
+                    stack.enter_context(acc.no_sync(module))
+            loss, metrics, *pairs = on.objective(micro, StepRandom(task.seed, step, train.batch, cut, acc.device), samples)
+            acc.backward(loss / train.accumulation)
+            if others is not None:  # their random numbers keep the name they had in earlier versions
+                rng = StepRandom(derive("opponent", task.seed), step, train.batch, cut, acc.device)
+                other, more = others(*pairs, rng, samples)
+                acc.backward(other / train.accumulation)
                 metrics = metrics | more
         for key, value in {"loss": loss, **metrics}.items():
             value = value.detach().float() / train.accumulation

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+import torch
 
 from vfmlab.errors import Stopped
 
@@ -26,7 +28,7 @@ class Stop:
 
     def __init__(self):
         self.asked, self.busy, self.together, self._listening = 0, False, False, False
-        self._main = threading.current_thread() is threading.main_thread()
+        self._turn = ExitStack()
 
     def raise_now(self) -> None:
         """End the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on request."""
@@ -41,30 +43,45 @@ class Stop:
             self.raise_now()
 
     @contextmanager
-    def terminating(self) -> Iterator[None]:
-        """Around the whole generator: SIGTERM becomes SystemExit, so that `finally` clauses run."""
-        with self._handler(signal.SIGTERM):
+    def computing(self) -> Iterator[None]:
+        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay its own.
+
+        SIGTERM becomes SystemExit all the while, so that `finally` clauses run.
+        """
+        with self._handler(signal.SIGTERM), self._turn:
+            self._begin_turn()
             yield
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While the generator computes. Not while its consumer does: Ctrl-C is then the consumer's own."""
-        with self._handler(signal.SIGINT):
-            self._listening = True
-            try:
-                yield
-            finally:
-                self._listening = False
+    def away(self) -> Iterator[None]:
+        """Around a `yield`: while the consumer computes, Ctrl-C and the global random numbers are the consumer's."""
+        self._turn.close()
+        try:
+            yield
+        finally:
+            self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._turn.enter_context(self._handler(signal.SIGINT))
+        started = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._turn.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []))
+        self._listening = True
+        self._turn.callback(setattr, self, "_listening", False)
 
     @contextmanager
     def _handler(self, number: int) -> Iterator[None]:
-        # A program that ignores a signal (nohup, a background shell job) goes on ignoring it.
-        if not self._main or signal.getsignal(number) is signal.SIG_IGN:
+        # Not in another thread, whose collector may close the generator. A program that ignores a signal (nohup, a
+        # background shell job) goes on ignoring it.
+        if not _in_main_thread() or signal.getsignal(number) is signal.SIG_IGN:
             yield
             return
         before = signal.signal(number, self._handle)
         try:
             yield
         finally:
-            if threading.current_thread() is threading.main_thread():  # else: closed by another thread's collector
+            if _in_main_thread():
                 signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

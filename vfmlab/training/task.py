@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,11 +29,11 @@ class Task:
             `weights` (of losses) always train.
         compiled: modules that `train.compile` compiles, in place, so that no name changes.
         find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for them).
-        opponent: what plays against the objective with an optimiser of its own (discriminators), or None. The objective
-            then returns a third thing, and `opponent(third, rng, samples) -> (loss, metrics)` is its training forward;
-            `learns(samples)` says whether it takes a step, `groups(train)` gives its optimiser's groups, and `all_on()`
-            a count of samples at which it costs most.
+        discriminators: those of adversarial terms, which have an optimiser of their own, or None. The objective then
+            returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)` is their training forward
+            (:class:`vfmlab.losses.discriminators.training.Discriminators`).
         columns: images per row of a preview.
+        source: the training images, where there are any. started: facts about the start for the event of it.
     """
 
     name: str
@@ -43,8 +43,10 @@ class Task:
     weights: nn.Module
     trains: tuple[str, ...] = ("*",)
     find_unused: bool = False
-    opponent: nn.Module | None = None
+    discriminators: nn.Module | None = None
     columns: int = 8
+    source: ImageSource | None = None
+    started: Mapping[str, Any] = {}
 
     @property
     def seed(self) -> int:
@@ -60,6 +62,10 @@ class Task:
     @property
     def compiled(self) -> list[nn.Module]:
         return [self.weights]
+
+    def describe(self) -> str:
+        """One line about the training data: where from, classes, images, held out, what could not be read."""
+        return "" if self.source is None else self.source.describe()
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
         """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not resumed).
@@ -113,21 +119,29 @@ class Task:
 
 
 def select(task: Task) -> list[nn.Parameter]:
-    """Freeze what `task.trains` does not match, and return all parameters of the objective that train."""
-    named = dict(task.weights.named_parameters())
+    """:func:`trainable` of a task."""
+    return trainable(task.objective, task.weights, task.trains, task.name)
+
+
+def trainable(objective: nn.Module, weights: nn.Module, trains: Iterable[str], name: str) -> list[nn.Parameter]:
+    """Freeze the parameters of `weights` that no glob of `trains` matches, and return all of the objective that train.
+
+    name: of the phase, for messages. Raises :class:`ConfigError` for a glob that matches nothing, or if nothing is left.
+    """
+    named = dict(weights.named_parameters())
     chosen: set[str] = set()
-    for glob in task.trains:
-        found = fnmatch.filter(named, glob)
-        if not found:
-            hint = nearest(glob, {name.split(".")[0] + ".*" if "." in name else name for name in named})
-            raise ConfigError(f"trains: '{glob}' matches no parameter of the {task.name}{hint}")
-        chosen |= set(found)
-    for name, parameter in named.items():
-        if name not in chosen:
+    for glob in trains:
+        hits = fnmatch.filter(named, glob)
+        if not hits:
+            hint = nearest(glob, {key.split(".")[0] + ".*" if "." in key else key for key in named})
+            raise ConfigError(f"trains: '{glob}' matches no parameter of the {name}{hint}")
+        chosen |= set(hits)
+    for key, parameter in named.items():
+        if key not in chosen:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise ConfigError(f"trains: {list(task.trains)} leaves nothing of the {task.name} to train; name a part of it")
-    return [parameter for parameter in task.objective.parameters() if parameter.requires_grad]
+        raise ConfigError(f"trains: {list(trains)} leaves nothing of the {name} to train; name a part of it")
+    return [parameter for parameter in objective.parameters() if parameter.requires_grad]
 
 
 def apply(batch: Any, change: Any) -> Any:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from vfmlab import config, vfm
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.errors import ConfigError
-from vfmlab.losses.base import LossContext
 from vfmlab.nn.quantizer import Codebook
-from vfmlab.registry import LOSSES, TOKENIZERS
+from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive, generator
-from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
+from vfmlab.tokenizers.base import Tokenizer, measure
 from vfmlab.training import checkpoint
-from vfmlab.training.reconstruction import Opponents, TokenizerObjective
+from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import Task
 
 SHOWN = 8  # images of a preview
@@ -45,33 +44,21 @@ class TokenizerTask(Task):
 
     def __init__(self, run: config.Phase, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
         self.run, self.train, self.trains = run, run.train, run.trains
-        size, losses = run.data.size, run.losses
-        if not losses:
-            raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
         if (run.parent is None) != (parent is None):
             raise ConfigError(f"run '{run.id}' starts from {run.parent or 'no other run'}; train it through vfmlab.train")
         self.source: ImageSource = open_source(run.data, "train")
         self.held_out: ImageSource = open_source(run.data, "val")
-        model = vfm.build(run.vfm, size) if run.vfm is not None else None
+        model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("tokenizer", self.seed))
-            tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, size, model)
-            channels, side, _ = tokenizer.latent_shape
-            context = LossContext(size, channels, side, model)
-            built = {name: LOSSES.get(name.partition(":")[0])(term, context) for name, term in losses.items()}
-            opponents = Opponents(losses, size, model)
-        for name, loss in built.items():
-            loss.name = name
-        self.opponent = opponents if opponents.names else None
-        self.weights: Tokenizer = tokenizer
+            tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+            self.objective = TokenizerObjective(tokenizer, run.losses, run.equivariance, parent)
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
-        objective = TokenizerObjective(tokenizer, built, run.equivariance, self.opponent, parent)
-        self.objective = objective.to(memory_format=torch.channels_last)
+        self.weights: Tokenizer = tokenizer
+        self.discriminators, self.find_unused = self.objective.discriminators, self.objective.unused_parameters
         if parent_dir is not None:
-            inherit(parent_dir, {"others": objective, "opponent": self.opponent})
-        own = any(True for loss in built.values() for _ in loss.parameters())
-        self.find_unused = len(opponents.names) > 1 or (own and any(term.until is not None for term in losses.values()))
+            inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None
         self.root: str = "runs"
         self._setup: Any = None
@@ -145,14 +132,20 @@ class TokenizerTask(Task):
 
     def finish(self, weights: Tokenizer, run_dir: RunDir) -> None:
         """Latent statistics, of the averaged and of the raw weights, each on the same training images."""
-        found: Statistics | None = None
-        for tokenizer in (self.weights, weights):
-            images = self.some_images("statistics", STATISTICS_IMAGES)
-            found = measure(tokenizer, images, self.source.fingerprint)
-            tokenizer.set_statistics(found)
-        facts = {"count": str(found.count), "fingerprint": found.fingerprint}
-        with beside(run_dir.latent_stats) as temporary:
-            save_file({"mean": found.mean, "std": found.std}, temporary, facts)
+        write_statistics(run_dir, [self.weights, weights], self.source, self.run.seed)
+
+
+def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: ImageSource, seed: int) -> None:
+    """Measure latent statistics of each tokenizer on a seeded part of the images, and write the last one's to the run."""
+    order = torch.randperm(len(source), generator=generator("statistics", seed))[:STATISTICS_IMAGES]
+    for tokenizer in tokenizers:
+        device = tokenizer.stat_mean.device
+        images = (to_float(source.batch(part).images).to(device) for part in order.split(128))
+        statistics = measure(tokenizer, images, source.fingerprint)
+        tokenizer.set_statistics(statistics)
+    facts = {"count": str(statistics.count), "fingerprint": statistics.fingerprint}
+    with beside(run_dir.latent_stats) as temporary:
+        save_file({"mean": statistics.mean, "std": statistics.std}, temporary, facts)
 
 
 @torch.no_grad()

@@ -1,0 +1,173 @@
+"""The training forward of a tokenizer: the one that training, REPA-E, plans and notebooks use."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import config
+from vfmlab.data import to_float
+from vfmlab.errors import ConfigError
+from vfmlab.losses import base
+from vfmlab.losses.adaptive import adaptive_weight
+from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.discriminators.training import Discriminators, Pairs
+from vfmlab.losses.feature_matching import FeatureMatching
+from vfmlab.losses.feature_reconstruction import FeatureReconstruction
+from vfmlab.losses.preservation import Preservation
+from vfmlab.nn import transforms
+from vfmlab.nn.frozen import Frozen
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+
+
+class TokenizerObjective(nn.Module):
+    """A tokenizer with its losses: images -> (VFM features) -> latent -> images -> a weighted sum of terms.
+
+    Args:
+        tokenizer: what is trained; its frozen VFM stays outside of parameters. terms: the recipe's losses; those of weight 0
+            are left out. parent: the stage before, for terms that preserve its latents; it is frozen.
+
+    Attributes:
+        discriminators: those of the adversarial terms, or None. Another optimiser's, so no part of these parameters.
+
+    Raises:
+        ConfigError: no terms; a term that nothing can feed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        terms: dict[str, config.LossConfig],
+        equivariance: config.Equivariance,
+        parent: Tokenizer | None = None,
+    ):
+        super().__init__()
+        if not terms:
+            raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
+        size, (channels, side, _) = tokenizer.size, tokenizer.latent_shape
+        self.tokenizer, self.equivariance = tokenizer, equivariance
+        self.losses = nn.ModuleDict(base.build(terms, LossContext(size, channels, side, tokenizer.vfm)))
+        discriminators = Discriminators(terms, size, tokenizer.vfm)
+        needed = [*tokenizer.layers, *(layer for loss in self.losses.values() for layer in loss.layers)]
+        self.layers = tuple(dict.fromkeys(needed))
+        if self.layers and tokenizer.vfm is None:
+            raise ConfigError(f"VFM layers {list(self.layers)} are read but the run has no 'vfm' section; add vfm.name")
+        for name, loss in self.losses.items():
+            if isinstance(loss, FeatureMatching) and loss.config.of not in discriminators.terms:
+                of = f"losses.{loss.config.of}"
+                raise ConfigError(f"losses.{name} reads the discriminator of {of}, which is off; add {of}")
+            if isinstance(loss, Preservation) and parent is None:
+                raise ConfigError(
+                    f"losses.{name} keeps the latent where the stage before had put it, but there is none; "
+                    "move it to a later stage"
+                )
+        self.rebuilds = any(isinstance(loss, FeatureReconstruction) for loss in self.losses.values())
+        preserves = any(isinstance(loss, Preservation) for loss in self.losses.values())
+        self.frozen = Frozen(parent=parent.requires_grad_(False).eval() if preserves else None)
+        self.to(memory_format=torch.channels_last)
+        if len(discriminators):  # after the memory format, which is not theirs
+            self.frozen["discriminators"] = discriminators
+
+    @property
+    def discriminators(self) -> Discriminators | None:
+        return self.frozen.get("discriminators")
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether some parameters get no gradient in some steps: of terms that end, of one discriminator among several."""
+        own = any(True for loss in self.losses.values() for _ in loss.parameters())
+        ends = any(loss.config.until is not None for loss in self.losses.values())
+        return (own and ends) or (self.discriminators is not None and len(self.discriminators) > 1)
+
+    def plan(self, rng: StepRandom) -> transforms.Choice:
+        """Which equivariance path this step takes; the first thing drawn from `rng`."""
+        return transforms.plan(self.equivariance, rng, self.tokenizer.latent_shape[-1], self.tokenizer.config.factor)
+
+    def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
+        """Loss and metrics of one batch (see :meth:`score`), and what the discriminators learn from.
+
+        Args:
+            batch: `images` uint8 B 3 H W, `labels` long B. rng: of exactly these rows. samples: images seen before.
+        """
+        r = self.reconstruct(batch, rng, samples)
+        return *self.score(r, samples), Pairs(r.images[0].detach(), r.target, batch.labels)
+
+    def reconstruct(self, batch: Any, rng: StepRandom, samples: int) -> Reconstruction:
+        """All that the terms read: the batch on its way through VFM, encoder, latent, decoder and discriminators."""
+        choice = self.plan(rng)
+        images = to_float(batch.images).contiguous(memory_format=torch.channels_last)
+        inputs = transforms.input_images(images, choice)
+        features: dict[int, Tensor] = {}
+        if self.layers:
+            with torch.no_grad():
+                features = self.tokenizer.vfm.features(inputs, self.layers).maps
+        own = self.tokenizer.own_features(inputs)
+        posterior = _fp32(self.tokenizer.posterior(inputs, own or features or None))
+        z = posterior.sample(noise=rng.randn(*posterior.mean.shape[1:]))
+        decoded = self.tokenizer.decode_raw(transforms.latent(self.tokenizer.perturb(z, rng), choice))
+        r = Reconstruction(
+            target=transforms.target_images(images, choice),
+            images=[image.float() for image in decoded],
+            posterior=posterior,
+            z=z,
+            features=features,
+            encoded=None if not own else own[list(own)[-1]],
+            reference=self._reference(inputs, features),
+            rebuilt=self.tokenizer.rebuild(z) if self.rebuilds else None,
+        )
+        if self.discriminators is None:
+            return r
+        outputs = self.discriminators.outputs(r.images[0], r.target, batch.labels, rng, samples)
+        return dataclasses.replace(r, discriminated=outputs)
+
+    @torch.no_grad()
+    def _reference(self, inputs: Tensor, features: dict[int, Tensor]) -> dict[str, Tensor]:
+        """The parent's latents and what enters its adapter, where a term reads them."""
+        parent = self.frozen.get("parent")
+        if parent is None:
+            return {}
+        own = parent.own_features(inputs)
+        reference = {"after": parent.posterior(inputs, own or features or None).mode().float()}
+        return reference if not own else {**reference, "before": own[list(own)[-1]]}
+
+    def score(self, r: Reconstruction, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the terms times their weights; adaptive ones are weighed against the reconstruction terms.
+
+        Returns:
+            the sum; each term without its weight, `weight_<term>` where the weight is adaptive, `psnr` (dB, mean over
+            images) of what was decoded against its target, `codebook_usage` (percent) of discrete tokenizers.
+        """
+        weights = {name: loss.config.weight * loss.config.factor(samples) for name, loss in self.losses.items()}
+        terms = {name: loss(r) for name, loss in self.losses.items() if weights[name] > 0}
+        metrics = {name: term.detach() for name, term in terms.items()}
+        fixed = {name: term * weights[name] for name, term in terms.items() if not self.losses[name].adaptive}
+        total = sum(fixed.values()) if fixed else torch.zeros((), device=r.target.device)
+        pixels = [term for name, term in fixed.items() if self.losses[name].on_images]
+        for name, term in terms.items():
+            if self.losses[name].adaptive:
+                weight = weights[name] * self._adaptive(name, term, pixels)
+                total, metrics[f"weight_{name}"] = total + weight * term, weight
+        with torch.no_grad():
+            mse = (r.images[0].clamp(-1, 1) - r.target).square().flatten(1).mean(1) / 4
+            metrics["psnr"] = (-10 * mse.clamp_min(1e-10).log10()).mean()
+            codes = getattr(r.posterior, "codes", None)
+            if codes is not None:
+                metrics["codebook_usage"] = codes.usage.mean()
+        return total, metrics
+
+    def _adaptive(self, name: str, term: Tensor, pixels: list[Tensor]) -> Tensor:
+        if not pixels:
+            raise ConfigError(f"losses.{name} is adaptive, but no reconstruction loss weighs it; add losses.l1")
+        at = self.losses[name].adaptive_at
+        layer = self.tokenizer.last_decoder_layer() if at == "decoder" else self.tokenizer.last_encoder_layer()
+        with torch.autocast(term.device.type, enabled=False):
+            return adaptive_weight(sum(pixels), term, layer, at=at)
+
+
+def _fp32(posterior: Posterior) -> Posterior:
+    logvar = None if posterior.logvar is None else posterior.logvar.float()
+    return dataclasses.replace(posterior, mean=posterior.mean.float(), logvar=logvar)

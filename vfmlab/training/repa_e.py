@@ -1,0 +1,135 @@
+"""REPA-E (arXiv 2504.10483): diffusion is trained while its tokenizer is tuned through the alignment loss.
+
+One step trains both. The diffusion loss stops at the latents: left to itself it would make them easy to predict and empty.
+The alignment loss goes on into the tokenizer, with a weight of its own, beside the tokenizer's own losses:
+
+    network:   velocity + alignment.weight * alignment (+ class token)
+    tokenizer: tune.weight * alignment + its own losses
+
+Latents are encoded at every step and normalised by running statistics, the tokenizer's own buffers, which are carried in
+its checkpoint; at the end they are measured again. In the paper a batch norm with the batch's own statistics does this.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from vfmlab.config import Diffusion, Equivariance, Losses, Phase, Tune
+from vfmlab.diffusion.alignment import Projection, TokenScale
+from vfmlab.diffusion.objective import Flow
+from vfmlab.errors import ConfigError
+from vfmlab.losses.discriminators.training import Pairs
+from vfmlab.registry import TOKENIZERS
+from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.training.objective import TokenizerObjective
+
+
+class Tuned(nn.Module):
+    """A diffusion network and the tokenizer that is tuned with it: one module, so one checkpoint (`network.*`, `tokenizer.*`)."""
+
+    def __init__(self, network: nn.Module, tokenizer: Tokenizer):
+        super().__init__()
+        self.network, self.tokenizer = network, tokenizer
+
+
+class TunedBatch(NamedTuple):
+    """images: uint8 B 3 H W. labels, indices: long B. target, token: as in :class:`vfmlab.diffusion.targets.AlignedBatch`."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    target: Tensor
+    token: Tensor | None = None
+
+
+class TunedObjective(nn.Module):
+    """The training forward of REPA-E.
+
+    Args:
+        weights: network and tokenizer. config: with `tune` and `alignment`. terms: the losses with which the tokenizer was
+            trained; `tune.losses` come in their place. original: the tokenizer as it was, for terms that preserve its
+            latents. projection: REPA's loss.
+
+    Raises:
+        ConfigError: a tokenizer without losses of its own, or one whose statistics are not per channel.
+    """
+
+    def __init__(
+        self, weights: Tuned, config: Diffusion, terms: Losses, original: Tokenizer, projection: Projection
+    ):
+        super().__init__()
+        self.config = config
+        terms = terms if config.tune.losses is None else config.tune.losses
+        if not terms:
+            raise ConfigError(
+                "tune: the tokenizer has no losses of its own to hold it; set diffusion.tune.losses, for example "
+                '{"l1": 1.0}'
+            )
+        if weights.tokenizer.stat_mean.ndim != 1:
+            raise ConfigError(
+                "tune: this tokenizer has latent statistics for every place; running ones are per channel, so it cannot "
+                "be tuned"
+            )
+        self.weights, self.projection, self.flow = weights, projection, Flow(self.config)
+        own = TokenizerObjective(weights.tokenizer, terms, Equivariance(), original)
+        self.losses, self.frozen = own.losses, own.frozen
+        self.scale = TokenScale(weights.network.config.token) if self.config.class_token is not None else None
+        self._own = [own]  # a list, not a submodule: its parts are this module's already
+
+    @property
+    def own(self) -> TokenizerObjective:
+        """The tokenizer's own training forward."""
+        return self._own[0]
+
+    def forward(self, batch: TunedBatch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
+        """Loss of one batch; parts as :meth:`vfmlab.diffusion.objective.Flow.loss` and the tokenizer's own, as `tokenizer_*`."""
+        tokenizer = self.weights.tokenizer
+        r = self.own.reconstruct(batch, rng, samples)
+        own, metrics = self.own.score(r, samples)
+        raw = r.z if self.config.sample_posterior else r.posterior.mode()
+        self._follow(raw.detach())
+        z = tokenizer.normalise(raw)
+        cut = z.detach().requires_grad_()
+        on = self.projection.on(samples)
+        scaled = self.scale(batch.token) if self.scale is not None else None
+        projection = self.projection if on else None
+        terms = self.flow.terms(
+            self.weights.network, cut, batch.labels, rng, projection, batch.target, batch.token, scaled
+        )
+        loss, parts = self.flow.loss(terms)
+        loss = loss + own
+        if on:
+            # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term which is zero.
+            (g,) = torch.autograd.grad(self.config.tune.weight * terms.alignment.mean(), cut, retain_graph=True)
+            through = (z * g).sum()
+            loss = loss + (through - through.detach())
+        parts |= {f"tokenizer_{key}": value for key, value in metrics.items()}
+        return loss, parts, Pairs(r.images[0].detach(), r.target, batch.labels)
+
+    @torch.no_grad()
+    def _follow(self, raw: Tensor) -> None:
+        """Running statistics over the global batch."""
+        first, second = raw.mean((0, 2, 3)), raw.square().mean((0, 2, 3))
+        if PartialState().num_processes > 1:
+            first, second = reduce(first, "mean"), reduce(second, "mean")
+        variance = (second - first.square()).clamp_min(1e-8)
+        self.weights.tokenizer.move_statistics(first, variance, self.config.tune.momentum)
+
+
+def trains(tune: Tune) -> tuple[str, ...]:
+    """Globs on the parameter names of :class:`Tuned`."""
+    return ("network.*", *(f"tokenizer.{glob}" for glob in tune.trains))
+
+
+def copy_of(tokenizer: Tokenizer, run: Phase) -> Tokenizer:
+    """A trainable tokenizer with the weights and statistics of `tokenizer`, on the same VFM."""
+    twin: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, tokenizer.vfm)
+    twin.load_state_dict(tokenizer.state_dict())
+    twin.fingerprint = tokenizer.fingerprint
+    return twin
