@@ -9,19 +9,26 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from PIL import Image
 from toy import ToyTask, outcome, toy_run, train_toy
 
-from vfmlab import presets, runs
+import vfmlab
+from vfmlab import api, presets, runs
+from vfmlab.cli import main as cli
 from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
+from vfmlab.losses.l1 import L1
 from vfmlab.training import dryrun
 from vfmlab.training.average import Average
 from vfmlab.training.loop import fit
+from vfmlab.training.progress import describe
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.step import pick_precision
 from vfmlab.training.tokenizer import TokenizerTask
@@ -368,6 +375,59 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.logger=trackio needs a package"):
         train_toy(tmp_path, samples=32, logger="trackio")
+
+
+class Spied(torch.autograd.Function):
+    """Passes a value through, and writes down the project's own frames that lead to its backward."""
+
+    frames: ClassVar[list[str]] = []
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(os.path.dirname(vfmlab.__file__))]
+        Spied.frames = [f"{Path(frame.filename).stem}.{frame.name}" for frame in own]
+        return gradient
+
+
+def test_six_frames_from_the_command_line_to_backward(tmp_path, monkeypatch):
+    value = L1.value
+    monkeypatch.setattr(L1, "value", lambda self, r: Spied.apply(value(self, r)))
+    sets = ["train.samples=8", "train.evaluate_at=[]", "data.train=16", "data.val=8", "protocol.n=8"]
+    flags = ["--until", "tokenizer", "--root", str(tmp_path), "--progress", "none", "--set", *sets]
+    assert cli.main(["train", "tiny_plain_vae", *flags]) == 0
+    expected = ["main.main", "training.train", "api.train", "loop.fit", "loop.take_step", "step.backward"]
+    assert Spied.frames == expected, "from vfmlab train to backward: at most six frames, which read downwards"
+
+
+def test_the_start_says_what_it_trains_on_and_starts_from(tmp_path):
+    changes = {"tokenizer.linear_start": True, "train.samples": 8, "train.evaluate_at": [], "data.train": 16, "data.val": 8, "protocol.n": 8}
+    run = override(presets.get("tiny_plain_vae"), changes)
+    events = list(api.train(run, tmp_path, until="tokenizer"))
+    (start,) = [event for event in events if event.kind == "start" and "resumed" in event.data]
+    assert "16 images, 8 held out" in start.data["data"]
+    assert "solved in closed form" in start.data["note"]
+    assert "dB before the first step" in describe(start)
+    assert start.data["data"] in describe(start)
+    assert runs.scan(tmp_path)[0].status().data == start.data["data"]
+
+
+def test_parts_that_no_memory_holds_are_one_line(tmp_path):
+    """Out of memory while a part is built or data are laid out, before the loop begins."""
+    for field, value in (("tokenizer.width", 2**44), ("train.batch", 2**50)):
+        run = override(presets.get("tiny_plain_vae"), {field: value, "train.samples": 2**50})
+        with pytest.raises(TrainingError, match="out of memory in tokenizer training") as refused:
+            list(api.train(run, tmp_path, until="tokenizer"))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["train.betas", "losses.adversarial.betas"])
+def test_betas_outside_their_range_are_refused(field):
+    with pytest.raises(ConfigError, match="betas"):
+        override(presets.get("tiny_plain_vae"), {field: [0.9, 1.0]})
 
 
 def test_training_imports_no_optional_package():

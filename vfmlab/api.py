@@ -71,7 +71,8 @@ def train(
     """Train all phases of `run` that are not finished yet, and tell what happens.
 
     Args:
-        run: a preset's name, a recipe (as JSON, a dict or a file), or a phase. overrides: dotted names, e.g. `{"train.samples": 5000}`.
+        run: a preset's name, a recipe (as JSON, a dict or a file), or a phase.
+        overrides: dotted names, e.g. `{"train.samples": 5000}`.
         root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all stages).
 
     Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
@@ -93,9 +94,11 @@ def train(
 
                 yield from import_run(phase, root)
             else:
-                from vfmlab.training import loop
+                from vfmlab.training import dryrun, loop
 
-                yield from loop.fit(open_task(phase, root), folder)
+                with dryrun.exhaustion(phase.kind, phase.train):  # of parts that are too large to be built
+                    task = open_task(phase, root)
+                yield from loop.fit(task, folder)
 
 
 def _pretrain_task(phase: config.Phase, root: str | Path) -> Task:

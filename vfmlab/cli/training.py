@@ -42,7 +42,7 @@ def train(
     """
     check_environment()
     from vfmlab import api
-    from vfmlab.training.progress import watch
+    from vfmlab.training import progress as bars
 
     run = api.resolve(preset, assignments(sets))
     if os.environ.get("RANK", "0") != "0":
@@ -50,8 +50,9 @@ def train(
     last = ""
     events = api.train(run, root, until=until)
     try:
-        with contextlib.closing(events):
-            for event in watch(events, progress):
+        with contextlib.closing(events), bars.Progress(progress) as show:
+            for event in events:
+                show(event)
                 last = event.run_id
                 if "remark" in event.data:
                     print(f"{last}: {event.data['remark']}")

@@ -135,11 +135,11 @@ class FAE(Tokenizer):
             mean, logvar = self.start.encode(mean, logvar, maps)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
-    def begin(self, batches: list[Tensor]) -> None:
+    def begin(self, batches: list[Tensor]) -> str:
         """Measures the map's statistics, then fits the linear start where there is one."""
         device = self.stat_mean.device
         self.standardise.fit(self.read_features(images.to(device), None, self.layers)[self.config.layer] for images in batches)
-        super().begin(batches)
+        return super().begin(batches)
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         images = self.decoder(self.feature_decoder(z) if self.config.decode_from == "features" else z)

@@ -81,7 +81,7 @@ class RAE(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return Posterior(self.standardise(self.tokens(images, features)))
 
-    def begin(self, batches: list[Tensor]) -> None:
+    def begin(self, batches: list[Tensor]) -> str:
         """Measures the latent's statistics, then fits the linear start where there is one."""
         batches = [images.to(self.stat_mean.device) for images in batches]
         self.standardise.fit(self.tokens(images) for images in batches)
@@ -89,6 +89,7 @@ class RAE(Tokenizer):
             tau = self.config.noise
             variance = tau**2 if self.config.noise_law == "half_normal" else tau**2 / 3
             self.write.solve(((images, self.posterior(images).mean) for images in batches), variance)
+        return "" if self.write is None else "the decoder starts from a linear map solved in closed form"
 
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         draw = rng.randn(1, 1, 1).abs() if self.config.noise_law == "half_normal" else rng.rand(1, 1, 1)

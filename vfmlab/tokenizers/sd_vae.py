@@ -96,12 +96,12 @@ class SDVAE(Tokenizer):
     def last_decoder_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight
 
-    def begin(self, batches: list[Tensor]) -> None:
+    def begin(self, batches: list[Tensor]) -> str:
         """Before the first step of a training: the weights of `pretrained`, or the linear start."""
         if self.config.pretrained is None:
-            super().begin(batches)
-        else:
-            self.load_pretrained()
+            return super().begin(batches)
+        self.load_pretrained()
+        return f"starts from the weights of {self.config.pretrained}"
 
     def load_pretrained(self, source: str | Path | None = None) -> SDVAE:
         """Load weights in diffusers' format, strictly. source: hub repository or folder; None: `config.pretrained`.

@@ -249,7 +249,8 @@ def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
         meter.watch(tokenizer.vfm, "features", "vfm")
     for method, part in {"own_features": "encode", "posterior": "encode", "decode_raw": "decode", "rebuild": "decode"}.items():
         meter.watch(tokenizer, method, part)
-    meter.watch(objective, "_reference", "parent")
+    if objective.frozen.get("parent") is not None:
+        meter.watch(objective, "_reference", "parent")
     meter.watch(objective, "score", "losses")
     if discriminators is not None:
         meter.watch(discriminators, "outputs", "discriminators")

@@ -33,7 +33,7 @@ class Task:
             returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)` is their training forward
             (:class:`vfmlab.losses.discriminators.training.Discriminators`).
         columns: images per row of a preview.
-        source: the training images, where there are any. started: facts about the start for the event of it.
+        started: facts about the start, for the event of it.
     """
 
     name: str
@@ -45,7 +45,6 @@ class Task:
     find_unused: bool = False
     discriminators: nn.Module | None = None
     columns: int = 8
-    source: ImageSource | None = None
     started: Mapping[str, Any] = {}
 
     @property
@@ -62,10 +61,6 @@ class Task:
     @property
     def compiled(self) -> list[nn.Module]:
         return [self.weights]
-
-    def describe(self) -> str:
-        """One line about the training data: where from, classes, images, held out, what could not be read."""
-        return "" if self.source is None else self.source.describe()
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
         """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not resumed).

@@ -87,7 +87,8 @@ class TokenizerTask(Task):
         self.root = str(run_dir.path.parent)
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
-            self.weights.begin(list(self.some_images("start", START_IMAGES)))
+            note = self.weights.begin(list(self.some_images("start", START_IMAGES)))
+            self.started = {"note": note} if note else {}
             yield "closed-form start", 1, 1
 
     def stream(self, start_step: int, rows: slice) -> BatchStream:
