@@ -24,7 +24,15 @@ class BinomialBlur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, radius = x.shape[1], self.taps // 2
         kernel = torch.outer(self.row, self.row).to(x.dtype).expand(channels, 1, -1, -1)
-        return F.conv2d(F.pad(x, (radius,) * 4, mode="replicate"), kernel, groups=channels)
+        return F.conv2d(replicate(replicate(x, radius, -1), radius, -2), kernel, groups=channels)
+
+
+def replicate(x: Tensor, radius: int, dim: int) -> Tensor:
+    """`x` with its first and last slices repeated `radius` times. F.pad's backward is one that compilers refuse."""
+    size = [-1] * x.ndim
+    size[dim] = radius
+    last = x.shape[dim] - 1
+    return torch.cat([x.narrow(dim, 0, 1).expand(size), x, x.narrow(dim, last, 1).expand(size)], dim)
 
 
 class ShuffleUpsample(nn.Module):

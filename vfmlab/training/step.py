@@ -88,6 +88,7 @@ class Prepared:
         self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
         self.parameters = select(task)
         if task.train.compile:
+            torch._functorch.config.donated_buffer = False  # adaptive weights go through the graph before backward does
             for module in task.compiled:
                 module.compile()
         self.objective = accelerator.prepare(task.objective)
