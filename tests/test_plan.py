@@ -15,6 +15,7 @@ from vfmlab.cli import main
 from vfmlab.errors import ConfigError
 from vfmlab.registry import NETWORKS
 from vfmlab.training import plan
+from vfmlab.training.meter import Meter
 
 TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
 
@@ -74,7 +75,7 @@ def test_flops_and_activations_of_a_closed_form():
     """Two linear layers: 2 in out multiply-adds forward; backward twice that, less the gradient of the input."""
     with torch.device("meta"):
         net = nn.Sequential(nn.Linear(32, 64, bias=False), nn.Linear(64, 16, bias=False))
-    meter = plan.Meter()
+    meter = Meter()
     with meter.fake(net):
         x = torch.empty(5, 32)
         with meter.part("forward"):
@@ -91,7 +92,7 @@ def test_flops_of_convolutions(groups):
     """Forward 2 O (I / groups) k k H W; backward twice that, for the gradients of input and weight."""
     with torch.device("meta"):
         net = nn.Conv2d(16, 32, 3, padding=1, groups=groups, bias=False)
-    meter = plan.Meter()
+    meter = Meter()
     with meter.fake(net):
         x = torch.empty(2, 16, 8, 8, requires_grad=True)
         with meter.part("forward"):

@@ -68,8 +68,8 @@ def gather(argv: Sequence[str]) -> list[str]:
     return [*rest, "--set", *values] if values else list(argv)
 
 
-def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., int]:
-    """`command` with `~` expanded in its paths and the default root found, after a first line on a terminal."""
+def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """Arguments -> the call of `command` that is to be made, with `~` expanded in paths, after a line on a terminal."""
 
     def path(key: str, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -79,10 +79,11 @@ def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., int]:
         return root_folder(value) if key == "root" else expand(value)
 
     @functools.wraps(command)
-    def call(*args: Any, **options: Any) -> int:
+    def call(*args: Any, **options: Any) -> Callable[[], int]:
         if name not in QUICK and sys.stderr.isatty():
             print(f"vfmlab {name}: starting, some seconds ...", file=sys.stderr, flush=True)
-        return command(*(path("", arg) for arg in args), **{key: path(key, value) for key, value in options.items()})
+        options = {key: path(key, value) for key, value in options.items()}
+        return functools.partial(command, *(path("", arg) for arg in args), **options)
 
     return call
 
@@ -98,13 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not argv[0].startswith("-") and argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)}")
-        return tyro.extras.subcommand_cli_from_dict(
+        command = tyro.extras.subcommand_cli_from_dict(
             {name: _with_paths(name, command) for name, command in COMMANDS.items()},
             prog="vfmlab",
             description="Visual tokenizers from vision foundation models, and latent diffusion on them.",
             args=gather(argv),
             config=(tyro.conf.OmitArgPrefixes,),
         )
+        return command()
     except VfmlabError as error:
         line = str(error)
     except ModuleNotFoundError as error:
