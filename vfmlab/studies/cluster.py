@@ -23,6 +23,8 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": None,  # a long step is no dead worker
     "distributed.worker.daemon": False,  # a training may start loader processes
     "distributed.worker.profile.enabled": False,
+    "distributed.worker.http.routes": [],
+    "distributed.scheduler.http.routes": [],
 }
 
 
@@ -91,8 +93,9 @@ def _local(jobs: int, devices: Sequence[str]) -> Any:
                 spec = spec | {"options": spec["options"] | {"env": chosen}}
             return {number: spec}
 
-    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
-    local = Local(n_workers=0, processes=jobs > 1, silence_logs=logging.CRITICAL, **options)
+    status = dict.fromkeys(("dashboard_address", "worker_dashboard_address"), "127.0.0.1:0")  # not for others
+    options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    local = Local(n_workers=0, processes=jobs > 1, **options, **status)
     local.scale(jobs)
     return local
 
