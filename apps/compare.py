@@ -13,9 +13,9 @@ from apps import cards, models, share
 from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, themed, told
 from vfmlab import api, runs
+from vfmlab.evaluation.number import CURVE, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import leaderboard
-from vfmlab.studies.results import CURVES, METRICS
 
 LOGGED = 4  # of the images of a run, the newest
 EVERY_PHASE = "show stages and tokenizers of other runs too"
@@ -52,7 +52,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         note = gr.Markdown(elem_classes="vl-facts")
         with gr.Row():
             with gr.Column(min_width=300):
-                metric = gr.Radio([(METRICS[key], key) for key in CURVES], value="gfd", label="over training")
+                metric = gr.Radio([(q.label, key) for key, q in quantities(CURVE).items()], value="gfd", label="over training")
                 curves = gr.Plot(show_label=False)
             with gr.Column(min_width=300):
                 with gr.Row():
@@ -86,7 +86,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         text, rows = tables.get(heading, ("Nothing is measured here yet. Choose a run below and press 'measure', or: `vfmlab eval RUN`.", []))
         columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run"]
         known = leaderboard.metrics(results)
-        named = [(METRICS.get(key, key), key) for key in known] or [("rFD", "rfd"), ("gFD", "gfd")]
+        named = [(quantity(key).label or key, key) for key in known] or [("rFD", "rfd"), ("gFD", "gfd")]
         measurable = _measurable(root)
         run = run if run in measurable else rows[0]["run"] if rows else (measurable or [None])[0]
         state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y, "run": run}
@@ -123,7 +123,8 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         if kind not in ("tokenizer", "diffusion"):
             raise problem(f"Run '{folder.id}' is a {kind} run; only tokenizer and diffusion runs are measured here.")
         report = api.evaluate(models.checked(root, run_id, kind).path, root)
-        return f"**{folder.id}**: measured; N = {report['protocol']['n']}, protocol {report['hash']}, EMA weights, {report.get('seconds', 0):.0f} s", report["metrics"]
+        text = f"**{folder.id}**: measured; N = {report.protocol['n']}, protocol {report.hash}, EMA weights, {report.seconds:.0f} s"
+        return text, report.as_json()["metrics"]
 
     def pick_row(event: gr.SelectData):
         row = event.row_value or []
@@ -168,7 +169,8 @@ def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> t
     if not clouds:
         return None, f"No run here has both {x} and {y} yet."
     points = clouds[0]
-    n = sorted({p["n"] for p in points})
+    n = sorted({(p.x.n or 0, p.y.n or 0) for p in points})
     others = sum(len(c) for c in clouds[1:])
-    text = f"{len(points)} run{'s' * (len(points) > 1)}; N = {', '.join(f'{a} / {b}' for a, b in n)}, protocols {' / '.join(points[0]['protocols'])}, EMA weights"
+    sizes, hashes = ", ".join(f"{a} / {b}" for a, b in n), " / ".join(map(str, points[0].protocols))
+    text = f"{len(points)} run{'s' * (len(points) > 1)}; N = {sizes}, protocols {hashes}, EMA weights"
     return themed(leaderboard.scatter(points, x, y)), text + (f"; {others} runs measured under other protocols are left out" if others else "")

@@ -10,7 +10,9 @@ import torch
 
 from vfmlab import config, presets, runs
 from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.evaluation.number import Number
 from vfmlab.studies import compare, compare_page, executor, grids, results
+from vfmlab.studies.results import Result
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [32]}
 STAGES = [{"name": "first"}, {"name": "second", "losses": {"l1": 0.5}}]
@@ -61,45 +63,43 @@ def test_spread_shows_every_seed():
 
 
 def record(label, seed, psnr, hash_="aaaa", **more):
-    metrics = {"psnr": {"value": psnr, "protocol": hash_, "n": 9}} if psnr is not None else {}
+    numbers = {"psnr": Number(psnr, hash_, 9)} if psnr is not None else {}
     protocol = {"n": 9, "images": {"n": 9, "ema": True}, "features": {"name": "judge", "version": "v"}}
-    return {
-        "label": label, "seed": seed, "run": f"{label}-{seed}", "data": "scenes", "hash": hash_, "protocol": protocol, "metrics": metrics, "absent": {},
-        "stages": [], "curve": [], "seconds": {"tokenizer": 10.0 + seed}, "parameters": {"trained": 5, "tokenizer": 7, "decoder": 3, "vfm": 0},
-        "latent": [4, 2, 2], "failed": None, **more,
-    }  # fmt: skip
+    parameters = {"trained": 5, "tokenizer": 7, "decoder": 3, "vfm": 0}
+    fields = {"hash": hash_, "protocol": protocol, "numbers": numbers, "parameters": parameters, "latent": (4, 2, 2)}
+    return Result(label, f"{label}-{seed}", seed, "scenes", 32, seconds={"tokenizer": 10.0 + seed}, **fields | more)
 
 
 def test_numbers_of_different_protocols_are_in_different_tables():
     """`c` shares a page with the others and is best of all, but it was measured otherwise."""
     found = [record("a", 0, 20.0), record("b", 0, 21.0), record("c", 0, 99.0, "bbbb"), record("a", 1, 24.0), record("d", 0, None, failed="it broke")]
     parts = compare.groups(found)
-    assert [[r["label"] for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
+    assert [[r.label for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
     text = compare_page.markdown(found, "command", "title")
     assert "| a | **22 (20, 24)** | 10 | 5 / 7 | – | 4 x 2 x 2 |" in text
     assert "| b | 21 |" in text
     assert "| c | 99 |" in text
-    assert text.count("PSNR (dB) ↑") == 2
+    assert text.count("PSNR (dB, 32 px) ↑") == 2
     assert "- `d`, seed 0: it broke" in text
     with pytest.raises(ConfigError, match="cannot be ranked"):
         results.best(found, "psnr")
 
 
 def test_best_follows_what_is_better():
-    lower = [record(label, 0, None, metrics={"rfd": {"value": v, "protocol": "x", "n": 9}}) for label, v in (("a", 3.0), ("b", 2.0))]
+    lower = [record(label, 0, None, numbers={"rfd": Number(v, "x", 9)}) for label, v in (("a", 3.0), ("b", 2.0))]
     assert results.best(lower, "rfd") == "b"
     assert results.best(lower[:1], "rfd") is None
 
 
 def test_tables_by_stage():
     def stages(values):
-        return [{"stage": s, "kind": "tokenizer", "run": s, "seconds": 4, "metrics": {"psnr": {"value": v, "protocol": "x", "n": 1}}} for s, v in values.items()]
+        return [results.Stage(s, "tokenizer", s, 4, {"psnr": Number(v, "x", 1)}) for s, v in values.items()]
 
     found = [record("staged", 0, 2.0, stages=stages({"one": 1.0, "two": 2.0})), record("staged", 1, 4.0, stages=stages({"one": 3.0, "two": 4.0})),
              record("single", 0, 9.0, stages=stages({"tokenizer": 9.0}))]  # fmt: skip
     assert results.stage_records(found) == [
-        {"row": "staged", "after stage": "one", "PSNR (dB)": "2 (1, 3)", "seconds": "4"},
-        {"row": "staged", "after stage": "two", "PSNR (dB)": "3 (2, 4)", "seconds": "4"},
+        {"row": "staged", "after stage": "one", "PSNR (dB, 32 px) ↑": "2 (1, 3)", "seconds": "4"},
+        {"row": "staged", "after stage": "two", "PSNR (dB, 32 px) ↑": "3 (2, 4)", "seconds": "4"},
     ]
 
 
@@ -107,7 +107,7 @@ def test_sizes_count_what_any_stage_trains():
     run = config.override(presets.get("tiny_plain_vae"), {"stages": [{"name": "one", "trains": ["quant.*"]}, {"name": "two", "trains": ["decoder.*"]}]})
     whole, first = (results.sizes(compare.Row("a", 0, run, until)) for until in (None, "first_stage"))
     count = whole["parameters"]
-    assert whole["latent"] == [4, 4, 4]
+    assert whole["latent"] == (4, 4, 4)
     assert count["trained"] == count["decoder"] + first["parameters"]["trained"] < count["tokenizer"]
     assert 0 < first["parameters"]["trained"] < count["decoder"]
     assert count["vfm"] == 0
@@ -115,8 +115,8 @@ def test_sizes_count_what_any_stage_trains():
 
 
 def test_pages_do_not_tell_of_this_machine():
-    assert results._bare("parquet:/somewhere/of/mine/cifar10") == "parquet:cifar10"
-    assert results._bare("scenes:medium") == "scenes:medium"
+    assert results.shown_source("parquet:/somewhere/of/mine/cifar10") == "parquet:cifar10"
+    assert results.shown_source("scenes:medium") == "scenes:medium"
     assert results._brief("LPIPS: weights could not be downloaded (no route); put a file into a folder") == "LPIPS: weights could not be downloaded"
 
 
@@ -141,9 +141,10 @@ def test_end_to_end(tmp_path):
     assert [r["seed"] for r in good] == [1]
     assert [s["stage"] for s in good[0]["stages"]] == ["first", "second", "diffusion"]
     for name in ("psnr", "ssim", "feature_distance", "rfd", "probe_linear", "probe_knn", "gfd", "class_accuracy"):
-        assert good[0]["metrics"][name]["value"] is not None
+        assert good[0]["numbers"][name]["value"] is not None
     assert "lpips" in good[0]["absent"]
-    assert {p["samples"] for r in good for p in r["curve"]} == {32}
+    assert {p["samples"] for r in good for p in r["logged"]["gfd"]} == {32}
+    assert {p["protocol"] for p in good[0]["logged"]["gfd"]} == {good[0]["numbers"]["gfd"]["protocol"]}
     assert good[0]["seconds"].keys() == {"tokenizer", "diffusion"}
     assert "| plain | second |" in text
     assert "gFD over training" in text

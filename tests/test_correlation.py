@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number
 from vfmlab.studies import compare, correlation, correlation_page
+from vfmlab.studies.results import Result, Stage
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": []}
 
@@ -22,7 +24,7 @@ LUCK = [4, 0, 7, 2, 8, 1, 6, 3, 5]  # an order with little of the row's own in i
 
 
 def cell(value, hash_="a"):
-    return {"value": float(value), "protocol": hash_}
+    return Number(float(value), hash_)
 
 
 def record(label, seed, gfd, metrics, measured=None, hash_="a", failed=None):
@@ -30,11 +32,9 @@ def record(label, seed, gfd, metrics, measured=None, hash_="a", failed=None):
     mine = {k: cell(v) for k, v in metrics.items()}
     every = mine | ({"gfd": cell(gfd, hash_)} if gfd is not None else {})
     protocol = {"n": 9, "images": {"ema": True}, "features": {"name": "judge", "version": "v"}}
-    return {
-        "label": label, "seed": seed, "run": label, "data": "scenes", "hash": hash_, "protocol": protocol, "metrics": every, "absent": {}, "failed": failed,
-        "stages": [{"stage": "tokenizer", "kind": "tokenizer", "run": label, "seconds": 1, "metrics": mine}],
-        "instruments": {k: cell(v) for k, v in (measured or {}).items()},
-    }  # fmt: skip
+    stage = Stage("tokenizer", "tokenizer", label, 1, mine)
+    return Result(label, label, seed, "scenes", hash=hash_, protocol=protocol, numbers=every, failed=failed, stages=(stage,),
+                  instruments={k: cell(v) for k, v in (measured or {}).items()})  # fmt: skip
 
 
 def planted(n=9):
@@ -84,35 +84,31 @@ def test_p_is_uniform_enough_under_luck():
 
 def test_rows_of_another_protocol_stand_apart():
     rows = [*planted(), record("other", 0, 1.0, {"psnr": 0.0}, {"lds": 0.0}, hash_="b"), record("broken", 0, None, {"psnr": 1.0}, failed="it broke")]
-    rows[3]["failed"] = "instruments: no masks"
+    rows[3] = rows[3].replace(failed="instruments: no masks")
     found = correlation.correlate(rows)
     assert {c.rows for c in found} == {9}
-    text = correlation_page.markdown(rows, found, "gfd", "vfmlab correlate ...", "Title")
+    page = correlation_page.build(rows, found, "gfd", "vfmlab correlate ...", "Title")
+    text = page.markdown()
     assert "- `other`: its gFD was measured under another protocol" in text
     assert "- `broken`: it broke" in text
     assert "- `row 3, seed 0`: instruments: no masks" in text
     assert "| row 0 | 10.1 (10, 10.1) |" in text
-    assert "| lds ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
+    assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
     assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
-    page = correlation_page.page(rows, found, "gfd", "vfmlab correlate ...", "Title")
-    assert page.count("plotly-graph-div") == 2
-    assert "it broke" in page
+    assert page.html().count("plotly-graph-div") == 2
+    assert "it broke" in page.html()
+    assert page.verdict.startswith("Strongest: ")
 
 
 def test_a_seed_in_which_a_metric_is_constant_has_no_ranks():
-    rows = planted()
-    for r in rows:
-        if r["seed"] == 1:
-            r["instruments"]["lds"] = cell(1.0)
+    rows = [r.replace(instruments={**r.instruments, "lds": cell(1.0)}) if r.seed == 1 else r for r in planted()]
     found = next(c for c in correlation.correlate(rows) if c.metric == "lds")
     assert len(found.seeds) == 1
     assert found.seeds[0] == pytest.approx(-1)
 
 
 def test_better_first_whichever_end_that_is():
-    rows = planted()
-    for r in rows:
-        r["metrics"]["class_accuracy"] = cell(r["metrics"]["gfd"]["value"])
+    rows = [r.replace(numbers={**r.numbers, "class_accuracy": cell(r.numbers["gfd"].value)}) for r in planted()]
     assert correlation_page.table(rows, "gfd")[0]["row"] == "row 0"
     assert correlation_page.table(rows, "class_accuracy")[0]["row"] == "row 8"
 

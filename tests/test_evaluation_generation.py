@@ -14,7 +14,8 @@ from vfmlab.evaluation import generation, reconstruction
 from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
 from vfmlab.evaluation.generation import evaluate_generation, fidelity, labels_of
-from vfmlab.evaluation.protocol import BETTER
+from vfmlab.evaluation.instruments import pixels
+from vfmlab.evaluation.number import quantities
 
 BASE = config.Protocol(n=60, batch=25, sampler=config.Sampler(steps=4))
 
@@ -22,7 +23,7 @@ BASE = config.Protocol(n=60, batch=25, sampler=config.Sampler(steps=4))
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("VFMLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reconstruction, "perceptual", lambda device: "no weights in this test")
+    monkeypatch.setattr(pixels, "perceptual", lambda device: "no weights in this test")
 
 
 def knowing(noise: float = 0.0):
@@ -41,20 +42,20 @@ def evaluate(protocol=BASE, space=None, noise=0.0, **how):
 def test_samples_of_a_network_that_knows_its_targets():
     _, _, images, names = knowing()
     numbers = evaluate(space=Toy(names, images))
-    assert numbers["class_accuracy"]["value"] == 1.0
-    assert numbers["class_accuracy"]["n"] == 60
+    assert numbers["class_accuracy"].value == 1.0
+    assert numbers["class_accuracy"].n == 60
     # The same by hand: the features of 60 samples are those of the prototypes, over and over.
     space = Toy()
     labels = labels_of(torch.arange(60), len(images))
     samples = FeatureSet.empty(space.dimension).update(space(images[labels]).features)
     real = data.to_float(data.open_source(CFG, "val").batch(torch.arange(60)).images)
     expected = frechet_distance(samples, FeatureSet.empty(space.dimension).update(space(real).features))
-    assert numbers["gfd"]["value"] == pytest.approx(expected, rel=1e-3)
-    assert numbers["gfd_own"]["value"] == pytest.approx(expected, rel=1e-3)  # this tokenizer loses nothing
-    assert numbers["rfd"]["value"] == pytest.approx(0, abs=1e-9)
-    assert {"rfd", "gkd", "gkd_own", "psnr", "class_accuracy_own"} <= set(numbers) <= set(BETTER)
-    assert numbers["gfd"]["protocol"] != numbers["rfd"]["protocol"]
-    json.dumps(numbers, allow_nan=False)
+    assert numbers["gfd"].value == pytest.approx(expected, rel=1e-3)
+    assert numbers["gfd_own"].value == pytest.approx(expected, rel=1e-3)  # this tokenizer loses nothing
+    assert numbers["rfd"].value == pytest.approx(0, abs=1e-9)
+    assert {"rfd", "gkd", "gkd_own", "psnr", "class_accuracy_own"} <= set(numbers) <= set(quantities())
+    assert numbers["gfd"].protocol != numbers["rfd"].protocol
+    json.dumps(numbers.as_json(), allow_nan=False)
 
 
 def test_two_references_differ_when_the_tokenizer_loses():
@@ -62,8 +63,8 @@ def test_two_references_differ_when_the_tokenizer_loses():
     tokenizer, network, images, _ = knowing()
     tokenizer.error = 0.3
     numbers = evaluate_generation(network, tokenizer, CFG, BASE, len(images), setup=setup(BASE))
-    assert numbers["rfd"]["value"] > 0.01
-    assert numbers["gfd_own"]["value"] < numbers["gfd"]["value"]
+    assert numbers["rfd"].value > 0.01
+    assert numbers["gfd_own"].value < numbers["gfd"].value
 
 
 def test_batch_size_does_not_matter_even_with_noise_left():
@@ -71,9 +72,9 @@ def test_batch_size_does_not_matter_even_with_noise_left():
     small, large = (evaluate(BASE.model_copy(update={"batch": b}), noise=0.1) for b in (7, 60))
     other_seed = evaluate(BASE.model_copy(update={"seed": 1}), noise=0.1)
     for name in ("gfd", "gkd", "gfd_own", "gkd_own"):
-        assert small[name]["value"] == pytest.approx(large[name]["value"], rel=1e-4, abs=1e-6)
-        assert small[name]["protocol"] == large[name]["protocol"] != other_seed[name]["protocol"]
-    assert other_seed["gfd"]["value"] != pytest.approx(large["gfd"]["value"], rel=1e-6)
+        assert small[name].value == pytest.approx(large[name].value, rel=1e-4, abs=1e-6)
+        assert small[name].protocol == large[name].protocol != other_seed[name].protocol
+    assert other_seed["gfd"].value != pytest.approx(large["gfd"].value, rel=1e-6)
 
 
 def test_labels_are_balanced_and_fixed_by_id():
@@ -84,8 +85,8 @@ def test_labels_are_balanced_and_fixed_by_id():
 
 def test_class_accuracy_is_none_where_the_judge_does_not_know_the_classes():
     entry = evaluate()["class_accuracy"]
-    assert entry["value"] is None
-    assert "knows no classes" in entry["reason"]
+    assert entry.value is None
+    assert "knows no classes" in entry.reason
 
 
 def test_baseline_is_reused_and_progress_told(monkeypatch):
@@ -121,9 +122,9 @@ def test_inception_space_adds_scores_by_torch_fidelity():
     space = Sharp(names, images)
     space.name = "inception"
     numbers = evaluate(BASE.model_copy(update={"n": 1000}), space=space)
-    assert numbers["inception_score"]["value"] == pytest.approx(len(images), rel=0.08)  # ten parts of 100 samples
-    assert numbers["precision"]["value"] == 1.0  # every sample is one of the real images
-    assert 0 < numbers["recall"]["value"] <= 1
+    assert numbers["inception_score"].value == pytest.approx(len(images), rel=0.08)  # ten parts of 100 samples
+    assert numbers["precision"].value == 1.0  # every sample is one of the real images
+    assert 0 < numbers["recall"].value <= 1
 
 
 def test_fidelity_checks_its_input(tmp_path, monkeypatch):

@@ -92,13 +92,13 @@ def test_errors_are_one_clear_line(call, said):
 
 def test_training_latents_are_seeded_and_normalised():
     tokenizer = Lossless()
-    z, labels = training_latents(tokenizer, CFG, seed=0, batch=32, n=50)
-    again, _ = training_latents(tokenizer, CFG, seed=0, batch=50, n=50)
+    z, labels = training_latents(tokenizer, CFG, seed=0, batch_size=32, n=50)
+    again, _ = training_latents(tokenizer, CFG, seed=0, batch_size=50, n=50)
     torch.testing.assert_close(z, again)
     assert z.shape == (50, 12, 8, 8)
     assert labels.shape == (50,)
-    assert not torch.equal(z, training_latents(tokenizer, CFG, seed=1, batch=32, n=50)[0])
-    few, _ = training_latents(tokenizer, CFG, seed=0, batch=64, n=10_000)
+    assert not torch.equal(z, training_latents(tokenizer, CFG, seed=1, batch_size=32, n=50)[0])
+    few, _ = training_latents(tokenizer, CFG, seed=0, batch_size=64, n=10_000)
     assert len(few) == 200
 
 

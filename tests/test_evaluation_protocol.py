@@ -10,10 +10,12 @@ from evaluation_toys import CFG, Lossless, Toy, setup
 
 from vfmlab import config, data
 from vfmlab.errors import CheckpointError, ConfigError, DataError
+from vfmlab.evaluation import cache, number
 from vfmlab.evaluation import protocol as p
 from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.frechet import frechet_distance
 from vfmlab.evaluation.reconstruction import evaluate_reconstruction
+from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.registry import FEATURE_SPACES
 
 BASE = config.Protocol(n=40, batch=16)
@@ -63,11 +65,11 @@ def test_protocol_is_json_and_says_how_many_images_there_were():
 
 def test_chosen_images_are_seeded_and_not_a_prefix():
     s = setup(BASE)
-    which = p.chosen(s.resolved(), s.source)
+    which = p.selection(s.resolved(), s.source)
     assert len(which.unique()) == 40
-    assert which.tolist() == p.chosen(s.resolved(), s.source).tolist() != list(range(40))
+    assert which.tolist() == p.selection(s.resolved(), s.source).tolist() != list(range(40))
     everything = setup(BASE.model_copy(update={"n": 60}))
-    assert p.chosen(everything.resolved(), everything.source).tolist() == list(range(60))
+    assert p.selection(everything.resolved(), everything.source).tolist() == list(range(60))
 
 
 def test_real_features_are_computed_once_and_a_damaged_file_is_replaced():
@@ -78,7 +80,7 @@ def test_real_features_are_computed_once_and_a_damaged_file_is_replaced():
     assert s.space.seen == 40
     torch.testing.assert_close(again.features(), first.features())
     assert frechet_distance(again, first) == pytest.approx(0, abs=1e-12)
-    (path,) = (p.cache_folder() / "real_features").iterdir()
+    (path,) = (cache.folder() / "real_features").iterdir()
     path.write_bytes(path.read_bytes()[:100])
     torch.testing.assert_close(p.real_features(s).features(), first.features())
     assert s.space.seen == 80
@@ -88,12 +90,12 @@ def test_real_features_are_computed_once_and_a_damaged_file_is_replaced():
 
 def test_images_are_seen_as_saved():
     x = torch.tensor([-2.0, -1.0, 0.0, 0.001, 1.0, 3.0]).view(1, 1, 1, 6).expand(2, 3, 1, 6)
-    seen = p.as_saved(x)
+    seen = as_saved(x)
     assert seen.min() == -1
     assert seen.max() == 1
     torch.testing.assert_close((seen + 1) * 127.5, ((seen + 1) * 127.5).round())
     with pytest.raises(DataError, match="1 of 2 images are not finite"):
-        p.as_saved(torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), torch.nan)]))
+        as_saved(torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), torch.nan)]))
 
 
 # -- ranking -----------------------------------------------------------------------------------------------------------
@@ -106,41 +108,39 @@ def numbers(error: float, **changes):
 
 def test_rank_orders_by_what_is_better():
     reports = {"coarse": numbers(0.2), "fine": numbers(0.02), "exact": numbers(0.0)}
-    assert [name for name, _ in p.rank(reports, "psnr")] == ["exact", "fine", "coarse"]
-    assert [name for name, _ in p.rank(reports, "rfd")] == ["exact", "fine", "coarse"]
-    with_metrics = {name: {"metrics": r} for name, r in reports.items()}
-    assert p.rank(with_metrics, "psnr") == p.rank(reports, "psnr")
+    assert [name for name, _ in number.rank(reports, "psnr")] == ["exact", "fine", "coarse"]
+    assert [name for name, _ in number.rank(reports, "rfd")] == ["exact", "fine", "coarse"]
 
 
 def test_rank_refuses_different_protocols_and_names_the_difference():
     one, two = setup(BASE), setup(BASE.model_copy(update={"n": 30}))
     reports = {}
     for name, s in {"a": one, "b": two}.items():
-        report = p.Report()
-        report.add("rfd", 1.0, s.resolved(), 30)
-        reports[name] = {"metrics": report.numbers, "protocols": report.protocols}
+        draft = number.Draft()
+        draft.add("rfd", 1.0, s.resolved(), 30)
+        reports[name] = draft.report()
     with pytest.raises(ConfigError, match=r"'rfd' of 'a' .* and 'b' .* cannot be ranked: images.n 40 / 30") as error:
-        p.rank(reports, "rfd")
+        number.rank(reports, "rfd")
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="cannot be ranked"):
-        p.rank({name: r["metrics"] for name, r in reports.items()}, "rfd")
+        number.rank({name: r.numbers for name, r in reports.items()}, "rfd")
 
 
 def test_rank_of_a_metric_that_does_not_depend_on_the_difference():
     guided = setup(BASE.model_copy(update={"guidance": config.Guidance(scale=3.0)}))
-    report = p.Report()
+    report = number.Draft()
     report.add("psnr", 20.0, guided.resolved(True).of("images"), 40)
-    ranked = p.rank({"a": numbers(0.0), "b": report.numbers}, "psnr")
+    ranked = number.rank({"a": numbers(0.0), "b": report.numbers}, "psnr")
     assert [name for name, _ in ranked] == ["a", "b"]
 
 
 def test_rank_leaves_out_what_was_not_measured():
-    report = p.Report()
+    report = number.Draft()
     report.absent("lpips", "no weights")
     with pytest.raises(DataError, match="none of the 1 reports"):
-        p.rank({"a": report.numbers}, "lpips")
+        number.rank({"a": report.numbers}, "lpips")
     with pytest.raises(ConfigError, match="did you mean 'psnr'"):
-        p.rank({}, "psrn")
+        number.rank({}, "psrn")
 
 
 # -- feature spaces ----------------------------------------------------------------------------------------------------
@@ -215,19 +215,19 @@ def test_inception_weights_with_code_in_them_are_refused(tmp_path, monkeypatch):
         open_space("inception", 32)
 
 
-def test_judged_says_why_not():
-    assert "knows no classes" in setup(BASE).judged
+def test_unknown_classes_say_why():
+    assert "knows no classes" in setup(BASE).unknown_classes
     names = data.open_source(CFG, "val").class_names
-    assert setup(BASE, space=Toy(names)).judged is None
-    assert f"has not learnt class '{names[-1]}'" in setup(BASE, space=Toy(names[:-1])).judged
+    assert setup(BASE, space=Toy(names)).unknown_classes is None
+    assert f"has not learnt class '{names[-1]}'" in setup(BASE, space=Toy(names[:-1])).unknown_classes
 
 
 def test_classes_are_matched_by_name():
     """A space may know more classes, in another order: its choice is among the classes of the data."""
     names = data.open_source(CFG, "val").class_names
     s = setup(BASE, space=Toy(["another", *names[::-1]]))
-    assert s.judged is None
+    assert s.unknown_classes is None
     logits = torch.zeros(3, len(names) + 1)
     logits[0, len(names)] = logits[1, 1] = logits[2, len(names) - 2] = 1  # first, last and third class of the data
     logits[2, 0] = 2  # the class that the data does not have
-    assert s.told(logits).tolist() == [0, len(names) - 1, 2]
+    assert s.classify(logits).tolist() == [0, len(names) - 1, 2]

@@ -11,8 +11,9 @@ from evaluation_toys import CFG, Knows, Lossless, Toy, one_per_class, setup
 
 from vfmlab import config, data
 from vfmlab.errors import RunError
-from vfmlab.evaluation import evaluate, reconstruction
-from vfmlab.evaluation.protocol import BETTER, rank
+from vfmlab.evaluation import evaluate, number
+from vfmlab.evaluation.instruments import pixels
+from vfmlab.evaluation.number import Report, quantities, rank
 
 BASE = config.Protocol(n=60, batch=25, sampler=config.Sampler(steps=3))
 
@@ -20,42 +21,44 @@ BASE = config.Protocol(n=60, batch=25, sampler=config.Sampler(steps=3))
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("VFMLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reconstruction, "perceptual", lambda device: "no weights in this test")
+    monkeypatch.setattr(pixels, "perceptual", lambda device: "no weights in this test")
     monkeypatch.setattr(evaluate, "open_space", lambda *args: SimpleNamespace(version="toy"))
 
 
-def check(report: dict) -> None:
-    json.dumps(report, allow_nan=False)
-    assert report["protocols"][report["hash"]] == report["protocol"]
-    assert set(report["metrics"]) <= set(BETTER)
-    for name, entry in report["metrics"].items():
-        if entry["value"] is None:
-            assert entry["reason"], name
+def check(report: Report) -> None:
+    assert Report.from_json(json.loads(json.dumps(report.as_json(), allow_nan=False))) == report
+    assert set(report) <= set(quantities())
+    for name, entry in report.items():
+        if entry.absent:
+            assert entry.reason, name
         else:
-            assert entry["protocol"] in report["protocols"], name
-            assert entry["n"] > 0
-    assert any("below 10000" in line for line in report["warnings"])
+            assert entry.protocol in report.protocols, name
+            assert entry.n > 0
+        assert entry.label
+    assert any("below 10000" in line for line in report.warnings)
 
 
 def test_tokenizer_report():
     report = evaluate.tokenizer_report(Lossless(), CFG, BASE, setup(BASE))
     check(report)
-    metrics = report["metrics"]
+    metrics = report
     assert {"psnr", "psnr_mask", "ssim", "lpips", "rfd", "rkd", "probe_linear", "probe_knn", "cknna"} <= set(metrics)
-    assert 0 <= metrics["probe_linear"]["value"] <= 1
-    assert metrics["cknna"]["value"] > 0.02  # colours in, colours out: related
-    assert report["curves"]["noise_psnr"]["sigma"][0] == 0
-    assert report["protocol"]["n"] == 60
+    assert 0 <= metrics["probe_linear"].value <= 1
+    assert metrics["cknna"].value > 0.02  # colours in, colours out: related
+    chance = 10 / (metrics["cknna"].n - 1)
+    assert metrics["cknna_corrected"].value == pytest.approx((metrics["cknna"].value - chance) / (1 - chance))
+    assert report.curves["noise_psnr"].facts["sigma"][0] == 0
+    assert report.protocol["n"] == 60
 
 
 def test_tokenizer_report_without_classes_statistics_or_enough_images():
     protocol = BASE.model_copy(update={"n": 6})
     s = setup(protocol)
     s.source.class_names = ["all"]
-    metrics = evaluate.tokenizer_report(Lossless(statistics=False), CFG, protocol, s)["metrics"]
-    assert metrics["probe_linear"]["reason"] == "the data has no classes"
-    assert "lower k or use more samples" in metrics["cknna"]["reason"]
-    assert metrics["psnr"]["value"] == 100
+    metrics = evaluate.tokenizer_report(Lossless(statistics=False), CFG, protocol, s)
+    assert metrics["probe_linear"].reason == "the data has no classes"
+    assert "lower k or use more samples" in metrics["cknna"].reason
+    assert metrics["psnr"].value == 100
 
 
 def test_diffusion_report_has_reconstruction_beside():
@@ -63,36 +66,33 @@ def test_diffusion_report_has_reconstruction_beside():
     network = Knows(tokenizer.encode(one_per_class(source)).mode())
     report = evaluate.diffusion_report(network, tokenizer, CFG, BASE, source.num_classes, setup(BASE))
     check(report)
-    assert {"gfd", "gkd", "gfd_own", "gkd_own", "rfd", "psnr"} <= set(report["metrics"])
+    assert {"gfd", "gkd", "gfd_own", "gkd_own", "rfd", "psnr"} <= set(report)
     own = evaluate.tokenizer_report(tokenizer, CFG, BASE, setup(BASE))
-    assert report["metrics"]["rfd"] == own["metrics"]["rfd"]
+    assert report["rfd"] == own["rfd"]
     assert rank({"a": report, "b": own}, "rfd")  # one hash, although one report also sampled
 
 
 def test_more_wanted_than_there_is_warns():
     protocol = BASE.model_copy(update={"n": 90})
     report = evaluate.tokenizer_report(Lossless(), CFG, protocol, setup(protocol))
-    assert any("more than the 60 held-out" in line for line in report["warnings"])
-    assert report["metrics"]["psnr"]["n"] == 60
+    assert any("more than the 60 held-out" in line for line in report.warnings)
+    assert report["psnr"].n == 60
 
 
 class Folder:
     """What a report needs of a run directory."""
 
     def __init__(self, path, run):
-        self.path, self.id, self.run, self.kept, self.samples = path, "toy-1", run, None, 640
+        self.path, self.id, self.run = path, "toy-1", run
+        self.ema = self.model = path / "weights"
+        self.model.write_bytes(b"first")
 
     def config(self):
         return self.run
 
-    def status(self):
-        return SimpleNamespace(samples=self.samples)
-
+    @property
     def report(self):
-        return self.kept
-
-    def save_report(self, report):
-        self.kept = json.loads(json.dumps(report, allow_nan=False))
+        return number.of_run(self)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def run_dir(tmp_path, monkeypatch):
     return run, Folder(tmp_path, run)
 
 
-def test_reports_are_kept_by_request(run_dir):
+def test_reports_are_kept_by_request(run_dir, monkeypatch):
     run, folder = run_dir
     loads = []
 
@@ -114,25 +114,43 @@ def test_reports_are_kept_by_request(run_dir):
         return Lossless()
 
     first = evaluate.cached(run, folder, load)
-    assert first["run"] == "toy-1"
-    assert folder.kept["hash"] == first["hash"]
-    assert evaluate.cached(run, folder, load)["metrics"] == first["metrics"]
+    assert first.run == "toy-1"
+    assert folder.report == first
+    assert evaluate.cached(run, folder, load) == first
     assert loads == [True]
     batch = run.model_copy(update={"protocol": run.protocol.model_copy(update={"batch": 7})})
-    assert evaluate.cached(batch, folder, load)["hash"] == first["hash"]
+    assert evaluate.cached(batch, folder, load).hash == first.hash
     changed = run.model_copy(update={"protocol": run.protocol.model_copy(update={"n": 30, "ema": False})})
     other = evaluate.cached(changed, folder, load)
     assert loads[-1] is False  # raw weights were asked for
-    assert other["hash"] != first["hash"]
-    assert folder.kept["hash"] == first["hash"]  # the run's own report stays
+    assert other.hash != first.hash
+    assert folder.report.hash == first.hash  # the run's own report stays
     count = len(loads)
-    assert evaluate.cached(changed, folder, load)["hash"] == other["hash"]
+    assert evaluate.cached(changed, folder, load).hash == other.hash
     assert len(loads) == count
     evaluate.cached(run, folder, load, again=True)
     assert len(loads) == count + 1
-    folder.samples = 1280  # trained on: the old numbers are of other weights
+    folder.model.write_bytes(b"second")  # as many images seen or not: the old numbers are of other weights
     evaluate.cached(run, folder, load)
     assert len(loads) == count + 2
+    changed_images = data.open_source(CFG, "val")
+    changed_images.fingerprint = "other pixels or labels"
+    monkeypatch.setattr(data, "open_source", lambda cfg, split: changed_images)
+    evaluate.cached(run, folder, load)
+    assert len(loads) == count + 3
+
+
+def test_numbers_are_not_lost_where_they_cannot_be_written(run_dir, monkeypatch):
+    run, folder = run_dir
+
+    def refuse(path, tree):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(number, "write_json", refuse)
+    report = evaluate.cached(run, folder, lambda: Lossless())
+    assert report["psnr"].value == 100
+    assert "could not be written" in report.warnings[-1]
+    assert not (folder.path / "report.json").exists()
 
 
 def test_a_pretraining_run_has_no_report(run_dir):

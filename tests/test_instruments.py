@@ -14,7 +14,7 @@ from vfmlab import data
 from vfmlab.config import Data
 from vfmlab.errors import DataError
 from vfmlab.evaluation import linear, reference
-from vfmlab.evaluation.instruments import decoding, dynamics, geometry, recovery, structure
+from vfmlab.evaluation.instruments import convergence, decoding, geometry, recovery, structure
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, SCALES
 from vfmlab.nn.transforms import resize, turn
 
@@ -321,15 +321,15 @@ def test_settings_of_the_rate_curve():
 
 
 def test_area_and_reach_by_hand():
-    assert dynamics.area([0, 10, 30], [4, 2, 2]) == pytest.approx((30 + 40) / 30)
-    assert dynamics.reach([10, 20, 40], [9, 5, 1], 7) == pytest.approx(15)
-    assert dynamics.reach([10, 20, 40], [9, 5, 1], 1) == pytest.approx(40)
-    assert dynamics.reach([10, 20], [9, 5], 9) == 10
-    assert dynamics.reach([10, 20], [9, 5], 4) is None
-    assert dynamics.reach([10, 20], [0.2, 0.4], 0.3, lower=False) == pytest.approx(15)
+    assert convergence.area([0, 10, 30], [4, 2, 2]) == pytest.approx((30 + 40) / 30)
+    assert convergence.reach([10, 20, 40], [9, 5, 1], 7) == pytest.approx(15)
+    assert convergence.reach([10, 20, 40], [9, 5, 1], 1) == pytest.approx(40)
+    assert convergence.reach([10, 20], [9, 5], 9) == 10
+    assert convergence.reach([10, 20], [9, 5], 4) is None
+    assert convergence.reach([10, 20], [0.2, 0.4], 0.3, lower=False) == pytest.approx(15)
     for bad, said in ((([1], [2]), "at least 2 evaluations"), (([1, 1], [2, 3]), "in order"), (([1, 2], [3]), "2 positions and 1 values")):
         with pytest.raises(DataError, match=said):
-            dynamics.area(*bad)
+            convergence.area(*bad)
 
 
 @pytest.mark.parametrize(

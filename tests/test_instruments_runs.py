@@ -14,7 +14,8 @@ from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.instruments import base as bench
-from vfmlab.evaluation.instruments import dynamics
+from vfmlab.evaluation.instruments import blocks, convergence
+from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
@@ -64,19 +65,19 @@ def network(depth: int = 3) -> nn.Module:
 
 def test_a_representation_that_is_the_reference_agrees_wholly():
     found = bench.measure(lossless(space=Echo()), ["alignment", "se_cknna"])
-    value = {k: v["value"] for k, v in found["metrics"].items()}
+    value = {k: v.value for k, v in found.items()}
     assert value["alignment_cknna"] == pytest.approx(1, abs=1e-5)
     assert value["alignment_mutual_knn"] == 1
     assert value["se_cknna_clean"] == pytest.approx(1, abs=1e-5)
     assert value["se_cknna_noise"] == pytest.approx(1, abs=1e-5)
-    sets = found["curves"]["se_cknna_sets"]
-    assert sets["sets"] == ["clean", *(v.name for v in (*NOISY, MOVED))]
+    sets = found.curves["se_cknna_sets"]
+    assert sets.facts["sets"] == ["clean", *(v.name for v in (*NOISY, MOVED))]
     # ours: the mean of four noise sets and one of turns and scales, the undisturbed one apart
-    assert value["se_cknna"] == pytest.approx(sum(sets["value"][1:]) / 5)
+    assert value["se_cknna"] == pytest.approx(sum(sets.value[1:]) / 5)
     assert value["se_cknna"] == pytest.approx((4 * value["se_cknna_noise"] + value["se_cknna_moved"]) / 5)
     assert value["se_cknna_change"] == pytest.approx(value["se_cknna"] / value["se_cknna_clean"] - 1)
-    assert value["se_cknna_reference_clean"] == pytest.approx(sum(sets["reference_clean"][1:]) / 5)
-    assert sets["reference_clean"][1] < sets["value"][1]  # the reference that stays put agrees less
+    assert value["se_cknna_reference_clean"] == pytest.approx(sum(sets.facts["reference_clean"][1:]) / 5)
+    assert sets.facts["reference_clean"][1] < sets.value[1]  # the reference that stays put agrees less
 
 
 def test_neither_batch_size_nor_kept_files_change_features(tmp_path):
@@ -114,7 +115,7 @@ def test_a_network_of_one_size_gets_scaled_images_at_full_size():
     assert not s.scales
     assert s.pooled(MOVED).shape == (60, 16)
     found = bench.measure(s, ["se_cknna"])
-    facts = found["protocols"][found["metrics"]["se_cknna"]["protocol"]]["instrument"]
+    facts = found.protocols[found["se_cknna"].protocol]["instrument"]
     assert facts["scaled images"] == "brought back to full size"
 
 
@@ -123,7 +124,7 @@ def test_wide_features_keep_fewer_maps_and_say_so(monkeypatch):
     monkeypatch.setattr(subject, "FEWEST_MAPS", 30)
     s = lossless()
     assert (len(s.held_out), len(s.pooled()), s.n) == (30, 60, 60)
-    assert bench.measure(s, ["lds"])["metrics"]["lds"]["n"] == 30
+    assert bench.measure(s, ["lds"])["lds"].n == 30
 
 
 def test_tokens_of_a_block_are_those_of_the_network():
@@ -133,7 +134,7 @@ def test_tokens_of_a_block_are_those_of_the_network():
     _, found = net(0.7 * z + 0.3 * noise, torch.full((5,), 0.3), torch.full((5,), 10), features_at=(2,))
     maps = subject.tokens_at(net, z, 0.3, noise, (2,))[2]
     torch.testing.assert_close(maps.flatten(2).transpose(1, 2), found[2])
-    by_block = dynamics.block_features(net, z, [4, 2, 9, 1, 7], 0.3, seed=3)
+    by_block = blocks.block_features(net, z, [4, 2, 9, 1, 7], 0.3, seed=3)
     torch.testing.assert_close(by_block[2], pool(maps))
     assert sorted(by_block) == [1, 2, 3]
 
@@ -154,17 +155,16 @@ def test_every_instrument_measures_every_kind_it_names():
     subjects = {"tokenizer": lossless(tokenizer=Lossless(error=0.1)), "diffusion": diffusion(), "vfm": vision()}
     for kind, s in subjects.items():
         found = bench.measure(s)
-        json.dumps(found, allow_nan=False)
-        assert list(found["instruments"]) == bench.names(kind)
-        expected = {k for name in bench.names(kind) for k in INSTRUMENTS.get(name).scalars.ends}
-        assert set(found["metrics"]) == expected
-        for key, entry in {**found["metrics"], **found["curves"]}.items():
-            if entry["value"] is None:
-                assert key.startswith(("gfd", "bpp")), (kind, key, entry["reason"])
+        json.dumps(found.as_json(), allow_nan=False)
+        assert list(found.instruments) == bench.names(kind)
+        assert set(found) | set(found.curves) == {q.name for name in bench.names(kind) for q in INSTRUMENTS.get(name).quantities}
+        for key, entry in {**found, **found.curves}.items():
+            if entry.absent:
+                assert key.startswith(("gfd", "bpp")), (kind, key, entry.reason)
             else:
-                assert entry["protocol"] in found["protocols"], key
-        assert all(math.isfinite(v["value"]) for v in found["metrics"].values() if v["value"] is not None)
-    assert {k for k, end in bench.better().items() if end is None} >= {"effective_rank", "uniformity"}
+                assert entry.protocol in found.protocols, key
+        assert all(math.isfinite(v.value) for v in found.measured.values())
+    assert {k for k, q in quantities().items() if q.better is None} >= {"effective_rank", "uniformity"}
 
 
 def vision() -> subject.Subject:
@@ -175,23 +175,23 @@ def vision() -> subject.Subject:
 
 
 def test_a_linear_lossless_tokenizer_has_straight_paths_and_no_error():
-    value = {k: v.get("value") for k, v in bench.measure(lossless(), ["interpolation", "frequency", "robustness", "rate"])["metrics"].items()}
+    value = {k: v.value for k, v in bench.measure(lossless(), ["interpolation", "frequency", "robustness", "rate"]).items()}
     assert value["path_length"] == pytest.approx(1, abs=1e-4)
     assert value["path_roughness"] == pytest.approx(0, abs=1e-4)
     assert value["mse_low"] + value["mse_high"] < 1e-9
-    off = bench.measure(lossless(tokenizer=Lossless(error=0.1)), ["frequency"])["metrics"]
+    off = bench.measure(lossless(tokenizer=Lossless(error=0.1)), ["frequency"])
     # a shift of all pixels, but where it was clipped: low frequencies, at most (0.1 / 2)^2
-    assert 0.0005 < off["mse_low"]["value"] + off["mse_high"]["value"] <= 0.0026
-    assert off["error_high_share"]["value"] < 0.3
+    assert 0.0005 < off["mse_low"].value + off["mse_high"].value <= 0.0026
+    assert off["error_high_share"].value < 0.3
 
 
 def test_rate_curve_grows_with_bits():
-    found = bench.measure(lossless(), ["rate"])["curves"]["rate"]
-    points = [p for p in found["value"] if p["channels"] == 12]
+    found = bench.measure(lossless(), ["rate"]).curves["rate"]
+    points = [p for p in found.value if p["channels"] == 12]
     assert [p["psnr"] for p in points] == sorted(p["psnr"] for p in points)
     assert points[0]["bpp"] == 12 * 1 / 4  # channels x bits at one token for 2 x 2 pixels
-    assert all(p["bpp_entropy"] <= p["bpp"] + 1e-9 for p in found["value"])
-    assert found["unrounded"]["psnr"] >= max(p["psnr"] for p in points)
+    assert all(p["bpp_entropy"] <= p["bpp"] + 1e-9 for p in found.value)
+    assert found.facts["unrounded"]["psnr"] >= max(p["psnr"] for p in points)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -200,27 +200,27 @@ def test_rate_curve_grows_with_bits():
 def test_what_cannot_be_measured_says_why():
     few = lossless(PROTOCOL.model_copy(update={"n": 8}))
     found = bench.measure(few, ["alignment", "se_cknna"])
-    assert all(v["value"] is None and "lower k or use more samples" in v["reason"] for v in found["metrics"].values())
+    assert all("lower k or use more samples" in reason for reason in found.missing.values())
+    assert not found.measured
     s = lossless(tokenizer=Lossless(error=0.1))
     s.source.masks = lambda indices: None
     s.source.factors = lambda indices: None
     s.source.class_names = ["all"]
     s._maps["train"] = subject.Maps(s.training.maps, s.training.labels, s.training.indices, s.source)
-    found = bench.measure(s, ["segmentation", "factors", "probes", "rate"])["metrics"]
-    assert "no masks; scenes have them" in found["segmentation_5"]["reason"]
-    assert "no known factors" in found["factor_r2"]["reason"]
-    assert found["probe_mean_linear"]["reason"] == found["bpp_probe"]["reason"] == "the data has no classes"
-    assert found["bpp_psnr"]["value"] > 0  # the part that needs no classes is there
+    found = bench.measure(s, ["segmentation", "factors", "probes", "rate"])
+    assert "no masks; scenes have them" in found["segmentation_5"].reason
+    assert "no known factors" in found["factor_r2"].reason
+    assert found["probe_mean_linear"].reason == found["bpp_probe"].reason == "the data has no classes"
+    assert found["bpp_psnr"].value > 0  # the part that needs no classes is there
     constant = lossless()
     constant.reads = lambda images, ids: torch.ones(len(images), 4, 8, 8)
-    found = bench.measure(constant, ["alignment", "geometry", "factors"])["metrics"]
-    assert all("constant" in v["reason"] for v in found.values())
+    found = bench.measure(constant, ["alignment", "geometry", "factors"])
+    assert all("constant" in v.reason for v in found.values())
     broken = lossless()
     broken.reads = lambda images, ids: torch.full((len(images), 4, 8, 8), math.nan)
     with pytest.raises(DataError, match="not finite"):
         _ = broken.held_out
-    for reports in ({k: {"metrics": v, "curves": {}} for k, v in (("a", found),)},):
-        assert all("\n" not in row["reason"] for row in figures.missing(reports))
+    assert all("\n" not in row["reason"] for row in figures.missing({"a": found}))
 
 
 def test_unfit_and_unknown_instruments_are_refused():
@@ -246,32 +246,32 @@ def root(tmp_path_factory):
 
 def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     first = measure.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
-    assert first["kind"] == "tokenizer"
-    assert first["reference"] == "judge"
-    assert set(first["instruments"]) == {"lds", "geometry"}
+    assert first.kind == "tokenizer"
+    assert first.about["reference"] == "judge"
+    assert set(first.instruments) == {"lds", "geometry"}
     folder = runs.open_run("tiny_plain_vae_tokenizer", root)
-    assert first["run"] == folder.id
+    assert first.run == folder.id
     assert len(list((folder.path / "instruments").glob("*.json"))) == 1
     assert list((folder.path / "features").glob("*.safetensors"))
     more = measure.measure(folder.id, ["lds", "interpolation"], root)
-    assert set(more["metrics"]) == {"lds", "path_length", "path_roughness"}
+    assert set(more) == {"lds", "path_length", "path_roughness"}
     monkeypatch.setattr(api, "load_tokenizer", None)  # would fail if anything were measured again
     whole = measure.measure(folder.path, ["lds", "geometry", "interpolation"], root)
-    assert whole["metrics"]["lds"] == first["metrics"]["lds"]
-    assert whole["protocols"].keys() == {v["protocol"] for g in ("metrics", "curves") for v in whole[g].values()}
-    assert set(measure.measure(folder.path, ["geometry"], root)["metrics"]) == set(first["metrics"]) - {"lds"}
+    assert whole["lds"] == first["lds"]
+    assert whole.protocols.keys() == {v.protocol for g in (whole, whole.curves) for v in g.values()}
+    assert set(measure.measure(folder.path, ["geometry"], root)) == set(first) - {"lds"}
 
 
 def test_other_protocols_have_other_hashes(root):
     one = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root)
     fewer = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"n": 30})
-    assert fewer["metrics"]["lds"]["n"] == 30
-    assert fewer["metrics"]["lds"]["protocol"] != one["metrics"]["lds"]["protocol"]
+    assert fewer["lds"].n == 30
+    assert fewer["lds"].protocol != one["lds"].protocol
     batch = measure.measure("tiny_plain_vae_tokenizer", ["lds"], root, protocol={"batch": 3})
-    assert batch["metrics"]["lds"] == one["metrics"]["lds"]
+    assert batch["lds"] == one["lds"]
     other = measure.measure("tiny_plain_vae_tokenizer", ["lds", "alignment"], root, compared_with="pocket")
-    assert other["metrics"]["lds"]["protocol"] == one["metrics"]["lds"]["protocol"]  # which sees no reference
-    assert other["reference"] == "pocket"
+    assert other["lds"].protocol == one["lds"].protocol  # which sees no reference
+    assert other.about["reference"] == "pocket"
     assert len(figures.numbers({"a": one, "b": fewer})) == 2
     marks = [row["protocols"] for row in figures.numbers({"a": one, "b": fewer, "c": batch})]
     assert marks[0] == marks[2] != marks[1]
@@ -279,51 +279,51 @@ def test_other_protocols_have_other_hashes(root):
 
 def test_a_diffusion_run_with_its_course(root):
     found = measure.measure("tiny_plain_vae", ["blocks", "time_loss", "convergence", "lds"], root)
-    assert found["kind"] == "diffusion"
-    blocks = found["curves"]["block_cknna_over_t"]
-    if blocks["value"] is not None:
-        assert (len(blocks["value"]), len(blocks["value"][0])) == (2, 5)
-    course, area = found["curves"]["gfd_over_samples"], found["metrics"]["gfd_area"]
-    assert course["samples"] == [32, 64]
-    assert area["value"] == pytest.approx(sum(course["value"]) / 2)
-    assert 0 < found["metrics"]["velocity_error"]["value"] < 3
+    assert found.kind == "diffusion"
+    table = found.curves["block_cknna_over_t"]
+    if not table.absent:
+        assert (len(table.value), len(table.value[0])) == (2, 5)
+    course, area = found.curves["gfd_over_samples"], found["gfd_area"]
+    assert course.facts["samples"] == [32, 64]
+    assert area.value == pytest.approx(sum(course.value) / 2)
+    assert 0 < found["velocity_error"].value < 3
     figures.time_losses({"a": found})
     folder = runs.open_run("tiny_plain_vae", root, kind="diffusion")
-    (reached,) = dynamics.steps_to_reach([folder])
-    assert reached["level"] == course["value"][-1]
+    (reached,) = convergence.steps_to_reach([folder])
+    assert reached["level"] == course.value[-1]
     assert reached["steps"] == reached["samples"] / 8
-    assert dynamics.steps_to_reach([folder], level=-1)[0]["samples"] is None
-    assert dynamics.over_training(folder)["samples"] == [32, 64]
+    assert convergence.steps_to_reach([folder], level=-1)[0]["samples"] is None
+    assert blocks.over_training(folder)["samples"] == [32, 64]
     with pytest.raises(RunError, match="has logged no agreement of its blocks"):
-        dynamics.over_training(folder, "cknna_target_block_")
+        blocks.over_training(folder, "cknna_target_block_")
     own = measure.measure(folder.id, ["lds"], root, of="tokenizer")
-    assert own["kind"] == "tokenizer"
-    assert own["metrics"] == measure.measure("tiny_plain_vae_tokenizer", ["lds"], root)["metrics"]
+    assert own.kind == "tokenizer"
+    assert own.numbers == measure.measure("tiny_plain_vae_tokenizer", ["lds"], root).numbers
 
 
 def test_blocks_over_training_are_read_from_the_log(tmp_path):
     net, z = network(), torch.randn(40, 12, 8, 8, generator=torch.Generator().manual_seed(0))
-    logged = dynamics.block_alignment(net, z, range(40), pool(z))
+    logged = blocks.block_alignment(net, z, range(40), pool(z), "aa")
     assert list(logged) == ["cknna_block_1", "cknna_block_2", "cknna_block_3"]
     folder = runs.RunDir(tmp_path)
     for samples in (32, 64):
-        folder.log({"kind": "evaluation", "step": samples // 8, "samples": samples, **logged})
-    course = dynamics.over_training(folder)
+        folder.log({"kind": "evaluation", "step": samples // 8, "samples": samples, **{k: v.entry() for k, v in logged.items()}})
+    course = blocks.over_training(folder)
     assert course["samples"] == [32, 64]
     assert course["block"] == [1, 2, 3]
-    assert course["value"][1] == pytest.approx([logged["cknna_block_2"]] * 2)
-    folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": 0.5})
-    assert dynamics.over_training(folder) == course
-    assert dynamics.over_training(folder, "cknna_target_block_") == {"samples": [72], "block": [2], "value": [[0.5]]}
+    assert course["value"][1] == pytest.approx([logged["cknna_block_2"].value] * 2)
+    folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": {"value": 0.5, "protocol": "aa"}, "cknna_block_1": 0.1})  # the last as logged by an earlier version
+    assert blocks.over_training(folder) == course
+    assert blocks.over_training(folder, "cknna_target_block_") == {"samples": [72], "block": [2], "value": [[0.5]]}
     assert figures.dynamics(course).data[0].z.shape == (3, 2)
 
 
 def test_vision_models_and_what_the_door_refuses(root):
     cfg = runs.open_run("tiny_plain_vae_tokenizer", root).config().data
     found = measure.measure("vfm:pocket_random@2", ["lds", "probes"], root, protocol={"n": 40}, data=cfg)
-    assert found["kind"] == "vfm"
-    assert found["metrics"]["lds"]["n"] == 40
-    assert found["representation"] == {"of": "vfm", "layer": 2}
+    assert found.kind == "vfm"
+    assert found["lds"].n == 40
+    assert found.about["representation"] == {"of": "vfm", "layer": 2}
     for call, said in (
         (lambda: measure.measure("vfm:pocket", root=root), "has no images of its own: give data="),
         (lambda: measure.measure("vfm:pocket@last", root=root, data=cfg), "the layer after '@' is a number"),
@@ -346,7 +346,7 @@ def test_figures_of_all_instruments(root):
     reports["two"] = reports["one"]
     for draw in (figures.spectra, figures.sensitivity, figures.factors, figures.segmentation, figures.rate, figures.robustness):
         assert len(draw(reports).data) >= 1
-    assert set(figures.SHOWN.values()) < set(figures.numbers(reports)[0])
+    assert {q.title for q in quantities(LATENT).values()} < set(figures.numbers(reports)[0])
     tokenizers, images = {"one": api.load_tokenizer(ref, root)}, torch.zeros(2, 3, 16, 16)
     for draw in (figures.latent_maps, figures.noisy):
         assert draw(tokenizers, images + torch.linspace(-1, 1, 2).view(2, 1, 1, 1)).data

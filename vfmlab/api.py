@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from vfmlab.training.events import Event
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.weights import io
+
+if TYPE_CHECKING:
+    from vfmlab.evaluation.number import Report
 
 CHUNK = 256  # images drawn at a time
 STRONGEST = 1000.0  # scale of guidance
@@ -255,14 +258,14 @@ def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -
     return other
 
 
-def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> dict[str, Any]:
+def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> Report:
     """All numbers of a run under a protocol; written to the run's report.json, and read from there the next time.
 
     Args:
         protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another one. again: measure anew.
 
     Returns:
-        `{"run", "kind", "protocol": {...}, "hash", "metrics": {name: {"value", ...}}}`.
+        a mapping of :class:`~vfmlab.evaluation.number.Number`: `report["psnr"].value`.
     """
     from vfmlab.evaluation import evaluate as measure
 
@@ -396,6 +399,8 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
     Returns:
         originals as the tokenizer saw them, reconstructions (both [N 3 S S] in [-1, 1], on the CPU), PSNR [N] in dB.
     """
+    from vfmlab.evaluation.instruments.pixels import psnr
+
     tokenizer = model if isinstance(model, Tokenizer) else load_tokenizer(model, root)
     if not isinstance(images, Tensor):
         images = read_images(images, tokenizer.size)
@@ -403,6 +408,5 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
         raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 {tokenizer.size} {tokenizer.size} in [-1, 1]")
     where = tokenizer.stat_mean.device
     restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu() for part in images.split(64)])
-    error = (images.cpu() - restored).square().flatten(1).mean(1) / 4  # to a range of 1
     _finite(restored, f"tokenizer '{tokenizer.config.method}'")
-    return images.cpu(), restored, -10 * error.clamp_min(1e-10).log10()
+    return images.cpu(), restored, psnr(images.cpu(), restored)

@@ -94,10 +94,11 @@ def evaluate(
 
     report = api.evaluate(run, root, protocol=assignments(sets), again=again)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report.as_json(), indent=2))
         return 0
-    print(f"{report['run']}  protocol {report['hash']}")
-    for name, entry in report["metrics"].items():
-        value = entry.get("value") if isinstance(entry, dict) else entry
-        print(f"  {name:<28} {value:.4f}" if isinstance(value, float) else f"  {name:<28} {value}")
+    print(f"{report.run}  protocol {report.hash}")
+    for name, number in report.items():
+        print(f"  {name:<28} {number.reason}" if number.absent else f"  {name:<28} {number.value:.4f} {number.unit}".rstrip())
+    for line in report.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     return 0

@@ -1,9 +1,6 @@
-"""How good samples are: distances to real images and to the tokenizer's own reconstructions, class accuracy.
+"""How good samples are: one pass over them, in which every metric over samples sees every batch; the tokenizer's own beside.
 
-Distance to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two are always reported
-together; distance to the tokenizer's reconstructions of real images (`gfd_own`) tells how well the diffusion model has
-learnt the latents, apart from the decoder's floor. Sample i is made from (seed, i) with class i modulo the number of
-classes, whatever the batch size.
+Sample i is made from (seed, i) with class i modulo the number of classes, whatever the batch size.
 """
 
 from __future__ import annotations
@@ -18,12 +15,15 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.features import fetch
 from vfmlab.evaluation.frechet import FeatureSet
-from vfmlab.evaluation.protocol import Report, Resolved, Setup, as_saved, open_setup
-from vfmlab.evaluation.reconstruction import Measured, Progress, distances, evaluating, measure
+from vfmlab.evaluation.instruments.base import SAMPLES, Metrics, Part, Pass
+from vfmlab.evaluation.number import Report
+from vfmlab.evaluation.protocol import Setup, open_setup
+from vfmlab.evaluation.reconstruction import Progress, measure
+from vfmlab.evaluation.roundtrip import as_saved, evaluating
 from vfmlab.seeding import SampleRandom
 from vfmlab.tokenizers.base import Tokenizer
 
-RECONSTRUCTION = ("rfd", "rkd", "psnr", "class_accuracy_own")  # what stands beside the generation numbers
+BESIDE = ("rfd", "rkd", "psnr", "class_accuracy_own")  # of the tokenizer, beside the generation numbers
 
 
 def labels_of(ids: Tensor, num_classes: int) -> Tensor:
@@ -40,8 +40,8 @@ def evaluate_generation(
     num_classes: int,
     progress: Progress | None = None,
     setup: Setup | None = None,
-    baseline: Measured | None = None,
-) -> dict[str, dict[str, Any]]:
+    baseline: Pass | None = None,
+) -> Report:
     """Draw protocol.n samples and measure them.
 
     Args:
@@ -52,10 +52,7 @@ def evaluate_generation(
             when a network is evaluated again and again.
 
     Returns:
-        {metric: {"value", "protocol", "n", "spread"?}}: `gfd`, `gkd` to real images, `gfd_own`, `gkd_own` to own
-        reconstructions, `class_accuracy` by the judge (None with a reason where it does not know the classes), `rfd`,
-        `rkd`, `psnr`, `class_accuracy_own` of the tokenizer; in space "inception" also `inception_score`, `precision`
-        and `recall` by torch-fidelity.
+        the metrics over samples, and the tokenizer's in `BESIDE`.
 
     Raises:
         DataError: samples are not finite. CheckpointError: a tokenizer without statistics.
@@ -63,29 +60,22 @@ def evaluate_generation(
     device = next(network.parameters()).device
     setup = setup or open_setup(cfg, protocol, device=device)
     baseline = baseline or measure(tokenizer, cfg, protocol, setup)
-    resolved, report, judged = setup.resolved(sampling=True), Report(), setup.judged
-    samples, hits, logits = FeatureSet.empty(setup.space.dimension), 0, []
+    resolved, samples = setup.resolved(sampling=True), FeatureSet.empty(setup.space.dimension)
+    gathered = Pass(setup, resolved, tokenizer, baseline.real, baseline.own, samples)
+    metrics = Metrics(SAMPLES, gathered)
     with evaluating(network, tokenizer):
         for ids in torch.arange(protocol.n).split(protocol.batch):
             labels = labels_of(ids, num_classes)
-            seen = setup.space(as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes)))
+            images = as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes))
+            seen = setup.space(images)
             samples.update(seen.features)
-            if judged is None:
-                hits += int((setup.told(seen.logits) == labels).sum())
-            if setup.space.name == "inception":
-                logits.append(seen.logits.cpu())
+            metrics.update(Part(None, images, seen, labels, ids))
             if progress is not None:
                 progress(int(ids[-1]) + 1, protocol.n)
-    distances(report, "g", "", samples, baseline.real, resolved, protocol.seed)
-    distances(report, "g", "_own", samples, baseline.own, resolved, protocol.seed)
-    if judged is None:
-        report.add("class_accuracy", hits / protocol.n, resolved, protocol.n)
-    else:
-        report.absent("class_accuracy", judged)
-    if logits:
-        _fidelity(report, samples, baseline.real, torch.cat(logits), resolved)
-    beside = {name: baseline.report.numbers[name] for name in RECONSTRUCTION}
-    return report.numbers | beside
+    report, own = metrics.write().report(kind="diffusion", hash=resolved.hash), baseline.report
+    numbers = {**report.numbers, **{name: own[name] for name in BESIDE if name in own}}
+    protocols = {**own.protocols, **report.protocols, resolved.hash: resolved.as_dict()}
+    return report.replace(numbers=numbers, protocols=protocols)
 
 
 def draw(
@@ -104,20 +94,6 @@ def draw(
         network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape, num_classes
     )
     return tokenizer.decode(z)
-
-
-def _fidelity(report: Report, samples: FeatureSet, real: FeatureSet, logits: Tensor, resolved: Resolved) -> None:
-    """Inception score, precision and recall (in Inception's features) by torch-fidelity's own functions."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    score = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=resolved.sections["images"]["seed"])
-    n = len(logits)
-    report.add("inception_score", score["inception_score_mean"], resolved, n, score["inception_score_std"])
-    rows = samples.features(), real.features()
-    found = prc_features_to_metric(*rows, prc_neighborhood=3, prc_batch_size=10_000, verbose=False)
-    for name in ("precision", "recall"):
-        report.add(name, float(found[name]), resolved, len(rows[0]))
 
 
 def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = None) -> dict[str, float]:
@@ -140,13 +116,13 @@ def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = 
     torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles it: plain tensors only
     inputs = [_Images(x) if isinstance(x, Tensor) else str(x) for x in (samples, reference)]
     subset = min(1000, *(len(x) if isinstance(x, _Images) else _count(x) for x in inputs))
-    found = torch_fidelity.calculate_metrics(
+    values = torch_fidelity.calculate_metrics(
         input1=inputs[0], input2=inputs[1], isc=True, fid=True, kid=True, prc=True, batch_size=batch, verbose=False,
         cuda=torch.cuda.is_available() if cuda is None else cuda, kid_subset_size=subset, samples_find_deep=True,
         feature_extractor="inception-v3-compat", feature_layer_prc="2048", feature_extractor_weights_path=str(path),
         save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def _count(folder: str) -> int:

@@ -1,6 +1,6 @@
 """What is done to images before an instrument looks at them: nothing, noise, or a quarter turn with a change of scale.
 
-Each image's noise, turn and scale depend on (seed, its index, the view) only: neither batch size nor order changes them.
+Each image's noise, turn and scale depend on (seed, its index, the perturbation) only: neither batch size nor order changes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCALES = (1.0, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class View:
+class Perturbation:
     """sigma: of the Gaussian noise, on images in [-1, 1], not clipped. moved: a random quarter turn and scale per image."""
 
     name: str = "clean"
@@ -58,6 +58,6 @@ def sides_of(size: int, cell: int = 1) -> list[int]:
     return [scaled_side(size // cell, scale) * cell for scale in SCALES]
 
 
-CLEAN = View()
-NOISY = tuple(View(f"noise {sigma:.2f}", sigma) for sigma in SIGMAS)
-MOVED = View("rotation and scale", moved=True)
+CLEAN = Perturbation()
+NOISY = tuple(Perturbation(f"noise {sigma:.2f}", sigma) for sigma in SIGMAS)
+MOVED = Perturbation("rotation and scale", moved=True)

@@ -1,4 +1,4 @@
-"""What simple classifiers find in a representation: logistic regression (linear probe) and nearest neighbours.
+"""What simple classifiers read from a representation: logistic regression (linear probe) and nearest neighbours.
 
 One protocol for latents and VFM features, so that numbers can be compared: features are flattened (or pooled first, by
 the caller), standardised with the training part's mean and std; the linear probe minimises cross-entropy plus
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from vfmlab import config, data
 from vfmlab.errors import DataError
+from vfmlab.evaluation.roundtrip import CPU_PART
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 
 DECAY = 0.01
 NEIGHBOURS = 10
 TRAIN_IMAGES = 1000  # encoding them is the dearest part of a report on a CPU
-CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into its caches
 FACTS = {"probe": "logistic, lbfgs", "decay": DECAY, "knn": NEIGHBOURS, "train_images": TRAIN_IMAGES}
 
 
@@ -95,16 +95,16 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIG
 
 @torch.no_grad()
 def training_latents(
-    tokenizer: Tokenizer, cfg: config.Data, seed: int, batch: int, n: int = TRAIN_IMAGES
+    tokenizer: Tokenizer, cfg: config.Data, seed: int, batch_size: int, n: int = TRAIN_IMAGES
 ) -> tuple[Tensor, Tensor]:
     """Normalised latents (mode, n C h w) and labels of a seeded choice of training images."""
     source = data.open_source(cfg, "train")
     which = torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
     z, labels = [], []
     device = tokenizer.stat_mean.device
-    for part in which.split(min(batch, CPU_PART) if device.type == "cpu" else batch):
-        found = source.batch(part)
-        images = data.to_float(found.images).to(device, memory_format=torch.channels_last)
+    for part in which.split(min(batch_size, CPU_PART) if device.type == "cpu" else batch_size):
+        batch = source.batch(part)
+        images = data.to_float(batch.images).to(device, memory_format=torch.channels_last)
         z.append(tokenizer.encode(images).mode().cpu())
-        labels.append(found.labels)
+        labels.append(batch.labels)
     return torch.cat(z), torch.cat(labels)

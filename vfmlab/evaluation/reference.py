@@ -1,4 +1,4 @@
-"""The frozen network whose view of the images a representation is compared with: by default one of another family.
+"""The frozen network whose features a representation is compared with: by default one of another family.
 
 A tokenizer that was built on a vision model, or aligned with it, agrees with that model for a trivial reason. So the
 default is a model of another family: the judge where it is the protocol's feature space (another architecture, data
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from vfmlab import config, data
+from vfmlab.evaluation import cache
 from vfmlab.evaluation.features import FeatureSpace, VisionModelSpace
-from vfmlab.evaluation.perturbations import View, sides_of
-from vfmlab.evaluation.protocol import NOT_HASHED, Resolved, cache_folder, chosen
+from vfmlab.evaluation.number import NOT_HASHED
+from vfmlab.evaluation.perturbations import Perturbation, sides_of
+from vfmlab.evaluation.protocol import Resolved, selection
 from vfmlab.nn.transforms import resize
-from vfmlab.weights import io
 
 FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that a name contains
 
@@ -34,7 +35,7 @@ def default(vfm: str | None, features: str) -> str:
 
 
 class Reference:
-    """Token-mean features of a feature space, kept on disk for every view of the images."""
+    """Token-mean features of a feature space, kept on disk for every perturbation of the images."""
 
     def __init__(self, space: FeatureSpace):
         self.space, self.name = space, space.name
@@ -51,33 +52,24 @@ class Reference:
             return space.model.features(images, (-1,)).maps[-1].mean((2, 3)).float().cpu()
         return space(images).features.float().cpu()
 
-    def features(self, source: data.ImageSource, resolved: Resolved, view: View, batch: int, device: str | torch.device, cell: int = 1) -> Tensor:
-        """N D for the protocol's images seen through `view`; a scaled image is brought back to the full size for it."""
+    def features(
+        self, source: data.ImageSource, resolved: Resolved, perturbation: Perturbation, batch_size: int,
+        device: str | torch.device, cell: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """N D for the protocol's perturbed images; a scaled image is brought back to the full size for it."""
         section = {k: v for k, v in resolved.sections["images"].items() if k not in ("ema", *NOT_HASHED)}
-        sides = sides_of(section["size"], cell) if view.moved else None
-        path = cache_folder() / "reference_features" / f"{config.digest([section, self.facts(), view.name, view.facts, sides])}.safetensors"
-        if (found := kept(path)) is not None and len(found["features"]) == section["n"]:
-            return found["features"]
+        sides = sides_of(section["size"], cell) if perturbation.moved else None
+        key = config.digest([section, self.facts(), perturbation.name, perturbation.facts, sides])
+        path = cache.folder() / "reference_features" / f"{key}.safetensors"
+        if (tensors := cache.read(path)) is not None and len(tensors["features"]) == section["n"]:
+            return tensors["features"]
         rows = []
-        for part in chosen(resolved, source).split(batch):
-            found = source.batch(part)
-            images, out = data.to_float(found.images).to(device), None
-            for where, seen in view(images, part.tolist(), section["seed"], cell):
-                values = self(resize(seen, images.shape[-1]))
+        for part in selection(resolved, source).split(batch_size):
+            images, out = data.to_float(source.batch(part).images).to(device), None
+            for where, perturbed in perturbation(images, part.tolist(), section["seed"], cell):
+                values = self(resize(perturbed, images.shape[-1]))
                 out = values.new_empty(len(images), values.shape[1]) if out is None else out
                 out[where] = values
             rows.append(out)
-        keep(path, {"features": torch.cat(rows)})
+        cache.write(path, {"features": torch.cat(rows)})
         return torch.cat(rows)
-
-
-def kept(path) -> dict[str, Tensor] | None:
-    """Tensors that :func:`keep` wrote, or None where there are none or the file is damaged (it is then written anew)."""
-    stored = io.cached(path)
-    return None if stored is None else stored[0]
-
-
-def keep(path, tensors: dict[str, Tensor]) -> None:
-    """Write a file of tensors so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    io.write(path, tensors)

@@ -17,6 +17,7 @@ from vfmlab.errors import DataError
 
 BLOCK = 512  # rows of a similarity block: 20 MB at ten thousand samples
 QUANTILE = 0.95
+K = 10  # neighbours
 
 
 def pool(features: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def neighbours(features: Tensor, k: int) -> Neighbours:
     return Neighbours(torch.cat(index), torch.cat(similarity))
 
 
-def cknna(a: Tensor, b: Tensor, k: int = 10, unbiased: bool = True, epsilon: float = 0.0) -> float:
+def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: float = 0.0) -> float:
     """Centred kernel nearest-neighbour alignment of two representations of the same N samples.
 
     Args:
@@ -102,7 +103,7 @@ def cknna(a: Tensor, b: Tensor, k: int = 10, unbiased: bool = True, epsilon: flo
             features with themselves 0.9998 at N = 512); 0 leaves it exactly 1.
 
     Returns:
-        About 0 for unrelated representations, 1 for equal ones. As published, it is not exactly symmetric in a and b:
+        About k / (N - 1) for unrelated representations (see :func:`beyond_chance`), 1 for equal ones. As published, it is not exactly symmetric in a and b:
         the masks are not, and the last term of the estimator sums columns of the first and rows of the second.
 
     Raises:
@@ -110,6 +111,12 @@ def cknna(a: Tensor, b: Tensor, k: int = 10, unbiased: bool = True, epsilon: flo
     """
     _check(a, b, 4)
     return _cknna(neighbours(a.float(), k), neighbours(b.float(), k), unbiased, epsilon)
+
+
+def beyond_chance(value: float, k: int, n: int) -> float:
+    """A CKNNA of N = `n` samples with what k neighbours agree on by chance taken away: (value - c) / (1 - c), c = k / (n - 1)."""
+    chance = k / (n - 1)
+    return (value - chance) / (1 - chance)
 
 
 def _cknna(a: Neighbours, b: Neighbours, unbiased: bool = True, epsilon: float = 0.0) -> float:

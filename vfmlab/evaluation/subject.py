@@ -1,8 +1,8 @@
 """What instruments measure: one representation of the held-out images, whichever network makes it.
 
-A subject is a tokenizer (its normalised latent, posterior mode), a diffusion model (tokens after one block, at one t, under
-the null label) or a vision model (one layer). Its features of held-out and of training images are computed once per
-subject and, with a folder to keep them in, once per weights.
+A subject is a tokenizer (its normalised latent, posterior mode), a diffusion model (tokens after one block, at one t,
+under the null label) or a vision model (one layer). Its features of held-out and of training images are computed once per
+subject and, with a folder for them, once per weights.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from vfmlab import config, data
 from vfmlab.diffusion import path as flow
 from vfmlab.errors import ConfigError, DataError, VfmlabError
-from vfmlab.evaluation import reference as references
-from vfmlab.evaluation.perturbations import CLEAN, View, sides_of
-from vfmlab.evaluation.probes import CPU_PART, TRAIN_IMAGES
-from vfmlab.evaluation.protocol import Resolved, chosen, resolve
-from vfmlab.evaluation.reconstruction import evaluating, normalised
+from vfmlab.evaluation import cache
+from vfmlab.evaluation.perturbations import CLEAN, Perturbation, sides_of
+from vfmlab.evaluation.probes import TRAIN_IMAGES
+from vfmlab.evaluation.protocol import Resolved, resolve, selection
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
+from vfmlab.evaluation.roundtrip import CPU_PART, evaluating, normalised
 from vfmlab.nn.transforms import resize
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive, generator
@@ -110,21 +110,22 @@ class Subject:
         """Images B 3 s s in [-1, 1] -> maps B C h w (fp32, on the CPU), a few at a time."""
         part = CPU_PART if self.device.type == "cpu" else len(images)
         with evaluating(*self.modules):
-            found = [
-                self.reads(x.to(self.device, memory_format=torch.channels_last), ids[k * part : k * part + len(x)]).float().cpu()
-                for k, x in enumerate(images.split(part))
-            ]
-        return torch.cat(found)
+            maps = []
+            for k, x in enumerate(images.split(part)):
+                x = x.to(self.device, memory_format=torch.channels_last)
+                maps.append(self.reads(x, ids[k * part : k * part + len(x)]).float().cpu())
+        return torch.cat(maps)
 
     @cached_property
     def scales(self) -> bool:
-        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have one size only)."""
+        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have one size)."""
         if self.kind == "diffusion":
             return False
         size = self.cfg.size
         try:
             grid = self.read(torch.zeros(1, 3, size, size), [0]).shape[-1]
-            sides = [self.read(torch.zeros(1, 3, s, s), [0]).shape[-1] * size / s for s in set(sides_of(size, self.cell))]
+            smaller = set(sides_of(size, self.cell))
+            sides = [self.read(torch.zeros(1, 3, s, s), [0]).shape[-1] * size / s for s in smaller]
         except (VfmlabError, RuntimeError, AssertionError, ValueError):
             return False
         return all(side == grid for side in sides)
@@ -132,7 +133,7 @@ class Subject:
     @property
     def held_out(self) -> Maps:
         """Maps of the protocol's held-out images, as many as fit into `MAP_BYTES`."""
-        return self._read_maps("val", self.source, lambda: chosen(self.resolved, self.source))
+        return self._read_maps("val", self.source, lambda: selection(self.resolved, self.source))
 
     @property
     def training(self) -> Maps:
@@ -150,62 +151,65 @@ class Subject:
             return self._maps[split]
         indices = which()
         path = self._path("maps", split, source.fingerprint, len(indices), self.protocol.seed)
-        tensors = references.kept(path) if path else None
+        tensors = cache.read(path) if path else None
         if tensors is None:
             rows, labels, used, room = [], [], [], len(indices)
             for part in indices.split(self.protocol.batch):
-                found = source.batch(part[: room - sum(map(len, rows))])
-                rows.append(self.read(data.to_float(found.images), part.tolist()[: len(found.labels)]))
-                labels.append(found.labels)
-                used.append(found.indices)
+                batch = source.batch(part[: room - sum(map(len, rows))])
+                rows.append(self.read(data.to_float(batch.images), part.tolist()[: len(batch.labels)]))
+                labels.append(batch.labels)
+                used.append(batch.indices)
                 room = min(room, max(FEWEST_MAPS, MAP_BYTES // (4 * rows[0][0].numel())))
                 if sum(map(len, rows)) >= room:
                     break
-            tensors = {"maps": torch.cat(rows)[:room], "labels": torch.cat(labels)[:room], "indices": torch.cat(used)[:room]}
+            columns = {"maps": rows, "labels": labels, "indices": used}
+            tensors = {name: torch.cat(parts)[:room] for name, parts in columns.items()}
             if not torch.isfinite(tensors["maps"]).all():
                 raise DataError(f"features of '{self.name}' are not finite; look at the network that made them")
             if path:
-                references.keep(path, tensors)
+                cache.write(path, tensors)
         self._maps[split] = Maps(tensors["maps"], tensors["labels"], tensors["indices"], source)
         return self._maps[split]
 
-    def pooled(self, view: View = CLEAN) -> Tensor:
-        """Token-mean features of all held-out images of the protocol, seen through `view`: N C."""
-        if view.name in self._pooled:
-            return self._pooled[view.name]
-        if view == CLEAN and len(self.held_out) == self.n:
+    def pooled(self, perturbation: Perturbation = CLEAN) -> Tensor:
+        """Token-mean features of all held-out images of the protocol, seen through `perturbation`: N C."""
+        if perturbation.name in self._pooled:
+            return self._pooled[perturbation.name]
+        if perturbation == CLEAN and len(self.held_out) == self.n:
             return pool(self.held_out.maps)
-        path = self._path("pooled", view.name, view.facts, self.source.fingerprint, self.n, self.protocol.seed)
-        tensors = references.kept(path) if path else None
+        path = self._path("pooled", perturbation.name, perturbation.facts, self.source.fingerprint, self.n, self.protocol.seed)
+        tensors = cache.read(path) if path else None
         if tensors is None:
             rows = []
-            for part in chosen(self.resolved, self.source).split(self.protocol.batch):
-                found = self.source.batch(part)
-                images, ids = data.to_float(found.images), part.tolist()
+            for part in selection(self.resolved, self.source).split(self.protocol.batch):
+                images, ids = data.to_float(self.source.batch(part).images), part.tolist()
                 out = None
-                for where, seen in view(images, ids, self.protocol.seed, self.cell):
-                    seen = seen if self.scales else resize(seen, images.shape[-1])
-                    values = pool(self.read(seen, [ids[i] for i in where.tolist()]))
+                for where, perturbed in perturbation(images, ids, self.protocol.seed, self.cell):
+                    perturbed = perturbed if self.scales else resize(perturbed, images.shape[-1])
+                    values = pool(self.read(perturbed, [ids[i] for i in where.tolist()]))
                     out = values.new_empty(len(images), values.shape[1]) if out is None else out
                     out[where] = values
                 rows.append(out)
             tensors = {"features": torch.cat(rows)}
             if path:
-                references.keep(path, tensors)
-        self._pooled[view.name] = tensors["features"]
+                cache.write(path, tensors)
+        self._pooled[perturbation.name] = tensors["features"]
         return tensors["features"]
 
-    def theirs(self, view: View = CLEAN) -> Tensor:
-        """The reference's token-mean features of the same images through the same view: N D."""
-        return self.reference.features(self.source, self.resolved, view, self.protocol.batch, self.device, self.cell)
+    def theirs(self, perturbation: Perturbation = CLEAN) -> Tensor:
+        """The reference's token-mean features of the same images with the same perturbation: N D."""
+        batch_size = self.protocol.batch
+        return self.reference.features(self.source, self.resolved, perturbation, batch_size, self.device, self.cell)
 
     def _path(self, *what: Any) -> Path | None:
-        return None if self.store is None else self.store / f"{config.digest([self.weights, self.facts, *what])}.safetensors"
+        key = config.digest([self.weights, self.facts, *what])
+        return None if self.store is None else self.store / f"{key}.safetensors"
 
     def decode(self, z: Tensor) -> Tensor:
         """Normalised latents -> images in [-1, 1] on the CPU; tokenizers only."""
         if self.tokenizer is None or self.kind != "tokenizer":
-            raise ConfigError(f"'{self.name}' is a {self.kind} subject and decodes nothing; measure its tokenizer's run")
+            what = f"'{self.name}' is a {self.kind} subject and decodes nothing"
+            raise ConfigError(f"{what}; measure its tokenizer's run")
         part = CPU_PART if self.device.type == "cpu" else 256
         with torch.no_grad(), evaluating(self.tokenizer):
             return torch.cat([self.tokenizer.decode(x.to(self.device)).cpu() for x in z.split(part)])
@@ -214,7 +218,10 @@ class Subject:
 # -- the three kinds --------------------------------------------------------------------------------------------------
 
 
-def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, name: str = "tokenizer", **more: Any) -> Subject:
+def of_tokenizer(
+    tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, name: str = "tokenizer",
+    **more: Any,
+) -> Subject:  # fmt: skip
     """The normalised latent (posterior mode); raw while the tokenizer has no statistics, and then said so."""
     known = int(tokenizer.stat_count) > 0
     facts = {"of": "tokenizer", "read": "posterior mode", "latent": "normalised" if known else "raw"}
@@ -224,14 +231,16 @@ def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protoc
 
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
+    weights = f"{io.digest(tokenizer)} {vfm}"
     return Subject(
-        "tokenizer", name, cfg, protocol, reads, facts, f"{io.digest(tokenizer)} {vfm}", where, [tokenizer], reference, cell, tokenizer=tokenizer, **more
-    )
+        "tokenizer", name, cfg, protocol, reads, facts, weights, where, [tokenizer], reference, cell,
+        tokenizer=tokenizer, **more,
+    )  # fmt: skip
 
 
 def of_diffusion(
-    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, num_classes: int,
-    name: str = "diffusion", block: int | None = None, t: float = T, **more: Any,
+    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference,
+    num_classes: int, name: str = "diffusion", block: int | None = None, t: float = T, **more: Any,
 ) -> Subject:  # fmt: skip
     """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per image."""
     block = max(1, network.depth // 2) if block is None else block
@@ -252,7 +261,9 @@ def of_diffusion(
     )  # fmt: skip
 
 
-def of_vision_model(vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1, **more: Any) -> Subject:
+def of_vision_model(
+    vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1, **more: Any
+) -> Subject:
     """Maps of one layer of a frozen vision model, at its own resolution."""
     vfm.check_layers((layer,))
     facts, name = {"of": "vfm", "layer": layer}, f"vfm:{vfm.facts.name}@{layer}"
@@ -272,13 +283,15 @@ def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tuple[int, ...]) -> dict[int, Tensor]:
+def tokens_at(
+    network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tuple[int, ...]
+) -> dict[int, Tensor]:
     """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time t, label null.
 
     A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks' `features_at`.
     """
     point = flow.interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
     null = torch.full((len(z),), network.num_classes, dtype=torch.long, device=z.device)
-    found = network(point.x, point.t, null, features_at=blocks)[1]
+    tokens = network(point.x, point.t, null, features_at=blocks)[1]
     h, w = network.grid
-    return {k: v[:, v.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)) for k, v in found.items()}
+    return {k: v[:, v.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)) for k, v in tokens.items()}

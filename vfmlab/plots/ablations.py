@@ -15,17 +15,18 @@ from torch import Tensor
 
 from vfmlab import api
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
-from vfmlab.evaluation.protocol import Resolved, as_saved, open_setup, real_features
-from vfmlab.evaluation.reconstruction import decibels
+from vfmlab.evaluation.instruments.pixels import psnr as psnr_of
+from vfmlab.evaluation.number import quantity
+from vfmlab.evaluation.protocol import Resolved, open_setup, real_features
+from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.plots import figures, primitives
 from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
 from vfmlab.runs import finished
-from vfmlab.studies.compare import METRICS, Row, spread
-from vfmlab.studies.results import means, sizes
+from vfmlab.studies.results import Result, labels, means, sizes, spread
+from vfmlab.studies.rows import Row
 
 SHOWN = ("psnr", "psnr_mask", "ssim", "lpips", "feature_distance", "rfd", "probe_linear")
 RATE_IMAGES = 500
-Result = Mapping[str, Any]
 
 # -- rows of the decoder table ------------------------------------------------------------------------------------------
 
@@ -64,17 +65,18 @@ def reconstructions(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Fig
     return figures.reconstructions(chosen, images)
 
 
-def table(results: Sequence[Result]) -> go.Figure:
+def table(results: Sequence[Result]) -> primitives.Table:
     """One line per row: parameters of the decoder, numbers as mean and each seed, seconds of training."""
     lines = []
-    for label in dict.fromkeys(r["label"] for r in results):
-        mine = [r for r in results if r["label"] == label]
-        line: dict[str, Any] = {"row": label, "decoder parameters": mine[0]["parameters"]["decoder"], "all trained": mine[0]["parameters"]["trained"]}
+    for label in labels(results):
+        mine = [r for r in results if r.label == label]
+        counts = mine[0].parameters
+        line: dict[str, Any] = {"row": label, "decoder parameters": counts["decoder"], "all trained": counts["trained"]}
         for key in SHOWN:
             if label in (values := means(results, key)):
-                line[METRICS[key]] = spread(values[label])
-        seconds = [r["seconds"]["tokenizer"] for r in mine if "tokenizer" in r["seconds"]]
-        lines.append(line | {"seconds": round(statistics.fmean(seconds)) if seconds else None, "protocol": mine[0]["hash"]})
+                line[quantity(key).title] = spread(values[label])
+        seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
+        lines.append(line | {"seconds": round(statistics.fmean(seconds)) if seconds else None, "protocol": mine[0].hash})
     return primitives.table(lines)
 
 
@@ -95,7 +97,7 @@ def steps(results: Sequence[Result], order: Sequence[str] = TABLE) -> list[dict[
     return found
 
 
-def paper_beside(results: Sequence[Result]) -> go.Figure:
+def paper_beside(results: Sequence[Result]) -> primitives.Table:
     """:func:`steps` as a table."""
     lines = []
     for step in steps(results):
@@ -108,7 +110,7 @@ def paper_beside(results: Sequence[Result]) -> go.Figure:
 def bars(results: Sequence[Result], metric: str = "rfd") -> go.Figure:
     """One bar per row with every seed as a dot."""
     values = means(results, metric)
-    figure = primitives.bars({k: statistics.fmean(v) for k, v in values.items()}, y=METRICS[metric])
+    figure = primitives.bars({k: statistics.fmean(v) for k, v in values.items()}, y=quantity(metric).title)
     names = [k for k, v in values.items() for _ in v]
     dots = {"color": "#1b1f23", "size": 7, "symbol": "circle-open"}
     figure.add_scatter(x=names, y=[x for v in values.values() for x in v], mode="markers", marker=dots, name="each seed", showlegend=False)
@@ -130,7 +132,7 @@ def finding(results: Sequence[Result]) -> str:
         verdict = "agrees with" if modern < fusion and fusion < 0 else "does not agree with"
         lines.append(f"Modern blocks {100 * modern:+.0f} %, fusion {100 * fusion:+.0f} %: this {verdict} the paper's 'fusion helps, modern blocks dominate'.")
     best = {k: (max if k == "psnr" else min)(((statistics.fmean(v), n) for n, v in means(results, k).items()), default=None) for k in ("psnr", "rfd")}
-    lines += [f"Best {METRICS[k]}: {pair[1]} ({pair[0]:.3g})." for k, pair in best.items() if pair]
+    lines += [f"Best {quantity(k).title}: {pair[1]} ({pair[0]:.3g})." for k, pair in best.items() if pair]
     seeds = max((len(step["each seed"]) for step in found), default=0)
     return "\n".join([*lines, f"{seeds} seed{'s' if seeds != 1 else ''} a row: " + ("no spread is known." if seeds < 2 else "read changes against the spread.")])
 
@@ -187,7 +189,7 @@ def rate_distortion(rows: Sequence[Row], root: str | Path, bits: Iterable[int] =
             z = tokenizer.encode(images).mode()
             for b in levels:
                 restored = as_saved(tokenizer.decode(quantise(z, b)))
-                psnr[b].append(decibels(((images - restored) / 2).square().mean((1, 2, 3))))
+                psnr[b].append(psnr_of(images, restored))
                 own[b].update(setup.space(restored).features)
         channels, side, _ = tokenizer.latent_shape
         for b in levels:
@@ -211,16 +213,16 @@ def rate_curves(records: Sequence[Mapping[str, Any]]) -> go.Figure:
             rates = sorted(by_rate)
             lines[label] = (rates, [statistics.fmean(by_rate[rate]) for rate in rates])
         positive = all(y > 0 for _, ys in lines.values() for y in ys)
-        parts.append(primitives.curves(lines, x="bits per pixel of the latent", y=METRICS[key], title=METRICS[key], log_y=log and positive))
+        parts.append(primitives.curves(lines, x="bits per pixel of the latent", y=quantity(key).title, title=quantity(key).title, log_y=log and positive))
     return primitives.panels(parts, columns=2)
 
 
-def rate_table(records: Sequence[Mapping[str, Any]]) -> go.Figure:
+def rate_table(records: Sequence[Mapping[str, Any]]) -> primitives.Table:
     """One line per width and number of bits: PSNR and rFD as mean and each seed."""
     lines = []
     for label, bits in dict.fromkeys((r["row"], r["bits"]) for r in records):
         mine = [r for r in records if (r["row"], r["bits"]) == (label, bits)]
-        numbers = {METRICS[k]: spread([r[k] for r in mine]) for k in ("psnr", "rfd")}
+        numbers = {quantity(k).title: spread([r[k] for r in mine]) for k in ("psnr", "rfd")}
         lines.append({"row": label, "channels": mine[0]["channels"], "bits per value": bits, "bits per pixel": mine[0]["rate"], **numbers})
     return primitives.table(lines)
 

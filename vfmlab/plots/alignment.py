@@ -14,16 +14,17 @@ from plotly.subplots import make_subplots
 
 from vfmlab import api, config, runs
 from vfmlab.diffusion import reuse, sampling
-from vfmlab.errors import ConfigError, nearest
-from vfmlab.evaluation.instruments import dynamics
+from vfmlab.errors import ConfigError, RunError, nearest
+from vfmlab.evaluation import course
+from vfmlab.evaluation.instruments import blocks
+from vfmlab.evaluation.number import CURVE, TARGET, quantities
 from vfmlab.plots import figures, primitives
 from vfmlab.presets.variants import SETTINGS
 from vfmlab.seeding import SampleRandom
-from vfmlab.studies.compare import Row
-from vfmlab.studies.results import means
+from vfmlab.studies.results import Result, means
+from vfmlab.studies.rows import Row
 from vfmlab.training.diffusion import TARGET_KEY
 
-Result = Mapping[str, Any]
 MARGIN = {"l": 56, "r": 12, "t": 76, "b": 44}
 NONE, SPLIT = "none", "split"  # without alignment; the DiT of encoder and head
 
@@ -92,20 +93,18 @@ def _folder(row: Row, root: str | Path) -> runs.RunDir:
 
 def convergence(study: Sequence[Row], root: str | Path) -> go.Figure:
     """Quality of samples over training, one line per row (means over seeds); dashed: without alignment."""
-    parts = []
-    for key, title in figures.CONVERGENCE.items():
-        lines: dict[str, tuple[list[float], list[float]]] = {}
-        for name in dict.fromkeys(row.label for row in study):
-            points: dict[int, list[float]] = {}
-            for row in study:
-                if row.label == name:
-                    for record in figures.evaluations(_folder(row, root)):
-                        if isinstance(record.get(key), int | float):
-                            points.setdefault(record["samples"], []).append(record[key])
-            if points:
-                lines[name] = (sorted(points), [statistics.fmean(points[s]) for s in sorted(points)])
+    parts, folders = [], {f"{row.label} {row.seed}": (row.label, _folder(row, root)) for row in study}
+    logged = {key: course.logged(folder) for key, (_, folder) in folders.items()}
+    for name, q in quantities(CURVE).items():
+        points: dict[str, dict[int, list[float]]] = {}
+        curves = course.together(logged, name)
+        for key, c in curves.items():
+            for samples, value in zip(c.samples, c.values, strict=True):
+                points.setdefault(folders[key][0], {}).setdefault(samples, []).append(value)
+        lines = {label: (sorted(at), [statistics.fmean(at[s]) for s in sorted(at)]) for label, at in points.items()}
+        missing = sum(c.left_out for c in curves.values())
         if lines:
-            parts.append(_curves(lines, key, title))
+            parts.append(_curves(lines, name, q.label + (f" ({missing} points of other protocols left out)" if missing else "")))
     if not parts:
         raise ConfigError("convergence: nothing was evaluated during training; set diffusion.train.evaluate_at")
     return primitives.panels(parts, columns=len(parts))
@@ -139,14 +138,12 @@ def courses(study: Sequence[Row], root: str | Path, target: bool = False) -> dic
 
     With the protocol's feature space, which nothing here was trained on; or, for rows with REPA, with the `target` of the loss.
     """
-    key = TARGET_KEY if target else dynamics.BLOCK_KEY
     found = {}
     for row in _first(study):
-        records = [r for r in _folder(row, root).metrics("evaluation") if any(name.startswith(key) for name in r)]
-        blocks = sorted({int(name.removeprefix(key)) for r in records for name in r if name.startswith(key)})
-        if records:
-            value = [[r.get(f"{key}{k}") for r in records] for k in blocks]
-            found[row.label] = {"samples": [r["samples"] for r in records], "block": blocks, "value": value}
+        try:
+            found[row.label] = blocks.over_training(_folder(row, root), TARGET_KEY if target else blocks.BLOCK_KEY)
+        except RunError:
+            continue
     return found
 
 
@@ -204,8 +201,8 @@ def token_guidance(row: Row, root: str | Path, scales: Sequence[float | None] = 
     for latents, token in [(1.0, None), *((scale, value) for value in scales)]:
         protocol = {"n": n, "guidance.scale": latents} | ({} if token is None else {"guidance.token": token})
         report = api.evaluate(row.run.id, root, protocol)
-        numbers = {key: report["metrics"][key].get("value") for key in ("gfd", "gfd_own", "class_accuracy")}
-        found.append({"latents": latents, "token": latents if token is None else token, **numbers, "N": n, "protocol": report["hash"]})
+        numbers = {key: report.value(key) for key in quantities(TARGET)}
+        found.append({"latents": latents, "token": latents if token is None else token, **numbers, "N": n, "protocol": report.hash})
     return found
 
 
@@ -290,7 +287,7 @@ def reuse_records(row: Row, root: str | Path, every: Sequence[int] = (1, 2, 3, 4
         sampler = row.run.protocol.sampler.model_copy(update={"reuse": k if k > 1 else None, "steps": count})
         found.append({
             "encoder at every": k, "steps": count, "images a second": _speed(loaded, sampler, batch),
-            "gFD": report["metrics"]["gfd"]["value"], "class accuracy": report["metrics"]["class_accuracy"].get("value"), "N": n, "protocol": report["hash"],
+            "gFD": report.value("gfd"), "class accuracy": report.value("class_accuracy"), "N": n, "protocol": report.hash,
         })  # fmt: skip
     return found
 

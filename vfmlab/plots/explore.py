@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from vfmlab import api, runs
+from vfmlab.evaluation.number import of_run
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import explore, interpolate
@@ -19,15 +20,15 @@ VIEWS = ("principal components", "similarity")
 SAMPLING = ("samples", "forming")
 
 
-def run_card(ref: str | Path, root: str | Path = "runs") -> go.Figure:
+def run_card(ref: str | Path, root: str | Path = "runs") -> primitives.Table:
     """What a run is, how far it got, and its numbers with the hash of their protocol."""
     folder = runs.open_run(ref, root)
-    status, report = folder.status(), folder.report()
+    status, report = folder.status(), of_run(folder)
     rows = [{"what": k, "value": v} for k, v in figures.describe_run(folder.config()).items()]
     rows.append({"what": "state", "value": f"{status.state}, {status.samples:,} of {status.total:,} images, {status.seconds:,.0f} s"})
     if report is not None:
-        rows += [{"what": k, "value": primitives.number(m["value"])} for k, m in report["metrics"].items() if m.get("value") is not None]
-        rows.append({"what": "protocol", "value": f"{report['hash']}, N = {report['protocol']['n']}"})
+        rows += [{"what": one.label, "value": primitives.number(one.value)} for one in report.measured.values()]
+        rows.append({"what": "protocol", "value": f"{report.hash}, N = {report.protocol.get('n')}"})
     return primitives.table(rows)
 
 

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from vfmlab import api, config, data, runs
 from vfmlab.diffusion import path as flow
+from vfmlab.evaluation import course
+from vfmlab.evaluation.instruments.time_loss import time_losses
+from vfmlab.evaluation.number import CURVE, TARGET, Report, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.seeding import SampleRandom, generator
 from vfmlab.studies import explore
+from vfmlab.studies.results import head
 from vfmlab.tokenizers.base import Tokenizer
 
 # -- data and VFM -----------------------------------------------------------------------------------------------------
@@ -159,27 +163,19 @@ def training_curves(folders: Sequence[runs.RunDir]) -> go.Figure:
     return primitives.panels(parts, columns=3)
 
 
-def evaluations(folder: runs.RunDir) -> list[dict[str, Any]]:
-    """The records of the evaluations made during training: samples seen and the numbers."""
-    return [{k: v.get("value") if isinstance(v, dict) else v for k, v in record.items()} for record in folder.metrics("evaluation")]
-
-
-CONVERGENCE = {
-    "gfd": "gFD to real images", "gfd_own": "gFD to own reconstructions", "class_accuracy": "class accuracy of samples",
-}
-
-
 def convergence(folders: Sequence[runs.RunDir], dashed: Sequence[str] = ()) -> go.Figure:
-    """Quality of samples over training, from the evaluations that were logged on the way; one line per run."""
-    parts = []
-    for key, title in CONVERGENCE.items():
-        lines = {}
-        for folder in folders:
-            points = [(r["samples"], r[key]) for r in evaluations(folder) if isinstance(r.get(key), int | float)]
-            if points:
-                lines[folder.id] = tuple(zip(*points, strict=True))
+    """Quality of samples over training, from the evaluations that were logged on the way; one line per run.
+
+    All under the protocol that most runs ended with; points of others, or without one, are left out, and the panel says so.
+    """
+    logged, parts = {folder.id: course.logged(folder) for folder in folders}, []
+    for name, q in quantities(CURVE).items():
+        curves = course.together(logged, name)
+        lines = {run: (c.samples, c.values) for run, c in curves.items() if c.samples}
+        missing = sum(c.left_out for c in curves.values())
         if lines:
-            parts.append(primitives.curves(lines, y=key, title=title, dashed=dashed))
+            title = q.label + (f" ({missing} points of other protocols left out)" if missing else "")
+            parts.append(primitives.curves(lines, y=name, title=title, dashed=dashed))
     return primitives.panels(parts, columns=3)
 
 
@@ -239,31 +235,32 @@ def error_spectrum(tokenizers: Mapping[str, Tokenizer], cfg: config.Data, n: int
     return primitives.curves(lines, x="spatial frequency (cycles per image)", y="error power / image power", log_y=True)
 
 
-def robustness(reports: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def robustness(reports: Mapping[str, Report]) -> go.Figure:
     """PSNR of decoding against the noise added to the normalised latent, from the reports."""
-    lines = {}
-    for name, report in reports.items():
-        curve = report["curves"]["noise_psnr"]
-        lines[name] = (curve["sigma"], curve["value"])
+    curves = {name: report.curves["noise_psnr"] for name, report in reports.items() if "noise_psnr" in report.curves}
+    lines = {name: (curve.facts["sigma"], curve.value) for name, curve in curves.items() if not curve.absent}
     return primitives.curves(lines, x="noise added to z (standard deviations)", y="PSNR (dB)")
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------
 
 
-def report_rows(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One table row per report: all scalar metrics, N and the protocol hash."""
+def report_rows(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
+    """One table row per report: every number, its guidance where it sampled, N and the protocol hash."""
     rows = []
     for name, report in reports.items():
+        size = report.protocol.get("images", {}).get("size")
         row: dict[str, Any] = {"run": name}
-        row |= {key: metric.get("value") for key, metric in report["metrics"].items()}
-        rows.append(row | {"N": report["protocol"]["n"], "protocol": report["hash"]})
+        row |= {head(quantity(key), size): one.value for key, one in report.items()}
+        if sampling := report.protocol.get("sampling"):
+            row["guidance"] = sampling["guidance"]["scale"]
+        rows.append(row | {"N": report.protocol.get("n"), "protocol": report.hash})
     return rows
 
 
-def trade_off(reports: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def trade_off(reports: Mapping[str, Report]) -> go.Figure:
     """Reconstruction (rFD) against generation (gFD), one point per run."""
-    points = [{"name": name, "rFD": r["metrics"]["rfd"]["value"], "gFD": r["metrics"]["gfd"]["value"]} for name, r in reports.items()]
+    points = [{"name": name, "rFD": r.value("rfd"), "gFD": r.value("gfd")} for name, r in reports.items()]
     return primitives.scatter(points, "rFD", "gFD", title="better reconstruction is left, better generation is down")
 
 
@@ -298,13 +295,7 @@ def loss_by_time(ref: str | Path, root: str | Path = "runs", n: int = 256, bins:
     source = data.open_source(loaded.run.data, "val")
     batch = source.batch(torch.arange(min(n, len(source))))
     z = loaded.tokenizer.encode(data.to_float(batch.images).to(loaded.device)).mode()
-    noise = SampleRandom(seed, range(len(z)), loaded.device).randn(*z.shape[1:])
-    times = [(i + 0.5) / bins for i in range(bins)]
-    errors = []
-    for t in times:
-        s = flow.interpolate(z, noise, torch.full((len(z),), t, device=loaded.device))
-        v = loaded.network(s.x, s.t, batch.labels.to(loaded.device))
-        errors.append(float((v - s.v).square().mean() / s.v.square().mean()))
+    times, errors = time_losses(loaded.network, z, batch.labels, range(len(z)), seed, bins)
     return primitives.curves({loaded.folder.id: (times, errors)}, x="t (0 data, 1 noise)", y="velocity error / target power")
 
 
@@ -314,6 +305,6 @@ def guidance_rows(ref: str | Path, root: str | Path, settings: Mapping[str, Mapp
     n = min(n, runs.open_run(ref, root).config().protocol.n)
     for name, fields in settings.items():
         report = api.evaluate(ref, root, protocol={"n": n, **{f"guidance.{k}": v for k, v in fields.items()}})
-        metrics = {k: report["metrics"][k].get("value") for k in ("gfd", "gfd_own", "class_accuracy") if k in report["metrics"]}
-        rows.append({"guidance": name, **metrics, "N": report["protocol"]["n"], "protocol": report["hash"]})
+        metrics = {k: report.value(k) for k in quantities(TARGET) if k in report}
+        rows.append({"guidance": name, **metrics, "N": report.protocol["n"], "protocol": report.hash})
     return rows

@@ -7,8 +7,11 @@ because blur is one of the things people look for.
 from __future__ import annotations
 
 import base64
+import html
 import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,10 +66,15 @@ def tile(images: Tensor, columns: int = 8, scale: int | None = None, gap: int = 
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def data_uri(picture: Image.Image) -> str:
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def data_uri(picture: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
 def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
@@ -191,25 +199,55 @@ def scatter(
 
 
 def number(value: Any) -> str:
-    """A number with three significant digits, text as it is, None as a dash."""
+    """A number with three significant digits, text as it is, None as a dash, lists and mappings as JSON."""
     if value is None:
         return "–"
+    if isinstance(value, list | dict):
+        return json.dumps(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def table(records: Sequence[Mapping[str, Any]], title: str | None = None) -> go.Figure:
-    """A table with one row per record; columns in the order in which they first appear."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    cells = [[number(record.get(column)) for record in records] for column in columns]
-    widths = [max(len(str(column)), *(len(c) for c in values)) + 2 for column, values in zip(columns, cells, strict=True)] if records else None
-    figure = go.Figure(go.Table(
-        columnwidth=widths,
-        header={"values": [f"<b>{column}</b>" for column in columns], "align": "left", "fill_color": "#E8EDF2", "font": {"color": "#1B1F23"}},
-        cells={"values": cells, "align": "left", "height": 26, "fill_color": "#FFFFFF", "font": {"color": "#1B1F23"}},
-    ))
-    return figure.update_layout(title=title, height=70 + 28 * len(records) + (36 if title else 0), margin={"l": 8, "r": 8, "t": 44 if title else 8, "b": 8})
+@dataclass(frozen=True)
+class Table:
+    """Records as a table: one row each, columns in the order in which they first appear. A cell in ** is bold.
+
+    Notebooks and pages show it as HTML (nothing is cut, and it can be selected), documents as Markdown.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    title: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(key for record in self.records for key in record))
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells as text."""
+        return [[number(record.get(column)) for column in self.columns] for record in self.records]
+
+    def __html__(self) -> str:
+        def cell(text: str) -> str:
+            bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
+            return f"<td><b>{html.escape(text[2:-2])}</b></td>" if bold else f"<td>{html.escape(text)}</td>"
+
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in self.rows)
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    _repr_html_ = __html__
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def table(records: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """A table with one row per record."""
+    return Table(list(records), title)
 
 
 def bars(values: Mapping[str, float], y: str, title: str | None = None, errors: Mapping[str, float] | None = None) -> go.Figure:
@@ -234,6 +272,8 @@ def use_notebook_renderer() -> None:
     pio.renderers.default = "plotly_mimetype+notebook"
 
 
-def fragment(figure: go.Figure, first: bool = False) -> str:
-    """The figure as an HTML fragment; the `first` one of a page carries plotly.js, so that the page works offline."""
+def fragment(figure: go.Figure | Table, first: bool = False) -> str:
+    """A figure or table as an HTML fragment; the `first` one of a page carries plotly.js, so that the page works offline."""
+    if isinstance(figure, Table):
+        return figure.__html__()
     return figure.to_html(full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False})

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from vfmlab import api, config
 from vfmlab.errors import ConfigError
 from vfmlab.plots import figures, primitives
-from vfmlab.studies.compare import Row, spread
-from vfmlab.studies.results import means
+from vfmlab.studies.results import Result, means, spread
+from vfmlab.studies.rows import Row
 
-Result = Mapping[str, Any]
 FIRST, TUNED = "latent", "perceptual"  # the stages by which the ablations are told
 HERE = {"psnr": "PSNR (dB)", "rfd": "rFD", "probe_linear": "linear probe"}
 BASE = "w_sp 1"  # after the adapter, L2: the method itself
@@ -71,13 +70,10 @@ def plan_records(row: Row) -> list[dict[str, Any]]:
     return found
 
 
-def after(results: Sequence[Result], stage: str = TUNED) -> list[dict[str, Any]]:
+def after(results: Sequence[Result], stage: str = TUNED) -> list[Result]:
     """`results` as they stood after `stage`: the numbers of that stage's run in place of the last one's."""
-    found = []
-    for result in results:
-        at = [s for s in result["stages"] if s["stage"] == stage]
-        found.append({**result, "metrics": at[0]["metrics"] if at else {}})
-    return found
+    of = {id(result): next((s.numbers for s in result.stages if s.stage == stage), {}) for result in results}
+    return [result.replace(numbers=of[id(result)]) for result in results]
 
 
 # -- what the stages buy ----------------------------------------------------------------------------------------------
@@ -108,7 +104,7 @@ def distances(row: Row, root: str | Path, n: int = 256) -> dict[str, dict[str, f
 
 def stage_records(rows: Sequence[Row], results: Sequence[Result], root: str | Path) -> list[dict[str, Any]]:
     """One record per stage of the method: numbers here (mean and each seed), distances (first seed), and the paper's."""
-    mine = [result for result in results if result["label"] == BASE]
+    mine = [result for result in results if result.label == BASE]
     moved = distances(next(row for row in rows if row.label == BASE), root)
     found = []
     for stage, (rfid, probe) in PAPER_STAGES.items():
@@ -116,7 +112,7 @@ def stage_records(rows: Sequence[Row], results: Sequence[Result], root: str | Pa
         values = {key: means(after(mine, stage), key).get(BASE) for key in HERE}
         record |= {HERE[key]: spread(v) if v else None for key, v in values.items()}
         record |= {"latent moved": moved[stage]["latent"], "encoder moved": moved[stage]["encoder"]}
-        record["seconds"] = round(statistics.fmean(s["seconds"] for r in mine for s in r["stages"] if s["stage"] == stage))
+        record["seconds"] = round(statistics.fmean(s.seconds for r in mine for s in r.stages if s.stage == stage))
         found.append(record | {"paper: rFID": rfid, "paper: linear probe (%)": probe})
     return found
 

@@ -19,12 +19,12 @@ from typing import Any, TextIO
 from vfmlab import runs
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.evaluation.instruments.base import choose
-from vfmlab.evaluation.protocol import groups
+from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import METRICS, collect, records, spread, stage_records
+from vfmlab.studies.results import collect, groups, records, spread, stage_records
 from vfmlab.studies.rows import Row, Until, parse
 
-__all__ = ["METRICS", "Row", "collect", "correlate", "groups", "parse", "records", "run"]
+__all__ = ["Row", "collect", "correlate", "groups", "parse", "records", "run"]
 __all__ += ["spread", "stage_records", "train"]
 TITLE = "Comparison"
 
@@ -90,13 +90,13 @@ def run(
     root, out = Path(root).expanduser(), _target(out)
     rows = parse(specs, seeds, overrides, until)
     results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
-    if not any(r["metrics"] for r in results):
-        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0]['failed']}")
+    if not any(r.numbers for r in results):
+        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
     more = {"--until": [until], "--title": [title] if title != TITLE else []}
     command = _command("compare", specs, seeds, out, overrides, more)
     pictures = grids.write(rows, root, out.parent / "images", out.name)
     seen = {label: f"images/{path.name}" for label, path in pictures.items()}
-    facts = {"title": title, "command": command, "results": results, "pictures": seen}
+    facts = {"title": title, "command": command, "results": [r.as_json() for r in results], "pictures": seen}
     runs.write_json(out.with_name(f"{out.name}.json"), facts)
     runs.write_atomic(out.with_name(f"{out.name}.html"), compare_page.page(results, command, title, pictures))
     runs.write_atomic(out.with_name(f"{out.name}.md"), compare_page.markdown(results, command, title, seen))
@@ -130,8 +130,7 @@ def correlate(
     Raises:
         ConfigError: unknown target or instrument, or too few rows with the target.
     """
-    if target not in correlation.TARGETS:
-        raise ConfigError(f"target = '{target}': choose from {', '.join(correlation.TARGETS)}")
+    correlation.check_target(target)
     choose(names, "tokenizer", "the rows")
     root, out = Path(root).expanduser(), _target(out)
     rows = parse(specs, seeds, overrides)
@@ -141,7 +140,7 @@ def correlate(
     more: dict[str, Sequence[str | None]] = {"--target": [target] if target != "gfd" else []}
     more["--instruments"] = list(names) if tuple(names) != correlation.NAMES else []
     command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
-    title = f"What goes along with {correlation.name(target)}"
+    title = f"What goes along with {quantity(target).label}"
     return correlation_page.write(results, found, target, command, title, out)
 
 

@@ -15,14 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vfmlab.errors import ConfigError, VfmlabError
-from vfmlab.evaluation.instruments.base import better
-from vfmlab.evaluation.protocol import BETTER
+from vfmlab.evaluation.number import TARGET, quantities
 from vfmlab.studies import measure
-from vfmlab.studies.results import METRICS, Result
+from vfmlab.studies.results import Result
 from vfmlab.studies.rows import Row
 
 NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "geometry", "frequency", "interpolation", "robustness")
-TARGETS = ("gfd", "gfd_own", "class_accuracy")
 LEAST = 4  # rows, below which ranks say nothing
 DRAWS = 2000  # of rows, for the interval; of permutations, for p
 
@@ -44,40 +42,36 @@ class Correlation(NamedTuple):
 
 
 def measure_rows(
-    results: Sequence[Result], rows: Sequence[Row], root: str | Path, names: Sequence[str] = NAMES, compared_with: str | None = None,
-    say: Callable[[str], object] = lambda text: None,
-) -> list[Result]:
-    """`results` with the instruments' numbers of every row's tokenizer under "instruments": {name: {"value", "protocol"}}.
+    results: Sequence[Result], rows: Sequence[Row], root: str | Path, names: Sequence[str] = NAMES,
+    compared_with: str | None = None, say: Callable[[str], object] = lambda text: None,
+) -> list[Result]:  # fmt: skip
+    """`results` with the instruments' numbers of every row's tokenizer.
 
-    A row whose tokenizer cannot be measured keeps its other numbers and says why in "failed".
+    A row whose tokenizer cannot be measured keeps its other numbers and says why in `failed`.
     """
-    found = []
+    measured = []
     for k, (result, row) in enumerate(zip(results, rows, strict=True)):
-        values, failed = {}, result["failed"]
-        if any(stage["run"] == row.tokenizers[-1].id for stage in result["stages"]):
+        if any(stage.run == row.tokenizers[-1].id for stage in result.stages):
             say(f"instruments {k + 1}/{len(rows)}: {row.label}, seed {row.seed}")
             try:
                 report = measure.measure(row.tokenizers[-1].id, names, root, compared_with=compared_with)
             except VfmlabError as error:
-                failed = failed or f"instruments: {error}"
+                result = result.replace(failed=result.failed or f"instruments: {error}")
             else:
-                values = {k: {"value": v["value"], "protocol": v["protocol"]} for k, v in report["metrics"].items() if v["value"] is not None}
-        found.append({**result, "instruments": values, "failed": failed})
-    return found
+                result = result.replace(instruments=report.measured)
+        measured.append(result)
+    return measured
 
 
 def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]]:
     """label -> {seed: value} of a metric or an instrument's number, of the protocol that most results have it under."""
-    cells = [(r["label"], r["seed"], r["metrics"].get(metric) or r.get("instruments", {}).get(metric)) for r in results]
-    hashes = [cell["protocol"] for _, _, cell in cells if cell]
-    if not hashes:
-        return {}
-    common = statistics.mode(hashes)
-    found: dict[str, dict[int, float]] = {}
-    for label, seed, cell in cells:
-        if cell and cell["protocol"] == common:
-            found.setdefault(label, {})[seed] = float(cell["value"])
-    return found
+    numbers = [(r, number) for r in results if (number := r.number(metric))]
+    common = statistics.mode(number.protocol for _, number in numbers) if numbers else None
+    by_label: dict[str, dict[int, float]] = {}
+    for r, number in numbers:
+        if number.protocol == common:
+            by_label.setdefault(r.label, {})[r.seed] = float(number.value)
+    return by_label
 
 
 def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> list[Correlation]:
@@ -86,19 +80,27 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     Raises:
         ConfigError: unknown target, or fewer than 4 rows that have it under one protocol.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target = '{target}': choose from {', '.join(TARGETS)}")
+    check_target(target)
     goal = values(results, target)
     if len(goal) < LEAST:
-        raise ConfigError(f"{len(goal)} rows have '{target}' under one protocol; ranks need at least {LEAST}: compare more rows, or wait for their diffusion runs")
-    found = [one for metric in candidates(results) if (one := _one(metric, values(results, metric), goal, seed)) is not None]
-    return sorted(found, key=lambda c: -abs(c.rho))
+        raise ConfigError(
+            f"{len(goal)} rows have '{target}' under one protocol; ranks need at least {LEAST}: compare more rows, or wait "
+            "for their diffusion runs"
+        )
+    every = (_one(metric, values(results, metric), goal, seed) for metric in candidates(results))
+    return sorted((one for one in every if one is not None), key=lambda c: -abs(c.rho))
+
+
+def check_target(target: str) -> None:
+    """ConfigError where `target` is not registered as one."""
+    if target not in quantities(TARGET):
+        raise ConfigError(f"target = '{target}': choose from {', '.join(quantities(TARGET))}")
 
 
 def candidates(results: Sequence[Result]) -> list[str]:
     """All numbers of the tokenizers: those of their reports, then those of the instruments."""
-    reports = (stage["metrics"] for r in results for stage in r["stages"] if stage["kind"] == "tokenizer")
-    return list(dict.fromkeys(key for part in (*reports, *(r.get("instruments", {}) for r in results)) for key in part))
+    reports = (stage.numbers for r in results for stage in r.stages if stage.kind == "tokenizer")
+    return list(dict.fromkeys(key for part in (*reports, *(r.instruments for r in results)) for key in part))
 
 
 def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[int, float]], seed: int) -> Correlation | None:
@@ -131,14 +133,3 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
     with np.errstate(invalid="ignore"):
         return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-
-
-def name(metric: str) -> str:
-    """What a metric is called in a table's head."""
-    return METRICS.get(metric, metric)
-
-
-def end(metric: str) -> str:
-    """Which end is good: an arrow, or nothing where that is open."""
-    good = BETTER.get(metric) or better().get(metric)
-    return {"higher": " ↑", "lower": " ↓"}.get(good or "", "")

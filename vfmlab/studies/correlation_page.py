@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import html
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 
 from vfmlab import runs
+from vfmlab.evaluation.number import HEADLINE, HIGHER, LOWER, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
-from vfmlab.studies.correlation import DRAWS, Correlation, end, name, values
+from vfmlab.studies.correlation import DRAWS, Correlation, values
+from vfmlab.studies.page import Lines, Page, definitions
 from vfmlab.studies.results import Result, spread
 
-HEADLINE = (
-    "class_accuracy", "psnr", "rfd", "feature_distance", "probe_linear", "alignment_cknna", "se_cknna", "se_cknna_change", "lds", "effective_rank",
-)  # fmt: skip
 SHOWN = 12  # metrics with a picture
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
     """One line per row of the comparison, best target first: the target and the headline metrics, with every seed."""
     goal = values(results, target)
-    order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=end(target) == " ↑")
-    columns = [target, *(key for key in HEADLINE if key != target)]
+    higher = quantity(target).better == HIGHER
+    order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=higher)
+    columns = [target, *(key for key in quantities(HEADLINE) if key != target)]
     cells = {key: values(results, key) for key in columns}
     used = [key for key in columns if cells[key]]
     return [
-        {"row": label, **{f"{name(key)}{end(key)}": spread(list(cells[key][label].values())) if label in cells[key] else "–" for key in used}}
+        {"row": label, **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key] else "–" for key in used}}
         for label in order
     ]
 
@@ -39,7 +37,7 @@ def correlations(found: Sequence[Correlation]) -> list[dict[str, str]]:
     """One line per metric, strongest first."""
     return [
         {
-            "metric": f"{name(c.metric)}{end(c.metric)}", "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
+            "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
             "95 % over rows": f"{c.low:+.2f} … {c.high:+.2f}", "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
         }
         for c in found
@@ -49,9 +47,9 @@ def correlations(found: Sequence[Correlation]) -> list[dict[str, str]]:
 def reading(found: Sequence[Correlation], target: str) -> str:
     """What the table may be read for, and what luck alone would give."""
     chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
-    good = "smaller" if end(target) == " ↓" else "larger"
+    good = "smaller" if quantity(target).better == LOWER else "larger"
     return (
-        f"Spearman's rank correlation of each metric of the tokenizer with {name(target)} ({good} is better) over the means of the rows; the same over the rows of each "
+        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} is better) over the means of the rows; the same over the rows of each "
         f"seed; the middle 95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; "
         f"{chance:.1f} would by luck if they were independent, which they are not. Rows that share parts (ablations of one tokenizer) are no independent draws either."
     )
@@ -62,57 +60,45 @@ def left_out(results: Sequence[Result], target: str) -> list[str]:
     goal = values(results, target)
     reasons: dict[str, str] = {}
     for r in results:
-        if r["label"] not in goal:
-            reasons[r["label"]] = r["failed"] or (f"its {name(target)} was measured under another protocol" if target in r["metrics"] else f"it has no {name(target)}")
-        elif r["failed"]:
-            reasons[f"{r['label']}, seed {r['seed']}"] = r["failed"]
+        if r.label not in goal:
+            other = f"its {quantity(target).label} was measured under another protocol"
+            reasons[r.label] = r.failed or (other if target in r.numbers else f"it has no {quantity(target).label}")
+        elif r.failed:
+            reasons[f"{r.label}, seed {r.seed}"] = r.failed
     return [f"`{label}`: {why}" for label, why in reasons.items()]
 
 
-def markdown(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
-    """The tables with what they were measured under."""
-    parts = [f"# {title}", "", _note(results, target), ""]
-    for heading, text, records in _sections(results, found, target):
-        columns = list(records[0])
-        parts += [f"## {heading}", "", *([text, ""] if text else []), f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        parts += [f"| {' | '.join(record[c].replace('|', '/') for c in columns)} |" for record in records] + [""]
-    if missing := left_out(results, target):
-        parts += ["Left out, or only in part:", "", *(f"- {line}" for line in missing), ""]
-    return "\n".join([*parts, f"Made by `{command}`."]) + "\n"
-
-
-def page(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> str:
-    """The same with figures, in one file that needs no network."""
-    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(_note(results, target).replace('`', ''))}</p>"]
-    body.append(primitives.fragment(strengths(found, target), first=True))
-    ranked = [c.metric for c in found]
-    shown = [metric for metric in HEADLINE if metric in ranked]
-    shown += [metric for metric in ranked if metric not in shown][: SHOWN - len(shown)]
-    body.append(primitives.fragment(scatters(results, shown, target)))
-    for heading, text, records in _sections(results, found, target):
-        body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{compare_page.html_table(records)}")
-    if missing := left_out(results, target):
-        body.append("<h2>Left out, or only in part</h2><ul>" + "".join(f"<li>{html.escape(line.replace('`', ''))}</li>" for line in missing) + "</ul>")
-    return compare_page.document(title, [*body, f"<p>Made by <code>{html.escape(command)}</code></p>"])
-
-
-def _sections(results: Sequence[Result], found: Sequence[Correlation], target: str) -> list[tuple[str, str, list[dict[str, str]]]]:
-    return [
-        ("Rows", "Best first.", table(results, target)),
-        (f"What goes along with {name(target)}", reading(found, target), correlations(found)),
-    ]
-
-
-def _note(results: Sequence[Result], target: str) -> str:
-    """What the numbers of the rows that have the target were measured under."""
+def build(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> Page:
+    """Rows, correlations, and a picture of the strongest."""
     goal = values(results, target)
-    return compare_page.note([r for r in results if r["label"] in goal and target in r["metrics"]], "mean (each seed)")
+    mine = [r for r in results if r.label in goal and target in r.numbers]
+    label = quantity(target).label
+    page = Page(title, f"Which numbers of a tokenizer, measured before any diffusion model is trained, go along with {label}?",
+                verdict(found), compare_page.note(mine, "mean (each seed)"), definitions(), command=command)  # fmt: skip
+    ranked = [c.metric for c in found]
+    shown = [metric for metric in quantities(HEADLINE) if metric in ranked]
+    shown += [metric for metric in ranked if metric not in shown][: SHOWN - len(shown)]
+    page.add("", "", strengths(found, target), scatters(results, shown, target))
+    page.add("Rows", "Best first.", primitives.table(table(results, target)))
+    page.add(f"What goes along with {label}", reading(found, target), primitives.table(correlations(found)))
+    if missing := left_out(results, target):
+        page.add("Left out, or only in part", "", Lines(missing))
+    return page
+
+
+def verdict(found: Sequence[Correlation]) -> str:
+    """The strongest correlation whose interval over rows leaves out 0; none where there is no such metric."""
+    clear = [c for c in found if c.low * c.high > 0]
+    if not clear:
+        return "None: the interval over rows of every metric holds 0."
+    one = clear[0]
+    return f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows {one.low:+.2f} … {one.high:+.2f}), over {one.rows} rows."
 
 
 def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
     """Spearman's rho of every metric as a dot with its interval over rows, strongest on top; small dots: each seed."""
     shown = list(reversed(found))
-    labels = [name(c.metric) for c in shown]
+    labels = [quantity(c.metric).label or c.metric for c in shown]
     figure = go.Figure()
     figure.add_vline(x=0, line={"color": "#888", "width": 1})
     figure.add_scatter(
@@ -124,14 +110,14 @@ def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
     )  # fmt: skip
     seeds = [(r, label) for c, label in zip(shown, labels, strict=True) for r in c.seeds]
     figure.add_scatter(x=[r for r, _ in seeds], y=[label for _, label in seeds], mode="markers", name="one seed", marker={"size": 5, "color": primitives.PALETTE[1]})
-    figure.update_xaxes(range=[-1.05, 1.05], title=f"rank correlation with {name(target)}")
+    figure.update_xaxes(range=[-1.05, 1.05], title=f"rank correlation with {quantity(target).label}")
     return figure.update_layout(template=primitives.TEMPLATE, height=120 + 18 * len(shown), margin={"l": 180, "r": 12, "t": 24, "b": 44})
 
 
 def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> go.Figure:
     """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its seeds."""
-    goal, labels = values(results, target), list(dict.fromkeys(r["label"] for r in results))
-    runs_of = {r["label"]: r["run"] for r in results}
+    goal, labels = values(results, target), list(dict.fromkeys(r.label for r in results))
+    runs_of = {r.label: r.run for r in results}
     styles = compare_page.row_styles([(label, runs_of[label]) for label in labels])
     figures = []
     for metric in metrics:
@@ -142,8 +128,8 @@ def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> 
             colour, again = styles[label]
             marker = {"size": 9, "color": colour, "symbol": compare_page.SYMBOLS[again % len(compare_page.SYMBOLS)]}
             figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1}, marker=marker)
-        figure.update_layout(title=f"{name(metric)}{end(metric)}")
-        figure.update_yaxes(title=name(target))
+        figure.update_layout(title=quantity(metric).head)
+        figure.update_yaxes(title=quantity(target).label)
         figures.append(figure)
     return primitives.panels(figures, columns=3)
 
@@ -151,8 +137,10 @@ def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> 
 def write(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str, out: Path) -> Path:
     """`out`.md, `out`.json and `out`.html; returns the first."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    record: Mapping[str, Any] = {"title": title, "command": command, "target": target, "correlations": [c._asdict() for c in found], "results": results}
+    rows = [r.as_json() for r in results]
+    record = {"title": title, "command": command, "target": target, "correlations": [c._asdict() for c in found], "results": rows}
+    page = build(results, found, target, command, title)
     runs.write_json(out.with_name(f"{out.name}.json"), record)
-    runs.write_atomic(out.with_name(f"{out.name}.html"), page(results, found, target, command, title))
-    runs.write_atomic(out.with_name(f"{out.name}.md"), markdown(results, found, target, command, title))
+    page.write(out.with_name(f"{out.name}.html"))
+    runs.write_atomic(out.with_name(f"{out.name}.md"), page.markdown())
     return out.with_name(f"{out.name}.md")

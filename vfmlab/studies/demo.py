@@ -144,6 +144,6 @@ def show_notebook(source: str, target: str, parameters: dict[str, Any]) -> None:
 
 def _numbers(whole: config.Recipe, root: Path) -> str:
     report = api.evaluate(whole.id, root)
-    values = {key: report["metrics"].get(key, {}).get("value") for key in SHOWN}
+    values = {key: report.value(key) for key in SHOWN}
     numbers = "  ".join(f"{key} {value:.3g}" for key, value in values.items() if value is not None)
-    return f"{numbers}  (protocol {report['hash']}, run {whole.id})"
+    return f"{numbers}  (protocol {report.hash}, run {whole.id})"

@@ -20,9 +20,8 @@ from vfmlab import api, config, data
 from vfmlab.errors import ConfigError, DataError, VfmlabError
 from vfmlab.evaluation.features import FeatureSpace, open_space
 from vfmlab.evaluation.instruments.recovery import Coder
-from vfmlab.evaluation.probes import CPU_PART
-from vfmlab.evaluation.protocol import as_saved
-from vfmlab.evaluation.reconstruction import PixelMetrics, evaluating, perceptual
+from vfmlab.evaluation.instruments import pixels
+from vfmlab.evaluation.roundtrip import CPU_PART, as_saved, evaluating
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import primitives
 from vfmlab.seeding import SampleRandom, derive, generator
@@ -158,10 +157,9 @@ def reconstruct(
         z = disturbance(z, bank)
     restored = as_saved(decode(tokenizer, z))
     where = api.device()
-    pixels = PixelMetrics(perceptual(str(where)))
-    pixels.update(target.to(where), restored.to(where), None)
-    metrics = {name: torch.cat(parts).tolist() for name, parts in pixels.values.items()}
-    missing = {name: reason for name, reason in pixels.missing.items() if name != "psnr_mask"}
+    values = pixels.compare(target.to(where), restored.to(where), None, pixels.perceptual(str(where)))
+    metrics = {name: value.double().tolist() for name, value in values.items() if not isinstance(value, str)}
+    missing = {name: value for name, value in values.items() if isinstance(value, str) and name != "psnr_mask"}
     if space is not None:
         opened = feature_space(space, tokenizer.size)
         if isinstance(opened, str):

@@ -17,16 +17,20 @@ from vfmlab.studies.rows import Row
 SHOWN = 10
 
 
-def sheet(groups: Mapping[str, Tensor], width: int = 1000) -> Image.Image:
-    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor."""
+def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str] = ()) -> Image.Image:
+    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor. columns: what stands above each image."""
     first = next(iter(groups.values()))
     scale = max(1, width // (first.shape[0] * first.shape[-1]))
     font = ImageFont.load_default(size=15)
     left = max(round(font.getlength(line)) for name in groups for line in name.splitlines()) + 16
     lines = [primitives.tile(images, columns=len(images), scale=scale) for images in groups.values()]
-    gap = 2 * scale
-    whole = Image.new("RGB", (left + lines[0].width, sum(line.height + gap for line in lines) - gap), "white")
-    draw, top = ImageDraw.Draw(whole), 0
+    gap, step = 2 * scale, (first.shape[-1] + 2) * scale
+    names = [_fitted(name, step - 4, font) for name in columns[: len(first)]]
+    top = 10 + 18 * max((name.count("\n") + 1 for name in names), default=0) if names else 0
+    whole = Image.new("RGB", (left + lines[0].width, top + sum(line.height + gap for line in lines) - gap), "white")
+    draw = ImageDraw.Draw(whole)
+    for k, name in enumerate(names):
+        draw.multiline_text((left + k * step, 4), name, fill="#1b1f23", font=font)
     for name, line in zip(groups, lines, strict=True):
         draw.multiline_text((8, top + line.height // 2), name, fill="#1b1f23", font=font, anchor="lm")
         whole.paste(line, (left, top))
@@ -59,6 +63,15 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
         files[""] = folder / f"{stem}.png"
         _save(sheet(overview), files[""])
     return files
+
+
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """Text broken at blanks and underscores so that a line is at most so many pixels wide, where that is possible."""
+    lines = [""]
+    for word in re.findall(r"[^ _-]+[ _-]*", text):
+        longer = lines[-1] + word
+        lines = [*lines[:-1], longer] if not lines[-1] or font.getlength(longer) <= width else [*lines, word]
+    return "\n".join(lines)
 
 
 def slug(label: str) -> str:

@@ -1,13 +1,12 @@
 """The door to the instruments: what they say about a run, or a vision model, measured once and kept beside it.
 
     report = vfmlab.studies.measure.measure("pocket_vfm_vae_tokenizer")          # all that fit, kept in <run>/instruments/
-    report["metrics"]["se_cknna"]["value"], report["curves"]["rate"]["value"]
+    report["se_cknna"].value, report.curves["rate"].value
     vfmlab.studies.measure.measure("vfm:pocket", data=run.data)                  # a vision model's last layer; vfm:NAME@LAYER
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 
 from vfmlab import api, config, runs, vfm
+from vfmlab.data import open_source
 from vfmlab.errors import ConfigError, RunError
-from vfmlab.evaluation import reference, subject
+from vfmlab.evaluation import cache, evaluate, number, reference, subject
 from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.instruments import base
-from vfmlab.evaluation.protocol import cache_folder
+from vfmlab.evaluation.number import Report
 from vfmlab.registry import INSTRUMENTS
 
 Progress = Callable[[int, int], object]
@@ -40,7 +40,7 @@ def measure(
     of: str | None = None,
     again: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """What the instruments say about a run; what was measured before under the same protocol is read, the rest measured.
 
     Args:
@@ -49,10 +49,6 @@ def measure(
             `vfm:` needs it. compared_with: feature space of the reference model; None: one of another family (see
             `vfmlab.evaluation.reference`). of: "tokenizer" measures the tokenizer of a diffusion run (as that run tuned it, where it
             did) in place of its network. again: measure anew.
-
-    Returns:
-        {"run", "kind", "reference", "representation", "metrics": {name: {"value", "protocol", "n", "better", ...}}, "curves",
-        "protocols", "instruments": {name: {"seconds"}}}.
 
     Raises:
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
@@ -69,23 +65,29 @@ def measure(
     changed = config.override(run or _shell(), changes)
     images, settings = changed.data, changed.protocol
     wanted = base.choose(names, kind, str(ref))
-    built_on = run.vfm.name if run is not None and run.vfm is not None else ("pocket" if run is not None and kind == "vfm" else None)
-    theirs = compared_with or reference.default(built_on if run is not None else str(ref).removeprefix("vfm:").partition("@")[0], settings.features)
-    asked = settings.model_dump(mode="json", exclude_none=True, exclude={"batch", "sampler", "guidance", "decoder"})
+    built_on = run.vfm.name if run is not None and run.vfm is not None else None
+    if kind == "vfm":
+        built_on = "pocket" if run is not None else str(ref).removeprefix("vfm:").partition("@")[0]
+    theirs = compared_with or reference.default(built_on, settings.features)
+    protocol = settings.model_dump(mode="json", exclude_none=True, exclude={"batch", "sampler", "guidance", "decoder"})
     judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
-    state = [folder.status().samples if folder is not None else str(ref), open_space(theirs, images.size, root).version if judge else ""]
-    key = config.digest([base.VERSION, kind, asked, images.model_dump(mode="json", exclude_none=True), theirs, state, layer])
-    beside = folder.path / "instruments" if folder is not None else cache_folder() / "instruments"
-    kept = _read(beside / f"{key}.json")
-    missing = [name for name in wanted if again or kept is None or name not in kept["instruments"]]
+    version = open_space(theirs, images.size, root).version if judge else ""
+    state = str(ref) if folder is None else evaluate.weights(folder, settings.model_copy(update={"decoder": None}))
+    shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]
+    key = config.digest([base.VERSION, kind, protocol, shown, theirs, state, version, layer])
+    where = folder.path if folder is not None else cache.folder()
+    path = where / "instruments" / f"{key}.json"
+    report = number.read(path)
+    missing = [name for name in wanted if again or report is None or name not in report.instruments]
     if missing:
-        space = open_space(theirs, images.size, root).to(api.device())
-        more = {"store": beside.parent / "features"}
-        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, reference.Reference(space), more), missing, progress)
-        kept = {"run": folder.id if folder is not None else str(ref), **_merged(kept, new)}
-        beside.mkdir(parents=True, exist_ok=True)
-        runs.write_json(beside / f"{key}.json", kept)
-    return _only(kept, wanted)
+        space = reference.Reference(open_space(theirs, images.size, root).to(api.device()))
+        more = {"store": where / "features"}
+        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, space, more), missing, progress)
+        new = new.replace(run=folder.id if folder is not None else str(ref))
+        report = number.save(path, new if report is None else report.joined(new))
+    parts = [INSTRUMENTS.get(name) for name in wanted]
+    chosen = report.only([q.name for part in parts for q in part.quantities])
+    return chosen.replace(instruments={name: report.instruments[name] for name in wanted})
 
 
 def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.RunDir | None, int]:
@@ -128,27 +130,3 @@ def _open(
     with torch.no_grad():
         model = vfm.build(section, images.size).to(api.device())
     return subject.of_vision_model(model, images, settings, theirs, layer, folder=folder, **more)
-
-
-def _merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    if old is None:
-        return new
-    return {key: {**old[key], **value} if key in ("metrics", "curves", "protocols", "instruments") else value for key, value in new.items()}
-
-
-def _only(report: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
-    """The part of a report that belongs to the instruments asked for."""
-    chosen = [INSTRUMENTS.get(name) for name in wanted]
-    keys = {key for c in chosen for key in (*c.scalars.ends, *c.curves)}
-    part = {name: {k: v for k, v in report[name].items() if k in keys} for name in ("metrics", "curves")}
-    used = {v["protocol"] for group in part.values() for v in group.values() if v.get("value") is not None}
-    part["protocols"] = {k: v for k, v in report["protocols"].items() if k in used}
-    return {**report, **part, "instruments": {k: v for k, v in report["instruments"].items() if k in wanted}}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "instruments" in found else None

@@ -1,34 +1,103 @@
-"""What came out of the rows of a comparison, as plain records: numbers with their protocols, curves, costs, sizes."""
+"""What runs measured, as records: numbers with their protocols, curves over training, costs, sizes. And their tables.
+
+One record per row of a comparison (:func:`collect`, which measures what is missing), or per run of a folder (:func:`scan`,
+which only reads). Numbers of different protocols are never put into one table, one ranking or one curve.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfmlab import api, runs
+from vfmlab import api, config, runs
 from vfmlab.errors import VfmlabError
-from vfmlab.evaluation.protocol import BETTER, HIGHER, rank
-from vfmlab.runs import finished
+from vfmlab.evaluation import course, number
+from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, groups, quantities, rank
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
-METRICS = {  # report metric -> column; reconstruction first, because it bounds what follows
-    "psnr": "PSNR (dB)", "psnr_mask": "PSNR in mask", "ssim": "SSIM", "lpips": "LPIPS", "feature_distance": "feature distance", "rfd": "rFD",
-    "probe_linear": "linear probe", "probe_knn": "kNN", "gfd": "gFD", "gfd_own": "gFD to own rec.", "class_accuracy": "class accuracy",
-}  # fmt: skip
-CURVES = ("gfd", "gfd_own", "class_accuracy")
-Result = dict[str, Any]
+VERSION = 2  # of the JSON; 1 had "metrics" without labels, and curves without protocols
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trained phase of a row. kind: "tokenizer" or "diffusion"."""
+
+    stage: str
+    kind: str
+    run: str
+    seconds: float
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row with one seed, or one run.
+
+    numbers: of the last stage of the tokenizer and of the diffusion model; absent: name -> why it could not be measured.
+    stages: the same for every phase. logged: name -> points of the evaluations during the diffusion model's training, whatever
+    their protocol. instruments: numbers of the instruments. hash, protocol: of the last report. seconds: by kind.
+    parameters: {"trained", "tokenizer", "decoder", "vfm"}; latent: (C, h, w). failed: why the row, or its later phases, could
+    not be had; what it has is there.
+    """
+
+    label: str
+    run: str
+    seed: int = 0
+    data: str = ""
+    size: int | None = None
+    hash: str | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+    logged: course.Logged = field(default_factory=dict)
+    instruments: Mapping[str, Number] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, int] | None = None
+    latent: Sequence[int] | None = None
+    failed: str | None = None
+    name: str = ""
+    method: str = ""
+    kind: str = ""
+
+    def replace(self, **changes: Any) -> Result:
+        return dataclasses.replace(self, **changes)
+
+    def number(self, name: str) -> Number | None:
+        """A measured number of the reports or of the instruments."""
+        return self.numbers.get(name) or self.instruments.get(name)
+
+    def with_report(self, report: Report, kind: str) -> Result:
+        """With the numbers of one more phase; those of a later stage of the tokenizer take the place of an earlier one's."""
+        before = ({}, {}) if kind == "tokenizer" else (self.numbers, self.absent)
+        images = dict(report.protocol.get("images", {}))
+        images |= {"source": shown_source(images["source"])} if "source" in images else {}
+        return self.replace(
+            numbers={**before[0], **report.measured}, hash=report.hash, protocol={**report.protocol, "images": images},
+            absent={**before[1], **{name: _brief(one.reason or "") for name, one in report.items() if one.absent}},
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        entries = {name: {k: v.as_json() for k, v in getattr(self, name).items()} for name in ("numbers", "instruments")}
+        stages = [{**dataclasses.asdict(s), "numbers": {k: v.as_json() for k, v in s.numbers.items()}} for s in self.stages]
+        curves = {k: [{"samples": at, **v.entry()} for at, v in points] for k, points in self.logged.items()}
+        more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**more, "version": VERSION, **entries, "stages": stages, "logged": curves}
+
+
+# -- collecting ---------------------------------------------------------------------------------------------------------
 
 
 def collect(rows: Sequence[Row], root: str | Path, failed: Mapping[str, str] | None = None) -> list[Result]:
-    """One record per row: {"label", "seed", "run", "metrics", "stages", "curve", "seconds", "parameters", "latent", ...}.
+    """One record per row of a comparison; what is trained and not measured yet is measured.
 
-    metrics: {name: {"value", "protocol", "n"}} of the last stage of the tokenizer and of the diffusion model; what could
-    not be measured stands in "absent" with the reason. stages: the same for every trained phase. "failed": why a row, or
-    its later phases, could not be had, else None; what it has is there.
+    failed: id of a row's last phase -> why its training failed.
     """
     built: dict[str, dict[str, Any]] = {}  # seeds of a row have one size
     return [_row(row, Path(root), dict(failed or {}), built) for row in rows]
@@ -36,45 +105,79 @@ def collect(rows: Sequence[Row], root: str | Path, failed: Mapping[str, str] | N
 
 def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str, Any]]) -> Result:
     last = row.phases[-1]
-    result: Result = {
-        "label": row.label, "seed": row.seed, "run": last.id, "data": f"{_bare(row.run.data.source)}, {row.run.data.size} px", "hash": None, "protocol": None,
-        "metrics": {}, "absent": {}, "stages": [], "curve": [], "seconds": {}, "parameters": None, "latent": None, "failed": failed.get(last.id),
-    }  # fmt: skip
+    result, why = _begin(last, last.id).replace(label=row.label), failed.get(last.id)
     try:
         built[row.label] = built.get(row.label) or sizes(row)
-        result |= built[row.label]
+        result = result.replace(**built[row.label])
     except VfmlabError as error:
-        result["failed"] = result["failed"] or str(error)  # the reason of the training first: it comes from the same config
+        why = why or str(error)  # the reason of the training first: it comes from the same config
     for phase in row.phases:
         folder = runs.RunDir(root / phase.id)
-        if not finished(phase, root):
-            if not result["failed"]:
-                state = folder.status() if (root / phase.id).is_dir() else None
-                result["failed"] = f"run '{phase.id}' is not finished ({f'{state.state}: {state.message}'.strip(': ') if state else 'not begun'})"
+        state = folder.status() if folder.path.is_dir() else None
+        if state is None or state.state != "finished":
+            why = why or f"run '{phase.id}' is not finished ({f'{state.state}: {state.message}'.strip(': ') if state else 'not begun'})"
             break
         try:
             report = api.evaluate(phase.id, root)
         except Exception as error:  # whatever it is: the other rows must come out
-            result["failed"] = result["failed"] or f"evaluation of run '{phase.id}': {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            why = why or f"evaluation of run '{phase.id}': {(str(error).splitlines() or [type(error).__name__])[0]}"
             break
-        metrics = {k: {"value": v["value"], "protocol": v["protocol"], "n": v["n"]} for k, v in report["metrics"].items() if v.get("value") is not None}
-        spent = folder.status().seconds
-        result["seconds"][phase.kind] = round(result["seconds"].get(phase.kind, 0.0) + spent, 1)
-        result["stages"].append({"stage": phase.stage, "kind": phase.kind, "run": phase.id, "seconds": round(spent, 1), "metrics": metrics})
-        if phase.diffusion is None:
-            result["metrics"], result["absent"] = {}, {}
-        result["metrics"] |= metrics
-        result["absent"] |= {k: _brief(v.get("reason", "")) for k, v in report["metrics"].items() if v.get("value") is None}
-        images = report["protocol"]["images"]
-        result["hash"], result["protocol"] = report["hash"], report["protocol"] | {"images": images | {"source": _bare(images["source"])}}
+        result = result.with_report(report, phase.kind)
+        stage = Stage(phase.stage, phase.kind, phase.id, round(state.seconds, 1), report.measured)
+        spent = round(result.seconds.get(phase.kind, 0.0) + state.seconds, 1)
+        result = result.replace(stages=(*result.stages, stage), seconds={**result.seconds, phase.kind: spent})
         if phase.diffusion is not None:
-            curve = [{k: v.get("value") if isinstance(v, dict) else v for k, v in r.items()} for r in folder.metrics("evaluation")]
-            result["curve"] = [{k: r.get(k) for k in ("samples", *CURVES)} for r in curve]
-    result["failed"] = result["failed"] and result["failed"].replace(f"{root}/", "")
-    return result
+            result = result.replace(logged=course.logged(folder))
+    return result.replace(failed=why and why.replace(f"{root}/", ""))
 
 
-def _bare(source: str) -> str:
+def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
+    """One record per run of a folder that was measured; nothing is computed and no model is loaded.
+
+    A diffusion run carries the numbers of its tokenizer too; one without a report has what it logged alone. Runs that another
+    one was built on are left out unless `every_phase`.
+    """
+    folders = {folder.id: folder for folder in runs.scan(root)}
+    results, parents = [], set()
+    for folder in folders.values():
+        try:
+            run = folder.config()
+            report = number.of_run(folder)
+            logged = {} if run.diffusion is None else course.logged(folder)
+        except (VfmlabError, OSError):
+            continue  # of another version of the library; the list of runs names it
+        if run.tokenizer is None or (report is None and not logged):
+            continue
+        if run.parent is not None:
+            parents.add(run.parent)
+        below = folders.get(run.parent) if run.diffusion is not None and run.parent is not None else None
+        chain = [(below, "tokenizer")] * (below is not None) + [(folder, run.kind)]
+        result = _begin(run, folder.id).replace(logged=logged, seconds={k: round(f.status().seconds, 1) for f, k in chain})
+        for one, kind in chain if report is not None else ():
+            own = number.of_run(one)
+            result = result if own is None else result.with_report(own, kind)
+        results.append(result.replace(instruments={k: v for f, _ in reversed(chain) for k, v in _instruments(f).items()}))
+    return results if every_phase else [r for r in results if r.run not in parents]
+
+
+def _begin(run: config.Phase, run_id: str) -> Result:
+    side = run.data.size // run.tokenizer.factor
+    return Result(
+        run_id, run_id, run.seed, f"{shown_source(run.data.source)}, {run.data.size} px", run.data.size, name=run.name,
+        method=run.tokenizer.method, kind=run.kind, latent=(run.tokenizer.channels, side, side),
+    )  # fmt: skip
+
+
+def _instruments(folder: runs.RunDir) -> dict[str, Number]:
+    """Numbers of the instruments kept beside a run; the newest measurement of each."""
+    numbers: dict[str, Number] = {}
+    for path in sorted((folder.path / "instruments").glob("*.json"), key=lambda p: p.stat().st_mtime):
+        report = number.read(path)
+        numbers |= {} if report is None else report.measured
+    return numbers
+
+
+def shown_source(source: str) -> str:
     """A data source without the folders of this machine: a page is read elsewhere."""
     kind, colon, rest = source.partition(":")
     return f"{kind}{colon}{Path(rest).name if kind in ('folder', 'parquet', 'wds') else rest}"
@@ -86,7 +189,7 @@ def _brief(reason: str) -> str:
 
 
 def sizes(row: Row) -> dict[str, Any]:
-    """{"latent": [C, h, w], "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer, built without storage.
+    """{"latent": (C, h, w), "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer, built without storage.
 
     trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands apart.
     """
@@ -98,25 +201,33 @@ def sizes(row: Row) -> dict[str, Any]:
     trained = sum(n for name, n in counts.items() if name in free and any(fnmatch.fnmatchcase(name, glob) for glob in globs))
     vfm = 0 if tokenizer.vfm is None else sum(p.numel() for p in tokenizer.vfm.parameters())
     decoder = sum(n for name, n in counts.items() if name.startswith("decoder."))
-    return {"latent": list(tokenizer.latent_shape), "parameters": {"trained": trained, "tokenizer": sum(counts.values()), "decoder": decoder, "vfm": vfm}}
+    parameters = {"trained": trained, "tokenizer": sum(counts.values()), "decoder": decoder, "vfm": vfm}
+    return {"latent": tuple(tokenizer.latent_shape), "parameters": parameters}
+
+
+# -- numbers over seeds -------------------------------------------------------------------------------------------------
 
 
 def means(results: Sequence[Result], metric: str) -> dict[str, list[float]]:
     """label -> the values of its seeds, in the order of the seeds; labels without the number are left out."""
     values: dict[str, list[float]] = {}
-    for r in sorted(results, key=lambda r: r["seed"]):
-        if metric in r["metrics"]:
-            values.setdefault(r["label"], []).append(float(r["metrics"][metric]["value"]))
-    return {label: values[label] for label in dict.fromkeys(r["label"] for r in results) if label in values}
+    for r in sorted(results, key=lambda r: r.seed):
+        if metric in r.numbers:
+            values.setdefault(r.label, []).append(float(r.numbers[metric].value))
+    return {label: values[label] for label in labels(results) if label in values}
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(r.label for r in results))
 
 
 def best(results: Sequence[Result], metric: str) -> str | None:
     """The label with the best mean; None with fewer than two labels. Raises ConfigError across protocols."""
     values = means(results, metric)
-    if len(values) < 2:
+    if len(values) < 2 or quantities()[metric].better is None:
         return None
-    hashes = {r["label"]: r["metrics"][metric]["protocol"] for r in results if metric in r["metrics"]}
-    return rank({k: {metric: {"value": statistics.fmean(v), "protocol": hashes[k]}} for k, v in values.items()}, metric)[0][0]
+    hashes = {r.label: r.numbers[metric].protocol for r in results if metric in r.numbers}
+    return rank({k: {metric: Number(statistics.fmean(v), hashes[k])} for k, v in values.items()}, metric)[0][0]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -127,23 +238,51 @@ def spread(values: Sequence[float]) -> str:
     return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3 else f"{text} ({', '.join(f'{v:.3g}' for v in values)})"
 
 
-def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]:
-    """One table row per label: all metrics there are (mean and spread), seconds, parameters, latent shape.
+def verdict(results: Sequence[Result]) -> str:
+    """Which row is best by the first target that rows of one protocol have; no verdict without a spread over seeds.
 
-    mark: how the best of a column is written, for example "**{}**". All results must belong to one of :func:`groups`.
+    results: of one of the groups of one protocol. A row is better than the next one only where their seeds do not overlap.
     """
-    used = [k for k in METRICS if any(k in r["metrics"] for r in results)]
-    columns = {k: (means(results, k), best(results, k)) for k in used}
+    for name, q in quantities(TARGET).items():
+        values = means(results, name)
+        if len(values) < 2:
+            continue
+        order = [label for label, _ in sorted(values.items(), key=lambda item: statistics.fmean(item[1]), reverse=q.better == HIGHER)]
+        shown = "; ".join(f"{label} {spread(values[label])}" for label in order)
+        first, second = (values[label] for label in order[:2])
+        if min(len(first), len(second)) < 2:
+            return f"None: one seed a row, so nothing is known of the spread. {q.head}: {shown}."
+        apart = max(first) < min(second) or max(second) < min(first)
+        word = f"{order[0]} is best" if apart else f"None: the seeds of {order[0]} and {order[1]} overlap"
+        return f"{word}. {q.head}: {shown}."
+    return "None: fewer than two rows have a number of what is generated under one protocol."
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def head(q: Quantity, size: int | None) -> str:
+    """The head of a column; a PSNR with the side of its images, because those of two sides do not compare."""
+    return q.head.replace("(dB)", f"(dB, {size} px)") if size else q.head
+
+
+def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]:
+    """One table row per label: all numbers there are (mean and spread), seconds, parameters, latent shape.
+
+    mark: how the best of a column is written, for example "**{}**". All results must belong to one of the groups of one protocol.
+    """
+    columns = {head(q, results[0].size): (means(results, k), best(results, k)) for k, q in quantities(TABLE).items()}
+    columns = {title: column for title, column in columns.items() if column[0]}
     table = []
-    for label in dict.fromkeys(r["label"] for r in results):
-        mine = [r for r in results if r["label"] == label]
+    for label in labels(results):
+        mine = [r for r in results if r.label == label]
         row = {"row": label}
-        for k, (values, top) in columns.items():
+        for title, (values, top) in columns.items():
             text = spread(values[label]) if label in values else "–"
-            row[METRICS[k]] = mark.format(text) if label == top else text
-        seconds = [r["seconds"]["tokenizer"] for r in mine if "tokenizer" in r["seconds"]]
+            row[title] = mark.format(text) if label == top else text
+        seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
         row["tokenizer seconds"] = f"{statistics.fmean(seconds):,.0f}" if seconds else "–"
-        parameters, latent = mine[0]["parameters"], mine[0]["latent"]
+        parameters, latent = mine[0].parameters, mine[0].latent
         row["parameters trained / all"] = f"{parameters['trained']:,} / {parameters['tokenizer']:,}" if parameters else "–"
         row["VFM"] = f"{parameters['vfm']:,}" if parameters and parameters["vfm"] else "–"
         row["latent"] = " x ".join(map(str, latent)) if latent else "–"
@@ -154,35 +293,51 @@ def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]
 def stage_records(results: Sequence[Result]) -> list[dict[str, str]]:
     """One table row per stage of every recipe that has more than one: what each stage bought."""
     table = []
-    for label in dict.fromkeys(r["label"] for r in results):
-        mine = [[s for s in r["stages"] if s["kind"] == "tokenizer"] for r in sorted(results, key=lambda r: r["seed"]) if r["label"] == label]
-        names = list(dict.fromkeys(s["stage"] for stages in mine for s in stages))
-        if len(names) < 2:
-            continue
-        for name in names:
-            at = [s for stages in mine for s in stages if s["stage"] == name]
+    for label in labels(results):
+        mine = sorted((r for r in results if r.label == label), key=lambda r: r.seed)
+        stages = [s for r in mine for s in r.stages if s.kind == "tokenizer"]
+        names = list(dict.fromkeys(s.stage for s in stages))
+        for name in names if len(names) > 1 else ():
+            at = [s for s in stages if s.stage == name]
             row = {"row": label, "after stage": name}
-            for k in METRICS:
-                values = [s["metrics"][k]["value"] for s in at if k in s["metrics"]]
-                if values:
-                    row[METRICS[k]] = spread(values)
-            table.append(row | {"seconds": f"{statistics.fmean(s['seconds'] for s in at):,.0f}"})
+            for k, q in quantities(TABLE).items():
+                if values := [s.numbers[k].value for s in at if k in s.numbers]:
+                    row[head(q, mine[0].size)] = spread(values)
+            table.append(row | {"seconds": f"{statistics.fmean(s.seconds for s in at):,.0f}"})
     return table
 
 
-def curve_records(results: Sequence[Result], key: str) -> list[dict[str, str]]:
-    """One table row per label: a metric over training, one column per number of images seen by the diffusion model."""
-    points = sorted({p["samples"] for r in results for p in r["curve"] if p.get(key) is not None})
+def courses(results: Sequence[Result], metric: str) -> list[tuple[Result, course.Course]]:
+    """The curve of a number over training of every result that logged it, all under one protocol.
+
+    That is the one of (most of) the results' own numbers; where none has it, the one that most of them ended with.
+    """
+    marks = [r.numbers[metric].protocol for r in results if metric in r.numbers]
+    protocol = statistics.mode(marks) if marks else None
+    one = course.together({f"{i} {r.run}": r.logged for i, r in enumerate(results)}, metric, protocol)
+    return [(r, dataclasses.replace(c, run=r.run)) for i, r in enumerate(results) if (c := one.get(f"{i} {r.run}"))]
+
+
+def curve_records(results: Sequence[Result], metric: str) -> list[dict[str, str]]:
+    """One table row per label: a number over training, one column per number of images seen by the diffusion model."""
+    curves = [(r.label, dict(zip(c.samples, c.values, strict=True))) for r, c in courses(results, metric)]
+    points = sorted({at for _, curve in curves for at in curve})
     table = []
-    for label in dict.fromkeys(r["label"] for r in results) if points else ():
+    for label in dict.fromkeys(label for label, _ in curves) if points else ():
         row = {"row": label}
-        for point in points:
-            values = [p[key] for r in results if r["label"] == label for p in r["curve"] if p["samples"] == point and p.get(key) is not None]
-            row[f"{point:,}"] = spread(values) if values else "–"
+        for at in points:
+            values = [curve[at] for name, curve in curves if name == label and at in curve]
+            row[f"{at:,}"] = spread(values) if values else "–"
         table.append(row)
     return table
 
 
-def arrow(metric: str) -> str:
-    """Which end of a metric is good, for a column's head."""
-    return "↑" if BETTER[metric] == HIGHER else "↓"
+def curve_names(results: Sequence[Result]) -> list[str]:
+    """The numbers followed over training that any of these results has logged."""
+    return [name for name in quantities(CURVE) if any(r.logged.get(name) for r in results)]
+
+
+__all__ = [
+    "Result", "Stage", "best", "collect", "courses", "curve_names", "curve_records", "groups", "head", "labels", "means", "records",
+    "scan", "shown_source", "sizes", "spread", "stage_records", "verdict",
+]  # fmt: skip

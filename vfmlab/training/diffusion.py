@@ -17,6 +17,7 @@ from vfmlab.diffusion import latents, sampling, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation.number import Number
 from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive
@@ -191,29 +192,28 @@ class DiffusionTask(Task):
         if self._baseline is None or tokenizer is not self.tokenizer:  # reconstructions only where the tokenizer does
             self._baseline = reconstruct(tokenizer, data, protocol, self._setup)
         more = {"setup": self._setup, "baseline": self._baseline}
-        found = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
-        return found | self._blocks(network)
+        report = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
+        return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 
-    def _blocks(self, network: nn.Module) -> dict[str, float]:
+    def _blocks(self, network: nn.Module) -> dict[str, Number]:
         """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it is aligned with."""
-        from vfmlab.evaluation.instruments.dynamics import BLOCK_KEY, block_alignment
-        from vfmlab.evaluation.protocol import chosen
+        from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
+        from vfmlab.evaluation.protocol import selection
 
-        z = self._baseline.latents
-        ids = chosen(self._setup.resolved(), self._setup.source)[: len(z)]
+        z, resolved = self._baseline.latents, self._setup.resolved()
+        ids = selection(resolved, self._setup.source)[: len(z)]
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
         if self.run.diffusion.alignment is not None:
             teacher, source = self.targets.of("target"), self._setup.source
             parts = [teacher.read(to_float(source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu() for part in ids.split(128)]
             references[TARGET_KEY] = torch.cat(parts)
-        found: dict[str, float] = {}
+        numbers: dict[str, Number] = {}
         for key, theirs in references.items():
             try:
-                alike = block_alignment(network, z, ids.tolist(), theirs)
-            except DataError:  # too few images, or features that do not differ yet: nothing to tell, and no reason to stop
+                numbers |= block_alignment(network, z, ids.tolist(), theirs, resolved.hash, key)
+            except DataError:  # too few images, or features that do not differ yet: no reason to stop
                 continue
-            found |= {name.replace(BLOCK_KEY, key): value for name, value in alike.items()}
-        return found
+        return numbers
 
     def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
         """A tuned tokenizer's latent statistics, measured anew, of the averaged and of the raw weights."""

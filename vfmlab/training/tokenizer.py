@@ -118,7 +118,7 @@ class TokenizerTask(Task):
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 
         self._setup = self._setup or open_setup(self.run.data, self.run.protocol, self.root, self.device)
-        return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup)
+        return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup).record()
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""

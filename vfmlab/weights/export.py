@@ -18,7 +18,7 @@ import torch
 
 from vfmlab import api, config, runs, vfm
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.evaluation.protocol import BETTER
+from vfmlab.evaluation.number import Report, of_run
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
 from vfmlab.weights import io
@@ -191,7 +191,7 @@ def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tenso
     rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
     rows["licence of these weights"] = licence or f"{UNSTATED} by who exported them"
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join([*lines, "", *_numbers(run_dir.report()), ""])
+    return "\n".join([*lines, "", *_numbers(of_run(run_dir)), ""])
 
 
 def _licence_lines(licence: str | None) -> list[str]:
@@ -223,21 +223,21 @@ def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     return rows
 
 
-def _numbers(report: dict[str, Any] | None) -> list[str]:
-    if not report:
+def _numbers(report: Report | None) -> list[str]:
+    if report is None:
         return ["## Evaluation", "", "Not measured."]
-    measured = {name: entry for name, entry in report["metrics"].items() if isinstance(entry.get("value"), int | float)}
     lines = [
         "## Evaluation", "",
-        f"Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: `{report['hash']}`.", "",
+        f"Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: `{report.hash}`.", "",
         "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for name, entry in measured.items():
-        spread = f"{entry['spread']:.4g}" if isinstance(entry.get("spread"), int | float) else ""
-        lines.append(f"| {name} | {entry['value']:.4g} | {spread} | {BETTER.get(name, '')} | {entry.get('n', '')} | `{entry.get('protocol', '')}` |")
-    used = {entry.get("protocol") for entry in measured.values()} | {report["hash"]}
+    for name, one in report.measured.items():
+        spread = "" if one.spread is None else f"{one.spread:.4g}"
+        cells = (name, f"{one.value:.4g}", spread, one.better or "", one.n or "", f"`{one.protocol or ''}`")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    used = {one.protocol for one in report.measured.values()} | {report.hash}
     lines += ["", "| protocol | what it means |", "|---|---|"]
-    for digest, protocol in report.get("protocols", {}).items():
+    for digest, protocol in report.protocols.items():
         if digest in used:
             shown = {**protocol, "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"}}
             lines.append(f"| `{digest}` | `{json.dumps(shown, separators=(', ', ': '))}` |")

@@ -1,66 +1,136 @@
-"""Instruments: measurements of a representation that say why one latent serves diffusion better than another.
+"""Metrics and instruments: what is measured, one registry entry each (`vfmlab.registry.INSTRUMENTS`), one place for each number.
 
-Each is one registry entry (`vfmlab.registry.INSTRUMENTS`), works on the features of a :class:`~vfmlab.evaluation.subject.
-Subject` (tokenizer, diffusion model or vision model), and writes numbers with the hash of the protocol they depend on. A
-new one is a class in a file of this package. :mod:`vfmlab.studies.measure` is the door for runs.
+A :class:`Metric` belongs to every report: it sees batch after batch while images or samples go by. An :class:`Instrument`
+is measured when it is asked for, on the features of a :class:`~vfmlab.evaluation.subject.Subject` (tokenizer, diffusion
+model or vision model); :mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this
+package: its `quantities` say what its numbers are called and where they are shown, and nothing else has to be told.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from vfmlab.errors import ConfigError, DataError, nearest
-from vfmlab.evaluation.protocol import HIGHER, LOWER, Report
+from vfmlab.evaluation.features import Seen
+from vfmlab.evaluation.frechet import FeatureSet
+from vfmlab.evaluation.number import Draft, Quantity, Report
+from vfmlab.evaluation.protocol import Resolved, Setup
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
+from vfmlab.tokenizers.base import Tokenizer
 
-VERSION = 1  # raised whenever an instrument's numbers change
+VERSION = 2  # raised whenever an instrument's numbers change
 EVERY = ("tokenizer", "diffusion", "vfm")
+RECONSTRUCTIONS, LATENTS, SAMPLES = "reconstructions", "latents", "samples"
 
 
-class Scalars(NamedTuple):
-    """Names of an instrument's scalars by the end that is good."""
+@dataclass
+class Pass:
+    """What a pass over images, or over samples, gathers; the metrics write their numbers from it.
 
-    higher: tuple[str, ...] = ()
-    lower: tuple[str, ...] = ()
-    neither: tuple[str, ...] = ()
+    real, own, samples: features of the images, of their reconstructions, of the samples. latents: N C h w, normalised where
+    the tokenizer has statistics, of the first images; labels: long N, theirs.
+    """
 
-    @property
-    def ends(self) -> dict[str, str | None]:
-        """name -> "higher", "lower" or None."""
-        return {name: end for names, end in zip(self, (HIGHER, LOWER, None), strict=True) for name in names}
+    setup: Setup
+    resolved: Resolved
+    tokenizer: Tokenizer
+    real: FeatureSet
+    own: FeatureSet
+    samples: FeatureSet | None = None
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    report: Report = field(default_factory=lambda: Report({}))
 
 
-class Instrument:
-    """Base of all instruments; `measure` writes every number named in `scalars` and `curves`.
+class Part(NamedTuple):
+    """One batch. images: B 3 H W in [-1, 1], None for samples; output: what was decoded, rounded to 8 bits; seen: its features.
+
+    real: the images' features B D, of reconstructions; latents: B C h w on the CPU; ids: of images or samples, long B.
+    """
+
+    images: Tensor | None
+    output: Tensor
+    seen: Seen
+    labels: Tensor
+    ids: Tensor
+    real: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class Metric:
+    """Base of what every report holds.
 
     Attributes:
-        kinds: of subjects it can measure. scalars: its numbers, by the end that is good. curves: its lists of numbers.
+        quantities: its numbers. order: of its columns in tables. over: RECONSTRUCTIONS (reports and evaluations during the
+            training of tokenizers), LATENTS (reports of tokenizers: what a pass has gathered), SAMPLES.
     """
 
     registered_name: str
-    kinds: tuple[str, ...] = EVERY
-    scalars: Scalars = Scalars()
-    curves: tuple[str, ...] = ()
+    quantities: tuple[Quantity, ...] = ()
+    order: int = 50
+    over: str = RECONSTRUCTIONS
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def __init__(self, gathered: Pass):
+        self.gathered = gathered
+
+    def update(self, part: Part) -> None:
+        """Take in one batch."""
+
+    def write(self, draft: Draft) -> None:
+        """Write every number of `quantities`; a :class:`DataError` marks those that are not written as absent."""
+        raise NotImplementedError
+
+
+class Metrics:
+    """The metrics over `over` together. Used as a block: opened before the first batch, `write` after the last."""
+
+    def __init__(self, over: str, gathered: Pass):
+        kinds = (INSTRUMENTS.get(name) for name in INSTRUMENTS)
+        kinds = sorted((kind for kind in kinds if issubclass(kind, Metric) and kind.over == over), key=lambda kind: kind.order)
+        self.metrics = [kind(gathered) for kind in kinds]
+
+    def update(self, part: Part) -> None:
+        for metric in self.metrics:
+            metric.update(part)
+
+    def write(self, draft: Draft | None = None) -> Draft:
+        draft = draft or Draft()
+        for metric in self.metrics:
+            _attempt(metric.quantities, draft, metric.write, draft)
+        return draft
+
+
+class Instrument:
+    """Base of what is measured on request; `measure` writes every number named in `quantities`.
+
+    Attributes:
+        kinds: of subjects it can measure. quantities: its numbers and curves. order: of its columns in tables.
+    """
+
+    registered_name: str
+    quantities: tuple[Quantity, ...] = ()
+    order: int = 100
+    kinds: tuple[str, ...] = EVERY
+
+    def measure(self, subject: Subject, report: Draft) -> None:
         raise NotImplementedError
 
 
 def names(kind: str | None = None) -> list[str]:
     """All instruments, or those that measure subjects of this kind."""
-    return [name for name in INSTRUMENTS if kind is None or kind in INSTRUMENTS.get(name).kinds]
-
-
-def better() -> dict[str, str | None]:
-    """Every scalar of every instrument and which end of it is good."""
-    return {key: end for name in INSTRUMENTS for key, end in INSTRUMENTS.get(name).scalars.ends.items()}
+    known = {name: INSTRUMENTS.get(name) for name in INSTRUMENTS}
+    return [name for name, part in known.items() if issubclass(part, Instrument) and (kind is None or kind in part.kinds)]
 
 
 def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
-    """The instruments asked for, or all that measure this kind.
+    """The instruments of these names, or all that measure this kind.
 
     Raises:
         ConfigError: unknown, or not for this kind of subject.
@@ -68,48 +138,36 @@ def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
     if wanted is None:
         return names(kind)
     for name in wanted:
-        if name not in INSTRUMENTS:
-            raise ConfigError(f"unknown instrument '{name}'{nearest(name, INSTRUMENTS.names())}")
+        if name not in names():
+            raise ConfigError(f"unknown instrument '{name}'{nearest(name, names())}")
         kinds = INSTRUMENTS.get(name).kinds
         if kind not in kinds:
-            raise ConfigError(f"instrument '{name}' measures {' and '.join(kinds)} runs; '{what}' is a {kind}; choose from: {', '.join(names(kind))}")
+            fit = ", ".join(names(kind))
+            raise ConfigError(f"instrument '{name}' measures {' and '.join(kinds)} runs; '{what}' is a {kind}; choose from: {fit}")
     return list(dict.fromkeys(wanted))
 
 
-def measure(subject: Subject, wanted: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
-    """What the instruments say about one subject.
-
-    Returns:
-        {"kind", "reference", "representation", "metrics": {name: {"value", "protocol", "n", "better", "spread"?}},
-        "curves": {name: {"value": [...], ...}}, "protocols": {hash: protocol}, "instruments": {name: {"seconds"}}}. What
-        cannot be measured on this subject is there with value None and a reason.
-    """
-    report, spent = Report(), {}
-    chosen = choose(wanted, subject.kind, subject.name)
-    curves: set[str] = set()
-    for k, name in enumerate(chosen):
+def measure(
+    subject: Subject, wanted: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
+) -> Report:
+    """What the instruments measure on one subject; what cannot be had is there with value None and a reason."""
+    draft, spent = Draft(), {}
+    selected = choose(wanted, subject.kind, subject.name)
+    for k, name in enumerate(selected):
         instrument, started = INSTRUMENTS.get(name)(), time.perf_counter()
-        curves |= set(instrument.curves)
-        try:
-            instrument.measure(subject, report)
-        except (DataError, ConfigError) as error:
-            for key in (*instrument.scalars.ends, *instrument.curves):
-                if key not in report.numbers:
-                    report.absent(key, str(error))
-        for key, end in instrument.scalars.ends.items():
-            report.numbers[key]["better"] = end
-        spent[name] = {"seconds": round(time.perf_counter() - started, 2)}
+        _attempt(instrument.quantities, draft, instrument.measure, subject, draft)
+        spent[name] = round(time.perf_counter() - started, 2)
         if progress is not None:
-            progress(k + 1, len(chosen))
-    return {
-        "kind": subject.kind,
-        "reference": subject.reference.name,
-        "representation": subject.facts,
-        "metrics": {k: v for k, v in report.numbers.items() if k not in curves},
-        "curves": {k: v for k, v in report.numbers.items() if k in curves},
-        "protocols": report.protocols,
-        "instruments": spent,
-    }
+            progress(k + 1, len(selected))
+    about = {"reference": subject.reference.name, "representation": subject.facts}
+    return draft.report(kind=subject.kind, run=subject.name, instruments=spent, about=about)
 
 
-__all__ = ["EVERY", "VERSION", "Instrument", "Scalars", "better", "choose", "measure", "names"]
+def _attempt(quantities: Sequence[Quantity], draft: Draft, action: Callable[..., Any], *args: Any) -> None:
+    """Run `action`; what it has not written when it gives up is absent, with its reason."""
+    reason = "not measured"
+    try:
+        action(*args)
+    except (DataError, ConfigError) as error:
+        reason = str(error)
+    draft.fill([q.name for q in quantities], reason)

@@ -7,13 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab.errors import DataError
-from vfmlab.evaluation.instruments.base import Instrument, Scalars
-from vfmlab.evaluation.protocol import Report, as_saved
-from vfmlab.evaluation.reconstruction import CURVE_IMAGES, SIGMAS, decibels
+from vfmlab.evaluation.instruments.base import Instrument, Metric, Part, Pass
+from vfmlab.evaluation.instruments.pixels import psnr
+from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.seeding import SampleRandom, derive, generator
 
+SIGMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # noise on the normalised latent, in its standard deviations
+CURVE_IMAGES = 128  # enough for a curve of PSNR with paired noise (standard error about .3 dB)
 CUT = 1 / 8  # cycles a pixel: a quarter of the highest frequency
 PAIRS, STEPS = 32, 8
 
@@ -39,13 +42,19 @@ class Frequency(Instrument):
     """
 
     kinds = ("tokenizer",)
-    scalars = Scalars(lower=("mse_low", "mse_high", "lost_low", "lost_high"), neither=("error_high_share",))
+    quantities = (
+        Quantity("mse_low", "error, low frequencies", LOWER),
+        Quantity("mse_high", "error, high frequencies", LOWER),
+        Quantity("lost_low", "lost share, low frequencies", LOWER),
+        Quantity("lost_high", "lost share, high frequencies", LOWER),
+        Quantity("error_high_share", "share of the error in high frequencies"),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
-        found = subject.held_out
-        n = min(len(found), 512)
-        images = found.images(n)
-        error = bands((as_saved(subject.decode(found.maps[:n])) - images) / 2)
+    def measure(self, subject: Subject, report: Draft) -> None:
+        maps = subject.held_out
+        n = min(len(maps), 512)
+        images = maps.images(n)
+        error = bands((as_saved(subject.decode(maps.maps[:n])) - images) / 2)
         own = bands((images - images.mean((2, 3), keepdim=True)) / 2)
         section = subject.section({"measure": "error by frequency", "cut": CUT, "images": n})
         for name, lost, there in zip(("low", "high"), error, own, strict=True):
@@ -101,10 +110,13 @@ class Interpolation(Instrument):
     """Straight lines between the latents of two images, decoded: how long and how bent their images' path is."""
 
     kinds = ("tokenizer",)
-    scalars = Scalars(lower=("path_length", "path_roughness"))
-    curves = ("path_steps",)
+    quantities = (
+        Quantity("path_length", "path length", LOWER, shown=(LATENT,)),
+        Quantity("path_roughness", "path roughness", LOWER),
+        Quantity("path_steps", "steps along the path", many=True),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         z = subject.held_out.maps
         a, b = pairs(len(z), PAIRS, subject.protocol.seed)
         lines = between(z[a], z[b])
@@ -126,24 +138,60 @@ class Robustness(Instrument):
     """
 
     kinds = ("tokenizer",)
-    scalars = Scalars(lower=("noise_psnr_loss", "noise_feature_distance"))
-    curves = ("robust_psnr", "robust_feature_distance")
+    quantities = (
+        Quantity("noise_psnr_loss", "lost to noise", LOWER, "dB", (LATENT,)),
+        Quantity("noise_feature_distance", "feature distance under noise", LOWER),
+        Quantity("robust_psnr", "PSNR under noise", HIGHER, "dB", many=True),
+        Quantity("robust_feature_distance", "feature distance under noise", LOWER, many=True),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
-        found = subject.held_out
-        n = min(len(found), CURVE_IMAGES)
-        z, images = found.maps[:n], found.images(n)
-        noise = SampleRandom(derive("robustness", subject.protocol.seed), found.indices[:n].tolist()).randn(*z.shape[1:])
+    def measure(self, subject: Subject, report: Draft) -> None:
+        maps = subject.held_out
+        n = min(len(maps), CURVE_IMAGES)
+        z, images = maps.maps[:n], maps.images(n)
+        random = SampleRandom(derive("robustness", subject.protocol.seed), maps.indices[:n].tolist())
+        noise = random.randn(*z.shape[1:])
         theirs = subject.reference(images.to(subject.device))
-        psnr, apart = [], []
+        values, apart = [], []
         for sigma in SIGMAS:
             restored = as_saved(subject.decode(z + sigma * noise))
-            psnr.append(float(decibels(((images - restored) / 2).square().mean((1, 2, 3))).mean()))
+            values.append(float(psnr(images, restored).mean()))
             seen = subject.reference(restored.to(subject.device))
             apart.append(float(1 - F.cosine_similarity(seen.double(), theirs.double()).mean()))
         section, at = subject.section({"measure": "decoding of noisy latents", "images": n}, reference=True), SIGMAS.index(0.5)
-        report.add("robust_psnr", psnr, section, n, sigma=list(SIGMAS))
+        report.add("robust_psnr", values, section, n, sigma=list(SIGMAS))
         report.add("robust_feature_distance", apart, section, n, sigma=list(SIGMAS))
-        report.add("noise_psnr_loss", psnr[0] - psnr[at], section, n)
+        report.add("noise_psnr_loss", values[0] - values[at], section, n)
         report.add("noise_feature_distance", apart[at], section, n)
 
+
+@INSTRUMENTS.register("noise_psnr")
+class NoisePsnr(Metric):
+    """PSNR of decoding z + sigma * noise, the same noise for every sigma: what errors of a diffusion model cost."""
+
+    order = 12
+    quantities = (Quantity("noise_psnr", "PSNR under noise", HIGHER, "dB", many=True),)
+
+    def __init__(self, gathered: Pass):
+        super().__init__(gathered)
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.n = 0
+
+    def update(self, part: Part) -> None:
+        if (room := CURVE_IMAGES - self.n) > 0:
+            self.pairs.append((part.latents[:room], part.images[:room].cpu()))
+            self.n += len(self.pairs[-1][0])
+
+    def write(self, draft: Draft) -> None:
+        tokenizer, seed = self.gathered.tokenizer, self.gathered.setup.protocol.seed
+        if int(tokenizer.stat_count) == 0:
+            raise DataError("the tokenizer has no latent statistics yet")
+        device, done, values = tokenizer.stat_mean.device, 0, {sigma: [] for sigma in SIGMAS}
+        for z, images in self.pairs:
+            z, images = z.to(device), images.to(device)
+            noise = SampleRandom(seed, range(done, done + len(z)), device).randn(*z.shape[1:])
+            for sigma in SIGMAS:
+                values[sigma].append(psnr(images, as_saved(tokenizer.decode(z + sigma * noise))).double().cpu())
+            done += len(z)
+        curve = [float(torch.cat(parts).mean()) for parts in values.values()]
+        draft.add("noise_psnr", curve, self.gathered.resolved.of("images"), done, sigma=list(SIGMAS))

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab.errors import DataError
-from vfmlab.evaluation.instruments.base import Instrument, Scalars
-from vfmlab.evaluation.protocol import Report
+from vfmlab.evaluation.instruments.base import Instrument
+from vfmlab.evaluation.number import HEADLINE, LATENT, LOWER, Draft, Quantity
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.seeding import generator
@@ -98,12 +98,20 @@ class Geometry(Instrument):
     diffusion is the question, so only density, where the literature claims one (VA-VAE: uniform is better), has a good end.
     """
 
-    scalars = Scalars(
-        lower=("density_gini",), neither=("effective_rank", "effective_rank_share", "top_variance", "uniformity", "low_frequency_share", "kurtosis")
+    quantities = (
+        Quantity("density_gini", "density Gini", LOWER, shown=(LATENT,)),
+        Quantity("effective_rank", "effective rank", shown=(LATENT, HEADLINE)),
+        Quantity("effective_rank_share", "effective rank / channels"),
+        Quantity("top_variance", "variance of the first component"),
+        Quantity("uniformity", "uniformity"),
+        Quantity("low_frequency_share", "low frequencies", shown=(LATENT,)),
+        Quantity("kurtosis", "kurtosis"),
+        Quantity("channel_mean", "mean of each channel", many=True),
+        Quantity("channel_std", "standard deviation of each channel", many=True),
+        Quantity("spectrum", "spectrum", many=True),
     )
-    curves = ("channel_mean", "channel_std", "spectrum")
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps
         n, x = len(maps), tokens(maps)
         section = subject.section({"measure": "geometry", "tokens": TOKENS, "k": K, "low": "up to a quarter cycle a cell"})

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation import linear, probes
-from vfmlab.evaluation.instruments.base import Instrument, Scalars
-from vfmlab.evaluation.protocol import Report, as_saved
-from vfmlab.evaluation.reconstruction import CURVE_IMAGES, decibels
+from vfmlab.evaluation.instruments.base import Instrument
+from vfmlab.evaluation.instruments.decoding import CURVE_IMAGES
+from vfmlab.evaluation.instruments.pixels import psnr
+from vfmlab.evaluation.number import HIGHER, LATENT, LOWER, Draft, Quantity
 from vfmlab.evaluation.representation import pool
+from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.seeding import generator
@@ -29,9 +31,12 @@ TOKENS = 4096  # on which the interval is chosen
 class Probes(Instrument):
     """Linear and kNN classification of token-mean features; the report's own probes read all tokens."""
 
-    scalars = Scalars(higher=("probe_mean_linear", "probe_mean_knn"))
+    quantities = (
+        Quantity("probe_mean_linear", "linear probe (token mean)", HIGHER, shown=(LATENT,)),
+        Quantity("probe_mean_knn", "kNN (token mean)", HIGHER),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         if subject.source.num_classes < 2:
             raise DataError("the data has no classes")
         train, test = subject.training, subject.held_out
@@ -81,10 +86,13 @@ class Factors(Instrument):
     `factor_r2` is the mean over the nuisance factors, `factor_class_r2` over shape and texture, which make the class.
     """
 
-    scalars = Scalars(higher=("factor_r2", "factor_class_r2"))
-    curves = ("factors",)
+    quantities = (
+        Quantity("factor_r2", "factors R2", HIGHER, shown=(LATENT,)),
+        Quantity("factor_class_r2", "factors of the class R2", HIGHER),
+        Quantity("factors", "R2 of each factor", HIGHER, many=True),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
         targets = factor_targets(train.source, train.indices), factor_targets(test.source, test.indices)
         found = recover(train.maps, test.maps, *targets)
@@ -110,8 +118,8 @@ def segment(maps: Tensor, masks: Tensor, test: Tensor, size: int) -> Tensor:
     """
     h, w = maps.shape[-2:]
     cover = F.interpolate(masks.float(), (h, w), mode="area").flatten()[:, None]
-    told = linear.Ridge(maps.permute(0, 2, 3, 1).flatten(0, 2)).fit(cover)
-    share = told(test.permute(0, 2, 3, 1).flatten(0, 2)).view(len(test), 1, h, w)
+    read = linear.Ridge(maps.permute(0, 2, 3, 1).flatten(0, 2)).fit(cover)
+    share = read(test.permute(0, 2, 3, 1).flatten(0, 2)).view(len(test), 1, h, w)
     return F.interpolate(share.float(), (size, size), mode="bilinear", align_corners=False) > 0.5
 
 
@@ -125,9 +133,11 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 class Segmentation(Instrument):
     """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of them."""
 
-    scalars = Scalars(higher=tuple(f"segmentation_{k}" for k in SHOTS))
+    quantities = tuple(
+        Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER, shown=(LATENT,) * (k == 5)) for k in SHOTS
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
         wanted, kept = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
         if wanted is None:
@@ -209,10 +219,13 @@ class Rate(Instrument):
     """
 
     kinds = ("tokenizer",)
-    scalars = Scalars(lower=("bpp_probe", "bpp_psnr"))
-    curves = ("rate",)
+    quantities = (
+        Quantity("bpp_probe", "bits a pixel for the probe", LOWER),
+        Quantity("bpp_psnr", "bits a pixel for PSNR", LOWER),
+        Quantity("rate", "quality over bits a pixel", many=True),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
         n = min(len(test), CURVE_IMAGES)
         images, coder, classes = test.images(n), Coder(train.maps), subject.source.num_classes > 1
@@ -223,19 +236,17 @@ class Rate(Instrument):
 
         def quality(fit: Tensor, z: Tensor) -> tuple[float | None, float]:
             accuracy = linear.classify(fit, train.labels, z, test.labels) if classes else None
-            error = (images - as_saved(subject.decode(z[:n]))) / 2
-            return accuracy, float(decibels(error.square().mean((1, 2, 3))).mean())
+            return accuracy, float(psnr(images, as_saved(subject.decode(z[:n]))).mean())
 
-        accuracy, psnr = quality(train.maps, test.maps)
+        accuracy, whole = quality(train.maps, test.maps)
         points = []
         for channels, bits in settings(train.maps.shape[1]):
             (fit, _), (z, entropy) = coder(train.maps, channels, bits), coder(test.maps, channels, bits)
-            told, decoded = quality(fit, z)
-            points.append({
-                "channels": channels, "bits": bits, "bpp": channels * bits * tokens, "bpp_entropy": entropy * tokens, "probe": told, "psnr": decoded,
-            })  # fmt: skip
-        report.add("rate", points, section, len(test), unrounded={"probe": accuracy, "psnr": psnr})
-        self._fewest(report, section, "bpp_psnr", points, lambda p: p["psnr"] >= psnr - 1, len(test))
+            right, decoded = quality(fit, z)
+            point = {"channels": channels, "bits": bits, "bpp": channels * bits * tokens, "bpp_entropy": entropy * tokens}
+            points.append(point | {"probe": right, "psnr": decoded})
+        report.add("rate", points, section, len(test), unrounded={"probe": accuracy, "psnr": whole})
+        self._fewest(report, section, "bpp_psnr", points, lambda p: p["psnr"] >= whole - 1, len(test))
         if classes:
             chance = float(test.labels.bincount().max() / len(test))
             floor = chance + 0.9 * max(accuracy - chance, 0)
@@ -244,7 +255,7 @@ class Rate(Instrument):
             report.absent("bpp_probe", "the data has no classes")
 
     @staticmethod
-    def _fewest(report: Report, section, name: str, points: list[dict], good, n: int) -> None:
+    def _fewest(report: Draft, section, name: str, points: list[dict], good, n: int) -> None:
         enough = [p["bpp"] for p in points if good(p)]
         if enough:
             report.add(name, min(enough), section, n)

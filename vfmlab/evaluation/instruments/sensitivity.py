@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from vfmlab.evaluation.instruments.base import Instrument, Scalars
+from vfmlab.evaluation.instruments.base import Instrument
+from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, Draft, Quantity
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, sides_of
-from vfmlab.evaluation.protocol import Report
-from vfmlab.evaluation.representation import QUANTILE, cknna, linear_cka, mutual_knn, prepare
+from vfmlab.evaluation.representation import QUANTILE, K, beyond_chance, cknna, linear_cka, mutual_knn, prepare
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
-K = 10
 PREPARED = {"k": K, "quantile": QUANTILE, "pool": "token mean", "hsic": "unbiased"}
 
 
@@ -30,12 +29,19 @@ PREPARED = {"k": K, "quantile": QUANTILE, "pool": "token mean", "hsic": "unbiase
 class Alignment(Instrument):
     """Agreement with the reference on undisturbed images: CKNNA, shared neighbours, linear CKA."""
 
-    scalars = Scalars(higher=("alignment_cknna", "alignment_mutual_knn", "alignment_cka"))
+    quantities = (
+        Quantity("alignment_cknna", "CKNNA (reference)", HIGHER, shown=(HEADLINE,)),
+        Quantity("alignment_cknna_corrected", "CKNNA (reference) beyond chance", HIGHER),
+        Quantity("alignment_mutual_knn", "shared neighbours", HIGHER),
+        Quantity("alignment_cka", "linear CKA", HIGHER),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         a, b = prepare(subject.pooled()), prepare(subject.theirs())
         section = subject.section({"measure": "agreement", **PREPARED}, reference=True)
-        report.add("alignment_cknna", cknna(a, b, K), section, len(a))
+        value = cknna(a, b, K)
+        report.add("alignment_cknna", value, section, len(a))
+        report.add("alignment_cknna_corrected", beyond_chance(value, K, len(a)), section, len(a))
         report.add("alignment_mutual_knn", mutual_knn(a, b, K), section, len(a))
         report.add("alignment_cka", linear_cka(a, b), section, len(a))
 
@@ -44,31 +50,40 @@ class Alignment(Instrument):
 class SeCknna(Instrument):
     """CKNNA of disturbed images; see the module."""
 
-    scalars = Scalars(higher=("se_cknna", "se_cknna_clean", "se_cknna_change", "se_cknna_noise", "se_cknna_moved", "se_cknna_reference_clean"))
-    curves = ("se_cknna_sets",)
+    quantities = (
+        Quantity("se_cknna", "SE-CKNNA", HIGHER, shown=(LATENT, HEADLINE)),
+        Quantity("se_cknna_corrected", "SE-CKNNA beyond chance", HIGHER),
+        Quantity("se_cknna_clean", "CKNNA", HIGHER, shown=(LATENT,)),
+        Quantity("se_cknna_change", "SE-CKNNA against CKNNA", HIGHER, shown=(HEADLINE,)),
+        Quantity("se_cknna_noise", "CKNNA under noise", HIGHER),
+        Quantity("se_cknna_moved", "CKNNA, turned and scaled", HIGHER),
+        Quantity("se_cknna_reference_clean", "CKNNA, reference undisturbed", HIGHER),
+        Quantity("se_cknna_sets", "CKNNA of each set", HIGHER, many=True),
+    )
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         still = prepare(subject.theirs(CLEAN))
         clean = cknna(prepare(subject.pooled(CLEAN)), still, K)
         both, one = {}, {}
-        for view in (*NOISY, MOVED):
-            mine = prepare(subject.pooled(view))
-            both[view.name] = cknna(mine, prepare(subject.theirs(view)), K)
-            one[view.name] = cknna(mine, still, K)
+        for disturbed in (*NOISY, MOVED):
+            mine = prepare(subject.pooled(disturbed))
+            both[disturbed.name] = cknna(mine, prepare(subject.theirs(disturbed)), K)
+            one[disturbed.name] = cknna(mine, still, K)
         facts = {
             "measure": "SE-CKNNA", **PREPARED, "noise": "on [-1, 1], not clipped", "combined": "mean of 4 noise sets and 1 of turns and scales (ours)",
-            "sets": {view.name: view.facts for view in (*NOISY, MOVED)}, "sides": sides_of(subject.cfg.size, subject.cell),
+            "sets": {p.name: p.facts for p in (*NOISY, MOVED)}, "sides": sides_of(subject.cfg.size, subject.cell),
             "scaled images": "smaller" if subject.scales else "brought back to full size",
         }  # fmt: skip
         section, n = subject.section(facts, reference=True), len(still)
         mean = fmean(both.values())
         report.add("se_cknna", mean, section, n)
+        report.add("se_cknna_corrected", beyond_chance(mean, K, n), section, n)
         report.add("se_cknna_clean", clean, section, n)
         if clean > 0:
             report.add("se_cknna_change", mean / clean - 1, section, n)
         else:
             report.absent("se_cknna_change", f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
-        report.add("se_cknna_noise", fmean(both[view.name] for view in NOISY), section, n)
+        report.add("se_cknna_noise", fmean(both[p.name] for p in NOISY), section, n)
         report.add("se_cknna_moved", both[MOVED.name], section, n)
         report.add("se_cknna_reference_clean", fmean(one.values()), section, n)
         values, alone = [clean, *both.values()], [clean, *one.values()]

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab.errors import DataError
-from vfmlab.evaluation.instruments.base import Instrument, Scalars
-from vfmlab.evaluation.protocol import Report
+from vfmlab.evaluation.instruments.base import Instrument
+from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, Draft, Quantity
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
@@ -65,9 +65,9 @@ def lds(maps: Tensor, far: int | None = None) -> Tensor:
 class LocalStructure(Instrument):
     """`lds`: mean over images; spread over images."""
 
-    scalars = Scalars(higher=("lds",))
+    quantities = (Quantity("lds", "LDS", HIGHER, shown=(LATENT, HEADLINE)),)
 
-    def measure(self, subject: Subject, report: Report) -> None:
+    def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps
         values = lds(maps).double()
         facts = {"measure": "local - distant cosine", "near": "four neighbours", "far": far_bound(*maps.shape[-2:])}

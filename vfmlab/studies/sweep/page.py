@@ -1,58 +1,61 @@
-"""The figures of a sweep on one HTML page that needs no network: parallel coordinates, marginal effects, best images, table.
+"""The page of a sweep: parallel coordinates, what each setting does, best images, table.
 
 Points whose numbers were measured under different protocols stand in different sections; nothing is ranked across them.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vfmlab import runs
-from vfmlab.evaluation.protocol import BETTER, groups
+from vfmlab.evaluation.number import HIGHER, LOWER, Number, groups, quantity
 from vfmlab.plots import primitives
+from vfmlab.studies.page import Page, Picture
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Grid, Point, Range, show
+from vfmlab.studies.sweep.handout import numbers
 from vfmlab.training.progress import clock
 
 SHOWN = 6  # numbers on the page where the grid names none
 BEST = 6  # pictures
 SHADES = [[0, "#bdd7ee"], [0.5, "#2b7bba"], [1, "#062a52"]]  # the best is the darkest, and the worst can still be seen on white
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f23; background: #fff; }
-h1 { font-size: clamp(1.2rem, 4vw, 1.6rem); overflow-wrap: anywhere; } h2 { font-size: 1.25rem; margin-top: 2.4rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
-p.note { color: #57606a; font-size: .9rem; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #d8dee4; white-space: nowrap; }
-.best { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 1.2rem; }
-figure { margin: 0; } figure img { width: 100%; max-height: 320px; object-fit: contain; object-position: left top; image-rendering: pixelated; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; } code { background: #f6f8fa; padding: 0 .2rem; }
-"""
-Result = dict[str, Any]
 
 
-def better(metric: str, grid: Grid, results: Sequence[Result] = ()) -> str | None:
-    """Which end of a number is good: as the grid says, as the report said, as the bench knows; None where nobody does."""
-    said = next((entry["better"] for r in results if (entry := r["metrics"].get(metric)) and entry.get("better")), None)
-    return grid.metrics.get(metric) or said or BETTER.get(metric)
+@dataclass(frozen=True)
+class Outcome:
+    """A finished point with its numbers. image: its picture, which may not exist."""
+
+    point: Point
+    numbers: Mapping[str, Number]
+    seconds: float = 0.0
+    image: Path = field(default_factory=Path)
+
+    def value(self, name: str) -> float | None:
+        return self.numbers[name].value if name in self.numbers else None
 
 
-def leading(grid: Grid, results: Sequence[Result]) -> list[str]:
+def better(metric: str, grid: Grid, results: Sequence[Outcome] = ()) -> str | None:
+    """Which end of a number is good: as the grid says, as the report said, as it is registered; None where nobody does."""
+    reported = next((r.numbers[metric].better for r in results if metric in r.numbers), None)
+    return grid.metrics.get(metric) or reported or quantity(metric).better
+
+
+def leading(grid: Grid, results: Sequence[Outcome]) -> list[str]:
     """The numbers to be shown, the first one first: the objective of a search, those the grid names, else the first there are."""
-    there = list(dict.fromkeys(name for r in results for name in r["metrics"]))
+    there = list(dict.fromkeys(name for r in results for name in r.numbers))
     named = [*([grid.search.objective] if grid.search else []), *grid.metrics]
     return list(dict.fromkeys(name for name in named if name in there)) or there[:SHOWN]
 
 
-def write(grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder], names: Sequence[str], target: Path) -> Path:
+def write(
+    grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder], names: Sequence[str], target: Path
+) -> Path:
     """Write the page. names: what differs between the points."""
     results, failed, still = [], [], 0
     for point in points:
@@ -60,79 +63,69 @@ def write(grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[s
         if outcome is None:
             still += 1
         elif outcome["state"] == "failed":
-            failed.append((point, outcome["error"]))
+            failed.append({"point": point.key, **{n: point.values.get(n) for n in names}, "error": outcome["error"]})
         else:
-            metrics = {k: v for k, v in outcome["numbers"].items() if v["value"] is not None}
-            results.append({"point": point, "metrics": metrics, "seconds": outcome["seconds"], "image": folders[point.key].image})
-    said = [f"{len(results)} of {len(points)} points finished"]
-    said += [f"{n} {word}" for n, word in ((len(failed), "failed"), (still, "still to be run")) if n]
+            measured = {k: v for k, v in numbers(outcome).items() if not v.absent}
+            results.append(Outcome(point, measured, outcome["seconds"], folders[point.key].image))
+    counts = [f"{len(results)} of {len(points)} points finished"]
+    counts += [f"{n} {word}" for n, word in ((len(failed), "failed"), (still, "still to be run")) if n]
     if results:
-        said.append(f"{clock(statistics.fmean(r['seconds'] for r in results))} a point")
+        counts.append(f"{clock(statistics.fmean(r.seconds for r in results))} a point")
     fixed = grid.fixed()
-    held = ", ".join(f"{k} = {show(v)}" for k, v in {**fixed.parameters, **fixed.set}.items() if k != "root")
-    body = [f"<h1>{html.escape(notebook)}: a {'search' if grid.search else 'sweep'} over {html.escape(', '.join(names) or 'one point')}</h1>",
-            f'<p class="note">{html.escape("; ".join(said))}.{html.escape(f" The same in all: {held}.") if held else ""}</p>']  # fmt: skip
+    same = ", ".join(f"{k} = {show(v)}" for k, v in {**fixed.parameters, **fixed.set}.items() if k != "root")
+    lead = "; ".join(counts) + "." + (f" The same in all: {same}." if same else "")
+    page = Page(f"{notebook}: a {'search' if grid.search else 'sweep'} over {', '.join(names) or 'one point'}", lead=lead)
     parts = groups(results)
-    drawn = 0
     for i, part in enumerate(parts):
-        if len(parts) > 1:
-            body.append(f"<h2>Protocol {i + 1} of {len(parts)}</h2>")
-        body.append(f'<p class="note">{html.escape(_protocols(part, leading(grid, part)))}</p>')
-        for heading, note, content in _sections(grid, part, names):
-            if isinstance(content, go.Figure):
-                content, drawn = f'<div class="wide">{primitives.fragment(content, first=drawn == 0)}</div>', drawn + 1
-            body.append(f'<h2>{heading}</h2><p class="note">{html.escape(note)}</p>{content}')
-    silent = [r for r in results if not r["metrics"]]
-    if silent:
-        body.append(f"<h2>Points without numbers</h2><p>{len(silent)}: end the notebook with <code>vfmlab.studies.sweep.result(...)</code>.</p>")
+        heading = f"Protocol {i + 1} of {len(parts)}" if len(parts) > 1 else ""
+        page.add(heading, _protocols(part, leading(grid, part)))
+        _sections(page, grid, part, names)
+    if silent := sum(not r.numbers for r in results):
+        page.add("Points without numbers", f"{silent}: end the notebook with vfmlab.studies.sweep.result(...).")
     if failed:
-        rows = [{"point": p.key, **{n: p.values.get(n) for n in names}, "error": error} for p, error in failed]
-        body.append(f'<h2>Failed</h2><p class="note">Run them again with --retry.</p>{_table(rows)}')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(notebook)}: sweep</title><style>{STYLE}</style>'
-    runs.write_atomic(target, f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>')
-    return target
+        page.add("Failed", "Run them again with --retry.", primitives.table(failed))
+    return page.write(target)
 
 
-def _protocols(part: Sequence[Result], shown: Sequence[str]) -> str:
+def _protocols(part: Sequence[Outcome], shown: Sequence[str]) -> str:
     """Under what the numbers were measured."""
     ways: dict[str | None, list[str]] = {}
-    entries = {k: r["metrics"][k] for r in part for k in shown if k in r["metrics"]}
-    for name, entry in entries.items():
-        ways.setdefault(entry["protocol"], []).append(f"{name} (N = {entry['n']})" if entry["n"] else name)
-    return "; ".join(f"protocol {way}: {', '.join(names)}" if way else f"no protocol given: {', '.join(names)}" for way, names in ways.items()) + "."
+    for name, one in {k: r.numbers[k] for r in part for k in shown if k in r.numbers}.items():
+        ways.setdefault(one.protocol, []).append(f"{name} (N = {one.n})" if one.n else name)
+    texts = {way: ", ".join(names) for way, names in ways.items()}
+    return "; ".join(f"protocol {way}: {text}" if way else f"no protocol given: {text}" for way, text in texts.items()) + "."
 
 
-def _sections(grid: Grid, part: Sequence[Result], names: Sequence[str]) -> list[tuple[str, str, Any]]:
-    """(heading, note, figure or HTML) for points that may be compared."""
+def _sections(page: Page, grid: Grid, part: Sequence[Outcome], names: Sequence[str]) -> None:
+    """Figures, pictures and the table of points that may be compared."""
     shown = leading(grid, part)
     first, end = shown[0], better(shown[0], grid, part)
     ordered = rank(part, first, end)
-    varied = [n for n in names if len({show(r["point"].values.get(n)) for r in part}) > 1]
-    way = f"{first}, {'higher' if end == 'higher' else 'lower'} is better" if end else f"{first} (which end is good was not said)"
-    found: list[tuple[str, str, Any]] = []
+    varied = [n for n in names if len({show(r.point.values.get(n)) for r in part}) > 1]
+    way = f"{first}, {end} is better" if end else f"{first} (which end is good was not said)"
     if len(part) > 1 and varied:
-        found.append(("All points", f"One line per point, coloured by {way}. Drag along an axis to choose.", parallel(part, varied, shown, end)))
-        found.append(("What each setting does", "One dot per point; the line joins the means over all other settings.", marginal(part, varied, shown, grid)))
+        note = f"One line per point, coloured by {way}. Drag along an axis to choose."
+        page.add("All points", note, parallel(part, varied, shown, end))
+        note = "One dot per point; the line joins the means over all other settings."
+        page.add("What each setting does", note, marginal(part, varied, shown, grid))
     if grid.search and len(part) > 1:
-        found.append(("Course of the search", f"{first} of each point and the best so far.", course(part, first, end)))
-    pictures = [r for r in ordered if r["image"].exists()][:BEST]
-    if pictures:
-        cards = "".join(_card(r, [n for n in names if n in varied] or names, shown) for r in pictures)
-        found.append(("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.", f'<div class="best">{cards}</div>'))
+        page.add("Course of the search", f"{first} of each point and the best so far.", course(part, first, end))
+    if pictures := [r for r in ordered if r.image.is_file()][:BEST]:
+        cards = [_card(r, [n for n in names if n in varied] or names, shown) for r in pictures]
+        page.add("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.", cards)
     rows = []
     for r in ordered:
-        numbers = {k: r["metrics"].get(k, {}).get("value") for k in shown}
-        rows.append({"point": r["point"].key, **{n: r["point"].values.get(n) for n in names}, **numbers, "seconds": r["seconds"]})
-    found.append(("Numbers", f"Ordered by {way}." if end else "In the order of the grid.", _table(rows)))
-    return found
+        given = {n: r.point.values.get(n) for n in names}
+        rows.append({"point": r.point.key, **given, **{k: r.value(k) for k in shown}, "seconds": r.seconds})
+    page.add("Numbers", f"Ordered by {way}." if end else "In the order of the grid.", primitives.table(rows))
 
 
-def rank(part: Sequence[Result], metric: str, end: str | None) -> list[Result]:
+def rank(part: Sequence[Outcome], metric: str, end: str | None) -> list[Outcome]:
     """Best first; points without the number last; in their own order where no end is good."""
     if end is None:
         return list(part)
-    having = sorted((r for r in part if metric in r["metrics"]), key=lambda r: r["metrics"][metric]["value"], reverse=end == "higher")
-    return having + [r for r in part if metric not in r["metrics"]]
+    having = sorted((r for r in part if metric in r.numbers), key=lambda r: r.value(metric), reverse=end == HIGHER)
+    return having + [r for r in part if metric not in r.numbers]
 
 
 def _scale(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
@@ -148,36 +141,38 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else "…" + text[1 - length :]
 
 
-def parallel(part: Sequence[Result], names: Sequence[str], shown: Sequence[str], end: str | None) -> go.Figure:
+def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str], end: str | None) -> go.Figure:
     """Parallel coordinates: settings, then numbers. Points that lack a number are left out. end: of the first number."""
-    whole = [r for r in part if all(k in r["metrics"] for k in shown)]
+    whole = [r for r in part if all(k in r.numbers for k in shown)]
     axes = []
     for name in names:
-        at, ticks = _scale([r["point"].values.get(name) for r in whole])
+        at, ticks = _scale([r.point.values.get(name) for r in whole])
         axis = {"label": _short(name, 22), "values": at}
         if ticks:
             axis |= {"tickvals": list(range(len(ticks))), "ticktext": [_short(tick, 18) for tick in ticks]}
         elif len(set(at)) <= 8:
             axis["tickvals"] = sorted(set(at))
         axes.append(axis)
-    axes += [{"label": k, "values": [r["metrics"][k]["value"] for r in whole]} for k in shown]
-    colours = [r["metrics"][shown[0]]["value"] for r in whole]
-    line = {"color": colours, "colorscale": SHADES, "reversescale": end == "lower", "showscale": True, "colorbar": {"title": {"text": shown[0]}, "thickness": 12}}
+    axes += [{"label": k, "values": [r.value(k) for r in whole]} for k in shown]
+    colours = [r.value(shown[0]) for r in whole]
+    line = {"color": colours, "colorscale": SHADES, "reversescale": end == LOWER, "showscale": True}
+    line["colorbar"] = {"title": {"text": shown[0]}, "thickness": 12}
     figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12 if len(axes) > 5 else 0, unselected={"line": {"opacity": 0.1}}))
-    return figure.update_layout(template=primitives.TEMPLATE, height=440, width=max(700, 150 * len(axes)), margin={"l": 96, "r": 24, "t": 84, "b": 36})
+    size = {"height": 440, "width": max(700, 150 * len(axes)), "margin": {"l": 96, "r": 24, "t": 84, "b": 36}}
+    return figure.update_layout(template=primitives.TEMPLATE, **size)
 
 
-def marginal(part: Sequence[Result], names: Sequence[str], shown: Sequence[str], grid: Grid) -> go.Figure:
+def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str], grid: Grid) -> go.Figure:
     """Each number over each setting: dots are points, the line joins means."""
     gaps = {"horizontal_spacing": min(0.05, 0.3 / len(names)), "vertical_spacing": min(0.08, 0.3 / len(shown))}
     sheet = make_subplots(rows=len(shown), cols=len(names), shared_yaxes=True, **gaps)
     ranges = {name for (_, name), values in grid.axes().items() if isinstance(values, Range)}
     for i, metric in enumerate(shown):
-        having = [r for r in part if metric in r["metrics"]]
-        y, hover = [r["metrics"][metric]["value"] for r in having], [r["point"].label() for r in having]
+        having = [r for r in part if metric in r.numbers]
+        y, hover = [r.value(metric) for r in having], [r.point.label() for r in having]
         for k, name in enumerate(names):
             cell = {"row": i + 1, "col": k + 1}
-            x = [r["point"].values.get(name) for r in having]
+            x = [r.point.values.get(name) for r in having]
             axis: dict[str, Any] = {"type": "linear"}
             if _scale(x)[1] is not None:
                 x, axis = [show(v) if v is not None else "–" for v in x], {"type": "category"}
@@ -204,10 +199,10 @@ def _spread(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 100
 
 
-def course(part: Sequence[Result], metric: str, end: str | None) -> go.Figure:
+def course(part: Sequence[Outcome], metric: str, end: str | None) -> go.Figure:
     """A number over the points of a search, in the order in which they were drawn."""
-    values = [r["metrics"][metric]["value"] for r in part if metric in r["metrics"]]
-    choose = max if end == "higher" else min
+    values = [r.value(metric) for r in part if metric in r.numbers]
+    choose = max if end == HIGHER else min
     best = [choose(values[: i + 1]) for i in range(len(values))]
     steps = list(range(1, len(values) + 1))
     figure = primitives.curves({"best so far": (steps, best)}, x="point", y=metric)
@@ -215,20 +210,7 @@ def course(part: Sequence[Result], metric: str, end: str | None) -> go.Figure:
     return figure.add_trace(go.Scatter(x=steps, y=values, mode="markers", name="point", marker={"color": primitives.PALETTE[1], "size": 8}))
 
 
-def _card(result: Result, names: Sequence[str], shown: Sequence[str]) -> str:
-    data = base64.b64encode(result["image"].read_bytes()).decode()
-    numbers = ", ".join(f"{k} {primitives.number(result['metrics'][k]['value'])}" for k in shown[:3] if k in result["metrics"])
-    given = result["point"].label(names) or result["point"].key
-    return (f"<figure><img alt='{html.escape(given, quote=True)}' src='data:image/png;base64,{data}'>"
-            f"<figcaption><b>{html.escape(numbers)}</b><br>{html.escape(given)}<br><code>{result['point'].key}</code></figcaption></figure>")  # fmt: skip
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-
-    def cell(value: Any) -> str:
-        return html.escape(primitives.number(value) if value is None or isinstance(value, int | float | str) else show(value))
-
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    lines = "".join(f"<tr>{''.join(f'<td>{cell(row.get(c))}</td>' for c in columns)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
+def _card(result: Outcome, names: Sequence[str], shown: Sequence[str]) -> Picture:
+    values = ", ".join(f"{k} {primitives.number(result.value(k))}" for k in shown[:3] if k in result.numbers)
+    label = result.point.label(names) or result.point.key
+    return Picture(result.image, f"{label} ({result.point.key})", bold=values)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vfmlab import runs
+from vfmlab.evaluation.number import Number
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Point
+from vfmlab.studies.sweep.handout import numbers
 
 PROTOCOL = ".protocol"  # a column for each number that has one
 
@@ -20,17 +22,19 @@ def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict
     A value given that shares its name with a number is called `given.NAME`.
     """
     outcomes = {p.key: folders[p.key].outcome() or {"state": "open", "numbers": {}, "runs": [], "seconds": None, "error": None} for p in points}
-    names = list(dict.fromkeys(name for p in points for name in outcomes[p.key]["numbers"]))
+    measured = {p.key: numbers(outcomes[p.key]) for p in points}
+    names = list(dict.fromkeys(name for p in points for name in measured[p.key]))
     given = list(dict.fromkeys(name for p in points for name in p.values))
     taken = {*names, "point", "state", "seconds", "error", "runs", "notebook"}
-    marked = [name for name in names if any(outcomes[p.key]["numbers"].get(name, {}).get("protocol") for p in points)]
+    blank = Number(None)
+    marked = [name for name in names if any(measured[p.key].get(name, blank).protocol for p in points)]
     rows = []
     for p in points:
         out = outcomes[p.key]
         row: dict[str, Any] = {"point": p.key, "state": out["state"]}
         row |= {f"given.{name}" if name in taken else name: p.values.get(name) for name in given}
-        row |= {name: out["numbers"].get(name, {}).get("value") for name in names}
-        row |= {name + PROTOCOL: out["numbers"].get(name, {}).get("protocol") for name in marked}
+        row |= {name: measured[p.key].get(name, blank).value for name in names}
+        row |= {name + PROTOCOL: measured[p.key].get(name, blank).protocol for name in marked}
         row |= {"seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]), "notebook": f"points/{p.key}/notebook.ipynb"}
         rows.append(row)
     return rows

@@ -1,0 +1,83 @@
+"""Distances between sets of images in the protocol's feature space: rFD, gFD, gFD to own reconstructions, kernel distances.
+
+Distance of samples to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two are always
+reported together; distance to the tokenizer's reconstructions of real images (`gfd_own`) says how well the diffusion model
+has learnt the latents, apart from the decoder's floor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from vfmlab.errors import DataError
+from vfmlab.evaluation.frechet import FeatureSet, frechet_distance, kernel_distance
+from vfmlab.evaluation.instruments.base import SAMPLES, Metric, Part, Pass
+from vfmlab.evaluation.number import CURVE, HEADLINE, LOWER, TABLE, TARGET, Draft, Quantity
+from vfmlab.registry import INSTRUMENTS
+
+BALANCED = "kernel distance (KID) of the same sets; where both hold equally many images of each class it comes out slightly below 0 for equal sets"
+SHOWN = (TABLE, CURVE, TARGET)
+
+
+@INSTRUMENTS.register("feature_distance")
+class FeatureDistance(Metric):
+    """1 - cosine between the features of an image and of its reconstruction, mean and spread over images."""
+
+    order = 20
+    quantities = (
+        Quantity("feature_distance", "feature distance", LOWER, "", (TABLE, HEADLINE), definition="1 - cosine between the features of an image and of its reconstruction"),
+    )  # fmt: skip
+
+    def __init__(self, gathered: Pass):
+        super().__init__(gathered)
+        self.values: list[torch.Tensor] = []
+
+    def update(self, part: Part) -> None:
+        cosine = functional.cosine_similarity(part.seen.features.float(), part.real.to(part.seen.features).float())
+        self.values.append(1 - cosine.double().cpu())
+
+    def write(self, draft: Draft) -> None:
+        x = torch.cat(self.values)
+        draft.add("feature_distance", float(x.mean()), self.gathered.resolved, len(x), float(x.std(correction=0)))
+
+
+def write(draft: Draft, prefix: str, suffix: str, a: FeatureSet, b: FeatureSet, gathered: Pass) -> None:
+    """Frechet and kernel distance side by side: `<prefix>fd<suffix>`, `<prefix>kd<suffix>`; spread of the latter over subsets."""
+    n, resolved = min(a.count, b.count), gathered.resolved
+    draft.add(f"{prefix}fd{suffix}", frechet_distance(a, b), resolved, n)
+    if n < 4:
+        raise DataError(f"needs at least 4 images, got {n}")
+    value, spread = kernel_distance(a, b, seed=gathered.setup.protocol.seed)
+    draft.add(f"{prefix}kd{suffix}", value, resolved, n, spread)
+
+
+@INSTRUMENTS.register("reconstruction_distances")
+class OfReconstructions(Metric):
+    """Reconstructions against the images themselves."""
+
+    order = 21
+    quantities = (
+        Quantity("rfd", "rFD", LOWER, "", (TABLE, HEADLINE), definition="Frechet distance between the features of held-out images and of their reconstructions: what the tokenizer loses"),
+        Quantity("rkd", "rKD", LOWER, "", (), definition=BALANCED),
+    )  # fmt: skip
+
+    def write(self, draft: Draft) -> None:
+        write(draft, "r", "", self.gathered.own, self.gathered.real, self.gathered)
+
+
+@INSTRUMENTS.register("sample_distances")
+class OfSamples(Metric):
+    """Samples against images, and against the tokenizer's own reconstructions of them."""
+
+    order, over = 40, SAMPLES
+    quantities = (
+        Quantity("gfd", "gFD", LOWER, "", SHOWN, definition="Frechet distance between the features of held-out images and of samples: quality and variety of what is generated"),
+        Quantity("gkd", "gKD", LOWER, "", (), definition=BALANCED),
+        Quantity("gfd_own", "gFD to own rec.", LOWER, "", SHOWN, definition="gFD to the tokenizer's own reconstructions instead of the images: how well its latents are modelled, apart from what its decoder loses"),
+        Quantity("gkd_own", "gKD to own rec.", LOWER, "", (), definition=BALANCED),
+    )  # fmt: skip
+
+    def write(self, draft: Draft) -> None:
+        write(draft, "g", "", self.gathered.samples, self.gathered.real, self.gathered)
+        write(draft, "g", "_own", self.gathered.samples, self.gathered.own, self.gathered)

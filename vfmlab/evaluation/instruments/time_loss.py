@@ -1,0 +1,62 @@
+"""Error of the predicted velocity over t."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab.diffusion import path as flow
+from vfmlab.evaluation.instruments.base import Instrument
+from vfmlab.evaluation.instruments.blocks import PART, latents
+from vfmlab.evaluation.number import LOWER, Draft, Quantity
+from vfmlab.evaluation.roundtrip import evaluating
+from vfmlab.evaluation.subject import Subject, noise_of
+from vfmlab.registry import INSTRUMENTS
+
+BINS = 10
+
+
+@torch.no_grad()
+def time_losses(
+    network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int], seed: int = 0, bins: int = BINS
+) -> tuple[list[float], list[float]]:
+    """Middle of each of `bins` equal parts of [0, 1], and there the velocity's squared error over the target's power.
+
+    Args:
+        z: N C h w clean normalised latents. labels: long N. ids: one per row, which decide its noise.
+    """
+    times, losses = [(i + 0.5) / bins for i in range(bins)], []
+    device = next(network.parameters()).device
+    with evaluating(network):
+        for t in times:
+            wrong = power = 0.0
+            for k, part in enumerate(z.split(PART)):
+                part, rows = part.to(device), slice(k * PART, k * PART + len(part))
+                noise = noise_of(part, ids[rows], seed)
+                point = flow.interpolate(part, noise, torch.full((len(part),), t, device=device))
+                v = network(point.x, point.t, labels[rows].to(device))
+                wrong += float((v - point.v).double().square().sum())
+                power += float(point.v.double().square().sum())
+            losses.append(wrong / power)
+    return times, losses
+
+
+@INSTRUMENTS.register("time_loss")
+class TimeLoss(Instrument):
+    """Error of the predicted velocity over t, in units of the target's power; `velocity_error` is the mean over t."""
+
+    kinds = ("diffusion",)
+    quantities = (
+        Quantity("velocity_error", "velocity error", LOWER),
+        Quantity("velocity_error_over_t", "velocity error over t", LOWER, many=True),
+    )
+
+    def measure(self, subject: Subject, report: Draft) -> None:
+        z, ids = latents(subject)
+        labels = subject.held_out.labels[: len(z)]
+        times, losses = time_losses(subject.network, z, labels, ids, subject.protocol.seed)
+        section = subject.section({"measure": "velocity error", "bins": BINS, "images": len(z)})
+        report.add("velocity_error", sum(losses) / len(losses), section, len(z))
+        report.add("velocity_error_over_t", losses, section, len(z), t=times)

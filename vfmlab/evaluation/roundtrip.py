@@ -1,0 +1,59 @@
+"""Images through a tokenizer and back, as every metric sees it: posterior mean, decoded, clipped and rounded to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vfmlab import data
+from vfmlab.errors import DataError
+from vfmlab.tokenizers.base import Tokenizer
+
+CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into its caches
+
+
+def as_saved(images: Tensor) -> Tensor:
+    """Model output as a metric sees it: clipped and rounded to 8 bits, as in an image file, and back in [-1, 1].
+
+    Raises:
+        DataError: not finite (8 bits would turn that into black).
+    """
+    if not torch.isfinite(images).all():
+        bad = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
+        raise DataError(f"{len(bad)} of {len(images)} images are not finite (the first: number {bad[0]} of its batch)")
+    return data.to_float(data.to_uint8(images))
+
+
+def through(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images B 3 H W -> raw latents (the posterior's mean, fp32), and what is decoded from them as a metric sees it."""
+    raw, restored = [], []
+    for part in images.split(CPU_PART if images.device.type == "cpu" else len(images)):
+        raw.append(tokenizer.posterior(part.contiguous(memory_format=torch.channels_last)).mode().float())
+        restored.append(as_saved(decode(tokenizer, raw[-1])))
+    return torch.cat(raw), torch.cat(restored)
+
+
+def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
+    """Raw latents -> images in [-1, 1]; works before statistics are measured, as during training."""
+    return tokenizer.decode_raw(raw)[0].float().clamp(-1, 1)
+
+
+def normalised(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
+    """Raw latents as the rest of the project sees them; unchanged while there are no statistics."""
+    return tokenizer.normalise(raw)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode inside, what was before outside."""
+    before = [m.training for m in modules]
+    try:
+        for m in modules:
+            m.eval()
+        yield
+    finally:
+        for m, mode in zip(modules, before, strict=True):
+            m.train(mode)
