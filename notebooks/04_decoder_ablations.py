@@ -38,7 +38,7 @@ primitives.table(ablations.sizes_of(study))
 # %%
 failed = compare.train(study, root, jobs, stream=sys.stdout)
 results = compare.collect(study, root, failed)
-print("\n".join(f"{r['label']}, seed {r['seed']}: {r['failed']}" for r in results if r["failed"]) or f"{len(results)} runs trained")
+print("\n".join(f"{r.label}, seed {r.seed}: {r.failed}" for r in results if r.failed) or f"{len(results)} runs trained")
 
 # %% [markdown]
 # ## 2. The same images through every row

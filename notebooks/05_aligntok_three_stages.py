@@ -39,7 +39,7 @@ primitives.table(stages.plan_records(study[0]))
 # %%
 failed = compare.train(study, root, jobs, stream=sys.stdout)
 results = compare.collect(study, root, failed)
-print("\n".join(f"{r['label']}, seed {r['seed']}: {r['failed']}" for r in results if r["failed"]) or f"{len(results)} rows trained")
+print("\n".join(f"{r.label}, seed {r.seed}: {r.failed}" for r in results if r.failed) or f"{len(results)} rows trained")
 
 # %% [markdown]
 # ## 2. The same images after each stage

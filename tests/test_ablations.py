@@ -10,9 +10,11 @@ import torch
 
 from vfmlab import api, config, presets, runs
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number
 from vfmlab.plots import ablations as figures
 from vfmlab.presets import variants
 from vfmlab.studies import compare
+from vfmlab.studies.results import Result
 
 BUILT = [name for name, variant in variants.VARIANTS.items() if variant.needs == "decoder"]
 TINY, POCKET = presets.get("tiny_vfm_vae"), presets.get("pocket_vfm_vae")
@@ -87,9 +89,9 @@ def results(values):
     made = []
     for label, seeds in values.items():
         for seed, rfd in enumerate(seeds):
-            metrics = {"rfd": {"value": rfd, "protocol": "a", "n": 9}, "psnr": {"value": 30 - rfd, "protocol": "a", "n": 9}}
+            numbers = {"rfd": Number(rfd, "a", 9), "psnr": Number(30 - rfd, "a", 9)}
             parameters = {"trained": 9, "tokenizer": 9, "decoder": 5, "vfm": 0}
-            made.append({"label": label, "seed": seed, "metrics": metrics, "parameters": parameters, "seconds": {"tokenizer": 3.0}, "hash": "a"})
+            made.append(Result(label, label, seed, numbers=numbers, parameters=parameters, seconds={"tokenizer": 3.0}, hash="a"))
     return made
 
 
@@ -112,8 +114,8 @@ def test_finding_follows_from_the_numbers():
 
 def test_figures_have_every_row():
     found = results({"plain_decoder": [10, 11], "no_blur": [3, 3.1], "multi_layer": [2, 2.1]})
-    assert list(figures.table(found).data[0].cells.values[0]) == ["plain_decoder", "no_blur", "multi_layer"]
-    assert list(figures.paper_beside(found).data[0].cells.values[0]) == ["plain_decoder", "multi_layer"]
+    assert [row[0] for row in figures.table(found).rows] == ["plain_decoder", "no_blur", "multi_layer"]
+    assert [row[0] for row in figures.paper_beside(found).rows] == ["plain_decoder", "multi_layer"]
     bar, dots = figures.bars(found).data
     assert list(bar.y) == pytest.approx([10.5, 3.05, 2.05])
     assert len(dots.y) == 6
@@ -139,13 +141,13 @@ def test_rate_and_distortion(tmp_path, monkeypatch):
     assert [(r["channels"], r["bits"]) for r in records] == [(4, 1), (4, 4), (4, 12), (8, 1), (8, 4), (8, 12)]
     assert [r["rate"] for r in records] == [c * 16 * b / 256 for c in (4, 8) for b in (1, 4, 12)]
     assert len({r["protocol"] for r in records}) == 1
-    numbers = api.evaluate(rows[0].phases[-1].id, tmp_path, {"n": 16})["metrics"]
-    assert records[2]["psnr"] == pytest.approx(numbers["psnr"]["value"], abs=0.02)
-    assert records[2]["rfd"] == pytest.approx(numbers["rfd"]["value"], rel=0.05)
+    numbers = api.evaluate(rows[0].phases[-1].id, tmp_path, {"n": 16})
+    assert records[2]["psnr"] == pytest.approx(numbers["psnr"].value, abs=0.02)
+    assert records[2]["rfd"] == pytest.approx(numbers["rfd"].value, rel=0.05)
     assert math.isfinite(records[0]["rfd"])
     text = figures.rate_finding(records)
     assert "2 bits per pixel" not in text  # only rates that two rows share are compared
     assert "d8: " in text
     assert len(figures.rate_curves(records).data) == 4
-    assert len(figures.rate_table(records).data[0].cells.values[0]) == 6
+    assert len(figures.rate_table(records).rows) == 6
     assert [run.id for run in runs.scan(tmp_path)] == [row.phases[0].id for row in rows]

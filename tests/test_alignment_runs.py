@@ -13,7 +13,7 @@ from vfmlab import api, presets, runs
 from vfmlab.config import VFM, Data, override
 from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.diffusion import latents, targets
-from vfmlab.evaluation.instruments.dynamics import over_training
+from vfmlab.evaluation.instruments.blocks import over_training
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import StepRandom
 from vfmlab.training.loop import fit
@@ -145,7 +145,7 @@ def test_a_joint_run_is_sampled_evaluated_and_watched(tmp_path):
     torch.testing.assert_close(both.images[:1], one.images, atol=1e-4, rtol=1e-4)
     report = api.evaluate(run.id, tmp_path)
     other = api.evaluate(run.id, tmp_path, {"guidance.token": 3.0})
-    assert report["hash"] != other["hash"]
+    assert report.hash != other.hash
 
 
 def test_protocols_without_the_new_fields_keep_their_hash():

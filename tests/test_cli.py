@@ -18,6 +18,7 @@ from PIL import Image
 from vfmlab import api, runs
 from vfmlab.cli import main, pictures
 from vfmlab.errors import RunError
+from vfmlab.evaluation.number import Number, Report
 from vfmlab.training.events import Event
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,14 +194,16 @@ def test_eval_prints_numbers_with_their_hash(capsys, monkeypatch, tmp_path):
 
     def evaluate(ref, root, protocol=None, again=False):
         asked.update(ref=ref, protocol=protocol, again=again)
-        return {"run": "r-1", "kind": "diffusion", "hash": "abcd1234", "metrics": {"gfd": {"value": 12.34567}}}
+        return Report({"gfd": Number(12.34567), "lpips": Number(None, reason="no weights")}, run="r-1", hash="abcd1234", warnings=("N = 2",))
 
     monkeypatch.setattr(api, "evaluate", evaluate)
-    code, out, _ = call(capsys, "eval", "r", "--set", "n=50", "--again", "--root", tmp_path)
+    code, out, err = call(capsys, "eval", "r", "--set", "n=50", "--again", "--root", tmp_path)
     assert code == 0
     assert asked == {"ref": "r", "protocol": {"n": 50}, "again": True}
     assert "abcd1234" in out
     assert re.search(r"gfd +12\.3457", out)
+    assert re.search("lpips +no weights", out)
+    assert "warning: N = 2" in err
     code, out, _ = call(capsys, "eval", "r", "--json")
     assert json.loads(out)["metrics"]["gfd"]["value"] == 12.34567
 

@@ -9,7 +9,7 @@ import torch
 
 from vfmlab import api, runs
 from vfmlab.errors import ConfigError, DataError, RunError
-from vfmlab.evaluation.protocol import as_saved
+from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.plots import figures
 from vfmlab.studies import explore, interpolate, leaderboard
 from vfmlab.training.events import Event
@@ -222,22 +222,22 @@ def test_two_samplings_go_step_by_step_and_are_closed_together(model):
 
 def test_tables_hold_what_was_measured_and_keep_protocols_apart(root):
     found = leaderboard.collect(root)
-    (tiny,) = (r for r in found if r["kind"] == "diffusion")
-    assert [p["samples"] for p in tiny["curve"]] == [64]
+    (tiny,) = (r for r in found if r.kind == "diffusion")
+    assert [at for at, _ in tiny.logged["gfd"]] == [64]
     assert len(leaderboard.convergence(found, "gfd").data) == 1
     ((heading, note, rows),) = leaderboard.tables(found)  # the tiny run has no report yet, and its tokenizer belongs to it
     assert [row["method"] for row in rows] == ["plain_vae", "vfm_vae"]  # the better rFD first
     assert "N = 1000" in heading
     assert "Protocol" in note
-    report = api.evaluate(tiny["run"], root)
-    api.evaluate(runs.open_run(tiny["run"], root).config().parent, root)
+    report = api.evaluate(tiny.run, root)
+    api.evaluate(runs.open_run(tiny.run, root).config().parent, root)
     found = leaderboard.collect(root)
     assert sorted(len(rows) for _, _, rows in leaderboard.tables(found)) == [1, 2]  # other images: another protocol
-    mine = next(r for r in found if r["kind"] == "diffusion")
-    assert mine["metrics"]["gfd"] == {k: report["metrics"]["gfd"][k] for k in ("value", "protocol", "n")}
-    assert mine["metrics"]["ssim"]["value"] is not None  # of its tokenizer
+    mine = next(r for r in found if r.kind == "diffusion")
+    assert mine.numbers["gfd"] == report["gfd"]
+    assert not mine.numbers["ssim"].absent  # of its tokenizer
     (points,) = leaderboard.cloud(found, "rfd", "gfd")
-    assert leaderboard.scatter(points, "rfd", "gfd").data[0].customdata[0] == mine["run"]
+    assert leaderboard.scatter(points, "rfd", "gfd").data[0].customdata[0] == mine.run
     assert [len(c) for c in leaderboard.cloud(found, "psnr", "rfd")] == [2, 1]
     assert len(leaderboard.collect(root, every_phase=True)) == len(found) + 1
     with pytest.raises(ConfigError, match="did you mean"):

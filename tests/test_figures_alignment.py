@@ -7,7 +7,9 @@ import torch
 
 from vfmlab import presets
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number
 from vfmlab.plots import alignment
+from vfmlab.studies.results import Result
 
 NUMBERS = {
     "tiny_vfm_vae none": (20.0, 22.0), "tiny_vfm_vae repa": (19.0, 21.0), "tiny_plain_vae none": (30.0, 30.0), "tiny_plain_vae repa": (24.0, 24.0),
@@ -19,9 +21,8 @@ def study(names=("repa",)):
 
 
 def results():
-    entry = {"protocol": "abc", "n": 32}
     return [
-        {"label": name, "seed": seed, "metrics": {"gfd": {"value": values[seed], **entry}, "class_accuracy": {"value": 0.5, **entry}}}
+        Result(name, name, seed, numbers={"gfd": Number(values[seed], "abc", 32), "class_accuracy": Number(0.5, "abc", 32)})
         for name, values in NUMBERS.items() for seed in range(2)
     ]  # fmt: skip
 

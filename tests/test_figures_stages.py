@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number
 from vfmlab.plots import stages
+from vfmlab.studies.results import Result, Stage
 
 
 def result(label, seed, **metrics):
-    at = [{"stage": stage, "kind": "tokenizer", "seconds": 1.0,
-           "metrics": {k: {"value": v[i], "protocol": "p", "n": 8} for k, v in metrics.items()}}
+    at = [Stage(stage, "tokenizer", label, 1.0, {k: Number(v[i], "p", 8) for k, v in metrics.items()})
           for i, stage in enumerate(("latent", "perceptual", "refine"))]  # fmt: skip
-    return {"label": label, "seed": seed, "stages": at, "metrics": at[-1]["metrics"]}
+    return Result(label, label, seed, stages=at, numbers=at[-1].numbers)
 
 
 def test_ablations_change_stage_two_and_share_stage_one():

@@ -312,7 +312,7 @@ def test_blocks_over_training_are_read_from_the_log(tmp_path):
     assert course["samples"] == [32, 64]
     assert course["block"] == [1, 2, 3]
     assert course["value"][1] == pytest.approx([logged["cknna_block_2"].value] * 2)
-    folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": {"value": 0.5, "protocol": "aa"}, "cknna_block_1": 0.1})  # the last as logged by an earlier version
+    folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": {"value": 0.5, "protocol": "aa"}, "cknna_block_1": 0.1})
     assert blocks.over_training(folder) == course
     assert blocks.over_training(folder, "cknna_target_block_") == {"samples": [72], "block": [2], "value": [[0.5]]}
     assert figures.dynamics(course).data[0].z.shape == (3, 2)

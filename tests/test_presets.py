@@ -103,4 +103,4 @@ def test_tiny_runs_to_samples_and_numbers(name, tmp_path):
     *_, last = api.sample(run.id, [0, 1], root=tmp_path, previews=0)
     assert last.images.shape == (2, 3, 16, 16)
     report = api.evaluate(run.id, tmp_path)
-    assert all(math.isfinite(report["metrics"][key]["value"]) for key in ("gfd", "rfd", "psnr"))
+    assert all(math.isfinite(report[key].value) for key in ("gfd", "rfd", "psnr"))

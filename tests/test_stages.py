@@ -219,8 +219,8 @@ def test_a_decoder_refined_after_the_diffusion_model(tmp_path):
     own, other = ([*api.sample(model.id, [0, 1], root=tmp_path, decoder=which)][-1].images for which in (None, refined))
     assert not torch.equal(own, other)
     reports = [api.evaluate(model.id, tmp_path, which) for which in (None, {"decoder": refined})]
-    assert reports[0]["hash"] != reports[1]["hash"]
-    assert reports[0]["metrics"]["gfd"]["value"] != reports[1]["metrics"]["gfd"]["value"]
+    assert reports[0].hash != reports[1].hash
+    assert reports[0]["gfd"].value != reports[1]["gfd"].value
     with pytest.raises(ConfigError, match="belongs to other latents.*a stage that trained nothing but the decoder"):
         api.load_diffusion(model.id, tmp_path, decoder=staged().phases()[0].id)
 

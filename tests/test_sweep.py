@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("papermill")
 from vfmlab.cli import main
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number, Report
 from vfmlab.studies import cluster, executor, sweep
 from vfmlab.studies.sweep import grid, page, table
 from vfmlab.studies.sweep import notebook as notebooks
@@ -285,8 +286,12 @@ def test_files_that_are_not_there(tmp_path, notebook, capsys):
 
 
 def numbers(**values):
-    return {name: {"value": v[0], "protocol": v[1], "n": 9, "better": None} if isinstance(v, tuple) else
-            {"value": v, "protocol": None, "n": None, "better": None} for name, v in values.items()}  # fmt: skip
+    """Entries of a result.json."""
+    return {name: {"value": v[0], "protocol": v[1], "n": 9} if isinstance(v, tuple) else {"value": v} for name, v in values.items()}
+
+
+def outcome(point, values):
+    return page.Outcome(point, {name: Number.from_json(name, entry) for name, entry in numbers(**values).items()})
 
 
 def filled(tmp_path, spec, results):
@@ -325,9 +330,9 @@ def test_a_page_never_ranks_across_protocols(tmp_path):
     assert one < text.index(f"<td>{first}") < text.index(f"<td>{second}") < two < text.index(f"<td>{points[2].key}") < three, "better first, then the other protocol"
     assert "&lt;b&gt;wrong" in text
     assert "<b>wrong" not in text
-    results = [{"point": p, "metrics": numbers(**f)} for p, f in zip(points[:2], found[:2], strict=True)]
-    assert [r["point"].key for r in page.rank(results, "psnr", "lower")] == [second, first]
-    assert [r["point"].key for r in page.rank(results, "psnr", None)] == [first, second], "no end is good: their own order"
+    results = [outcome(p, f) for p, f in zip(points[:2], found[:2], strict=True)]
+    assert [r.point.key for r in page.rank(results, "psnr", "lower")] == [second, first]
+    assert [r.point.key for r in page.rank(results, "psnr", None)] == [first, second], "no end is good: their own order"
 
 
 def test_a_page_takes_text_lists_and_missing_values(tmp_path):
@@ -336,7 +341,7 @@ def test_a_page_takes_text_lists_and_missing_values(tmp_path):
     points, folders = filled(tmp_path, spec, results)
     text = page.write(grid.read(spec), "n.ipynb", points, folders, ["x", "l", "only"], tmp_path / "index.html").read_text()
     assert "8 of 8 points finished" in text
-    shown = [{"point": p, "metrics": numbers(**r)} for p, r in zip(points, results, strict=True)]
+    shown = [outcome(p, r) for p, r in zip(points, results, strict=True)]
     figure = page.parallel(shown, ["x", "l", "only"], ["a"], None)
     axes = {axis.label: axis for axis in figure.data[0].dimensions}
     assert list(axes["l"].ticktext) == ["[0, 1]", "[0]"]
@@ -346,7 +351,7 @@ def test_a_page_takes_text_lists_and_missing_values(tmp_path):
 
 
 def test_results_are_checked_where_they_are_handed_out():
-    report = {"metrics": {"psnr": {"value": 1.0, "protocol": "aa"}}}
+    report = Report({"psnr": Number(1.0, "aa")})
     for arguments, named, complaint in (
         (["text"], {}, "expected a report"), ([{}], {}, "expected a report"), ([report, report], {}, "two reports have the number 'psnr'"),
         ([report], {"psnr": 2}, "'psnr' is in a report already"), ([], {"loss": "much"}, "'loss' = 'much' is no number"),

@@ -23,6 +23,7 @@ from vfmlab.evaluation.frechet import FeatureSet, Moments
 from vfmlab.evaluation.number import NOT_HASHED
 from vfmlab.seeding import generator
 
+
 @dataclass(frozen=True)
 class Resolved:
     """What a protocol means, section by section. `images`: data and pixels; `features`; `sampling`; `latents`."""

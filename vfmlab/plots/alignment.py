@@ -156,8 +156,8 @@ def dynamics_maps(study: Sequence[Row], root: str | Path, target: bool = False) 
     columns = min(4, len(found))
     count = -(-len(found) // columns)
     sheet = make_subplots(rows=count, cols=columns, subplot_titles=list(found), horizontal_spacing=0.05, vertical_spacing=0.22)
-    for i, course in enumerate(found.values()):
-        trace = go.Heatmap(z=course["value"], x=[f"{s:,}" for s in course["samples"]], y=[str(k) for k in course["block"]], coloraxis="coloraxis")
+    for i, one in enumerate(found.values()):
+        trace = go.Heatmap(z=one["value"], x=[f"{s:,}" for s in one["samples"]], y=[str(k) for k in one["block"]], coloraxis="coloraxis")
         sheet.add_trace(trace, i // columns + 1, i % columns + 1)
     sheet.update_xaxes(title="images seen", row=count)
     sheet.update_yaxes(title="block", col=1)

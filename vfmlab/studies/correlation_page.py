@@ -49,9 +49,11 @@ def reading(found: Sequence[Correlation], target: str) -> str:
     chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
     good = "smaller" if quantity(target).better == LOWER else "larger"
     return (
-        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} is better) over the means of the rows; the same over the rows of each "
-        f"seed; the middle 95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; "
-        f"{chance:.1f} would by luck if they were independent, which they are not. Rows that share parts (ablations of one tokenizer) are no independent draws either."
+        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} is better) over the "
+        "means of the rows; the same over the rows of each seed; the middle 95 % when rows are drawn with replacement "
+        f"({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; {chance:.1f} would by "
+        "luck if they were independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
+        "independent draws either."
     )
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vfmlab import api, config, data
 from vfmlab.errors import ConfigError, DataError, VfmlabError
 from vfmlab.evaluation.features import FeatureSpace, open_space
-from vfmlab.evaluation.instruments.recovery import Coder
 from vfmlab.evaluation.instruments import pixels
+from vfmlab.evaluation.instruments.recovery import Coder
 from vfmlab.evaluation.roundtrip import CPU_PART, as_saved, evaluating
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import primitives

@@ -144,7 +144,7 @@ def _template() -> Any:
     try:
         import jinja2
     except ImportError:
-        raise ConfigError("pages are written with jinja2, which is not installed: pip install 'vfmlab[notebooks]'") from None
+        raise ConfigError("pages are written with jinja2, which is not installed: pip install 'vfmlab[studies]'") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -37,5 +37,6 @@ class OfReconstructions(Judged):
 class OfSamples(Judged):
     order, over = 41, SAMPLES
     quantities = (
-        Quantity("class_accuracy", "class accuracy", HIGHER, "", (TABLE, CURVE, TARGET, HEADLINE), definition="share of samples in which the judge sees the class they were drawn for"),
+        Quantity("class_accuracy", "class accuracy", HIGHER, "", (TABLE, CURVE, TARGET, HEADLINE),
+                 definition="share of samples in which the judge sees the class they were drawn for"),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument, Metric, Part, Pass
 from vfmlab.evaluation.instruments.pixels import psnr
-from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.number import HIGHER, LATENT, LOWER, Draft, Quantity
 from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS

@@ -16,7 +16,7 @@ from vfmlab.evaluation.instruments.base import SAMPLES, Metric, Part, Pass
 from vfmlab.evaluation.number import CURVE, HEADLINE, LOWER, TABLE, TARGET, Draft, Quantity
 from vfmlab.registry import INSTRUMENTS
 
-BALANCED = "kernel distance (KID) of the same sets; where both hold equally many images of each class it comes out slightly below 0 for equal sets"
+BALANCED = "kernel distance (KID) of the same sets; slightly below 0 for equal sets that are class-balanced"
 SHOWN = (TABLE, CURVE, TARGET)
 
 
@@ -26,7 +26,8 @@ class FeatureDistance(Metric):
 
     order = 20
     quantities = (
-        Quantity("feature_distance", "feature distance", LOWER, "", (TABLE, HEADLINE), definition="1 - cosine between the features of an image and of its reconstruction"),
+        Quantity("feature_distance", "feature distance", LOWER, "", (TABLE, HEADLINE),
+                 definition="1 - cosine between the features of an image and of its reconstruction"),
     )  # fmt: skip
 
     def __init__(self, gathered: Pass):
@@ -58,7 +59,8 @@ class OfReconstructions(Metric):
 
     order = 21
     quantities = (
-        Quantity("rfd", "rFD", LOWER, "", (TABLE, HEADLINE), definition="Frechet distance between the features of held-out images and of their reconstructions: what the tokenizer loses"),
+        Quantity("rfd", "rFD", LOWER, "", (TABLE, HEADLINE),
+                 definition="Frechet distance between features of held-out images and of their reconstructions"),
         Quantity("rkd", "rKD", LOWER, "", (), definition=BALANCED),
     )  # fmt: skip
 
@@ -72,9 +74,11 @@ class OfSamples(Metric):
 
     order, over = 40, SAMPLES
     quantities = (
-        Quantity("gfd", "gFD", LOWER, "", SHOWN, definition="Frechet distance between the features of held-out images and of samples: quality and variety of what is generated"),
+        Quantity("gfd", "gFD", LOWER, "", SHOWN,
+                 definition="Frechet distance between features of held-out images and of samples"),
         Quantity("gkd", "gKD", LOWER, "", (), definition=BALANCED),
-        Quantity("gfd_own", "gFD to own rec.", LOWER, "", SHOWN, definition="gFD to the tokenizer's own reconstructions instead of the images: how well its latents are modelled, apart from what its decoder loses"),
+        Quantity("gfd_own", "gFD to own rec.", LOWER, "", SHOWN,
+                 definition="gFD to the tokenizer's own reconstructions: the latents' model, apart from the decoder's loss"),
         Quantity("gkd_own", "gKD to own rec.", LOWER, "", (), definition=BALANCED),
     )  # fmt: skip
 

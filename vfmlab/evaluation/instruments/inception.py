@@ -16,9 +16,12 @@ class Inception(Metric):
 
     order, over = 42, SAMPLES
     quantities = (
-        Quantity("inception_score", "Inception score", HIGHER, definition="exp of the mean divergence of Inception's class predictions from their mean"),
-        Quantity("precision", "precision", HIGHER, definition="share of samples within the neighbourhoods of real images"),
-        Quantity("recall", "recall", HIGHER, definition="share of real images within the neighbourhoods of samples"),
+        Quantity("inception_score", "Inception score", HIGHER,
+                 definition="exp of the mean divergence of Inception's class predictions from their mean"),
+        Quantity("precision", "precision", HIGHER,
+                 definition="share of samples within the neighbourhoods of real images"),
+        Quantity("recall", "recall", HIGHER,
+                 definition="share of real images within the neighbourhoods of samples"),
     )
 
     def __init__(self, gathered: Pass):

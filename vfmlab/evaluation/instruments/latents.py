@@ -7,8 +7,8 @@ from vfmlab.evaluation import probes
 from vfmlab.evaluation.instruments.base import LATENTS, Metric
 from vfmlab.evaluation.number import HEADLINE, HIGHER, TABLE, Draft, Quantity
 from vfmlab.evaluation.protocol import Resolved
+from vfmlab.evaluation.representation import QUANTILE, K, beyond_chance, cknna, prepare
 from vfmlab.evaluation.roundtrip import evaluating
-from vfmlab.evaluation.representation import K, QUANTILE, beyond_chance, cknna, prepare
 from vfmlab.registry import INSTRUMENTS
 
 ALIGNMENT = {"measure": "cknna", "k": K, "quantile": QUANTILE, "pool": "token mean"}
@@ -20,8 +20,10 @@ class LatentProbes(Metric):
 
     order, over = 30, LATENTS
     quantities = (
-        Quantity("probe_linear", "linear probe", HIGHER, "", (TABLE, HEADLINE), definition="accuracy of a logistic regression on all values of the latent, on held-out images"),
-        Quantity("probe_knn", "kNN", HIGHER, "", (TABLE,), definition="accuracy of 10 nearest neighbours on all values of the latent"),
+        Quantity("probe_linear", "linear probe", HIGHER, "", (TABLE, HEADLINE),
+                 definition="accuracy of a logistic regression on all values of the latent, on held-out images"),
+        Quantity("probe_knn", "kNN", HIGHER, "", (TABLE,),
+                 definition="accuracy of 10 nearest neighbours on all values of the latent"),
     )  # fmt: skip
 
     def write(self, draft: Draft) -> None:
@@ -45,8 +47,10 @@ class LatentAlignment(Metric):
 
     order, over = 31, LATENTS
     quantities = (
-        Quantity("cknna", "CKNNA (judge)", HIGHER, definition="agreement of the latent's neighbourhoods with those of the protocol's feature space; about k / (N - 1) by chance"),
-        Quantity("cknna_corrected", "CKNNA beyond chance", HIGHER, definition="CKNNA with its chance value k / (N - 1) taken away, 1 for equal representations"),
+        Quantity("cknna", "CKNNA (judge)", HIGHER,
+                 definition="agreement of the latent's neighbourhoods with those of the protocol's feature space; about k / (N - 1) by chance"),
+        Quantity("cknna_corrected", "CKNNA beyond chance", HIGHER,
+                 definition="CKNNA with its chance value k / (N - 1) taken away, 1 for equal representations"),
     )  # fmt: skip
 
     def write(self, draft: Draft) -> None:

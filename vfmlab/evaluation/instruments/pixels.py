@@ -72,10 +72,14 @@ class Pixels(Metric):
 
     order = 10
     quantities = (
-        Quantity("psnr", "PSNR", HIGHER, "dB", (TABLE, HEADLINE), definition="10 log10 of peak power over the mean squared error of a reconstruction, mean of images"),
-        Quantity("psnr_mask", "PSNR in mask", HIGHER, "dB", (TABLE,), definition="PSNR inside the object's mask"),
-        Quantity("ssim", "SSIM", HIGHER, "", (TABLE,), definition="structural similarity of a reconstruction with its image"),
-        Quantity("lpips", "LPIPS", LOWER, "", (TABLE,), definition="distance of image and reconstruction in AlexNet's features, as fitted to human judgements"),
+        Quantity("psnr", "PSNR", HIGHER, "dB", (TABLE, HEADLINE),
+                 definition="10 log10 of peak power over the mean squared error of a reconstruction, mean of images"),
+        Quantity("psnr_mask", "PSNR in mask", HIGHER, "dB", (TABLE,),
+                 definition="PSNR inside the object's mask"),
+        Quantity("ssim", "SSIM", HIGHER, "", (TABLE,),
+                 definition="structural similarity of a reconstruction with its image"),
+        Quantity("lpips", "LPIPS", LOWER, "", (TABLE,),
+                 definition="distance of image and reconstruction in AlexNet's features, as fitted to human judgements"),
     )  # fmt: skip
 
     def __init__(self, gathered: Pass):
