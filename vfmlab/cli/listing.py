@@ -18,14 +18,13 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
     Damaged files are named on stderr, and left out.
     """
     from vfmlab import runs as run_dirs
-    from vfmlab.evaluation.number import of_run
 
     folders, broken = run_dirs.listing(root)
     contrast = run_dirs.contrast(folders)
     rows, lines = [], list(broken.values())
     for run in folders:
         status = run.status()
-        report = of_run(run)
+        metrics = (run.report() or {}).get("metrics", {})
         lines += run.faults()
         rows.append(
             {
@@ -37,7 +36,7 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
                 "seconds": status.seconds,
                 "message": status.message,
                 "differs": contrast[run.id],
-                "metrics": {} if report is None else {name: number.value for name, number in report.items()},
+                "metrics": {k: v.get("value") if isinstance(v, dict) else v for k, v in metrics.items()},
                 "path": str(run.path),
             }
         )
