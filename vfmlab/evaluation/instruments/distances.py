@@ -78,7 +78,7 @@ class OfSamples(Metric):
                  definition="Frechet distance between features of held-out images and of samples"),
         Quantity("gkd", "gKD", LOWER, "", (), definition=BALANCED),
         Quantity("gfd_own", "gFD to own rec.", LOWER, "", SHOWN,
-                 definition="gFD to the tokenizer's own reconstructions: the latents' model, apart from the decoder's loss"),
+                 definition="gFD to the tokenizer's own reconstructions: how well its latents are modelled, whatever its decoder loses"),
         Quantity("gkd_own", "gKD to own rec.", LOWER, "", (), definition=BALANCED),
     )  # fmt: skip
 
