@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vfmlab import api, config, presets, runs
 from vfmlab.errors import RunError, nearest
+from vfmlab.evaluation.evaluate import request
 from vfmlab.training.progress import clock
 from vfmlab.weights import io
 
@@ -47,7 +48,7 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
             record = json.loads((io.ASSETS / f"{name}.json").read_text())
             whole = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
             io.write(folder.ema, whole, {**metadata, "run_id": run.id})
-            folder.save_report({**record["report"], "run": run.id})
+            folder.save_report({**record["report"], "run": run.id, "request": request(run, folder)})
             for point in record["metrics"]:
                 folder.log(point)
             samples, message = record["samples"], "bundled with vfmlab"
@@ -90,7 +91,7 @@ def build(root: str | Path) -> None:
             runs.write_json(asset, record)
             (run_id,) = put(folder, [name])
             (Path(folder) / run_id / "report.json").unlink()
-            record["report"] = api.evaluate(run_id, folder)
+            record["report"] = api.evaluate(run_id, folder).as_json()
         for entry in record["report"]["metrics"].values():
             if entry.get("value") is None:  # the reason speaks of the machine that this ran on
                 entry["reason"] = "not measured when these weights were bundled"
