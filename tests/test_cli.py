@@ -213,7 +213,7 @@ def loaded(monkeypatch, tmp_path):
     """A diffusion run that draws grey images, and what was asked of it."""
     asked = []
     names = ["disc", "ring", "cross/plain"]
-    run = api.resolve("tiny_plain_vae")
+    run = api.resolve("tiny_plain_vae").phases()[-1]
     model = SimpleNamespace(num_classes=3, class_names=names, folder=runs.create(run, tmp_path), run=run)
 
     def sample(model, labels, **how):
