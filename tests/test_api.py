@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,11 +115,32 @@ def test_a_copied_run_says_which_tokenizer_it_needs(root):
             load(diffusion.id, root)
 
 
+def test_an_untrained_tokenizer_can_be_looked_at():
+    """Raw latents are there at once; those that a generator is trained on need statistics, and the message says both."""
+    tokenizer = api.build_tokenizer(api.resolve("tiny_plain_vae")).eval()
+    x = torch.zeros(2, 3, tokenizer.size, tokenizer.size)
+    with torch.no_grad():
+        raw = tokenizer.posterior(x).mode()
+        assert raw.shape[1:] == tokenizer.latent_shape
+        assert tokenizer.decode_raw(raw)[0].shape == x.shape
+        with pytest.raises(CheckpointError, match=r"no latent statistics.*tokenizer\.posterior"):
+            tokenizer.encode(x)
+
+
+def test_leftovers_of_the_latent_cache_are_swept_at_the_start(root):
+    folder = root / ".latents" / "some"
+    folder.mkdir(parents=True)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = folder / f".shard.safetensors.{gone.pid}.tmp"
+    left.write_text("")
+    os.utime(left, (1, 1))
+    assert [event.kind for event in api.train("tiny_plain_vae", root, SMALL)] == ["skip", "skip"]
+    assert not left.exists()
+
+
 def test_reading_a_config_imports_no_models():
     """Seconds of every start: timm, torchvision, torch's compiler and scipy are for building networks."""
-    import subprocess
-    import sys
-
     heavy = ("timm", "torchvision", "torch._dynamo", "scipy", "accelerate", "torchdiffeq")
     code = f"import sys, vfmlab; vfmlab.resolve('tiny_vfm_vae'); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vfmlab import runs
 from vfmlab.cli import doctor
 from vfmlab.cli.doctor import Check
+from vfmlab.config import parse
 
 NMS = "operator torchvision::nms does not exist"
 
@@ -174,3 +176,18 @@ def test_nothing_heavy_is_imported_by_the_doctor():
     code = "import sys, vfmlab.cli.doctor; print([m for m in ('torch', 'torchvision', 'timm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_runs_and_what_is_damaged_in_them(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (none, demo) = doctor.run_checks(tmp_path / "runs")
+    assert (none.state, demo.state) == ("ok", "ok")
+    assert "0 runs" in none.detail
+    assert "make demo" in demo.advice
+    phase = parse({"name": "a", "pretrain": {}, "train": {"samples": 64}}).phases()[0]
+    runs.create(phase, "demo/runs").set_status(state="finished")
+    (runs.create(phase, "runs").path / "status.json").write_text("{")
+    checks = list(doctor.run_checks(tmp_path / "runs"))
+    assert [check.state for check in checks] == ["ok", "warn", "ok"]
+    assert "status.json" in checks[1].detail
+    assert "1 runs in 'demo/runs', 1 of them finished" in checks[2].detail

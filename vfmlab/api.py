@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, presets, runs, vfm
+from vfmlab.config import files
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
@@ -86,6 +87,7 @@ def train(
     if until is not None and not ends:
         named = dict.fromkeys([*(phase.stage for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
+    files.sweep(runs.root_folder(root) / ".latents")
     for phase in phases if until is None else phases[: ends[-1] + 1]:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":

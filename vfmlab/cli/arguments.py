@@ -11,8 +11,12 @@ import tyro
 arg = tyro.conf.arg
 SET_HELP = "dotted fields, e.g. train.samples=50000 tokenizer.channels=8"
 Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...", help=SET_HELP)]
-PresetArg = Annotated[str, tyro.conf.Positional, arg(metavar="PRESET", help="a preset's name or a config file (.json)")]
-RunArg = Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="id, unique prefix of an id, or directory")]
+PresetArg = Annotated[
+    str, tyro.conf.Positional, arg(metavar="PRESET", help="a preset's name or a config file (.json)")
+]
+RunArg = Annotated[
+    str, tyro.conf.Positional, arg(metavar="RUN", help="id, unique prefix of an id, or directory")
+]
 Json = Annotated[bool, arg(name="json", help="print JSON")]
 Root = Annotated[Path, arg(help="folder of the run directories; runs is $VFMLAB_ROOT where that is set")]
 Progress = Literal["auto", "bar", "plain", "none"]

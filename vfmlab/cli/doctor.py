@@ -21,6 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
+from vfmlab import runs
+from vfmlab.config.files import root_folder
+
 State = Literal["ok", "warn", "fail"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -93,7 +98,9 @@ class Check:
     advice: str = ""
 
 
-def probe(python: str = sys.executable, timeout: float = 180.0, env: dict[str, str] | None = None) -> dict[str, Any]:
+def probe(
+    python: str = sys.executable, timeout: float = 180.0, env: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Import torch, torchvision and timm in a process of their own; what they say of themselves, and `errors`."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
@@ -108,23 +115,31 @@ def probe(python: str = sys.executable, timeout: float = 180.0, env: dict[str, s
 
 def checks(root: str | Path = "runs") -> Iterator[Check]:
     """All findings, in the order in which they should be mended."""
-    yield _python()
+    yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
     found = probe()
     yield from torch_checks(found)
     yield from device_checks(found)
-    yield from _machine(found, Path(root))
+    yield from _machine(found, root_folder(root))
     yield from _extras()
     yield from asset_checks(ASSETS)
     if not found["errors"]:  # the table of known VFMs stands beside code that imports timm
         yield _hub()
     yield _browser()
+    yield from run_checks(root_folder(root))
 
 
-def _python() -> Check:
-    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
-
-
-# -- torch and its companions ---------------------------------------------------------------------------------------
+def run_checks(root: Path) -> Iterator[Check]:
+    """The runs there are: under `root`, and those of `make demo`; damaged ones by name."""
+    for what, folder in {"runs": root, "demo": Path("demo/runs")}.items():
+        folders, broken = runs.listing(folder)
+        done = sum(run.status().state == "finished" for run in folders)
+        advice = f"look at them: vfmlab app --root {folder}" if folders else ""
+        advice = advice or (
+            "make one: make demo" if what == "demo" else "make one: vfmlab train tiny_vfm_vae"
+        )
+        yield Check(what, "ok", f"{len(folders)} runs in '{folder}', {done} of them finished", advice)
+        for line in [*broken.values(), *(line for run in folders for line in run.faults())]:
+            yield Check(what, "warn", line, "put a copy of the file back, or remove the run")
 
 
 def _build(version: str | None) -> str:
@@ -154,7 +169,12 @@ def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
     elif torch:
         wanted = _unmet("torchvision", torch)
         if wanted:
-            yield Check("torchvision", "fail", f"torchvision {vision} wants {wanted}, here is torch {torch}", REINSTALL)
+            yield Check(
+                "torchvision",
+                "fail",
+                f"torchvision {vision} wants {wanted}, here is torch {torch}",
+                REINSTALL,
+            )
         else:
             yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
 
@@ -194,12 +214,11 @@ def device_checks(found: dict[str, Any]) -> Iterator[Check]:
         if shutil.which("nvidia-smi"):
             built = f"is built for CUDA {found['cuda_build']}" if found["cuda_build"] else "is a CPU build"
             detail = f"cpu only ({capability}, {bf16}): there is a GPU driver, but torch {built}"
-            yield Check("device", "warn", detail, "check the driver (nvidia-smi), or install the torch build for it")
+            yield Check(
+                "device", "warn", detail, "check the driver (nvidia-smi), or install the torch build for it"
+            )
         else:
             yield Check("device", "ok", f"cpu ({capability}, {bf16}); tiers tiny and pocket are made for it")
-
-
-# -- the machine ----------------------------------------------------------------------------------------------------
 
 
 def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
@@ -211,7 +230,9 @@ def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
         detail = f"torch uses {threads} threads on {cores} usable cores"
         yield Check("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
     else:
-        yield Check("threads", "ok", f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else ""))
+        yield Check(
+            "threads", "ok", f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else "")
+        )
     free = _free_memory(psutil.virtual_memory().available)
     advice = "" if free > 3 * 2**30 else "close other programs; pocket training needs about 2 GiB"
     yield Check("memory", "warn" if advice else "ok", f"{free / 2**30:.1f} GiB free", advice)
@@ -247,9 +268,6 @@ def _extras() -> Iterator[Check]:
         yield Check("extras", "warn", f"'{extra}': no {', '.join(absent)}", advice)
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
 def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
     """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling .json)."""
     names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
@@ -260,9 +278,11 @@ def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) 
             yield Check("assets", "fail", f"{path.name} is missing", advice)
             continue
         try:
-            facts, size = _header(path)
-        except ValueError as error:
-            yield Check("assets", "fail", f"{path.name}: {error}", advice)
+            with safe_open(path, framework="numpy") as file:
+                facts, size = file.metadata(), path.stat().st_size
+        except (SafetensorError, OSError) as error:
+            detail = f"{path.name}: truncated, or not a safetensors file ({_line(str(error))})"
+            yield Check("assets", "fail", detail, advice)
             continue
         digest, sibling = hashlib.sha256(path.read_bytes()).hexdigest(), path.with_suffix(".json")
         stated = json.loads(sibling.read_text()).get("sha256") if sibling.is_file() else None
@@ -276,26 +296,11 @@ def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) 
             yield Check("assets", "ok", f"{path.name}, {size / 2**20:.1f} MiB, sha256 {digest[:12]}")
 
 
-def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Metadata and size of a safetensors file, read without torch; ValueError if it is not a whole one."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError("truncated, or not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
-            raise ValueError("not a safetensors file") from None
-    if 8 + length + end != size:
-        raise ValueError(f"truncated: {size} bytes instead of {8 + length + end}")
-    return header.get("__metadata__") or {}, size
-
-
 def hub_cache() -> Path:
     """Where huggingface_hub keeps what it fetched."""
-    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    home = os.environ.get(
+        "HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    )
     return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
 
 
@@ -304,7 +309,11 @@ def _hub() -> Check:
 
     cache = hub_cache()
     rows = [facts for facts in TABLE.values() if facts.hub]
-    here = [f.name for f in rows if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
+    here = [
+        f.name
+        for f in rows
+        if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))
+    ]
     if here:
         return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
     detail = f"none of the {len(rows)} known VFMs is in the cache; the pocket VFM needs none"
@@ -321,9 +330,6 @@ def _browser() -> Check:
         return Check("browser", "ok", "Playwright's Chromium")
     advice = "apt-get install chromium, or: python -m playwright install chromium"
     return Check("browser", "warn", "no Chromium: browser tests of the app are skipped", advice)
-
-
-# -- what is shown --------------------------------------------------------------------------------------------------
 
 
 def _line(text: str) -> str:
@@ -346,4 +352,6 @@ def table(found: list[Check]) -> str:
 
 def as_json(found: list[Check]) -> str:
     """The same as JSON: {"ok": bool, "checks": [{name, state, detail, advice}]}."""
-    return json.dumps({"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]}, indent=2)
+    return json.dumps(
+        {"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]}, indent=2
+    )

@@ -70,7 +70,9 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
     rows = {row.name: row.about for row in map(table.row, table.names())}
     rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
     if name:
-        rows = {name: table.summary(name)} | {f"  {fact}": text for fact, text in table.row(name).facts.items()}
+        rows = {name: table.summary(name)} | {
+            f"  {fact}": text for fact, text in table.row(name).facts.items()
+        }
     width = max(map(len, rows))
     for what, text in rows.items():
         print(f"{what:<{width}}  {text}")

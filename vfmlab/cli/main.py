@@ -1,8 +1,8 @@
 """The command line. Its commands stand in the other files of this room, thin over `vfmlab.api`.
 
-Everything heavy is imported inside the commands, so that help and mistakes are quick. What the library raises on bad
-input, and what the machine refuses (files, disk, memory), becomes one line on stderr and exit code 2; anything else keeps
-its traceback.
+Everything heavy is imported inside the commands, so that help and mistakes are quick. What the library raises on
+bad input, and what the machine refuses (files, disk, memory), becomes one line on stderr and exit code 2; anything
+else keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Commands that write pictures: `vfmlab sample` and `vfmlab reconstruct`.
 
-A folder holds the pictures of one call and a manifest that says which call that was; those of the call before are moved
-to `earlier/N` in it.
+A folder holds the pictures of one call and a manifest that says which call that was; those of the call before are
+moved to `earlier/N` in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import tyro
 from vfmlab.cli.arguments import Root, RunArg, arg
 from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
 
-ImageArgs = Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="IMAGE ...", help="image files, or folders of them")]
+ImageArgs = Annotated[
+    tuple[Path, ...], tyro.conf.Positional, arg(metavar="IMAGE ...", help="image files, or folders of them")
+]
 CHUNK = 64  # images at a time
 SHOWN = 256  # images in grid.png
 MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
@@ -54,8 +56,15 @@ def sample(
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
     model = api.load_diffusion(run, root, ema=not raw, decoder=decoder)
-    chosen = range(model.num_classes) if labels is None else [_label(text, model.class_names) for text in labels]
-    how = {"seed": seed, "guidance": guidance, "steps": steps, "sampler": {"solver": solver} if solver else None}
+    chosen = (
+        range(model.num_classes) if labels is None else [_label(text, model.class_names) for text in labels]
+    )
+    how = {
+        "seed": seed,
+        "guidance": guidance,
+        "steps": steps,
+        "sampler": {"solver": solver} if solver else None,
+    }
     protocol = api.sampling_protocol(model, chosen, **how)
     names = [f"{i:04d}_{_safe(model.class_names[label])}" for i, label in enumerate(chosen)]
     facts = {
@@ -96,7 +105,12 @@ def reconstruct(
     tokenizer = api.load_tokenizer(run, root)
     run_dir = api.tokenizer_run(run, root)
     names = [f"{i:04d}_{_safe(path.stem)}" for i, path in enumerate(paths)]
-    facts = {"command": "reconstruct", "run": run_dir.id, "size": tokenizer.size, "images": [str(path) for path in paths]}
+    facts = {
+        "command": "reconstruct",
+        "run": run_dir.id,
+        "size": tokenizer.size,
+        "images": [str(path) for path in paths],
+    }
     folder = _begin(out, run_dir.path, "reconstructions", facts, names)
     first, values, failed = [], {}, {}
     for part in _chunks(len(paths)):
@@ -118,16 +132,22 @@ def reconstruct(
             print(f"{paths[place]}  PSNR {value:.2f} dB")
     if not values:
         raise DataError(f"none of {len(paths)} images can be read; the first: {failed[0]}")
-    _write_manifest(folder, {**facts, "psnr": [values.get(i) for i in range(len(paths))], "left_out": list(failed.values())}, names)
+    _write_manifest(
+        folder,
+        {**facts, "psnr": [values.get(i) for i in range(len(paths))], "left_out": list(failed.values())},
+        names,
+    )
     for line in failed.values():
         print(f"vfmlab: left out: {line}", file=sys.stderr)
     mean = sum(values.values()) / len(values)
     left = f", {len(failed)} left out" if failed else ""
-    print(f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: {_grid(folder, first)}")
+    print(
+        f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: {_grid(folder, first)}"
+    )
     return 0
 
 
-# -- what comes in ----------------------------------------------------------------------------------------------
+# -- what comes in -------------------------------------------------------------------------------------------
 
 
 def _label(text: str, names: Sequence[str]) -> int:
@@ -150,7 +170,9 @@ def _image_files(given: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes() and not p.name.startswith("."))
+        below = sorted(
+            p for p in path.rglob("*") if p.suffix.lower() in suffixes() and not p.name.startswith(".")
+        )
         if not below:
             raise DataError(f"folder '{path}' holds no images (known are {', '.join(sorted(suffixes()))})")
         paths += below
@@ -168,7 +190,7 @@ def _chunks(count: int) -> Iterator[slice]:
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
 
 
-# -- what goes out ----------------------------------------------------------------------------------------------
+# -- what goes out -------------------------------------------------------------------------------------------
 
 
 def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], names: list[str]) -> Path:
@@ -176,7 +198,11 @@ def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], n
     from vfmlab import runs
 
     folder = runs.output_folder(out or run_path / name, _ours, out is None, within=None if out else run_path)
-    old = [*folder.glob("*.png")] if out is None else [folder / f"{each}.png" for each in [*_ours(folder), "grid"]]
+    old = (
+        [*folder.glob("*.png")]
+        if out is None
+        else [folder / f"{each}.png" for each in [*_ours(folder), "grid"]]
+    )
     old = [path for path in [*old, folder / MANIFEST] if path.exists()]
     if old:
         earlier = next(path for n in itertools.count(1) if not (path := folder / "earlier" / str(n)).exists())
@@ -196,7 +222,11 @@ def _ours(folder: Path) -> list[str]:
     except VfmlabError:
         return []
     names = manifest.get("pictures")
-    whole = manifest.get("format") == FORMAT and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    whole = (
+        manifest.get("format") == FORMAT
+        and isinstance(names, list)
+        and all(isinstance(n, str) for n in names)
+    )
     return [name for name in names if _safe(name) == name] if whole else []
 
 

@@ -23,7 +23,20 @@ from vfmlab.cli.arguments import (
 from vfmlab.errors import ConfigError, Stopped
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-SWITCHES = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # as accelerate reads them
+SWITCHES = (
+    "y",
+    "yes",
+    "t",
+    "true",
+    "on",
+    "1",
+    "n",
+    "no",
+    "f",
+    "false",
+    "off",
+    "0",
+)  # as accelerate reads them
 
 
 def train(
@@ -57,7 +70,9 @@ def train(
                 if "remark" in event.data:
                     print(f"{last}: {event.data['remark']}")
     except (KeyboardInterrupt, Stopped):
-        again = shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
+        again = (
+            shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
+        )
         saved = f"run '{last}' is saved" if last else "nothing was trained yet"
         raise Interrupted(f"interrupted; {saved}. To go on: {again}") from None
     if progress != "none":
@@ -66,14 +81,18 @@ def train(
 
 
 def check_environment() -> None:
-    """Variables of torchrun and accelerate that this process was started with; :class:`ConfigError` for nonsense."""
+    """Check the variables of torchrun and accelerate; :class:`ConfigError` for one that cannot be."""
     for name in RANKS:
         value = os.environ.get(name)
         if value is not None and not (value.isascii() and value.isdecimal()):
-            raise ConfigError(f"environment variable {name} = '{value}' is not a number; unset it, or use a launcher")
+            raise ConfigError(
+                f"environment variable {name} = '{value}' is not a number; unset it, or use a launcher"
+            )
     for name in filter(lambda name: name.startswith("ACCELERATE_USE_"), os.environ):
         if os.environ[name].lower() not in SWITCHES:
-            raise ConfigError(f"environment variable {name} = '{os.environ[name]}' is neither true nor false; unset it")
+            raise ConfigError(
+                f"environment variable {name} = '{os.environ[name]}' is neither true nor false; unset it"
+            )
 
 
 def evaluate(

@@ -42,7 +42,9 @@ def expand(path: str | Path) -> Path:
 def absolute_source(source: Any) -> Any:
     """A data source with an absolute path: the same words in two folders mean two data sets, and two runs."""
     kind, colon, path = str(source).partition(":")
-    local = kind in ("folder", "parquet", "wds") or (kind == "hf" and (path[:1] in (".", "~") or os.path.exists(path)))
+    local = kind in ("folder", "parquet", "wds") or (
+        kind == "hf" and (path[:1] in (".", "~") or os.path.exists(path))
+    )
     if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
         return source
     return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
@@ -150,7 +152,9 @@ def output_folder(
     folder = expand(path)
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):
         if holds_run(place) and place != within:
-            raise ConfigError(f"'{path}' is inside run '{place.name}', which it would damage; choose another folder")
+            raise ConfigError(
+                f"'{path}' is inside run '{place.name}', which it would damage; choose another folder"
+            )
     try:
         if folder.is_dir() and not overwrite and any(folder.iterdir()) and not made(folder):
             raise ConfigError(f"folder '{path}' holds other files; choose an empty or a new one")
@@ -250,7 +254,9 @@ def _full_disk(path: Path) -> Iterator[None]:
         # safetensors reports the system's error as text only, torch.save puts one of its own over it
         full = (errno.ENOSPC, errno.EDQUOT), ("No space left", "os error 28")
         errors = [e for e in (error, error.__cause__, error.__context__) if e is not None]
-        if any(getattr(e, "errno", None) in full[0] or any(text in str(e) for text in full[1]) for e in errors):
+        if any(
+            getattr(e, "errno", None) in full[0] or any(text in str(e) for text in full[1]) for e in errors
+        ):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise TrainingError(
                 f"disk full while writing '{path}' ({free:.0f} MiB free); earlier files are intact: "

@@ -172,7 +172,8 @@ class Tokenizer(nn.Module):
         if int(self.stat_count) == 0:
             raise CheckpointError(
                 f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for diffusion; "
-                "finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches)"
+                "finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches); "
+                "before that, look at raw latents: tokenizer.posterior(images), tokenizer.decode_raw(z)"
             )
         return Statistics(self.stat_mean, self.stat_std, int(self.stat_count), self.fingerprint)
 
