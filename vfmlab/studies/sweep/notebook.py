@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -183,9 +184,11 @@ def execute(
         its run stopped.
     """
     import papermill
+    from traitlets.config import Config
 
+    transport = {"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}}  # sockets that are only ours
+    options = {"progress_bar": False, "kernel_name": kernel, "config": Config(transport)}
     try:
-        options = {"progress_bar": False, "kernel_name": kernel}
         return papermill.execute_notebook(source, target, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
         if error.ename in ("KeyboardInterrupt", "Stopped"):
