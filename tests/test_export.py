@@ -138,7 +138,7 @@ def test_card_without_a_report_and_with_a_licence(exported, tmp_path):
 
 
 def test_card_of_imported_weights(tmp_path):
-    run = override(smallest("plain_vae"), {"train": None, "losses": {}, "imported.name": "vfm_vae_f16d32"}).phases()[0]
+    run = override(smallest("plain_vae"), {"train": None, "losses": {}, "imported.name": "vfm_vae_f16d32"})
     row = table.get("vfm_vae_f16d32")
     folder = untrained(run, tmp_path, Release(row, tmp_path, "e" * 64, {}, None))
     text = (export.save_pretrained(folder.id, tmp_path / "out", tmp_path) / "README.md").read_text()

@@ -1,10 +1,12 @@
-"""The judge: a small convolutional classifier that scores images and whose features are the offline Frechet space.
+"""The judge: a small convolutional classifier that scores images and whose features are the offline Frechet
+space.
 
-It is independent of the pocket VFM: another architecture (a residual convolutional net without attention), another data
-order and another seed, so that a tokenizer built on the VFM is not judged by its own features. It is trained with blur
-and noise, so that softness alone is not punished: a judge trained on clean images only falls from .90 to .53 accuracy
-under a 3x3 blur. The bundled weights know the scenes' classes; another data set gets its own judge from a run whose
-`pretrain.objective` is "classify" (:mod:`vfmlab.training.pretrain`), loaded here from the run directory.
+It is independent of the pocket VFM: another architecture (a residual convolutional net without attention),
+another data order and another seed, so that a tokenizer built on the VFM is not judged by its own features.
+It is trained with blur and noise, so that softness alone is not punished: a judge trained on clean images
+only falls from .90 to .53 accuracy under a 3x3 blur. The bundled weights know the scenes' classes; another
+data set gets its own judge from a run whose `pretrain.objective` is "classify"
+(:mod:`vfmlab.training.pretrain`), loaded here from the run directory.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Residual(nn.Module):
         self.norm_a = nn.BatchNorm2d(out)
         self.b = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.norm_b = nn.BatchNorm2d(out)
-        self.skip = nn.Conv2d(channels, out, 1, bias=False) if stride > 1 or channels != out else nn.Identity()
+        self.skip = (
+            nn.Conv2d(channels, out, 1, bias=False) if stride > 1 or channels != out else nn.Identity()
+        )
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +83,8 @@ class Judge(nn.Module):
         unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
             raise ConfigError(
-                f"the judge has not learnt class '{unknown[0]}'{nearest(unknown[0], self.class_names)}; train "
+                f"the judge has not learnt class '{unknown[0]}'{nearest(unknown[0], self.class_names)}; "
+                "train "
                 "one on this data with pretrain.objective=classify and give its run directory"
             )
         return [self.class_names.index(name) for name in class_names]
@@ -89,7 +94,9 @@ class Judge(nn.Module):
         if x.shape[-2:] != (SIZE, SIZE):
             x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         features = self.stages(self.stem(x)).mean(dim=(2, 3)).float()
-        with torch.autocast(features.device.type, enabled=False):  # fp32: Frechet statistics are taken of these
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # fp32: Frechet statistics are taken of these
             return features, self.head(features)
 
 
@@ -97,7 +104,8 @@ def load(weights: str | Path | None = None) -> Judge:
     """A trained judge, frozen and in eval mode.
 
     Args:
-        weights: None for the bundled one, a safetensors file, or the directory of a run with objective "classify".
+        weights: None for the bundled one, a safetensors file, or the directory of a run with objective
+            "classify".
 
     Raises:
         CheckpointError: no such file, not safetensors, or not a judge's.

@@ -1,8 +1,8 @@
 """SD-VAE: diffusers' `AutoencoderKL`, with its released weights (f8d4) or trained here (arXiv 2112.10752).
 
 The network is diffusers' own and keeps its parameter names (`encoder.*`, `quant_conv.*`, `post_quant_conv.*`,
-`decoder.*`), so a state dict of it loads as it is. Raw latents are the network's; the release's scaling factor is not
-used, because normalised latents come from our statistics, as with every tokenizer.
+`decoder.*`), so a state dict of it loads as it is. Raw latents are the network's; the release's scaling
+factor is not used, because normalised latents come from our statistics, as with every tokenizer.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 class SDVAE(Tokenizer):
     """AutoencoderKL as a tokenizer: convolutional encoder -> diagonal Gaussian -> convolutional decoder.
 
-    Options are named as in diffusers; the defaults are those of the released f8d4 weights. `pretrained` is read when a
-    training begins, or by :meth:`load_pretrained`: a run that has been trained or imported needs only its own checkpoint.
+    Options are named as in diffusers; the defaults are those of the released f8d4 weights. `pretrained` is
+    read when a training begins, or by :meth:`load_pretrained`: a run that has been trained or imported needs
+    only its own checkpoint.
 
     Raises:
         ConfigError: diffusers is not installed, or the options do not fit each other.
@@ -44,13 +45,23 @@ class SDVAE(Tokenizer):
     class Config(config.TokenizerConfig):
         method: Literal["sd_vae"] = "sd_vae"
         channels: int = Field(4, ge=1, description="latent channels")
-        factor: int = Field(8, ge=1, description="spatial down-sampling: 2 for each of block_out_channels but the first")
-        block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1, description="finest first")
-        layers_per_block: int = Field(2, ge=1, description="residual blocks per resolution (one more in the decoder)")
+        factor: int = Field(
+            8, ge=1, description="spatial down-sampling: 2 for each of block_out_channels but the first"
+        )
+        block_out_channels: tuple[int, ...] = Field(
+            (128, 256, 512, 512), min_length=1, description="finest first"
+        )
+        layers_per_block: int = Field(
+            2, ge=1, description="residual blocks per resolution (one more in the decoder)"
+        )
         norm_num_groups: int = Field(32, ge=1)
         mid_block_add_attention: bool = True
-        pretrained: str | None = Field(None, description="hub repository or folder with diffusers' safetensors")
-        linear_start: bool = Field(False, description="linear patch paths, fitted before training (linear_start.py)")
+        pretrained: str | None = Field(
+            None, description="hub repository or folder with diffusers' safetensors"
+        )
+        linear_start: bool = Field(
+            False, description="linear patch paths, fitted before training (linear_start.py)"
+        )
 
     def __init__(self, config: SDVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
@@ -65,7 +76,9 @@ class SDVAE(Tokenizer):
                 f"tokenizer.norm_num_groups {groups} does not divide all of block_out_channels {list(widths)}"
             )
         if config.pretrained and config.linear_start:
-            raise ConfigError("tokenizer.linear_start is for networks that begin as noise, not for pretrained ones")
+            raise ConfigError(
+                "tokenizer.linear_start is for networks that begin as noise, not for pretrained ones"
+            )
         net = _autoencoder()(
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -90,7 +103,8 @@ class SDVAE(Tokenizer):
         return images if self.start is None else self.start.decode(images, z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's epsilon.
+        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's
+        # epsilon.
         return self.quant_conv.weight if self.start is None else self.start.read.weight
 
     def last_decoder_layer(self) -> nn.Parameter:
@@ -104,18 +118,23 @@ class SDVAE(Tokenizer):
         return f"starts from the weights of {self.config.pretrained}"
 
     def load_pretrained(self, source: str | Path | None = None) -> SDVAE:
-        """Load weights in diffusers' format, strictly. source: hub repository or folder; None: `config.pretrained`.
+        """Load weights in diffusers' format, strictly. source: hub repository or folder; None:
+        `config.pretrained`.
 
         Raises:
             CheckpointError: not to be had, damaged, or of another architecture; one line.
         """
         source = source or self.config.pretrained
         if source is None:
-            raise ConfigError("tokenizer.pretrained is not set; give a repository, for example stabilityai/sd-vae-ft-ema")
+            raise ConfigError(
+                "tokenizer.pretrained is not set; give a repository, for example stabilityai/sd-vae-ft-ema"
+            )
         if Path(source).expanduser().is_dir():
             path, _ = io.in_folder(source)
         else:
-            path = io.fetch(str(source), FILE, way="copy that file into a folder and set tokenizer.pretrained=FOLDER")
+            path = io.fetch(
+                str(source), FILE, way="copy that file into a folder and set tokenizer.pretrained=FOLDER"
+            )
         tensors, _ = io.read(path, "tokenizer.pretrained")
         own = [key for key in self.state_dict() if key.startswith(("stat_", "start."))]
         io.load(self, renamed(tensors, self.state_dict()), f"tokenizer.pretrained: '{source}'", keep=own)
@@ -125,7 +144,8 @@ class SDVAE(Tokenizer):
 def renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as diffusers, or LDM through diffusers, has saved them -> names and shapes of `own`.
 
-    Files of 2022 have other names in the attention of the middle block, and 1x1 convolutions for its linear layers.
+    Files of 2022 have other names in the attention of the middle block, and 1x1 convolutions for its linear
+    layers.
     """
     state = {}
     for key, value in tensors.items():

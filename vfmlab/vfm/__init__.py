@@ -1,7 +1,7 @@
 """Frozen vision foundation models: one call from a config to features at chosen depths.
 
 vfm = vfmlab.vfm.build(config.VFM(name="siglip2_l16_512", upscale=2), size=256)
-maps, pooled = vfm.features(images)            # images B 3 256 256 in [-1, 1] -> {0: ..., 12: ..., -1: B 1024 32 32}
+maps, pooled = vfm.features(images)            # images B 3 256 256 in [-1, 1] -> maps {-1: B 1024 32 32, ...}
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def names() -> list[str]:
 
 
 def facts(name: str) -> Facts:
-    """The row of `name`, or facts of `timm:NAME` from timm's own record; :class:`ConfigError` with the nearest name."""
+    """The row of `name`, or facts of `timm:NAME` from timm's own record; :class:`ConfigError` with the
+    nearest name."""
     if name.startswith("timm:"):
         from vfmlab.vfm.vit import describe
 

@@ -24,13 +24,14 @@ class Features(NamedTuple):
 class VisionModel(nn.Module):
     """A frozen VFM: images in [-1, 1] -> feature maps at chosen depths.
 
-    Layers are numbered as in the papers: 0 is the sequence that enters block 1 (patch + position embedding), k what
-    block k puts out, -1 the output after the final norm, -2 the last block before that norm. Class and register tokens
-    are never part of a map. The model is always in eval mode, and its parameters never take gradients; gradients with
-    respect to the images flow if the images ask for them.
+    Layers are numbered as in the papers: 0 is the sequence that enters block 1 (patch + position embedding),
+    k what block k puts out, -1 the output after the final norm, -2 the last block before that norm. Class and
+    register tokens are never part of a map. The model is always in eval mode, and its parameters never take
+    gradients; gradients with respect to the images flow if the images ask for them.
 
     Attributes:
-        facts: the model's row of the table. layers: read when none are asked for. size: side of the images in pixels.
+        facts: the model's row of the table. layers: read when none are asked for. size: side of the images in
+            pixels.
         fingerprint: first 16 hex digits of the SHA-256 of the weights. depth: number of blocks.
     """
 
@@ -47,7 +48,8 @@ class VisionModel(nn.Module):
     def features(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
         """Images in [-1, 1] (B 3 H W) -> :class:`Features` at `layers` (default: `self.layers`).
 
-        H and W are normally `self.size`; other sizes work if, after up-scaling, they are multiples of the patch.
+        H and W are normally `self.size`; other sizes work if, after up-scaling, they are multiples of the
+        patch.
 
         Raises:
             ConfigError: a layer that the model does not have, or a size that its patches do not divide.
@@ -56,19 +58,24 @@ class VisionModel(nn.Module):
         wanted = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
             maps, pooled = self._read(self.prepare(images), layers)
-            return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
+            return Features(
+                {k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float()
+            )
 
     def forward(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
         return self.features(images, layers)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Up-scale (bicubic or as the model was trained, antialiased) and normalise with the model's mean and std."""
+        """Up-scale (bicubic or as the model was trained, antialiased) and normalise with the model's mean
+        and std."""
         h, w = (round(side * self.upscale) for side in images.shape[-2:])
         if (h, w) != (self.input_size, self.input_size):
             self._check_size(h), self._check_size(w)
         images = images.float()
         if (h, w) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, (h, w), mode=self.facts.interpolation, antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, (h, w), mode=self.facts.interpolation, antialias=True, align_corners=False
+            )
         return (images * 0.5 + 0.5 - self.mean) / self.std
 
     def width(self, layer: int) -> int:
@@ -88,8 +95,10 @@ class VisionModel(nn.Module):
         layers = tuple(layers)
         if not layers or len(set(layers)) < len(layers) or any(not -2 <= k <= self.depth for k in layers):
             raise ConfigError(
-                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} blocks; name different layers among "
-                f"0 (patch embedding), 1..{self.depth}, -1 (after the final norm), -2 (last block before the norm)"
+                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} blocks; name different "
+                "layers among "
+                f"0 (patch embedding), 1..{self.depth}, -1 (after the final norm), -2 (last block before the "
+                "norm)"
             )
         return layers
 
@@ -98,16 +107,19 @@ class VisionModel(nn.Module):
         if side % patch or side < patch:
             near = max(patch, round(side / patch) * patch)
             raise ConfigError(
-                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a multiple "
+                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a "
+                "multiple "
                 f"of its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
             )
 
     def trainable_copy(self, layers: Iterable[int] | None = None) -> Self:
-        """A copy that can be trained, to be a submodule of what trains it: its own weights, in state_dict and averages.
+        """A copy that can be trained, to be a submodule of what trains it: its own weights, in state_dict and
+        averages.
 
-        Still in eval mode: running statistics of batch norms stay, dropout is off. Parameters on which the maps of
-        `layers` (default: `self.layers`) do not depend, such as a mask token or a pooling head, stay frozen. Where
-        nothing of it is to be trained (`requires_grad_(False)`), its features cost no gradients either.
+        Still in eval mode: running statistics of batch norms stay, dropout is off. Parameters on which the
+        maps of `layers` (default: `self.layers`) do not depend, such as a mask token or a pooling head, stay
+        frozen. Where nothing of it is to be trained (`requires_grad_(False)`), its features cost no gradients
+        either.
         """
         layers = self.layers if layers is None else self.check_layers(layers)
         twin = copy.deepcopy(self).requires_grad_(True)

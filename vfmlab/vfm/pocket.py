@@ -1,11 +1,13 @@
-"""The pocket VFM: a foundation model in miniature, trained in minutes on two cores and bundled with the package.
+"""The pocket VFM: a foundation model in miniature, trained in minutes on two cores and bundled with the
+package.
 
 Convolutions with batch norm turn pixels into tokens (a pure ViT stays near chance for minutes at this scale),
-transformer blocks turn tokens into features. Layer 0 is early and of high resolution: a linear embedding of overlapping
-4x4 patches at half the image's resolution, before any non-linearity. Like the patch embedding of a large ViT it keeps
-nearly all of the pixels, so a tokenizer that reads it can reconstruct; the deep layers carry what was learnt.
+transformer blocks turn tokens into features. Layer 0 is early and of high resolution: a linear embedding of
+overlapping 4x4 patches at half the image's resolution, before any non-linearity. Like the patch embedding of
+a large ViT it keeps nearly all of the pixels, so a tokenizer that reads it can reconstruct; the deep layers
+carry what was learnt.
 
-    image 3 x S x S -> layer 0: early x S/2 x S/2 -> stem -> layers 1..depth: width x S/4 x S/4 -> norm -> layer -1
+    image 3 S S -> layer 0: early S/2 S/2 -> stem -> layers 1..depth: width S/4 S/4 -> norm -> layer -1
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ PATCH = 4  # pixels per token of the deep layers; images must be a multiple of i
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. The GELU is the exact one: torch's tanh form is several times slower on CPUs."""
+    """Pre-norm transformer block. The GELU is the exact one: torch's tanh form is several times slower on
+    CPUs."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -37,7 +40,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def silence(self) -> None:
-        """Make the block the identity, the start of training: the convolutions, which learn fast, are heard first."""
+        """Make the block the identity, the start of training: the convolutions, which learn fast, are
+        heard first."""
         for out in (self.proj, self.mlp[2]):
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
@@ -53,7 +57,8 @@ class PocketNet(nn.Module):
     """The trainable network.
 
     Args:
-        width, depth, heads: of the transformer. early: channels of layer 0. grid: side of the position embedding.
+        width, depth, heads: of the transformer. early: channels of layer 0. grid: side of the position
+            embedding.
     """
 
     def __init__(self, width: int = 128, depth: int = 4, heads: int = 4, early: int = 32, grid: int = 8):
@@ -84,7 +89,8 @@ class PocketNet(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[int, Tensor]:
         """Images in [-1, 1] (B 3 H W) -> maps by layer (B C h w): 0, 1..depth, and -1 after the final norm.
 
-        mask: bool, B 1 H/4 W/4; True patches are hidden (grey pixels and a mask token), for masked reconstruction.
+        mask: bool, B 1 H/4 W/4; True patches are hidden (grey pixels and a mask token), for masked
+        reconstruction.
         """
         if mask is not None:
             x = x.masked_fill(F.interpolate(mask.float(), x.shape[-2:], mode="nearest") > 0.5, 0.0)
@@ -106,12 +112,14 @@ class PocketNet(nn.Module):
 
 
 class PocketModel(VisionModel):
-    """The pocket VFM as a frozen model. Its global token is the mean of the last layer, as it was in training.
+    """The pocket VFM as a frozen model. Its global token is the mean of the last layer, as it was in
+    training.
 
     Args:
-        facts: the row `pocket`, `pocket_leaky` or `pocket_random`. size, layers, upscale, seed: as in `config.VFM`.
-        weights: "pretrained" (the bundled file of that name), "random", a safetensors file, or the directory of a
-            pretraining run. `pocket_random` is random whatever is asked for.
+        facts: the row `pocket`, `pocket_leaky` or `pocket_random`. size, layers, upscale, seed: as in
+            `config.VFM`.
+        weights: "pretrained" (the bundled file of that name), "random", a safetensors file, or the directory
+            of a pretraining run. `pocket_random` is random whatever is asked for.
     """
 
     def __init__(
@@ -123,7 +131,9 @@ class PocketModel(VisionModel):
                 torch.manual_seed(derive("vfm", "pocket", seed))
                 net, fingerprint = untrained(), ""
         else:
-            net, fingerprint = read(io.ASSETS / f"{facts.name}.safetensors" if weights == "pretrained" else weights)
+            net, fingerprint = read(
+                io.ASSETS / f"{facts.name}.safetensors" if weights == "pretrained" else weights
+            )
         super().__init__(facts, size, layers, upscale, net.depth)
         self.net = net
         self.freeze((0.5,) * 3, (0.5,) * 3, fingerprint or io.digest(net)[:16])
@@ -146,8 +156,8 @@ class PocketModel(VisionModel):
 def untrained() -> PocketNet:
     """A random network whose batch norms hold the statistics of smooth noise images.
 
-    With the initial statistics (mean 0, variance 1) the signal would shrink in every convolution and the position
-    embedding would drown it: a control must be fair. Draws from torch's global generator.
+    With the initial statistics (mean 0, variance 1) the signal would shrink in every convolution and the
+    position embedding would drown it: a control must be fair. Draws from torch's global generator.
     """
     net = PocketNet().train()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -158,5 +168,6 @@ def untrained() -> PocketNet:
 
 
 def read(weights: str | Path) -> tuple[PocketNet, str]:
-    """A trained network and its fingerprint, from a safetensors file or the directory of a pretraining run."""
+    """A trained network and its fingerprint, from a safetensors file or the directory of a pretraining
+    run."""
     return io.network(weights, "pocket", PocketNet, "vfm.weights")

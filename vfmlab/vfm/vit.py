@@ -19,12 +19,14 @@ FILE = "model.safetensors"
 
 
 class TimmModel(VisionModel):
-    """A ViT-like timm model (VisionTransformer, EVA, BEiT, DeiT ...): one width, one grid, prefix tokens in front.
+    """A ViT-like timm model (VisionTransformer, EVA, BEiT, DeiT ...): one width, one grid, prefix tokens in
+    front.
 
     Args:
         facts: a row of the table, or :func:`describe` of any timm name.
         size: side of the run's images. layers, upscale, seed: as in `config.VFM`.
-        weights: "pretrained" (hub or its cache), "random", or a safetensors file under timm's or the publisher's keys.
+        weights: "pretrained" (hub or its cache), "random", or a safetensors file under timm's or the
+            publisher's keys.
         options: further arguments of `timm.create_model`, for example a smaller depth for tests.
     """
 
@@ -41,12 +43,15 @@ class TimmModel(VisionModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("vfm", facts.name, seed))
             try:
-                # Created at the run's size, so that stored position embeddings are interpolated once, here; dynamic, so
-                # that other sizes (equivariance, crops) work too.
-                net = timm.create_model(facts.timm, num_classes=0, img_size=side, dynamic_img_size=True, **options)
+                # Created at the run's size, so that stored position embeddings are interpolated once, here;
+                # dynamic, so that other sizes (equivariance, crops) work too.
+                net = timm.create_model(
+                    facts.timm, num_classes=0, img_size=side, dynamic_img_size=True, **options
+                )
             except TypeError as error:
                 raise ConfigError(
-                    f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); choose a plain ViT"
+                    f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); choose a plain "
+                    "ViT"
                 ) from None
         check_plain(net, facts.name)
         super().__init__(facts, size, layers, upscale, len(net.blocks))
@@ -123,7 +128,7 @@ def describe(name: str) -> Facts:
         raise ConfigError(f"vfm.name 'timm:{name}': timm knows no such model{hint}")
     record = timm.get_pretrained_cfg(name)
     if not tag and record is not None and record.tag:
-        name = f"{name}.{record.tag}"  # timm's default weights of this architecture, named so that a run says which
+        name = f"{name}.{record.tag}"  # timm's default weights of this architecture
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0)
     check_plain(net, f"timm:{name}")
@@ -131,7 +136,9 @@ def describe(name: str) -> Facts:
     size = record.input_size[-1] if record is not None else 224
     licence = (record.license if record is not None else None) or "see model card"
     interpolation = (
-        record.interpolation if record is not None and record.interpolation in ("bilinear", "bicubic") else "bicubic"
+        record.interpolation
+        if record is not None and record.interpolation in ("bilinear", "bicubic")
+        else "bicubic"
     )
     return Facts(
         f"timm:{name}",
@@ -145,9 +152,12 @@ def describe(name: str) -> Facts:
 
 
 def check_plain(net: nn.Module, name: str) -> None:
-    """:class:`ConfigError` unless `net` is a plain ViT: blocks of one width on one grid, with prefix tokens apart."""
+    """:class:`ConfigError` unless `net` is a plain ViT: blocks of one width on one grid, with prefix
+    tokens apart."""
     parts = ("patch_embed", "blocks", "norm", "embed_dim", "num_prefix_tokens", "forward_intermediates")
-    plain = all(hasattr(net, part) for part in parts) and isinstance(net.blocks, nn.ModuleList | nn.Sequential)
+    plain = all(hasattr(net, part) for part in parts) and isinstance(
+        net.blocks, nn.ModuleList | nn.Sequential
+    )
     if plain:
         plain = len({(info["num_chs"], info.get("reduction")) for info in net.feature_info}) == 1
     if not plain:
@@ -167,8 +177,9 @@ def locate(facts: Facts, weights: str) -> Path:
 def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
     """Load a safetensors file into a timm model, strictly. Returns the fingerprint.
 
-    timm's own checkpoint filter of the model's family renames publishers' keys and interpolates position embeddings;
-    what it leaves must fit exactly, apart from a classifier that a feature extractor does not have.
+    timm's own checkpoint filter of the model's family renames publishers' keys and interpolates position
+    embeddings; what it leaves must fit exactly, apart from a classifier that a feature extractor does not
+    have.
     """
     what = f"vfm.weights of '{facts.name}'"
     tensors, _ = io.read(path, what)

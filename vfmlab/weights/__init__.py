@@ -1,7 +1,7 @@
 """Released checkpoints: one file per family turns the release's state dict into a module of this project.
 
-An importer takes the release's own key names and configuration as they are, and either loads every tensor or raises;
-nothing is skipped silently. Adding a family is adding a file that registers itself in `IMPORTERS`.
+An importer takes the release's own key names and configuration as they are, and either loads every tensor or
+raises; nothing is skipped silently. Adding a family is adding a file that registers itself in `IMPORTERS`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
 
     Args:
         name: an entry of `IMPORTERS`, for example "va-vae".
-        state_dict: tensors under the release's own key names, with or without the prefixes of distributed, compiled and
-            latent diffusion models. config: the release's own configuration names.
+        state_dict: tensors under the release's own key names, with or without the prefixes of distributed,
+            compiled and latent diffusion models. config: the release's own configuration names.
 
     Raises:
         ConfigError: unknown family, or a config that does not describe it.
-        CheckpointError: missing, unexpected or mis-shaped tensors, or such as are no real floating-point numbers; one line.
+        CheckpointError: missing, unexpected or mis-shaped tensors, or such as are no real floating-point
+            numbers; one line.
     """
     from vfmlab.weights import io
 

@@ -1,4 +1,5 @@
-"""Two small trained tokenizers that come with the library, for a folder without runs, and a diffusion run on one of them.
+"""Two small trained tokenizers that come with the library, for a folder without runs, and a diffusion run on
+one of them.
 
 They are the pocket VFM-VAE and the pocket plain VAE, stored in half precision, and measured as stored.
 """
@@ -38,7 +39,8 @@ def pipeline(name: str = "bundled_vfm_vae") -> config.Recipe:
 
 
 def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
-    """Write the bundled tokenizers into `root` as finished runs, where they are not there yet; returns their ids."""
+    """Write the bundled tokenizers into `root` as finished runs, where they are not there yet; returns
+    their ids."""
     ids = []
     for name in names:
         run = pipeline(name).tokenizer_phase
@@ -46,7 +48,9 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
         if folder.status().state != "finished":
             tensors, metadata = io.read(io.ASSETS / f"{name}.safetensors")
             record = json.loads((io.ASSETS / f"{name}.json").read_text())
-            whole = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+            whole = {
+                key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
+            }
             io.write(folder.ema, whole, {**metadata, "run_id": run.id})
             folder.save_report({**record["report"], "run": run.id, "request": request(run, folder)})
             for point in record["metrics"]:
@@ -62,8 +66,8 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
 def make(root: str | Path, name: str = "bundled_vfm_vae") -> Iterator[tuple[str, str, Tensor | None]]:
     """Train the short diffusion run on a bundled tokenizer.
 
-    Yields (kind of event, one line, images N 3 H W of a preview or None). Closing the generator saves what is trained;
-    calling again goes on.
+    Yields (kind of event, one line, images N 3 H W of a preview or None). Closing the generator saves what is
+    trained; calling again goes on.
     """
     put(root)
     run, phase = pipeline(name), "starting"
@@ -78,15 +82,27 @@ def make(root: str | Path, name: str = "bundled_vfm_vae") -> Iterator[tuple[str,
 
 
 def build(root: str | Path) -> None:
-    """Make the assets from finished pocket runs in `root`: weights in half precision, and numbers measured on those."""
+    """Make the assets from finished pocket runs in `root`: weights in half precision, and numbers measured
+    on those."""
     for name, preset in NAMES.items():
         trained = runs.open_run(presets.get(preset).tokenizer_phase.id, root)
         tensors, metadata = io.read(trained.ema)
-        large = {key for key, value in tensors.items() if value.is_floating_point() and value.numel() >= SMALL}
+        large = {
+            key for key, value in tensors.items() if value.is_floating_point() and value.numel() >= SMALL
+        }
         stored = {key: value.half() if key in large else value for key, value in tensors.items()}
-        io.write(io.ASSETS / f"{name}.safetensors", stored, {**metadata, "run_id": pipeline(name).tokenizer_phase.id})
+        io.write(
+            io.ASSETS / f"{name}.safetensors",
+            stored,
+            {**metadata, "run_id": pipeline(name).tokenizer_phase.id},
+        )
         status, asset = trained.status(), io.ASSETS / f"{name}.json"
-        record = {"report": {}, "metrics": trained.metrics(), "samples": status.samples, "seconds": status.seconds}
+        record = {
+            "report": {},
+            "metrics": trained.metrics(),
+            "samples": status.samples,
+            "seconds": status.seconds,
+        }
         with tempfile.TemporaryDirectory() as folder:
             runs.write_json(asset, record)
             (run_id,) = put(folder, [name])

@@ -1,4 +1,5 @@
-"""Tokenizers in the form of the Hugging Face hub, and back: config.json, model.safetensors, README.md (the model card).
+"""Tokenizers in the form of the Hugging Face hub, and back: config.json, model.safetensors, README.md (the
+model card).
 
     save_pretrained("pocket_vfm_vae_tokenizer", "exported")      # a run -> a folder
     tokenizer = from_pretrained("exported")                      # a folder or a hub repository -> a tokenizer
@@ -24,7 +25,17 @@ from vfmlab.training import checkpoint
 from vfmlab.weights import io
 
 CONFIG, WEIGHTS, CARD, LIBRARY = "config.json", "model.safetensors", "README.md", "vfmlab"
-HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail")
+HUB_LICENCES = (
+    "mit",
+    "apache-2.0",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "openrail",
+)
 UNSTATED = "not stated"
 
 
@@ -36,12 +47,14 @@ def save_pretrained(
     licence: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return that.
+    """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return
+    that.
 
     Args:
-        folder: new, empty, or an earlier export; None: `exported` in the run's directory. ema: averaged weights.
-        overwrite: take a folder with other files in it, too. licence: under which these weights are passed on, e.g. "mit"; by default that of the release
-            they come from, where the run is imported.
+        folder: new, empty, or an earlier export; None: `exported` in the run's directory. ema: averaged
+            weights.
+        overwrite: take a folder with other files in it, too. licence: under which these weights are passed
+            on, e.g. "mit"; by default that of the release they come from, where the run is imported.
 
     Raises:
         RunError, CheckpointError: no such run, or no trained weights.
@@ -50,22 +63,35 @@ def save_pretrained(
     run_dir = api.tokenizer_run(ref, root)
     path = run_dir.ema if ema and run_dir.ema.exists() else run_dir.model
     if not path.exists():
-        raise CheckpointError(f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); train it first: vfmlab train")
+        raise CheckpointError(
+            f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); train it first: "
+            "vfmlab train"
+        )
     tensors, facts = io.read(path)
     if int(tensors["stat_count"]) == 0:
-        raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: {run_dir.status().state}); finish its training")
+        raise CheckpointError(
+            f"run '{run_dir.id}' has no latent statistics yet (state: {run_dir.status().state}); finish its "
+            "training"
+        )
     run, exported = public(run_dir.config()), run_dir.path / "exported"
     folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
     if licence is None and facts.get("licence") != UNSTATED:
         licence = facts.get("licence")
-    content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id, "run": run.recipe.model_dump(mode="json")}
+    content = {
+        "library": LIBRARY,
+        "format": checkpoint.FORMAT,
+        "run_id": run_dir.id,
+        "run": run.recipe.model_dump(mode="json"),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_json(folder / CONFIG, content)
         io.write(folder / WEIGHTS, tensors, facts)
         runs.write_atomic(folder / CARD, card(run, run_dir, tensors, facts, licence))
     except OSError as error:
-        raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another folder") from None
+        raise ConfigError(
+            f"cannot write to '{folder}': {error.strerror or error}; choose another folder"
+        ) from None
     return folder
 
 
@@ -80,7 +106,10 @@ def _made_here(folder: Path) -> bool:
 
 
 def from_pretrained(
-    source: str | Path, revision: str | None = None, vfm_weights: str | None = None, on: str | torch.device | None = None
+    source: str | Path,
+    revision: str | None = None,
+    vfm_weights: str | None = None,
+    on: str | torch.device | None = None,
 ) -> Tokenizer:
     """A tokenizer in eval mode from an exported folder, or from a hub repository ("user/name").
 
@@ -105,16 +134,23 @@ def from_pretrained(
     except ValueError as error:
         raise CheckpointError(f"'{paths[0]}' is not JSON ({error}); export it again") from None
     if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT or "run" not in content:
-        raise CheckpointError(f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has exported")
+        raise CheckpointError(
+            f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has exported"
+        )
     run = config.parse(content["run"], str(paths[0]))
     if vfm_weights is not None:
         run = config.override(run, {"vfm.weights": vfm_weights})
     tokenizer = api.build_tokenizer(run)
     facts = io.load_file(tokenizer, paths[1])
     tokenizer.fingerprint = facts.get("fingerprint", "")
-    if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
+    if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (
+        None,
+        "",
+        tokenizer.vfm.fingerprint,
+    ):
         raise CheckpointError(
-            f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but '{run.vfm.name}' now has {tokenizer.vfm.fingerprint}; "
+            f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but '{run.vfm.name}' now has "
+            f"{tokenizer.vfm.fingerprint}; "
             "give the old ones: from_pretrained(..., vfm_weights=FILE)"
         )
     _ = tokenizer.statistics
@@ -129,7 +165,8 @@ def push_to_hub(
     licence: str | None = None,
     hub: Any = None,
 ) -> str:
-    """Export run `ref` and upload it to hub repository `repo`, made if it is not there. Returns the repository's address.
+    """Export run `ref` and upload it to hub repository `repo`, made if it is not there. Returns the
+    repository's address.
 
     Args:
         hub: what does the upload; by default huggingface_hub's HfApi with the token of this machine's login.
@@ -143,20 +180,26 @@ def push_to_hub(
         folder = save_pretrained(ref, temporary, root, licence=licence)
         try:
             hub.create_repo(repo_id=repo, repo_type="model", private=private, exist_ok=True)
-            hub.upload_folder(repo_id=repo, repo_type="model", folder_path=str(folder), commit_message="Upload tokenizer")
+            hub.upload_folder(
+                repo_id=repo, repo_type="model", folder_path=str(folder), commit_message="Upload tokenizer"
+            )
         except Exception as error:  # no network, no token, no rights, ...: the hub's client raises many kinds
             reason = " ".join(str(error).split())[:120]
             raise CheckpointError(
-                f"cannot push to the hub repository '{repo}' ({type(error).__name__}: {reason}); log in with `hf auth login`, or export to "
+                f"cannot push to the hub repository '{repo}' ({type(error).__name__}: {reason}); log in with "
+                "`hf auth login`, or export to "
                 "a folder and upload it yourself"
             ) from None
     return f"{constants.ENDPOINT}/{repo}"
 
 
 def public(run: config.Phase) -> config.Phase:
-    """`run` without paths of this machine: of what was a path, the last part is kept, or the published name."""
+    """`run` without paths of this machine: of what was a path, the last part is kept, or the published
+    name."""
     kind, _, where = run.data.source.partition(":")
-    changes: dict[str, Any] = {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
+    changes: dict[str, Any] = (
+        {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
+    )
     if run.vfm is not None and run.vfm.weights not in ("pretrained", "random"):
         changes["vfm.weights"] = "pretrained"
     pretrained = getattr(run.tokenizer, "pretrained", None)
@@ -167,10 +210,16 @@ def public(run: config.Phase) -> config.Phase:
     return config.override(run, changes)
 
 
-# -- the model card ---------------------------------------------------------------------------------------------------
+# -- the model card ------------------------------------------------------------------------------------------
 
 
-def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str], licence: str | None) -> str:
+def card(
+    run: config.Phase,
+    run_dir: runs.RunDir,
+    tensors: dict[str, torch.Tensor],
+    facts: dict[str, str],
+    licence: str | None,
+) -> str:
     """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
     t, side = run.tokenizer, run.data.size // run.tokenizer.factor
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
@@ -181,11 +230,16 @@ def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tenso
         f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to latents of "
         f"{t.channels} x {side} x {side} and back.", "",
         "```python", "from vfmlab.weights.export import from_pretrained", "",
-        'tokenizer = from_pretrained("PATH OR REPOSITORY")', "z = tokenizer.encode(images).mode()  # images: B 3 H W in [-1, 1]",
+        'tokenizer = from_pretrained("PATH OR REPOSITORY")',
+        "z = tokenizer.encode(images).mode()  # images: B 3 H W in [-1, 1]",
         "restored = tokenizer.decode(z)", "```", "",
         "| | |", "|---|---|",
     ]  # fmt: skip
-    rows = {"method": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})", "numbers in the weights": f"{count:,}"}
+    rows = {
+        "method": t.method,
+        "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})",
+        "numbers in the weights": f"{count:,}",
+    }
     rows |= _vfm_rows(run, facts)
     rows |= _origin_rows(run, facts)
     rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
@@ -197,7 +251,11 @@ def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tenso
 def _licence_lines(licence: str | None) -> list[str]:
     if not licence or licence == UNSTATED:
         return []
-    return [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
+    return (
+        [f"license: {licence}"]
+        if licence in HUB_LICENCES
+        else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
+    )
 
 
 def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
@@ -205,14 +263,25 @@ def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
         return {"vision foundation model": "none"}
     row = vfm.facts(run.vfm.name)
     hub = f", `{row.hub}`" if row.hub else ", bundled with vfmlab"
-    weights = "random weights" if run.vfm.weights == "random" else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}"
-    return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})", "licence of that model": row.licence}
+    weights = (
+        "random weights"
+        if run.vfm.weights == "random"
+        else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}"
+    )
+    return {
+        "vision foundation model": f"{run.vfm.name}{hub} ({weights})",
+        "licence of that model": row.licence,
+    }
 
 
 def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     rows = {}
     if facts.get("imported"):
-        where = f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo") else ", from a file given by hand"
+        where = (
+            f": `{facts['imported_file']}` of `{facts['imported_repo']}`"
+            if facts.get("imported_repo")
+            else ", from a file given by hand"
+        )
         rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
         rows["licence of that release"] = facts.get("licence", UNSTATED)
     if run.recipe.stages:
@@ -228,7 +297,8 @@ def _numbers(report: Report | None) -> list[str]:
         return ["## Evaluation", "", "Not measured."]
     lines = [
         "## Evaluation", "",
-        f"Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: `{report.hash}`.", "",
+        "Numbers of one protocol hash can be compared with each other, others cannot. "
+        f"Whole protocol: `{report.hash}`.", "",
         "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, one in report.measured.items():
@@ -239,6 +309,9 @@ def _numbers(report: Report | None) -> list[str]:
     lines += ["", "| protocol | what it means |", "|---|---|"]
     for digest, protocol in report.protocols.items():
         if digest in used:
-            shown = {**protocol, "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"}}
+            shown = {
+                **protocol,
+                "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"},
+            }
             lines.append(f"| `{digest}` | `{json.dumps(shown, separators=(', ', ': '))}` |")
     return lines

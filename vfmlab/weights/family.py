@@ -1,4 +1,5 @@
-"""What a family of released checkpoints is: how its files are read, and how its module becomes a tokenizer of a run."""
+"""What a family of released checkpoints is: how its files are read, and how its module becomes a tokenizer
+of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def plain_sections(module: Tokenizer, config: Config) -> Config:
     return {"tokenizer": module.config.model_dump(mode="json"), "vfm": None, "size": module.size}
 
 
-def plain_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None, batches: Batches) -> Moments | None:
+def plain_put(
+    tokenizer: Tokenizer, module: Tokenizer, known: Moments | None, batches: Batches
+) -> Moments | None:
     agree(tokenizer.config, module.config, "tokenizer")
     state = {key: value for key, value in module.state_dict().items() if key not in STATISTICS}
     io.load(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
@@ -36,10 +39,11 @@ def plain_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None, ba
 class Family:
     """Released checkpoints of one kind; an entry of `IMPORTERS`.
 
-    build: (state dict in the release's names, its configuration) -> module. arguments: the release's config file as plain
-    data -> that configuration; a file may also hold it flat. The other two are for tokenizers. sections: (module,
-    configuration) -> {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of that run, module, released (mean,
-    std) or None, batches of images) -> the (mean, std) that are left for the tokenizer.
+    build: (state dict in the release's names, its configuration) -> module. arguments: the release's config
+    file as plain data -> that configuration; a file may also hold it flat. The other two are for tokenizers.
+    sections: (module, configuration) -> {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of
+    that run, module, released (mean, std) or None, batches of images) -> the (mean, std) that are left for
+    the tokenizer.
     """
 
     build: Callable[[dict[str, Tensor], Config], nn.Module]
@@ -62,9 +66,13 @@ def family(name: str, **parts: Callable) -> Callable:
 
 
 def agree(run: Any, release: Any, where: str) -> None:
-    """:class:`ConfigError` with the first field in which the run's section differs from what the release needs."""
+    """:class:`ConfigError` with the first field in which the run's section differs from what the release
+    needs."""
     mine, theirs = run.model_dump(mode="json"), release.model_dump(mode="json")
-    for field in ("pretrained", "size"):  # where weights come from; a preset's name, whose numbers are compared
+    for field in (
+        "pretrained",
+        "size",
+    ):  # where weights come from; a preset's name, whose numbers are compared
         mine.pop(field, None), theirs.pop(field, None)
     if hasattr(run, "sizes") and run.sizes == release.sizes:
         for field in ("width", "depth", "heads"):
@@ -77,11 +85,12 @@ def agree(run: Any, release: Any, where: str) -> None:
         )
 
 
-# -- config files -----------------------------------------------------------------------------------------------------
+# -- config files --------------------------------------------------------------------------------------------
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for anything else."""
+    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for
+    anything else."""
     import yaml
 
     path = Path(path).expanduser()
@@ -89,11 +98,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON") from None
+        raise ConfigError(
+            f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON"
+        ) from None
     try:
         tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})") from None
+        raise ConfigError(
+            f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})"
+        ) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
     return tree

@@ -1,11 +1,12 @@
-"""A released checkpoint -> an ordinary run directory, which notebooks, the command line and the app use like any other.
+"""A released checkpoint -> an ordinary run directory, which notebooks, the command line and the app use like
+any other.
 
     release = open_release("va_vae_f16d32")              # or a family's name with file and config_file
     run = draft(release, {"data.source": "folder:PATH"})  # its config, made from what was read
     for event in import_run(run, "runs", release=release): ...
 
-The directory holds config.json (with `imported`), both weights files (equal: a release is one set of weights), latent
-statistics, and the state "finished".
+The directory holds config.json (with `imported`), both weights files (equal: a release is one set of
+weights), latent statistics, and the state "finished".
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Release:
-    """A checkpoint that has been read. module: what its importer made of it; settings: the release's config."""
+    """A checkpoint that has been read. module: what its importer made of it; settings: the release's
+    config."""
 
     row: table.Row
     path: Path
@@ -48,18 +50,23 @@ class Release:
 
 
 def open_release(
-    name: str, file: str | Path | None = None, config_file: str | Path | None = None, sha256: str | None = None
+    name: str,
+    file: str | Path | None = None,
+    config_file: str | Path | None = None,
+    sha256: str | None = None,
 ) -> Release:
     """Find, check and read a checkpoint, and import it.
 
     Args:
-        name: a row of the table, or a family ("va-vae", ...). file: instead of the hub's; also the index of weights in several
-            files, or a folder as diffusers writes it, whose config.json then counts. config_file: the release's YAML or
-            JSON, instead of the row's. sha256: that the file must have; by default the row's, where it is known.
+        name: a row of the table, or a family ("va-vae", ...). file: instead of the hub's; also the index of
+            weights in several files, or a folder as diffusers writes it, whose config.json then counts.
+            config_file: the release's YAML or JSON, instead of the row's. sha256: that the file must have; by
+            default the row's, where it is known.
 
     Raises:
         ConfigError: unknown name; a config that is missing or of another family.
-        CheckpointError: not to be had, unsafe, truncated, another file than expected, tensors that do not fit.
+        CheckpointError: not to be had, unsafe, truncated, another file than expected, tensors that do not
+            fit.
     """
     row, path = table.get(name), None
     if file is not None:
@@ -78,14 +85,16 @@ def open_release(
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
         where = f" ({row.note})" if row.note else ""
-        raise CheckpointError(f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file PATH")
+        raise CheckpointError(
+            f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file PATH"
+        )
     path = path or io.fetch(row.repo, row.file, row.revision)
     digest = io.sha256(path, sha256 or row.sha256)
     state = io.unwrap(io.read_released(path), path)
     return Release(row, path, digest, settings, import_state_dict(row.family, state, settings))
 
 
-# -- the run's config -------------------------------------------------------------------------------------------------
+# -- the run's config ----------------------------------------------------------------------------------------
 
 
 def draft(
@@ -94,11 +103,13 @@ def draft(
     root: str | Path = "runs",
     tokenizer: str | Path | None = None,
 ) -> config.Phase:
-    """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under `root`.
+    """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under
+    `root`.
 
     Args:
-        overrides: dotted fields, e.g. `{"data.source": "folder:PATH", "vfm.weights": "FILE"}`. tokenizer: the run of the
-            tokenizer whose latents a diffusion release samples; by default the imported one that it was trained on.
+        overrides: dotted fields, e.g. `{"data.source": "folder:PATH", "vfm.weights": "FILE"}`. tokenizer: the
+            run of the tokenizer whose latents a diffusion release samples; by default the imported one that
+            it was trained on.
     """
     if release.row.kind == "tokenizer":
         return _tokenizer_run(release, overrides)
@@ -134,20 +145,26 @@ def _diffusion_run(
     expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
     if tuple(network.latent_shape) != expected:
         raise ConfigError(
-            f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), tokenizer run '{folder.id}' has "
+            f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), tokenizer run "
+            f"'{folder.id}' has "
             f"{expected}; name another run: --tokenizer RUN"
         )
     changes = {
         "name": parent.name.removesuffix(f"_{parent.stage}"),
         "stage": None,
-        "diffusion": {"network": network.config.model_dump(mode="json"), "train": None, "imported": _imported(release)},
+        "diffusion": {
+            "network": network.config.model_dump(mode="json"),
+            "train": None,
+            "imported": _imported(release),
+        },
         "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol},
     }
     run = config.parse({**parent.recipe.model_dump(mode="json"), **changes}, f"import {release.row.name}")
     run = config.override(run, overrides).last
     if run.parent != folder.id:
         raise ConfigError(
-            f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this config its own run would be "
+            f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this config its own "
+            "run would be "
             f"'{run.parent}'; import the tokenizer, or train it as part of a pipeline"
         )
     return run
@@ -157,13 +174,24 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
     if ref is not None:
         folder = runs.open_run(ref, root, kind="tokenizer")
     elif row.tokenizer is None:
-        raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give --tokenizer RUN")
+        raise ConfigError(
+            f"'{row.name}' samples latents of a tokenizer that the table does not name; give --tokenizer RUN"
+        )
     else:
-        found = [run for run in runs.scan(root) if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer]
-        found = [run for run in found if config.kind_of(run.raw_config) == "tokenizer" and not run.raw_config.get("stages")]
+        found = [
+            run
+            for run in runs.scan(root)
+            if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer
+        ]
+        found = [
+            run
+            for run in found
+            if config.kind_of(run.raw_config) == "tokenizer" and not run.raw_config.get("stages")
+        ]
         if not found:
             raise RunError(
-                f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; first: vfmlab import "
+                f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; first: vfmlab "
+                "import "
                 f"{row.tokenizer}, or name a run: --tokenizer RUN"
             )
         folder = found[-1]
@@ -172,7 +200,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
     return folder
 
 
-# -- the run's directory ----------------------------------------------------------------------------------------------
+# -- the run's directory -------------------------------------------------------------------------------------
 
 
 def import_run(
@@ -183,13 +211,14 @@ def import_run(
     statistics_from: str | Path | None = None,
     release: Release | None = None,
 ) -> Iterator[Event]:
-    """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with "finish".
+    """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with
+    "finish".
 
     Args:
         run: a phase with imported weights.
         file, config_file: as in :func:`open_release`. release: one that is open already.
-        statistics_from: a file with the latents' mean and std; "measured": on the run's images even if the release has
-            some. By default the release's, else measured.
+        statistics_from: a file with the latents' mean and std; "measured": on the run's images even if the
+            release has some. By default the release's, else measured.
 
     Raises:
         VfmlabError: one line; the run is then marked as failed and can be imported again.
@@ -248,7 +277,8 @@ def _same_file(folder: runs.RunDir, release: Release | None) -> None:
     before = io.metadata(folder.ema).get("imported_sha256", "")
     if release is not None and release.sha256 != before:
         raise RunError(
-            f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); give this one a name of its "
+            f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); give this one "
+            "a name of its "
             "own: --set name=NAME"
         )
 
@@ -268,9 +298,14 @@ def _fill_tokenizer(
     tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, vision).eval()
     channels = run.tokenizer.channels
     if known is not None and known[0].shape[0] not in (1, channels):
-        raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents {channels}")
+        raise CheckpointError(
+            f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents {channels}"
+        )
     if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
-        raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run has {tokenizer.latent_shape}")
+        raise CheckpointError(
+            f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run has "
+            f"{tokenizer.latent_shape}"
+        )
     tokenizer.to(_device())
     where = tokenizer.stat_mean.device
     release.module.to(where)
@@ -280,11 +315,17 @@ def _fill_tokenizer(
 
     left = IMPORTERS.get(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
-        message = f"latent statistics are measured on {run.data.source}; the release publishes none, or they were not asked for"
+        origin = f"latent statistics are measured on {run.data.source}"
+        message = f"{origin}; the release publishes none, or they were not asked for"
         yield Event("warning", run.id, run.stage, data={"message": message})
-        found, origin = measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint), MEASURED
+        found, origin = (
+            measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint),
+            MEASURED,
+        )
     else:
-        mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left)
+        mean, std = (
+            value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left
+        )
         origin = known[2]
         found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
     tokenizer.set_statistics(found)
@@ -303,17 +344,22 @@ def _fill_diffusion(
         raise ConfigError("--statistics belongs to a tokenizer; import its tokenizer again with them")
     parent = runs.open_run(run.parent, root=folder.path.parent)
     if not parent.ema.exists():
-        raise CheckpointError(f"tokenizer run '{parent.id}' has no weights yet (state: {parent.status().state})")
+        raise CheckpointError(
+            f"tokenizer run '{parent.id}' has no weights yet (state: {parent.status().state})"
+        )
     tokenizer = io.metadata(parent.ema)
     if tokenizer.get("statistics") == MEASURED:
         message = (
-            f"the latent statistics of '{parent.id}' are measured, not the release's: what the network samples is then "
+            f"the latent statistics of '{parent.id}' are measured, not the release's: what the network "
+            "samples is then "
             "scaled differently from what it learned"
         )
         yield Event("warning", run.id, run.stage, data={"message": message})
     module = release.module
     agree(run.diffusion.network, module.config, "diffusion.network")
-    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, module.latent_shape, module.num_classes)
+    network = NETWORKS.get(run.diffusion.network.kind)(
+        run.diffusion.network, module.latent_shape, module.num_classes
+    )
     io.load(network, module.state_dict(), f"imported '{release.row.name}'")
     facts = {key: tokenizer[key] for key in ("fingerprint", "vfm_fingerprint") if key in tokenizer}
     names = json.dumps(class_names(module.num_classes))
@@ -321,9 +367,18 @@ def _fill_diffusion(
     yield Event("step", run.id, run.stage, data={"sha256": release.sha256, "tokenizer": parent.id})
 
 
-def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None, facts: dict[str, str]) -> None:
+def write(
+    folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None, facts: dict[str, str]
+) -> None:
     """Both weights files of a run, with equal tensors. facts: metadata beside what every run has."""
-    what = {"format": checkpoint.FORMAT, "run_id": folder.id, "kind": folder.kind, "samples": 0, "ema_samples": 0, **facts}
+    what = {
+        "format": checkpoint.FORMAT,
+        "run_id": folder.id,
+        "kind": folder.kind,
+        "samples": 0,
+        "ema_samples": 0,
+        **facts,
+    }
     if release is not None:
         row = release.row
         what |= {"imported": row.name, "imported_sha256": release.sha256, "licence": row.licence}
@@ -334,11 +389,14 @@ def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | No
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
 
 
 def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:
-    """Batches of a fixed, seeded part of the run's training images, [-1, 1]: those that a training would take."""
+    """Batches of a fixed, seeded part of the run's training images, [-1, 1]: those that a training would
+    take."""
     source = data.open_source(run.data, "train")
     order = torch.randperm(len(source), generator=generator("statistics", run.seed))[:MEASURED_IMAGES]
     for part in order.split(batch):

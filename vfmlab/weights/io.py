@@ -1,7 +1,7 @@
 """The one place that reads, fetches, checks, hashes and writes weights.
 
-Own files are safetensors. Released files may also be pickles that hold nothing but tensors and plain containers:
-`torch.load(weights_only=True)` is the only way in which a pickle is read.
+Own files are safetensors. Released files may also be pickles that hold nothing but tensors and plain
+containers: `torch.load(weights_only=True)` is the only way in which a pickle is read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ from vfmlab import runs
 from vfmlab.errors import CheckpointError
 
 ASSETS = Path(__file__).parents[1] / "assets"
-METADATA = "vfmlab"  # safetensors metadata entry of networks trained here: JSON with architecture and provenance
+METADATA = "vfmlab"  # metadata entry of networks trained here: JSON with architecture and provenance
 INDEX = ".safetensors.index.json"  # of weights in several files
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save (zip) and bare pickles
-# Where checkpoints hold their state dict: the first name that is there counts, so averaged weights come first.
-WRAPPERS = ("ema", "ema_state_dict", "model_ema", "G_ema", "state_dict", "model_state_dict", "model", "module", "G")
-PREFIXES = ("module.", "_orig_mod.", "first_stage_model.")  # of distributed, compiled, and latent diffusion's modules
+# How torch.save (zip) and bare pickles begin.
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# Where checkpoints hold their state dict: the first name counts, so averaged weights come first.
+WRAPPERS = (
+    "ema", "ema_state_dict", "model_ema", "G_ema", "state_dict", "model_state_dict", "model", "module", "G",
+)  # fmt: skip
+PREFIXES = ("module.", "_orig_mod.", "first_stage_model.")  # distributed, compiled, latent diffusion
+Weights = Mapping[str, Tensor]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-# -- reading and writing ----------------------------------------------------------------------------------------------
+# -- reading and writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -46,7 +50,7 @@ def _opened(path: Path, what: str) -> Iterator[Any]:
         raise CheckpointError(f"{what}: no file '{path}'; give the path of a .safetensors file")
     if is_pickle(path):
         raise CheckpointError(
-            f"{what}: '{path}' is a pickle, which can run code when it is read; convert it to safetensors first"
+            f"{what}: '{path}' is a pickle, which can run code when it is read; convert it to safetensors"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -54,7 +58,7 @@ def _opened(path: Path, what: str) -> Iterator[Any]:
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
         raise CheckpointError(
-            f"{what}: '{path}' ({size} bytes) is truncated or not safetensors ({error}); copy or export it again"
+            f"{what}: '{path}' ({size} bytes) is truncated or not safetensors ({error}); copy it again"
         ) from None
 
 
@@ -69,7 +73,7 @@ def read(path: str | Path, what: str = "weights") -> tuple[dict[str, Tensor], di
     """Tensors (on the CPU) and metadata of a safetensors file, or of the several files that an index names.
 
     Args:
-        path: `.safetensors`, or `.safetensors.index.json` with its parts beside it. what: how messages call it.
+        path: `.safetensors`, or `.safetensors.index.json` with its parts beside it. what: for messages.
 
     Raises:
         CheckpointError: not there, a pickle, truncated, or one part of several; one line.
@@ -88,15 +92,15 @@ def read(path: str | Path, what: str = "weights") -> tuple[dict[str, Tensor], di
 
 
 def parts(index: Path, what: str = "weights") -> list[Path]:
-    """The files of weights in several files; :class:`CheckpointError` where the index names none or one is missing."""
+    """The files that an index names; :class:`CheckpointError` where it names none or one is missing."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{what}: '{index}' is no index of safetensors (no 'weight_map'); fetch it again") from None
+        raise CheckpointError(f"{what}: '{index}' is no index (no 'weight_map'); fetch it again") from None
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{what}: '{index}' does not name files beside it; fetch it again")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise CheckpointError(f"{what}: '{index}' names '{missing[0]}', which is not beside it; copy all {len(names)} files")
+        raise CheckpointError(f"{what}: '{index}' names '{missing[0]}', which is not beside it; copy it, too")
     return [index.parent / name for name in names]
 
 
@@ -117,14 +121,14 @@ def cached(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors (contiguous, on the CPU) with `metadata` as text; beside, then renamed."""
     if compiled := [key for key in tensors if "_orig_mod" in key]:
-        raise CheckpointError(f"weights carry a compiler's prefix ('{compiled[0]}'); save the module that is not compiled")
+        raise CheckpointError(f"weights have a compiler's prefix ('{compiled[0]}'); save the module itself")
     cpu = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     with runs.beside(Path(path)) as temporary:
         save_file(cpu, temporary, {key: str(value) for key, value in (metadata or {}).items()})
 
 
 def read_released(path: str | Path) -> Any:
-    """What a weights file holds: a dict of tensors (safetensors), or whatever tensors and containers a pickle holds.
+    """A dict of tensors (safetensors), or whatever tensors and containers a pickle holds.
 
     Raises:
         CheckpointError: not there, truncated, or a pickle with more than tensors in it; one line.
@@ -142,12 +146,13 @@ def read_released(path: str | Path) -> Any:
             words = text.replace(",", " ").split()
             name = next((f" ({word})" for word in words if "." in word and "torch" not in word), "")
             raise CheckpointError(
-                f"'{path}' holds Python objects besides tensors{name}, which could run code when they are read, so it "
-                "is refused; where you trust it, save its state dict as safetensors and pass that"
+                f"'{path}' holds Python objects besides tensors{name}, which could run code when read, so "
+                "it is refused; where you trust it, save its state dict as safetensors and pass that"
             ) from None
         size = path.stat().st_size
         raise CheckpointError(
-            f"'{path}' ({size} bytes) is truncated or damaged ({text[:100] or type(error).__name__}); download it again"
+            f"'{path}' ({size} bytes) is truncated or damaged ({text[:100] or type(error).__name__}); "
+            "download it again"
         ) from None
 
 
@@ -166,18 +171,19 @@ def in_folder(folder: str | Path) -> tuple[Path, Path | None]:
         files = sorted(path for path in folder.iterdir() if path.name.endswith(endings) and path.is_file())
         if len(files) > 1:
             names = ", ".join(path.name for path in files[:4])
-            raise CheckpointError(f"folder '{folder}' holds several weights ({names}); give one of these files")
+            raise CheckpointError(f"folder '{folder}' holds several weights ({names}); give one of them")
         if files:
             config = folder / "config.json"
             return files[0], config if config.is_file() else None
-    raise CheckpointError(f"folder '{folder}' holds no weights; give one with a .safetensors file, or the file itself")
+    raise CheckpointError(f"folder '{folder}' holds no weights; give one with a .safetensors file")
 
 
 def unwrap(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
-    """The state dict inside what a checkpoint holds: wrappers opened, averaged weights preferred, prefixes dropped.
+    """The state dict in a checkpoint: wrappers opened, averaged weights preferred, prefixes dropped.
 
-    Opened are the entries `WRAPPERS`, in that order, as often as needed; dropped are `PREFIXES` that all keys carry, in
-    any order. Of a whole latent diffusion model the part under `first_stage_model.`, its autoencoder, is taken.
+    Opened are the entries `WRAPPERS`, in that order, as often as needed; dropped are `PREFIXES` that all keys
+    carry, in any order. Of a whole latent diffusion model the part under `first_stage_model.`, its
+    autoencoder, is taken.
 
     Raises:
         CheckpointError: no state dict in there, or entries that are not tensors.
@@ -194,7 +200,8 @@ def unwrap(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
         raise CheckpointError(f"'{path}' holds a {kind}, not a state dict; save the module's state_dict()")
     if not any(isinstance(value, Tensor) for value in content.values()):
         names = ", ".join(map(str, list(content)[:6])) or "nothing"
-        raise CheckpointError(f"'{path}' has no state dict: it holds {names}; known wrappers are {', '.join(WRAPPERS)}")
+        known = ", ".join(WRAPPERS)
+        raise CheckpointError(f"'{path}' has no state dict: it holds {names}; known wrappers are {known}")
     if other := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         where = f" under '{'.'.join(opened)}'" if opened else ""
         raise CheckpointError(
@@ -215,14 +222,14 @@ def unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-# -- the hub ----------------------------------------------------------------------------------------------------------
+# -- the hub -------------------------------------------------------------------------------------------------
 
 
-def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a copy of it: --file PATH") -> Path:
+def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a copy: --file PATH") -> Path:
     """File `name` of a repository on the Hugging Face hub, from the local cache or downloaded into it.
 
     Raises:
-        CheckpointError: not to be had; one line with the repository, the file, and `way`: what to do with a copy of it.
+        CheckpointError: not to be had; one line that ends with `way`, what to do with a copy.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -236,11 +243,11 @@ def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a 
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
         raise CheckpointError(
             f"no '{name}' of the hub repository '{repo}' in {constants.HF_HUB_CACHE} and no download "
-            f"({type(error).__name__}); with a network, run `hf download {repo} {name}` and copy the cache, or {way}"
+            f"({type(error).__name__}); elsewhere run `hf download {repo} {name}`, copy the cache, or {way}"
         ) from None
 
 
-# -- hashes -----------------------------------------------------------------------------------------------------------
+# -- hashes --------------------------------------------------------------------------------------------------
 
 
 def sha256(path: str | Path, expected: str | None = None) -> str:
@@ -255,7 +262,7 @@ def sha256(path: str | Path, expected: str | None = None) -> str:
         digest = hashlib.sha256("".join([digest, *map(sha256, parts(Path(path)))]).encode()).hexdigest()
     if expected not in (None, digest):
         raise CheckpointError(
-            f"'{path}' has SHA-256 {digest}, but {expected} is expected: it is another file, or was changed on its way; "
+            f"'{path}' has SHA-256 {digest}, but {expected} is expected: another file, or a damaged one; "
             "download it again"
         )
     return digest
@@ -271,13 +278,13 @@ def digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-# -- strict loading ---------------------------------------------------------------------------------------------------
+# -- strict loading ------------------------------------------------------------------------------------------
 
 
-def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, keep: Iterable[str] = ()) -> None:
+def check(own: Weights, tensors: Weights, what: str, keep: Iterable[str] = ()) -> None:
     """:class:`CheckpointError`, in one line, unless `tensors` can take the place of `own`, all of them.
 
-    Names, shapes and kinds of numbers are the same, all floating-point values are finite, standard deviations positive.
+    Names, shapes and kinds of numbers are equal, floating-point values finite, standard deviations positive.
     """
     keep = set(keep)
     both = {key: (own[key], value) for key, value in tensors.items() if key in own}
@@ -293,7 +300,9 @@ def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, k
         ],
     }
     faults = {
-        "of another type": [f"{key} {_kind(v)} instead of {_kind(m)}" for key, (m, v) in whole.items() if not _alike(m, v)],
+        "of another type": [
+            f"{key} {_kind(v)} instead of {_kind(m)}" for key, (m, v) in whole.items() if not _alike(m, v)
+        ],
         "not finite": [key for key, value in values.items() if not torch.isfinite(value).all()],
         "not positive": [key for key, value in values.items() if _is_std(key) and not (value > 0).all()],
     }
@@ -303,20 +312,19 @@ def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str, k
         if keys
     ]
     if problems:
-        fits = not any(names.values())
-        way = "these weights are damaged or quantised: take another file or checkpoint" if fits else _way(own, tensors)
+        damaged = "these weights are damaged or quantised: take another file or checkpoint"
+        way = _way(own, tensors) if any(names.values()) else damaged
         raise CheckpointError(f"{what}: {'; '.join(problems)}; {way}")
 
 
 def check_types(tensors: Mapping[str, Tensor], what: str) -> None:
-    """:class:`CheckpointError` for what no weights are before an importer computes with them: complex, bool, int8, ..."""
+    """:class:`CheckpointError` for tensors that an importer cannot compute with: complex, bool, int8, ..."""
     types = (*FLOATS, torch.int32, torch.int64)
-    odd = [f"{k} {_kind(v)}" for k, v in tensors.items() if v.dtype not in types or v.layout is not torch.strided]
+    dense = torch.strided
+    odd = [f"{k} {_kind(v)}" for k, v in tensors.items() if v.dtype not in types or v.layout is not dense]
     if odd:
-        more = ", ..." if len(odd) > 4 else ""
-        raise CheckpointError(
-            f"{what}: {len(odd)} of another type than weights are: {', '.join(odd[:4])}{more}; take the file in floating point"
-        )
+        more = ", ".join(odd[:4]) + (", ..." if len(odd) > 4 else "")
+        raise CheckpointError(f"{what}: {len(odd)} of another type than weights are: {more}; take floats")
 
 
 def _way(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
@@ -349,7 +357,7 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor], what: str, keep: Iter
     """Copy `tensors` into `module`, converting dtype and device: all of them or none. Returns `module`.
 
     Args:
-        what: what the weights are, for messages. keep: keys of the module that may be absent and then stay as they are.
+        what: what the weights are, for messages. keep: keys that may be absent and then stay as they are.
 
     Raises:
         CheckpointError: see :func:`check`.
@@ -374,8 +382,8 @@ def network(path: str | Path, kind: str, make: Callable[..., nn.Module], what: s
     """A network trained here and its fingerprint (16 hex digits of the file's SHA-256).
 
     Args:
-        path: a safetensors file whose metadata hold the arguments of `make` under `kind`, or the directory of the run
-            that wrote it. what: how messages call it.
+        path: a safetensors file whose metadata hold the arguments of `make` under `kind`, or the directory of
+            the run that wrote it. what: how messages call it.
 
     Raises:
         CheckpointError: no such file, not safetensors, or another kind of network.
@@ -387,6 +395,6 @@ def network(path: str | Path, kind: str, make: Callable[..., nn.Module], what: s
         net = make(**json.loads(facts[METADATA])[kind])
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(
-            f"{what}: '{path}' is not a {kind} (no architecture in its metadata); give a file that a pretraining wrote"
+            f"{what}: '{path}' is not a {kind} (no architecture in its metadata); give what pretraining wrote"
         ) from None
     return load(net, tensors, f"{what}: '{path}'"), sha256(path)[:16]

@@ -36,7 +36,9 @@ def rename_head(key: str) -> str:
         if key.startswith(old):
             rest = key.removeprefix(old)
             return new + SPECTRAL.get(rest, rest)
-    raise CheckpointError(f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T head")
+    raise CheckpointError(
+        f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T head"
+    )
 
 
 @family("projected-discriminator")
@@ -44,16 +46,21 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
     """Heads and backbone of a projected discriminator -> kind `projected`, at the backbone's resolution.
 
     Args:
-        config: `img_size` of the backbone (224), `num_heads` (6), `hooks` (2, 5, 8, 11: 0-based blocks; the patch
-            embedding comes after them), `virtual_bs` (8), all optional. All other shapes are read off the tensors.
+        config: `img_size` of the backbone (224), `num_heads` (6), `hooks` (2, 5, 8, 11: 0-based blocks; the
+            patch embedding comes after them), `virtual_bs` (8), all optional. All other shapes are read off
+            the tensors.
     """
     known = {"img_size", "num_heads", "hooks", "virtual_bs"}
     if unknown := sorted(set(config) - known):
-        raise ConfigError(f"projected-discriminator config: unknown field '{unknown[0]}'; known are {sorted(known)}")
+        raise ConfigError(
+            f"projected-discriminator config: unknown field '{unknown[0]}'; known are {sorted(known)}"
+        )
     net = {key.removeprefix(BACKBONE): value for key, value in state_dict.items() if key.startswith(BACKBONE)}
     heads = {key: value for key, value in state_dict.items() if key.startswith("heads.")}
     if not net or not heads:
-        raise CheckpointError(f"projected-discriminator: no tensors '{BACKBONE}*' or 'heads.*'; give its state dict")
+        raise CheckpointError(
+            f"projected-discriminator: no tensors '{BACKBONE}*' or 'heads.*'; give its state dict"
+        )
     if other := [key for key in state_dict if not key.startswith((BACKBONE, "heads."))]:
         raise CheckpointError(f"projected-discriminator: {len(other)} unexpected: {', '.join(other[:4])}")
     backbone = vision_model(net, int(config.get("img_size", 224)), int(config.get("num_heads", 6)))
@@ -80,7 +87,9 @@ def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
     """A frozen plain timm ViT of the shape that the tensors tell, with these weights."""
     patch = net["patch_embed.proj.weight"]
     depth = 1 + max(int(match[1]) for key in net if (match := re.match(r"blocks\.(\d+)\.", key)))
-    facts = Facts("vit", "vit_small_patch16_224.dino", (0, -1), size, patch.shape[-1], "bilinear", "see model card")
+    facts = Facts(
+        "vit", "vit_small_patch16_224.dino", (0, -1), size, patch.shape[-1], "bilinear", "see model card"
+    )
     # The row only lends the architecture; every shape comes from the tensors.
     shape = {"patch_size": patch.shape[-1], "embed_dim": patch.shape[0], "depth": depth, "num_heads": heads}
     model = TimmModel(facts, size, weights="random", **shape)
@@ -91,10 +100,12 @@ def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
 
 @family("patchgan")
 def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discriminator:
-    """pix2pixHD's NLayerDiscriminator (`model.N.`) or MultiscaleDiscriminator (`scaleI_layerJ.`, scale 0 the coarsest).
+    """pix2pixHD's NLayerDiscriminator (`model.N.`) or MultiscaleDiscriminator (`scaleI_layerJ.`, scale 0 the
+    coarsest).
 
-    Shapes are read off the tensors; config may repeat them as `ndf`, `n_layers`, `num_D`, and must then agree. Running
-    statistics of batch norms are not kept: here, as in training, a batch is normalised by itself.
+    Shapes are read off the tensors; config may repeat them as `ndf`, `n_layers`, `num_D`, and must then
+    agree. Running statistics of batch norms are not kept: here, as in training, a batch is normalised by
+    itself.
     """
     known = {"ndf", "n_layers", "num_D", "input_nc"}
     if unknown := sorted(set(config) - known):
@@ -104,7 +115,9 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     single = any(key.startswith("model.") for key in state_dict)
     scales = 1 if single else len({key.split("_")[0] for key in convolutions})
     if not convolutions or len(convolutions) % scales:
-        raise CheckpointError("patchgan checkpoint has no tensors 'model.N.' or 'scaleI_layerJ.'; give its state dict")
+        raise CheckpointError(
+            "patchgan checkpoint has no tensors 'model.N.' or 'scaleI_layerJ.'; give its state dict"
+        )
     layers = len(convolutions) // scales - 2
     first = state_dict.get("model.0.weight" if single else "scale0_layer0.0.weight")
     if first is None or layers < 1:
@@ -125,7 +138,8 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
 def rename_patch(key: str, layers: int, scales: int) -> str:
     """A key of pix2pixHD -> :class:`vfmlab.losses.discriminators.patchgan.PatchGAN`'s."""
     if match := re.fullmatch(r"model\.(\d+)\.(weight|bias)", key):
-        # A flat list: convolution, activation, then convolution, norm, activation for each layer, then the last one.
+        # A flat list: convolution, activation, then convolution, norm, activation for each layer, then the
+        # last one.
         number, leaf, scale = int(match[1]), match[2], 0
         layer, part = divmod(number + 1, 3) if number else (0, 0)
     elif match := re.fullmatch(r"scale(\d+)_layer(\d+)\.([01])\.(weight|bias)", key):

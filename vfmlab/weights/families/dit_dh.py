@@ -1,4 +1,5 @@
-"""Released DiT-DH weights of RAE (bytetriper/RAE, MIT; arXiv 2510.11690) -> our DDT. Its time is ours: t = 1 is noise."""
+"""Released DiT-DH weights of RAE (bytetriper/RAE, MIT; arXiv 2510.11690) -> our DDT. Its time is ours: t =
+1 is noise."""
 
 from __future__ import annotations
 
@@ -50,7 +51,10 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
     """
     c = settings(config, DEFAULTS, "dit-dh")
     (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
-    (heads, head_heads), (patch, head_patch) = pair(c["num_heads"], "num_heads"), pair(c["patch_size"], "patch_size")
+    (heads, head_heads), (patch, head_patch) = (
+        pair(c["num_heads"], "num_heads"),
+        pair(c["patch_size"], "patch_size"),
+    )
     if patch != head_patch:
         raise ConfigError(f"dit-dh: patch_size {c['patch_size']} must be the same for encoder and head")
     ours = DDT.Config(
@@ -93,5 +97,6 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
 
 
 def released_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    """Guidance as the release applies it: on all channels, for times inside `interval`, both ends included."""
+    """Guidance as the release applies it: on all channels, for times inside `interval`, both ends
+    included."""
     return Guidance(scale=scale, interval=interval)

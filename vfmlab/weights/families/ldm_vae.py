@@ -26,7 +26,8 @@ RENAMES = [
     (r"^post_quant_conv\b", "decoder.post_quant"),
 ]
 TRAINING_ONLY = ("loss.", "linear_proj.", "foundation_model.", "logvar", "model_ema.")
-"""Prefixes of what training checkpoints carry beside the autoencoder: discriminator, projection, VFM, averages."""
+"""Prefixes of what training checkpoints carry beside the autoencoder: discriminator, projection, VFM,
+averages."""
 
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
@@ -39,12 +40,13 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
 
 @family("va-vae", arguments=arguments)
 def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
-    """Release names and values -> :class:`vfmlab.tokenizers.plain_vae.VAVAE`; SD-VAE checkpoints have the same names.
+    """Release names and values -> :class:`vfmlab.tokenizers.plain_vae.VAVAE`; SD-VAE checkpoints have the
+    same names.
 
     Args:
-        config: `embed_dim` and the fields of the release's `ddconfig` (flat, or nested under that name): `ch`,
-            `ch_mult`, `num_res_blocks`, `attn_resolutions`, `resolution`, and optionally `z_channels`, `in_channels`,
-            `out_ch`, `double_z`, `dropout`. Weights trained at one resolution fit every other.
+        config: `embed_dim` and the fields of the release's `ddconfig` (flat, or nested under that name):
+            `ch`, `ch_mult`, `num_res_blocks`, `attn_resolutions`, `resolution`, and optionally `z_channels`,
+            `in_channels`, `out_ch`, `double_z`, `dropout`. Weights trained at one resolution fit every other.
 
     The tokenizer has no latent statistics yet: measure them, or set the released ones with `set_statistics`.
     """
@@ -59,7 +61,9 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
             "inner": int(flat.get("z_channels", channels)),
         }
     except KeyError as error:
-        raise ConfigError(f"va-vae config has no field {error}; give embed_dim and the release's ddconfig") from None
+        raise ConfigError(
+            f"va-vae config has no field {error}; give embed_dim and the release's ddconfig"
+        ) from None
     for field, value in (("in_channels", 3), ("out_ch", 3), ("double_z", True), ("dropout", 0.0)):
         if flat.get(field, value) != value:
             raise ConfigError(f"va-vae config: {field} = {flat[field]!r} is not supported, only {value!r}")
@@ -75,10 +79,14 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     )
     tokenizer = method(options, size)
     renamed = {
-        rename(key, len(levels)): value for key, value in state_dict.items() if not key.startswith(TRAINING_ONLY)
+        rename(key, len(levels)): value
+        for key, value in state_dict.items()
+        if not key.startswith(TRAINING_ONLY)
     }
     if not renamed:
-        raise CheckpointError("va-vae checkpoint has no tensors of an autoencoder; give its state dict, not a wrapper")
+        raise CheckpointError(
+            "va-vae checkpoint has no tensors of an autoencoder; give its state dict, not a wrapper"
+        )
     return io.load(tokenizer, renamed, "va-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
 
 

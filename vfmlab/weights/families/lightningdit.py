@@ -1,10 +1,10 @@
 """Released LightningDiT weights (hustvl/LightningDiT, MIT; arXiv 2501.01423) -> our LightningDiT.
 
-The release has t = 1 at the data and v = data - noise. Both differences are folded into the weights, so that the result
-is an ordinary network of this project, trainable and storable like any other:
+The release has t = 1 at the data and v = data - noise. Both differences are folded into the weights, so that
+the result is an ordinary network of this project, trainable and storable like any other:
 
-* its time embedding sees 1 - t: cos(f - f t) and sin(f - f t) are rotations of cos(f t) and sin(f t) by the angle f, so
-  the first linear layer of the embedding takes the rotation;
+* its time embedding takes 1 - t: cos(f - f t) and sin(f - f t) are rotations of cos(f t) and sin(f t) by the
+  angle f, so the first linear layer of the embedding takes the rotation;
 * its output changes sign: so does the last linear layer.
 """
 
@@ -41,7 +41,8 @@ INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".ml
 
 
 def settings(config: dict[str, Any], defaults: dict[str, Any], what: str) -> dict[str, Any]:
-    """`defaults` with `config` over them; an argument the release does not know raises :class:`ConfigError`."""
+    """`defaults` with `config` over them; an argument the release does not know raises
+    :class:`ConfigError`."""
     for key, value in config.items():
         if key not in defaults:
             raise ConfigError(f"{what}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
@@ -49,7 +50,8 @@ def settings(config: dict[str, Any], defaults: dict[str, Any], what: str) -> dic
 
 
 def rename(key: str) -> str:
-    """A key of the release under our name; `module.`, which its distributed checkpoints put first, is dropped."""
+    """A key of the release under our name; `module.`, which its distributed checkpoints put first, is
+    dropped."""
     key = key.removeprefix("module.")
     for theirs, ours in PARTS.items():
         if key.startswith(theirs):
@@ -80,7 +82,8 @@ def with_null(table: Tensor, num_classes: int) -> Tensor:
 
 
 def reversed_time(weight: Tensor) -> Tensor:
-    """First linear layer of a sinusoidal time embedding [D, 256] so that f(t) becomes f(1 - t). Its own inverse."""
+    """First linear layer of a sinusoidal time embedding [D, 256] so that f(t) becomes f(1 - t). Its own
+    inverse."""
     angle = frequencies(weight.shape[1] // 2).double()
     cos, sin = weight.double().chunk(2, dim=1)
     turned = [cos * angle.cos() + sin * angle.sin(), cos * angle.sin() - sin * angle.cos()]
@@ -91,7 +94,9 @@ def sizes(name: str) -> dict[str, Any]:
     """"LightningDiT-XL/1", "SiT-B/2" -> sizes and patch."""
     size, _, patch = name.rpartition("-")[2].partition("/")
     if size not in SIZES or not patch.isdigit():
-        raise ConfigError(f"config: model '{name}' has no known size; sizes are {', '.join(SIZES)}, for example SiT-XL/2")
+        raise ConfigError(
+            f"config: model '{name}' has no known size; sizes are {', '.join(SIZES)}, for example SiT-XL/2"
+        )
     width, depth, heads = SIZES[size]
     return {"hidden_size": width, "depth": depth, "num_heads": heads, "patch_size": int(patch)}
 
@@ -101,7 +106,11 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     model = tree.get("model")
     if not isinstance(model, dict):
         return tree
-    ours = {"in_channels" if key == "in_chans" else key: value for key, value in model.items() if key != "model_type"}
+    ours = {
+        "in_channels" if key == "in_chans" else key: value
+        for key, value in model.items()
+        if key != "model_type"
+    }
     if "model_type" in model:
         ours = {**sizes(model["model_type"]), **ours}
     data, vae = tree.get("data", {}), tree.get("vae", {})
@@ -118,7 +127,8 @@ def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -
 
     Args:
         state_dict: keys as released (one set of weights: the EMA ones are under "ema" in the release's file).
-        config: arguments of the release's constructor (`hidden_size`, `depth`, `use_qknorm`, ...); its defaults hold.
+        config: arguments of the release's constructor (`hidden_size`, `depth`, `use_qknorm`, ...); its
+            defaults hold.
     """
     c = settings(config, DEFAULTS, "lightningdit")
     ours = LightningDiT.Config(
@@ -149,15 +159,20 @@ def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def released_guidance(scale: float, interval_start: float | None = None) -> Guidance:
-    """Guidance as the release applies it: on the first three channels, and only from `interval_start` of its time on.
+    """Guidance as the release applies it: on the first three channels, and only from `interval_start` of its
+    time on.
 
-    `interval_start` counts from noise (0) to data (1), so that guidance acts where our t <= 1 - interval_start.
+    `interval_start` counts from noise (0) to data (1), so that guidance acts where our t <= 1 -
+    interval_start.
     """
     end = 1.0 if interval_start is None else float(reverse(interval_start))
     return Guidance(scale=scale, interval=(0.0, end), channels=3)
 
 
 def released_sampler(num_steps: int, timestep_shift: float = 0.0, method: str = "euler") -> Sampler:
-    """The release's sampler: `num_steps` counts points of time, hence one interval fewer; a shift of 0 means none."""
+    """The release's sampler: `num_steps` counts points of time, hence one interval fewer; a shift of 0
+    means none."""
     solver = {"heun2": "heun"}.get(method, method)
-    return Sampler(solver=solver, steps=num_steps - 1, shift=1 / timestep_shift if timestep_shift > 0 else 1.0)
+    return Sampler(
+        solver=solver, steps=num_steps - 1, shift=1 / timestep_shift if timestep_shift > 0 else 1.0
+    )

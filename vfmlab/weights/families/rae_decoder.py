@@ -1,7 +1,8 @@
 """The released decoder of RAE (arXiv 2510.11690; `GeneralDecoder`, MIT) -> our ViT decoder.
 
-It takes tokens as the frozen encoder gives them (patch tokens behind its last norm, that norm without its weights), and gives
-images before the encoder's mean and std are put back. :func:`adopt` puts it into a tokenizer `rae`, images in [-1, 1].
+It takes tokens as the frozen encoder gives them (patch tokens behind its last norm, that norm without its
+weights), and gives images before the encoder's mean and std are put back. :func:`adopt` puts it into a
+tokenizer `rae`, images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ WITHOUT_EFFECT = {  # on the decoder in use: the masked autoencoder's own encode
     "initializer_range", "mask_ratio", "norm_pix_loss", "model_type", "architectures", "transformers_version", "torch_dtype",
     "num_patches",
 }  # fmt: skip
-HIDDEN_ACT = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"} | {name: name for name in ACTIVATIONS}
+HIDDEN_ACT = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"} | {
+    name: name for name in ACTIVATIONS
+}
 
 NAMES = {
     "decoder_embed.": "embed.",
@@ -54,17 +57,22 @@ INSIDE = {  # of a block; the second form of each is that of the port in diffuse
 
 
 class TokenDecoder(nn.Module):
-    """The decoder as released: tokens of the encoder -> image before the encoder's mean and std are put back."""
+    """The decoder as released: tokens of the encoder -> image before the encoder's mean and std are put
+    back."""
 
     def __init__(self, decoder: ViTDecoder):
         super().__init__()
         self.decoder = decoder
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """B N C -> B 3 H W, always at the trained size: other token grids are resized (bilinear) first, as in the release."""
+        """B N C -> B 3 H W, always at the trained size: other token grids are resized (bilinear) first, as
+        in the release."""
         side = math.isqrt(tokens.shape[1])
         if side * side != tokens.shape[1]:
-            raise ConfigError(f"rae-decoder: {tokens.shape[1]} tokens are no square grid; leave out class and register tokens")
+            raise ConfigError(
+                f"rae-decoder: {tokens.shape[1]} tokens are no square grid; leave out class and register "
+                "tokens"
+            )
         z = tokens.transpose(1, 2).unflatten(2, (side, side))
         if side != self.decoder.side:
             z = F.interpolate(z, (self.decoder.side,) * 2, mode="bilinear", align_corners=False)
@@ -72,36 +80,49 @@ class TokenDecoder(nn.Module):
 
 
 @torch.no_grad()
-def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> RAE:
+def adopt(
+    tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+) -> RAE:
     """Put a released decoder into a tokenizer `rae` of the same sizes. Returns the tokenizer.
 
-    The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the difference, so the
-    tokenizer's statistics must be there (:meth:`RAE.begin`, or the released ones set). Its last layer takes the encoder's
-    `pixel_mean` and `pixel_std` (of images in [0, 1]) and the change to [-1, 1].
+    The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the
+    difference, so the tokenizer's statistics must be there (:meth:`RAE.begin`, or the released ones set). Its
+    last layer takes the encoder's `pixel_mean` and `pixel_std` (of images in [0, 1]) and the change to [-1,
+    1].
     """
     mine, theirs = tokenizer.decoder, released.decoder
     if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
-        raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off")
+        raise ConfigError(
+            "rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off"
+        )
     io.load(mine, theirs.state_dict(), "rae-decoder")
     mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
     mine.embed.bias.add_(mine.embed.weight @ mean)
     mine.embed.weight.mul_(std)
     pixels = mine.patch**2
-    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean))
+    scale, shift = (
+        torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean)
+    )
     mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
     mine.pred.weight.mul_(2 * scale[:, None])
     return tokenizer
 
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's config.json; sizes that are filled in by code in the release ("SHOULD BE RELOADED") are left out."""
+    """The decoder's config.json; sizes that are filled in by code in the release ("SHOULD BE RELOADED")
+    are left out."""
     return {key: value for key, value in tree.items() if value != "SHOULD BE RELOADED"}
 
 
 def sections(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     decoder = module.decoder
     channels = decoder.embed.in_features
-    method = {"method": "rae", "channels": channels, "factor": decoder.patch, "decoder": decoder.config.model_dump(mode="json")}
+    method = {
+        "method": "rae",
+        "channels": channels,
+        "factor": decoder.patch,
+        "decoder": decoder.config.model_dump(mode="json"),
+    }
     return {"tokenizer": method, "vfm": None, "size": decoder.side * decoder.patch}
 
 
@@ -111,8 +132,10 @@ def put(tokenizer: RAE, module: TokenDecoder, known: Moments | None, batches: Ba
     agree(tokenizer.config.decoder, module.decoder.config, "tokenizer.decoder")
     if module.decoder.side != tokenizer.decoder.side or module.decoder.patch != tokenizer.decoder.patch:
         raise CheckpointError(
-            f"rae-decoder is for a {module.decoder.side} x {module.decoder.side} grid of {module.decoder.patch} px patches, "
-            f"the run has {tokenizer.decoder.side} x {tokenizer.decoder.side} of {tokenizer.decoder.patch} px; "
+            f"rae-decoder is for a {module.decoder.side} x {module.decoder.side} grid of "
+            f"{module.decoder.patch} px patches, "
+            f"the run has {tokenizer.decoder.side} x {tokenizer.decoder.side} of {tokenizer.decoder.patch} "
+            "px; "
             f"set data.size={module.decoder.side * module.decoder.patch}"
         )
     if known is None:
@@ -135,18 +158,23 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
     """A decoder called on [B, tokens, width] -> image before the encoder's mean and std.
 
     Args:
-        state_dict: keys as released, or as diffusers' `AutoencoderRAE` has them (its frozen encoder and statistics are not
-            read). config: the release's configuration, names of a ViT-MAE; `image_size` may be left out.
+        state_dict: keys as released, or as diffusers' `AutoencoderRAE` has them (its frozen encoder and
+            statistics are not read). config: the release's configuration, names of a ViT-MAE; `image_size`
+            may be left out.
     """
     for key, value in config.items():
         if key not in DEFAULTS and key not in WITHOUT_EFFECT:
             raise ConfigError(f"rae-decoder: unknown argument '{key}' = {value!r}{nearest(key, DEFAULTS)}")
     c = DEFAULTS | {key: value for key, value in config.items() if key in DEFAULTS}
     if c["hidden_act"] not in HIDDEN_ACT:
-        raise ConfigError(f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from {', '.join(HIDDEN_ACT)}")
+        raise ConfigError(
+            f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from {', '.join(HIDDEN_ACT)}"
+        )
     state = fuse({rename(key): value for key, value in state_dict.items() if not foreign(key)})
     if "embed.weight" not in state:
-        raise CheckpointError("rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state dict, not a wrapper")
+        raise CheckpointError(
+            "rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state dict, not a wrapper"
+        )
     patches = state["position"].shape[1] - 1 if "position" in state else None
     size = c["image_size"] or (patches and c["patch_size"] * math.isqrt(patches))
     if size is None:
@@ -154,7 +182,8 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
     if size % c["patch_size"] or patches not in (None, (size // c["patch_size"]) ** 2):
         found = "" if patches is None else f" and the weights have {patches} patches"
         raise ConfigError(
-            f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is {size / c['patch_size']:g} patches a side{found}; "
+            f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is {size / c['patch_size']:g} "
+            f"patches a side{found}; "
             "RAE sets image_size to patch_size times the encoder's grid"
         )
     try:
@@ -175,7 +204,8 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
 
 
 def foreign(key: str) -> bool:
-    """Whether `key`, of a whole autoencoder's checkpoint, belongs to the frozen encoder or the latent statistics."""
+    """Whether `key`, of a whole autoencoder's checkpoint, belongs to the frozen encoder or the latent
+    statistics."""
     return key.removeprefix("module.").startswith(("encoder.", "encoder_", "_latents_", "latent_"))
 
 
@@ -193,7 +223,8 @@ def rename(key: str) -> str:
 
 
 def fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of each block as the one linear layer we have; a missing one is left to the strict loader."""
+    """Queries, keys and values of each block as the one linear layer we have; a missing one is left to the
+    strict loader."""
     out = {}
     for key, value in state.items():
         match = re.fullmatch(r"(blocks\.\d+\.)([qkv])\.(weight|bias)", key)

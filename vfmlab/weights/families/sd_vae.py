@@ -1,4 +1,5 @@
-"""SD-VAE as diffusers saves it (`AutoencoderKL`, MIT weights of stabilityai/sd-vae-ft-*) -> tokenizer `sd_vae`.
+"""SD-VAE as diffusers saves it (`AutoencoderKL`, MIT weights of stabilityai/sd-vae-ft-*) -> tokenizer
+`sd_vae`.
 
 The tokenizer keeps diffusers' parameter names.
 """
@@ -20,7 +21,12 @@ SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_b
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
     "in_channels": 3, "out_channels": 3, "act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
 }  # fmt: skip
-STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # read by weights/statistics.py
+STATISTICS = (
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+)  # read by weights/statistics.py
 NOT_READ = ("force_upcast", "sample_size", *STATISTICS)
 
 
@@ -29,7 +35,8 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
     """A tokenizer without latent statistics yet.
 
     Args:
-        state_dict: keys as diffusers has them. config: diffusers' config.json; `sample_size` is the size of the images.
+        state_dict: keys as diffusers has them. config: diffusers' config.json; `sample_size` is the size of
+            the images.
     """
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}

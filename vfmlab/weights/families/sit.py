@@ -1,9 +1,10 @@
-"""Released SiT (willisma/SiT, MIT; arXiv 2401.08740) and REPA (sihyun-yu/REPA, MIT; arXiv 2410.06940) -> LightningDiT.
+"""Released SiT (willisma/SiT, MIT; arXiv 2401.08740) and REPA (sihyun-yu/REPA, MIT; arXiv 2410.06940) ->
+LightningDiT.
 
-Both are DiT's network: layer norm without weights, tanh-GELU, no rotary positions; ours with those switches. They differ in
-time: SiT has t = 1 at the data and v = data - noise, as LightningDiT, and is converted in the weights; REPA's time is
-ours. REPA's projectors serve its alignment loss only and are left out; so is the second half of SiT's output
-(`learn_sigma`) when it samples, but not from the weights.
+Both are DiT's network: layer norm without weights, tanh-GELU, no rotary positions; ours with those switches.
+They differ in time: SiT has t = 1 at the data and v = data - noise, as LightningDiT, and is converted in the
+weights; REPA's time is ours. REPA's projectors serve its alignment loss only and are left out; so is the
+second half of SiT's output (`learn_sigma`) when it samples, but not from the weights.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightni
     """A network called `(x, t, y)` in our time.
 
     Args:
-        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold. `learn_sigma`
-            may be left out: the output layer tells it.
+        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold.
+            `learn_sigma` may be left out: the output layer tells it.
     """
     c = settings(config, {**DEFAULTS, "learn_sigma": None}, "sit")
     network, state = _network(state_dict, c, "sit", c["learn_sigma"])
@@ -61,14 +62,18 @@ def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightn
     """A network called `(x, t, y)`; REPA's projectors are not part of it.
 
     Args:
-        state_dict: keys as released, or as in its first release, where the blocks after `encoder_depth` are called
-            `decoder_blocks`. config: arguments of the release's constructor; its defaults hold.
+        state_dict: keys as released, or as in its first release, where the blocks after `encoder_depth` are
+            called `decoder_blocks`. config: arguments of the release's constructor; its defaults hold.
     """
     c = settings(config, {**DEFAULTS, **REPA_ONLY}, "repa")
     if c["path_type"] != "linear":
-        raise ConfigError(f"repa: path_type '{c['path_type']}' is not supported; released weights are of the linear path")
+        raise ConfigError(
+            f"repa: path_type '{c['path_type']}' is not supported; released weights are of the linear path"
+        )
     if c["decoder_hidden_size"] not in (None, c["hidden_size"]):
-        raise ConfigError(f"repa: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}")
+        raise ConfigError(
+            f"repa: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}"
+        )
     kept = {}
     for key, value in state_dict.items():
         if match := re.match(r"decoder_blocks\.(\d+)\.(.+)", key):
@@ -87,7 +92,9 @@ def _network(
     if sigma is None:
         last = state_dict.get("final_layer.linear.weight")
         if last is None:
-            raise CheckpointError(f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's state dict")
+            raise CheckpointError(
+                f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's state dict"
+            )
         sigma = last.shape[0] == 2 * outputs
     ours = LightningDiT.Config(
         width=c["hidden_size"],

@@ -1,4 +1,5 @@
-"""Released SiT weights with REG (Martinser/REG, on REPA and SiT, all MIT) -> our RegSiT. Their time is ours."""
+"""Released SiT weights with REG (Martinser/REG, on REPA and SiT, all MIT) -> our RegSiT. Their time is
+ours."""
 
 from __future__ import annotations
 
@@ -31,14 +32,21 @@ def import_sit_reg(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Reg
     """A RegSiT called `(x, t, y, cls_token) -> (v, v_class, aligned)`.
 
     Args:
-        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold. The width of
-            the class token is the first of `z_dims`, as in the release's models.
+        state_dict: keys as released. config: arguments of the release's constructor; its defaults hold. The
+            width of the class token is the first of `z_dims`, as in the release's models.
     """
     c = settings(config, DEFAULTS, "sit-reg")
     if c["path_type"] != "linear":
-        raise ConfigError(f"sit-reg: path_type '{c['path_type']}' is not supported; released weights are of the linear path")
-    if c["decoder_hidden_size"] not in (None, c["hidden_size"]):  # the release's own model does not run either
-        raise ConfigError(f"sit-reg: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}")
+        raise ConfigError(
+            f"sit-reg: path_type '{c['path_type']}' is not supported; released weights are of the linear path"
+        )
+    if c["decoder_hidden_size"] not in (
+        None,
+        c["hidden_size"],
+    ):  # the release's own model does not run either
+        raise ConfigError(
+            f"sit-reg: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}"
+        )
     ours = RegSiT.Config(
         width=c["hidden_size"],
         depth=c["depth"],

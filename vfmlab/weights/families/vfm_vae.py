@@ -1,9 +1,9 @@
 """Released VFM-VAE weights (arXiv 2510.18457) -> :class:`vfmlab.tokenizers.vfm_vae.VFMVAE`.
 
-The state dict and the arguments are taken in the release's own names. Left out on purpose, because nothing here uses
-them: `zero_k_bias` (a constant zero), `mapping.x_avg` (the mean style), the VFM's own weights under `vfm_encoder.`. The
-fixed blur kernels are compared with ours. Arguments that concern training only (losses, precision, `train_mode`) are
-not read; everything else has to fit key by key.
+The state dict and the arguments are taken in the release's own names. Left out on purpose, because nothing
+here uses them: `zero_k_bias` (a constant zero), `mapping.x_avg` (the mean style), the VFM's own weights under
+`vfm_encoder.`. The fixed blur kernels are compared with ours. Arguments that concern training only (losses,
+precision, `train_mode`) are not read; everything else has to fit key by key.
 """
 
 from __future__ import annotations
@@ -92,16 +92,23 @@ def _table(key: str, table: dict[str, str]) -> str | None:
 
 
 class _Names:
-    """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it pixel-unshuffles first."""
+    """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it pixel-unshuffles
+    first."""
 
     def __init__(self, fusion: dict[int, tuple[int, bool]]):
         self.fusion = fusion
         self.rules = (
-            (r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)", lambda i, rest: self._projection(f"projections.{i}", rest)),
+            (
+                r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)",
+                lambda i, rest: self._projection(f"projections.{i}", rest),
+            ),
             (r"ldm_adapter\.final_quant\.(.+)", lambda rest: self._projection("final_projection", rest)),
             (r"ldm_adapter\.post_quant\.(.+)", lambda rest: self._projection("decoder.decompress", rest)),
             (r"ldm_adapter\.linear_proj\.weight", lambda: "alignment.weight"),
-            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight", "quantizer.codebooks.{}.weight".format),
+            (
+                r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight",
+                "quantizer.codebooks.{}.weight".format,
+            ),
             (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.vocab_usage", "quantizer.codebooks.{}.usage".format),
             (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", "decoder.mapping.layers.{}.{}".format),
             (r"synthesis\.z_convs\.(\d+)\.(\d+)\.(.+)", self._fusion),
@@ -126,7 +133,8 @@ class _Names:
         if int(index) not in self.fusion:
             return None
         block, unshuffles = self.fusion[int(index)]
-        # A pixel-unshuffle takes the first place of the sequence, a pixel-shuffle the second; neither has weights.
+        # A pixel-unshuffle takes the first place of the sequence, a pixel-shuffle the second; neither has
+        # weights.
         name = _table(rest, FUSION_FIRST if int(stage) == int(unshuffles) else FUSION_LAST)
         return name and f"decoder.fusion.{block}.{name}"
 
@@ -168,7 +176,9 @@ class _Arguments:
         if choices is None:
             return value
         if value not in choices:
-            raise CheckpointError(f"{NAME}: {name} = {value!r} is not supported, only {', '.join(map(repr, choices))}")
+            raise CheckpointError(
+                f"{NAME}: {name} = {value!r} is not supported, only {', '.join(map(repr, choices))}"
+            )
         return choices[value]
 
 
@@ -239,11 +249,13 @@ def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
     layers, inputs, widths = (
         tuple(get(f"patch_{name}")) for name in ("from_layers", "in_dimensions", "out_dimensions")
     )
-    # The grid of the VFM is not among the arguments: the unshuffled width tells how much finer than the latent it is.
+    # The grid of the VFM is not among the arguments: the unshuffled width tells how much finer than the
+    # latent it is.
     ratio = math.isqrt(gathered // sum(widths))
     if ratio < 1 or ratio * ratio * sum(widths) != gathered or not len(layers) == len(inputs) == len(widths):
         raise CheckpointError(
-            f"{NAME}: '{final}' takes {gathered} channels, which patch_out_dimensions {list(widths)} for the layers "
+            f"{NAME}: '{final}' takes {gathered} channels, which patch_out_dimensions {list(widths)} for the "
+            "layers "
             f"{list(layers)} do not give at any grid; check the config against the weights"
         )
     config = VFMVAE.Config(
@@ -274,14 +286,18 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """The generator's arguments, wherever they stand; the resolution may stand with the data."""
     section = find(tree, "z_dimension", "patch_from_layers")
     if section is None:
-        raise ConfigError("vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the release's YAML")
+        raise ConfigError(
+            "vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the release's YAML"
+        )
     section = dict(section)
     if "synthesis_kwargs" not in section and (inner := find(tree, "channel_base", "channel_max")) is not None:
         section["synthesis_kwargs"] = inner
     if "img_resolution" not in section:
         size = scalar(tree, "img_resolution", "resolution", "image_size", "img_size")
         if size is None:
-            raise ConfigError("vfm-vae config: no 'img_resolution'; add it to the YAML, for example img_resolution: 256")
+            raise ConfigError(
+                "vfm-vae config: no 'img_resolution'; add it to the YAML, for example img_resolution: 256"
+            )
         section["img_resolution"] = int(size)
     return section
 
@@ -292,7 +308,8 @@ def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     name = VFMS.get(model, model)
     if name not in TABLE and not name.startswith("timm:"):
         raise ConfigError(
-            f"vfm-vae config: vfm_name '{model}' is not a known vision model{nearest(model, [*VFMS, *TABLE])}; "
+            f"vfm-vae config: vfm_name '{model}' is not a known vision "
+            f"model{nearest(model, [*VFMS, *TABLE])}; "
             "write a name of vfmlab's table, or timm:NAME, into the config"
         )
     vfm = {"name": name, "layers": list(module.layers), "upscale": given.get("scale_factor", 1.0)}
@@ -301,7 +318,9 @@ def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
 
 def put(tokenizer: Tokenizer, module: VFMVAE, known: Moments | None, batches: Batches) -> Moments | None:
     if tokenizer.layers != module.layers:
-        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read {list(module.layers)}")
+        raise ConfigError(
+            f"vfm.layers {list(tokenizer.layers)}, but the imported weights read {list(module.layers)}"
+        )
     module.attach(tokenizer.vfm)  # raises if widths or grids are others
     return plain_put(tokenizer, module, known, batches)
 
@@ -311,15 +330,17 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
     """A tokenizer with the weights of a released VFM-VAE generator.
 
     Args:
-        state_dict: the generator's, in the release's key names. config: its arguments (or a dict with them as `G_kwargs`).
+        state_dict: the generator's, in the release's key names. config: its arguments (or a dict with them as
+            `G_kwargs`).
 
     Returns:
-        VFMVAE in eval mode, in fp32 on the CPU, without a VFM: give features to `encode_features`, or `attach` the VFM
-        named in the config (`vfm_name`, up-scaled by `scale_factor`), built for the same layers.
+        VFMVAE in eval mode, in fp32 on the CPU, without a VFM: give features to `encode_features`, or
+        `attach` the VFM named in the config (`vfm_name`, up-scaled by `scale_factor`), built for the same
+        layers.
 
     Raises:
-        CheckpointError: an argument that is missing or cannot be imported, a key that is missing, unknown or of another
-            shape, a blur kernel that is not the binomial one.
+        CheckpointError: an argument that is missing or cannot be imported, a key that is missing, unknown or
+            of another shape, a blur kernel that is not the binomial one.
         ConfigError: arguments that contradict each other.
     """
     state = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
@@ -369,8 +390,14 @@ def _check_blurs(state: dict[str, Tensor], config: ProgressiveConfig) -> None:
         if match is None or value.is_meta:
             continue
         taps = config.taps[min(int(match[1]), len(config.taps) - 1)] if config.blur else 0
-        row = torch.tensor([math.comb(taps - 1, k) for k in range(taps)]) / 2 ** (taps - 1) if taps else torch.zeros(0)
+        row = (
+            torch.tensor([math.comb(taps - 1, k) for k in range(taps)]) / 2 ** (taps - 1)
+            if taps
+            else torch.zeros(0)
+        )
         kernel = torch.outer(row, row)
         same = value.shape[-2:] == kernel.shape
         if not same or not torch.allclose(value.float().cpu(), kernel.expand_as(value), atol=1e-6):
-            raise CheckpointError(f"{NAME}: '{key}' is not the binomial blur of {taps} taps that the config asks for")
+            raise CheckpointError(
+                f"{NAME}: '{key}' is not the binomial blur of {taps} taps that the config asks for"
+            )
