@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -61,6 +63,16 @@ def test_bundled_tokenizers_are_what_their_reports_say(root, tokenizer, images):
     assert "bundled" in bundled.pipeline("bundled_plain_vae").name
     with pytest.raises(RunError, match="choose from"):
         bundled.pipeline("nothing")
+
+
+def test_runs_under_their_earlier_name_open(root, tmp_path):
+    """The bundled tokenizers were called starter_* once; what was put into a folder then stays what it was."""
+    old = tmp_path / "starter_plain_vae_tokenizer-8b21d204"
+    shutil.copytree(runs.open_run("bundled_plain_vae_tokenizer", root).path, old)
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps({**config, "name": "starter_plain_vae_tokenizer"}))
+    assert api.load_tokenizer("starter_plain_vae_tokenizer", tmp_path).latent_shape
+    assert len(bundled.put(tmp_path)) == len(runs.scan(tmp_path)) - 1
 
 
 def test_numbers_of_an_image_are_those_of_the_report_s_definition(tokenizer, images):

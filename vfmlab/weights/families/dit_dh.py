@@ -11,7 +11,7 @@ from vfmlab.config import Guidance
 from vfmlab.diffusion.ddt import DDT
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import check_rope, rename, settings, with_null
+from vfmlab.weights.families.lightningdit import built, check_rope, settings, translated
 from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the release's constructor
@@ -51,38 +51,14 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
     """
     c = settings(config, DEFAULTS, "dit-dh")
     (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
-    (heads, head_heads), (patch, head_patch) = (
-        pair(c["num_heads"], "num_heads"),
-        pair(c["patch_size"], "patch_size"),
-    )
+    heads, head_heads = pair(c["num_heads"], "num_heads")
+    patch, head_patch = pair(c["patch_size"], "patch_size")
     if patch != head_patch:
         raise ConfigError(f"dit-dh: patch_size {c['patch_size']} must be the same for encoder and head")
-    ours = DDT.Config(
-        width=width,
-        depth=depth,
-        heads=heads,
-        head_width=wide,
-        head_depth=shallow,
-        head_heads=head_heads,
-        patch=patch,
-        mlp_ratio=c["mlp_ratio"],
-        qk_norm=c["use_qknorm"],
-        swiglu=c["use_swiglu"],
-        rope=c["use_rope"],
-        rmsnorm=c["use_rmsnorm"],
-        shift_free=c["wo_shift"],
-        pos_embed=c["use_pos_embed"],
-    )
-    network = DDT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
-    state = {}
-    for key, value in state_dict.items():
-        key = key.removeprefix("module.")
-        for theirs, mine in PARTS.items():
-            if key.startswith(theirs):
-                key = mine + key.removeprefix(theirs)
-                break
-        else:
-            key = rename(key)
+    sizes = {"width": width, "depth": depth, "heads": heads, "patch": patch}
+    sizes |= {"head_width": wide, "head_depth": shallow, "head_heads": head_heads}
+    network, state = built(DDT, c, **sizes), {}
+    for key, value in translated(state_dict, c["num_classes"], PARTS).items():
         if key.startswith("blocks."):
             number, rest = key.removeprefix("blocks.").split(".", 1)
             key = key if int(number) < depth else f"head_blocks.{int(number) - depth}.{rest}"
@@ -91,8 +67,6 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
     check_rope(state, "dec_feat_rope.", network.head_rope, "dit-dh")
     if not c["use_pos_embed"]:
         state.pop("pos_embed", None)
-    if "label_embed.weight" in state:
-        state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
     return io.load(network, state, "dit-dh checkpoint")
 
 

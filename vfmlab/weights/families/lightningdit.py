@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion.blocks import frequencies
@@ -37,6 +37,13 @@ PARTS = {  # release -> here, by prefix
     "final_layer.norm_final.": "final.norm.",
     "final_layer.linear.": "final.linear.",
 }
+NONE: dict[str, str] = {}
+State = dict[str, Tensor]
+FIELDS = {  # of the releases' constructors -> of our configs
+    "hidden_size": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch", "mlp_ratio": "mlp_ratio",
+    "use_qknorm": "qk_norm", "qk_norm": "qk_norm", "use_swiglu": "swiglu", "use_rope": "rope",
+    "use_rmsnorm": "rmsnorm", "wo_shift": "shift_free", "learn_sigma": "learn_sigma", "use_pos_embed": "pos_embed",
+}  # fmt: skip
 INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
 
 
@@ -60,6 +67,29 @@ def rename(key: str) -> str:
         for theirs, ours in INSIDE.items():
             key = key.replace(theirs, ours)
     return key
+
+
+def translated(state_dict: State, classes: int, parts: dict[str, str] = NONE) -> State:
+    """`state_dict` under our names, its label table with a null row. parts: further prefixes."""
+    state = {}
+    for key, value in state_dict.items():
+        theirs = next((prefix for prefix in parts if key.startswith(prefix)), None)
+        key = rename(key) if theirs is None else parts[theirs] + key.removeprefix(theirs)
+        state[key] = with_null(value, classes) if key == "label_embed.weight" else value
+    return state
+
+
+def built(kind: type[nn.Module], c: dict[str, Any], **fields: Any) -> nn.Module:
+    """A network of the constructor's arguments `c`. fields: of ours, in place of what `c` says."""
+    config = {ours: c[theirs] for theirs, ours in FIELDS.items() if theirs in c} | fields
+    return kind(kind.Config(**config), (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
+
+
+def reverse_time(state: State) -> State:
+    """Weights of a network with t = 1 at the data and v = data - noise -> of the same in our convention."""
+    changes = {"time_embed.mlp.0.weight": reversed_time}
+    changes |= {f"final.linear.{part}": torch.neg for part in ("weight", "bias")}
+    return {key: changes[key](value) if key in changes else value for key, value in state.items()}
 
 
 def check_rope(state: dict[str, Tensor], prefix: str, table: Tensor | None, what: str) -> None:
@@ -131,30 +161,9 @@ def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -
             defaults hold.
     """
     c = settings(config, DEFAULTS, "lightningdit")
-    ours = LightningDiT.Config(
-        width=c["hidden_size"],
-        depth=c["depth"],
-        heads=c["num_heads"],
-        patch=c["patch_size"],
-        mlp_ratio=c["mlp_ratio"],
-        qk_norm=c["use_qknorm"],
-        swiglu=c["use_swiglu"],
-        rope=c["use_rope"],
-        rmsnorm=c["use_rmsnorm"],
-        shift_free=c["wo_shift"],
-        learn_sigma=c["learn_sigma"],
-    )
-    network = LightningDiT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
-    state = {rename(key): value for key, value in state_dict.items()}
+    network = built(LightningDiT, c)
+    state = reverse_time(translated(state_dict, network.num_classes))
     check_rope(state, "feat_rope.", network.rope, "lightningdit")
-    for key, change in (
-        ("time_embed.mlp.0.weight", reversed_time),
-        ("final.linear.weight", torch.neg),
-        ("final.linear.bias", torch.neg),
-        ("label_embed.weight", lambda table: with_null(table, network.num_classes)),
-    ):
-        if key in state:
-            state[key] = change(state[key])
     return io.load(network, state, "lightningdit checkpoint")
 
 

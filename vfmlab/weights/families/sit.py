@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import rename, reversed_time, settings, sizes, with_null
+from vfmlab.weights.families.lightningdit import built, reverse_time, settings, sizes, translated
 from vfmlab.weights.family import family
 
 DEFAULTS = {  # of the releases' constructors
@@ -47,14 +46,16 @@ def import_sit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightni
     """
     c = settings(config, {**DEFAULTS, "learn_sigma": None}, "sit")
     network, state = _network(state_dict, c, "sit", c["learn_sigma"])
-    for key, change in (
-        ("time_embed.mlp.0.weight", reversed_time),
-        ("final.linear.weight", torch.neg),
-        ("final.linear.bias", torch.neg),
-    ):
-        if key in state:
-            state[key] = change(state[key])
-    return io.load(network, state, "sit checkpoint")
+    return io.load(network, reverse_time(state), "sit checkpoint")
+
+
+def check_linear(c: dict[str, Any], what: str) -> None:
+    """:class:`ConfigError` for what released weights of REPA and REG do not have."""
+    if c["path_type"] != "linear":
+        raise ConfigError(f"{what}: path_type '{c['path_type']}' is not supported, only linear")
+    wide, width = c["decoder_hidden_size"], c["hidden_size"]
+    if wide not in (None, width):  # the releases' own models do not run either
+        raise ConfigError(f"{what}: decoder_hidden_size {wide} must be hidden_size {width}")
 
 
 @family("repa", arguments=arguments)
@@ -66,14 +67,7 @@ def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightn
             called `decoder_blocks`. config: arguments of the release's constructor; its defaults hold.
     """
     c = settings(config, {**DEFAULTS, **REPA_ONLY}, "repa")
-    if c["path_type"] != "linear":
-        raise ConfigError(
-            f"repa: path_type '{c['path_type']}' is not supported; released weights are of the linear path"
-        )
-    if c["decoder_hidden_size"] not in (None, c["hidden_size"]):
-        raise ConfigError(
-            f"repa: decoder_hidden_size {c['decoder_hidden_size']} must be hidden_size {c['hidden_size']}"
-        )
+    check_linear(c, "repa")
     kept = {}
     for key, value in state_dict.items():
         if match := re.match(r"decoder_blocks\.(\d+)\.(.+)", key):
@@ -96,20 +90,6 @@ def _network(
                 f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's state dict"
             )
         sigma = last.shape[0] == 2 * outputs
-    ours = LightningDiT.Config(
-        width=c["hidden_size"],
-        depth=c["depth"],
-        heads=c["num_heads"],
-        patch=c["patch_size"],
-        mlp_ratio=c["mlp_ratio"],
-        qk_norm=c.get("qk_norm", False),
-        swiglu=False,
-        rope=False,
-        rmsnorm=False,
-        learn_sigma=sigma,
-    )
-    network = LightningDiT(ours, (c["in_channels"], c["input_size"], c["input_size"]), c["num_classes"])
-    state = {rename(key): value for key, value in state_dict.items()}
-    if "label_embed.weight" in state:
-        state["label_embed.weight"] = with_null(state["label_embed.weight"], network.num_classes)
-    return network, state
+    switches = dict.fromkeys(("swiglu", "rope", "rmsnorm"), False)
+    network = built(LightningDiT, c, qk_norm=c.get("qk_norm", False), learn_sigma=sigma, **switches)
+    return network, translated(state_dict, network.num_classes)
