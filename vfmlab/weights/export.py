@@ -194,12 +194,9 @@ def push_to_hub(
 
 
 def public(run: config.Phase) -> config.Phase:
-    """`run` without paths of this machine: of what was a path, the last part is kept, or the published
-    name."""
+    """`run` without paths of this machine: of a path to images the last part, else the published name."""
     kind, _, where = run.data.source.partition(":")
-    changes: dict[str, Any] = (
-        {"data.source": f"{kind}:{Path(where).name}"} if "/" in where and kind != "hf" else {}
-    )
+    changes: dict[str, Any] = {}
     if run.vfm is not None and run.vfm.weights not in ("pretrained", "random"):
         changes["vfm.weights"] = "pretrained"
     pretrained = getattr(run.tokenizer, "pretrained", None)
@@ -207,7 +204,11 @@ def public(run: config.Phase) -> config.Phase:
         changes["tokenizer.pretrained"] = None
     if ":" in run.protocol.features:
         changes["protocol.features"] = run.protocol.features.partition(":")[0]
-    return config.override(run, changes)
+    recipe = config.override(run.recipe, changes)
+    if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
+        data = recipe.data.model_copy(update={"source": f"{kind}:{Path(where).name}"})
+        recipe = recipe.model_copy(update={"data": data})
+    return recipe.last
 
 
 # -- the model card ------------------------------------------------------------------------------------------
