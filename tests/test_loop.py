@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 import torch
 from PIL import Image
+from tiny import make_task, tiny_run
 from toy import ToyTask, outcome, toy_run, train_toy
 
 import vfmlab
@@ -25,6 +26,7 @@ from vfmlab.cli import main as cli
 from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
 from vfmlab.losses.l1 import L1
+from vfmlab.nn.resample import BinomialBlur
 from vfmlab.training import dryrun
 from vfmlab.training.average import Average
 from vfmlab.training.loop import fit
@@ -67,8 +69,8 @@ def test_events_and_files(tmp_path):
 def test_average_is_another_file_and_shares_the_vfm(tmp_path):
     task = ToyTask(toy_run())
     average = Average(task.weights, task.train)
-    assert average.module.__dict__["vfm"] is task.shared
-    assert task.weights.__dict__["vfm"] is task.shared
+    assert average.module.frozen["vfm"] is task.shared
+    assert task.weights.frozen["vfm"] is task.shared
     assert not average.module.training
     run_dir, *_ = train_toy(tmp_path, samples=64)
     raw, ema = io.read(run_dir.model)[0], io.read(run_dir.ema)[0]
@@ -365,6 +367,23 @@ def test_compile_keeps_the_names(tmp_path):
     assert not torch.equal(ema["decoder.weight"], ToyTask(run).weights.decoder.weight)
 
 
+@pytest.mark.parametrize("taps", [3, 5])
+def test_blurs_compile_with_their_gradients(taps):
+    """Traced forward and backward, as compilers do, the graph gone through twice, as adaptive weights do; same numbers."""
+    blur, x = BinomialBlur(taps), torch.randn(2, 3, 6, 6, requires_grad=True)
+    radius = taps // 2
+    padded = torch.nn.functional.pad(x, (radius,) * 4, mode="replicate")
+    kernel = torch.outer(blur.row, blur.row).expand(3, 1, -1, -1)
+    expected = torch.nn.functional.conv2d(padded, kernel, groups=3)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    with torch._functorch.config.patch(donated_buffer=False):
+        out = torch.compile(blur, backend="aot_eager")(x)
+        assert torch.equal(out, expected)
+        for _ in range(2):
+            (own,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True)
+            torch.testing.assert_close(own, gradient)
+
+
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     run_dir, *_ = train_toy(tmp_path, samples=32, logger="tensorboard")
@@ -375,6 +394,51 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.logger=trackio needs a package"):
         train_toy(tmp_path, samples=32, logger="trackio")
+
+
+def test_numbers_that_cannot_be_had_do_not_end_a_run(tmp_path):
+    """Whatever is wrong with the images that are measured: the evaluation is absent, with its reason."""
+
+    class Unmeasured(ToyTask):
+        def evaluate(self, weights, samples):
+            raise DataError("all images are black") if samples == 64 else torch.linalg.LinAlgError("singular\nmore")
+
+    run = toy_run(samples=128, evaluate_at=(64, 128))
+    run_dir = runs.create(run, tmp_path)
+    events = list(fit(Unmeasured(run), run_dir, device="cpu"))
+    assert events[-1].kind == "finish"
+    messages = [event.data["message"] for event in events if event.kind == "warning"]
+    assert messages == ["no evaluation at 64 images: all images are black", "no evaluation at 128 images: singular"]
+    assert [record["reason"] for record in run_dir.metrics("evaluation")] == ["all images are black", "singular"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"diffusion.alignment.block": 99}, r"alignment\.block 99: the network has blocks"),
+        ({"protocol.features": "incepton"}, "protocol.features 'incepton' is no feature space.*inception"),
+        ({"protocol.guidance.interval": [0.8, 0.2]}, r"interval \[0.8, 0.2\]: needs 0 <= low <= high <= 1"),
+        ({"diffusion.network.patch": 3}, "network.patch 3 does not divide"),
+    ],
+)
+def test_faults_of_later_phases_show_before_the_first_step(tmp_path, changes, complaint):
+    """Of the diffusion model, of its evaluation: not after the tokenizer has been trained."""
+    with pytest.raises(ConfigError, match=complaint):
+        next(iter(api.train(override(presets.get("tiny_vfm_vae_repa"), {"vfm.weights": "random", **changes}), tmp_path)))
+    assert not runs.scan(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["game", "diffusion"])
+def test_one_training_forward_by_hand(tmp_path, kind):
+    """What a step computes, on images of one's own; the same numbers again for the same step."""
+    task = make_task(tiny_run(kind), tmp_path)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    loss, parts = task.forward(images, labels=torch.tensor([0, 1, 0, 1]))
+    assert loss.requires_grad
+    assert loss.ndim == 0
+    assert parts.keys() >= ({"l1", "psnr"} if kind == "game" else {"loss_data"})
+    assert torch.equal(task.forward(images, torch.tensor([0, 1, 0, 1]))[0], loss)
+    assert not torch.equal(task.forward(images, torch.tensor([0, 1, 0, 1]), step=1)[0], loss)
 
 
 class Spied(torch.autograd.Function):

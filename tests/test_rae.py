@@ -15,7 +15,7 @@ from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import measure
-from vfmlab.tokenizers.linear_write import LinearWrite
+from vfmlab.tokenizers.linear_start import LinearWrite
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
 

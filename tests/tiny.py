@@ -71,12 +71,12 @@ def main():
     """argv: JSON of kind, root, `overrides` (of real runs) or fields of the toy, and what should go wrong.
 
     kill_step, kill_rename: signal 9 in the middle of that step, at that rename. poison_rank: the process whose loss is
-    not finite in step 4.
+    not finite in step 4. interrupt_step: in the middle of that step the first process sends Ctrl-C to its launcher.
     """
     options = json.loads(sys.argv[1])
     root, kind, overrides = Path(options.pop("root")), options.pop("kind"), options.pop("overrides", {})
     kill_step, kill_rename = options.pop("kill_step", None), options.pop("kill_rename", None)
-    rank = int(os.environ.get("RANK", 0))
+    rank, interrupt_step = int(os.environ.get("RANK", 0)), options.pop("interrupt_step", None)
     poison = {3: float("nan")} if options.pop("poison_rank", None) == rank else None
     if options:
         extra = {key: options.pop(key) for key in ("norm", "delay") if key in options}
@@ -91,6 +91,8 @@ def main():
         count[what] += 1
         if count[what] == at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if (what, rank, count[what]) == ("forward", 0, interrupt_step):
+            os.kill(os.getppid(), signal.SIGINT)
 
     replace = os.replace
 

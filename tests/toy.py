@@ -12,6 +12,7 @@ from torch import nn
 
 from vfmlab import runs
 from vfmlab.config import parse
+from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import generator
 from vfmlab.training.loop import Task, fit
 from vfmlab.weights import io
@@ -60,7 +61,7 @@ class ToyTask(Task):
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
             self.weights = Net(norm)
-        self.weights.__dict__["vfm"] = self.shared  # referred to, not owned, as a tokenizer does with its VFM
+        self.weights.frozen = Frozen(vfm=self.shared)  # referred to, not owned, as a tokenizer does with its VFM
         self.objective = Objective(self.weights, self)
 
     def stream(self, start_step, rows):

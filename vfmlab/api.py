@@ -88,7 +88,9 @@ def train(
         named = dict.fromkeys([*(phase.stage for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
     files.sweep(runs.root_folder(root) / ".latents")
-    for phase in phases if until is None else phases[: ends[-1] + 1]:
+    phases = phases if until is None else phases[: ends[-1] + 1]
+    checked = False
+    for phase in phases:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
                 for line in data.account.revisit(folder.path, phase.data):
@@ -99,9 +101,12 @@ def train(
 
                 yield from import_run(phase, root)
             else:
-                from vfmlab.training import dryrun, loop
+                from vfmlab.training import check, dryrun, loop
 
                 with dryrun.exhaustion(phase.kind, phase.train):  # of parts that are too large to be built
+                    if not checked:
+                        check.check(phases, root)
+                        checked = True
                     task = open_task(phase, root)
                 yield from loop.fit(task, folder)
 

@@ -264,6 +264,13 @@ class Guidance(Section):
     channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy modes); None: all")
     token: float | None = Field(None, ge=0, description="scale for the class token of networks that have one; None: as the latents")
 
+    @model_validator(mode="after")
+    def _forward(self) -> Guidance:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: noise)")
+        return self
+
 
 class Sampler(Section):
     """How the probability-flow ODE (or the SDE) is integrated from t = 1 to t = 0."""

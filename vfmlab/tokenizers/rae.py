@@ -27,7 +27,7 @@ from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer
-from vfmlab.tokenizers.linear_write import LinearWrite
+from vfmlab.tokenizers.linear_start import LinearWrite
 
 EPS = 1e-6  # of the layer norm, as in the large models
 
@@ -49,7 +49,7 @@ class RAE(Tokenizer):
         pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the release does for DINOv3")
         noise: float = Field(0.8, ge=0, description="tau: scale of the training noise on the standardised latent; 0: none")
         noise_law: Literal["half_normal", "uniform"] = Field("half_normal", description="sigma ~ |N(0, tau)|, or uniform in [0, tau]")
-        linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before training (linear_write.py)")
+        linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before training (linear_start.py)")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
 
     def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):

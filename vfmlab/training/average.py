@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -27,10 +24,7 @@ class Average:
         self.ema: ModelEmaV3 | None = None
         if train.ema_halflife:
             decay = 0.5 ** (train.batch / train.ema_halflife)
-            with _shared_left_out(weights) as shared:
-                self.ema = ModelEmaV3(weights, decay=decay, use_warmup=True)
-            for name, key, module in shared:
-                self.ema.module.get_submodule(name).__dict__[key] = module
+            self.ema = ModelEmaV3(weights, decay=decay, use_warmup=True)  # shares what `weights` holds as Frozen
             self.ema.module.requires_grad_(False)
 
     @property
@@ -46,17 +40,3 @@ class Average:
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.weights, step=self.updates)
-
-
-@contextmanager
-def _shared_left_out(module: nn.Module) -> Iterator[list[tuple[str, str, nn.Module]]]:
-    """Take modules that `module` refers to without owning them (a frozen VFM) out of it, so that a copy shares them."""
-    owners = dict(module.named_modules())
-    shared = [(n, k, v) for n, owner in owners.items() for k, v in vars(owner).items() if isinstance(v, nn.Module)]
-    try:
-        for name, key, _ in shared:
-            del owners[name].__dict__[key]
-        yield shared
-    finally:
-        for name, key, value in shared:
-            owners[name].__dict__[key] = value

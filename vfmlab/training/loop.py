@@ -367,8 +367,14 @@ class _Loop:
         return self.event("preview", images=shown["ema"], raw=shown["raw"], columns=self.task.columns)
 
     def _evaluate(self) -> Event | None:
-        with self._evaluating():
-            numbers = self.task.evaluate(self.state.average.module, self.samples)
+        """Numbers that cannot be had (all images alike, too few of them) are absent with their reason: a run goes on."""
+        try:
+            with self._evaluating():
+                numbers = self.task.evaluate(self.state.average.module, self.samples)
+        except (DataError, torch.linalg.LinAlgError) as error:
+            reason = str(error).splitlines()[0]
+            self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples, "reason": reason})
+            return self.event("warning", message=f"no evaluation at {self.samples} images: {reason}")
         if numbers is None:
             return None
         self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples, **numbers})

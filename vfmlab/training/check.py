@@ -1,0 +1,42 @@
+"""What can be refused is refused before the first step: the parts of later phases, built as shapes without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vfmlab import vfm
+from vfmlab.config import Phase
+from vfmlab.evaluation import features
+from vfmlab.registry import TOKENIZERS
+from vfmlab.training import diffusion
+from vfmlab.training.meter import weightless
+from vfmlab.training.task import trainable
+
+
+def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
+    """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta device.
+
+    Raises:
+        ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space.
+    """
+    spaces = set()
+    for phase in phases:
+        if phase.tokenizer is None or phase.train is None or phase.imported is not None:
+            continue
+        size = phase.data.size
+        with torch.device("meta"):
+            if phase.diffusion is None:
+                model = None if phase.vfm is None else vfm.build(weightless(phase.vfm), size)
+                tokenizer = TOKENIZERS.get(phase.tokenizer.method)(phase.tokenizer, size, model)
+                trainable(tokenizer, tokenizer, phase.trains, phase.kind)
+            else:
+                side = size // phase.tokenizer.factor
+                shape = (phase.tokenizer.channels, side, side)
+                diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
+        if phase.train.evaluate_at:
+            spaces.add((phase.protocol.features, size))
+    for name, size in spaces:
+        features.open_space(name, size, root)
