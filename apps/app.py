@@ -1,44 +1,52 @@
 """The app: look at reconstructions, samples, paths, numbers and features of the runs in one folder.
 
-    vfmlab app --runs DIR
+    vfmlab app --root DIR
 
-It serves this machine only unless told otherwise, shows only runs of that folder, and computes one job at a time.
+It serves this machine only unless another host is named, shows only runs of that folder, and computes one job
+at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
-from apps import cards, compare, explore, interpolate, limits, models, pictures, reconstruct, sample, share
+from apps import compare, explore, folder, guard, interpolate, models, pictures, reconstruct, sample, share
 from apps.common import LIGHT
+from apps.page import Page
 from vfmlab.errors import ConfigError
 from vfmlab.weights import bundled
 
-QUEUE = 64  # jobs that may wait; the next one is told to come back
-HOUR = 3600
-CSS = cards.CSS + """
-.vl-pixels img { image-rendering: pixelated; }
-.gradio-container { max-width: 1500px !important; }
-footer { opacity: .7; }
-@media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
-"""
+QUEUE = 64  # jobs that may wait; the next one is asked to come back
+SWEEP = 600.0  # seconds between two looks at old files
+HERE = Path(__file__).parent
 
 
-def build(root: str | Path) -> gr.Blocks:
-    """The interface over the runs in `root`; where there are none, the bundled ones are put there."""
-    root = Path(root).resolve()
+def build(root: str | Path, temporary: Path) -> Page:
+    """The interface over the runs in `root`; where there are none, the bundled ones are put there.
+
+    temporary: a folder for its own files.
+    """
+    root = Path(root).expanduser()
     fresh = not models.finished(root, "tokenizer")
     if fresh:
         bundled.put(root)
-    examples = pictures.examples(root)
-    with gr.Blocks(title="vfmlab", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
-        gr.Markdown("# vfmlab\nWhat tokenizers keep of an image, and what diffusion models make of their latents.")
+    examples = pictures.examples(root, temporary / folder.EXAMPLES)
+    with Page(title="vfmlab", analytics_enabled=False) as page:
+        page.listening = Counter()
+        about = "What tokenizers keep of an image, and what diffusion models make of their latents."
+        gr.Markdown(f"# vfmlab\n{about}", elem_classes="vl-head")
         if fresh:
-            gr.Markdown(f"The folder `{root.name}` held no runs, so two small tokenizers that come with vfmlab were put there. `make demo` trains whole pipelines.")
+            note = "held no runs, so two small tokenizers that come with vfmlab were put there."
+            gr.Markdown(f"The folder `{root.name}` {note} `make demo` trains whole pipelines.")
+        left_out = gr.Markdown(models.unreadable(root), elem_classes="vl-facts")
         with gr.Tabs() as tabs:
             with gr.Tab("Reconstruct", id="reconstruct"):
                 parts = [reconstruct.build(root, examples)]
@@ -53,50 +61,84 @@ def build(root: str | Path) -> gr.Blocks:
             with gr.Tab("Explore", id="explore"):
                 parts.append(explore.build(root, examples))
         with gr.Accordion("Open a shared state", open=False):
-            text = gr.Textbox(label="state (JSON, from below a figure)", lines=2, max_lines=6)
+            given = gr.Textbox(label="state (JSON, from below a figure)", lines=2, max_lines=6)
             apply = gr.Button("set the page to it")
         came = gr.Markdown(elem_id="vl-came", elem_classes="vl-facts")
         fields = [component for part in parts for component in part.fields.values()]
+        outputs = [came, left_out, tabs, inner, *fields]
 
-        def restore(state: dict) -> list:
-            name = str(state.get("tab", ""))
-            part = next((part.name for part in parts if part.name == name), None)
+        def restore(state: dict[str, Any]) -> list[Any]:
+            part = next((part.name for part in parts if part.name == str(state.get("tab", ""))), None)
             chosen = part and part.partition("_")[0]
             within = gr.Tabs(selected=part) if chosen == "interpolate" else gr.skip()
-            told = f"Set to a shared state of '{chosen}'." if chosen else ""
-            return [told, gr.Tabs(selected=chosen) if chosen else gr.skip(), within, *(update for part in parts for update in share.updates(part, state))]
+            message = f"Set to a shared state of '{chosen}'." if chosen else ""
+            outer = gr.Tabs(selected=chosen) if chosen else gr.skip()
+            shown = [message, models.unreadable(root), outer, within]
+            return [*shown, *(update for part in parts for update in share.updates(part, state))]
 
-        def opened(request: gr.Request) -> list:
+        def opened(request: gr.Request) -> list[Any]:
             return restore(share.parse(request.query_params.get("state")))
 
-        page.load(opened, None, [came, tabs, inner, *fields], **LIGHT).then(read, *reading, api_visibility="private", show_progress="hidden", concurrency_id="tables")
-        apply.click(lambda text: restore(share.parse(text)), text, [came, tabs, inner, *fields], **LIGHT)
+        tables = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "tables"}
+        page.load(opened, None, outputs, **LIGHT).then(read, *reading, **tables)
+        apply.click(lambda text: restore(share.parse(text)), given, outputs, **LIGHT)
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 
 def launch(
-    root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None, auth: tuple[str, str] | None = None, mcp: bool = False,
-    block: bool = True, quiet: bool = False,
-) -> gr.Blocks:  # fmt: skip
+    root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None,
+    auth: tuple[str, str] | None = None, mcp: bool = False, block: bool = True, quiet: bool = False,
+    hosts: Iterable[str] = (), **limits: tuple[float, float],
+) -> Page:  # fmt: skip
     """Serve the app; the served page, whose `local_url` is the address.
 
     Args:
-        host: only this machine by default. auth: (user, password) to ask for. mcp: offer the endpoints as tools of the Model Context
-            Protocol too. block: return only when stopped.
+        host: where to listen; only this machine by default. hosts: further names under which it is addressed,
+            e.g. of a proxy. auth: (user, password) to ask for. mcp: offer the endpoints as tools of the Model
+            Context Protocol too. block: return only when stopped. limits: those of :class:`apps.guard.Guard`.
 
     Raises:
-        ConfigError: the port is taken, or mcp is asked for and its package is missing.
+        ConfigError: the port is no port or taken, or mcp is asked for and its package is missing.
     """
     if mcp and importlib.util.find_spec("mcp") is None:
         raise ConfigError("mcp needs the package 'mcp', which is not installed: uv pip install 'gradio[mcp]'")
-    page = build(root)
+    if port is not None and not 0 < port < 65536:
+        raise ConfigError(f"port = {port}: give a number from 1 to 65535")
+    with ExitStack() as stack:
+        temporary = stack.enter_context(folder.private())
+        page = build(root, temporary)
+        until_closed = stack.pop_all()
+
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        async def sweep() -> None:
+            while True:
+                await asyncio.to_thread(folder.sweep, temporary)
+                await asyncio.sleep(SWEEP)
+
+        task = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            until_closed.close()
+
+    rules = guard.middleware(host, hosts, folder=temporary, listening=page.listening, mcp=mcp, **limits)
+    closed = [str(Path(root).expanduser().resolve())]
     try:
         page.launch(
-            server_name=host, server_port=port, share=False, auth=auth, max_file_size=f"{limits.UPLOAD_MB}mb", show_error=True,
-            prevent_thread_lock=not block, allowed_paths=[], blocked_paths=[str(Path(root).resolve())], quiet=quiet, mcp_server=mcp, ssr_mode=False,
-            run_history=False, enable_monitoring=False, footer_links=["api", "settings"], css=CSS, js=f"() => {{ {compare.CLICKS} }}",
-            app_kwargs={"middleware": [Middleware(limits.Limits)]},
+            server_name=host, server_port=port, share=False, auth=auth, max_file_size=f"{guard.UPLOAD_MB}mb",
+            show_error=True, prevent_thread_lock=not block, allowed_paths=[], blocked_paths=closed,
+            quiet=quiet, mcp_server=mcp, ssr_mode=False, run_history=False, enable_monitoring=False,
+            footer_links=["api", "settings"], css_paths=HERE / "page.css", js=(HERE / "page.js").read_text(),
+            app_kwargs={"middleware": rules, "lifespan": lifespan},
         )  # fmt: skip
-    except OSError as error:
-        raise ConfigError(f"port {port} on {host} cannot be used ({error}); choose another --port") from None
+    except BaseException as error:
+        until_closed.close()
+        if isinstance(error, OSError):
+            message = f"port {port} on {host} cannot be used ({error}); choose another --port"
+            raise ConfigError(message) from None
+        raise
     return page

@@ -1,6 +1,6 @@
 """Results as small HTML cards: pixels stay pixels, colours belong to methods, everything has words beside it.
 
-All text that is not ours (ids, class names) is escaped here.
+All text that is not ours (ids, class names) is escaped here. Images are N 3 H W in [-1, 1].
 """
 
 from __future__ import annotations
@@ -13,91 +13,110 @@ from typing import Any
 
 from PIL import Image
 
+from apps.common import printable
 from vfmlab.plots import primitives
-
-CSS = """
-.vl-cards { display: flex; flex-wrap: wrap; gap: 14px; }
-.vl-card { flex: 1 1 300px; min-width: 0; max-width: 100%; border: 1px solid var(--border-color-primary); border-top: 4px solid var(--method, #7f7f7f);
-  border-radius: 8px; padding: 10px 12px; background: var(--background-fill-secondary); color: var(--body-text-color); }
-.vl-card h3 { font-size: .95rem; margin: 0 0 8px; overflow-wrap: anywhere; color: var(--body-text-color); }
-.vl-card h3::before { content: ''; display: inline-block; width: .7em; height: .7em; border-radius: 50%; background: var(--method, #7f7f7f); margin-right: .45em; }
-.vl-card.full { flex-basis: 100%; }
-.vl-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(110px, 1fr)); gap: 10px; }
-.vl-card figure { margin: 0; min-width: 0; }
-.vl-card figure.wide { grid-column: 1 / -1; }
-.vl-card figcaption, .vl-facts { font-size: .8rem; color: var(--body-text-color); opacity: .78; margin-top: 4px; overflow-wrap: anywhere; }
-.vl-card img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
-.vl-card img.small { max-width: 220px; }
-.vl-numbers { font-size: .95rem; margin-top: 8px; display: flex; flex-wrap: wrap; gap: 2px 16px; }
-.vl-numbers b { font-variant-numeric: tabular-nums; }
-.vl-compare { position: relative; --cut: 50%; }
-.vl-compare img + img { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--cut)); }
-.vl-compare::after { content: ''; position: absolute; top: 0; bottom: 0; left: var(--cut); width: 2px; margin-left: -1px; background: #fff;
-  box-shadow: 0 0 3px #000; pointer-events: none; }
-.vl-card input[type=range] { width: 100%; accent-color: var(--method, #7f7f7f); margin: 6px 0 0; }
-.vl-strip { overflow-x: auto; }
-.vl-strip img { max-width: none; }
-.vl-link { overflow-wrap: anywhere; font-size: .85rem; }
-"""
 
 
 def escape(text: Any) -> str:
-    return html.escape(str(text))
+    return html.escape(printable(str(text)))
 
 
-def uri(images: Any, columns: int = 64, gap: int = 0) -> str:
-    """Images N 3 H W in [-1, 1] as one PNG in a data URI, at their own size; the page enlarges them."""
-    return primitives.data_uri(primitives.tile(images, columns=columns, scale=1, gap=gap))
+def uri(images: Any, gap: int = 0) -> str:
+    """Images in a row as one PNG in a data URI, at their own size; the page enlarges them."""
+    return primitives.data_uri(primitives.tile(images, columns=64, scale=1, gap=gap))
 
 
-def figure(images: Any, caption: str, alt: str | None = None, wide: bool = False, small: bool = False) -> str:
-    """One picture with a caption."""
-    image = f'<img class="{"small" if small else ""}" src="{uri(images)}" alt="{escape(alt or caption)}">'
-    return f'<figure class="{"wide" if wide else ""}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+def figure(images: Any, caption: str, small: bool = False) -> str:
+    """One picture (images, or one that is drawn already) with a caption."""
+    source = primitives.data_uri(images) if isinstance(images, Image.Image) else uri(images)
+    image = f'<img class="{"small" if small else ""}" src="{source}" alt="{escape(caption)}">'
+    wide = ' class="wide"' if isinstance(images, Image.Image) else ""
+    return f"<figure{wide}>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def logged(picture: Image.Image, caption: str) -> str:
-    """A picture as it was written, over the whole width."""
-    image = f'<img src="{primitives.data_uri(picture)}" alt="{escape(caption)}">'
-    return f'<figure class="wide">{image}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def before_after(before: Any, after: Any, name: str) -> str:
+def before_after(before: Any, after: Any, left: str, right: str) -> str:
     """Two pictures of one size under a divider that a slider moves (mouse, touch, arrow keys). Lossless."""
-    move = "this.previousElementSibling.style.setProperty('--cut', this.value + '%')"
+    both = ((before, left), (after, right))
+    pictures = "".join(f'<img src="{uri(image)}" alt="{escape(name)}">' for image, name in both)
+    slider = f'aria-label="{escape(left)} or {escape(right)}" oninput="vlCut(this)"'
     return (
-        f'<figure class="wide"><div class="vl-compare"><img src="{uri(before)}" alt="original"><img src="{uri(after)}" alt="{escape(name)}"></div>'
-        f'<input type="range" min="0" max="100" value="50" aria-label="original or {escape(name)}" oninput="{move}">'
-        f"<figcaption>left: original, right: {escape(name)}</figcaption></figure>"
+        f'<figure class="wide"><div class="vl-compare">{pictures}</div>'
+        f'<input type="range" min="0" max="100" value="50" {slider}>'
+        f"<figcaption>left: {escape(left)}, right: {escape(right)}</figcaption></figure>"
     )
 
 
 def strip(frames: Any, caption: str) -> str:
     """Frames in a row, to be scrolled where they do not fit."""
     size = f"width: 100%; min-width: {56 * len(frames)}px; max-width: {128 * len(frames)}px"
-    row = f'<div class="vl-strip" tabindex="0"><img style="{size}" src="{uri(frames, gap=1)}" alt="{escape(caption)}"></div>'
+    image = f'<img style="{size}" src="{uri(frames, gap=1)}" alt="{escape(caption)}">'
+    row = f'<div class="vl-strip" tabindex="0">{image}</div>'
     return f'<figure class="wide">{row}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
+def viewer(frames: Any) -> str:
+    """One frame at a time, chosen with a slider."""
+    last = len(frames) - 1
+    view = f"""<div class="vl-view" style="background-image: url('{uri(frames)}')"></div>"""
+    slider = f'<input type="range" min="0" max="{last}" value="0" aria-label="frame" oninput="vlFrame(this)">'
+    return f"<figure>{view}{slider}<figcaption>frame by frame, 0 to {last}</figcaption></figure>"
+
+
 def playback(frames: Any, caption: str, ms: int = 140) -> str:
-    """Frames there and back as an animated PNG, lossless."""
+    """Frames there and back as an animated PNG, lossless, to look at and to save."""
     pictures = [primitives.tile(frame[None], scale=1) for frame in frames]
     there_and_back = pictures + pictures[-2:0:-1]
     buffer = io.BytesIO()
-    there_and_back[0].save(buffer, "PNG", save_all=True, append_images=there_and_back[1:], duration=ms, loop=0)
+    first, *others = there_and_back
+    first.save(buffer, "PNG", save_all=True, append_images=others, duration=ms, loop=0)
     source = "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
-    return f'<figure><img class="small" src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    save = f'<a download="path.png" href="{source}">save</a>'
+    image = f'<img class="small" src="{source}" alt="{escape(caption)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)} &middot; {save}</figcaption></figure>"
 
 
-def card(title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (), facts: str = "", full: bool = False) -> str:
-    """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds. full: a row for itself."""
+def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Figures in cells, with a heading over each column and before each row. rows: (heading, cells)."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
+    cells = {name: "".join(f"<td>{cell}</td>" for cell in row) for name, row in rows}
+    lines = [f"<th>{escape(name)}</th>{row}" for name, row in cells.items()]
+    body = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
+    return f'<div class="vl-table"><table>{body}</table></div>'
+
+
+def card(
+    title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (),
+    facts: str = "", full: bool = False, many: bool = False,
+) -> str:  # fmt: skip
+    """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds.
+
+    full: a row for itself. many: of small figures.
+    """
     colour = primitives.colour(method) if method else "#7F7F7F"
-    told = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in numbers)
-    return (
-        f'<section class="vl-card{" full" if full else ""}" style="--method: {colour}"><h3>{escape(title)}</h3><div class="vl-figures">{"".join(figures)}</div>'
-        f'{f"""<div class="vl-numbers">{told}</div>""" if told else ""}<div class="vl-facts">{escape(facts)}</div></section>'
-    )
+    values = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in numbers)
+    parts = [
+        f'<div class="vl-figures{" many" if many else ""}">{"".join(figures)}</div>',
+        f'<div class="vl-numbers">{values}</div>' if values else "",
+        f'<div class="vl-facts">{escape(facts)}</div>',
+    ]
+    whole = "".join(reversed(parts) if many else parts)  # facts on many pictures stand above them, in view
+    look = f'class="vl-card{" full" if full else ""}" style="--method: {colour}"'
+    return f"<section {look}><h3>{escape(title)}</h3>{whole}</section>"
 
 
-def cards(parts: Sequence[str]) -> str:
-    return f'<div class="vl-cards">{"".join(parts)}</div>'
+def cards(parts: Sequence[str], together: bool = False) -> str:
+    """Cards side by side. together: with a box that links the dividers of all."""
+    check = '<input type="checkbox" checked> move all dividers together'
+    box = f'<label class="vl-together vl-facts">{check}</label>'
+    return f'<div class="vl-cards">{box if together else ""}{"".join(parts)}</div>'
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image | None:
+    """Pictures below each other as one, to be saved; None where there is none."""
+    if not pictures:
+        return None
+    size = max(p.width for p in pictures), sum(p.height + 2 for p in pictures) - 2
+    sheet = Image.new("RGB", size, "white")
+    for i, one in enumerate(pictures):
+        sheet.paste(one, (0, sum(p.height + 2 for p in pictures[:i])))
+    return sheet

@@ -1,65 +1,55 @@
-"""What all tabs share: how errors are told, how numbers from outside are checked, how a figure looks on light and dark ground."""
+"""What all tabs share: the layout, errors as one line, checks of values, figures on light and dark ground."""
 
 from __future__ import annotations
 
-import functools
 import html
-import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
 
-from vfmlab.errors import VfmlabError
-
-COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 1}  # one job at a time; the others wait in line and see their place
-LIGHT = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}  # lists and links: answered at once, no endpoint
+COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 1}  # one job at a time; others see their place
+# lists and links, answered at once
+LIGHT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 _FOLDERS = re.compile(r"(?<=['\" ])(?:/[^/'\" ]+)+/(?=[^/'\" ]+)")
 
 
+@contextmanager
+def controls(verb: str) -> Iterator[tuple[gr.Button, gr.Button]]:
+    """The column of a tab's controls; at its head, above the fold, the buttons that start and stop."""
+    with gr.Column(scale=1, min_width=280):
+        with gr.Row(elem_classes="vl-go"):
+            start = gr.Button(verb, variant="primary", min_width=120)
+            stop = gr.Button("stop", min_width=80)
+        yield start, stop
+
+
+def printable(value: Any) -> Any:
+    """`value` (a JSON tree) with text that is no Unicode, such as the name of a folder, spelled out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(child) for key, child in value.items()}
+    return [printable(child) for child in value] if isinstance(value, list | tuple) else value
+
+
 def problem(message: str) -> gr.Error:
-    """`message` for the person in front of the page: no traceback, no HTML (it may quote what came from outside), no folders."""
-    return gr.Error(html.escape(_FOLDERS.sub("", str(message)), quote=False), print_exception=False)
-
-
-def told(compute: Callable) -> Callable:
-    """A handler whose expected errors become messages: what the library says about bad input, and files that are gone."""
-
-    def translated(error: Exception) -> Exception:
-        if isinstance(error, VfmlabError):
-            return problem(str(error))
-        return problem(f"A file of this run could not be read ({error.strerror or type(error).__name__}). It may have been deleted; reload the page.")
-
-    if inspect.isgeneratorfunction(compute):
-
-        @functools.wraps(compute)
-        def stream(*args: Any):
-            try:
-                yield from compute(*args)
-            except (VfmlabError, OSError) as error:
-                raise translated(error) from None
-
-        return stream
-
-    @functools.wraps(compute)
-    def call(*args: Any):
-        try:
-            return compute(*args)
-        except (VfmlabError, OSError) as error:
-            raise translated(error) from None
-
-    return call
+    """`message` for the page: no traceback, no HTML, no folders (it may quote what came from outside)."""
+    line = _FOLDERS.sub("", printable(str(message)))[:600]
+    return gr.Error(html.escape(line, quote=False), print_exception=False)
 
 
 def number(value: Any, low: float, high: float, name: str) -> float:
     """A finite number in [low, high]; sliders check their ends, but not NaN, and clients need no slider."""
     try:
         value = float(value)
-    except (TypeError, ValueError):
-        raise problem(f"{name} = {value!r} is no number; give one between {low:g} and {high:g}") from None
+    except (TypeError, ValueError, OverflowError):
+        shown = str(value)[:60]
+        raise problem(f"{name} = {shown!r} is no number; give one between {low:g} and {high:g}") from None
     if not (math.isfinite(value) and low <= value <= high):
         raise problem(f"{name} = {value:g}: give a number between {low:g} and {high:g}")
     return value
@@ -70,10 +60,16 @@ def whole(value: Any, low: int, high: int, name: str) -> int:
     return round(number(value, low, high, name))
 
 
+def text(value: Any) -> str:
+    """`value` where it is a text of a usable length, else the empty one."""
+    return value if isinstance(value, str) and len(value) < 1000 else ""
+
+
 def themed(figure: go.Figure) -> go.Figure:
     """A figure that is readable on light and on dark ground: transparent, with grey text and lines."""
     grey, faint = "#848d97", "rgba(132, 141, 151, .28)"
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": grey}, width=None, autosize=True)
+    ground = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    figure.update_layout(**ground, font={"color": grey}, width=None, autosize=True)
     figure.update_xaxes(gridcolor=faint, linecolor=faint, zerolinecolor=faint, automargin=True)
     figure.update_yaxes(gridcolor=faint, linecolor=faint, zerolinecolor=faint, automargin=True)
     return figure

@@ -1,4 +1,4 @@
-"""Which runs there are, and the few models kept in memory. Only run ids come in from the browser, never paths."""
+"""Which runs there are, and the few models in memory. Only run ids come in from the browser, never paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from apps.common import problem
+import gradio as gr
+
+from apps.common import printable, problem
 from vfmlab import api, runs
 from vfmlab.errors import VfmlabError
 from vfmlab.studies import explore
@@ -18,28 +20,95 @@ BANK = 400  # held-out images among which neighbours are looked for
 MOST_RUNS = 6  # side by side
 
 
-def finished(root: Path, kind: str) -> list[str]:
-    """Ids of runs of `kind` that have weights, newest first."""
-    return [run.id for run in reversed(runs.scan(root)) if run.kind == kind and (run.ema.exists() or run.model.exists())]
+@lru_cache(maxsize=4096)
+def _reason(path: str, stamp: float) -> str:
+    """Why a run with a sound config.json cannot be offered; "" where it can."""
+    try:
+        path.encode()  # ids are sent as text
+        runs.RunDir(path).config()
+    except (VfmlabError, UnicodeError) as error:
+        return str(error)
+    return ""
 
 
-def checked(root: Path, run_id: Any, kind: str) -> runs.RunDir:
-    """The run of that id; a message to the person where there is none. What is no name of a folder of `root` is no id."""
-    known = {path.name for path in root.iterdir()} if isinstance(run_id, str) and root.is_dir() else set()
-    if run_id in known:
-        folder = runs.RunDir(root / run_id)
+def _known(root: Path) -> tuple[dict[str, runs.RunDir], dict[str, str]]:
+    """All runs that can be offered, newest first, and for each folder that cannot why."""
+    listed, bad = runs.listing(root)
+    good = {}
+    for run in reversed(listed):
         try:
-            if folder.kind == kind and (folder.ema.exists() or folder.model.exists()):
-                return folder
-        except VfmlabError:
-            pass  # a folder without a config
-    shown = str(run_id)[:80]
-    raise problem(f"There is no finished {kind} run '{shown}' here (any more). Reload the page for a fresh list and choose another one.")
+            reason = _reason(str(run.path), (run.path / "config.json").stat().st_mtime)
+        except OSError as error:
+            reason = error.strerror
+        (bad if reason else good)[run.id] = reason or run
+    return good, bad
+
+
+def unreadable(root: Path) -> str:
+    """One line that names the runs that are left out of the lists; "" where there are none."""
+    bad = _known(root)[1]
+    lines = (f"'{name}' ({' '.join(bad[name].split())[:160]})" for name in sorted(bad)[:4])
+    named = printable("; ".join(lines))
+    return f"{len(bad)} folder{'s' * (len(bad) > 1)} cannot be read and are left out: {named}" if bad else ""
+
+
+def _weights(folder: runs.RunDir) -> bool:
+    return folder.ema.exists() or folder.model.exists()
+
+
+def finished(root: Path, *kinds: str) -> list[str]:
+    """Ids of runs of these kinds that have weights, newest first."""
+    known = _known(root)[0]
+    return [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
+
+
+def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
+    """(readable name, id) of the finished runs: their name, and what differs from others of that name."""
+    known = _known(root)[0]
+    ids = [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
+    differ = {}
+    for kind in kinds:
+        differ |= runs.contrast([known[i] for i in ids if known[i].kind == kind])
+    names = {i: known[i].raw_config["name"] + (f" ({differ[i][:70]})" if differ[i] else "") for i in ids}
+    taken = list(names.values())
+    unique = {i: name if taken.count(name) == 1 else f"{name} [{i[-8:]}]" for i, name in names.items()}
+    return [(printable(name), i) for i, name in unique.items()]
+
+
+def one_dropdown(root: Path, kind: str, label: str, **more: Any) -> gr.Dropdown:
+    """A list to choose one run from."""
+    names = choices(root, kind)
+    first = names[0][1] if names else None
+    return gr.Dropdown(names, value=first, label=label, allow_custom_value=True, **more)
+
+
+def several_dropdown(root: Path, kind: str, label: str = "tokenizers") -> gr.Dropdown:
+    """A list to choose up to MOST_RUNS runs from."""
+    names = choices(root, kind)
+    many = {"multiselect": True, "max_choices": MOST_RUNS, "allow_custom_value": True}
+    return gr.Dropdown(names, value=[run_id for _, run_id in names[:2]], label=label, **many)
+
+
+def label(root: Path, run_id: str) -> str:
+    """The readable name of a run, as in the lists."""
+    return {i: name for name, i in choices(root, "diffusion", "tokenizer")}.get(run_id, run_id)
+
+
+def checked(root: Path, run_id: Any, *kinds: str) -> runs.RunDir:
+    """The run of that id; a message where there is none. What is no name of a folder of `root` is no id."""
+    folder = _known(root)[0].get(run_id) if isinstance(run_id, str) else None
+    if folder is None or folder.kind not in kinds or not _weights(folder):
+        raise problem(
+            f"There is no finished {' or '.join(kinds)} run '{str(run_id)[:80]}' here (any more). "
+            "Reload the page for a fresh list and choose another one."
+        )
+    return folder
 
 
 def several(root: Path, run_ids: Any, kind: str) -> list[str]:
     """One to MOST_RUNS different ids, all checked."""
-    chosen = list(dict.fromkeys(run_ids)) if isinstance(run_ids, list) and all(isinstance(r, str) for r in run_ids) else []
+    texts = isinstance(run_ids, list) and all(isinstance(run_id, str) for run_id in run_ids)
+    chosen = list(dict.fromkeys(run_ids)) if texts else []
     if not chosen:
         raise problem(f"Choose at least one {kind} run.")
     if len(chosen) > MOST_RUNS:
@@ -81,11 +150,27 @@ def bank(root: Path, run_id: Any) -> Any:
 
 
 def class_names(root: Path, run_id: Any) -> list[str]:
-    """Classes of a diffusion run, read without loading it."""
-    folder = checked(root, run_id, "diffusion")
-    return json.loads(io.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]"))
+    """Names of a diffusion run's classes, read without loading it; [] where it cannot be read."""
+    try:
+        folder = checked(root, run_id, "diffusion")
+        stored = io.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]")
+        return [printable(str(name)) for name in json.loads(stored)]
+    except (VfmlabError, OSError, ValueError):
+        return []
 
 
-def method(root: Path, run_id: str, kind: str) -> str:
+def class_index(model: api.LoadedDiffusion, name: Any) -> int:
+    """The class of that name, else of that number."""
+    names, given = [printable(n) for n in model.class_names], str(name)[:60]
+    counted = int(given) if given.isdecimal() and len(given) < 9 else -1
+    index = names.index(given) if given in names else counted
+    if not 0 <= index < model.num_classes:
+        listed = ", ".join(names[:12])
+        raise problem(f"'{given}' is not one of this run's {model.num_classes} classes: {listed}")
+    return index
+
+
+def method(root: Path, run_id: str) -> str:
     """The tokenizer's method, which decides the colour."""
-    return checked(root, run_id, kind).raw_config["tokenizer"]["method"]
+    run = _known(root)[0].get(run_id)
+    return ((run.raw_config.get("tokenizer") if run else None) or {}).get("method", "")

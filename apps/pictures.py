@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-import warnings
 from abc import ABCMeta
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,13 @@ from PIL import Image
 
 from apps.common import problem
 from vfmlab import config, runs
-from vfmlab.data.decode import MAX_PIXELS
+from vfmlab.data.decode import FORMATS, MAX_PIXELS
 from vfmlab.errors import VfmlabError
 from vfmlab.plots import figures, primitives
 
-REFUSED = "This is not a picture that can be read here. Give a PNG, JPEG or WebP file."
-
 
 class Checked:
-    """Part of :class:`Picture`: a file is looked at before anything decodes it; its header must be that of an image of at most MAX_PIXELS."""
+    """Part of :class:`Picture`: a file's header must be that of an image that the project's decoder reads."""
 
     examples: list[str]
 
@@ -39,40 +35,45 @@ class Checked:
             return None
         if payload.path is None or (payload.url or "").startswith("data:"):
             raise problem("Upload the picture as a file.")
+        too_many = f"too many pixels; at most {MAX_PIXELS:,} are decoded here"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-                with Image.open(payload.path) as image:
-                    width, height = image.size
+            with Image.open(payload.path, formats=FORMATS) as image:
+                width, height = image.size
         except Image.DecompressionBombError:
-            raise problem(f"This picture has too many pixels; at most {MAX_PIXELS:,} are decoded here.") from None
-        except Exception:  # decoders raise nearly every type on what is no image
-            raise problem(REFUSED) from None
+            raise problem(f"This picture has {too_many}.") from None
+        except Exception:  # readers raise nearly every type on what is no image
+            raise problem("This is not a picture that can be read. Give a PNG, JPEG or WebP file.") from None
         if width * height > MAX_PIXELS:
-            raise problem(f"This picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded here.")
+            raise problem(f"This picture has {width} x {height} pixels, {too_many}.")
         return payload.path
 
     def name_of(self, path: str | None) -> str | None:
-        """How a picture stands in a shared state: one of the examples, or None (a person's own picture is not shared)."""
-        found = _digest(path) if path else None
-        return next((f"example:{i}" for i, example in enumerate(self.examples) if _digest(example) == found), None)
+        """How a picture stands in a shared state: one of the examples, or None (one's own is not shared)."""
+        mine = _digest(path) if path else None
+        return next((f"example:{i}" for i, each in enumerate(self.examples) if _digest(each) == mine), None)
+
+    def named(self, **path: str | None) -> dict[str, str]:
+        """A field of a shared state with the name of its picture; {} where it has none."""
+        return {field: name for field, one in path.items() if (name := self.name_of(one)) is not None}
 
     def from_name(self, name: Any) -> str | None:
         """The example that a state names."""
-        kind, _, number = str(name).partition(":")
-        return self.examples[int(number)] if kind == "example" and number.isdecimal() and int(number) < len(self.examples) else None
+        names = {f"example:{i}": example for i, example in enumerate(self.examples)}
+        return names.get(name) if isinstance(name, str) else None
 
 
-# Made without gradio's metaclass, which would write a .pyi file beside this one. No constructor of its own: its arguments are sent to the page.
-Picture = ABCMeta.__new__(type(gr.Image), "Picture", (Checked, gr.Image), {"__module__": __name__, "is_template": True})
+# Not by gradio's metaclass, which would write a .pyi file; no constructor, whose arguments would be sent.
+_FACTS = {"__module__": __name__, "is_template": True}
+Picture = ABCMeta.__new__(type(gr.Image), "Picture", (Checked, gr.Image), _FACTS)
 
 
 def picture(label: str, examples: list[str], **more: Any) -> Picture:
     """A place for a picture, by file, clipboard or camera."""
     # "filepath" without a mode: gradio would decode the whole image to convert it
-    made = Picture(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"], buttons=["fullscreen"], **more)
-    made.examples = list(examples)
-    return made
+    look = {"sources": ["upload", "clipboard", "webcam"], "buttons": ["fullscreen"]}
+    place = Picture(label=label, type="filepath", image_mode=None, **look, **more)
+    place.examples = list(examples)
+    return place
 
 
 def given(path: str | None) -> str:
@@ -81,16 +82,16 @@ def given(path: str | None) -> str:
     return path
 
 
-def examples(root: Path, n: int = 4) -> list[str]:
-    """Files of a few held-out images: of the data of the newest tokenizer run where it can be had, else drawn scenes."""
-    newest = next((run for run in reversed(runs.scan(root)) if run.kind == "tokenizer"), None)
+def examples(root: Path, folder: Path, n: int = 4) -> list[str]:
+    """Files of a few held-out images in `folder`: of the newest tokenizer run's data, else drawn scenes."""
     drawn = config.Data(size=64, val=64)
     try:
+        newest = next((run for run in reversed(runs.scan(root)) if run.kind == "tokenizer"), None)
         images, _, _ = figures.examples(drawn if newest is None else newest.config().data, n, seed=1)
-    except VfmlabError:
+    except (VfmlabError, OSError, ValueError):
         images, _, _ = figures.examples(drawn, n, seed=1)
-    folder = Path(tempfile.mkdtemp(prefix="vfmlab_examples_"))
-    scale = 2 ** max(0, (256 // images.shape[-1]).bit_length() - 1)  # larger to the eye; halving gives back the very pixels
+    # larger to the eye; halving gives back the very pixels
+    scale = 2 ** max(0, (256 // images.shape[-1]).bit_length() - 1)
     for i, image in enumerate(images):
         primitives.tile(image, scale=scale).save(folder / f"example_{i}.png")
     return [str(folder / f"example_{i}.png") for i in range(len(images))]

@@ -1,7 +1,8 @@
-"""Tab: samples form before the eyes; two diffusion runs from the same noise."""
+"""Tab: samples as they form; two diffusion runs from the same noise; a table of one setting by another."""
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import closing
 from pathlib import Path
@@ -9,160 +10,241 @@ from typing import Any
 
 import gradio as gr
 
-from apps import models, share
-from apps.cards import escape
-from apps.common import COMPUTE, LIGHT, number, problem, told, whole
+from apps import cards, models, share
+from apps.common import COMPUTE, LIGHT, controls, number, problem, text, whole
+from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import interpolate
 from vfmlab.weights import bundled
 
-MOST = 64  # images of one job and run
+MOST = 64  # images of one job and run, and cells of a table
 EVERY = "every class"
 NONE = "none"
+SEED = 2**31 - 1
+AXES = {"guidance": "scale", "steps": "steps", "seed": "seed", "time shift": "shift", "class": "label"}
+FIELDS = tuple("run beside label count seed steps solver scale low high shift ema".split())  # noqa: SIM905
 
 
 def build(root: Path) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
-    ids = models.finished(root, "diffusion")
+    names = models.choices(root, "diffusion")
+    first = names[0][1] if names else None
     with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            run = gr.Dropdown(ids, value=ids[0] if ids else None, label="diffusion run", allow_custom_value=True)
-            beside = gr.Dropdown([NONE, *ids], value=NONE, label="beside it, from the same noise", allow_custom_value=True)
-            label = gr.Dropdown([EVERY, *(models.class_names(root, ids[0]) if ids else [])], value=EVERY, label="class", allow_custom_value=True)
+        with controls("sample") as buttons:
+            run = models.one_dropdown(root, "diffusion", "diffusion run")
+            look, classes = {"allow_custom_value": True}, models.class_names(root, first)
+            beside = gr.Dropdown([NONE, *names], value=NONE, label="beside it, from the same noise", **look)
+            label = gr.Dropdown([EVERY, *classes], value=EVERY, label="class", **look)
+            count = gr.Slider(1, 16, 2, step=1, label="samples per class")
             with gr.Row():
-                count = gr.Slider(1, 16, 2, step=1, label="samples per class", min_width=130)
-                seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=100)
+                seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=SEED, min_width=70)
+                dice = gr.Button("random seed", size="sm", min_width=70)
             with gr.Row():
                 steps = gr.Slider(1, 250, 20, step=1, label="steps", min_width=130)
-                scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance scale (1: off)", min_width=130)
-            solver = gr.Radio(["euler", "heun", "sde"], value="euler", label="sampler")
-            with gr.Accordion("Interval of guidance, time shift, weights", open=False):
+                scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance (1: off)", min_width=130)
+            with gr.Accordion("Sampler, interval of guidance, time shift, weights", open=False):
+                solver = gr.Radio(["euler", "heun", "sde"], value="euler", label="sampler")
                 low = gr.Slider(0, 1, 0.0, step=0.05, label="guided from t (0: data)")
                 high = gr.Slider(0, 1, 1.0, step=0.05, label="to t (1: noise)")
-                shift = gr.Slider(0.1, 10, 1.0, step=0.1, label="time shift (above 1: more steps at the noise)")
+                shift = gr.Slider(0.1, 10, 1.0, step=0.1, label="time shift (above 1: more steps at noise)")
                 ema = gr.Checkbox(True, label="EMA weights")
-            with gr.Row():
-                go = gr.Button("sample", variant="primary", min_width=120)
-                stop = gr.Button("stop", min_width=80)
-            with gr.Group(visible=not ids) as nothing:
-                gr.Markdown("There is no diffusion run here yet. A small one on the bundled tokenizer takes one to two minutes to make; its samples are shown meanwhile.")
-                make = gr.Button("make a small diffusion run now")
+            with gr.Accordion("A table: one setting against another", open=False):
+                with gr.Row():
+                    across = gr.Dropdown(list(AXES), value="guidance", label="across", min_width=100)
+                    look = {"max_length": 300, "min_width": 100}
+                    columns = gr.Textbox("1, 1.5, 3", label="values", **look)
+                with gr.Row():
+                    down = gr.Dropdown(list(AXES), value="steps", label="down", min_width=100)
+                    rows = gr.Textbox("5, 20", label="values (runs: empty for all)", **look)
+                table = gr.Button("sample the table")
+            with gr.Group(visible=not names) as nothing:
+                gr.Markdown("There is no diffusion run here yet. A small one takes one to two minutes.")
+                make = gr.Button("train a small diffusion run now")
                 progress = gr.Markdown()
         with gr.Column(scale=3, min_width=300):
-            note = gr.HTML()
-            with gr.Row():
-                look = {"format": "png", "show_label": False, "interactive": False, "elem_classes": "vl-pixels", "min_width": 260, "buttons": ["download", "fullscreen"]}
-                first = gr.Image(label="samples", **look)
-                second = gr.Image(label="beside", visible=False, **look)
-            told_as = share.panel()
+            shown = gr.HTML(label="results")
+            panel = share.panel()
+            with gr.Accordion("The last calls of this page", open=False):
+                before = gr.HTML()
+            history = gr.State([])
 
-    def classes(run_id: Any):
-        names = models.class_names(root, run_id) if run_id in models.finished(root, "diffusion") else []
-        return gr.update(choices=[EVERY, *names], value=EVERY)
-
-    @told
     def sample(
-        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float, low: float, high: float, shift: float, ema: bool
+        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
+        low: float, high: float, shift: float, ema: bool, history: list[str] | None = None,
     ):  # fmt: skip
         """Samples of a diffusion run, streamed as they form; the last message holds the finished images.
 
-        run, beside: ids of diffusion runs ("none": only one). label: a class's name, its number, or "every class". count: images per class.
-        Guidance acts for t in [low, high], t = 0 data, t = 1 noise. Returns a note, one or two PNG grids, a link, Python lines, the state as JSON.
+        run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
+        count: images per class. Guidance acts for t in [low, high], t = 0 data, t = 1 noise. Returns HTML, a
+        PNG grid, a link, Python lines, the state as JSON, the last calls.
         """
-        names = [run] if beside in (None, "", NONE) else [run, beside]
-        if len(set(names)) < len(names):
+        values = (run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema)
+        call = dict(zip(FIELDS, values, strict=True))
+        ids = [run] if beside in (None, "", NONE) else [run, beside]
+        if run == beside:
             raise problem("Both sides show the same run; choose another one beside it, or none.")
-        low, high = number(low, 0, 1, "guided from t"), number(high, 0, 1, "guided to t")
-        if low >= high:
-            raise problem(f"The guidance interval is empty: it begins at t = {low:g} and ends at t = {high:g}.")
-        if solver not in ("euler", "heun", "sde"):
-            raise problem(f"There is no sampler '{solver}'; choose euler, heun or sde.")
-        how = {
-            "seed": whole(seed, 0, 2**31 - 1, "seed"), "guidance": {"scale": number(scale, 0, 8, "guidance scale"), "interval": [low, high]},
-            "steps": whole(steps, 1, 250, "steps"), "sampler": {"solver": solver, "shift": number(shift, 0.1, 10, "time shift")},
-        }  # fmt: skip
-        count = whole(count, 1, 16, "samples per class")
-        loaded = {name: models.diffusion(root, name, bool(ema)) for name in names}
-        labels = {name: _labels(model, label, count) for name, model in loaded.items()}
-        columns = _columns(len(labels[names[0]]), count if label in (None, EVERY) else 1, 10 if len(names) == 1 else 6)
-        began = time.monotonic()
-        streams = {name: api.sample(model, labels[name], **how) for name, model in loaded.items()}
-        weights = "EMA" if ema else "raw"
-        state = {
-            "run": run, "beside": beside or NONE, "label": str(label), "count": count, "seed": how["seed"], "steps": how["steps"], "solver": solver,
-            "scale": how["guidance"]["scale"], "low": low, "high": high, "shift": how["sampler"]["shift"], "ema": bool(ema),
-        }  # fmt: skip
-        with closing(interpolate.together(streams)) as stream:  # a cancelled job stops the samplers and frees their memory
-            for shown in stream:
-                done = all(preview.final for preview in shown.values())
-                pictures = [primitives.tile(preview.images, columns=columns, scale=_zoom(preview.images)) for preview in shown.values()]
-                yield (
-                    _note(root, shown, loaded, labels, weights, time.monotonic() - began),
-                    gr.update(value=pictures[0], label=names[0]),
-                    gr.update(value=pictures[1], label=names[1], visible=True) if len(pictures) > 1 else gr.update(visible=False, value=None),
-                    *(share.tell("sample", state, _code(root, names, labels[names[0]], how, bool(ema))) if done else (gr.skip() for _ in told_as)),
-                )
+        began, classes, streams, loaded = time.monotonic(), {}, {}, {}
+        for run_id in ids:
+            loaded[run_id], labels, how = _call(root, call | {"run": run_id})
+            classes[run_id], streams[run_id] = labels, api.sample(loaded[run_id], labels, previews=16, **how)
+        newest: dict[str, api.Preview] = {}
+        with closing(interpolate.together(streams)) as stream:  # a job that ends early closes the samplers
+            for newest in until_stopped(stream):
+                html = _cards(root, newest, loaded, classes, ema, time.monotonic() - began)
+                yield html, *share.skip(), gr.skip(), gr.skip()
+        done = all(preview.final for preview in newest.values())
+        state = _state(call, how)
+        pictures = [primitives.tile(preview.images, columns=8, scale=1) for preview in newest.values()]
+        html = _cards(root, newest, loaded, classes, ema, time.monotonic() - began, not done)
+        calls = [_past(root, state, pictures[0], done), *(history or [])][:8]
+        lines = [_code(root, run_id, classes[run_id], how, bool(ema)) for run_id in ids]
+        told = share.tell("sample", state, "\n".join(["import vfmlab", "", *lines]), cards.stack(pictures))
+        yield html, *told, calls, cards.cards(calls)
 
-    @told
+    def sample_table(
+        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
+        low: float, high: float, shift: float, ema: bool, across: str, columns: str, down: str, rows: str,
+    ):  # fmt: skip
+        """One picture per pair of settings, `across` by `down`: guidance, steps, seed, shift, class, run.
+
+        columns, rows: their values with commas between; empty runs: all. The rest as in sample. Returns
+        HTML, a PNG, a link, Python lines, the state as JSON.
+        """
+        values = (run, NONE, label, 1, seed, steps, solver, scale, low, high, shift, ema)
+        call = dict(zip(FIELDS, values, strict=True))
+        xs, ys = _values(root, across, columns), _values(root, down, rows)
+        if across == down or len(xs) * len(ys) > MOST:
+            size = f"{len(xs)} x {len(ys)} of {across}, {down}"
+            raise problem(f"A table has two different settings and at most {MOST} cells, not {size}.")
+        began, images, calls, cells = time.monotonic(), [], [], [["" for _ in xs] for _ in ys]
+        for row, (_, y) in enumerate(ys):
+            for column, (_, x) in enumerate(xs):
+                if stopped():
+                    break
+                model, labels, how = _call(root, call | {AXES[across]: x, AXES[down]: y})
+                *_, last = api.sample(model, labels[:1], previews=0, **how)
+                images.append(primitives.tile(last.images, scale=1))
+                calls.append((model.folder.id, labels[:1], how))
+                cells[row][column] = cards.figure(last.images, model.class_names[labels[0]])
+                yield _table(xs, ys, cells, across, down, time.monotonic() - began), *share.skip()
+        total = len(xs) * len(ys)
+        state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
+        html = _table(xs, ys, cells, across, down, time.monotonic() - began, state)
+        lines = ["import vfmlab", "", "calls = [", *(f"    {call!r}," for call in calls), "]"]
+        given = f"run, labels, ema={bool(ema)}, root={str(root)!r}, **how"
+        lines += ["for run, labels, how in calls:", f"    *_, last = vfmlab.sample({given})  # last.images"]
+        shared = _state(call, _call(root, call)[2])
+        yield html, *share.tell("sample", shared, "\n".join(lines), cards.stack(images))
+
     def train():
-        for event, text, images in bundled.make(root):
-            picture = gr.skip() if images is None else gr.update(value=primitives.tile(images, columns=8, scale=_zoom(images)), label="samples while it trains")
-            done = event == "finish"
-            yield (
-                text, picture, *(gr.update(choices=c, value=c[0]) if done else gr.skip() for c in [models.finished(root, "diffusion")]),
-                gr.update(choices=[NONE, *models.finished(root, "diffusion")]) if done else gr.skip(), gr.update(visible=not done),
-            )  # fmt: skip
+        for event, line, images in until_stopped(bundled.make(root)):
+            html = gr.skip()
+            if images is not None:
+                picture = cards.figure(primitives.tile(images, columns=8), "samples while it trains")
+                html = cards.cards([cards.card("a small diffusion run", None, [picture], (), line)])
+            yield line, html, gr.skip(), gr.skip(), gr.update(visible=event != "finish")
+        new = models.choices(root, "diffusion")
+        value = {"value": new[0][1]} if new else {}
+        lists = gr.update(choices=new, **value), gr.update(choices=[NONE, *new])
+        line = "" if new else f"stopped: {line}; press again to go on"
+        yield line, gr.skip(), *lists, gr.update(visible=not new)
 
-    run.change(classes, run, label, **LIGHT)
-    inputs = [run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema]
-    started = go.click(sample, inputs, [note, first, second, *told_as], api_name="sample", **COMPUTE)
-    making = make.click(train, None, [progress, first, run, beside, nothing], api_visibility="private", **COMPUTE)
-    stop.click(None, None, None, cancels=[started, making], api_visibility="private")
+    def names_of(run_id: Any):
+        return gr.update(choices=[EVERY, *models.class_names(root, run_id)], value=EVERY)
 
-    def fresh() -> dict[str, list[str]]:
-        ids = models.finished(root, "diffusion")
-        return {"run": ids, "beside": [NONE, *ids]}
+    run.change(names_of, run, label, **LIGHT)
+    dice.click(lambda: random.randint(0, SEED), None, seed, **LIGHT)
+    settings = [run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema]
+    inputs = [*settings, across, columns, down, rows]
+    table.click(sample_table, inputs, [shown, *panel], api_name="sample_table", **COMPUTE)
+    make.click(train, None, [progress, shown, run, beside, nothing], api_visibility="private", **COMPUTE)
 
-    names = ("run", "beside", "label", "count", "seed", "steps", "solver", "scale", "low", "high", "shift", "ema")
-    return share.Tab("sample", dict(zip(names, inputs, strict=True)), fresh, free=("label",))
+    def fresh() -> dict[str, list[Any]]:
+        names = models.choices(root, "diffusion")
+        return {"run": names, "beside": [NONE, *names]}
 
-
-def _zoom(images: Any) -> int:
-    return max(1, 96 // images.shape[-1])
-
-
-def _columns(n: int, together: int, most: int) -> int:
-    """As many columns as fill every row, `together` images of a class never apart; at most `most` where that can be."""
-    return max((c for c in range(together, max(most, together) + 1, together) if n % c == 0), default=min(n, most))
-
-
-def _labels(model: api.LoadedDiffusion, label: Any, count: int) -> list[int]:
-    if label in (None, EVERY):
-        return [i for i in range(model.num_classes) for _ in range(count)][:MOST]
-    text = str(label)
-    number = model.class_names.index(text) if text in model.class_names else int(text) if text.isdecimal() and len(text) < 9 else -1
-    if not 0 <= number < model.num_classes:
-        raise problem(f"'{text[:60]}' is not one of this run's {model.num_classes} classes: {', '.join(model.class_names[:12])}")
-    return [number] * count
+    fields = dict(zip(FIELDS, settings, strict=True)) | {"history": history}
+    outputs = [shown, *panel, history, before]
+    return share.connect("sample", sample, buttons, fields, outputs, fresh, ("label",))
 
 
-def _note(
-    root: Path, shown: dict[str, api.Preview], loaded: dict[str, api.LoadedDiffusion], labels: dict[str, list[int]], weights: str, seconds: float
-) -> str:  # fmt: skip
-    lines, places = [], ["first", "second"] if len(shown) > 1 else [""]
-    for (name, p), place in zip(shown.items(), places, strict=True):
-        state = "done" if p.final else f"step {p.step} of {p.total}, t = {p.t:.2f}"
-        colour = primitives.colour(models.method(root, name, "diffusion"))
-        lines.append(f'<span style="color: {colour}">&#9679;</span> {place} <b>{escape(name)}</b>: {state}; N = {len(p.images)}, {weights} weights')
-    model = next(iter(loaded.values()))
-    drawn = ", ".join(dict.fromkeys(model.class_names[i] for i in next(iter(labels.values()))))
-    lines.append(f"row by row: {escape(drawn)}; images of one place start from the same noise; {seconds:.1f} s")
-    return f'<p class="vl-facts">{"<br>".join(lines)}</p>'
+def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[int], dict[str, Any]]:
+    """The model, labels and arguments of `api.sample` for a call's fields, all checked."""
+    low, high = number(call["low"], 0, 1, "guided from t"), number(call["high"], 0, 1, "guided to t")
+    if low >= high:
+        raise problem(f"The guidance interval is empty: it begins at t = {low:g} and ends at t = {high:g}.")
+    if call["solver"] not in ("euler", "heun", "sde"):
+        raise problem(f"There is no sampler '{call['solver']}'; choose euler, heun or sde.")
+    how = {
+        "seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
+        "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
+        "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")},
+    }  # fmt: skip
+    count = whole(call["count"], 1, 16, "samples per class")
+    model = models.diffusion(root, call["run"], bool(call["ema"]))
+    if call["label"] in (None, EVERY):
+        return model, [i for i in range(model.num_classes) for _ in range(count)][:MOST], how
+    return model, [models.class_index(model, call["label"])] * count, how
 
 
-def _code(root: Path, names: list[str], labels: list[int], how: dict[str, Any], ema: bool) -> str:
-    asked = ", ".join(f"{key}={value!r}" for key, value in how.items())
-    return "\n".join(
-        ["import vfmlab", "", *(f"*_, last = vfmlab.sample({name!r}, {labels}, {asked}, ema={ema}, root={root.name!r})  # last.images" for name in names)]
-    )
+def _state(call: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a call as they were understood."""
+    low, high = how["guidance"]["interval"]
+    count = round(float(call["count"]))
+    given = {"beside": call["beside"] or NONE, "label": str(call["label"]), "count": count}
+    given |= {"ema": bool(call["ema"])}
+    used = {"seed": how["seed"], "steps": how["steps"], "scale": how["guidance"]["scale"]}
+    return call | given | used | {"low": low, "high": high, "shift": how["sampler"]["shift"]}
+
+
+def _values(root: Path, axis: Any, values: Any) -> list[tuple[str, Any]]:
+    """(heading, value) of the values of one side of a table."""
+    if axis not in AXES:
+        raise problem(f"There is no setting '{str(axis)[:60]}'; choose one of {', '.join(AXES)}.")
+    parts = [part.strip() for part in text(values).split(",") if part.strip()]
+    if axis == "run":
+        known = dict(models.choices(root, "diffusion"))
+        ids = [known.get(part, part) for part in parts] or list(known.values())
+        return [(models.label(root, i), i) for i in models.several(root, ids, "diffusion")]
+    if not parts:
+        raise problem(f"Give values of {axis}, with commas between.")
+    return [(f"{axis} {part}", part) for part in parts]
+
+
+def _cards(root, newest, loaded, labels, ema, seconds: float, early: bool = False) -> str:
+    """A card per run with its newest images, each under the name of its class."""
+    parts = []
+    for run_id, preview in newest.items():
+        model = loaded[run_id]
+        at = f"step {preview.step} of {preview.total}"
+        state = "done" if preview.final else f"stopped at {at}" if early else f"{at}, t = {preview.t:.2f}"
+        titles = [model.class_names[label] for label in labels[run_id]]
+        figures = [cards.figure(preview.images[i : i + 1], title) for i, title in enumerate(titles)]
+        n, _, px, _ = preview.images.shape
+        weights = f"{'EMA' if ema else 'raw'} weights, {seconds:.1f} s"
+        facts = f"{state}; N = {n}, {px} px, {weights}; the same place, the same noise"
+        name, method = models.label(root, run_id), models.method(root, run_id)
+        parts.append(cards.card(name, method, figures, (), facts, many=True))
+    return cards.cards(parts)
+
+
+def _table(xs, ys, cells, across: str, down: str, seconds: float, state: str = "") -> str:
+    rows = [(name, row) for (name, _), row in zip(ys, cells, strict=True)]
+    grid = f'<figure class="wide">{cards.table([name for name, _ in xs], rows)}</figure>'
+    facts = f"{state}N = 1 a cell, {seconds:.1f} s; one seed is one noise"
+    return cards.cards([cards.card(f"{across} across, {down} down", None, [grid], (), facts, full=True)])
+
+
+def _past(root: Path, state: dict[str, Any], picture: Any, done: bool) -> str:
+    """A card of the history: a small picture, the settings, and the link back to them."""
+    steps = f"{state['steps']} steps, {state['solver']}, guidance {state['scale']:g}"
+    line = f"{state['label']}, seed {state['seed']}, {steps}" + ("" if done else ", stopped")
+    link = f'<figcaption><a href="{share.href("sample", state)}">these settings</a></figcaption>'
+    title, method = models.label(root, state["run"]), models.method(root, state["run"])
+    return cards.card(title, method, [cards.figure(picture, line), link])
+
+
+def _code(root: Path, run_id: str, labels: list[int], how: dict[str, Any], ema: bool) -> str:
+    given = ", ".join(f"{key}={value!r}" for key, value in (how | {"ema": ema, "root": str(root)}).items())
+    return f"*_, last = vfmlab.sample({run_id!r}, {labels}, {given})  # last.images"

@@ -1,62 +1,107 @@
-"""A figure's state as JSON and as a link, the Python lines that make it again, and the way back from a link to the page.
+"""A figure's state as JSON and as a link, the Python lines that make it again, and the way back to the page.
 
-What comes back is not trusted: unknown fields are dropped, values are held against the component they are for.
+What comes back is not trusted: unknown fields are dropped, values are held against their component.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+from PIL import Image
 
 from apps.cards import escape
+from apps.common import COMPUTE
 
 LONGEST = 4000  # characters of a state
 
 
 @dataclass(frozen=True)
 class Tab:
-    """What a tab shares. fields: name -> component. fresh: name -> choices as they are now, for lists of runs. free: lists whose
-    choices are not known before the tab is filled; its handler checks them."""
+    """What a tab shares. fields: name -> component. fresh: name -> choices as they are now, of lists of runs.
+
+    free: lists whose choices are not known before the tab is filled; its handler checks them.
+    """
 
     name: str
     fields: Mapping[str, gr.components.Component]
-    fresh: Callable[[], dict[str, list[str]]]
+    fresh: Callable[[], dict[str, list[Any]]]
     free: tuple[str, ...] = ()
 
 
 def panel() -> list[gr.components.Component]:
     """Where a tab shows them; the components are outputs of its handlers."""
-    with gr.Accordion("Share this, or make it again in Python", open=False):
+    with gr.Accordion("Save this, share it, or make it again in Python", open=False):
+        file = gr.DownloadButton("picture (PNG)", size="sm")
         link = gr.HTML()
         code = gr.Code(language="python", label="Python", interactive=False, lines=3)
         state = gr.Code(language="json", label="state", interactive=False, lines=3)
-    return [link, code, state]
+    return [file, link, code, state]
 
 
-def tell(tab: str, state: Mapping[str, Any], code: str) -> tuple[str, str, str]:
-    """Values for :func:`panel`: link, Python, JSON."""
-    text = json.dumps({"tab": tab, **state})
-    link = "?" + urlencode({"state": text})
-    return f'<p class="vl-link"><a href="{escape(link)}">link to this state</a> (the page opens with these settings; nothing runs until asked)</p>', code, text
+def skip() -> tuple[Any, ...]:
+    """In place of :func:`tell` while a result still forms."""
+    return tuple(gr.skip() for _ in range(4))
+
+
+def href(tab: str, state: Mapping[str, Any]) -> str:
+    return escape("?" + urlencode({"state": json.dumps({"tab": tab, **state})}))
+
+
+def tell(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | None = None) -> tuple:
+    """Values for :func:`panel`: a PNG to save, link, Python, JSON."""
+    file = gr.skip()
+    if picture is not None:
+        handle, file = tempfile.mkstemp(".png", f"vfmlab_{tab}_", os.environ.get("GRADIO_TEMP_DIR"))
+        os.close(handle)
+        picture.save(file)
+    settings = {key: value for key, value in state.items() if key != "numbers"}
+    link = f'<a href="{href(tab, settings)}">link to this state</a>'
+    note = f'<p class="vl-link">{link} (the page opens with these settings; nothing runs until asked)</p>'
+    return file, note, code, json.dumps({"tab": tab, **state})
+
+
+def connect(
+    tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
+    outputs: list[Any], fresh: Callable[[], dict[str, list]], free: tuple[str, ...] = (), endpoint: str = "",
+) -> Tab:  # fmt: skip
+    """A tab whose first button calls `compute` with its fields, as an endpoint of the
+    tab's name or another one, and whose second stops it."""
+    start, stop = buttons
+    start.click(compute, list(fields.values()), outputs, api_name=endpoint or tab, **COMPUTE)
+    stopping(stop)
+    shared = {name: field for name, field in fields.items() if not isinstance(field, gr.State)}
+    return Tab(tab, shared, fresh, free)
+
+
+def stopping(button: gr.Button) -> None:
+    """A button that ends the jobs of its session, each with what it has so far."""
+    page = gr.context.Context.root_block
+
+    def stop(request: gr.Request) -> None:
+        page.stop(request.session_hash)
+
+    button.click(stop, None, None, concurrency_limit=None, queue=True, api_visibility="private")
 
 
 def parse(text: str | None) -> dict[str, Any]:
     """A state from JSON; {} where it is none."""
     try:
-        found = json.loads(text) if text and len(text) <= LONGEST else {}
-    except ValueError:
+        found = json.loads(text) if isinstance(text, str) and len(text) <= LONGEST else {}
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
-    """One update per field of `tab`: its value from the state where it fits, fresh choices where it is a list of runs."""
+    """One update per field: its value from the state where it fits, fresh choices for lists of runs."""
     mine = state if state.get("tab") == tab.name else {}
     fresh = tab.fresh()
     found = []
@@ -65,14 +110,16 @@ def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
         choices = fresh.get(name)
         if choices is not None:
             change["choices"] = choices
-        known = choices if choices is not None else [value for _, value in getattr(component, "choices", None) or []]
+        pairs = choices if choices is not None else getattr(component, "choices", None) or []
+        known = [pair[1] if isinstance(pair, tuple) else pair for pair in pairs]
         value = mine.get(name)
-        fits, value = (isinstance(value, str) and len(value) < 300, value) if name in tab.free else fit(component, value, known)
+        short = isinstance(value, str) and len(value) < 300
+        fits, value = (short, value) if name in tab.free else fit(component, value, known)
         if fits:
             change["value"] = value
         elif choices is not None:
             many = getattr(component, "multiselect", False)
-            change["value"] = choices[:2] if many else (choices[0] if choices else None)
+            change["value"] = known[:2] if many else (known[0] if known else None)
         found.append(gr.update(**change) if change else gr.skip())
     return found
 
@@ -82,14 +129,14 @@ def fit(component: Any, value: Any, known: list[Any]) -> tuple[bool, Any]:
     if value is None:
         return False, None
     if isinstance(component, gr.Slider | gr.Number):
+        low, high = component.minimum, component.maximum
         good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        good = good and (component.minimum is None or value >= component.minimum) and (component.maximum is None or value <= component.maximum)
-        return good, value
+        return good and (low is None or value >= low) and (high is None or value <= high), value
     if isinstance(component, gr.Checkbox):
         return isinstance(value, bool), value
     if getattr(component, "multiselect", False):
-        kept = [v for v in value if v in known] if isinstance(value, list) else []
-        return bool(kept), kept
+        mine = [v for v in value if v in known] if isinstance(value, list) else []
+        return bool(mine), mine
     if isinstance(component, gr.Dropdown | gr.Radio):
         return isinstance(value, str | int) and value in known, value
     if hasattr(component, "from_name"):

@@ -25,12 +25,20 @@ def runs(root: Path) -> Path:
 
 
 @contextmanager
-def served(root: Path, **options):
-    """The app over `root`; its address."""
+def serving(root: Path, **options):
+    """The app over `root` as the served page; everything of it has ended when this is left."""
     from apps import app
 
     page = app.launch(root, block=False, quiet=True, **options)
     try:
-        yield page.local_url
+        yield page
     finally:
         page.close()
+        page.server.thread.join()  # its temporary folder goes last
+
+
+@contextmanager
+def served(root: Path, **options):
+    """The app over `root`; its address."""
+    with serving(root, **options) as page:
+        yield page.local_url

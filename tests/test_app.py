@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
-import time
+import threading
 from urllib.parse import urlencode
 
 import pytest
@@ -28,7 +30,7 @@ def server(tmp_path_factory):
         pytest.skip("no chromium on this machine: apt-get install chromium")
     root = runs(tmp_path_factory.mktemp("app_runs"))
     with served(root) as url:
-        yield url, {run.id.rpartition("-")[0]: run.id for run in scan(root)}
+        yield url, {run.id.rpartition("-")[0]: run.id for run in scan(root)}, root
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,9 @@ def test_an_upload_through_two_tokenizers_and_the_slider(server, page, tmp_path)
     page.get_by_role("button", name="reconstruct", exact=True).click()
     cards = page.locator(".vl-card:has(.vl-compare)")
     cards.nth(1).wait_for()
-    page.get_by_text("what the VFM", exact=False).first.wait_for()
+    page.get_by_text("layers of the VFM", exact=False).first.wait_for()
     for card in (cards.nth(0), cards.nth(1)):
-        assert "PSNR" in card.inner_text()
+        assert re.search(r"PSNR [\d.]+ dB at (16|32) px", card.inner_text())
         assert "SSIM" in card.inner_text()
         assert "N = 1" in card.inner_text()
     slider, divided = cards.nth(0).locator("input[type=range]"), cards.nth(0).locator(".vl-compare")
@@ -75,41 +77,136 @@ def test_an_upload_through_two_tokenizers_and_the_slider(server, page, tmp_path)
     assert divided.evaluate("e => getComputedStyle(e).getPropertyValue('--cut')").strip() == "80%"
     slider.press("ArrowLeft")
     assert divided.evaluate("e => getComputedStyle(e).getPropertyValue('--cut')").strip() == "79%"
+    cuts = ".vl-compare >> nth={} "
+    assert page.locator(cuts.format(1)).evaluate("e => e.style.getPropertyValue('--cut')") == "79%"  # all move together
+    page.get_by_label("move all dividers together").uncheck()
+    slider.fill("20")
+    assert page.locator(cuts.format(1)).evaluate("e => e.style.getPropertyValue('--cut')") == "79%"
     colours = [cards.nth(i).evaluate("e => e.style.getPropertyValue('--method')").strip() for i in (0, 1)]
     assert len(set(colours)) == 2
 
 
-WATCH = """() => {
-  window.seen = [];
-  new MutationObserver(() => document.querySelectorAll('.vl-facts').forEach((e) => {
-    const found = e.innerText.match(/step \\d+ of \\d+|done;/);
-    if (found) window.seen.push(found[0]);
-  })).observe(document.body, {subtree: true, childList: true, characterData: true});
-}"""
-LONG = {"steps": 250, "solver": "heun", "count": 16, "scale": 2}
+def start(page, verb: str) -> None:
+    page.get_by_role("button", name=verb, exact=True).locator("visible=true").click()
 
 
-def test_samples_form_before_the_eyes(server, page):
-    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], beside=TWIN, steps=100, solver="heun", count=2)
-    page.evaluate(WATCH)
-    page.get_by_role("button", name="sample", exact=True).click()
-    page.wait_for_function("() => [...document.querySelectorAll('p.vl-facts')].some(e => (e.innerText.match(/done;/g) || []).length === 2)")  # both runs
-    seen = page.evaluate("window.seen")
-    assert seen[0].startswith("step ")
-    assert seen[-1] == "done;"
-    assert page.locator(".vl-pixels img").count() >= 2
-
-
-def test_stop_ends_a_long_job_and_the_next_one_starts(server, page):
-    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], **LONG)
-    page.get_by_role("button", name="sample", exact=True).click()
-    page.get_by_text("step ", exact=False).first.wait_for()
+def stop(page) -> None:
     page.get_by_role("button", name="stop", exact=True).locator("visible=true").click()
-    time.sleep(3.0)
-    assert page.get_by_text("done;", exact=False).count() == 0
-    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], steps=2, count=1)
-    page.get_by_role("button", name="sample", exact=True).click()
-    page.get_by_text("done;", exact=False).first.wait_for()
+
+
+def facts(page, text: str):
+    return page.locator(".vl-facts:visible").get_by_text(text, exact=False)
+
+
+# Every state of the note that the page ever showed, and every box that says an error covers an output.
+WATCH = """() => {
+  window.shown = []; window.errors = 0;
+  new MutationObserver(() => {
+    document.querySelectorAll('.vl-facts').forEach((e) => {
+      const state = e.innerText.match(/(stopped at )?step \\d+ of \\d+|done;/);
+      if (state && window.shown.at(-1) !== state[0]) window.shown.push(state[0]);
+    });
+    window.errors += document.querySelectorAll('.wrap .error, .toast-body.error').length;
+  }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+LONG = {"steps": 50, "count": 1}
+
+
+def test_samples_form_before_the_eyes_and_each_has_its_title(server, page):
+    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], beside=TWIN, steps=100, solver="heun", count=1)
+    page.evaluate(WATCH)
+    start(page, "sample")
+    facts(page, "done;").nth(1).wait_for()  # both runs
+    shown = page.evaluate("window.shown")
+    assert shown[0].startswith("step ")
+    assert shown[-1] == "done;"
+    titles = page.locator(".vl-figures.many figcaption").all_inner_texts()
+    assert len(titles) == 20
+    assert "striped disc" in titles
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Make a function of the library wait, before one of its results, until the stop has arrived: nothing depends on time."""
+    from apps import page as rules
+
+    began, stopped, ask = threading.Event(), threading.Event(), rules.Page.stop
+    monkeypatch.setattr(rules.Page, "stop", lambda self, session: (ask(self, session), stopped.set()))
+
+    def hold(place, name: str, before: int = 0) -> threading.Event:
+        compute = getattr(place, name)
+
+        def stream(*args, **more):
+            for i, result in enumerate(compute(*args, **more)):
+                if i == before:
+                    began.set()
+                    assert stopped.wait(WAIT / 1000)
+                yield result
+
+        def call(*args, **more):
+            began.set()
+            assert stopped.wait(WAIT / 1000)
+            return compute(*args, **more)
+
+        monkeypatch.setattr(place, name, stream if inspect.isgeneratorfunction(compute) else call)
+        return began
+
+    return hold
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_stop_is_no_error_and_the_last_preview_stays(server, page, hold, part):
+    """In Sample, before the first preview and between others: a stop that meets a preview on its way must not show."""
+    from vfmlab.studies import interpolate
+
+    began = hold(interpolate, "together", part)
+    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], **LONG)
+    page.evaluate(WATCH)
+    start(page, "sample")
+    assert began.wait(WAIT / 1000)
+    stop(page)
+    facts(page, "stopped at step").first.wait_for()
+    assert page.evaluate("window.errors") == 0
+    assert page.get_by_text("Error", exact=True).count() == 0
+    assert page.locator(".vl-figures.many img").locator("visible=true").count() == 10  # the last preview stays
+    assert "done;" not in page.evaluate("window.shown")
+    if part == 0:  # and the next job starts
+        start(page, "sample")
+        facts(page, "done;").first.wait_for()
+
+
+@pytest.mark.parametrize("tab", ["interpolate_samples", "interpolate", "reconstruct"])
+def test_stop_in_the_other_tabs(server, page, hold, tab):
+    from vfmlab.studies import explore, interpolate
+
+    held = {"interpolate_samples": (interpolate, "noises", 1), "interpolate": (interpolate, "images"), "reconstruct": (explore, "reconstruct")}
+    began = hold(*held[tab])
+    ids = [server[1]["tiny_vfm_vae_tokenizer"], server[1]["bundled_plain_vae_tokenizer"]]
+    samples = {"runs": [server[1]["tiny_vfm_vae"]], "what": "noises", "steps": 100, "frames": 9}
+    opened(page, server, tab, **(samples if "samples" in tab else {"runs": ids}))
+    page.evaluate(WATCH)
+    start(page, tab.partition("_")[0])
+    assert began.wait(WAIT / 1000)
+    stop(page)
+    line = "stopped at step" if "samples" in tab else "stopped after 1 of 2 tokenizers"
+    page.get_by_text(line, exact=False).locator("visible=true").first.wait_for()
+    assert page.locator(".vl-card img").locator("visible=true").count() > 0  # what it had stays
+    assert page.evaluate("window.errors") == 0
+
+
+def test_a_table_of_settings_a_random_seed_and_the_last_calls(server, page):
+    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], steps=2, count=1, seed=0)
+    page.get_by_role("button", name="random seed").click()
+    page.wait_for_function("document.querySelector('input[aria-label=\"seed\"]').value !== '0'")
+    start(page, "sample")
+    facts(page, "done;").first.wait_for()
+    page.get_by_text("The last calls of this page").click()
+    page.get_by_role("link", name="these settings").wait_for()
+    page.get_by_text("A table: one setting against another").click()
+    page.get_by_role("button", name="sample the table").click()
+    page.locator(".vl-table td img").nth(5).wait_for()
+    heads = page.locator(".vl-table th").all_inner_texts()
+    assert heads == ["", "guidance 1", "guidance 1.5", "guidance 3", "steps 5", "steps 20"]
 
 
 def test_interpolation_between_images_and_between_classes(server, page):
@@ -118,9 +215,14 @@ def test_interpolation_between_images_and_between_classes(server, page):
     page.get_by_role("button", name="interpolate", exact=True).locator("visible=true").click()
     page.locator(".vl-card:has(.vl-strip)").nth(2).wait_for()  # pixels and two tokenizers
     assert page.get_by_text("path length", exact=False).count() == 3
-    opened(page, server, "interpolate_samples", runs=[server[1]["tiny_vfm_vae"]], what="classes", frames=3, steps=3)
+    view, slider = (page.locator(".vl-card:has(.vl-strip)").nth(1).locator(where) for where in (".vl-view", "input[type=range]"))
+    slider.fill("2")
+    assert view.evaluate("e => e.style.backgroundPosition") == "50% 0px"
+    assert page.get_by_role("link", name="save").count() == 3
+    opened(page, server, "interpolate_samples", runs=[server[1]["tiny_vfm_vae"]], what="classes", label="plain disc", other="striped square", frames=3, steps=3)
     page.get_by_role("button", name="interpolate", exact=True).locator("visible=true").click()
     page.get_by_text("there and back").locator("visible=true").first.wait_for()
+    assert page.get_by_text("from plain disc to striped square", exact=False).count() > 0
 
 
 def test_the_leaderboard_and_a_click_on_a_point(server, page):
@@ -157,6 +259,7 @@ def test_a_shared_state_sets_the_page_and_nothing_hostile_gets_in(server, page):
     opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], seed=17, steps=9, solver="heun", scale=float("nan"), high="<img src=x onerror=alert(1)>")
     page.get_by_role("button", name="sample", exact=True).wait_for()
     page.wait_for_function("() => [...document.querySelectorAll('input[type=number]')].some(e => e.value === '17')")
+    page.get_by_text("Sampler, interval of guidance").click()
     assert page.get_by_label("heun").locator("visible=true").is_checked()
     page.goto(f"{server[0]}?{urlencode({'state': 'not json {'})}")
     page.get_by_role("button", name="reconstruct", exact=True).wait_for()
@@ -174,6 +277,45 @@ def test_everything_fits_on_a_phone_and_in_the_dark(server, browser):
     light = [sum(int(part) for part in value[value.index("(") + 1 : -1].split(",")[:3]) for value in (text, ground)]
     assert light[0] > light[1] + 300  # bright on dark
     page.close()
+
+
+def test_primary_buttons_and_results_are_in_view_on_a_laptop(server, browser):
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    page.set_default_timeout(WAIT)
+    verbs = {"reconstruct": "reconstruct", "sample": "sample", "interpolate": "interpolate", "interpolate_samples": "interpolate", "explore": "look inside"}
+    for tab, verb in verbs.items():
+        opened(page, server, tab)
+        button = page.get_by_role("button", name=verb, exact=True).locator("visible=true")
+        assert button.bounding_box()["y"] < 300, tab
+    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], beside=TWIN, steps=2, count=2)
+    start(page, "sample")
+    facts(page, "done;").nth(1).wait_for()
+    last = page.locator(".vl-figures.many figure").locator("visible=true").last.bounding_box()
+    assert last["y"] + last["height"] <= 768
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1366
+    page.close()
+
+
+def test_two_runs_of_one_name_are_told_apart(server, page):
+    opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], beside=TWIN)
+    inputs = [page.get_by_label(label).input_value() for label in ("diffusion run", "beside it, from the same noise")]
+    assert len(set(inputs)) == 2
+    assert all(text.startswith("tiny_vfm_vae") for text in inputs)
+
+
+def test_the_login_form_in_the_browser(server, browser):
+    with served(server[2], auth=("user", "right")) as url:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(url)
+        for password in ("wrong", "right"):
+            page.get_by_label("user").fill("user")
+            page.get_by_label("password").fill(password)
+            page.get_by_role("button", name="log in").click()
+            if password == "wrong":
+                page.get_by_text("wrong user or password").wait_for()
+        page.get_by_role("button", name="reconstruct", exact=True).wait_for()
+        page.close()
 
 
 def test_a_folder_without_runs_shows_the_bundled_ones(browser, tmp_path):

@@ -17,6 +17,7 @@ def app(
     root: AppRoot = Path("runs"),
     port: int = 7860,
     host: str = "127.0.0.1",
+    hosts: tuple[str, ...] = (),
     auth: str | None = None,
     mcp: bool = False,
 ) -> int:
@@ -25,6 +26,7 @@ def app(
     Args:
         port: where to listen.
         host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login then.
+        hosts: further names under which browsers reach it, such as that of a proxy; all others are refused.
         auth: USER:PASSWORD to ask for; other users of this machine see command lines, but not VFMLAB_APP_AUTH in
             the environment.
         mcp: offer the app's endpoints as tools of the Model Context Protocol too.
@@ -35,6 +37,7 @@ def app(
         raise ConfigError("--auth (or VFMLAB_APP_AUTH) is of the form USER:PASSWORD, neither of them empty")
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: a port is a number from 1 to 65535")
+    print(f"vfmlab app: starting on http://{host}:{port} for the runs in {root} ...", flush=True)
     try:
         from apps import app as application
     except ModuleNotFoundError as error:
@@ -47,5 +50,5 @@ def app(
         warning = f"anybody who can reach {host}:{port} can use this app"
         print(f"vfmlab: {warning}; ask for a login with VFMLAB_APP_AUTH=USER:PASSWORD", file=sys.stderr)
     account = (user, password) if login is not None else None
-    application.launch(root, host=host, port=port, auth=account, mcp=mcp)
+    application.launch(root, host=host, port=port, auth=account, mcp=mcp, hosts=hosts)
     return 0

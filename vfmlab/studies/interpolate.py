@@ -1,6 +1,7 @@
 """What lies between two images, two noises, two classes; and two models from the same noise.
 
-Everything comes as frames in order, both ends included. Images N 3 S S in [-1, 1], latents normalised, on the CPU.
+Everything comes as frames in order, both ends included. Images N 3 S S in [-1, 1], latents normalised, on the
+CPU.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ MOST = 64  # frames of one walk
 def walk(a: Tensor, b: Tensor, frames: int = 9, kind: Kind = "linear") -> Tensor:
     """Points from a to b (same shape, any), ends included: [frames, *shape].
 
-    linear: a straight line. spherical: along the arc between their directions, with lengths in between (Shoemake, 1985). In many
-    dimensions a straight line between two noises passes through points shorter than any noise; the arc does not.
+    linear: a straight line. spherical: along the arc between their directions, with lengths in between
+    (Shoemake, 1985). In many dimensions a straight line between two noises passes through points shorter than
+    any noise; the arc does not.
 
     Raises:
-        ConfigError: shapes that differ, an unknown kind, frames outside 2 .. 64, or a point without direction on an arc.
+        ConfigError: shapes that differ, an unknown kind, frames outside 2 .. 64, or an arc from or to zero.
     """
     if a.shape != b.shape:
-        raise ConfigError(f"ends have shapes {tuple(a.shape)} and {tuple(b.shape)}; a walk needs two points of one space")
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ConfigError(f"ends have shapes {shapes}; a walk needs two points of one space")
     if kind not in get_args(Kind):
         raise ConfigError(f"kind = '{kind}': a walk is {' or '.join(get_args(Kind))}")
     if not 2 <= frames <= MOST:
@@ -51,7 +54,7 @@ def walk(a: Tensor, b: Tensor, frames: int = 9, kind: Kind = "linear") -> Tensor
     share = torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]
     if torch.sin(angle) < 1e-6:  # the same direction (or opposite ones, between which no arc is the shortest)
         if angle > 1:
-            raise ConfigError("the ends of a spherical walk point in opposite directions; take the linear one")
+            raise ConfigError("the ends of a spherical walk lie opposite each other; take the linear one")
         points = x.expand(frames, -1)
     else:
         points = (torch.sin((1 - share) * angle) * x + torch.sin(share * angle) * y) / torch.sin(angle)
@@ -62,8 +65,10 @@ def walk(a: Tensor, b: Tensor, frames: int = 9, kind: Kind = "linear") -> Tensor
 
 @dataclass(frozen=True)
 class Walk:
-    """frames: F 3 S S. length: of the images' path over the distance of its ends, 1 for a straight one; roughness: 0 for an even
-    straight one; both None where the ends are the same image, or there are fewer than three."""
+    """frames: F 3 S S. length: of the images' path over the distance of its ends, 1 for a straight one.
+
+    roughness: 0 for an even straight one. Both are None where the ends are the same image, or for two frames.
+    """
 
     frames: Tensor
     length: float | None
@@ -78,8 +83,11 @@ def _walk(frames: Tensor) -> Walk:
     return Walk(frames, float(length), float(rough))
 
 
-def images(tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9, kind: Kind = "linear") -> Walk:
-    """Between two images through a tokenizer's latent space. first, second: 1 3 S S, or one file each in a list."""
+def images(
+    tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9,
+    kind: Kind = "linear",
+) -> Walk:  # fmt: skip
+    """Between two images through a tokenizer's latent space; first, second: 1 3 S S, or a list of a file."""
     z = torch.cat([explore.encode(tokenizer, first), explore.encode(tokenizer, second)])
     return _walk(explore.decode(tokenizer, walk(z[0], z[1], frames, kind)))
 
@@ -89,47 +97,60 @@ def pixels(first: Tensor, second: Tensor, frames: int = 9) -> Walk:
     return _walk(walk(first[0], second[0], frames))
 
 
-# -- diffusion --------------------------------------------------------------------------------------------------------
+# -- diffusion -----------------------------------------------------------------------------------------------
 
 
-def noises(model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frames: int = 9, kind: Kind = "spherical", **how: Any) -> Iterator[api.Preview]:
+def noises(
+    model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frames: int = 9, kind: Kind = "spherical",
+    **how: Any,
+) -> Iterator[api.Preview]:  # fmt: skip
     """Samples of one class from noises between those of two seeds; previews as they form, the frames last.
 
-    frames: how many, both ends included. seeds: the ends are the first sample of each seed, as `api.sample` draws it. how: as in `api.sample`.
+    frames: how many, both ends included. seeds: the ends are the first sample of each seed, as `api.sample`
+    draws it. how: as in `api.sample`.
     """
     ends = [SampleRandom(seed, [0]).randn(*model.tokenizer.latent_shape)[0] for seed in seeds]
     points = walk(ends[0], ends[1], frames, kind)
     yield from _frames(model, [label] * len(points), points, seeds[0], how)
 
 
-def classes(model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, frames: int = 9, kind: Kind = "linear", **how: Any) -> Iterator[api.Preview]:
-    """Samples from one noise under conditions between two classes: between the vectors that the network keeps for them.
+def classes(
+    model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, frames: int = 9,
+    kind: Kind = "linear", **how: Any,
+) -> Iterator[api.Preview]:  # fmt: skip
+    """Samples from one noise under conditions between two classes: between the network's vectors for them.
 
     frames, how: as in :func:`noises`.
     """
     wrong = [label for label in labels if not 0 <= label < model.num_classes]
     if wrong:
         raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes")
-    names = [f"{model.class_names[labels[0]]} to {model.class_names[labels[1]]}, frame {i}" for i in range(frames)]
-    mixed = replace(model, network=blended(model.network, labels, frames, kind), num_classes=frames, class_names=names)
+    first, second = (model.class_names[label] for label in labels)
+    names = [f"{first} to {second}, frame {i}" for i in range(frames)]
+    network = blended(model.network, labels, frames, kind)
+    mixed = replace(model, network=network, num_classes=frames, class_names=names)
     noise = SampleRandom(seed, [0]).randn(*model.tokenizer.latent_shape).expand(frames, -1, -1, -1)
     yield from _frames(mixed, list(range(frames)), noise, seed, how)
 
 
-def _frames(model: api.LoadedDiffusion, labels: list[int], noise: Tensor, seed: int, how: dict[str, Any]) -> Iterator[api.Preview]:
+def _frames(
+    model: api.LoadedDiffusion, labels: list[int], noise: Tensor, seed: int, how: dict[str, Any]
+) -> Iterator[api.Preview]:
     if (how.get("sampler") or {}).get("solver", model.run.protocol.sampler.solver) == "sde":
-        raise ConfigError("sampler.solver = 'sde' draws other noise for every frame; take euler, heun or dopri5 to interpolate")
+        way = "take euler, heun or dopri5 to interpolate"
+        raise ConfigError(f"sampler.solver = 'sde' draws other noise for every frame; {way}")
     with closing(api.sample(model, labels, seed=seed, noise=noise, **how)) as stream:
         yield from stream
 
 
 def blended(network: nn.Module, labels: tuple[int, int], frames: int, kind: Kind = "linear") -> nn.Module:
-    """A view of `network` whose classes are the frames of the walk from one of its labels to the other; `frames` is the null label.
+    """A view of `network` whose classes are the frames between two of its labels, then the null label.
 
     It shares all other weights with `network`, which stays as it is.
     """
     table = network.label_embed.weight.detach()
-    mixed = torch.cat([walk(table[labels[0]], table[labels[1]], frames, kind), table[network.num_classes][None]])
+    steps = walk(table[labels[0]], table[labels[1]], frames, kind)
+    mixed = torch.cat([steps, table[network.num_classes][None]])
     view = copy.copy(network)
     view._modules = {**network._modules, "label_embed": nn.Embedding.from_pretrained(mixed)}
     view.num_classes = frames
@@ -139,7 +160,8 @@ def blended(network: nn.Module, labels: tuple[int, int], frames: int, kind: Kind
 def together(streams: Mapping[str, Iterator[api.Preview]]) -> Iterator[dict[str, api.Preview]]:
     """Several samplings step by step beside each other: the newest preview of each, until all are done.
 
-    Closing this closes all of them. Models with latents of one shape start from the same noise when their seeds agree.
+    Closing this closes all of them. Models with latents of one shape start from the same noise when their
+    seeds agree.
     """
     newest: dict[str, api.Preview] = {}
     with ExitStack() as stack:
