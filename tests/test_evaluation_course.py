@@ -67,9 +67,9 @@ def test_every_page_leaves_out_points_of_other_protocols(mixed, tmp_path):
     text = compare_page.markdown(found, "vfmlab compare", "Title")
     assert "99" not in text
     assert "Left out: points that were logged under another protocol, or by a version that kept no hash (2 of `mixed`)" in text
-    page = compare_page.page(found, "vfmlab compare", "Title")
-    assert "99.0" not in page
-    for figure in (leaderboard.convergence(found, "gfd"), figures.convergence([other, mixed, run(tmp_path / "third", (16, 1.0, "a"))])):
+    third = run(tmp_path / "third", (16, 1.0, "a"))
+    drawn = [*compare_page.over_training(found), leaderboard.convergence(found, "gfd"), figures.convergence([other, mixed, third])]
+    for figure in drawn:
         values = [v for trace in figure.data for v in trace.y]
         assert 99.0 not in values
         assert values

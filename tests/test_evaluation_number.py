@@ -58,6 +58,11 @@ def test_damaged_reports_are_none(tmp_path, damage):
     assert number.read(tmp_path / "none.json") is None
 
 
+def test_plain_numbers_say_that_they_have_no_protocol():
+    """What reads points of a sweep asks for both fields."""
+    assert Number(1.0).as_json() == Number(1.0).entry() == {"value": 1.0, "protocol": None}
+
+
 def test_a_number_that_is_not_finite_is_absent():
     one = Number.from_json("psnr", {"value": math.nan, "protocol": "p"})
     assert one.absent

@@ -29,7 +29,7 @@ def evil():
 def test_everything_is_escaped():
     text = evil().html()
     assert "<script>" not in text
-    assert text.count("&lt;script&gt;") == 18
+    assert text.count("&lt;script&gt;") >= 18
     assert f"<b>{EVIL[:1]}" not in text
     assert text.count("data:image/png;base64,") == 2
 

@@ -287,7 +287,7 @@ def test_files_that_are_not_there(tmp_path, notebook, capsys):
 
 def numbers(**values):
     """Entries of a result.json."""
-    return {name: {"value": v[0], "protocol": v[1], "n": 9} if isinstance(v, tuple) else {"value": v} for name, v in values.items()}
+    return {name: {"value": v[0], "protocol": v[1], "n": 9} if isinstance(v, tuple) else {"value": v, "protocol": None} for name, v in values.items()}
 
 
 def outcome(point, values):

@@ -86,9 +86,9 @@ class Number:
         return self.value is None
 
     def as_json(self) -> dict[str, Any]:
-        """A flat dict without empty fields; `value` is always there."""
+        """A flat dict without empty fields; `value` and `protocol` are always there."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "facts"}
-        return {k: v for k, v in named.items() if v not in (None, "") or k == "value"} | dict(self.facts)
+        return {k: v for k, v in named.items() if v not in (None, "") or k in ("value", "protocol")} | dict(self.facts)
 
     def entry(self) -> dict[str, Any]:
         """:meth:`as_json` without what the registry says of it."""
