@@ -193,7 +193,7 @@ def sizes(row: Row) -> dict[str, Any]:
 
     trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands apart.
     """
-    tokenizer = plan.empty_tokenizer(row.run)
+    (tokenizer,) = plan.empty_tokenizers(row.run.tokenizer_phase)
     stages = [phase for phase in row.tokenizers if phase.imported is None]  # that one is not trained
     globs = {glob for phase in stages for glob in phase.trains}
     counts = {name: p.numel() for name, p in tokenizer.named_parameters()}
