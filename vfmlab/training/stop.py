@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -42,13 +42,14 @@ class Stop:
         if not waits or (again and number == signal.SIGINT):
             self.raise_now()
 
+    def terminating(self) -> AbstractContextManager[None]:
+        """SIGTERM becomes SystemExit 143 all the while, so that `finally` clauses run."""
+        return self._handler(signal.SIGTERM)
+
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay its own.
-
-        SIGTERM becomes SystemExit all the while, so that `finally` clauses run.
-        """
-        with self._handler(signal.SIGTERM), self._turn:
+        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay its own."""
+        with self.terminating(), self._turn:
             self._begin_turn()
             yield
 
