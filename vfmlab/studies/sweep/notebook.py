@@ -186,7 +186,8 @@ def execute(
     import papermill
     from traitlets.config import Config
 
-    transport = {"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}}  # sockets that are only ours
+    # sockets that only this user opens
+    transport = {"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}}
     options = {"progress_bar": False, "kernel_name": kernel, "config": Config(transport)}
     try:
         return papermill.execute_notebook(source, target, dict(parameters), **options)
