@@ -91,19 +91,23 @@ def test_what_failed_before_is_left_or_tried_again(tmp_path):
 
 
 class Interrupting(io.StringIO):
-    """A stream whose reader presses Ctrl-C when the first line about progress comes."""
+    """A stream whose reader sends a signal when the first line about progress comes."""
+
+    number = signal.SIGINT
 
     def write(self, text):
         if "0 of 1 done; row" in text:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), self.number)
         return super().write(text)
 
 
-def test_ctrl_c_saves_and_the_next_start_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(Interrupting, "number", number)
     monkeypatch.setattr(executor, "EVERY", 0.0)
     run = api.resolve("tiny_plain_vae", {**SMALL, "train.samples": 100_000}).phases()[:1]
     nodes = executor.phase_nodes(run, tmp_path, "row")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
         executor.run(nodes, 1, stream=Interrupting())
     status = runs.RunDir(tmp_path / run[0].id).status()
     assert (status.state, status.message) == ("interrupted", "stopped by hand; start the run again to go on")

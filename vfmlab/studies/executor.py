@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ from vfmlab import api, config, runs
 from vfmlab.errors import RunBusy, Stopped, TrainingError, VfmlabError
 from vfmlab.studies.cluster import connect
 from vfmlab.training.progress import clock
-from vfmlab.training.stop import Stop
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -205,8 +204,21 @@ def run(
     """
     graph = _Graph(stream or sys.stderr, more, done)
     graph.first = list(nodes)
-    with Stop().terminating(), connect(cluster, jobs, len(graph.first)) as client:
+    with _terminating(), connect(cluster, jobs, len(graph.first)) as client:
         return graph.run(client)
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends a study as Ctrl-C does: with SystemExit, so that what is being trained is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @dataclass
