@@ -21,7 +21,6 @@ from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
-from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.weights import io
 
@@ -235,6 +234,8 @@ def load_diffusion(
     Raises:
         ConfigError: `decoder` has other latents.
     """
+    from vfmlab.training.repa_e import Tuned  # brings accelerate, which reading a config must not wait for
+
     folder = runs.open_run(ref, root, kind="diffusion")
     run = folder.config()
     if run.diffusion is None:
