@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfmlab import api, config, presets
@@ -91,6 +92,165 @@ def test_assignments_and_overrides_agree(samples, lr, flip):
     items = [f"train.samples={samples}", f"train.lr={lr!r}", f"data.flip={json.dumps(flip)}"]
     changed = config.override(run, config.parse_assignments(items))
     assert (changed.train.samples, changed.train.lr, changed.data.flip) == (samples, lr, flip)
+
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz_.:/0123456789\u00e9\u4e2d \n'\"{}[]", max_size=24)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2), max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=2))
+def test_whatever_is_overridden_the_answer_is_a_recipe_or_one_line(values):
+    for changes in (values, {f"{section}.{name}": value for name, value in values.items() for section in ("train", "losses")}):
+        message = ""
+        try:
+            changed = config.override(presets.get("tiny_plain_vae"), changes)
+        except VfmlabError as error:
+            message = str(error)
+        else:
+            assert config.parse(json.loads(changed.model_dump_json())).id == changed.id
+        assert "\n" not in message
+        assert len(message) < 1500
+
+
+LEAVES = {"train.lr": st.floats(1e-8, 1), "seed": st.integers(0, 2**40), "trains": st.lists(st.sampled_from(["decoder.*", "*"]), min_size=1),
+          "losses.l2": st.floats(0.1, 5), "diffusion.class_dropout": st.floats(0, 1), "data.flip": st.booleans(),
+          "train.evaluate_at": st.lists(st.integers(1, 64), max_size=3), "vfm": st.none()}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({}, optional=LEAVES))
+def test_overrides_round_trip(values):
+    """As a dict, as its JSON, one by one, and read again from the JSON of the result: always the same recipe."""
+    recipe = presets.get("tiny_plain_vae")
+    changed = config.override(recipe, values)
+    assert changed == config.override(recipe, json.dumps(values)) == config.override(changed, values)
+    assert config.parse(json.loads(changed.model_dump_json())) == changed
+    one_by_one = recipe
+    for name, value in values.items():
+        one_by_one = config.override(one_by_one, config.parse_assignments([f"{name}={json.dumps(value)}"]))
+    assert one_by_one.id == changed.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train.batch": 10**9}, ["train.batch", "65536"]),
+        ({"data.size": 10**6}, ["data.size", "8192"]),
+        ({"data.train": 10**18}, ["data.train"]),
+        ({"data.val": 10**18}, ["data.val"]),
+        ({"data.val": 1}, ["data.val", "greater than or equal to 2"]),
+        ({"tokenizer.channels": 10**7}, ["tokenizer.channels", "16384"]),
+        ({"train.samples": 10**5000}, ["train.samples", "too large"]),
+        ({"train.samples": int("9" * 25)}, ["train.samples", "too large"]),
+        ({"train.betas": [0.9, 1.0]}, ["train.betas", "less than 1"]),
+        ({"train.betas": [-0.1, 0.9]}, ["train.betas", "greater than or equal to 0"]),
+        ({"losses.adversarial": {"weight": 1, "betas": [0, 2]}}, ["losses.adversarial.betas", "less than 1"]),
+        ({"name": "n" * 300}, ["name", "at most 160"]),
+        ({"losses": {"l1:a/b": 1.0}}, ["l1:a/b", "TERM:LABEL"]),
+        ({"losses": {"l1:a.b": 1.0}}, ["l1:a.b", "TERM:LABEL"]),
+        ({"losses": {"l1:" + "a" * 300: 1.0}}, ["TERM:LABEL"]),
+        ({"stages": [{"name": "one", "losses": {"l1:../x": 1.0}}]}, ["l1:../x", "TERM:LABEL"]),
+        ({"stages": [{"name": "s" * 99}]}, ["stages.0.name", "at most 40"]),
+        ({"protocol.guidance.interval": [0.9, 0.1]}, ["interval", "low <= high"]),
+        ({"diffusion.alignment": {"block": 99}}, ["alignment.block 99", "blocks 1 to 2"]),
+        ({"train.guard_explode": 5.0}, ["train.guard_explode", "no longer there", "1000.0"]),
+        ({"train.lr": math.nan}, ["train.lr"]),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused_before_anything_is_built(run, changes, words):
+    with pytest.raises(VfmlabError) as caught:
+        config.override(run, changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    for word in words:
+        assert word in message
+
+
+def test_dropped_fields_stay_in_the_json_and_in_the_id(run):
+    """What an earlier version wrote opens, and has the id that it had then."""
+    tree = json.loads(run.model_dump_json())
+    assert tree["train"]["guard_explode"] == 1e3
+    assert "guard_explode" not in config.Train.model_fields
+    assert config.parse(tree).id == run.id
+    del tree["train"]["guard_explode"]
+    assert config.parse(tree).id == run.id
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_config_files_in_every_encoding_of_unicode(run, tmp_path, encoding):
+    (tmp_path / "run.json").write_bytes(run.model_dump_json().encode(encoding))
+    assert api.resolve(str(tmp_path / "run.json")) == run
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bytes(range(256)), "not text"), (b"[" * 1000 + b"]" * 1000, "levels deep"), (b'{"a":' * 1000 + b"1" + b"}" * 1000, "levels deep"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "digits"), (b"", "not JSON"), (b"[1]", "list"), (b'{"seed": NaN}', "NaN"),
+    ],
+)  # fmt: skip
+def test_config_files_that_are_none_are_one_line(tmp_path, content, words):
+    (tmp_path / "run.json").write_bytes(content)
+    for read in (lambda: api.resolve(tmp_path / "run.json"), lambda: api.resolve("tiny_vfm_vae", content.decode("latin-1") or "[0]")):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=words):
+        api.resolve(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000, "NaN", "1e999", "{", '"'])
+def test_assignments_of_anything_are_a_recipe_or_one_line(run, text):
+    with pytest.raises(ConfigError) as caught:
+        config.override(run, config.parse_assignments([f"train.samples={text}"]))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_relative_source_is_another_one_in_another_folder(tmp_path, monkeypatch):
+    ids = {}
+    for name in ("one", "two"):
+        (tmp_path / name / "pictures").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        recipe = api.resolve("tiny_vfm_vae", {"data.source": "folder:pictures"})
+        assert recipe.data.source == f"folder:{tmp_path / name / 'pictures'}"
+        assert api.resolve("tiny_vfm_vae", {"data": {"source": "folder:./pictures/"}}) == recipe
+        ids[name] = recipe.id
+    assert ids["one"] != ids["two"]
+    drawn = api.resolve("tiny_vfm_vae", {"data.source": "scenes:easy"})
+    assert drawn.id == presets.get("tiny_vfm_vae").id
+    assert api.resolve("tiny_vfm_vae", {"data.source": "hf:user/name"}).data.source == "hf:user/name"
+    assert api.resolve(recipe.last) == recipe
+
+
+def test_home_is_expanded_wherever_a_path_comes_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    changed = api.resolve("tiny_vfm_vae", {"data.source": "parquet:~/images", "vfm": {"weights": "~/w.safetensors"}})
+    assert changed.data.source == f"parquet:{tmp_path}/images"
+    assert changed.vfm.weights == f"{tmp_path}/w.safetensors"
+    (tmp_path / "run.json").write_text(changed.model_dump_json())
+    assert api.resolve("~/run.json") == changed
+
+
+def test_two_sources_of_the_seed_are_refused():
+    assert api.resolve("tiny_vfm_vae", {"seed": 3}).seed == 3
+    assert api.resolve("tiny_vfm_vae", {"seed": 3}, seed=0).seed == 3, "0 is the preset's own: a notebook's default"
+    assert api.resolve("tiny_vfm_vae", {"seed": 3}, seed=3).seed == 3
+    assert api.resolve("tiny_vfm_vae", seed=2).seed == 2
+    with pytest.raises(ConfigError, match="seed = 2, and overrides say seed = 3"):
+        api.resolve("tiny_vfm_vae", {"seed": 3}, seed=2)
+
+
+@pytest.mark.parametrize("features", ["inceptoin", "judge:nothing_here"])
+def test_a_feature_space_that_is_not_there_is_refused_before_the_first_step(tmp_path, features):
+    with pytest.raises(VfmlabError):
+        list(api.train("tiny_vfm_vae", tmp_path, {"protocol.features": features}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_assignments_need_a_sign():

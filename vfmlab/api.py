@@ -59,7 +59,7 @@ def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed:
             return config.override(described, values)
         return presets.get(str(described), values)
 
-    values = config.parse_overrides(overrides)
+    values = config.located(config.parse_overrides(overrides))
     if seed is not None and seed != values.setdefault("seed", seed) and seed != with_({}).seed:
         raise ConfigError(f"seed = {seed}, and overrides say seed = {values['seed']}; give one of them")
     return with_(values)

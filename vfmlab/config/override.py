@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vfmlab.config.files import absolute_source, parse_json
+from vfmlab.config.files import absolute_source, expand, parse_json
 from vfmlab.config.recipe import Phase, Recipe, Stage
 from vfmlab.config.schema import loss_config
 from vfmlab.errors import ConfigError, nearest
@@ -37,6 +37,23 @@ def parse_overrides(values: dict[str, Any] | str | None) -> dict[str, Any]:
     return dict(values or {})
 
 
+def located(values: dict[str, Any]) -> dict[str, Any]:
+    """Overrides as they are meant in this folder: paths absolute and without `~`, so that two folders are two runs."""
+
+    def absolute(name: str, value: Any) -> Any:
+        field = name.rpartition(".")[2]
+        if isinstance(value, dict):
+            return {key: absolute(str(key), inner) for key, inner in value.items()}
+        if not isinstance(value, str) or value in ("pretrained", "random"):
+            return value
+        if field == "source":
+            return absolute_source(value)
+        local = field in ("weights", "pretrained") and (value.startswith("~") or os.path.exists(value))
+        return os.path.abspath(expand(value)) if local else value
+
+    return absolute("", values)
+
+
 def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "tokenizer.channels": 8}`.
 
@@ -50,7 +67,7 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
         return override(config.recipe, values).last
     tree = config.model_dump(mode="json")
     for dotted, value in values.items():
-        *path, last = dotted.split(".")
+        *path, last = str(dotted).split(".")
         node = tree
         for depth, key in enumerate(path):
             if path[max(0, depth - 1) : depth] == ["losses"] and key.partition(":")[0] in LOSSES:
@@ -74,8 +91,6 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
             node[last] = {**node[last], **value}
         else:
             node[last] = value
-    if {"data", "data.source"} & values.keys() and isinstance(tree["data"], dict):
-        tree["data"]["source"] = absolute_source(tree["data"].get("source"))
     return parse(tree, "overrides")
 
 
@@ -85,10 +100,10 @@ def parse_assignments(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, sign, text = item.partition("=")
         if not sign or not key:
-            raise ConfigError(f"--set: '{item}' is not of the form field=value, for example train.samples=50000")
+            raise ConfigError(f"--set: {brief(item)} is not of the form field=value, for example train.samples=50000")
         try:
-            values[key] = json.loads(text)
-        except json.JSONDecodeError:
+            values[key] = parse_json(text, object)
+        except ValueError:
             values[key] = text
     return values
 

@@ -47,7 +47,7 @@ class Stage(Section):
     the runs of these.
     """
 
-    name: str = Field(..., pattern=r"^[a-z][a-z0-9]*$")
+    name: str = Field(..., pattern=r"^[a-z][a-z0-9]*$", max_length=40)
     trains: tuple[str, ...] | None = Field(None, description="globs on parameter names; null: as before")
     losses: dict[str, Any] = Field({}, description="term -> weight, or its fields that change; weight 0 removes the term")
     equivariance: dict[str, Any] = Field({}, description="fields that change")
@@ -57,7 +57,7 @@ class Stage(Section):
 class Recipe(Section):
     """A whole pipeline; `phases()` lists what is trained, first to last."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=160)
     tier: Literal["tiny", "pocket", "small", "paper"] = "pocket"
     seed: int = 0
     data: Data = Data()

@@ -9,17 +9,57 @@ from the section here; the registry picks it by name, and an unknown option is r
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, Registry
 
 
 class Section(BaseModel):
-    """Base of every config section: frozen, and closed to unknown fields."""
+    """Base of every config section: frozen, and closed to unknown fields.
+
+    dropped: fields of earlier versions, at the one value that they ever had. They stay in the JSON, and so in ids; a
+    config that sets another value is refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    dropped: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for name, given in value.items():
+            parts = given if isinstance(given, list | tuple) else [given]
+            if any(isinstance(part, int) and abs(part) >= 2**63 for part in parts):
+                raise _problem(name, "the number is too large", "an integer beyond 64 bits")
+            if name in cls.dropped and given != cls.dropped[name]:
+                raise _problem(name, f"the field is no longer there, it is always {cls.dropped[name]!r}; leave it out", given)
+        return {name: given for name, given in value.items() if name not in cls.dropped}
+
+    @model_serializer(mode="wrap")
+    def _with_dropped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return handler(self) | self.dropped
+
+
+def _problem(field: str, message: str, value: Any) -> ValidationError:
+    line = {"type": "value_error", "loc": (field,), "input": value, "ctx": {"error": ValueError(message)}}
+    return ValidationError.from_exception_data("Section", [line])
 
 
 def by_name(registry: Registry, key: str) -> BeforeValidator:
@@ -50,9 +90,9 @@ class Data(Section):
     """
 
     source: str = "scenes:medium"
-    size: int = Field(32, ge=8, description="images are size x size after ADM's centre crop")
-    train: int | None = Field(None, ge=1, description="cap on training images; scenes need it")
-    val: int = Field(1000, ge=1, description="held-out images, taken from the source's own split where it has one")
+    size: int = Field(32, ge=8, le=8192, description="images are size x size after ADM's centre crop")
+    train: int | None = Field(None, ge=1, le=10**10, description="cap on training images; scenes need it")
+    val: int = Field(1000, ge=2, le=10**10, description="held-out images, taken from the source's own split where it has one")
     flip: bool = Field(False, description="random horizontal flips in training")
     image_column: str | None = Field(None, description="parquet / hf column with the image; None: found by type")
     label_column: str | None = Field(None, description="parquet / hf column with the class; None: found by name")
@@ -83,6 +123,13 @@ class TokenizerConfig(Section):
     channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
     factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
 
+    @field_validator("channels")
+    @classmethod
+    def _few(cls, channels: int) -> int:
+        if channels > 16_384:
+            raise ValueError("a latent has at most 16384 channels")
+        return channels
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -103,11 +150,17 @@ def loss_config(name: str) -> type[LossConfig]:
     return LOSSES.get(name.partition(":")[0]).Config
 
 
+LABELLED = re.compile(r"[^.:/]{1,60}(:[A-Za-z0-9_-]{1,60})?$")
+
+
 def _losses(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     chosen = {}
     for name, term in value.items():
+        if not LABELLED.match(name):
+            shown = name if len(name) < 60 else f"{name[:57]}..."
+            raise ConfigError(f"losses: '{shown}' is no name of a term; write TERM or TERM:LABEL, a label in letters, digits, _ and -")
         config = loss_config(name)
         if not isinstance(term, Section):
             try:
@@ -134,8 +187,10 @@ class Equivariance(Section):
 class Train(Section):
     """One training phase. All budgets are in samples (images) seen."""
 
+    dropped: ClassVar = {"guard_explode": 1e3}
+
     samples: int = Field(..., ge=1)
-    batch: int = Field(32, ge=1, description="global batch over all devices and accumulation steps")
+    batch: int = Field(32, ge=1, le=65_536, description="global batch over all devices and accumulation steps")
     accumulation: int = Field(1, ge=1)
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
@@ -153,7 +208,6 @@ class Train(Section):
     checkpoint_every: int = Field(8_000, ge=1)
     evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the EMA weights")
     guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
-    guard_explode: float = Field(1e3, gt=1, description="a loss this many times its running median is a bad step")
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
 
 
@@ -214,10 +268,11 @@ class Tune(Section):
     trains are `trains`, at which rate says `diffusion.train.lr_for` with globs such as "tokenizer.*".
     """
 
+    dropped: ClassVar = {"momentum": 0.1}
+
     weight: float = Field(1.5, gt=0, description="of the alignment loss as the tokenizer sees it; the network's is alignment.weight")
     trains: tuple[str, ...] = Field(("*",), description="globs on the tokenizer's parameter names")
     losses: Losses | None = Field(None, description="the tokenizer's own; null: those of its last stage")
-    momentum: float = Field(0.1, gt=0, le=1, description="of the running latent statistics, per step")
 
 
 class Diffusion(Section):
@@ -228,8 +283,8 @@ class Diffusion(Section):
     imported: Imported | None = Field(None, description="released weights in place of `train`")
     time: TimeSampling = TimeSampling()
     cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
-    class_dropout: float = Field(0.1, ge=0, le=1)
     sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
+    class_dropout: float = Field(0.1, ge=0, le=1)
     cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
     tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", description="run name whose tokenizer is taken; null: the run's own")
     alignment: Alignment | None = Field(None, description="REPA; null: off")
@@ -251,6 +306,10 @@ class Diffusion(Section):
             raise ValueError("class_token: network.token is null; set it to the width of the VFM's global token (pocket: 128)")
         if self.class_token is None and token is not None and self.train is not None:
             raise ValueError(f"network.token {token}: nothing trains it; add 'class_token', or set network.token to null")
+        sizes = getattr(self.network, "sizes", None)
+        depth = 10**9 if sizes is None else sizes[1] + getattr(self.network, "head_depth", 0)
+        if self.alignment is not None and self.alignment.block > depth:
+            raise ValueError(f"alignment.block {self.alignment.block}: the network has blocks 1 to {depth}")
         if self.tune is not None and self.alignment is None:
             raise ValueError("tune: the tokenizer is tuned through the alignment loss, which is off; add 'alignment'")
         return self
@@ -265,10 +324,17 @@ class Guidance(Section):
     token: float | None = Field(None, ge=0, description="scale for the class token of networks that have one; None: as the latents")
 
     @model_validator(mode="after")
+<<<<<<< HEAD
     def _forward(self) -> Guidance:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: noise)")
+=======
+    def _ordered(self) -> Guidance:
+        low, high = self.interval
+        if not low <= high:
+            raise ValueError(f"guidance.interval ({low:g}, {high:g}) is empty; give low <= high (t = 0 is data)")
+>>>>>>> 663a2a5 (Config: what cannot be is refused before anything is built; dropped fields stay in ids; paths in overrides are absolute)
         return self
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -64,6 +64,8 @@ class VFMVAE(Tokenizer):
     """
 
     class Config(config.TokenizerConfig):
+        dropped: ClassVar = {"beta": 0.25, "entropy_temperature": 0.01}
+
         method: Literal["vfm_vae"] = "vfm_vae"
         channels: int = Field(32, ge=1, description="latent channels")
         factor: int = Field(16, ge=1, description="spatial down-sampling")
@@ -77,8 +79,6 @@ class VFMVAE(Tokenizer):
         discrete: bool = Field(False, description="multi-codebook quantiser in place of the Gaussian; `kl` is not used")
         codebooks: int = Field(8, ge=1)
         vocabulary: int = Field(32768, ge=2, description="entries of all codebooks together")
-        beta: float = Field(0.25, ge=0, description="weight of the commitment term in the codebook loss")
-        entropy_temperature: float = Field(0.01, gt=0)
         alignment_width: int = Field(
             0, ge=0, description="of the frozen alignment map in released weights; the loss `vf` has its own"
         )
@@ -118,9 +118,7 @@ class VFMVAE(Tokenizer):
         gaussian = config.kl and not config.discrete
         self.final_projection = project(gathered, 2 * channels if gaussian else channels)
         self.quantizer = (
-            MultiCodebookQuantizer(
-                channels, config.vocabulary, config.codebooks, config.beta, config.entropy_temperature
-            )
+            MultiCodebookQuantizer(channels, config.vocabulary, config.codebooks)
             if config.discrete
             else None
         )

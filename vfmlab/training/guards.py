@@ -14,6 +14,7 @@ from typing import Any
 from vfmlab.config import Train
 from vfmlab.errors import TrainingError
 
+EXPLODE = 1e3  # a loss this many times its running median is a bad step
 WINDOW, ENOUGH = 101, 8  # losses the running median is taken over, and from how many on it is trusted
 
 
@@ -24,7 +25,7 @@ class Guard:
     """
 
     def __init__(self, train: Train):
-        self.patience, self.explode = train.guard_patience, train.guard_explode
+        self.patience, self.explode = train.guard_patience, EXPLODE
         self.clip, self.lr, self.precision = train.clip, train.lr, train.precision
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.in_a_row = 0

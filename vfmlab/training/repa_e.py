@@ -29,6 +29,8 @@ from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.objective import TokenizerObjective
 
+MOMENTUM = 0.1  # of the running latent statistics, per step
+
 
 class Tuned(nn.Module):
     """A diffusion network and the tokenizer that is tuned with it: one module, so one checkpoint (`network.*`, `tokenizer.*`)."""
@@ -119,7 +121,7 @@ class TunedObjective(nn.Module):
         if PartialState().num_processes > 1:
             first, second = reduce(first, "mean"), reduce(second, "mean")
         variance = (second - first.square()).clamp_min(1e-8)
-        self.weights.tokenizer.move_statistics(first, variance, self.config.tune.momentum)
+        self.weights.tokenizer.move_statistics(first, variance, MOMENTUM)
 
 
 def trains(tune: Tune) -> tuple[str, ...]:
