@@ -35,6 +35,30 @@ def test_a_preset_says_what_to_know_before_it_is_started(name):
     assert (recipe.name, recipe.tier) == (name, row.tier)
 
 
+# Runs of earlier versions are found by these.
+IDS = {
+    "tiny_vfm_vae_stages": "880b4b0c 43384556 5c6d3003 4673707c 2a3afd0e",
+    "tiny_va_vae": "e05ec853 ffb327c0",
+    "tiny_vfm_vae_ddt": "3be50a49 43c5772f",
+    "tiny_plain_vae_repa_e": "a7a3e4e0 aae3a85f",
+    "pocket_vfm_vae": "1e929b51 82438ee8",
+    "pocket_vfm_vae_discrete": "cf4b3006 b8f8d7de",
+    "pocket_vfm_vae_last_layer": "520e21c3 8cc9b638",
+    "pocket_aligntok": "75da1b0a bf58cda0 f91a4749 f4164e24",
+    "pocket_rae": "ea0072ac 7d68de3f",
+    "pocket_judge": "887d4852",
+    "small_vfm_vae_joint": "202665d0 3e822bfa 384c45f1 0bdb55a4 b981daa9",
+    "paper_vfm_vae_joint": "dd483d46 249a0ace 8a5eb724 41ca5719 0f6fc34e",
+    "paper_fae": "a6adb6dc 8f588414 1821e712",
+    "paper_sd_vae": "d9af9d11 776a24f6",
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_presets_stay(name):
+    assert [phase.id.rpartition("-")[2] for phase in presets.get(name).phases()] == IDS[name].split()
+
+
 @pytest.mark.parametrize("name", [name for name in presets.names() if presets.row(name).of and not presets.row(name).config])
 def test_a_preset_that_is_another_with_variants_is_the_same_run(name):
     assert presets.get(presets.row(name).of).id == presets.get(name).id

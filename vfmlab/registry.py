@@ -1,7 +1,7 @@
 """Name -> class, one table per kind of part. A new part is one new file that registers itself.
 
-A registry knows the package its parts live in and imports that package's modules on the first look-up, so that adding
-a file is enough to add a part, and `import vfmlab` stays cheap.
+A registry knows the package its parts live in and imports that package's modules on the first look-up, so
+that adding a file is enough to add a part, and `import vfmlab` stays cheap.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Registry:
         def keep(thing: T) -> T:
             old = self._table.get(name)
             if old is not None and getattr(old, "__qualname__", None) != getattr(thing, "__qualname__", None):
-                raise ConfigError(f"{self.what} '{name}' is registered twice: {old!r} and {thing!r}; rename one of them")
+                raise ConfigError(
+                    f"{self.what} '{name}' is registered twice: {old!r} and {thing!r}; rename one of them"
+                )
             self._table[name] = thing
             thing.registered_name = name
             return thing
@@ -64,7 +66,9 @@ class Registry:
     def _fill(self) -> None:
         if self._filled:
             return
-        self._filled = True  # first, so that a part may look another one up while the package is being imported
+        self._filled = (
+            True  # first, so that a part may look another one up while the package is being imported
+        )
         try:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):

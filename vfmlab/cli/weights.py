@@ -47,7 +47,7 @@ def import_(
     run = import_release.draft(release, changes, root, tokenizer)
     for _ in watch(import_release.import_run(run, root, statistics_from=statistics, release=release), progress):
         pass
-    following = ["sample" if run.kind == "diffusion" else "eval", run.id, *root_flag(root)]
+    following = ["eval" if run.diffusion is None else "sample", run.id, *root_flag(root)]
     print(f"imported {run.id} in {root}\nnext: {shlex.join(['vfmlab', *following])}")
     return 0
 

@@ -1,7 +1,7 @@
 """The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their phases."""
 
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
-from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, digest, kind_of
+from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of
 from vfmlab.config.schema import (
     VFM,
     Alignment,
@@ -29,6 +29,6 @@ from vfmlab.config.schema import (
 __all__ = [
     "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
     "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "Recipe", "Sampler",
-    "Section", "Stage", "TimeSampling", "TokenizerConfig", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
+    "Section", "Stage", "TimeSampling", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
     "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

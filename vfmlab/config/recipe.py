@@ -1,10 +1,12 @@
-"""What is described and what is trained: a :class:`Recipe` is a whole pipeline, a :class:`Phase` one unit of its training.
+"""What is described and what is trained: a :class:`Recipe` is a whole pipeline, a :class:`Phase` one unit of
+its training.
 
     images -> tokenizer (in one or several stages) -> latents -> diffusion -> samples
 
-A recipe is plain JSON, and the same JSON always gives the same id. `recipe.phases()` lists what is trained one after the
-other; each phase has an id and a run directory of its own, so that two recipes that differ only in their diffusion
-section, or in a later stage, share what comes before. The sections are in `vfmlab/config/schema.py`.
+A recipe is plain JSON, and the same JSON always gives the same id. `recipe.phases()` lists what is trained
+one after the other; each phase has an id and a run directory of its own, so that two recipes that differ only
+in their diffusion section, or in a later stage, share what comes before. The sections are in
+`vfmlab/config/schema.py`.
 """
 
 from __future__ import annotations
@@ -42,14 +44,16 @@ Kind = Literal["pretrain", "tokenizer", "diffusion"]
 class Stage(Section):
     """One stage of a tokenizer's training: its name, and only what differs from the stage before.
 
-    The first differs from the recipe's own fields. Each stage is a phase `<name>_<stage>` whose parent is the stage
-    before; it starts from that one's averaged weights, with a fresh optimiser. Recipes with the same first stages share
-    the runs of these.
+    The first differs from the recipe's own fields. Each stage is a phase `<name>_<stage>` whose parent is the
+    stage before; it starts from that one's averaged weights, with a fresh optimiser. Recipes with the same
+    first stages share the runs of these.
     """
 
     name: str = Field(..., pattern=r"^[a-z][a-z0-9]*$", max_length=40)
     trains: tuple[str, ...] | None = Field(None, description="globs on parameter names; null: as before")
-    losses: dict[str, Any] = Field({}, description="term -> weight, or its fields that change; weight 0 removes the term")
+    losses: dict[str, Any] = Field(
+        {}, description="term -> weight, or its fields that change; weight 0 removes the term"
+    )
     equivariance: dict[str, Any] = Field({}, description="fields that change")
     train: dict[str, Any] = Field({}, description="fields that change; counts are images of this stage")
 
@@ -67,8 +71,12 @@ class Recipe(Section):
     equivariance: Equivariance = Equivariance()
     trains: tuple[str, ...] = Field(("*",), description="globs on parameter names; the VFM is always frozen")
     train: Train | None = None
-    stages: tuple[Stage, ...] = Field((), description="of the tokenizer's training; none: one, the fields above")
-    stage: int | None = Field(None, ge=0, description="in a run's config: the last of `stages`; null: a whole recipe")
+    stages: tuple[Stage, ...] = Field(
+        (), description="of the tokenizer's training; none: one, the fields above"
+    )
+    stage: int | None = Field(
+        None, ge=0, description="in a run's config: the last of `stages`; null: a whole recipe"
+    )
     imported: Imported | None = None
     diffusion: Diffusion | None = None
     pretrain: Pretrain | None = None
@@ -77,11 +85,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
         if self.imported is not None and self.train is not None and not self.stages:
-            raise ValueError("imported weights are trained further in stages: move 'train' into one of 'stages', or leave it out")
+            raise ValueError(
+                "imported weights are trained further in stages: move 'train' into one of 'stages', or leave it out"
+            )
         if self.train is None and self.imported is None:
             raise ValueError("field 'train' is missing: every run needs a training budget")
         if (self.tokenizer is None) == (self.pretrain is None):
-            raise ValueError("a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, judge)")
+            raise ValueError(
+                "a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, judge)"
+            )
         if self.tokenizer is not None and self.data.size % self.tokenizer.factor:
             size, over = self.data.size, self.data.size % self.tokenizer.factor
             raise ValueError(
@@ -101,8 +113,15 @@ class Recipe(Section):
         return self
 
     def settings(self, stage: int | None) -> Settings:
-        """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the first."""
-        settings = {"trains": self.trains, "equivariance": self.equivariance, "train": self.train, "losses": self.losses}
+        """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the
+        first.
+        """
+        settings = {
+            "trains": self.trains,
+            "equivariance": self.equivariance,
+            "train": self.train,
+            "losses": self.losses,
+        }
         if stage is None:
             return Settings.model_construct(**settings)
         tree = {name: part.model_dump() for name, part in settings.items() if isinstance(part, Section)}
@@ -110,7 +129,10 @@ class Recipe(Section):
         settings |= {"train": {}} | tree
         for i, change in enumerate(self.stages[: stage + 1]):
             for name, term in change.losses.items():
-                losses[name] = {**losses.get(name, {}), **(term if isinstance(term, dict) else {"weight": term})}
+                losses[name] = {
+                    **losses.get(name, {}),
+                    **(term if isinstance(term, dict) else {"weight": term}),
+                }
             settings["trains"] = settings["trains"] if change.trains is None else change.trains
             settings["equivariance"] = {**settings["equivariance"], **change.equivariance}
             settings["train"] = {**settings["train"], **change.train}
@@ -118,19 +140,24 @@ class Recipe(Section):
                 valid = Settings.model_validate(settings | {"losses": losses})
             except ValidationError as error:
                 raise under("stages", under(str(i), error)) from None
-            losses = {name: term for name, term in losses.items() if name in valid.losses}  # a removed term begins anew
+            losses = {
+                name: term for name, term in losses.items() if name in valid.losses
+            }  # a removed term begins anew
         return valid
 
     @property
     def id(self) -> str:
         """`<name>-<hash8>`. The protocol is left out of the hash: it decides numbers, not weights.
 
-        So is what is null: a field that a later version adds as null by default leaves the ids of earlier runs alone.
+        So is what is null: a field that a later version adds as null by default leaves the ids of earlier
+        runs alone.
         """
         return f"{self.name}-{digest(self.model_dump(mode='json', exclude={'protocol'}, exclude_none=True))}"
 
     def phases(self) -> list[Phase]:
-        """What is trained, first to last: [imported weights], the tokenizer's stages, [diffusion]; or a pretraining."""
+        """What is trained, first to last: [imported weights], the tokenizer's stages, [diffusion]; or a
+        pretraining.
+        """
         if self.pretrain is not None:
             return [PretrainPhase(self)]
         bare = self.model_copy(update={"diffusion": None})
@@ -139,12 +166,27 @@ class Recipe(Section):
             name = self.diffusion.tokenizer_of
         parts: list[Recipe] = []
         if self.imported is not None:
-            fresh = {"trains": ("*",), "losses": {}, "equivariance": Equivariance(), "train": None, "stages": (), "stage": None}
-            parts.append(bare.model_copy(update={"name": f"{name.removesuffix('_imported')}_imported", **fresh}))
+            fresh = {
+                "trains": ("*",),
+                "losses": {},
+                "equivariance": Equivariance(),
+                "train": None,
+                "stages": (),
+                "stage": None,
+            }
+            parts.append(
+                bare.model_copy(update={"name": f"{name.removesuffix('_imported')}_imported", **fresh})
+            )
         for i, stage in enumerate(self.stages):
-            parts.append(bare.model_copy(update={"name": f"{name}_{stage.name}", "stages": self.stages[: i + 1], "stage": i}))
+            parts.append(
+                bare.model_copy(
+                    update={"name": f"{name}_{stage.name}", "stages": self.stages[: i + 1], "stage": i}
+                )
+            )
         if not parts:
-            parts.append(bare if self.diffusion is None else bare.model_copy(update={"name": f"{name}_tokenizer"}))
+            parts.append(
+                bare if self.diffusion is None else bare.model_copy(update={"name": f"{name}_tokenizer"})
+            )
         phases: list[Phase] = []
         for part in parts:
             phases.append(TokenizerPhase(part, phases[-1] if phases else None))
@@ -157,7 +199,9 @@ class Recipe(Section):
 
     @property
     def tokenizer_phase(self) -> Phase | None:
-        """The phase that ends with this pipeline's tokenizer: its last stage, or imported weights; None: a pretraining."""
+        """The phase that ends with this pipeline's tokenizer: its last stage, or imported weights; None: a
+        pretraining.
+        """
         return self.last.tokenizer_phase
 
 

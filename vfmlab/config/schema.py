@@ -1,10 +1,12 @@
-"""The sections of a config that stand on their own: data, VFM, training, diffusion, protocol; frozen, nothing unknown allowed.
+"""The sections of a config that stand on their own: data, VFM, training, diffusion, protocol; frozen, nothing
+unknown allowed.
 
-Budgets (`samples`, `*_every`, `warmup`, `ema_halflife`) are counted in training images seen, never in steps, so that
-batch size and number of devices do not change what a config means.
+Budgets (`samples`, `*_every`, `warmup`, `ema_halflife`) are counted in training images seen, never in steps,
+so that batch size and number of devices do not change what a config means.
 
-Parts that bring their own options (tokenizers, decoders, losses, diffusion networks) declare a nested `Config` derived
-from the section here; the registry picks it by name, and an unknown option is refused like any unknown field.
+Parts that bring their own options (tokenizers, decoders, losses, diffusion networks) declare a nested
+`Config` derived from the section here; the registry picks it by name, and an unknown option is refused like
+any unknown field.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from vfmlab.registry import DECODERS, LOSSES, NETWORKS, Registry
 class Section(BaseModel):
     """Base of every config section: frozen, and closed to unknown fields.
 
-    dropped: fields of earlier versions, at the one value that they ever had. They stay in the JSON, and so in ids; a
-    config that sets another value is refused.
+    dropped: fields of earlier versions, at the one value that they ever had. They stay in the JSON, and so in
+    ids; a config that sets another value is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,7 +80,9 @@ def by_name(registry: Registry, key: str) -> BeforeValidator:
 
 
 def under(key: str, error: ValidationError) -> ValidationError:
-    """`error` with `key` put before the place of each of its complaints, so that a message names the whole path."""
+    """`error` with `key` put before the place of each of its complaints, so that a message names the whole
+    path.
+    """
     lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])} for line in error.errors(include_url=False)]
     return ValidationError.from_exception_data(error.title, lines)
 
@@ -86,7 +90,8 @@ def under(key: str, error: ValidationError) -> ValidationError:
 class Data(Section):
     """Where images come from and how they are cut.
 
-    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`, `wds:PATTERN`.
+    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`,
+    `wds:PATTERN`.
     """
 
     source: str = "scenes:medium"
@@ -177,7 +182,9 @@ AnyDecoder = Annotated[SerializeAsAny[DecoderConfig], by_name(DECODERS, "kind")]
 
 
 class Equivariance(Section):
-    """Equivariance regularisation of VFM-VAE: per batch either the latent or the prior path (arXiv 2510.18457, released config)."""
+    """Equivariance regularisation of VFM-VAE: per batch either the latent or the prior path (arXiv
+    2510.18457, released config).
+    """
 
     p_latent: float = Field(0.0, ge=0, le=1, description="chance that latent and target are scaled / rotated alike; 0: off")
     p_prior: float = Field(0.0, ge=0, le=1, description="otherwise, chance that the input is down-scaled before encoding")
@@ -227,7 +234,9 @@ class NetworkConfig(Section):
 
 
 class Imported(Section):
-    """Weights released by others; see `vfmlab.weights`. They are not trained: `vfmlab import NAME` makes the run."""
+    """Weights released by others; see `vfmlab.weights`. They are not trained: `vfmlab import NAME` makes the
+    run.
+    """
 
     name: str = Field(..., description="entry of the table of released weights")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
@@ -236,8 +245,8 @@ class Imported(Section):
 class Alignment(Section):
     """REPA (arXiv 2410.06940): tokens after an early block are read out to the patch tokens of a frozen VFM.
 
-    iREPA is `projector=conv` with `spatial_norm`: targets lose `spatial_norm` times their mean over places and are divided by
-    their spread over places.
+    iREPA is `projector=conv` with `spatial_norm`: targets lose `spatial_norm` times their mean over places
+    and are divided by their spread over places.
     """
 
     vfm: VFM = Field(VFM(), description="the target; its `layers` are not read")
@@ -253,7 +262,9 @@ class Alignment(Section):
 
 
 class ClassToken(Section):
-    """REG (arXiv 2507.01467): the global token of a frozen VFM is denoised beside the latents, by networks with a `token`."""
+    """REG (arXiv 2507.01467): the global token of a frozen VFM is denoised beside the latents, by networks
+    with a `token`.
+    """
 
     vfm: VFM = Field(VFM(), description="whose global token; its `layers` are not read")
     weight: float = Field(0.03, ge=0, description="of the token's velocity loss")
@@ -262,10 +273,12 @@ class ClassToken(Section):
 
 
 class Tune(Section):
-    """REPA-E (arXiv 2504.10483): the tokenizer learns on through the alignment loss while diffusion is trained.
+    """REPA-E (arXiv 2504.10483): the tokenizer learns on through the alignment loss while diffusion is
+    trained.
 
-    The diffusion loss stops at the latents; the alignment loss and the tokenizer's own losses reach the tokenizer. What of it
-    trains are `trains`, at which rate says `diffusion.train.lr_for` with globs such as "tokenizer.*".
+    The diffusion loss stops at the latents; the alignment loss and the tokenizer's own losses reach the
+    tokenizer. What of it trains are `trains`, at which rate says `diffusion.train.lr_for` with globs such as
+    "tokenizer.*".
     """
 
     dropped: ClassVar = {"momentum": 0.1}
@@ -276,7 +289,9 @@ class Tune(Section):
 
 
 class Diffusion(Section):
-    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents: trained, or imported."""
+    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents: trained,
+    or imported.
+    """
 
     network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
     train: Train | None = None
@@ -316,7 +331,9 @@ class Diffusion(Section):
 
 
 class Guidance(Section):
-    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on `channels`."""
+    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on
+    `channels`.
+    """
 
     scale: float = Field(1.0, ge=0)
     interval: tuple[float, float] = (0.0, 1.0)
@@ -348,7 +365,9 @@ class Sampler(Section):
 
 
 class Protocol(Section):
-    """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked together."""
+    """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked
+    together.
+    """
 
     n: int = Field(1000, ge=2, description="images (reconstruction) and samples (generation)")
     features: str = Field("judge", description="feature space of the Frechet and kernel distances")

@@ -29,9 +29,12 @@ class Preset:
     """One row.
 
     Args:
-        about: what it is, one sentence. config: the recipe without its name; with `of`, dotted changes to that one.
-        of: the preset with variants that it is, but for `config`. cost: what it takes once what it builds on is there.
-        result: what to expect, or what was published. ours: what no paper states. needs: packages and weights.
+        about: what it is, one sentence. config: the recipe without its name; with `of`, dotted changes to
+        that one.
+        of: the preset with variants that it is, but for `config`. cost: what it takes once what it builds on
+        is there.
+        result: what to expect, or what was published. ours: what no paper states. needs: packages and
+        weights.
     """
 
     name: str
@@ -71,7 +74,9 @@ class Preset:
 def table() -> dict[str, Preset]:
     """Name -> row, tier by tier."""
     package = importlib.import_module("vfmlab.presets")
-    modules = [importlib.import_module(f"vfmlab.presets.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"vfmlab.presets.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+    ]
     rows = [row for module in modules for row in getattr(module, "ROWS", ())]
     return {row.name: row for row in sorted(rows, key=lambda row: (TIERS.index(row.tier), row.name))}
 
@@ -93,9 +98,11 @@ def summary(name: str) -> str:
 
 
 def get(name: str, overrides: dict[str, Any] | str | None = None) -> Recipe:
-    """The recipe that `name` says, `PRESET[+VARIANT...][@PRESET][+VARIANT...]`, with dotted `overrides` on top.
+    """The recipe that `name` says, `PRESET[+VARIANT...][@PRESET][+VARIANT...]`, with dotted `overrides` on
+    top.
 
-    Variants that are fitted to the recipe (`plain_matched`: as large as its decoder) come after the overrides.
+    Variants that are fitted to the recipe (`plain_matched`: as large as its decoder) come after the
+    overrides.
 
     Raises:
         ConfigError: an unknown preset, variant or field, a variant or diffusion model that does not fit.
@@ -121,11 +128,16 @@ def _base(name: str) -> Recipe:
 
 
 def _with_diffusion_of(recipe: Recipe, other: Recipe) -> Recipe:
-    """`recipe` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same ones."""
+    """`recipe` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same
+    ones.
+    """
     pair = f"{recipe.name}@{other.name}"
     for one, what in ((recipe, "tokenizer"), (other, "diffusion")):
         if getattr(one, what) is None:
             raise ConfigError(f"'{pair}': '{one.name}' has no {what} section; name a preset that trains one")
     own = None if recipe.diffusion is None else recipe.diffusion.tokenizer_of
-    taken = {"diffusion": other.diffusion.model_dump() | {"tokenizer_of": own}, "protocol": other.protocol.model_dump()}
+    taken = {
+        "diffusion": other.diffusion.model_dump() | {"tokenizer_of": own},
+        "protocol": other.protocol.model_dump(),
+    }
     return parse(recipe.model_dump() | taken, pair)

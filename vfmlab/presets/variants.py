@@ -1,14 +1,18 @@
-"""Variants: the same, but for one named change. `pocket_vfm_vae+no_style`, `pocket_plain_vae+repa`, several after each other.
+"""Variants: the same, but for one named change. `pocket_vfm_vae+no_style`, `pocket_plain_vae+repa`, several
+after each other.
 
 The same config has the same id, whichever way it was written. Three groups, all in :data:`VARIANTS`:
 
-* *decoder and latent*, on any run with a progressive decoder. The paper of VFM-VAE (arXiv 2510.18457) names the four rows
+* *decoder and latent*, on any run with a progressive decoder. The paper of VFM-VAE (arXiv 2510.18457) names
+the four rows
   of its decoder table and not the fields behind them; the grouping is ours. These keep the run's name.
-* *controls*: one ingredient is taken away. If a control does as well as the method, the ingredient was not the reason.
-* *diffusion-side alignment*: REPA, iREPA, REG, REPA-E, the joint recipe of VFM-VAE, and a split DiT for encoder reuse.
-  They share the run's tokenizer. At `tiny` and `pocket` the target is the bundled pocket VFM, which has never seen the
-  scenes' labels. For VFM-VAE it is the tokenizer's own VFM: the target tells the network nothing that is not in the
-  latents, and what it can add is the order in which things are learnt; in the paper the two differ (SigLIP2, DINOv2).
+* *controls*: one ingredient is taken away. If a control does as well as the method, the ingredient was not
+the reason. * *diffusion-side alignment*: REPA, iREPA, REG, REPA-E, the joint recipe of VFM-VAE, and a split
+DiT for encoder reuse.
+  They share the run's tokenizer. At `tiny` and `pocket` the target is the bundled pocket VFM, which has never
+  seen the scenes' labels. For VFM-VAE it is the tokenizer's own VFM: the target tells the network nothing
+  that is not in the latents, and what it can add is the order in which things are learnt; in the paper the
+  two differ (SigLIP2, DINOv2).
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ class Variant:
     """One named change.
 
     Args:
-        about: one line. changes: dotted fields, or how they follow from the recipe. named: the run's name says it too.
+        about: one line. changes: dotted fields, or how they follow from the recipe. named: the run's name
+        says it too.
         needs: part of the recipe that it changes, a key of :data:`PARTS`.
     """
 
@@ -65,7 +70,9 @@ def decoder_size(run: Recipe) -> int:
 
     c = run.tokenizer
     with torch.device("meta"):
-        decoder = DECODERS.get(c.decoder.kind)(c.decoder, c.channels, run.data.size // c.factor, run.data.size)
+        decoder = DECODERS.get(c.decoder.kind)(
+            c.decoder, c.channels, run.data.size // c.factor, run.data.size
+        )
     return sum(p.numel() for p in decoder.parameters())
 
 
@@ -85,11 +92,16 @@ def _matched(changes: Changes) -> Callable[[Recipe], Changes]:
 
 
 def _width(channels: int) -> Callable[[Recipe], Changes]:
-    """d channels; z' keeps its width as far as whole factors allow, so that the decoder behind it is the same."""
+    """d channels; z' keeps its width as far as whole factors allow, so that the decoder behind it is the
+    same.
+    """
 
     def of(run: Recipe) -> Changes:
         inner = run.tokenizer.channels * run.tokenizer.decoder.decompress_factor
-        return {"tokenizer.channels": channels, "tokenizer.decoder.decompress_factor": max(1, round(inner / channels))}
+        return {
+            "tokenizer.channels": channels,
+            "tokenizer.decoder.decompress_factor": max(1, round(inner / channels)),
+        }
 
     return of
 
@@ -100,7 +112,10 @@ SETTINGS = ("repa", "irepa", "reg", "joint")
 _POCKET = {"vfm": {"name": "pocket"}}
 # At 32 px DINOv2 reads images enlarged to 224: 16 x 16 tokens, brought to the network's 8 x 8.
 _SMALL = {"vfm": {"name": "dinov2_s14", "upscale": 7.0}}
-_PAPER = {"vfm": {"name": "dinov2_b14", "upscale": 0.875}, "cache": False}  # 16 x 16 x 768 an image: too much to keep
+_PAPER = {
+    "vfm": {"name": "dinov2_b14", "upscale": 0.875},
+    "cache": False,
+}  # 16 x 16 x 768 an image: too much to keep
 # Per tier: target, width of its global token, and the read-out. The papers' are block 8 of 28 and width 2048; at
 # `pocket` half the depth and twice the width.
 TARGETS: dict[str, tuple[Changes, int, Changes]] = {
@@ -137,7 +152,9 @@ def _split(run: Recipe) -> Changes:
 
 
 def _discrete(run: Recipe) -> Changes:
-    """Codebook loss (beta 0.25) with a little entropy in place of KL. Numbers of codebooks and entries: ours."""
+    """Codebook loss (beta 0.25) with a little entropy in place of KL. Numbers of codebooks and entries:
+    ours.
+    """
     tokenizer = {"discrete": True, "codebooks": 2, "vocabulary": 64 if run.tier == "tiny" else 1024}
     losses = {"losses.kl": 0.0, "losses.codebook": {"weight": 1.0, "entropy": 0.1}}
     return {f"tokenizer.{name}": value for name, value in tokenizer.items()} | losses
@@ -212,9 +229,13 @@ def change(recipe: Recipe, changes: Changes) -> Recipe:
     if network is not None:
         tree = recipe.model_dump(mode="json")
         recipe = parse(tree | {"diffusion": tree["diffusion"] | {"network": network}})
-    return override(recipe, {field: value for field, value in changes.items() if field != "diffusion.network"})
+    return override(
+        recipe, {field: value for field, value in changes.items() if field != "diffusion.network"}
+    )
 
 
 def _check(recipe: Recipe, name: str, part: str) -> None:
     if part and not PARTS[part][0](recipe):
-        raise ConfigError(f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example {PARTS[part][2]}")
+        raise ConfigError(
+            f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example {PARTS[part][2]}"
+        )

@@ -195,7 +195,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
                 f"{row.tokenizer}, or name a run: --tokenizer RUN"
             )
         folder = found[-1]
-    if folder.kind != "tokenizer":
+    if not isinstance(folder.config(), config.TokenizerPhase):
         raise RunError(f"--tokenizer: run '{folder.id}' is a {folder.kind} run; name a tokenizer run")
     return folder
 
