@@ -97,7 +97,7 @@ class Data(Section):
     source: str = "scenes:medium"
     size: int = Field(32, ge=8, le=8192, description="images are size x size after ADM's centre crop")
     train: int | None = Field(None, ge=1, le=10**10, description="cap on training images; scenes need it")
-    val: int = Field(1000, ge=2, le=10**10, description="held-out images, taken from the source's own split where it has one")
+    val: int = Field(1000, ge=1, le=10**10, description="held-out images, taken from the source's own split where it has one")
     flip: bool = Field(False, description="random horizontal flips in training")
     image_column: str | None = Field(None, description="parquet / hf column with the image; None: found by type")
     label_column: str | None = Field(None, description="parquet / hf column with the class; None: found by name")
@@ -350,8 +350,12 @@ class Guidance(Section):
     def _ordered(self) -> Guidance:
         low, high = self.interval
         if not low <= high:
+<<<<<<< HEAD
             raise ValueError(f"guidance.interval ({low:g}, {high:g}) is empty; give low <= high (t = 0 is data)")
 >>>>>>> 663a2a5 (Config: what cannot be is refused before anything is built; dropped fields stay in ids; paths in overrides are absolute)
+=======
+            raise ConfigError(f"guidance.interval ({low:g}, {high:g}) is empty; give low <= high (t = 0 is data)")
+>>>>>>> ab85807 (What could not be measured is refused before the first step)
         return self
 
 
