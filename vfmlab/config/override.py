@@ -145,13 +145,13 @@ def explain(error: ValidationError, config: Any) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         above = "".join(f"{part}." for part in place[:-1])
-        return f"unknown field '{field}' = {shown}{nearest(field, [above + name for name in _fields(place[:-1], config)])}{more}"
+        return f"unknown field {brief(field)} = {shown}{nearest(field, [above + name for name in _fields(place[:-1], config)])}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        return f"field '{field}' is missing{more}"
+        return f"field {brief(field)} is missing{more}"
     if first["type"] == "value_error" and not place:
         return f"{message}{more}"
-    return f"field '{field}' = {shown}: {message}{more}"
+    return f"field {brief(field)} = {shown}: {message}{more}"
 
 
 def _fields(place: list[str], config: Any) -> list[str]:
