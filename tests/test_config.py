@@ -245,13 +245,6 @@ def test_two_sources_of_the_seed_are_refused():
         api.resolve("tiny_vfm_vae", {"seed": 3}, seed=2)
 
 
-@pytest.mark.parametrize("changes", [{"protocol.features": "inceptoin"}, {"protocol.features": "judge:nothing_here"}, {"data.val": 1}])
-def test_what_could_not_be_measured_is_refused_before_the_first_step(tmp_path, changes):
-    with pytest.raises(VfmlabError):
-        list(api.train("tiny_vfm_vae", tmp_path, changes))
-    assert not list(tmp_path.iterdir())
-
-
 def test_assignments_need_a_sign():
     with pytest.raises(ConfigError, match="field=value"):
         config.parse_assignments(["train.samples"])
