@@ -341,21 +341,10 @@ class Guidance(Section):
     token: float | None = Field(None, ge=0, description="scale for the class token of networks that have one; None: as the latents")
 
     @model_validator(mode="after")
-<<<<<<< HEAD
     def _forward(self) -> Guidance:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: noise)")
-=======
-    def _ordered(self) -> Guidance:
-        low, high = self.interval
-        if not low <= high:
-<<<<<<< HEAD
-            raise ValueError(f"guidance.interval ({low:g}, {high:g}) is empty; give low <= high (t = 0 is data)")
->>>>>>> 663a2a5 (Config: what cannot be is refused before anything is built; dropped fields stay in ids; paths in overrides are absolute)
-=======
-            raise ConfigError(f"guidance.interval ({low:g}, {high:g}) is empty; give low <= high (t = 0 is data)")
->>>>>>> ab85807 (What could not be measured is refused before the first step)
         return self
 
 

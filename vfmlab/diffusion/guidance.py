@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vfmlab.config import Guidance
+from vfmlab.errors import ConfigError
 
 EDGE = 1e-6  # times on the interval's edge count as inside in spite of rounding
 
@@ -32,6 +33,9 @@ class Guided:
     def __init__(
         self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int, scales: Tensor | None = None
     ):
+        low, high = guidance.interval
+        if low > high:
+            raise ConfigError(f"guidance.interval ({low}, {high}) is empty; give low <= high (t = 0 is data)")
         self.network, self.labels, self.guidance, self.null = network, labels, guidance, null
         self.scales = None if scales is None else scales.to(labels.device)
         changes = guidance.scale != 1 if scales is None else bool((scales != 1).any())
