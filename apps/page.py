@@ -91,7 +91,8 @@ def _shown(error: Exception, block_fn: Any) -> gr.Error:
     elif not isinstance(error, gr.Error):
         at = traceback.extract_tb(error.__traceback__)[-1]
         if at.filename.startswith(GRADIO):  # its own handlers and events, given nonsense
-            return _shown(problem(f"This cannot be done with these values ({type(error).__name__})."), block_fn)
+            return _shown(problem(f"This cannot be done with these values ({type(error).__name__})."),
+                          block_fn)
         line = f"{type(error).__name__}: {error} at {at.filename}:{at.lineno}"
         LOG.error("vfmlab app: %s failed: %s", block_fn.api_name, ascii(line)[:400])
         return problem(f"This failed ({type(error).__name__}); the server's log says where.")

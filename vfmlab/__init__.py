@@ -1,7 +1,8 @@
 """vfmlab: visual tokenizers from vision foundation models, and latent diffusion on them.
 
 The few doors (see `vfmlab.api`): :func:`train`, :func:`evaluate`, :func:`sample`, :func:`reconstruct`,
-:func:`load_tokenizer`, :func:`load_diffusion`. They are imported on first use, so `import vfmlab` costs nothing.
+:func:`load_tokenizer`, :func:`load_diffusion`. They are imported on first use, so `import vfmlab` costs
+nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The one door to the bench for notebooks, the command line and the app: train, evaluate, sample, reconstruct, load.
+"""The one door to the bench for notebooks, the command line and the app: train, evaluate, sample,
+reconstruct, load.
 
-A *reference* to a run is its id, a unique prefix of it, or its directory. A *preset* is a name from `vfmlab.presets`.
+A *reference* to a run is its id, a unique prefix of it, or its directory. A *preset* is a name from
+`vfmlab.presets`.
 """
 
 from __future__ import annotations
@@ -33,22 +35,27 @@ STRONGEST = 1000.0  # scale of guidance
 
 def device() -> torch.device:
     """CUDA, MPS or another accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
 
 
 Described = config.Recipe | config.Phase | dict[str, Any] | str | Path
 
 
-def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed: int | None = None) -> config.Recipe:
+def resolve(run: Described, overrides: dict[str, Any] | str | None = None,
+            seed: int | None = None) -> config.Recipe:
     """A recipe, from one as JSON (a dict), a phase, or a name, with dotted `overrides` applied.
 
-    A name is `PRESET[+VARIANT...][@PRESET]`, see `vfmlab.presets.table`; a config file (.json) may stand for a preset.
+    A name is `PRESET[+VARIANT...][@PRESET]`, see `vfmlab.presets.table`; a config file (.json) may stand for
+    a preset.
 
-    `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the preset's own
-    (the default of a notebook's parameter) gives way.
+    `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the
+    preset's own (the default of a notebook's parameter) gives way.
 
     Raises:
-        ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict each other.
+        ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict
+        each other.
     """
     if isinstance(run, dict):
         run = config.parse(run)
@@ -76,7 +83,8 @@ def train(
     Args:
         run: a preset's name, a recipe (as JSON, a dict or a file), or a phase.
         overrides: dotted names, e.g. `{"train.samples": 5000}`.
-        root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all stages).
+        root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all
+        stages).
 
     Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
     """
@@ -93,7 +101,8 @@ def train(
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
                 for line in data.account.revisit(folder.path, phase.data):
-                    yield Event("warning", phase.id, phase.kind, phase.budget, phase.budget, data={"message": line})
+                    yield Event("warning", phase.id, phase.kind, phase.budget, phase.budget,
+                                data={"message": line})
                 yield Event("skip", phase.id, phase.kind, phase.budget, phase.budget)
             elif phase.imported is not None:
                 from vfmlab.weights.import_release import import_run
@@ -127,8 +136,10 @@ def _tokenizer_task(phase: config.Phase, root: str | Path) -> Task:
 def _diffusion_task(phase: config.Phase, root: str | Path) -> Task:
     from vfmlab.training.diffusion import DiffusionTask
 
-    parent = runs.open_run(phase.parent, root) if phase.tuned else None  # what the tokenizer's losses learned goes on too
-    return DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents", parent)
+    # what the tokenizer's losses learned goes on too
+    parent = runs.open_run(phase.parent, root) if phase.tuned else None
+    return DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents",
+                         parent)
 
 
 TASKS = {"pretrain": _pretrain_task, "tokenizer": _tokenizer_task, "diffusion": _diffusion_task}
@@ -138,7 +149,8 @@ def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
     """What trains `phase`, on the runs under `root` that it builds on.
 
     Raises:
-        ConfigError: parts that do not fit. RunError, CheckpointError: what it builds on is missing or damaged.
+        ConfigError: parts that do not fit. RunError, CheckpointError: what it builds on is missing or
+        damaged.
     """
     return TASKS[phase.kind](phase, root)
 
@@ -148,7 +160,8 @@ def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
     folder = runs.open_run(ref, root, kind="tokenizer")
     phase = folder.config()
     if phase.tokenizer_phase is None:
-        raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or diffusion run")
+        raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or "
+                       "diffusion run")
     return folder if phase.tokenizer_phase is phase else _parent(folder)
 
 
@@ -156,7 +169,8 @@ def _parent(folder: runs.RunDir) -> runs.RunDir:
     """The run whose tokenizer a diffusion run is built on: beside it."""
     parent, beside = folder.config().parent, folder.path.parent
     if not (beside / parent).is_dir():
-        raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; copy that directory there, too")
+        raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; "
+                       "copy that directory there, too")
     return runs.open_run(parent, beside)
 
 
@@ -168,16 +182,18 @@ def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
     return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
 
 
-def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None) -> Tokenizer:
+def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
+                   on: str | torch.device | None = None) -> Tokenizer:
     """A trained tokenizer in eval mode, with its latent statistics.
 
     Args:
-        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema: averaged
+        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema:
+        averaged
             weights. on: device.
 
     Raises:
-        RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were trained on
-        other VFM weights than those found now.
+        RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were
+        trained on other VFM weights than those found now.
     """
     asked = runs.open_run(ref, root, kind="tokenizer")
     if asked.config().tuned:
@@ -188,7 +204,8 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     tokenizer.fingerprint = meta.get("fingerprint", "")
     if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
         raise CheckpointError(
-            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but '{folder.config().vfm.name}' now has "
+            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
+            f"'{folder.config().vfm.name}' now has "
             f"{tokenizer.vfm.fingerprint}; give the old weights with vfm.weights=FILE or train again"
         )
     _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
@@ -196,13 +213,18 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
 
 
 def _weights(folder: runs.RunDir, ema: bool) -> Path:
-    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in for averages."""
+    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in
+    for averages."""
     path = folder.ema if ema else folder.model
     if path.exists():
         return path
     if not (folder.ema.exists() or folder.model.exists()):
-        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train it first: vfmlab train")
-    way = "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema else "leave out --raw"
+        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train "
+                              "it first: vfmlab train")
+    way = (
+        "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
+        else "leave out --raw"
+    )
     raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
 
 
@@ -223,12 +245,14 @@ class LoadedDiffusion:
 
 
 def load_diffusion(
-    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None, decoder: str | Path | None = None
+    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None,
+    decoder: str | Path | None = None
 ) -> LoadedDiffusion:
     """A trained diffusion run: network (in eval mode), its tokenizer and class names.
 
     Args:
-        decoder: another tokenizer run whose decoder makes the images, for decoders refined after the diffusion model was
+        decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
+        diffusion model was
             trained (AlignTok's third stage). Its latents must be those of the run's own tokenizer.
 
     Raises:
@@ -243,7 +267,8 @@ def load_diffusion(
     path = _weights(folder, ema)
     tokenizer = load_tokenizer(_parent(folder).path, on=on)
     names = json.loads(io.metadata(path).get("class_names", "[]"))
-    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape, len(names))
+    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
+                                                       len(names))
     io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
@@ -252,25 +277,32 @@ def load_diffusion(
 
 @torch.no_grad()
 def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
-    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a latent's std."""
+    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a
+    latent's std."""
     if own.latent_shape != other.latent_shape or own.size != other.size:
-        raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer '{own_name}' {own.latent_shape}")
-    images = torch.rand(4, 3, own.size, own.size, generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
+        raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer "
+                          f"'{own_name}' {own.latent_shape}")
+    images = torch.rand(4, 3, own.size, own.size,
+                        generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
     other.set_statistics(own.statistics)
     gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
     if not gap < 1e-3:
         raise ConfigError(
-            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to {gap:.3g}); "
+            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to "
+            f"{gap:.3g}); "
             "name a stage that trained nothing but the decoder"
         )
     return other
 
 
-def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> Report:
-    """All numbers of a run under a protocol; written to the run's report.json, and read from there the next time.
+def evaluate(ref: str | Path, root: str | Path = "runs",
+             protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> Report:
+    """All numbers of a run under a protocol; written to the run's report.json, and read from there the next
+    time.
 
     Args:
-        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another one. again: measure anew.
+        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another
+        one. again: measure anew.
 
     Returns:
         a mapping of :class:`~vfmlab.evaluation.number.Number`: `report["psnr"].value`.
@@ -291,7 +323,8 @@ def evaluate(ref: str | Path, root: str | Path = "runs", protocol: dict[str, Any
 
 @dataclass(frozen=True)
 class Preview:
-    """One step of sampling. images: N 3 H W in [-1, 1], decoded from the current estimate of the clean latent; t: 1 (noise) .. 0 (data)."""
+    """One step of sampling. images: N 3 H W in [-1, 1], decoded from the current estimate of the clean
+    latent; t: 1 (noise) .. 0 (data)."""
 
     step: int
     total: int
@@ -327,7 +360,8 @@ def sampling_protocol(
     changes |= {f"protocol.sampler.{key}": value for key, value in fields.items()}
     protocol = config.override(model.run, changes).protocol
     if not protocol.guidance.scale <= STRONGEST:
-        raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give at most {STRONGEST}")
+        raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
+                          f"at most {STRONGEST}")
     return protocol
 
 
@@ -353,16 +387,20 @@ def sample(
         model: a loaded diffusion model or a reference. guidance: scale, or fields of `config.Guidance`.
         steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
         seed, first: image i is drawn from noise seeded by (seed, first + i), whatever else is in the batch.
-        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, for a reference.
+        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, for a
+        reference.
         noise: N C h w to start from, one for each label, in place of the seed's.
 
     Raises:
-        ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not finite.
+        ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not
+        finite.
     """
     from vfmlab.diffusion import sampling
     from vfmlab.seeding import SampleRandom
 
-    loaded = model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema, decoder=decoder)
+    loaded = (
+        model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema, decoder=decoder)
+    )
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     previews = previews if len(labels) <= CHUNK else 0
@@ -388,24 +426,28 @@ def _decode(loaded: LoadedDiffusion, z: Tensor) -> Tensor:
 def _finite(images: Tensor, where: str) -> Tensor:
     bad = ~torch.isfinite(images).flatten(1).all(1)
     if bad.any():
-        raise CheckpointError(f"{where}: {int(bad.sum())} of {len(bad)} images are not finite; its weights are broken: put a copy back, or train it again")
+        raise CheckpointError(f"{where}: {int(bad.sum())} of {len(bad)} images are not finite; its weights "
+                              "are broken: put a copy back, or train it again")
     return images
 
 
 def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
-    """Image files -> [N 3 size size] in [-1, 1], with the one crop of the bench. Raises DataError naming the file."""
+    """Image files -> [N 3 size size] in [-1, 1], with the one crop of the bench. Raises DataError naming the
+    file."""
     return torch.stack([data.to_float(data.read_image(path, size)) for path in paths])
 
 
 @torch.no_grad()
-def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | Path], root: str | Path = "runs") -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | Path],
+                root: str | Path = "runs") -> tuple[Tensor, Tensor, Tensor]:
     """Images through a tokenizer and back (posterior mode).
 
     Args:
         model: a loaded tokenizer or a reference to a run. images: [N 3 H W] in [-1, 1], or image files.
 
     Returns:
-        originals as the tokenizer saw them, reconstructions (both [N 3 S S] in [-1, 1], on the CPU), PSNR [N] in dB.
+        originals as the tokenizer saw them, reconstructions (both [N 3 S S] in [-1, 1], on the CPU), PSNR [N]
+        in dB.
     """
     from vfmlab.evaluation.instruments.pixels import psnr
 
@@ -413,8 +455,10 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
     if not isinstance(images, Tensor):
         images = read_images(images, tokenizer.size)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (tokenizer.size, tokenizer.size):
-        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 {tokenizer.size} {tokenizer.size} in [-1, 1]")
+        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
+                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
     where = tokenizer.stat_mean.device
-    restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu() for part in images.split(64)])
+    restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu()
+                          for part in images.split(64)])
     _finite(restored, f"tokenizer '{tokenizer.config.method}'")
     return images.cpu(), restored, psnr(images.cpu(), restored)

@@ -1,7 +1,7 @@
 """Errors a user can act on: one line that names the thing, its value and the way out.
 
-Everything the library raises on bad input derives from :class:`VfmlabError`; the command line prints its message as
-one line and exits non-zero, notebooks and the app show the same line.
+Everything the library raises on bad input derives from :class:`VfmlabError`; the command line prints its
+message as one line and exits non-zero, notebooks and the app show the same line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class TrainingError(VfmlabError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A clause that helps with a mistyped name: `" (did you mean 'x'?)"`, or the choices when none is near."""
+    """A clause that helps with a mistyped name: `" (did you mean 'x'?)"`, or the choices when none is
+    near."""
     choices = sorted(choices)
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.55)
     if close:
@@ -70,7 +71,9 @@ def of_the_machine(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         where = f"'{error.filename}': " if error.filename is not None else ""
         return f"{where}{error.strerror}; {_WAYS.get(error.errno, 'check the path')}"
-    signs = ("out of memory", "can't allocate memory", "Unable to allocate", "Storage size calculation overflowed")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
+    signs = ("out of memory", "can't allocate memory", "Unable to allocate",
+             "Storage size calculation overflowed")
+    if isinstance(error,
+                  MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
         return f"out of memory ({text[:120] or 'no details'}); make train.batch, data.size or data.train smaller"
     return ""

@@ -3,9 +3,9 @@
     <root>/<id>/  config.json env.json status.json metrics.jsonl bad_steps.jsonl  report.json  images/
                   checkpoints/{model,ema}.safetensors, state.pt   latent_stats.safetensors
 
-Files are written beside and renamed, so that no reader sees half of one; the .jsonl files are only appended to. New
-directories are closed to other users (mode 0700). Files may come from anywhere: a damaged one is named and never
-stops the reading of other runs. This module does not import torch, so listing runs is quick.
+Files are written beside and renamed, so that no reader sees half of one; the .jsonl files are only appended
+to. New directories are closed to other users (mode 0700). Files may come from anywhere: a damaged one is
+named and never stops the reading of other runs. This module does not import torch, so listing runs is quick.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ LIBRARIES = ("vfmlab", "torch", "torchvision", "timm", "accelerate", "numpy", "s
 class Status:
     """How far a run is.
 
-    samples, total: images seen and the budget. seconds: spent training, over all starts. data: the training images, a line.
+    samples, total: images seen and the budget. seconds: spent training, over all starts. data: the training
+    images, a line.
     """
 
     state: State = "created"
@@ -225,7 +226,8 @@ class RunDir:
         return [r for r in records if kind is None or r.get("kind") == kind]
 
     def truncate(self, step: int, done: Collection[str] | None = None) -> None:
-        """Drop torn lines and the records after `step`, which a killed run had logged past its last checkpoint.
+        """Drop torn lines and the records after `step`, which a killed run had logged past its last
+        checkpoint.
 
         done: of the records of `step` itself, keep these kinds only ("step", "evaluation", "bad"); None: all.
         """
@@ -251,7 +253,8 @@ class RunDir:
         return self._sound("env.json") or {}
 
     def save_env(self, **facts: Any) -> None:
-        """Write env.json: versions, platform, commit, `facts` (device, threads, ...), and the earlier ones."""
+        """Write env.json: versions, platform, commit, `facts` (device, threads, ...), and the earlier
+        ones."""
         old, new = self.env(), {**environment(), **facts}
         history = old.pop("earlier", [])
         if old and old != new:
@@ -293,7 +296,8 @@ class RunDir:
             lines.append(f"run '{self.id}': metrics.jsonl cannot be read: {error.strerror}")
         else:
             if bad > 1:  # one: its writer was killed in the middle of a line
-                lines.append(f"run '{self.id}': {bad} lines of metrics.jsonl are no records; they are left out")
+                lines.append(f"run '{self.id}': {bad} lines of metrics.jsonl are no records; they are left "
+                             "out")
         return lines
 
 
@@ -337,7 +341,8 @@ def finished(run: Phase, root: str | Path = "runs") -> bool:
 
 @contextmanager
 def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
-    """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run began."""
+    """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run
+    began."""
     there = os.path.lexists(root_folder(root) / run.id)
     folder = create(run, root)
     try:

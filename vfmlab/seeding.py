@@ -1,7 +1,9 @@
-"""Random numbers that depend on what they are for, never on when, in which batch or on which device rank they are drawn.
+"""Random numbers that depend on what they are for, never on when, in which batch or on which device rank they
+are drawn.
 
-Two rules carry reproducibility: training step k draws from a generator made from (seed, k), so a resumed run needs no
-saved RNG state; sample i of an evaluation draws from a generator made from (seed, i), so batch size changes nothing.
+Two rules carry reproducibility: training step k draws from a generator made from (seed, k), so a resumed run
+needs no saved RNG state; sample i of an evaluation draws from a generator made from (seed, i), so batch size
+changes nothing.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Ge
 class StepRandom:
     """The random numbers of one training step, drawn for the global batch and cut to this rank's rows.
 
-    Every rank draws the same global numbers and keeps its own rows, so that several processes see what one process with
-    the same global batch sees. Numbers are drawn on the CPU: the stream is then the same on every device.
+    Every rank draws the same global numbers and keeps its own rows, so that several processes see what one
+    process with the same global batch sees. Numbers are drawn on the CPU: the stream is then the same on
+    every device.
 
     Args:
-        seed: the run's seed. step: optimiser step, from 0. total: rows of the global batch. rows: this rank's rows.
+        seed: the run's seed. step: optimiser step, from 0. total: rows of the global batch. rows: this rank's
+        rows.
     """
 
-    def __init__(self, seed: int, step: int, total: int, rows: slice | None = None, device: str | torch.device = "cpu"):
+    def __init__(self, seed: int, step: int, total: int, rows: slice | None = None,
+                 device: str | torch.device = "cpu"):
         self.generator = generator("step", seed, step)
         self.total, self.rows, self.device = total, rows if rows is not None else slice(0, total), device
 
@@ -53,7 +58,8 @@ class StepRandom:
         return self._keep(torch.randint(high, (self.total, *shape), generator=self.generator))
 
     def number(self) -> float:
-        """One uniform number in [0, 1), the same on every rank: for decisions that hold for the whole batch."""
+        """One uniform number in [0, 1), the same on every rank: for decisions that hold for the whole
+        batch."""
         return float(torch.rand((), generator=self.generator))
 
     def choice(self, n: int) -> int:
@@ -65,7 +71,8 @@ class SampleRandom:
     """Noise for evaluation: row i comes from a stream of its own, made from (seed, ids[i]).
 
     Args:
-        seed: of the protocol. ids: which samples, e.g. `range(200, 300)`; the same id always gets the same numbers.
+        seed: of the protocol. ids: which samples, e.g. `range(200, 300)`; the same id always gets the same
+        numbers.
     """
 
     def __init__(self, seed: int, ids, device: str | torch.device = "cpu"):

@@ -12,7 +12,8 @@ arg = tyro.conf.arg
 SET_HELP = "dotted fields, e.g. train.samples=50000 tokenizer.channels=8"
 Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...", help=SET_HELP)]
 PresetArg = Annotated[
-    str, tyro.conf.Positional, arg(metavar="PRESET", help="a preset, PRESET+VARIANT, PRESET@PRESET, or a config file (.json)")
+    str, tyro.conf.Positional,
+    arg(metavar="PRESET", help="a preset, PRESET+VARIANT, PRESET@PRESET, or a config file (.json)")
 ]
 RunArg = Annotated[
     str, tyro.conf.Positional, arg(metavar="RUN", help="id, unique prefix of an id, or directory")

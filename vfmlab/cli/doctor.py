@@ -1,7 +1,7 @@
 """`vfmlab doctor`: what this machine and this installation can do, and what to do where they cannot.
 
-Nothing heavy is imported here: torch, torchvision and timm are tried in a process of their own, so that an installation
-that crashes on import is told apart instead of crashing the doctor.
+Nothing heavy is imported here: torch, torchvision and timm are tried in a process of their own, so that an
+installation that crashes on import is told apart instead of crashing the doctor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ EXTRAS = {  # extra -> what of it is looked for
     "cluster": ("dask_jobqueue",),
 }
 
-# Prints one JSON object; each step is tried even when an earlier one failed, because the first error names the cause.
+# Prints one JSON object; each step is tried even when an earlier one failed, because the first error names
+# the cause.
 PROBE = """
 import importlib.util, json, os, re, sys
 out = {"errors": {}}
@@ -101,7 +102,8 @@ class Check:
 def probe(
     python: str = sys.executable, timeout: float = 180.0, env: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Import torch, torchvision and timm in a process of their own; what they say of themselves, and `errors`."""
+    """Import torch, torchvision and timm in a process of their own; what they say of themselves, and
+    `errors`."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired:
@@ -269,7 +271,8 @@ def _extras() -> Iterator[Check]:
 
 
 def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
-    """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling .json)."""
+    """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling
+    .json)."""
     names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
     for name in names:
         path = folder / f"{name}.safetensors"

@@ -1,4 +1,5 @@
-"""Commands that look around: `vfmlab runs`, `presets`, `plan` and `doctor`. The first two do not wait for torch."""
+"""Commands that look around: `vfmlab runs`, `presets`, `plan` and `doctor`. The first two do not wait for
+torch."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
 def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "") -> int:
     """List presets and variants with what they are for; of one preset all that is known before it is started.
 
-    A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model (PRESET@PRESET).
+    A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model
+    (PRESET@PRESET).
     """
     from vfmlab import presets as table
 

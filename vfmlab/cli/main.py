@@ -1,8 +1,8 @@
 """The command line. Its commands stand in the other files of this room, thin over `vfmlab.api`.
 
-Everything heavy is imported inside the commands, so that help and mistakes are quick. What the library raises on
-bad input, and what the machine refuses (files, disk, memory), becomes one line on stderr and exit code 2; anything
-else keeps its traceback.
+Everything heavy is imported inside the commands, so that help and mistakes are quick. What the library raises
+on bad input, and what the machine refuses (files, disk, memory), becomes one line on stderr and exit code 2;
+anything else keeps its traceback.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ QUICK = ("runs", "presets", "stop", "doctor", "demo")  # they begin to speak at 
 
 
 def gather(argv: Sequence[str]) -> list[str]:
-    """Move the values of all `--set` flags behind one last `--set`: the flag may be repeated and stand anywhere."""
+    """Move the values of all `--set` flags behind one last `--set`: the flag may be repeated and stand
+    anywhere."""
     rest: list[str] = []
     values: list[str] = []
     inside = False
@@ -69,7 +70,8 @@ def gather(argv: Sequence[str]) -> list[str]:
 
 
 def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """Arguments -> the call of `command` that is to be made, with `~` expanded in paths, after a line on a terminal."""
+    """Arguments -> the call of `command` that is to be made, with `~` expanded in paths, after a line on a
+    terminal."""
 
     def path(key: str, value: Any) -> Any:
         if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """Commands that write pictures: `vfmlab sample` and `vfmlab reconstruct`.
 
-A folder holds the pictures of one call and a manifest that says which call that was; those of the call before are
-moved to `earlier/N` in it.
+A folder holds the pictures of one call and a manifest that says which call that was; those of the call before
+are moved to `earlier/N` in it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ def sample(
     """Draw images from a diffusion run.
 
     Args:
-        labels: class names or numbers, one image each; a name wins where both fit. Left out: one image of every class.
+        labels: class names or numbers, one image each; a name wins where both fit. Left out: one image of
+        every class.
         seed: image i depends on (seed, i) only.
         steps: sampling steps; like guidance and solver, the run's protocol decides when it is not given.
         guidance: classifier-free guidance scale, 1 is off.
         solver: how the trajectory is integrated.
         out: folder for grid.png, manifest.json and one file per image; none: samples/ in the run's directory.
         raw: weights as trained instead of their average.
-        decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion model.
+        decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion
+        model.
     """
     from vfmlab import api
 
@@ -95,7 +97,8 @@ def reconstruct(
     Images that cannot be read are named and left out.
 
     Args:
-        out: folder for the pictures, grid.png and manifest.json; none: reconstructions/ in the run's directory.
+        out: folder for the pictures, grid.png and manifest.json; none: reconstructions/ in the run's
+        directory.
     """
     import torch
 
@@ -151,7 +154,8 @@ def reconstruct(
 
 
 def _label(text: str, names: Sequence[str]) -> int:
-    """A class number from a name or, where no class is called that, from a number; numbers are checked where used."""
+    """A class number from a name or, where no class is called that, from a number; numbers are checked where
+    used."""
     if text in names:
         return names.index(text)
     if re.fullmatch("-?[0-9]{1,9}", text):
@@ -194,7 +198,8 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], names: list[str]) -> Path:
-    """The folder for this call, writable, the pictures of the call before moved away, the manifest written."""
+    """The folder for this call, writable, the pictures of the call before moved away, the manifest
+    written."""
     from vfmlab import runs
 
     folder = runs.output_folder(out or run_path / name, _ours, out is None, within=None if out else run_path)

@@ -25,9 +25,11 @@ def app(
 
     Args:
         port: where to listen.
-        host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login then.
+        host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login
+        then.
         hosts: further names under which browsers reach it, such as that of a proxy; all others are refused.
-        auth: USER:PASSWORD to ask for; other users of this machine see command lines, but not VFMLAB_APP_AUTH in
+        auth: USER:PASSWORD to ask for; other users of this machine see command lines, but not VFMLAB_APP_AUTH
+        in
             the environment.
         mcp: offer the app's endpoints as tools of the Model Context Protocol too.
     """

@@ -117,7 +117,8 @@ def evaluate(
         return 0
     print(f"{report.run}  protocol {report.hash}")
     for name, number in report.items():
-        print(f"  {name:<28} {number.reason}" if number.absent else f"  {name:<28} {number.value:.4f} {number.unit}".rstrip())
+        print(f"  {name:<28} {number.reason}" if number.absent
+              else f"  {name:<28} {number.value:.4f} {number.unit}".rstrip())
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
     return 0

@@ -12,7 +12,8 @@ from vfmlab.cli.arguments import Assignments, Json, Progress, Root, RunArg, assi
 from vfmlab.errors import ConfigError
 
 arg = tyro.conf.arg
-Name = Annotated[str | None, tyro.conf.Positional, arg(metavar="NAME", help="a release; none: list those that are known")]
+Name = Annotated[str | None, tyro.conf.Positional,
+                 arg(metavar="NAME", help="a release; none: list those that are known")]
 
 
 def import_(
@@ -30,10 +31,14 @@ def import_(
     """Import released weights into a run that everything else can use.
 
     Args:
-        file: the checkpoint (.safetensors, its index, .pt, .pth, .ckpt) or diffusers' folder, instead of the hub's.
-        config: the release's own config (.yaml, .json); a family's name with --file and --config takes any checkpoint of it.
-        statistics: a file with the latents' mean and std, or "measured" for the run's own images; none: the release's.
-        tokenizer: for a diffusion model, the run whose latents it samples; none: the imported one it was trained on.
+        file: the checkpoint (.safetensors, its index, .pt, .pth, .ckpt) or diffusers' folder, instead of the
+        hub's.
+        config: the release's own config (.yaml, .json); a family's name with --file and --config takes any
+        checkpoint of it.
+        statistics: a file with the latents' mean and std, or "measured" for the run's own images; none: the
+        release's.
+        tokenizer: for a diffusion model, the run whose latents it samples; none: the imported one it was
+        trained on.
         sets: changes to the run's config, e.g. data.source=folder:PATH vfm.weights=FILE.
         progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
     """
@@ -45,7 +50,8 @@ def import_(
     changes = assignments(sets)
     release = import_release.open_release(name, file, config, changes.pop("imported.sha256", None))
     run = import_release.draft(release, changes, root, tokenizer)
-    for _ in watch(import_release.import_run(run, root, statistics_from=statistics, release=release), progress):
+    for _ in watch(import_release.import_run(run, root, statistics_from=statistics, release=release),
+                   progress):
         pass
     following = ["eval" if run.diffusion is None else "sample", run.id, *root_flag(root)]
     print(f"imported {run.id} in {root}\nnext: {shlex.join(['vfmlab', *following])}")
@@ -87,7 +93,8 @@ def export(
         to: folder to write to: new, empty, or an earlier export; none: exported/ in the run's directory.
         push: hub repository (user/name) to upload to.
         private: make that repository private, if it is new.
-        licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none is stated.
+        licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none
+        is stated.
         overwrite: write into a folder that holds other files, too.
     """
     from vfmlab.weights import export as exporting

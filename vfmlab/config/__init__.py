@@ -1,4 +1,5 @@
-"""The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their phases."""
+"""The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their
+phases."""
 
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
 from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of

@@ -53,8 +53,8 @@ def absolute_source(source: Any) -> Any:
 def root_folder(root: str | Path = "runs") -> Path:
     """The folder that `root` names.
 
-    The default, "runs", is $VFMLAB_ROOT if that is set; else `runs` of the checkout where the working directory
-    lies inside it (so that notebooks and the command line share their runs); else `./runs`.
+    The default, "runs", is $VFMLAB_ROOT if that is set; else `runs` of the checkout where the working
+    directory lies inside it (so that notebooks and the command line share their runs); else `./runs`.
     """
     if Path(root) != Path("runs"):
         return expand(root)
@@ -138,16 +138,19 @@ def holds_run(path: Path) -> bool:
 def output_folder(
     path: str | Path, made: Callable[[Path], Any], overwrite: bool = False, within: Path | None = None
 ) -> Path:
-    """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled before.
+    """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled
+    before.
 
     It is there and can be written when this returns, so that a mistake costs no work.
 
     Args:
-        made: whether a folder with files in it is one that the command has filled. overwrite: take any folder.
+        made: whether a folder with files in it is one that the command has filled. overwrite: take any
+        folder.
         within: the one run in whose directory it may lie.
 
     Raises:
-        ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files in it.
+        ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files
+        in it.
     """
     folder = expand(path)
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):

@@ -129,7 +129,8 @@ def brief(value: Any) -> str:
 def _unknown(dotted: str, value: Any, above: str, node: Any, key: str) -> str:
     known = [f"{above}.{name}".lstrip(".") for name in node] if isinstance(node, dict) else []
     return (
-        f"overrides: unknown field {brief(str(dotted))} = {brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
+        f"overrides: unknown field {brief(str(dotted))} = "
+        f"{brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
     )
 
 

@@ -86,13 +86,15 @@ class Recipe(Section):
     def _complete(self) -> Recipe:
         if self.imported is not None and self.train is not None and not self.stages:
             raise ValueError(
-                "imported weights are trained further in stages: move 'train' into one of 'stages', or leave it out"
+                "imported weights are trained further in stages: move 'train' into one of 'stages', or leave "
+                "it out"
             )
         if self.train is None and self.imported is None:
             raise ValueError("field 'train' is missing: every run needs a training budget")
         if (self.tokenizer is None) == (self.pretrain is None):
             raise ValueError(
-                "a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, judge)"
+                "a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, "
+                "judge)"
             )
         if self.tokenizer is not None and self.data.size % self.tokenizer.factor:
             size, over = self.data.size, self.data.size % self.tokenizer.factor
@@ -106,7 +108,8 @@ class Recipe(Section):
                 raise ValueError(f"stages {names}: '{name}' is taken; give each stage a name of its own")
         if self.stage is not None and self.stage != len(self.stages) - 1:
             raise ValueError(
-                f"field 'stage' = {self.stage}: a stage's run lists the stages up to itself, here {len(self.stages)}"
+                f"field 'stage' = {self.stage}: a stage's run lists the stages up to itself, here "
+                f"{len(self.stages)}"
             )
         for i in range(len(self.stages)):
             self.settings(i)  # so that a stage that does not fit is refused before the first one is trained

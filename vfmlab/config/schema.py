@@ -51,7 +51,8 @@ class Section(BaseModel):
             if any(isinstance(part, int) and abs(part) >= 2**63 for part in parts):
                 raise _problem(name, "the number is too large", "an integer beyond 64 bits")
             if name in cls.dropped and given != cls.dropped[name]:
-                raise _problem(name, f"the field is no longer there, it is always {cls.dropped[name]!r}; leave it out", given)
+                raise _problem(name, f"the field is no longer there, it is always {cls.dropped[name]!r}; "
+                                     "leave it out", given)
         return {name: given for name, given in value.items() if name not in cls.dropped}
 
     @model_serializer(mode="wrap")
@@ -83,7 +84,8 @@ def under(key: str, error: ValidationError) -> ValidationError:
     """`error` with `key` put before the place of each of its complaints, so that a message names the whole
     path.
     """
-    lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])} for line in error.errors(include_url=False)]
+    lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])}
+             for line in error.errors(include_url=False)]
     return ValidationError.from_exception_data(error.title, lines)
 
 
@@ -97,21 +99,27 @@ class Data(Section):
     source: str = "scenes:medium"
     size: int = Field(32, ge=8, le=8192, description="images are size x size after ADM's centre crop")
     train: int | None = Field(None, ge=1, le=10**10, description="cap on training images; scenes need it")
-    val: int = Field(1000, ge=1, le=10**10, description="held-out images, taken from the source's own split where it has one")
+    val: int = Field(1000, ge=1, le=10**10,
+                     description="held-out images, taken from the source's own split where it has one")
     flip: bool = Field(False, description="random horizontal flips in training")
-    image_column: str | None = Field(None, description="parquet / hf column with the image; None: found by type")
-    label_column: str | None = Field(None, description="parquet / hf column with the class; None: found by name")
+    image_column: str | None = Field(None,
+                                     description="parquet / hf column with the image; None: found by type")
+    label_column: str | None = Field(None,
+                                     description="parquet / hf column with the class; None: found by name")
     seed: int = 0
-    workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and caches small sets)")
+    workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and "
+                                              "caches small sets)")
 
 
 class VFM(Section):
     """A frozen vision foundation model: a row of `vfmlab.vfm`'s table, or `timm:NAME` for any timm model."""
 
     name: str = "pocket"
-    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block k, -1 after the final norm; None: the row's default")
+    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block k, -1 after "
+                                                             "the final norm; None: the row's default")
     weights: str = Field("pretrained", description="'pretrained', 'random', or a safetensors file")
-    upscale: float = Field(1.0, gt=0, description="images are resized by this factor before they enter the VFM")
+    upscale: float = Field(1.0, gt=0,
+                           description="images are resized by this factor before they enter the VFM")
     seed: int = Field(0, description="initialisation of random weights")
 
 
@@ -146,7 +154,8 @@ class LossConfig(Section):
     until: int | None = Field(None, ge=0, description="switched off after so many samples")
 
     def factor(self, samples: int) -> float:
-        """What the weight is multiplied by after `samples` images: 0 once the term is over or before it begins."""
+        """What the weight is multiplied by after `samples` images: 0 once the term is over or before it
+        begins."""
         return 0.0 if self.until is not None and samples >= self.until else 1.0
 
 
@@ -165,7 +174,8 @@ def _losses(value: Any) -> Any:
     for name, term in value.items():
         if not LABELLED.match(name):
             shown = name if len(name) < 60 else f"{name[:57]}..."
-            raise ConfigError(f"losses: '{shown}' is no name of a term; write TERM or TERM:LABEL, a label in letters, digits, _ and -")
+            raise ConfigError(f"losses: '{shown}' is no name of a term; write TERM or TERM:LABEL, a label in "
+                              "letters, digits, _ and -")
         config = loss_config(name)
         if not isinstance(term, Section):
             try:
@@ -186,8 +196,10 @@ class Equivariance(Section):
     2510.18457, released config).
     """
 
-    p_latent: float = Field(0.0, ge=0, le=1, description="chance that latent and target are scaled / rotated alike; 0: off")
-    p_prior: float = Field(0.0, ge=0, le=1, description="otherwise, chance that the input is down-scaled before encoding")
+    p_latent: float = Field(0.0, ge=0, le=1,
+                            description="chance that latent and target are scaled / rotated alike; 0: off")
+    p_prior: float = Field(0.0, ge=0, le=1,
+                           description="otherwise, chance that the input is down-scaled before encoding")
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -197,11 +209,13 @@ class Train(Section):
     dropped: ClassVar = {"guard_explode": 1e3}
 
     samples: int = Field(..., ge=1)
-    batch: int = Field(32, ge=1, le=65_536, description="global batch over all devices and accumulation steps")
+    batch: int = Field(32, ge=1, le=65_536,
+                       description="global batch over all devices and accumulation steps")
     accumulation: int = Field(1, ge=1)
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
-    lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> factor on lr; the last match counts")
+    lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> "
+        "factor on lr; the last match counts")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -213,7 +227,8 @@ class Train(Section):
     log_every: int = Field(640, ge=1)
     preview_every: int = Field(8_000, ge=1)
     checkpoint_every: int = Field(8_000, ge=1)
-    evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the EMA weights")
+    evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the "
+                                                         "EMA weights")
     guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
 
@@ -239,7 +254,8 @@ class Imported(Section):
     """
 
     name: str = Field(..., description="entry of the table of released weights")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the weights file, where it is to be checked")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$",
+                               description="of the weights file, where it is to be checked")
 
 
 class Alignment(Section):
@@ -255,8 +271,11 @@ class Alignment(Section):
     weight: float = Field(0.5, gt=0)
     projector: Literal["mlp", "conv"] = "mlp"
     hidden: int = Field(2048, ge=1, description="width of the MLP's two hidden layers")
-    spatial_norm: float | None = Field(None, ge=0, le=1, description="share of the mean over places that targets lose; null: targets as they are")
-    resample: bool = Field(True, description="bring targets of another grid to the network's; false: refuse them")
+    spatial_norm: float | None = Field(None, ge=0, le=1, description="share of the mean over places that "
+                                                                     "targets lose; null: targets as they "
+                                                                     "are")
+    resample: bool = Field(True,
+                           description="bring targets of another grid to the network's; false: refuse them")
     until: int | None = Field(None, ge=1, description="switched off after so many samples")
     cache: bool = Field(True, description="encode the targets once, beside the latents; false: at every step")
 
@@ -268,7 +287,8 @@ class ClassToken(Section):
 
     vfm: VFM = Field(VFM(), description="whose global token; its `layers` are not read")
     weight: float = Field(0.03, ge=0, description="of the token's velocity loss")
-    normalise: bool = Field(True, description="to zero mean and unit variance over the training images, channel by channel; false: as it is")
+    normalise: bool = Field(True, description="to zero mean and unit variance over the training images, "
+                                              "channel by channel; false: as it is")
     cache: bool = Field(True, description="encode the tokens once; false: at every step")
 
 
@@ -283,7 +303,8 @@ class Tune(Section):
 
     dropped: ClassVar = {"momentum": 0.1}
 
-    weight: float = Field(1.5, gt=0, description="of the alignment loss as the tokenizer sees it; the network's is alignment.weight")
+    weight: float = Field(1.5, gt=0, description="of the alignment loss as the tokenizer sees it; the "
+                                                 "network's is alignment.weight")
     trains: tuple[str, ...] = Field(("*",), description="globs on the tokenizer's parameter names")
     losses: Losses | None = Field(None, description="the tokenizer's own; null: those of its last stage")
 
@@ -298,10 +319,12 @@ class Diffusion(Section):
     imported: Imported | None = Field(None, description="released weights in place of `train`")
     time: TimeSampling = TimeSampling()
     cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
-    sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: the mode")
+    sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: "
+                                                     "the mode")
     class_dropout: float = Field(0.1, ge=0, le=1)
     cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
-    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", description="run name whose tokenizer is taken; null: the run's own")
+    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$",
+                                     description="run name whose tokenizer is taken; null: the run's own")
     alignment: Alignment | None = Field(None, description="REPA; null: off")
     class_token: ClassToken | None = Field(None, description="REG; null: off")
     tune: Tune | None = Field(None, description="REPA-E; null: the tokenizer stays as it is")
@@ -316,17 +339,21 @@ class Diffusion(Section):
     def _aligned(self) -> Diffusion:
         token, kind = getattr(self.network, "token", None), self.network.kind
         if self.class_token is not None and "token" not in type(self.network).model_fields:
-            raise ValueError(f"class_token: network '{kind}' has no class token; use lightningdit or sit, with network.token = width of the VFM's global token")
+            raise ValueError(f"class_token: network '{kind}' has no class token; use lightningdit or sit, "
+                             "with network.token = width of the VFM's global token")
         if self.class_token is not None and token is None:
-            raise ValueError("class_token: network.token is null; set it to the width of the VFM's global token (pocket: 128)")
+            raise ValueError("class_token: network.token is null; set it to the width of the VFM's global "
+                             "token (pocket: 128)")
         if self.class_token is None and token is not None and self.train is not None:
-            raise ValueError(f"network.token {token}: nothing trains it; add 'class_token', or set network.token to null")
+            raise ValueError(f"network.token {token}: nothing trains it; add 'class_token', or set "
+                             "network.token to null")
         sizes = getattr(self.network, "sizes", None)
         depth = 10**9 if sizes is None else sizes[1] + getattr(self.network, "head_depth", 0)
         if self.alignment is not None and self.alignment.block > depth:
             raise ValueError(f"alignment.block {self.alignment.block}: the network has blocks 1 to {depth}")
         if self.tune is not None and self.alignment is None:
-            raise ValueError("tune: the tokenizer is tuned through the alignment loss, which is off; add 'alignment'")
+            raise ValueError("tune: the tokenizer is tuned through the alignment loss, which is off; add "
+                             "'alignment'")
         return self
 
 
@@ -337,14 +364,17 @@ class Guidance(Section):
 
     scale: float = Field(1.0, ge=0)
     interval: tuple[float, float] = (0.0, 1.0)
-    channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy modes); None: all")
-    token: float | None = Field(None, ge=0, description="scale for the class token of networks that have one; None: as the latents")
+    channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy "
+                                                         "modes); None: all")
+    token: float | None = Field(None, ge=0, description="scale for the class token of networks that have "
+                                                        "one; None: as the latents")
 
     @model_validator(mode="after")
     def _forward(self) -> Guidance:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: noise)")
+            raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: "
+                             "noise)")
         return self
 
 
@@ -354,7 +384,8 @@ class Sampler(Section):
     solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
     steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
     shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
-    reuse: int | None = Field(None, ge=1, description="run the encoder of a split network only at every so many-th evaluation; None: always")
+    reuse: int | None = Field(None, ge=1, description="run the encoder of a split network only at every so "
+                                                      "many-th evaluation; None: always")
 
 
 class Protocol(Section):
@@ -367,8 +398,10 @@ class Protocol(Section):
     sampler: Sampler = Sampler()
     guidance: Guidance = Guidance()
     ema: bool = True
-    decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a stage was trained after diffusion; null: the run's own")
-    batch: int = Field(100, ge=1, description="compute only; does not enter the hash because it cannot change a result")
+    decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a "
+                                                  "stage was trained after diffusion; null: the run's own")
+    batch: int = Field(100, ge=1,
+                       description="compute only; does not enter the hash because it cannot change a result")
     seed: int = 0
     version: int = Field(1, description="of the metric code; raised whenever a metric changes")
 

@@ -27,14 +27,19 @@ class ConvDecoder(nn.Module):
         kind: Literal["conv"] = "conv"
         width: int = Field(128, ge=1, description="channels at the finest resolution")
         multipliers: tuple[int, ...] | None = Field(
-            None, description="widths per resolution over `width`, finest first; None: the usual ones for the factor"
+            None, description="widths per resolution over `width`, finest first; None: the usual ones for "
+                              "the factor"
         )
-        blocks: int = Field(3, ge=1, description="residual blocks per resolution (one more than in the encoder)")
-        attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
+        blocks: int = Field(3, ge=1,
+                            description="residual blocks per resolution (one more than in the encoder)")
+        attention: tuple[int, ...] = Field((16,),
+                                           description="sides in pixels with attention after every block")
         middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
         middle_attention: bool = Field(True, description="attention between those two")
-        inner: int | None = Field(None, ge=1, description="channels after the first 1x1 convolution; None: those of z")
-        patch: int = Field(1, ge=1, description="the last up-sampling, by this much, is a pixel-shuffle: faster")
+        inner: int | None = Field(None, ge=1,
+                                  description="channels after the first 1x1 convolution; None: those of z")
+        patch: int = Field(1, ge=1,
+                           description="the last up-sampling, by this much, is a pixel-shuffle: faster")
 
     def __init__(self, config: ConvDecoder.Config, latent_channels: int, latent_side: int, size: int):
         super().__init__()

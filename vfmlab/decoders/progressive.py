@@ -1,25 +1,33 @@
 """VFM-VAE's decoder: one latent fused into several blocks, an image at every resolution (arXiv 2510.18457).
 
     z -> decompress -> z' --pool--> mapping -> w (one global style for all layers)
-                        |--fusion-> block 0 -> block 1 -> ... -> block n-1      each block doubles the resolution
+                        |--fusion-> block 0 -> block 1 -> ... -> block n-1      each block doubles the
+                        resolution
                                        |          |                 |
-                                    running sum s = upsample(s) + x, and ToRGB(s) is an image of that resolution
+                                    running sum s = upsample(s) + x, and ToRGB(s) is an image of that
+                                    resolution
 
 Every part of it is a switch of one config, so that the paper's ablation is a change of fields, not of code:
 
-| row of its decoder table    | fields                                                                            |
+| row of its decoder table    | fields
+|
 |-----------------------------|-----------------------------------------------------------------------------------|
-| plain decoder               | fusion, style, attention, running_sum, multiscale, blur: false; layer: conv;      |
-|                             | upsample: nearest                                                                 |
-| + multi-scale latent fusion | the same with fusion: true                                                        |
-| + modern blocks             | the defaults                                                                      |
+| plain decoder               | fusion, style, attention, running_sum, multiscale, blur: false; layer: conv;
+|
+|                             | upsample: nearest
+|
+| + multi-scale latent fusion | the same with fusion: true
+|
+| + modern blocks             | the defaults
+|
 
 (The paper does not say which parts its rows switch together beyond their names; this grouping is ours.)
 
-Names: the release's `num_blocks` is `blocks`, `concat_z_block_indices` / `concat_z_mapped_dims` are `fusion_blocks` /
-`fusion_widths`, `attn_block_indices` / `attn_depths` are `attention_blocks` / `attention_depths`,
-`z_dim_for_mapping_mlp_output` is `style_width`, `z_pooled_resolution` is `style_pool`, `use_gaussian_blur` is `blur`.
-The tuples `res_layers`, `kernels` and `taps` are indexed by block, and their last entry holds for all further blocks.
+Names: the release's `num_blocks` is `blocks`, `concat_z_block_indices` / `concat_z_mapped_dims` are
+`fusion_blocks` / `fusion_widths`, `attn_block_indices` / `attn_depths` are `attention_blocks` /
+`attention_depths`, `z_dim_for_mapping_mlp_output` is `style_width`, `z_pooled_resolution` is `style_pool`,
+`use_gaussian_blur` is `blur`. The tuples `res_layers`, `kernels` and `taps` are indexed by block, and their
+last entry holds for all further blocks.
 """
 
 from __future__ import annotations
@@ -43,29 +51,35 @@ from vfmlab.registry import DECODERS
 
 
 class ProgressiveConfig(config.DecoderConfig):
-    """Options of :class:`ProgressiveDecoder`; the defaults are the paper's at 256 px (128,144,914 parameters)."""
+    """Options of :class:`ProgressiveDecoder`; the defaults are the paper's at 256 px (128,144,914
+    parameters)."""
 
     kind: Literal["progressive"] = "progressive"
 
-    decompress: Kind = Field("attention", description="how z is widened: attention projection or 1x1 convolution")
+    decompress: Kind = Field("attention",
+                             description="how z is widened: attention projection or 1x1 convolution")
     decompress_factor: int = Field(16, ge=1, description="channels of z' over channels of z")
     decompress_layers: int = Field(1, ge=1, description="attention projections in a row")
     gelu: Gelu = Field("tanh", description="GELU of the attention projection; 'erf' is faster on the CPU")
 
     blocks: int = Field(6, ge=1, description="resolutions size / 2^(blocks - 1) ... size")
-    channel_base: int = Field(32768, ge=1, description="width = channel_base / (px * 256 / size), at most channel_max")
+    channel_base: int = Field(32768, ge=1,
+                              description="width = channel_base / (px * 256 / size), at most channel_max")
     channel_max: int = Field(512, ge=1)
     num_res_blocks: int = Field(2, ge=0, description="layers per block = 1 + num_res_blocks * res_layers")
     res_layers: tuple[int, ...] = Field((3, 3, 3, 3, 2), min_length=1)
-    layer: Literal["convnext", "conv"] = Field("convnext", description="'conv': 3x3 residual blocks, the ablation")
-    kernels: tuple[int, ...] = Field((5, 5, 7), min_length=1, description="of the depthwise convolutions (odd)")
+    layer: Literal["convnext", "conv"] = Field("convnext",
+                                               description="'conv': 3x3 residual blocks, the ablation")
+    kernels: tuple[int, ...] = Field((5, 5, 7), min_length=1,
+                                     description="of the depthwise convolutions (odd)")
     expansion: int = Field(4, ge=1, description="hidden width of a ConvNeXt layer over its channels")
     activation: Activation = "gelu"
     layer_scale: float = 1e-5
     upsample: Literal["shuffle", "nearest"] = "shuffle"
     blur: bool = Field(True, description="fixed binomial blur after every up-sampling")
     taps: tuple[int, ...] = Field((3, 3, 3, 5), min_length=1, description="taps of the blur (odd)")
-    running_sum: bool = Field(True, description="images are read from the sum of the blocks; off: from each alone")
+    running_sum: bool = Field(True,
+                              description="images are read from the sum of the blocks; off: from each alone")
     multiscale: bool = Field(True, description="an image from every block; off: from the last alone")
 
     fusion: bool = Field(True, description="off: z' enters block 0 only")
@@ -75,17 +89,22 @@ class ProgressiveConfig(config.DecoderConfig):
 
     style: bool = Field(True, description="off: no mapping network and no modulation")
     style_width: int = Field(512, ge=1)
-    style_hidden: int | None = Field(None, ge=1, description="between the mapping network's layers; none: style_width")
-    style_pool: int = Field(1, ge=1, description="z' is pooled to so many pixels squared for the mapping network")
+    style_hidden: int | None = Field(None, ge=1,
+                                     description="between the mapping network's layers; none: style_width")
+    style_pool: int = Field(1, ge=1,
+                            description="z' is pooled to so many pixels squared for the mapping network")
 
-    attention: bool = Field(True, description="self-attention and feed-forward after the layers of `attention_blocks`")
+    attention: bool = Field(True, description="self-attention and feed-forward after the layers of "
+                                              "`attention_blocks`")
     attention_blocks: tuple[int, ...] = (0, 1, 2)
     attention_depths: tuple[int, ...] = (2, 2, 2)
     heads: int = Field(8, ge=1)
-    cross_attention: bool = Field(False, description="in `attention_blocks`, to the tokens of z' or a given context")
+    cross_attention: bool = Field(False,
+                                  description="in `attention_blocks`, to the tokens of z' or a given context")
     context_width: int | None = Field(None, ge=1, description="width of a given context; None: that of z'")
 
-    legacy_noise: bool = Field(False, description="noise of the released 256 px weights; not for new training")
+    legacy_noise: bool = Field(False,
+                               description="noise of the released 256 px weights; not for new training")
 
     @model_validator(mode="after")
     def _fits(self) -> ProgressiveConfig:
@@ -95,7 +114,8 @@ class ProgressiveConfig(config.DecoderConfig):
         ):
             if len(indices) != len(values) or len(set(indices)) < len(indices):
                 raise ValueError(
-                    f"{name}_blocks {list(indices)} with the values {list(values)}: name each block once and give one "
+                    f"{name}_blocks {list(indices)} with the values {list(values)}: name each block once and "
+                    "give one "
                     "value for each"
                 )
             if any(not 0 <= i < self.blocks for i in indices) and getattr(self, name):
@@ -118,12 +138,15 @@ class Block(nn.Module):
     """Up-sample by two, modulated layers, attention, running sum, ToRGB.
 
     Args:
-        index: of the block. inputs: channels of the previous block's features and of the fused latent, together.
-        previous: channels of the previous block's running sum; 0: first block. outputs: channels of this block.
+        index: of the block. inputs: channels of the previous block's features and of the fused latent,
+        together.
+        previous: channels of the previous block's running sum; 0: first block. outputs: channels of this
+        block.
         context: width of the tokens for cross-attention.
     """
 
-    def __init__(self, c: ProgressiveConfig, index: int, inputs: int, previous: int, outputs: int, context: int):
+    def __init__(self, c: ProgressiveConfig, index: int, inputs: int, previous: int, outputs: int,
+                 context: int):
         super().__init__()
         style = c.style_width if c.style else 0
         taps = _at(c.taps, index) if c.blur else 0
@@ -148,14 +171,16 @@ class Block(nn.Module):
         depth = dict(zip(c.attention_blocks, c.attention_depths, strict=True)).get(index, 0)
         selfs, crosses = depth if c.attention else 0, depth if c.cross_attention else 0
         self.attention = nn.ModuleList(AttentionBlock(outputs, c.heads) for _ in range(selfs))
-        self.cross_attention = nn.ModuleList(AttentionBlock(outputs, c.heads, context) for _ in range(crosses))
+        self.cross_attention = nn.ModuleList(AttentionBlock(outputs, c.heads, context)
+                                             for _ in range(crosses))
         last = index == c.blocks - 1
         self.to_rgb = ToRGB(outputs, style) if c.multiscale or last else None
 
     def forward(
         self, x: Tensor, total: Tensor | None, w: Tensor | None, context: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x: B C h w, total: running sum so far -> features B C' 2h 2w, running sum, image B 3 2h 2w or None."""
+        """x: B C h w, total: running sum so far -> features B C' 2h 2w, running sum, image B 3 2h 2w or
+        None."""
         x = self.upsample(x)
         for layer in self.layers:
             x = layer(x, w)
@@ -168,13 +193,15 @@ class Block(nn.Module):
 
 @DECODERS.register("progressive")
 class ProgressiveDecoder(nn.Module):
-    """Raw latents B C h w -> [image B 3 H W, images of the lower blocks, largest first]; fp32, unbounded range.
+    """Raw latents B C h w -> [image B 3 H W, images of the lower blocks, largest first]; fp32, unbounded
+    range.
 
-    Other latent sizes than `latent_side` give images of other sizes in proportion (equivariance training needs that);
-    they must be multiples of `latent_multiple`.
+    Other latent sizes than `latent_side` give images of other sizes in proportion (equivariance training
+    needs that); they must be multiples of `latent_multiple`.
 
     Args:
-        config: see :class:`ProgressiveConfig`. latent_channels, latent_side: of z. size: side of the images in pixels.
+        config: see :class:`ProgressiveConfig`. latent_channels, latent_side: of z. size: side of the images
+        in pixels.
 
     Raises:
         ConfigError: the blocks' resolutions, the image size and the latent side do not fit.
@@ -187,7 +214,8 @@ class ProgressiveDecoder(nn.Module):
         self.config, c = config, config
         if size % 2**c.blocks:
             raise ConfigError(
-                f"decoder.blocks {c.blocks}: images of {size} px cannot be halved {c.blocks} times; use fewer blocks "
+                f"decoder.blocks {c.blocks}: images of {size} px cannot be halved {c.blocks} times; use "
+                "fewer blocks "
                 f"or a data.size that is a multiple of {2**c.blocks}"
             )
         resolutions = [size // 2 ** (c.blocks - 1 - i) for i in range(c.blocks)]
@@ -216,8 +244,10 @@ class ProgressiveDecoder(nn.Module):
         up, down = max(1, target // side), max(1, side // target)
         if target * down != side * up:
             raise ConfigError(
-                f"decoder.blocks: block {index} takes the latent at {target} px, no multiple or divisor of its "
-                f"{side} px; choose decoder.blocks, data.size and tokenizer.factor so that they differ by whole factors"
+                f"decoder.blocks: block {index} takes the latent at {target} px, no multiple or divisor of "
+                "its "
+                f"{side} px; choose decoder.blocks, data.size and tokenizer.factor so that they differ by "
+                "whole factors"
             )
         return up, down
 
@@ -226,10 +256,12 @@ class ProgressiveDecoder(nn.Module):
         return self.blocks[-1].to_rgb.weight
 
     def forward(self, z: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
-        """z: B C h w. For cross-attention, context: B M context_width (default: tokens of z') and mask: bool B M."""
+        """z: B C h w. For cross-attention, context: B M context_width (default: tokens of z') and mask: bool
+        B M."""
         if z.shape[-1] % self.latent_multiple or z.shape[-2] % self.latent_multiple:
             raise ConfigError(
-                f"latents of {z.shape[-2]} x {z.shape[-1]} do not divide by {self.latent_multiple} (latent fusion); "
+                f"latents of {z.shape[-2]} x {z.shape[-1]} do not divide by {self.latent_multiple} (latent "
+                "fusion); "
                 "leave out that scale (equivariance.scales) or use fewer decoder.blocks"
             )
         z = self.decompress(z).contiguous(memory_format=torch.channels_last)
@@ -238,7 +270,8 @@ class ProgressiveDecoder(nn.Module):
             context = z.flatten(2).transpose(1, 2)
             if context.shape[-1] != (self.config.context_width or context.shape[-1]):
                 raise ConfigError(
-                    f"decoder.context_width {self.config.context_width}: this decoder attends to a context of its own; "
+                    f"decoder.context_width {self.config.context_width}: this decoder attends to a context "
+                    "of its own; "
                     f"call it with one, or set the width to that of z', {context.shape[-1]}"
                 )
         x = total = None
@@ -247,7 +280,8 @@ class ProgressiveDecoder(nn.Module):
             parts = [] if x is None else [x]
             if str(index) in self.fusion:
                 parts.append(self.fusion[str(index)](z))
-            x, total, image = block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], total, w, context, mask)
+            x, total, image = block(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], total, w,
+                                    context, mask)
             if image is not None:
                 images.append(image)
         return images[::-1]

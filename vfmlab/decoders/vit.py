@@ -1,9 +1,11 @@
-"""The decoder of a masked autoencoder (MAE, arXiv 2111.06377): a plain vision transformer from latents to patches of pixels.
+"""The decoder of a masked autoencoder (MAE, arXiv 2111.06377): a plain vision transformer from latents to
+patches of pixels.
 
-RAE (arXiv 2510.11690) decodes with it; the defaults are its ViT-XL. How the fields map to the release's argument names, in
-brackets: `width` [decoder_hidden_size], `depth` [decoder_num_hidden_layers], `heads` [decoder_num_attention_heads], `hidden`
-[decoder_intermediate_size], `eps` [layer_norm_eps], `activation` [hidden_act]; `patch_size` and `image_size` follow from the
-sizes of image and latent.
+RAE (arXiv 2510.11690) decodes with it; the defaults are its ViT-XL. How the fields map to the release's
+argument names, in
+brackets: `width` [decoder_hidden_size], `depth` [decoder_num_hidden_layers], `heads`
+[decoder_num_attention_heads], `hidden` [decoder_intermediate_size], `eps` [layer_norm_eps], `activation`
+[hidden_act]; `patch_size` and `image_size` follow from the sizes of image and latent.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from vfmlab.registry import DECODERS
 
 @DECODERS.register("vit")
 class ViTDecoder(nn.Module):
-    """Linear -> class token, fixed sine-cosine positions -> transformer blocks -> norm -> linear to the pixels of each patch.
+    """Linear -> class token, fixed sine-cosine positions -> transformer blocks -> norm -> linear to the
+    pixels of each patch.
 
-    `forward(z)`: raw latents B C h w -> [images B 3 h*f w*f], unbounded range. Other grids than the trained one get its
-    position code interpolated.
+    `forward(z)`: raw latents B C h w -> [images B 3 h*f w*f], unbounded range. Other grids than the trained
+    one get its position code interpolated.
 
     Args:
-        config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels. pixels: channels of
+        config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels. pixels:
+        channels of
             the images (other numbers than 3 only in imported weights).
     """
 
@@ -44,7 +48,8 @@ class ViTDecoder(nn.Module):
         activation: Activation = "gelu"
         eps: float = Field(1e-12, gt=0, description="of the layer norms")
         qkv_bias: bool = True
-        class_token: bool = Field(True, description="a trained token beside the patches, dropped before the pixels")
+        class_token: bool = Field(True,
+                                  description="a trained token beside the patches, dropped before the pixels")
 
         @model_validator(mode="after")
         def _fits(self) -> ViTDecoder.Config:
@@ -52,20 +57,24 @@ class ViTDecoder(nn.Module):
                 raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}")
             return self
 
-    def __init__(self, config: ViTDecoder.Config, latent_channels: int, latent_side: int, size: int, pixels: int = 3):
+    def __init__(self, config: ViTDecoder.Config, latent_channels: int, latent_side: int, size: int,
+                 pixels: int = 3):
         super().__init__()
         if size % latent_side:
             raise ConfigError(
-                f"decoder.kind vit: {size} px from a {latent_side} px latent is no whole patch; choose data.size and "
+                f"decoder.kind vit: {size} px from a {latent_side} px latent is no whole patch; choose "
+                "data.size and "
                 "tokenizer.factor accordingly"
             )
         self.config, self.side, self.patch, width = config, latent_side, size // latent_side, config.width
         self.embed = nn.Linear(latent_channels, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         table = sincos_table((latent_side, latent_side), width)
-        self.register_buffer("position", F.pad(table, (0, 0, 1, 0))[None])  # 1 1+N C; the class token's is zero
+        # 1 1+N C; the class token's is zero
+        self.register_buffer("position", F.pad(table, (0, 0, 1, 0))[None])
         self.blocks = nn.ModuleList(
-            ViTBlock(width, config.heads, config.hidden, config.activation, config.eps, config.qkv_bias) for _ in range(config.depth)
+            ViTBlock(width, config.heads, config.hidden, config.activation, config.eps, config.qkv_bias)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(width, eps=config.eps)
         self.pred = nn.Linear(width, self.patch**2 * pixels)
@@ -86,7 +95,8 @@ class ViTDecoder(nn.Module):
         position = self.position.to(x.dtype)
         if (h, w) != (self.side, self.side):
             grid = position[:, 1:].transpose(1, 2).unflatten(2, (self.side, self.side))
-            grid = F.interpolate(grid.float(), (h, w), mode="bicubic", antialias=True, align_corners=False).to(x.dtype)
+            grid = F.interpolate(grid.float(), (h, w), mode="bicubic", antialias=True,
+                                 align_corners=False).to(x.dtype)
             position = torch.cat([position[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
         x = x + position[:, 1:]
         if self.class_token is not None:

@@ -1,8 +1,10 @@
-"""Alignment of a diffusion network with a frozen VFM: REPA's projection loss, iREPA's variant of it, REG's class token.
+"""Alignment of a diffusion network with a frozen VFM: REPA's projection loss, iREPA's variant of it, REG's
+class token.
 
-REPA (arXiv 2410.06940, section 3): the tokens after an early block, seen through a small trained read-out, should point where the
-VFM's patch tokens of the clean image point. iREPA (RAEv2's and REPA's successor): the read-out is one 3x3 convolution, and
-targets are normalised over places, so that what counts is their spatial structure. The read-out belongs to the training
+REPA (arXiv 2410.06940, section 3): the tokens after an early block, seen through a small trained read-out,
+should point where the VFM's patch tokens of the clean image point. iREPA (RAEv2's and REPA's successor): the
+read-out is one 3x3 convolution, and targets are normalised over places, so that what counts is their spatial
+structure. The read-out belongs to the training
 objective: the network that is saved has none.
 """
 
@@ -24,8 +26,10 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spatial_norm(maps: Tensor, share: float = 1.0, eps: float = 1e-6) -> Tensor:
-    """(x - share * mean over places) / standard deviation over places, channel by channel and image by image; B D h w."""
-    return (maps - share * maps.mean((2, 3), keepdim=True)) / (maps.std((2, 3), keepdim=True, correction=0) + eps)
+    """(x - share * mean over places) / standard deviation over places, channel by channel and image by image;
+    B D h w."""
+    return (maps - share * maps.mean((2, 3), keepdim=True)) / (maps.std((2, 3), keepdim=True, correction=0)
+                                                               + eps)
 
 
 def regrid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -39,8 +43,10 @@ class Projection(nn.Module):
     """REPA's loss: tokens after a block, read out, against a VFM's.
 
     Args:
-        config: see :class:`vfmlab.config.recipe.Alignment`. network: with `features_at`, `depth`, `grid` and `width_at(block)`.
-        width: of the target's tokens. whole: the target's global token is aligned too, with the network's class token, as
+        config: see :class:`vfmlab.config.recipe.Alignment`. network: with `features_at`, `depth`, `grid` and
+        `width_at(block)`.
+        width: of the target's tokens. whole: the target's global token is aligned too, with the network's
+        class token, as
             in REG's release; by MLPs only.
 
     Raises:
@@ -50,11 +56,13 @@ class Projection(nn.Module):
     def __init__(self, config: Alignment, network: nn.Module, width: int, whole: bool = False):
         super().__init__()
         if not all(hasattr(network, part) for part in ("depth", "grid", "width_at")):
-            raise ConfigError(f"alignment: network '{type(network).__name__}' does not tell what its blocks put out; use lightningdit, sit or ddt")
+            raise ConfigError(f"alignment: network '{type(network).__name__}' does not tell what its blocks "
+                              "put out; use lightningdit, sit or ddt")
         if config.block > network.depth:
             raise ConfigError(f"alignment.block {config.block}: the network has blocks 1 to {network.depth}")
         own = network.width_at(config.block)
-        self.config, self.grid, self.prefix = config, tuple(network.grid), int(token_width(network) is not None)
+        self.config, self.grid, self.prefix = config, tuple(
+            network.grid), int(token_width(network) is not None)
         self.whole = whole and config.projector == "mlp"
         if config.projector == "conv":
             self.read: nn.Module = nn.Conv2d(own, width, 3, padding=1)
@@ -69,10 +77,14 @@ class Projection(nn.Module):
         """Distance per image [B], 0 to 2.
 
         Args:
-            tokens: B N D after the block, a class token first where the network has one. target: B K h w maps of the VFM on
+            tokens: B N D after the block, a class token first where the network has one. target: B K h w maps
+            of the VFM on
                 the network's grid. token: B K its global token, read where the projection is of the `whole`.
         """
-        maps = target.float() if self.config.spatial_norm is None else spatial_norm(target.float(), self.config.spatial_norm)
+        maps = (
+            target.float() if self.config.spatial_norm is None
+            else spatial_norm(target.float(), self.config.spatial_norm)
+        )
         goal = maps.flatten(2).transpose(1, 2)
         if self.config.projector == "conv":
             places = tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
@@ -83,7 +95,8 @@ class Projection(nn.Module):
 
 
 class TokenScale(nn.Module):
-    """Class tokens to zero mean and unit variance per channel, and back; statistics are part of a run's state."""
+    """Class tokens to zero mean and unit variance per channel, and back; statistics are part of a run's
+    state."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Parts that all transformer diffusion networks here share: embeddings, adaLN blocks, final layer, initialisation.
+"""Parts that all transformer diffusion networks here share: embeddings, adaLN blocks, final layer,
+initialisation.
 
-Precision: statistics of norms, modulation and the residual stream are fp32 under autocast; only matrix products and the
-activations between two of them run in bf16. All shapes: B batch, N tokens, D width.
+Precision: statistics of norms, modulation and the residual stream are fp32 under autocast; only matrix
+products and the activations between two of them run in bf16. All shapes: B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, in fp32, returned in x's dtype. `affine=False`: adaLN brings scale and shift."""
+    """Layer norm over the last axis, in fp32, returned in x's dtype. `affine=False`: adaLN brings scale and
+    shift."""
 
     def __init__(self, width: int, eps: float = 1e-6, affine: bool = False):
         super().__init__()
@@ -42,7 +44,8 @@ class LayerNorm(nn.Module):
 
 
 def frequencies(count: int = 128, longest: float = 10_000.0) -> Tensor:
-    """Angular frequencies [count] of the sinusoidal time embedding, from 1 down towards 1 / longest, in fp32."""
+    """Angular frequencies [count] of the sinusoidal time embedding, from 1 down towards 1 / longest, in
+    fp32."""
     return torch.exp(-math.log(longest) * torch.arange(count, dtype=torch.float32) / count)
 
 
@@ -59,7 +62,8 @@ class TimeEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """t -> D: sines and cosines of 2 pi w t at fixed random frequencies w ~ N(0, 1), then a two-layer MLP (RAE)."""
+    """t -> D: sines and cosines of 2 pi w t at fixed random frequencies w ~ N(0, 1), then a two-layer MLP
+    (RAE)."""
 
     def __init__(self, width: int, count: int = 256):
         super().__init__()
@@ -82,7 +86,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        makers = {"rms": RMSNorm, "layer": lambda d: LayerNorm(d, 1e-5, affine=True), None: lambda _: nn.Identity()}
+        makers = {"rms": RMSNorm, "layer": lambda d: LayerNorm(d, 1e-5, affine=True),
+                  None: lambda _: nn.Identity()}
         self.q_norm, self.k_norm = (makers[qk_norm](width // heads) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
@@ -94,11 +99,13 @@ class Attention(nn.Module):
 
 
 def feed_forward(width: int, ratio: float, swiglu: bool) -> nn.Module:
-    """SwiGLU with 2/3 of the hidden width, so that it has the parameters of the plain MLP, or an MLP with tanh-GELU.
+    """SwiGLU with 2/3 of the hidden width, so that it has the parameters of the plain MLP, or an MLP with
+    tanh-GELU.
 
     tanh-GELU is several times slower than SiLU on the CPU in bf16; small networks there should use SwiGLU.
     """
-    from timm.layers import Mlp, SwiGLUPacked  # imports seconds of code that reading a config must not wait for
+    # imports seconds of code that reading a config must not wait for
+    from timm.layers import Mlp, SwiGLUPacked
 
     hidden = int(width * ratio)
     if swiglu:
@@ -120,7 +127,8 @@ class Block(nn.Module):
         shift_free: modulation without shifts (LightningDiT's "w/o shift").
     """
 
-    def __init__(self, width: int, heads: int, ratio: float, norm: str, qk_norm: bool, swiglu: bool, shift_free: bool):
+    def __init__(self, width: int, heads: int, ratio: float, norm: str, qk_norm: bool, swiglu: bool,
+                 shift_free: bool):
         super().__init__()
         self.norm1, self.norm2 = (RMSNorm(width) if norm == "rms" else LayerNorm(width) for _ in range(2))
         self.attn = Attention(width, heads, norm if qk_norm else None)
@@ -166,7 +174,8 @@ def unpatchify(x: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 def initialise(network: nn.Module) -> None:
     """DiT's initialisation, in place: Xavier for linear and patch layers, normal(0.02) for embeddings.
 
-    Every `modulation` and the output are zero, so that each block starts as the identity and the velocity as zero.
+    Every `modulation` and the output are zero, so that each block starts as the identity and the velocity as
+    zero.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,8 +1,10 @@
-"""DiT with a decoupled head (DDT, arXiv 2504.05741), in the form of RAE's DiT-DH (arXiv 2510.11690, section 5).
+"""DiT with a decoupled head (DDT, arXiv 2504.05741), in the form of RAE's DiT-DH (arXiv 2510.11690, section
+5).
 
-A deep encoder of ordinary width reads the noisy latents and gives one condition per token; a shallow head, which may be
-much wider (RAE latents have 768 channels), reads the noisy latents again and predicts the velocity under that condition.
-The two are methods of their own, `encode` and `head`, so that one encoding can serve several steps of the head.
+A deep encoder of ordinary width reads the noisy latents and gives one condition per token; a shallow head,
+which may be much wider (RAE latents have 768 channels), reads the noisy latents again and predicts the
+velocity under that condition. The two are methods of their own, `encode` and `head`, so that one encoding can
+serve several steps of the head.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from vfmlab.registry import NETWORKS
 
 @NETWORKS.register("ddt")
 class DDT(nn.Module):
-    """Velocity network with encoder and head; arguments and contract as :class:`vfmlab.diffusion.dit.LightningDiT`."""
+    """Velocity network with encoder and head; arguments and contract as
+    :class:`vfmlab.diffusion.dit.LightningDiT`."""
 
     class Config(Shape):
         kind: str = "ddt"
@@ -33,13 +36,15 @@ class DDT(nn.Module):
         rope: bool = True
         rmsnorm: bool = Field(True, description="False: layer norm without weights")
         shift_free: bool = Field(False, description="modulation by scale and gate only")
-        pos_embed: bool = Field(True, description="add a fixed sine-cosine position code to the encoder's tokens")
+        pos_embed: bool = Field(True,
+                                description="add a fixed sine-cosine position code to the encoder's tokens")
 
         @model_validator(mode="after")
         def _head(self) -> DDT.Config:
             if self.head_width % (4 * self.head_heads):
                 multiple = 4 * self.head_heads
-                raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads ({multiple})")
+                raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads "
+                                 f"({multiple})")
             return self
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
@@ -57,10 +62,16 @@ class DDT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, *style) for _ in range(depth))
         self.to_head = nn.Linear(width, wide) if width != wide else nn.Identity()
         self.head_patch_embed = nn.Conv2d(channels, wide, config.patch, config.patch)
-        self.head_blocks = nn.ModuleList(Block(wide, config.head_heads, *style) for _ in range(config.head_depth))
+        self.head_blocks = nn.ModuleList(Block(wide, config.head_heads, *style)
+                                         for _ in range(config.head_depth))
         self.final = FinalLayer(wide, config.patch**2 * channels, norm)
-        self.pos_embed = nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
-        tables = [rotary_table(self.grid, d) for d in (width // heads, wide // config.head_heads)] if config.rope else []
+        self.pos_embed = (
+            nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
+        )
+        tables = (
+            [rotary_table(self.grid, d) for d in (width // heads, wide // config.head_heads)] if config.rope
+            else []
+        )
         self.register_buffer("rope", tables[0] if tables else None, persistent=False)
         self.register_buffer("head_rope", tables[1] if tables else None, persistent=False)
         initialise(self)
@@ -75,7 +86,8 @@ class DDT(nn.Module):
         return self.config.sizes[0] if block <= len(self.blocks) else self.config.head_width
 
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as :meth:`forward`."""
+        """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as
+        :meth:`forward`."""
         h = self.patch_embed(x).flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
             h = h + self.pos_embed
@@ -88,8 +100,10 @@ class DDT(nn.Module):
         return states
 
     def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Velocity B C h w under the encoder's last `tokens` (B N D), and the tokens after each block of the head."""
-        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))  # B N wide: a condition per token
+        """Velocity B C h w under the encoder's last `tokens` (B N D), and the tokens after each block of the
+        head."""
+        # B N wide: a condition per token
+        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))
         h = self.head_patch_embed(x).flatten(2).transpose(1, 2)
         states = []
         for block in self.head_blocks:
@@ -100,7 +114,8 @@ class DDT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()
     ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
-        """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the encoder's."""
+        """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the
+        encoder's."""
         states = self.encode(x, t, y)
         v, more = self.head(x, t, states[-1])
         return v if not features_at else (v, pick(dict(enumerate(states + more)), features_at))

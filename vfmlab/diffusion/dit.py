@@ -1,7 +1,8 @@
-"""LightningDiT: the transformer that predicts the velocity of the latents (arXiv 2501.01423, on DiT, arXiv 2212.09748).
+"""LightningDiT: the transformer that predicts the velocity of the latents (arXiv 2501.01423, on DiT, arXiv
+2212.09748).
 
-Time and velocity follow `vfmlab.diffusion.path`. Channels and grid are read from the tokenizer's latent shape, so
-that a change of tokenizer needs no change here.
+Time and velocity follow `vfmlab.diffusion.path`. Channels and grid are read from the tokenizer's latent
+shape, so that a change of tokenizer needs no change here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SIZES = {  # name: (width, depth, heads), table 1 of DiT
 class Shape(NetworkConfig):
     """Size and patch of a transformer: a preset, or numbers, or a preset with some numbers replaced."""
 
-    size: Literal["S", "B", "L", "XL"] | None = Field(None, description="DiT's preset of width, depth and heads")
+    size: Literal["S", "B", "L", "XL"] | None = Field(None,
+                                                      description="DiT's preset of width, depth and heads")
     width: int | None = Field(None, ge=8)
     depth: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
@@ -42,7 +44,8 @@ class Shape(NetworkConfig):
             raise ValueError("needs either size=S|B|L|XL or all of width, depth, heads")
         width, _, heads = self.sizes
         if width % (4 * heads):
-            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or heads")
+            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or "
+                             "heads")
         return self
 
     @property
@@ -50,14 +53,16 @@ class Shape(NetworkConfig):
         """(width, depth, heads)."""
         preset = SIZES[self.size] if self.size else (None, None, None)
         given = (self.width, self.depth, self.heads)
-        return tuple(p if g is None else g for g, p in zip(given, preset, strict=True))  # type: ignore[return-value]
+        return tuple(p if g is None else g
+                     for g, p in zip(given, preset, strict=True))  # type: ignore[return-value]
 
 
 def token_grid(latent_shape: tuple[int, int, int], patch: int) -> tuple[int, int]:
     """Tokens down and across; :class:`ConfigError` when the latent does not divide."""
     _, height, width = latent_shape
     if height % patch or width % patch:
-        raise ConfigError(f"network.patch {patch} does not divide the latent of {height} x {width}; 1 always does")
+        raise ConfigError(f"network.patch {patch} does not divide the latent of {height} x {width}; 1 always "
+                          "does")
     return height // patch, width // patch
 
 
@@ -73,11 +78,12 @@ class LightningDiT(nn.Module):
     """Velocity network on latents.
 
     Args:
-        config: see :class:`Config`. latent_shape: (C, h, w). num_classes: labels are 0 .. num_classes - 1, and
+        config: see :class:`Config`. latent_shape: (C, h, w). num_classes: labels are 0 .. num_classes - 1,
+        and
             num_classes itself is the null label of classifier-free guidance.
 
-    With `token` it denoises the class token of a VFM too (REG, arXiv 2507.01467): the noisy token, brought to the network's
-    width, goes before those of the latents, without a place of its own.
+    With `token` it denoises the class token of a VFM too (REG, arXiv 2507.01467): the noisy token, brought to
+    the network's width, goes before those of the latents, without a place of its own.
     """
 
     class Config(Shape):
@@ -87,10 +93,12 @@ class LightningDiT(nn.Module):
         swiglu: bool = True
         rope: bool = True
         rmsnorm: bool = Field(True, description="False: layer norm without weights")
-        shift_free: bool = Field(False, description="modulation by scale and gate only (the release's wo_shift)")
+        shift_free: bool = Field(False,
+                                 description="modulation by scale and gate only (the release's wo_shift)")
         learn_sigma: bool = Field(False, description="twice the output channels, the second half unused")
         pos_embed: bool = Field(True, description="add a fixed sine-cosine position code")
-        token: int | None = Field(None, ge=1, description="width of a class token that is denoised beside the latents (REG)")
+        token: int | None = Field(None, ge=1, description="width of a class token that is denoised beside "
+                                                          "the latents (REG)")
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
@@ -108,15 +116,20 @@ class LightningDiT(nn.Module):
             for _ in range(depth)
         )
         self.final = FinalLayer(width, config.patch**2 * channels * (2 if config.learn_sigma else 1), norm)
-        places, turns = sincos_table(self.grid, width), rotary_table(self.grid, width // heads) if config.rope else None
+        places, turns = (
+            sincos_table(self.grid, width), rotary_table(self.grid, width // heads) if config.rope else None
+        )
         if config.token is not None:
             self.class_embed, self.class_norm = nn.Linear(config.token, width), LayerNorm(width, affine=True)
             self.class_final = nn.Linear(width, config.token)
-            places = torch.cat([torch.zeros(1, width), places])  # the class token comes first and has no place
+            # the class token comes first and has no place
+            places = torch.cat([torch.zeros(1, width), places])
             if turns is not None:
-                still = torch.stack([torch.zeros(1, turns.shape[-1]), torch.ones(1, turns.shape[-1])])  # sin 0, cos 1
+                # sin 0, cos 1
+                still = torch.stack([torch.zeros(1, turns.shape[-1]), torch.ones(1, turns.shape[-1])])
                 turns = torch.cat([still, turns], dim=1)
-        # A parameter without gradient, not a buffer: published parameter counts include it, and releases store it.
+        # A parameter without gradient, not a buffer: published parameter counts include it, and releases
+        # store it.
         self.pos_embed = nn.Parameter(places[None], False) if config.pos_embed else None
         self.register_buffer("rope", turns, persistent=False)
         initialise(self)
@@ -137,18 +150,21 @@ class LightningDiT(nn.Module):
         """Velocity at noisy latents, and at a noisy class token for networks that have one.
 
         Args:
-            x: B C h w noisy latents. t: B times in [0, 1], 0 = data. y: B labels; num_classes is the null label.
+            x: B C h w noisy latents. t: B times in [0, 1], 0 = data. y: B labels; num_classes is the null
+            label.
             features_at: blocks whose output tokens are wanted: k = after block k, 0 = after the embeddings,
                 -1 = after the last block.
-            token: B K noisy class token, at the same times, for networks with `config.token` = K. None: its mean, zero, which
+            token: B K noisy class token, at the same times, for networks with `config.token` = K. None: its
+            mean, zero, which
                 says nothing of the image: so the network is read as one of latents alone.
 
         Returns:
-            v: B C h w, or with a token :class:`Joint` (v, v of the token); with `features_at`, (that, {k: B N D}) with N tokens
-            row by row, and the class token before them where one was given.
+            v: B C h w, or with a token :class:`Joint` (v, v of the token); with `features_at`, (that, {k: B N
+            D}) with N tokens row by row, and the class token before them where one was given.
         """
         if token is not None and self.config.token is None:
-            raise ConfigError("this network has no class token to denoise (network.token is null); call it without one")
+            raise ConfigError("this network has no class token to denoise (network.token is null); call it "
+                              "without one")
         given, apart = token is not None, int(self.config.token is not None)
         if apart and not given:
             token = x.new_zeros(len(x), self.config.token)
@@ -157,17 +173,20 @@ class LightningDiT(nn.Module):
             h = torch.cat([self.class_norm(self.class_embed(token)).unsqueeze(1), h], dim=1)
         if self.pos_embed is not None:
             h = h + self.pos_embed
-        c = F.silu(self.time_embed(t) + self.label_embed(y))  # B D; each block's modulation begins with this SiLU
+        # B D; each block's modulation begins with this SiLU
+        c = F.silu(self.time_embed(t) + self.label_embed(y))
         kept = {0: h}
         for k, block in enumerate(self.blocks, 1):
             h = block(h, c, self.rope)
             kept[k] = h
         h = self.final.modulated(h, c)
-        v = unpatchify(self.final.linear(h[:, apart:]), self.config.patch, self.grid)[:, : self.latent_shape[0]]
+        v = unpatchify(self.final.linear(h[:, apart:]), self.config.patch,
+                       self.grid)[:, : self.latent_shape[0]]
         out = Joint(v, self.class_final(h[:, 0])) if given else v
         if not features_at:
             return out
-        return out, {k: tokens if given else tokens[:, apart:] for k, tokens in pick(kept, features_at).items()}
+        return out, {k: tokens if given else tokens[:, apart:]
+                     for k, tokens in pick(kept, features_at).items()}
 
 
 def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
@@ -175,7 +194,8 @@ def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
     depth = max(kept)
     for k in wanted:
         if not -depth <= k <= depth:
-            raise ConfigError(f"features_at {k}: the network has blocks 1 to {depth} (0: embeddings, -1: the last)")
+            raise ConfigError(f"features_at {k}: the network has blocks 1 to {depth} (0: embeddings, -1: the "
+                              "last)")
     return {k: kept[k if k >= 0 else depth + 1 + k] for k in wanted}
 
 

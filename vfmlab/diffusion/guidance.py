@@ -1,4 +1,5 @@
-"""Classifier-free guidance (arXiv 2207.12598) limited to an interval of time (arXiv 2404.07724) and to channels."""
+"""Classifier-free guidance (arXiv 2207.12598) limited to an interval of time (arXiv 2404.07724) and to
+channels."""
 
 from __future__ import annotations
 
@@ -16,22 +17,25 @@ EDGE = 1e-6  # times on the interval's edge count as inside in spite of rounding
 class Guided:
     """The velocity field that is integrated: v(x, t) for fixed labels.
 
-        v = v_null + scale * (v_cond - v_null)   where low <= t <= high (both ends included; t = 0 data, t = 1 noise)
+        v = v_null + scale * (v_cond - v_null)   where low <= t <= high (both ends included; t = 0 data, t = 1
+        noise)
         v = v_cond                               elsewhere
 
-    An interval (0, 0.9) therefore leaves the noisiest tenth of the way unguided, (0.1, 1) the last steps. With
-    `channels`, only the first so many are guided and the rest is v_cond: the releases' behaviour, kept for parity.
-    Where no guidance acts (scale 1, outside the interval, only null labels) the network runs once; elsewhere condition
-    and null run as one batch of twice the size.
+    An interval (0, 0.9) therefore leaves the noisiest tenth of the way unguided, (0.1, 1) the last steps.
+    With `channels`, only the first so many are guided and the rest is v_cond: the releases' behaviour, kept
+    for parity. Where no guidance acts (scale 1, outside the interval, only null labels) the network runs
+    once; elsewhere condition and null run as one batch of twice the size.
 
     Args:
-        network: called `(x, t B, y B) -> v`, x and v: B C h w, or B D flat states (see `vfmlab.diffusion.joint`).
+        network: called `(x, t B, y B) -> v`, x and v: B C h w, or B D flat states (see
+        `vfmlab.diffusion.joint`).
         labels: B, `null` among them means unconditional. null: the null label.
         scales: [D] scale of each value of flat states, in place of `guidance.scale` and `guidance.channels`.
     """
 
     def __init__(
-        self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int, scales: Tensor | None = None
+        self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int,
+        scales: Tensor | None = None
     ):
         low, high = guidance.interval
         if low > high:
@@ -54,7 +58,8 @@ class Guided:
             return self.network(x, times, self.labels).float()
         self.evaluations += 2
         nulls = torch.full_like(self.labels, self.null)
-        both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([self.labels, nulls])).float()
+        both = self.network(torch.cat([x, x]), torch.cat([times, times]),
+                            torch.cat([self.labels, nulls])).float()
         cond, null = both.chunk(2)
         if self.scales is not None:
             return torch.where(self.scales == 1, cond, null + self.scales * (cond - null))

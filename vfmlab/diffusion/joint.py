@@ -1,7 +1,8 @@
-"""Latents and, for networks that have one, a class token beside them, as the one state that solvers integrate.
+"""Latents and, for networks that have one, a class token beside them, as the one state that solvers
+integrate.
 
-Without a token the state is the latents themselves, B C h w. With one it is flat, B (C h w + K): the latents' values, then
-the token's. Solvers work element by element and need not know.
+Without a token the state is the latents themselves, B C h w. With one it is flat, B (C h w + K): the latents'
+values, then the token's. Solvers work element by element and need not know.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class State:
         if self.token_width is None:
             return z
         if random is None:
-            raise ConfigError("this network denoises a class token too, whose noise is drawn; give a SampleRandom, not only the latents' noise")
+            raise ConfigError("this network denoises a class token too, whose noise is drawn; give a "
+                              "SampleRandom, not only the latents' noise")
         return self.pack(z, random.randn(self.token_width).to(z))
 
     def velocity(self, network: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -69,14 +71,16 @@ class State:
         return joint
 
     def scales(self, guidance: Guidance) -> Tensor | None:
-        """The guidance scale of each value of a flat state; None where one scale holds for all of the latents.
+        """The guidance scale of each value of a flat state; None where one scale holds for all of the
+        latents.
 
         Raises:
             ConfigError: a scale for the token of a network that has none.
         """
         if self.token_width is None:
             if guidance.token is not None:
-                raise ConfigError(f"guidance.token {guidance.token:g}: this network has no class token to guide; leave it null")
+                raise ConfigError(f"guidance.token {guidance.token:g}: this network has no class token to "
+                                  "guide; leave it null")
             return None
         channel = torch.arange(self.shape[0]).repeat_interleave(self.shape[1] * self.shape[2])
         guided = channel < (self.shape[0] if guidance.channels is None else guidance.channels)

@@ -1,14 +1,16 @@
-"""The latent cache: a data set encoded once through a tokenizer, and the streams of latents that diffusion trains on.
+"""The latent cache: a data set encoded once through a tokenizer, and the streams of latents that diffusion
+trains on.
 
     <directory>/meta.json                 what is cached: fingerprint, shape, counts, classes, statistics
-                latents-00000.safetensors mean, std (and mean_flip, std_flip), labels of SHARD images; -00001 ...
+                latents-00000.safetensors mean, std (and mean_flip, std_flip), labels of SHARD images; -00001
+                ...
 
-Means and standard deviations of the *normalised* posterior are stored in fp16: at their unit scale its range is no
-limit and its rounding error is about 2e-4 of the latents' standard deviation (bf16: 2e-3). The std is stored instead of
-the log-variance because a rounding error of the logarithm is multiplied by the std's size.
+Means and standard deviations of the *normalised* posterior are stored in fp16: at their unit scale its range
+is no limit and its rounding error is about 2e-4 of the latents' standard deviation (bf16: 2e-3). The std is
+stored instead of the log-variance because a rounding error of the logarithm is multiplied by the std's size.
 
-How the files are kept: `vfmlab.diffusion.shards`. A cache is used only with the fingerprint of tokenizer, data and options
-that it was asked for.
+How the files are kept: `vfmlab.diffusion.shards`. A cache is used only with the fingerprint of tokenizer,
+data and options that it was asked for.
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ class LatentBatch(NamedTuple):
 
 
 def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, sampled: bool = True) -> str:
-    """Digest of all that decides a cache: weights and statistics of the tokenizer, its VFM, the images, the options."""
+    """Digest of all that decides a cache: weights and statistics of the tokenizer, its VFM, the images, the
+    options."""
     tokenizer.statistics  # noqa: B018  missing statistics are an error here, before anything is encoded
     vfm = getattr(tokenizer.vfm, "fingerprint", None)
     config = tokenizer.config.model_dump(mode="json")
-    what = [FORMAT, config, tokenizer.size, io.digest(tokenizer), vfm, source.fingerprint, len(source), flip, sampled]
+    what = [FORMAT, config, tokenizer.size, io.digest(tokenizer), vfm, source.fingerprint, len(source), flip,
+            sampled]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -66,12 +70,14 @@ def build(
 
     Args:
         tokenizer: in eval mode, with statistics; encodes on the device it is on, in fp32.
-        flip: also store the mirrored images' latents. sampled: store the posterior's std, so that z can be drawn anew
+        flip: also store the mirrored images' latents. sampled: store the posterior's std, so that z can be
+        drawn anew
             each time; otherwise (and for a deterministic tokenizer) only the mode.
         rank, world: of several processes each encodes every world-th shard, then waits for the others.
 
     Raises:
-        CheckpointError: the tokenizer has no statistics, the directory holds other latents, or a latent is not finite.
+        CheckpointError: the tokenizer has no statistics, the directory holds other latents, or a latent is
+        not finite.
     """
     directory, wanted = Path(directory), fingerprint(tokenizer, source, flip, sampled)
     meta = _meta(directory)
@@ -121,7 +127,8 @@ def _encode(
         if value.is_floating_point() and not torch.isfinite(value).all():
             which = f"one of the images {int(indices[0])} to {int(indices[-1])}"
             raise CheckpointError(
-                f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is not finite in fp16; "
+                f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is not finite in "
+                "fp16; "
                 "look at its training, or measure its latent statistics again"
             )
     return kept
@@ -140,7 +147,8 @@ def _check(meta: dict[str, Any], wanted: str | None, directory: Path) -> None:
 
 
 class LatentSource:
-    """Random access to a finished cache. Shards are memory-mapped: a cache larger than memory is read as it is needed.
+    """Random access to a finished cache. Shards are memory-mapped: a cache larger than memory is read as it
+    is needed.
 
     Args:
         directory: of the cache. wanted: fingerprint it must have; None: any.
@@ -156,7 +164,8 @@ class LatentSource:
         directory = Path(directory)
         meta = _meta(directory)
         if meta is None:
-            raise CheckpointError(f"no latent cache in '{directory}'; encode one with vfmlab.diffusion.latents.build")
+            raise CheckpointError(f"no latent cache in '{directory}'; encode one with "
+                                  "vfmlab.diffusion.latents.build")
         _check(meta, wanted, directory)
         self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
         self.class_names, self.flip = meta["class_names"], meta["flip"]
@@ -180,8 +189,8 @@ class LatentSource:
         """Normalised latents z, fp32 B C h w.
 
         Args:
-            indices: long B. flip: bool B, which rows take the mirrored copy. noise: standard normal B C h w that draws
-            z from the posterior; None: the mode. A cache without stds ignores it.
+            indices: long B. flip: bool B, which rows take the mirrored copy. noise: standard normal B C h w
+            that draws z from the posterior; None: the mode. A cache without stds ignores it.
         """
         if flip is not None and flip.any() and not self.flip:
             raise CheckpointError("this latent cache has no mirrored copies; build it with flip=True")
@@ -197,10 +206,12 @@ def posterior_noise(seed: int, step: int, total: int, shape: tuple[int, ...], ro
 
 
 class Draws:
-    """Step -> indices of this rank's rows of its images, and which of them are mirrored: the draws of `BatchStream`."""
+    """Step -> indices of this rank's rows of its images, and which of them are mirrored: the draws of
+    `BatchStream`."""
 
     def __init__(self, count: int, batch: int, seed: int, rows: slice, flip: bool):
-        self.order, self.batch, self.seed, self.rows, self.flip = Order(count, batch, seed), batch, seed, rows, flip
+        self.order, self.batch, self.seed, self.rows, self.flip = Order(
+            count, batch, seed), batch, seed, rows, flip
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.order(step)[self.rows]
@@ -231,11 +242,13 @@ def cached_stream(
 
     Order and flips are those of :class:`vfmlab.data.BatchStream` with the same seed; arguments as there.
     """
-    return from_thread(_Cached(source, batch, seed, rows if rows is not None else slice(0, batch)), start_step)
+    return from_thread(_Cached(source, batch, seed, rows if rows is not None else slice(0, batch)),
+                       start_step)
 
 
 def fresh_stream(
-    images: BatchStream, tokenizer: Tokenizer, batch: int, seed: int, start_step: int = 0, rows: slice | None = None,
+    images: BatchStream, tokenizer: Tokenizer, batch: int, seed: int, start_step: int = 0,
+    rows: slice | None = None,
     sampled: bool = True,
 ) -> Iterator[LatentBatch]:  # fmt: skip
     """The same batches encoded on the fly: what :func:`cached_stream` gives, up to the rounding of its fp16.
@@ -249,7 +262,9 @@ def fresh_stream(
         for step, part in enumerate(images, start_step):
             with torch.no_grad():
                 posterior = tokenizer.encode(to_float(part.images.to(device)))
-                noise = posterior_noise(seed, step, batch, posterior.mean.shape[1:], rows) if sampled else None
+                noise = (
+                    posterior_noise(seed, step, batch, posterior.mean.shape[1:], rows) if sampled else None
+                )
                 z = posterior.mode() if noise is None else posterior.sample(noise=noise.to(device))
             yield LatentBatch(z, part.labels, part.indices)
     finally:

@@ -1,4 +1,5 @@
-"""The training forward of latent diffusion: noise, time and label dropout drawn, velocity predicted, loss returned."""
+"""The training forward of latent diffusion: noise, time and label dropout drawn, velocity predicted, loss
+returned."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ NEAR = ("loss_data", "loss_middle", "loss_noise")
 
 @dataclass(frozen=True)
 class Terms:
-    """Losses per image [B], unweighted: velocity of the latents, and where they are on, of the class token and of alignment."""
+    """Losses per image [B], unweighted: velocity of the latents, and where they are on, of the class token
+    and of alignment."""
 
     velocity: Tensor
     token: Tensor | None
@@ -38,13 +40,15 @@ class Flow:
         self.expected = _near(path.time_quantiles(config.time)).mean(0)
 
     def terms(
-        self, network: nn.Module, z: Tensor, labels: Tensor, rng: StepRandom, projection: Projection | None = None,
+        self, network: nn.Module, z: Tensor, labels: Tensor, rng: StepRandom,
+        projection: Projection | None = None,
         target: Tensor | None = None, token: Tensor | None = None, scaled: Tensor | None = None,
     ) -> Terms:  # fmt: skip
         """Losses at noisy latents.
 
         Args:
-            z: B C h w normalised latents. labels: long B. rng: randomness for exactly these rows. projection: REPA's loss, if
+            z: B C h w normalised latents. labels: long B. rng: randomness for exactly these rows. projection:
+            REPA's loss, if
                 it is on, against target (B D h w) and token (B K). scaled: B K the token as it is denoised.
         """
         noise, t, drop = rng.randn(*z.shape[1:]), path.draw_times(self.config.time, rng), rng.rand()
@@ -69,9 +73,10 @@ class Flow:
     def loss(self, found: Terms) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, a mean over images, and its parts.
 
-        Parts: `loss_data`, `loss_middle`, `loss_noise`, the latents' loss weighted towards t = 0, 1/2 and 1, each divided by
-        the expected weight, not the drawn one, so that means over ranks and micro-batches are exact. With alignment or class
-        token also `velocity` (the latents' loss), `token_velocity`, and `alignment`, the mean cosine.
+        Parts: `loss_data`, `loss_middle`, `loss_noise`, the latents' loss weighted towards t = 0, 1/2 and 1,
+        each divided by the expected weight, not the drawn one, so that means over ranks and micro-batches are
+        exact. With alignment or class token also `velocity` (the latents' loss), `token_velocity`, and
+        `alignment`, the mean cosine.
         """
         self.expected = self.expected.to(found.t.device)
         with torch.no_grad():
@@ -93,8 +98,10 @@ class DiffusionObjective(nn.Module):
     """Flow-matching loss on latents, with alignment and class token where the config has them.
 
     Args:
-        network: `(x B C h w, t B, y B) -> v B C h w`, with `num_classes`, its null label. It is what gets averaged.
-        config: the run's diffusion section. projection: REPA's loss; its read-out trains with the network, but is no part of it.
+        network: `(x B C h w, t B, y B) -> v B C h w`, with `num_classes`, its null label. It is what gets
+        averaged.
+        config: the run's diffusion section. projection: REPA's loss; its read-out trains with the network,
+        but is no part of it.
     """
 
     def __init__(self, network: nn.Module, config: Diffusion, projection: Projection | None = None):
@@ -106,7 +113,8 @@ class DiffusionObjective(nn.Module):
         """Loss of one batch.
 
         Args:
-            batch: (z B C h w normalised latents, labels B, ...), with `target` and `token` where they are read. rng:
+            batch: (z B C h w normalised latents, labels B, ...), with `target` and `token` where they are
+            read. rng:
                 randomness for exactly these rows. samples: images seen so far; alignment may end after some.
 
         Returns:
@@ -115,10 +123,12 @@ class DiffusionObjective(nn.Module):
         on = self.projection is not None and self.projection.on(samples)
         target, token = getattr(batch, "target", None), getattr(batch, "token", None)
         scaled = self.scale(token) if self.scale is not None else None
-        found = self.flow.terms(self.network, batch[0].float(), batch[1], rng, self.projection if on else None, target, token, scaled)
+        found = self.flow.terms(self.network, batch[0].float(), batch[1], rng,
+                                self.projection if on else None, target, token, scaled)
         return self.flow.loss(found)
 
 
 def _near(t: Tensor) -> Tensor:
-    """How near t is to data, middle and noise: weights [B, 3] that sum to 1 (quadratic Bernstein polynomials)."""
+    """How near t is to data, middle and noise: weights [B, 3] that sum to 1 (quadratic Bernstein
+    polynomials)."""
     return torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2], dim=1)

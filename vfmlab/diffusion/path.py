@@ -1,11 +1,13 @@
 """The one convention of time and velocity: t = 0 is data, t = 1 is noise, v = dx/dt = noise - data.
 
-This is the only file that knows it. The path is linear (rectified flow, arXiv 2209.03003; SiT, arXiv 2401.08740):
+This is the only file that knows it. The path is linear (rectified flow, arXiv 2209.03003; SiT, arXiv
+2401.08740):
 
     x_t = (1 - t) z + t n,   z: clean normalised latents, n: standard normal noise,   v = n - z.
 
-LightningDiT's releases run time the other way (t = 1 data, v = data - noise); `reverse` converts a time, and a velocity
-changes its sign. SiT, REPA, REG and RAE use this file's convention. Shapes: latents B C h w, times B or a number.
+LightningDiT's releases run time the other way (t = 1 data, v = data - noise); `reverse` converts a time, and
+a velocity changes its sign. SiT, REPA, REG and RAE use this file's convention. Shapes: latents B C h w, times
+B or a number.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ DATA, NOISE = 0.0, 1.0
 
 @dataclass(frozen=True)
 class PathSample:
-    """A point of the path: x at time t (B C h w, B) and the velocity v (B C h w) a network should predict there."""
+    """A point of the path: x at time t (B C h w, B) and the velocity v (B C h w) a network should predict
+    there."""
 
     x: Tensor
     v: Tensor
@@ -48,7 +51,8 @@ def reverse(t: Tensor | float) -> Tensor | float:
     return 1 - t
 
 
-# -- what a velocity says about the two ends ---------------------------------------------------------------------------
+# -- what a velocity says about the two ends
+# ---------------------------------------------------------------------------
 
 
 def clean(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
@@ -98,14 +102,16 @@ def draw_times(config: TimeSampling, random: StepRandom) -> Tensor:
 
 
 def time_quantiles(config: TimeSampling, count: int = 4096) -> Tensor:
-    """`count` times [count] at equal probability: means over them are expectations over :func:`draw_times`."""
+    """`count` times [count] at equal probability: means over them are expectations over
+    :func:`draw_times`."""
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     t = u if config.kind == "uniform" else torch.sigmoid(config.mean + config.std * torch.special.ndtri(u))
     return shift_time(t, config.shift).float()
 
 
 def velocity_loss(prediction: Tensor, target: Tensor, cosine: float = 0.0) -> Tensor:
-    """Loss per sample [B], fp32: mean squared error plus `cosine` times the mean over places of 1 - cos over channels.
+    """Loss per sample [B], fp32: mean squared error plus `cosine` times the mean over places of 1 - cos over
+    channels.
 
     The cosine term is LightningDiT's option (arXiv 2501.01423, section 3), used there with weight 1.
     """
@@ -127,18 +133,21 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def sde_grid(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0, taken without noise (SiT, REPA)."""
+    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0, taken without noise (SiT,
+    REPA)."""
     inner = [NOISE + (LAST_SDE_TIME - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
     return [shift_time(t, shift) for t in inner] + [DATA]
 
 
 def diffusion(t: float) -> float:
-    """g(t) of the sampling SDE: g^2 = 2 t, SiT's `sigma` form (w_t = sigma_t = t; arXiv 2401.08740, table 2)."""
+    """g(t) of the sampling SDE: g^2 = 2 t, SiT's `sigma` form (w_t = sigma_t = t; arXiv 2401.08740, table
+    2)."""
     return (2 * t) ** 0.5
 
 
 def sde_drift(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
-    """Drift of dx = (v - g^2 / 2 * score) dt + g dW, run from noise to data, which keeps the path's marginals.
+    """Drift of dx = (v - g^2 / 2 * score) dt + g dW, run from noise to data, which keeps the path's
+    marginals.
 
     With g^2 = 2 t the second term is the estimated noise itself, so nothing is divided by t.
     """

@@ -1,8 +1,10 @@
-"""One pass of a split network's encoder for several sampling steps, and how alike a network's blocks are over time.
+"""One pass of a split network's encoder for several sampling steps, and how alike a network's blocks are over
+time.
 
-Faster Diffusion (arXiv 2312.09608) and TiUE (arXiv 2505.21960) found that the features of a denoiser's encoder change
-little from one step to the next, and reuse them. A DiT with a decoupled head (`vfmlab.diffusion.ddt`) is made for it: the head
-sees the current noisy latents and time at every step, whatever encoding it is given.
+Faster Diffusion (arXiv 2312.09608) and TiUE (arXiv 2505.21960) found that the features of a denoiser's
+encoder change little from one step to the next, and reuse them. A DiT with a decoupled head
+(`vfmlab.diffusion.ddt`) is made for it: the head sees the current noisy latents and time at every step,
+whatever encoding it is given.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from vfmlab.errors import ConfigError
 
 
 class Reused:
-    """A split network whose encoder runs at the first of every `every` evaluations; the rest reuse its output.
+    """A split network whose encoder runs at the first of every `every` evaluations; the rest reuse its
+    output.
 
-    With 1 it computes exactly what the network does. The encoder also runs where the batch changes its size, that is where
-    guidance switches on or off. A stateful object: make a new one for each sampling.
+    With 1 it computes exactly what the network does. The encoder also runs where the batch changes its size,
+    that is where guidance switches on or off. A stateful object: make a new one for each sampling.
 
     Args:
         network: with `encode(x, t, y) -> [..., tokens]` and `head(x, t, tokens) -> (v, ...)`.
@@ -37,7 +40,8 @@ class Reused:
     def __init__(self, network: nn.Module, every: int):
         if not all(callable(getattr(network, part, None)) for part in ("encode", "head")):
             kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
-            raise ConfigError(f"sampler.reuse {every}: network '{kind}' is not split into encoder and head; train one with network.kind=ddt, or leave it null")
+            raise ConfigError(f"sampler.reuse {every}: network '{kind}' is not split into encoder and head; "
+                              "train one with network.kind=ddt, or leave it null")
         self.network, self.every, self.tokens = network, every, None
         self.encodings = self.evaluations = self._since = 0
 
@@ -52,7 +56,8 @@ class Reused:
 
 @dataclass
 class Watched:
-    """A network that notes what its blocks put out whenever it is called: `seen` is a list of {block: B N D}."""
+    """A network that notes what its blocks put out whenever it is called: `seen` is a list of {block: B N
+    D}."""
 
     network: nn.Module
     blocks: tuple[int, ...]
@@ -75,13 +80,15 @@ def similarity_over_time(
     """How alike each block's tokens are at two times of the way from noise to data.
 
     Args:
-        network: with `features_at` and `depth`. sample: draws samples with the network it is given, for example
-            `lambda watched: sampling.sample(watched, labels, random, sampler, null=..., latent_shape=...)`, unguided.
+        network: with `features_at` and `depth`. sample: draws samples with the network it is given, for
+        example
+            `lambda watched: sampling.sample(watched, labels, random, sampler, null=..., latent_shape=...)`,
+            unguided.
         blocks: default all of them.
 
     Returns:
-        the T times at which the network was called, and block -> [T, T] cosine similarity of the same token of the same
-        sample at two times, mean over both.
+        the T times at which the network was called, and block -> [T, T] cosine similarity of the same token
+        of the same sample at two times, mean over both.
     """
     blocks = tuple(range(1, network.depth + 1)) if blocks is None else blocks
     watched = Watched(network, blocks)

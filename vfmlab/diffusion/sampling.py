@@ -1,7 +1,8 @@
 """From noise to latents: solvers of the probability-flow ODE and of the SDE, each step told to one callback.
 
-A sample is a function of (network, label, sampler, guidance, seed, id): noise comes from a stream per sample, and no
-solver lets samples of one batch influence each other, so the batch size changes nothing beyond rounding.
+A sample is a function of (network, label, sampler, guidance, seed, id): noise comes from a stream per sample,
+and no solver lets samples of one batch influence each other, so the batch size changes nothing beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ def heun(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None
 
 
 def sde(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
-    """Euler-Maruyama on SiT's SDE with g^2 = 2 t (see `path.diffusion`); the last step is taken without noise."""
+    """Euler-Maruyama on SiT's SDE with g^2 = 2 t (see `path.diffusion`); the last step is taken without
+    noise."""
     if random is None:
-        raise ConfigError("sampler.solver 'sde' draws noise at every step; give a SampleRandom, not only noise")
+        raise ConfigError("sampler.solver 'sde' draws noise at every step; give a SampleRandom, not only "
+                          "noise")
     for t, s in pairwise(grid):
         v = field(x, t)
         estimate = path.clean(x, v, t)
@@ -79,10 +82,11 @@ SOLVERS = {"euler": euler, "heun": heun, "sde": sde}
 
 
 def adaptive(field: Field, x: Tensor, rtol: float = RTOL, atol: float = ATOL, land: bool = True) -> Tensor:
-    """torchdiffeq's Dormand-Prince 4(5) from noise to data with x (B C h w) as one system under one error norm.
+    """torchdiffeq's Dormand-Prince 4(5) from noise to data with x (B C h w) as one system under one error
+    norm.
 
-    land: end exactly at the data; otherwise, as the releases do, step beyond it and interpolate back, which calls the
-    network at times it was never trained on.
+    land: end exactly at the data; otherwise, as the releases do, step beyond it and interpolate back, which
+    calls the network at times it was never trained on.
     """
     from torchdiffeq import odeint  # imports scipy
 
@@ -96,9 +100,11 @@ def adaptive(field: Field, x: Tensor, rtol: float = RTOL, atol: float = ATOL, la
 
 
 def dopri5(field: Guided, x: Tensor) -> Iterator[Reached]:
-    """Each sample solved adaptively on its own; yields once per sample; rows not reached yet still hold their noise.
+    """Each sample solved adaptively on its own; yields once per sample; rows not reached yet still hold their
+    noise.
 
-    Solved at once, a batch would tie its samples together through the error norm that sets the step. The price is a
+    Solved at once, a batch would tie its samples together through the error norm that sets the step. The
+    price is a
     network batch of one: a reference solver, not a fast one. `steps` and `shift` have no effect.
     """
     x = x.clone()
@@ -123,11 +129,14 @@ def trajectory(
     """Integrate from noise to data, step by step.
 
     Args:
-        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`. Networks with a class token
-            (`network.config.token`) are called with `token=` too, and the token is integrated beside the latents.
+        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`. Networks with
+        a class token
+            (`network.config.token`) are called with `token=` too, and the token is integrated beside the
+            latents.
         labels: B class labels; the null label samples without condition.
         random: noise streams, one per label; the same (seed, id) always gives the same sample.
-        sampler: solver, steps (intervals), time shift, reuse of the encoder. guidance: see :class:`~vfmlab.diffusion.guidance.Guided`.
+        sampler: solver, steps (intervals), time shift, reuse of the encoder. guidance: see
+        :class:`~vfmlab.diffusion.guidance.Guided`.
         latent_shape, null: (C, h, w) and the null label; by default the network's own.
         noise: B C h w to start from instead of the streams' first numbers.
 
@@ -144,11 +153,13 @@ def trajectory(
         raise ConfigError(f"labels {found} are outside 0 to {null} ({null}: the null label)")
     if noise is None and (random is None or len(random) != len(labels)):
         streams = 0 if random is None else len(random)
-        raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per label")
+        raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per "
+                          "label")
     state = State(latent_shape, token_width(network))
     if sampler.reuse is not None:
         if sampler.solver == "dopri5":
-            raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use euler, heun or sde, or reuse=null")
+            raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use "
+                              "euler, heun or sde, or reuse=null")
         network = Reused(network, sampler.reuse)
     x = state.noise(random, noise).to(labels.device, torch.float32)
     field = Guided(state.velocity(network), labels, guidance, null, state.scales(guidance))
@@ -174,8 +185,10 @@ def sample(
 ) -> Tensor:
     """Clean normalised latents B C h w (fp32) for `labels`; arguments as in :func:`trajectory`.
 
-    callback(step, total, t, x, estimate): called after every step, 1 to total, with the time reached, the state and the
-        estimate of the clean latent made on the way. An exception raised in it ends the sampling: so it cancels.
+    callback(step, total, t, x, estimate): called after every step, 1 to total, with the time reached, the
+    state and the
+        estimate of the clean latent made on the way. An exception raised in it ends the sampling: so it
+        cancels.
     """
     step = None
     for step in trajectory(network, labels, random, sampler, guidance, latent_shape, null, noise):

@@ -1,11 +1,12 @@
 """Tensors of a whole data set on disk, in shards that are written once, memory-mapped and read at random.
 
-    <directory>/meta.json                meta data, with "format", "fingerprint", "count", "shard" (images a shard)
+    <directory>/meta.json                meta data, with "format", "fingerprint", "count", "shard" (images a
+    shard)
                 <name>-00000.safetensors tensors with one row per image; -00001 ...
 
-Files are written beside and renamed, one shard at a time, so an interrupted pass goes on with the missing shards. Each
-carries a digest of its tensors, so that a damaged one is refused. A key with the suffix `_flip` holds the same of the
-mirrored images.
+Files are written beside and renamed, one shard at a time, so an interrupted pass goes on with the missing
+shards. Each carries a digest of its tensors, so that a damaged one is refused. A key with the suffix `_flip`
+holds the same of the mirrored images.
 """
 
 from __future__ import annotations
@@ -42,18 +43,21 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
         assert meta["format"] == form
         return meta
     except (ValueError, KeyError, TypeError, AssertionError):
-        raise CheckpointError(f"'{file}' does not describe a {what}; delete the folder to encode again") from None
+        raise CheckpointError(
+            f"'{file}' does not describe a {what}; delete the folder to encode again") from None
 
 
 def write(
-    directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int, patience: float
+    directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int,
+    patience: float
 ) -> Iterator[tuple[int, int]]:
     """Fill the shards that are missing; yields (images done, images in all) on the way.
 
     Two programs that need the same folder fill it one after the other, so that nothing is encoded twice.
 
     Args:
-        meta: written first, if there is none yet. encode: indices (long B) -> rows of each tensor, on the CPU.
+        meta: written first, if there is none yet. encode: indices (long B) -> rows of each tensor, on the
+        CPU.
         rank, world: of several processes each fills every world-th shard, then waits for the others.
         patience: seconds without a new shard after which the other processes count as dead.
     """
@@ -95,7 +99,8 @@ def _acquired(lock: filelock.FileLock) -> bool:
 
 
 def _whole(file: Path) -> bool:
-    """Whether `file` is there and carries a digest; those of earlier versions have none and are encoded anew."""
+    """Whether `file` is there and carries a digest; those of earlier versions have none and are encoded
+    anew."""
     if not file.exists():
         return False
     try:
@@ -112,7 +117,8 @@ def _wait(every: list[Path], patience: float) -> None:
         if left < missing:
             missing, since = left, time.monotonic()
         elif time.monotonic() - since > patience:
-            raise CheckpointError(f"{left} shards of '{every[0].parent}' are not coming from other processes; start again")
+            raise CheckpointError(f"{left} shards of '{every[0].parent}' are not coming from other "
+                                  "processes; start again")
         if missing:
             time.sleep(0.2)
 
@@ -121,7 +127,8 @@ class Shards:
     """Random access to a finished folder.
 
     Raises:
-        CheckpointError: an incomplete one, or one with a shard that is broken, of another folder, or not as it was written.
+        CheckpointError: an incomplete one, or one with a shard that is broken, of another folder, or not as
+        it was written.
     """
 
     def __init__(self, directory: Path, name: str, meta: dict[str, Any]):
@@ -133,9 +140,11 @@ class Shards:
             raise CheckpointError(f"'{file}' is missing or broken; delete it and build again")
         tensors, facts = stored
         if facts.get("fingerprint") != self.fingerprint:
-            raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build again")
+            raise CheckpointError(f"'{file}' does not belong to the cache beside it; delete it and build "
+                                  "again")
         if facts.get("digest") != io.digest(tensors):
-            raise CheckpointError(f"'{file}' is damaged: its content is not what was written; delete it and build again")
+            raise CheckpointError(f"'{file}' is damaged: its content is not what was written; delete it and "
+                                  "build again")
         return tensors
 
     def rows(self, key: str, indices: Tensor, flip: Tensor | None = None) -> Tensor:

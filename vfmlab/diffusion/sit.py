@@ -1,9 +1,11 @@
-"""SiT: DiT's network trained on `vfmlab.diffusion.path` (arXiv 2401.08740), and its form with representation entanglement.
+"""SiT: DiT's network trained on `vfmlab.diffusion.path` (arXiv 2401.08740), and its form with representation
+entanglement.
 
-SiT is LightningDiT without its improvements, so it is the same module with these switches off. REG (arXiv 2507.01467)
-denoises the class token of a frozen VFM beside the latents (`token`, as in LightningDiT); :class:`RegSiT` is REG's release,
-which carries the read-out of REPA (arXiv 2410.06940) inside the network. Networks trained here have none: the read-out
-belongs to the training objective (:mod:`vfmlab.diffusion.alignment`).
+SiT is LightningDiT without its improvements, so it is the same module with these switches off. REG (arXiv
+2507.01467) denoises the class token of a frozen VFM beside the latents (`token`, as in LightningDiT);
+:class:`RegSiT` is REG's release, which carries the read-out of REPA (arXiv 2410.06940) inside the network.
+Networks trained here have none: the read-out belongs to the training objective
+(:mod:`vfmlab.diffusion.alignment`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ class Plain(LightningDiT.Config):
     """LightningDiT's options with SiT's values."""
 
     kind: str = "sit"
-    qk_norm: bool = Field(False, description="layer norm of queries and keys, with weights; REG with VFM-VAE's latents needs it")
+    qk_norm: bool = Field(False, description="layer norm of queries and keys, with weights; REG with "
+                                             "VFM-VAE's latents needs it")
     swiglu: bool = False
     rope: bool = False
     rmsnorm: bool = False
@@ -35,8 +38,8 @@ class SiT(LightningDiT):
 
 
 class Prediction(NamedTuple):
-    """Velocities of the latents (v: B C h w) and of the class token (v_class: B K), and the tokens after block
-    `align_after` read out to each VFM's width (aligned: B (1 + N) K_i, the class token first)."""
+    """Velocities of the latents (v: B C h w) and of the class token (v_class: B K), and the tokens after
+    block `align_after` read out to each VFM's width (aligned: B (1 + N) K_i, the class token first)."""
 
     v: Tensor
     v_class: Tensor
@@ -53,7 +56,8 @@ class RegSiT(LightningDiT):
     class Config(Plain):
         kind: str = "sit_reg"
         qk_norm: bool = True
-        aligned: tuple[int, ...] = Field((768,), description="widths of the VFMs' tokens, the class token's first")
+        aligned: tuple[int, ...] = Field((768,),
+                                         description="widths of the VFMs' tokens, the class token's first")
         projector: int = Field(2048, ge=1, description="hidden width of the read-out")
         align_after: int = Field(8, ge=1, description="block after which tokens are read out")
 
@@ -65,7 +69,8 @@ class RegSiT(LightningDiT):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, token: Tensor, features_at: tuple[int, ...] = ()
     ) -> Prediction | tuple[Prediction, dict[int, Tensor]]:
-        """Velocities and read-outs at noisy latents and class token (token: B K); the rest as LightningDiT's."""
+        """Velocities and read-outs at noisy latents and class token (token: B K); the rest as
+        LightningDiT's."""
         after = self.config.align_after
         joint, kept = super().forward(x, t, y, (*features_at, after), token)
         out = Prediction(*joint, [project(kept[after]) for project in self.projectors])

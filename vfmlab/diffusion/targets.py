@@ -1,9 +1,12 @@
-"""What frozen VFMs say about the training images: patch tokens for REPA, global tokens for REG; cached beside the latents.
+"""What frozen VFMs say about the training images: patch tokens for REPA, global tokens for REG; cached beside
+the latents.
 
     <directory>/meta.json                which VFM, layer, grid, data
-                targets-00000.safetensors `target` B D h w on the network's grid, `token` B K, their `_flip`s; fp16
+                targets-00000.safetensors `target` B D h w on the network's grid, `token` B K, their `_flip`s;
+                fp16
 
-A cache does not depend on the tokenizer: all runs on the same images with the same target share it. How its files are
+A cache does not depend on the tokenizer: all runs on the same images with the same target share it. How its
+files are
 kept: `vfmlab.diffusion.shards`.
 """
 
@@ -32,7 +35,8 @@ STATISTICS_IMAGES = 4096  # where tokens are not cached
 
 
 class AlignedBatch(NamedTuple):
-    """:class:`~vfmlab.diffusion.latents.LatentBatch` with targets: B D h w patch tokens, B K global token, or None."""
+    """:class:`~vfmlab.diffusion.latents.LatentBatch` with targets: B D h w patch tokens, B K global token, or
+    None."""
 
     z: Tensor
     labels: Tensor
@@ -45,15 +49,18 @@ class Teacher:
     """A frozen VFM as the source of targets.
 
     Args:
-        cfg: the VFM. size: side of the images in pixels. layer: whose map is wanted, or None. grid: what maps are brought
-            to. pooled: the global token is wanted. resample: maps of another grid are brought to `grid`; else refused.
+        cfg: the VFM. size: side of the images in pixels. layer: whose map is wanted, or None. grid: what maps
+        are brought
+            to. pooled: the global token is wanted. resample: maps of another grid are brought to `grid`; else
+            refused.
 
     Raises:
         ConfigError: a layer that does not exist, another grid, a VFM without global token.
     """
 
     def __init__(
-        self, cfg: VFM, size: int, layer: int | None, grid: tuple[int, int], pooled: bool = False, resample: bool = True
+        self, cfg: VFM, size: int, layer: int | None, grid: tuple[int, int], pooled: bool = False,
+        resample: bool = True
     ):
         self.model = vfm.build(cfg.model_copy(update={"layers": None}), size)
         self.cfg, self.size, self.layer, self.grid, self.pooled = cfg, size, layer, tuple(grid), pooled
@@ -61,16 +68,20 @@ class Teacher:
             own = self.model.grid(layer)
             if own != self.grid and (not resample or own[0] * self.grid[1] != own[1] * self.grid[0]):
                 raise ConfigError(
-                    f"alignment: layer {layer} of '{cfg.name}' has {own[0]} x {own[1]} places, the network {self.grid[0]} x {self.grid[1]}; "
-                    "change alignment.vfm.upscale or network.patch, or set alignment.resample=true (for grids of one shape)"
+                    f"alignment: layer {layer} of '{cfg.name}' has {own[0]} x {own[1]} places, the network "
+                    f"{self.grid[0]} x {self.grid[1]}; "
+                    "change alignment.vfm.upscale or network.patch, or set alignment.resample=true (for "
+                    "grids of one shape)"
                 )
         layers = {layer} if layer is not None else set()
-        self.layers = tuple(sorted(layers | ({-1} if pooled else set())))  # models tell their global token with layer -1
+        # models tell their global token with layer -1
+        self.layers = tuple(sorted(layers | ({-1} if pooled else set())))
         self.token_width: int | None = None
         if pooled:
             found = self.model.features(torch.zeros(1, 3, size, size), (-1,)).pooled
             if found is None:
-                raise ConfigError(f"class_token.vfm '{cfg.name}' has no global token; choose one that has, for example dinov2_b14")
+                raise ConfigError(f"class_token.vfm '{cfg.name}' has no global token; choose one that has, "
+                                  "for example dinov2_b14")
             self.token_width = found.shape[1]
 
     @property
@@ -80,8 +91,10 @@ class Teacher:
 
     def fingerprint(self, source: ImageSource, flip: bool) -> str:
         """Digest of all that decides a cache of these targets."""
-        what = [FORMAT, self.cfg.name, self.model.fingerprint, self.model.input_size, self.layer, self.grid, self.pooled]
-        return hashlib.sha256(json.dumps([*what, source.fingerprint, len(source), flip]).encode()).hexdigest()[:16]
+        what = [FORMAT, self.cfg.name, self.model.fingerprint, self.model.input_size, self.layer, self.grid,
+                self.pooled]
+        return hashlib.sha256(json.dumps([*what, source.fingerprint, len(source),
+                                          flip]).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
@@ -100,7 +113,8 @@ class Teacher:
 
 
 class Plan(NamedTuple):
-    """The VFMs of a run, and whether what each says is cached. whole: one VFM gives both patch tokens and global token."""
+    """The VFMs of a run, and whether what each says is cached. whole: one VFM gives both patch tokens and
+    global token."""
 
     teachers: list[Teacher]
     cached: list[bool]
@@ -119,7 +133,10 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
         ConfigError: as :class:`Teacher`, or a class token of another width than the network's.
     """
     a, c = config.alignment, config.class_token
-    together = a is not None and c is not None and a.vfm.model_copy(update={"layers": None}) == c.vfm.model_copy(update={"layers": None})
+    together = (
+        a is not None and c is not None
+        and a.vfm.model_copy(update={"layers": None}) == c.vfm.model_copy(update={"layers": None})
+    )
     teachers, cached = [], []
     if a is not None:
         teachers.append(Teacher(a.vfm, size, a.layer, grid, together, a.resample))
@@ -129,7 +146,8 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
         cached.append(c.cache)
     found = Plan(teachers, cached, together and a.layer == -1)
     if c is not None and (width := found.of("token").token_width) != token:
-        raise ConfigError(f"class_token: the global token of '{c.vfm.name}' has {width} channels, network.token is {token}; set diffusion.network.token={width}")
+        raise ConfigError(f"class_token: the global token of '{c.vfm.name}' has {width} channels, "
+                          f"network.token is {token}; set diffusion.network.token={width}")
     return found
 
 
@@ -137,9 +155,11 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
 
 
 def build(
-    directory: Path, teacher: Teacher, source: ImageSource, flip: bool = False, batch: int = 64, rank: int = 0, world: int = 1
+    directory: Path, teacher: Teacher, source: ImageSource, flip: bool = False, batch: int = 64,
+    rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, int]]:
-    """Encode `source` into `directory`, or find it encoded; yields (images done, images in all). As `latents.build`."""
+    """Encode `source` into `directory`, or find it encoded; yields (images done, images in all). As
+    `latents.build`."""
     wanted, directory = teacher.fingerprint(source, flip), Path(directory)
     meta = shards.read_meta(directory, FORMAT, "target cache") or {
         "format": FORMAT, "fingerprint": wanted, "count": len(source), "shard": latents.SHARD, "flip": flip, "vfm": teacher.cfg.name,
@@ -147,7 +167,8 @@ def build(
         "data": source.fingerprint,
     }  # fmt: skip
     if meta["fingerprint"] != wanted:
-        raise CheckpointError(f"targets in '{directory}' are of another VFM, data set or options; delete the folder to encode again")
+        raise CheckpointError(f"targets in '{directory}' are of another VFM, data set or options; delete the "
+                              "folder to encode again")
 
     def encode(indices: Tensor) -> dict[str, Tensor]:
         images, kept = to_float(source.batch(indices).images).to(teacher.device), {}
@@ -156,7 +177,8 @@ def build(
                 kept |= {f"{key}{suffix}": value.half().cpu() for key, value in teacher.read(view).items()}
         for key, value in kept.items():
             if not torch.isfinite(value).all():
-                raise CheckpointError(f"'{teacher.cfg.name}' gives a {key} that is not finite in fp16 for one of the images {int(indices[0])} to {int(indices[-1])}")
+                raise CheckpointError(f"'{teacher.cfg.name}' gives a {key} that is not finite in fp16 for "
+                                      f"one of the images {int(indices[0])} to {int(indices[-1])}")
         return kept
 
     yield from shards.write(directory, "targets", meta, encode, batch, rank, world, latents.PATIENCE)
@@ -168,7 +190,8 @@ class Targets:
     def __init__(self, directory: Path):
         meta = shards.read_meta(Path(directory), FORMAT, "target cache")
         if meta is None:
-            raise CheckpointError(f"no target cache in '{directory}'; encode one with vfmlab.diffusion.targets.build")
+            raise CheckpointError(f"no target cache in '{directory}'; encode one with "
+                                  "vfmlab.diffusion.targets.build")
         self.meta, self.flip = meta, meta["flip"]
         self._shards = shards.Shards(Path(directory), "targets", meta)
 
@@ -186,10 +209,12 @@ class Targets:
         return tokens.mean(0).float(), tokens.std(0, correction=0).float()
 
 
-def token_statistics(teacher: Teacher, source: ImageSource, seed: int, batch: int = 128) -> tuple[Tensor, Tensor]:
+def token_statistics(teacher: Teacher, source: ImageSource, seed: int,
+                     batch: int = 128) -> tuple[Tensor, Tensor]:
     """:meth:`Targets.statistics` of a seeded part of the images, where tokens are not cached."""
     order = torch.randperm(len(source), generator=generator("token statistics", seed))[:STATISTICS_IMAGES]
-    parts = [teacher.read(to_float(source.batch(some).images).to(teacher.device))["token"].double().cpu() for some in order.split(batch)]
+    parts = [teacher.read(to_float(source.batch(some).images).to(teacher.device))["token"].double().cpu()
+             for some in order.split(batch)]
     tokens = torch.cat(parts)
     return tokens.mean(0).float(), tokens.std(0, correction=0).float()
 
@@ -208,7 +233,8 @@ class _Cached:
 
 
 class Tap:
-    """A stream of images that keeps the last batch it gave, so that two readers in step share one decoding."""
+    """A stream of images that keeps the last batch it gave, so that two readers in step share one
+    decoding."""
 
     def __init__(self, images: BatchStream):
         self.images = images
@@ -226,15 +252,19 @@ class Tap:
 
 
 def beside(
-    batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap | None, batch: int, seed: int, start_step: int, rows: slice
+    batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap | None, batch: int, seed: int,
+    start_step: int, rows: slice
 ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """Each of `batches` with the targets of its images.
 
     Args:
-        batches: of step `start_step` first, in the order of `BatchStream`. sources: caches, or VFMs that are asked now.
-        images: the batches' images where a VFM is asked; if `batches` does not draw from it, it is drawn here.
+        batches: of step `start_step` first, in the order of `BatchStream`. sources: caches, or VFMs that are
+        asked now.
+        images: the batches' images where a VFM is asked; if `batches` does not draw from it, it is drawn
+        here.
     """
-    caches = [from_thread(_Cached(s, batch, seed, rows), start_step) for s in sources if isinstance(s, Targets)]
+    caches = [from_thread(_Cached(s, batch, seed, rows), start_step) for s in sources
+              if isinstance(s, Targets)]
     fresh = [s for s in sources if isinstance(s, Teacher)]
     try:
         for found in batches:

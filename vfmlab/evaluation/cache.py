@@ -1,4 +1,5 @@
-"""Tensors kept on disk, so that they are computed once. A cache that cannot be read or written costs time, never a number."""
+"""Tensors kept on disk, so that they are computed once. A cache that cannot be read or written costs time,
+never a number."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def folder() -> Path:
 
 
 def read(path: Path | None) -> dict[str, Tensor] | None:
-    """Tensors that :func:`write` wrote; None where there are none or the file is damaged (it is then written anew)."""
+    """Tensors that :func:`write` wrote; None where there are none or the file is damaged (it is then written
+    anew)."""
     stored = None if path is None else io.cached(path)
     return None if stored is None else stored[0]
 

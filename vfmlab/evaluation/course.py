@@ -1,7 +1,9 @@
-"""Numbers over training, as a run logged them: every point keeps the hash of its protocol, and one curve has one protocol.
+"""Numbers over training, as a run logged them: every point keeps the hash of its protocol, and one curve has
+one protocol.
 
-This is the only reader of logged evaluations. A run's protocol may change while its weights stay (ids leave it out), so its
-log can hold points of several; earlier versions logged some numbers without a hash. Such points stand in no curve.
+This is the only reader of logged evaluations. A run's protocol may change while its weights stay (ids leave
+it out), so its log can hold points of several; earlier versions logged some numbers without a hash. Such
+points stand in no curve.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation.number import Number
 from vfmlab.runs import RunDir
 
-Logged = Mapping[str, Sequence[tuple[int, Number]]]  # name -> (images seen, number) in order, whatever the protocol
+# name -> (images seen, number) in order, whatever the protocol
+Logged = Mapping[str, Sequence[tuple[int, Number]]]
 
 
 @dataclass(frozen=True)
 class Course:
-    """One number of one run over training. samples: images seen; values: at each; left_out: points of other protocols, or none."""
+    """One number of one run over training. samples: images seen; values: at each; left_out: points of other
+    protocols, or none."""
 
     run: str
     name: str
@@ -52,7 +56,8 @@ def newest(points: Iterable[tuple[int, Number]]) -> str | None:
 
 def course(run: str, name: str, points: Sequence[tuple[int, Number]], protocol: str | None) -> Course:
     """The points under one protocol. Of two at one number of images the later one counts."""
-    mine = {samples: float(number.value) for samples, number in points if protocol and number.protocol == protocol}
+    mine = {samples: float(number.value) for samples, number in points if protocol
+            and number.protocol == protocol}
     order = sorted(mine)
     left_out = sum(number.protocol != protocol or not protocol for _, number in points)
     return Course(run, name, protocol, tuple(order), tuple(mine[s] for s in order), left_out)
@@ -65,13 +70,15 @@ def over_training(folder: RunDir, name: str, protocol: str | None = None) -> Cou
 
 
 def together(runs: Mapping[str, Logged], name: str, protocol: str | None = None) -> dict[str, Course]:
-    """Curves of several runs that may be drawn together: key -> course under one protocol, where the run has such points.
+    """Curves of several runs that may be drawn together: key -> course under one protocol, where the run has
+    such points.
 
     runs: key -> what :func:`logged` gave. protocol: None takes the one that most runs ended with.
     """
     marks = [mark for points in runs.values() if (mark := newest(points.get(name, ())))]
     protocol = protocol or (statistics.mode(marks) if marks else None)
-    return {key: course(key, name, points[name], protocol) for key, points in runs.items() if points.get(name)}
+    return {key: course(key, name, points[name], protocol) for key, points in runs.items()
+            if points.get(name)}
 
 
 def left_out(courses: Iterable[Course]) -> str:

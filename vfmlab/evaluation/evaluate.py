@@ -1,4 +1,5 @@
-"""A run's report: every number its kind of run has, with the protocols they were measured under, kept beside the run."""
+"""A run's report: every number its kind of run has, with the protocols they were measured under, kept beside
+the run."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def _closed(report: Report, setup: Setup, started: float) -> Report:
     wanted, there, bad = setup.protocol.n, len(setup.source), setup.source.bad
     warnings = [few_samples_warning(report.protocol["images"]["n"])]
     if wanted > there:
-        warnings.append(f"protocol.n {wanted} is more than the {there} held-out images; all of them were used")
+        warnings.append(f"protocol.n {wanted} is more than the {there} held-out images; all of them were "
+                        "used")
     if bad:
         warnings.append(f"{len(bad)} images could not be read and were replaced, e.g. {bad[0]}")
     lines = tuple(line for line in warnings if line)
@@ -72,16 +74,19 @@ def _closed(report: Report, setup: Setup, started: float) -> Report:
 
 
 def request(run: config.Phase, folder: runs.RunDir) -> str:
-    """Digest of all that decides the numbers: protocol, data and their fingerprint, judge, and every weight that is read."""
+    """Digest of all that decides the numbers: protocol, data and their fingerprint, judge, and every weight
+    that is read."""
     protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
     judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time
     version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if judge else ""
     source = data.open_source(run.data, "val").fingerprint
-    return config.digest([protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol), version])
+    return config.digest([protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol),
+                          version])
 
 
 def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
-    """Digests of the weights files behind a run's numbers: its own, its tokenizer's, and those of another decoder."""
+    """Digests of the weights files behind a run's numbers: its own, its tokenizer's, and those of another
+    decoder."""
     run = folder.config()
     others = [ref for ref in (None if run.diffusion is None else run.parent, protocol.decoder) if ref]
     folders = [folder, *(runs.open_run(ref, folder.path.parent) for ref in others)]
@@ -98,18 +103,21 @@ def cached(
 ) -> Report:
     """The report of a run under `run.protocol`: read where it was measured before, else measured and written.
 
-    report.json holds the report under the run's own protocol; others lie beside it in reports/. One that cannot be written
-    (a read-only folder, a full disk) is returned with a warning.
+    report.json holds the report under the run's own protocol; others lie beside it in reports/. One that
+    cannot be written (a read-only folder, a full disk) is returned with a warning.
 
     Args:
-        run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the tokenizer, or the
-        loaded diffusion model (`.network`, `.tokenizer`, `.num_classes`); called with `ema=False` for raw weights.
+        run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
+        tokenizer, or the
+        loaded diffusion model (`.network`, `.tokenizer`, `.num_classes`); called with `ema=False` for raw
+        weights.
 
     Raises:
         RunError: neither a tokenizer nor a diffusion run.
     """
     if run.tokenizer is None:
-        raise RunError(f"run '{folder.id}' is a {run.kind} run; only tokenizer and diffusion runs have a report")
+        raise RunError(f"run '{folder.id}' is a {run.kind} run; only tokenizer and diffusion runs have a "
+                       "report")
     key = request(run, folder)
     own = run.protocol == folder.config().protocol
     path = Path(folder.path) / "report.json" if own else Path(folder.path) / "reports" / f"{key}.json"

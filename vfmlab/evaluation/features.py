@@ -1,8 +1,10 @@
-"""Feature spaces in which sets of images are compared: the judge, any vision model of timm, torch-fidelity's Inception.
+"""Feature spaces in which sets of images are compared: the judge, any vision model of timm, torch-fidelity's
+Inception.
 
 A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
-directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, or `inception`. Everything that could change its
-numbers (weights, pre-processing, dimension) is part of what it declares, and so of a protocol's hash.
+directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, or `inception`. Everything that could
+change its numbers (weights, pre-processing, dimension) is part of what it declares, and so of a protocol's
+hash.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ class VisionModelSpace(FeatureSpace):
     def __init__(self, row: str, size: int, root: str | Path):
         super().__init__()
         facts = vfm.facts(row)
-        self.model = vfm.build(config.VFM(name=row, upscale=facts.size / size), size)  # the model's own resolution
+        # the model's own resolution
+        self.model = vfm.build(config.VFM(name=row, upscale=facts.size / size), size)
         with torch.no_grad():
             self.dimension = self(torch.zeros(1, 3, size, size)).features.shape[1]
         self.version = self.model.fingerprint
@@ -130,7 +133,8 @@ def timm_space(name: str, size: int, root: str | Path) -> FeatureSpace:
 
 @FEATURE_SPACES.register("inception")
 class InceptionSpace(FeatureSpace):
-    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features, and logits for its score.
+    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features, and logits for its
+    score.
 
     The weights (91 MB) are looked for in torch's hub folder, and downloaded there if that is possible.
     """
@@ -145,8 +149,10 @@ class InceptionSpace(FeatureSpace):
             raise ConfigError(f"protocol.features 'inception': {install}") from None
         path = fetch(source.URL_INCEPTION_V3, "protocol.features 'inception'")
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles it: plain tensors only
-            self.net = source.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+            # torch-fidelity unpickles it: plain tensors only
+            torch.load(path, map_location="cpu", weights_only=True)
+            self.net = source.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"],
+                                                          str(path))
         except Exception as error:
             why = str(error).splitlines()[0]
             raise CheckpointError(
@@ -163,7 +169,8 @@ class InceptionSpace(FeatureSpace):
 
 
 def fetch(url: str, what: str) -> Path:
-    """The copy of `url` in torch's hub folder, downloaded if it is not there; else one clear :class:`ConfigError`."""
+    """The copy of `url` in torch's hub folder, downloaded if it is not there; else one clear
+    :class:`ConfigError`."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
@@ -172,7 +179,8 @@ def fetch(url: str, what: str) -> Path:
         raise ConfigError(f"{what}: weights are not here and HF_HUB_OFFLINE forbids downloads; {help_}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2],
+                                       progress=False)
     except (OSError, RuntimeError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{what}: weights could not be downloaded ({why}); {help_}") from None

@@ -1,12 +1,13 @@
 """Frechet and kernel distances between two sets of features, from statistics that are gathered in one pass.
 
 Frechet distance (Heusel et al. 2017, arXiv 1706.08500, eq. 6) between Gaussians fitted to the features:
-`|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2))`. The trace of the square root is the sum of the square roots of the
-eigenvalues of a symmetric product, so no matrix square root is taken: it would be slower, and its iteration is what
-made published numbers differ. Kernel distance: KID (Binkowski et al. 2018, arXiv 1801.01401, section 4), unbiased,
-so it may be negative. It is
-unbiased for independent draws only: where both sets hold the same number of every class (drawn scenes, samples with
-balanced labels), equal sets come out slightly below 0 (about -.006 for the judge's features of 1,000 scenes).
+`|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2))`. The trace of the square root is the sum of the square roots of
+the eigenvalues of a symmetric product, so no matrix square root is taken: it would be slower, and its
+iteration is what made published numbers differ. Kernel distance: KID (Binkowski et al. 2018, arXiv
+1801.01401, section 4), unbiased, so it may be negative. It is
+unbiased for independent draws only: where both sets hold the same number of every class (drawn scenes,
+samples with balanced labels), equal sets come out slightly below 0 (about -.006 for the judge's features of
+1,000 scenes).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Moments:
 
 @dataclass
 class FeatureSet:
-    """What a set of images leaves behind in a feature space: moments of all rows, and the first rows themselves."""
+    """What a set of images leaves behind in a feature space: moments of all rows, and the first rows
+    themselves."""
 
     moments: Moments
     rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most KEPT_ROWS in all
@@ -99,16 +101,20 @@ class FeatureSet:
 
 
 def frechet_distance(a: Moments | FeatureSet, b: Moments | FeatureSet) -> float:
-    """Frechet distance between the Gaussians of two sets of statistics, >= 0 up to rounding (about 1e-9 relative)."""
+    """Frechet distance between the Gaussians of two sets of statistics, >= 0 up to rounding (about 1e-9
+    relative)."""
     a, b = (s.moments if isinstance(s, FeatureSet) else s for s in (a, b))
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Frechet distance between N(mean_a, cov_a) and N(mean_b, cov_b); means [D], covariances D D, any rank."""
-    mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x, dtype=torch.float64) for x in (mean_a, cov_a, mean_b, cov_b))
+    """Frechet distance between N(mean_a, cov_a) and N(mean_b, cov_b); means [D], covariances D D, any
+    rank."""
+    mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x, dtype=torch.float64)
+                                    for x in (mean_a, cov_a, mean_b, cov_b))
     if mean_a.shape != mean_b.shape:
-        raise DataError(f"features have {len(mean_a)} and {len(mean_b)} dimensions; compare within one feature space")
+        raise DataError(f"features have {len(mean_a)} and {len(mean_b)} dimensions; compare within one "
+                        "feature space")
     trace = cov_a.trace() + cov_b.trace() - 2 * trace_sqrt_product(cov_a, cov_b)
     return float((mean_a - mean_b).square().sum() + trace)
 
@@ -116,10 +122,10 @@ def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tens
 def trace_sqrt_product(a: Tensor, b: Tensor) -> Tensor:
     """Tr (a b)^(1/2) of symmetric positive semi-definite a, b (D D, float64).
 
-    With a = L L^T, the eigenvalues of a b are those of the symmetric L^T b L. If both are well conditioned one Cholesky
-    factor and one eigenvalue problem do. Otherwise (fewer samples than dimensions) rounding of order 1e-16 in
-    eigenvalues that should be zero would enter as 1e-8 each after the root, so both are reduced to their range and the
-    roots are taken as singular values of the product of the factors.
+    With a = L L^T, the eigenvalues of a b are those of the symmetric L^T b L. If both are well conditioned
+    one Cholesky factor and one eigenvalue problem do. Otherwise (fewer samples than dimensions) rounding of
+    order 1e-16 in eigenvalues that should be zero would enter as 1e-8 each after the root, so both are
+    reduced to their range and the roots are taken as singular values of the product of the factors.
     """
     factor, other = _cholesky(a), _cholesky(b)
     if factor is not None and other is not None:
@@ -144,11 +150,13 @@ def _range_factor(a: Tensor) -> Tensor:
 def kernel_distance(
     a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel distance (KID): unbiased squared MMD with the kernel (x.y / D + 1)^3, mean and spread over random subsets.
+    """Kernel distance (KID): unbiased squared MMD with the kernel (x.y / D + 1)^3, mean and spread over
+    random subsets.
 
     Args:
         a, b: features N D and M D, or feature sets (their kept rows are used).
-        subsets, subset_size: as published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller
+        subsets, subset_size: as published (100 of 1000). With fewer than 2000 rows a subset holds half of the
+        smaller
             set, because equal subsets would show no spread.
         seed: of the subsets.
 
@@ -157,10 +165,12 @@ def kernel_distance(
     """
     a, b = (s.features() if isinstance(s, FeatureSet) else s for s in (a, b))
     if a.shape[1] != b.shape[1]:
-        raise DataError(f"features have {a.shape[1]} and {b.shape[1]} dimensions; compare within one feature space")
+        raise DataError(f"features have {a.shape[1]} and {b.shape[1]} dimensions; compare within one feature "
+                        "space")
     size = min(subset_size, len(a) // 2, len(b) // 2)
     if size < 2:
-        raise DataError(f"kernel distance needs at least 4 samples a set, got {len(a)} and {len(b)}; raise protocol.n")
+        raise DataError(f"kernel distance needs at least 4 samples a set, got {len(a)} and {len(b)}; raise "
+                        "protocol.n")
     draw = generator("kernel distance", seed)
     a, b = a.double().cpu(), b.double().cpu()
     values = []

@@ -1,4 +1,5 @@
-"""How good samples are: one pass over them, in which every metric over samples sees every batch; the tokenizer's own beside.
+"""How good samples are: one pass over them, in which every metric over samples sees every batch; the
+tokenizer's own beside.
 
 Sample i is made from (seed, i) with class i modulo the number of classes, whatever the batch size.
 """
@@ -48,8 +49,8 @@ def evaluate_generation(
         network: `(x, t, y) -> v`. tokenizer: with statistics. cfg: the data the tokenizer was trained on.
         progress: called with (samples done, samples in all) after every batch.
         setup, baseline: what :func:`~vfmlab.evaluation.protocol.open_setup` and
-            :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares work
-            when a network is evaluated again and again.
+            :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares
+            work when a network is evaluated again and again.
 
     Returns:
         the metrics over samples, and the tokenizer's in `BESIDE`.
@@ -99,7 +100,8 @@ def draw(
 def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = None) -> dict[str, float]:
     """torch-fidelity's FID, KID, Inception score, precision and recall of two sets of images.
 
-    Precision and recall are taken in Inception's features, as ADM's evaluation does (torch-fidelity's default is VGG16).
+    Precision and recall are taken in Inception's features, as ADM's evaluation does (torch-fidelity's default
+    is VGG16).
 
     Args:
         samples, reference: folder with images, or uint8 tensor N 3 H W.
@@ -134,7 +136,8 @@ class _Images(torch.utils.data.Dataset):
 
     def __init__(self, images: Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"images of type {images.dtype} and shape {tuple(images.shape)}: give uint8 N 3 H W")
+            raise ConfigError(f"images of type {images.dtype} and shape {tuple(images.shape)}: give uint8 N "
+                              "3 H W")
         self.images = images
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
-"""Ridge regression in closed form, its strength chosen by generalised cross-validation: what can be read out linearly.
+"""Ridge regression in closed form, its strength chosen by generalised cross-validation: what can be read out
+linearly.
 
-Inputs are standardised per column with the fitting set's mean and std, so the answer does not depend on their scale. With
-more columns than samples the kernel form is solved, so the cost follows the smaller of the two.
+Inputs are standardised per column with the fitting set's mean and std, so the answer does not depend on their
+scale. With more columns than samples the kernel form is solved, so the cost follows the smaller of the two.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Ridge:
         y, e, n = y - offset, self.value[:, None], self.n
         if self.dual:
             inner = self.basis.T @ y
-            gain = e * inner.square()  # per eigenvector and target; `2 gain/(e+s) - gain e/(e+s)^2` is what the fit explains
+            # per eigenvector and target; `2 gain/(e+s) - gain e/(e+s)^2` is what the fit explains
+            gain = e * inner.square()
         else:
             inner = self.basis.T @ (self.x.T @ y) / n
             gain = n * inner.square()
@@ -76,7 +78,8 @@ class Ridge:
 
 
 def r2(prediction: Tensor, truth: Tensor, centre: Tensor) -> float:
-    """1 - squared error / squared distance of `truth` (M K) to `centre` (K, the mean of the fitting targets), over all outputs."""
+    """1 - squared error / squared distance of `truth` (M K) to `centre` (K, the mean of the fitting targets),
+    over all outputs."""
     total = (truth.double() - centre.double()).square().sum()
     if not total > 0:
         raise DataError("the target is constant; there is no variance to explain")
@@ -84,7 +87,8 @@ def r2(prediction: Tensor, truth: Tensor, centre: Tensor) -> float:
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Accuracy of the least-squares classifier (ridge on one-hot labels): close to a linear probe, in closed form."""
+    """Accuracy of the least-squares classifier (ridge on one-hot labels): close to a linear probe, in closed
+    form."""
     if labels.unique().numel() < 2:
         raise DataError("a probe needs at least two classes; the data has one (no labels?)")
     classes = int(max(labels.max(), test_labels.max())) + 1

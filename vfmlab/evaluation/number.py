@@ -1,7 +1,7 @@
 """A measured value, from the metric to the page: `Number`; and `Report`, a mapping of them. JSON both ways.
 
-What a number is called, which end of it is good, its unit and the tables it stands in are registered once, with the metric
-or instrument that measures it (`Quantity`, in :mod:`vfmlab.evaluation.instruments`).
+What a number is called, which end of it is good, its unit and the tables it stands in are registered once,
+with the metric or instrument that measures it (`Quantity`, in :mod:`vfmlab.evaluation.instruments`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ VERSION = 2  # of the JSON; 1 had neither label, unit nor direction
 class Quantity:
     """What is known of a number before it is measured.
 
-    better: HIGHER, LOWER, or None where that is open. shown: TABLE (columns of comparisons and of the leaderboard), CURVE
-    (followed over training), TARGET (correlations may be taken with it), HEADLINE (first in correlations), LATENT (table of
-    the instruments). many: a list of values, such as a curve over noise. definition: one line for readers.
+    better: HIGHER, LOWER, or None where that is open. shown: TABLE (columns of comparisons and of the
+    leaderboard), CURVE (followed over training), TARGET (correlations may be taken with it), HEADLINE (first
+    in correlations), LATENT (table of the instruments). many: a list of values, such as a curve over noise.
+    definition: one line for readers.
     """
 
     name: str
@@ -52,13 +53,15 @@ class Quantity:
 
 
 def quantities(*shown: str) -> dict[str, Quantity]:
-    """All registered numbers by name, or those with one of these marks in `shown`; in the order of their instruments."""
+    """All registered numbers by name, or those with one of these marks in `shown`; in the order of their
+    instruments."""
     parts = sorted((INSTRUMENTS.get(name) for name in INSTRUMENTS), key=lambda part: part.order)
     return {q.name: q for part in parts for q in part.quantities if not shown or set(shown) & set(q.shown)}
 
 
 def quantity(name: str) -> Quantity:
-    """The registered number of that name; one without direction or unit where there is none (plain numbers of a notebook)."""
+    """The registered number of that name; one without direction or unit where there is none (plain numbers of
+    a notebook)."""
     return quantities().get(name) or Quantity(name)
 
 
@@ -66,8 +69,10 @@ def quantity(name: str) -> Quantity:
 class Number:
     """One measured value.
 
-    value: None where it could not be had, and then `reason` says why; a list for curves. protocol: hash of all that it
-    depends on. n: images or samples. spread: standard deviation (over images, subsets or draws: as the metric says).
+    value: None where it could not be had, and then `reason` says why; a list for curves. protocol: hash of
+    all that it
+    depends on. n: images or samples. spread: standard deviation (over images, subsets or draws: as the metric
+    says).
     facts: what belongs to it: the axes of a curve ({"sigma": [...]}), the accuracy of chance, the block.
     """
 
@@ -88,7 +93,8 @@ class Number:
     def as_json(self) -> dict[str, Any]:
         """A flat dict without empty fields; `value` and `protocol` are always there."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "facts"}
-        return {k: v for k, v in named.items() if v not in (None, "") or k in ("value", "protocol")} | dict(self.facts)
+        return {k: v for k, v in named.items() if v not in (None, "")
+                or k in ("value", "protocol")} | dict(self.facts)
 
     def entry(self) -> dict[str, Any]:
         """:meth:`as_json` without what the registry says of it."""
@@ -96,7 +102,8 @@ class Number:
 
     @classmethod
     def from_json(cls, name: str, entry: Any) -> Number:
-        """The inverse of :meth:`as_json`; label, unit and direction come from the registry where the entry has none.
+        """The inverse of :meth:`as_json`; label, unit and direction come from the registry where the entry
+        has none.
 
         Raises:
             DataError: not an entry of a report.
@@ -110,7 +117,8 @@ class Number:
         if isinstance(value, int | float) and not math.isfinite(value):
             known |= {"value": None, "reason": f"it came out as {value}"}
         q = quantity(name)
-        return cls(**{"better": q.better, "label": q.label or name, "unit": q.unit} | known, facts={k: v for k, v in entry.items() if k not in names})
+        return cls(**{"better": q.better, "label": q.label or name, "unit": q.unit} | known,
+                   facts={k: v for k, v in entry.items() if k not in names})
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,8 @@ def of_run(folder: RunDir) -> Report | None:
 
 
 def save(path: Path, report: Report) -> Report:
-    """Write a report; where that cannot be done the numbers are not lost: it comes back with a warning that says so."""
+    """Write a report; where that cannot be done the numbers are not lost: it comes back with a warning that
+    says so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report.as_json())
@@ -242,7 +251,8 @@ class Draft:
         self.curves: dict[str, Number] = {}
         self.protocols: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, value: Any, protocol: Any, n: int, spread: float | None = None, **facts: Any) -> None:
+    def add(self, name: str, value: Any, protocol: Any, n: int, spread: float | None = None,
+            **facts: Any) -> None:
         """Write a number. protocol: the `Resolved` that it depends on."""
         q = quantity(name)
         self.protocols[protocol.hash] = protocol.as_dict()
@@ -252,7 +262,9 @@ class Draft:
     def absent(self, name: str, reason: str) -> None:
         """A number that could not be had is there too, with the reason: never 0, never left out silently."""
         q = quantity(name)
-        (self.curves if q.many else self.numbers)[name] = Number(None, better=q.better, label=q.label or name, unit=q.unit, reason=reason)
+        (self.curves if q.many
+         else self.numbers)[name] = Number(None, better=q.better, label=q.label or name, unit=q.unit,
+                                           reason=reason)
 
     def fill(self, names: Sequence[str], reason: str) -> None:
         """Mark those of `names` that were not written as absent."""
@@ -264,14 +276,17 @@ class Draft:
         return Report(dict(self.numbers), curves=dict(self.curves), protocols=dict(self.protocols), **more)
 
 
-# -- orders and groups -------------------------------------------------------------------------------------------------
+# -- orders and groups
+# -------------------------------------------------------------------------------------------------
 
 
-def rank(reports: Mapping[str, Mapping[str, Number]], metric: str, protocols: Mapping[str, Any] | None = None) -> list[tuple[str, float]]:
+def rank(reports: Mapping[str, Mapping[str, Number]], metric: str,
+         protocols: Mapping[str, Any] | None = None) -> list[tuple[str, float]]:
     """Runs from best to worst by one metric: [(name, value)].
 
     Args:
-        reports: name -> report, or its numbers. Runs without the number are left out. protocols: what hashes stand for,
+        reports: name -> report, or its numbers. Runs without the number are left out. protocols: what hashes
+        stand for,
             where the reports do not say.
 
     Raises:
@@ -282,19 +297,23 @@ def rank(reports: Mapping[str, Mapping[str, Number]], metric: str, protocols: Ma
         raise ConfigError(f"unknown metric '{metric}'{nearest(metric, known)}")
     numbers = {name: r[metric] for name, r in reports.items() if metric in r and not r[metric].absent}
     if not numbers:
-        raise DataError(f"none of the {len(reports)} reports has a value of '{metric}'; evaluate the runs first")
+        raise DataError(f"none of the {len(reports)} reports has a value of '{metric}'; evaluate the runs "
+                        "first")
     if known[metric].better is None:
         raise ConfigError(f"'{metric}' cannot be ranked: which end of it is good is open")
     (one, first), *rest = numbers.items()
     for other, number in rest:
         if number.protocol != first.protocol:
-            both = [getattr(reports[name], "protocols", protocols or {}).get(number.protocol) for name, number in ((one, first), (other, number))]
+            both = [getattr(reports[name], "protocols", protocols or {}).get(number.protocol)
+                    for name, number in ((one, first), (other, number))]
             why = f": {difference(*both)}" if all(both) else ""
             raise ConfigError(
-                f"'{metric}' of '{one}' (protocol {first.protocol}) and '{other}' (protocol {number.protocol}) cannot be ranked{why}; "
+                f"'{metric}' of '{one}' (protocol {first.protocol}) and '{other}' (protocol "
+                f"{number.protocol}) cannot be ranked{why}; "
                 "evaluate both under one protocol"
             )
-    return sorted(((k, float(v.value)) for k, v in numbers.items()), key=lambda item: item[1], reverse=known[metric].better == HIGHER)
+    return sorted(((k, float(v.value)) for k, v in numbers.items()), key=lambda item: item[1],
+                  reverse=known[metric].better == HIGHER)
 
 
 def groups(results: Sequence[Any]) -> list[list[Any]]:

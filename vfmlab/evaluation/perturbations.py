@@ -1,6 +1,8 @@
-"""What is done to images before an instrument looks at them: nothing, noise, or a quarter turn with a change of scale.
+"""What is done to images before an instrument looks at them: nothing, noise, or a quarter turn with a change
+of scale.
 
-Each image's noise, turn and scale depend on (seed, its index, the perturbation) only: neither batch size nor order changes them.
+Each image's noise, turn and scale depend on (seed, its index, the perturbation) only: neither batch size nor
+order changes them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ SCALES = (1.0, 0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Perturbation:
-    """sigma: of the Gaussian noise, on images in [-1, 1], not clipped. moved: a random quarter turn and scale per image."""
+    """sigma: of the Gaussian noise, on images in [-1, 1], not clipped. moved: a random quarter turn and scale
+    per image."""
 
     name: str = "clean"
     sigma: float = 0.0
@@ -32,10 +35,12 @@ class Perturbation:
         """What enters a protocol's hash."""
         return {"sigma": self.sigma} | ({"turns": 4, "scales": list(SCALES)} if self.moved else {})
 
-    def __call__(self, images: Tensor, ids: Sequence[int], seed: int, cell: int = 1) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, images: Tensor, ids: Sequence[int], seed: int,
+                 cell: int = 1) -> list[tuple[Tensor, Tensor]]:
         """Images B 3 S S in [-1, 1] -> groups of one size each: (rows long, images b 3 s s).
 
-        ids: one per image. cell: sides are rounded to whole cells of so many pixels, as in equivariance training.
+        ids: one per image. cell: sides are rounded to whole cells of so many pixels, as in equivariance
+        training.
         """
         random = SampleRandom(derive(self.name, seed), ids)
         rows = torch.arange(len(images))
@@ -43,7 +48,8 @@ class Perturbation:
             return [(rows, images + self.sigma * random.randn(*images.shape[1:]).to(images))]
         if not self.moved:
             return [(rows, images)]
-        drawn = torch.tensor([torch.randint(4, (2,), generator=g).tolist() for g in random.streams]).view(-1, 2)
+        drawn = torch.tensor([torch.randint(4, (2,), generator=g).tolist()
+                              for g in random.streams]).view(-1, 2)
         groups = []
         for k, side in enumerate(sides_of(images.shape[-1], cell)):
             mine = rows[drawn[:, 1] == k]

@@ -1,9 +1,10 @@
-"""What simple classifiers read from a representation: logistic regression (linear probe) and nearest neighbours.
+"""What simple classifiers read from a representation: logistic regression (linear probe) and nearest
+neighbours.
 
-One protocol for latents and VFM features, so that numbers can be compared: features are flattened (or pooled first, by
-the caller), standardised with the training part's mean and std; the linear probe minimises cross-entropy plus
-`DECAY / 2 |W|^2` to convergence (convex, so there is one answer and no learning rate); kNN votes by cosine similarity.
-Numbers do not compare with papers, whose probes all differ; orderings do.
+One protocol for latents and VFM features, so that numbers can be compared: features are flattened (or pooled
+first, by the caller), standardised with the training part's mean and std; the linear probe minimises
+cross-entropy plus `DECAY / 2 |W|^2` to convergence (convex, so there is one answer and no learning rate); kNN
+votes by cosine similarity. Numbers do not compare with papers, whose probes all differ; orderings do.
 """
 
 from __future__ import annotations
@@ -62,14 +63,16 @@ def probe_split(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: 
     linear = (test @ weight + bias).argmax(1) == test_labels
     near = knn(train, train_labels, test, classes) == test_labels
     chance = test_labels.bincount().max() / len(test_labels)
-    return {"linear": float(linear.float().mean()), "knn": float(near.float().mean()), "chance": float(chance)}
+    return {"linear": float(linear.float().mean()), "knn": float(near.float().mean()),
+            "chance": float(chance)}
 
 
 def _logistic(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression: weight D K, bias K; deterministic (starts at zero)."""
     weight = x.new_zeros(x.shape[1], classes, requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
-    search = torch.optim.LBFGS([weight, bias], max_iter=100, tolerance_change=1e-7, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([weight, bias], max_iter=100, tolerance_change=1e-7,
+                               line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         search.zero_grad()
@@ -83,13 +86,15 @@ def _logistic(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIGHBOURS) -> Tensor:
-    """Class of each test row by its k nearest training rows, votes weighted by exp(cosine / 0.07) as in DINO."""
+    """Class of each test row by its k nearest training rows, votes weighted by exp(cosine / 0.07) as in
+    DINO."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     votes = []
     for rows in test.split(1024):
         near = (rows @ train.T).topk(min(k, len(train)), dim=1)
         weights = ((near.values - 1) / 0.07).exp()
-        votes.append(weights.new_zeros(len(rows), classes).scatter_add_(1, labels[near.indices], weights).argmax(1))
+        votes.append(weights.new_zeros(len(rows),
+                                       classes).scatter_add_(1, labels[near.indices], weights).argmax(1))
     return torch.cat(votes)
 
 

@@ -1,9 +1,10 @@
 """How images reach a metric: decided here and nowhere else, and hashed into every number.
 
-A :class:`Resolved` protocol is what a `config.Protocol` means for one data set and one feature space: which images,
-which crop, how pixels are rounded, whose features, which sampler. Its hash stands beside every
-number; numbers of different hashes cannot be ranked. What a number does not depend on is not in its hash: a PSNR has
-the same one in any feature space; batch size and file paths are in none, because they cannot change a result.
+A :class:`Resolved` protocol is what a `config.Protocol` means for one data set and one feature space: which
+images, which crop, how pixels are rounded, whose features, which sampler. Its hash stands beside every
+number; numbers of different hashes cannot be ranked. What a number does not depend on is not in its hash: a
+PSNR has the same one in any feature space; batch size and file paths are in none, because they cannot change
+a result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from vfmlab.seeding import generator
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a protocol means, section by section. `images`: data and pixels; `features`; `sampling`; `latents`."""
+    """What a protocol means, section by section. `images`: data and pixels; `features`; `sampling`;
+    `latents`."""
 
     sections: Mapping[str, Mapping[str, Any]]
 
@@ -37,13 +39,15 @@ class Resolved:
     @property
     def hash(self) -> str:
         """Eight hex digits."""
-        sections = {name: {k: v for k, v in s.items() if k not in NOT_HASHED} for name, s in self.sections.items()}
+        sections = {name: {k: v for k, v in s.items() if k not in NOT_HASHED}
+                    for name, s in self.sections.items()}
         return config.digest(sections)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; `n`, `n_real` and `seed` are repeated on top for tables."""
         images = self.sections["images"]
-        return {"n": self.n, **{name: dict(section) for name, section in self.sections.items()}, "n_real": images["n"]}
+        return {"n": self.n, **{name: dict(section) for name, section in self.sections.items()},
+                "n_real": images["n"]}
 
     @property
     def n(self) -> int:
@@ -55,7 +59,8 @@ LATER = {"sampler": ("reuse",), "guidance": ("token",)}
 
 
 def dump(protocol: config.Protocol) -> dict[str, Any]:
-    """The protocol as JSON. Fields that came later and are null are left out, so that earlier numbers keep their hash."""
+    """The protocol as JSON. Fields that came later and are null are left out, so that earlier numbers keep
+    their hash."""
     fields = protocol.model_dump(mode="json")
     for section, names in LATER.items():
         fields[section] = {k: v for k, v in fields[section].items() if v is not None or k not in names}
@@ -98,11 +103,13 @@ def resolve(
 
 
 def selection(resolved: Resolved, source: data.ImageSource) -> Tensor:
-    """Which images of the split: all in order, or a seeded choice (files are often sorted by class). long n."""
+    """Which images of the split: all in order, or a seeded choice (files are often sorted by class). long
+    n."""
     n, total = resolved.sections["images"]["n"], len(source)
     if n == total:
         return torch.arange(total)
-    order = torch.randperm(total, generator=generator("evaluation images", resolved.sections["images"]["seed"]))
+    order = torch.randperm(total,
+                           generator=generator("evaluation images", resolved.sections["images"]["seed"]))
     return order[:n].sort().values
 
 
@@ -136,7 +143,8 @@ class Setup:
         return None
 
     def classify(self, logits: Tensor) -> Tensor:
-        """Labels (long B, on the CPU) that the judge gives, among the classes of this data; where it knows them."""
+        """Labels (long B, on the CPU) that the judge gives, among the classes of this data; where it knows
+        them."""
         columns = [self.space.class_names.index(name) for name in self.source.class_names]
         return logits[:, columns].argmax(1).cpu()
 
@@ -144,12 +152,14 @@ class Setup:
 def open_setup(
     cfg: config.Data, protocol: config.Protocol, root: str | Path = "runs", device: str | torch.device = "cpu"
 ) -> Setup:
-    """Held-out images and feature space of a protocol; errors as :func:`~vfmlab.evaluation.features.open_space`."""
+    """Held-out images and feature space of a protocol; errors as
+    :func:`~vfmlab.evaluation.features.open_space`."""
     space = open_space(protocol.features, cfg.size, root).to(device)
     return Setup(cfg, protocol, data.open_source(cfg, "val"), space)
 
 
-# -- real images' features, kept on disk -------------------------------------------------------------------------------
+# -- real images' features, kept on disk
+# -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -161,7 +171,8 @@ def real_features(setup: Setup, cached: bool = True) -> FeatureSet:
     tensors = cache.read(path) if cached else None
     if tensors is not None and {"count", "mean", "scatter", "rows"} <= tensors.keys():
         moments = Moments(space.dimension)
-        moments.count, moments.mean, moments.scatter = int(tensors["count"]), tensors["mean"], tensors["scatter"]
+        moments.count, moments.mean, moments.scatter = int(
+            tensors["count"]), tensors["mean"], tensors["scatter"]
         if moments.count == images["n"] and moments.mean.shape == (space.dimension,):
             return FeatureSet(moments, [tensors["rows"]])
     device = next((p.device for p in space.parameters()), "cpu")
@@ -171,5 +182,6 @@ def real_features(setup: Setup, cached: bool = True) -> FeatureSet:
     if cached:
         moments = features.moments
         count = torch.tensor(moments.count)
-        cache.write(path, {"count": count, "mean": moments.mean, "scatter": moments.scatter, "rows": features.features()})
+        cache.write(path, {"count": count, "mean": moments.mean, "scatter": moments.scatter,
+                           "rows": features.features()})
     return features

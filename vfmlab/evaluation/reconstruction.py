@@ -1,6 +1,8 @@
-"""What a tokenizer keeps of held-out images: one pass, in which every metric over reconstructions sees every batch.
+"""What a tokenizer keeps of held-out images: one pass, in which every metric over reconstructions sees every
+batch.
 
-All is streamed: what stays in memory does not grow with the number of images beyond the rows that distances keep.
+All is streamed: what stays in memory does not grow with the number of images beyond the rows that distances
+keep.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ def evaluate_reconstruction(
     setup: Setup | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """All numbers of a tokenizer's reconstructions (EMA weights or not: the caller's choice, see protocol.ema).
+    """All numbers of a tokenizer's reconstructions (EMA weights or not: the caller's choice, see
+    protocol.ema).
 
-    Which numbers these are is registered in :mod:`vfmlab.evaluation.instruments`. What could not be had is there with value
-    None and a reason.
+    Which numbers these are is registered in :mod:`vfmlab.evaluation.instruments`. What could not be had is
+    there with value None and a reason.
 
     Raises:
         DataError: reconstructions or features are not finite.
@@ -48,7 +51,8 @@ def measure(
     setup: Setup | None = None,
     progress: Progress | None = None,
 ) -> Pass:
-    """One pass over the protocol's images: the report, features of both sides, and the first latents with their labels."""
+    """One pass over the protocol's images: the report, features of both sides, and the first latents with
+    their labels."""
     device = tokenizer.stat_mean.device
     setup = setup or open_setup(cfg, protocol, device=device)
     real = real_features(setup)

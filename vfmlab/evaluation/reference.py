@@ -1,8 +1,9 @@
 """The frozen network whose features a representation is compared with: by default one of another family.
 
-A tokenizer that was built on a vision model, or aligned with it, agrees with that model for a trivial reason. So the
-default is a model of another family: the judge where it is the protocol's feature space (another architecture, data
-order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B for whatever builds on a DINO.
+A tokenizer that was built on a vision model, or aligned with it, agrees with that model for a trivial reason.
+So the default is a model of another family: the judge where it is the protocol's feature space (another
+architecture, data order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B for whatever builds on a
+DINO.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that 
 
 
 def family(name: str) -> str:
-    """The family of a vision model, feature space or VFM row: "dino" for `dinov2_b14`, else the name itself."""
+    """The family of a vision model, feature space or VFM row: "dino" for `dinov2_b14`, else the name
+    itself."""
     bare = name.lower().removeprefix("vfm:").removeprefix("timm:").partition(":")[0]
     return next((f for f in FAMILIES if f in bare), bare)
 

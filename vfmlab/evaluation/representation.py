@@ -1,9 +1,9 @@
 """How alike two representations of the same images are: CKNNA, mutual k-nearest neighbours, linear CKA.
 
-CKNNA (Huh et al. 2024, "The Platonic Representation Hypothesis", arXiv 2405.07987, appendix A) restricts CKA to those
-pairs (i, j) where j is among the k nearest neighbours of i in both representations. Only k entries of each row of the
-kernels K = A A^T and L = B B^T matter, so nothing of size N x N is ever held: similarities are computed in blocks of
-rows, the k best of each row are kept, and the estimator runs on these N k entries.
+CKNNA (Huh et al. 2024, "The Platonic Representation Hypothesis", arXiv 2405.07987, appendix A) restricts CKA
+to those pairs (i, j) where j is among the k nearest neighbours of i in both representations. Only k entries
+of each row of the kernels K = A A^T and L = B B^T matter, so nothing of size N x N is ever held: similarities
+are computed in blocks of rows, the k best of each row are kept, and the estimator runs on these N k entries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ K = 10  # neighbours
 
 
 def pool(features: Tensor) -> Tensor:
-    """Feature maps (B C h w), tokens (B T C) or vectors (B C) -> one vector per image (B C): the mean over tokens."""
+    """Feature maps (B C h w), tokens (B T C) or vectors (B C) -> one vector per image (B C): the mean over
+    tokens."""
     if features.ndim == 4:
         return features.mean(dim=(2, 3))
     if features.ndim == 3:
@@ -61,7 +62,8 @@ def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k most similar other samples of each sample. index: N k (sorted along k); similarity: N k, inner products."""
+    """The k most similar other samples of each sample. index: N k (sorted along k); similarity: N k, inner
+    products."""
 
     index: Tensor
     similarity: Tensor
@@ -77,7 +79,8 @@ def neighbours(features: Tensor, k: int) -> Neighbours:
     """The k nearest neighbours by inner product, a sample itself left out. features: N D."""
     n = len(features)
     if not 2 <= k < n:
-        raise DataError(f"k = {k} neighbours of N = {n} samples: needs 2 <= k < N; lower k or use more samples")
+        raise DataError(f"k = {k} neighbours of N = {n} samples: needs 2 <= k < N; lower k or use more "
+                        "samples")
     index, similarity = [], []
     buffer = features.new_empty(min(BLOCK, n), n)
     for start in range(0, n, BLOCK):
@@ -99,12 +102,14 @@ def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: floa
         a, b: N x D features, usually from :func:`prepare`; D may differ.
         k: neighbours.
         unbiased: Song et al.'s unbiased HSIC (published figures), else the biased one.
-        epsilon: added to the denominator. Released code adds 1e-6, which is not scale-free (it makes the alignment of
+        epsilon: added to the denominator. Released code adds 1e-6, which is not scale-free (it makes the
+        alignment of
             features with themselves 0.9998 at N = 512); 0 leaves it exactly 1.
 
     Returns:
-        About k / (N - 1) for unrelated representations (see :func:`beyond_chance`), 1 for equal ones. As published, it is not exactly symmetric in a and b:
-        the masks are not, and the last term of the estimator sums columns of the first and rows of the second.
+        About k / (N - 1) for unrelated representations (see :func:`beyond_chance`), 1 for equal ones. As
+        published, it is not exactly symmetric in a and b: the masks are not, and the last term of the
+        estimator sums columns of the first and rows of the second.
 
     Raises:
         DataError: different N, k >= N, features constant or not finite.
@@ -114,7 +119,8 @@ def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: floa
 
 
 def beyond_chance(value: float, k: int, n: int) -> float:
-    """A CKNNA of N = `n` samples with what k neighbours agree on by chance taken away: (value - c) / (1 - c), c = k / (n - 1)."""
+    """A CKNNA of N = `n` samples with what k neighbours agree on by chance taken away: (value - c) / (1 - c),
+    c = k / (n - 1)."""
     chance = k / (n - 1)
     return (value - chance) / (1 - chance)
 
@@ -122,7 +128,8 @@ def beyond_chance(value: float, k: int, n: int) -> float:
 def _cknna(a: Neighbours, b: Neighbours, unbiased: bool = True, epsilon: float = 0.0) -> float:
     in_b, place = _find(a.keys, b.keys)
     keys = a.keys[in_b]
-    cross = _hsic(keys, a.similarity.flatten()[in_b], b.similarity.flatten()[place[in_b]], len(a.index), unbiased)
+    cross = _hsic(keys, a.similarity.flatten()[in_b], b.similarity.flatten()[place[in_b]], len(a.index),
+                  unbiased)
     own_a = _hsic(a.keys, a.similarity.flatten(), a.similarity.flatten(), len(a.index), unbiased)
     own_b = _hsic(b.keys, b.similarity.flatten(), b.similarity.flatten(), len(b.index), unbiased)
     product = own_a * own_b
@@ -143,8 +150,8 @@ def _find(keys: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 def _hsic(keys: Tensor, k: Tensor, l: Tensor, n: int, unbiased: bool) -> float:  # noqa: E741
     """HSIC of two sparse n x n kernels with zero diagonals and the same support.
 
-    keys: support as row * n + column, ascending; k, l: their values there. Unbiased: Song et al. 2012 (eq. 5); biased:
-    Tr(K H L H) / (n - 1)^2.
+    keys: support as row * n + column, ascending; k, l: their values there. Unbiased: Song et al. 2012 (eq.
+    5); biased: Tr(K H L H) / (n - 1)^2.
     """
     row, column = keys // n, keys % n
     k, l = k.double(), l.double()  # noqa: E741
@@ -173,12 +180,14 @@ def mutual_knn(a: Tensor, b: Tensor, k: int = 10) -> float:
 def linear_cka(a: Tensor, b: Tensor, unbiased: bool = True) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), at most 1.
 
-    unbiased uses Song et al.'s HSIC, so that unrelated wide features come out near 0; else the original, in [0, 1].
+    unbiased uses Song et al.'s HSIC, so that unrelated wide features come out near 0; else the original, in
+    [0, 1].
     Nothing of size N x N is built: sums over kernels are taken as D x D products.
     """
     _check(a, b, 4)
     a, b = a.double(), b.double()
-    a, b = a - a.mean(0), b - b.mean(0)  # HSIC is invariant to it, and it makes the sums below well conditioned
+    # HSIC is invariant to it, and it makes the sums below well conditioned
+    a, b = a - a.mean(0), b - b.mean(0)
 
     def hsic(x: Tensor, y: Tensor) -> float:
         n = len(x)
@@ -187,25 +196,30 @@ def linear_cka(a: Tensor, b: Tensor, unbiased: bool = True) -> float:
             return float(trace)
         dx, dy = x.square().sum(1), y.square().sum(1)  # diagonals, which the estimator leaves out
         # Rows of the centred kernels sum to 0, so without diagonals they sum to -d.
-        value = trace - (dx * dy).sum() + dx.sum() * dy.sum() / ((n - 1) * (n - 2)) - 2 * (dx * dy).sum() / (n - 2)
+        value = trace - (dx * dy).sum() + dx.sum() * dy.sum() / (
+            (n - 1) * (n - 2)) - 2 * (dx * dy).sum() / (n - 2)
         return float(value / (n * (n - 3)))
 
     product = hsic(a, a) * hsic(b, b)
     if not product > 0:
-        raise DataError(f"features carry no structure at N = {len(a)} (own HSIC is not positive); use more samples")
+        raise DataError(f"features carry no structure at N = {len(a)} (own HSIC is not positive); use more "
+                        "samples")
     return hsic(a, b) / product**0.5
 
 
 def _check(a: Tensor, b: Tensor, at_least: int) -> None:
     for x in (a, b):
         if x.ndim != 2:
-            raise DataError(f"features of shape {tuple(x.shape)} are not N x D; pool tokens first (prepare does)")
+            raise DataError(f"features of shape {tuple(x.shape)} are not N x D; pool tokens first (prepare "
+                            "does)")
     if len(a) != len(b):
-        raise DataError(f"features of {len(a)} and {len(b)} samples cannot be compared; use the same images for both")
+        raise DataError(f"features of {len(a)} and {len(b)} samples cannot be compared; use the same images "
+                        "for both")
     if len(a) < at_least:
         raise DataError(f"N = {len(a)} samples are too few, at least {at_least} are needed")
     for x in (a, b):
         if not torch.isfinite(x).all():
             raise DataError("features are not finite; look at the network that made them")
         if bool((x == x[:1]).all()):
-            raise DataError(f"features are constant over all {len(x)} samples; their neighbours are undefined")
+            raise DataError(f"features are constant over all {len(x)} samples; their neighbours are "
+                            "undefined")

@@ -1,4 +1,5 @@
-"""Images through a tokenizer and back, as every metric sees it: posterior mean, decoded, clipped and rounded to 8 bits."""
+"""Images through a tokenizer and back, as every metric sees it: posterior mean, decoded, clipped and rounded
+to 8 bits."""
 
 from __future__ import annotations
 
@@ -16,19 +17,22 @@ CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into
 
 
 def as_saved(images: Tensor) -> Tensor:
-    """Model output as a metric sees it: clipped and rounded to 8 bits, as in an image file, and back in [-1, 1].
+    """Model output as a metric sees it: clipped and rounded to 8 bits, as in an image file, and back in [-1,
+    1].
 
     Raises:
         DataError: not finite (8 bits would turn that into black).
     """
     if not torch.isfinite(images).all():
         bad = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
-        raise DataError(f"{len(bad)} of {len(images)} images are not finite (the first: number {bad[0]} of its batch)")
+        raise DataError(f"{len(bad)} of {len(images)} images are not finite (the first: number {bad[0]} of "
+                        "its batch)")
     return data.to_float(data.to_uint8(images))
 
 
 def through(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images B 3 H W -> raw latents (the posterior's mean, fp32), and what is decoded from them as a metric sees it."""
+    """Images B 3 H W -> raw latents (the posterior's mean, fp32), and what is decoded from them as a metric
+    sees it."""
     raw, restored = [], []
     for part in images.split(CPU_PART if images.device.type == "cpu" else len(images)):
         raw.append(tokenizer.posterior(part.contiguous(memory_format=torch.channels_last)).mode().float())

@@ -1,8 +1,8 @@
 """What instruments measure: one representation of the held-out images, whichever network makes it.
 
-A subject is a tokenizer (its normalised latent, posterior mode), a diffusion model (tokens after one block, at one t,
-under the null label) or a vision model (one layer). Its features of held-out and of training images are computed once per
-subject and, with a folder for them, once per weights.
+A subject is a tokenizer (its normalised latent, posterior mode), a diffusion model (tokens after one block,
+at one t, under the null label) or a vision model (one layer). Its features of held-out and of training images
+are computed once per subject and, with a folder for them, once per weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from vfmlab.seeding import SampleRandom, derive, generator
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-MAP_BYTES = 2**28  # of maps kept in memory; wide representations keep fewer images, and their numbers say how many
+# of maps kept in memory; wide representations keep fewer images, and their numbers say how many
+MAP_BYTES = 2**28
 FEWEST_MAPS = 128
 T, NULL = 0.5, "null"  # where a diffusion model is read, as in VFM-VAE's evaluation
 Reads = Callable[[Tensor, Sequence[int]], Tensor]
@@ -40,7 +41,8 @@ Reads = Callable[[Tensor, Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Maps:
-    """Feature maps with what is known of their images. maps: N C h w; labels, indices: long N; source: they came from."""
+    """Feature maps with what is known of their images. maps: N C h w; labels, indices: long N; source: they
+    came from."""
 
     maps: Tensor
     labels: Tensor
@@ -60,8 +62,10 @@ class Subject:
     """See the module. Made by :func:`of_tokenizer`, :func:`of_diffusion`, :func:`of_vision_model`.
 
     Attributes:
-        kind: "tokenizer", "diffusion" or "vfm". reads: images B 3 s s in [-1, 1] and their ids -> maps B C h w.
-        facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may be compared.
+        kind: "tokenizer", "diffusion" or "vfm". reads: images B 3 s s in [-1, 1] and their ids -> maps B C h
+        w.
+        facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may be
+        compared.
         weights: digest of what computes the features. modules: kept in eval mode while they are read.
         store: folder for features, or None. folder: of the run, where there is one.
     """
@@ -101,7 +105,8 @@ class Subject:
     def section(self, instrument: Mapping[str, Any], reference: bool = False) -> Resolved:
         """The protocol of a number that an instrument with these facts measures here."""
         more = {"reference": self.reference.facts()} if reference else {}
-        return Resolved({**self.resolved.sections, "representation": self.facts, **more, "instrument": dict(instrument)})
+        return Resolved({**self.resolved.sections, "representation": self.facts, **more,
+                         "instrument": dict(instrument)})
 
     # -- features ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +123,8 @@ class Subject:
 
     @cached_property
     def scales(self) -> bool:
-        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have one size)."""
+        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have
+        one size)."""
         if self.kind == "diffusion":
             return False
         size = self.cfg.size
@@ -165,7 +171,8 @@ class Subject:
             columns = {"maps": rows, "labels": labels, "indices": used}
             tensors = {name: torch.cat(parts)[:room] for name, parts in columns.items()}
             if not torch.isfinite(tensors["maps"]).all():
-                raise DataError(f"features of '{self.name}' are not finite; look at the network that made them")
+                raise DataError(f"features of '{self.name}' are not finite; look at the network that made "
+                                "them")
             if path:
                 cache.write(path, tensors)
         self._maps[split] = Maps(tensors["maps"], tensors["labels"], tensors["indices"], source)
@@ -177,7 +184,8 @@ class Subject:
             return self._pooled[perturbation.name]
         if perturbation == CLEAN and len(self.held_out) == self.n:
             return pool(self.held_out.maps)
-        path = self._path("pooled", perturbation.name, perturbation.facts, self.source.fingerprint, self.n, self.protocol.seed)
+        path = self._path("pooled", perturbation.name, perturbation.facts, self.source.fingerprint, self.n,
+                          self.protocol.seed)
         tensors = cache.read(path) if path else None
         if tensors is None:
             rows = []
@@ -199,7 +207,8 @@ class Subject:
     def theirs(self, perturbation: Perturbation = CLEAN) -> Tensor:
         """The reference's token-mean features of the same images with the same perturbation: N D."""
         batch_size = self.protocol.batch
-        return self.reference.features(self.source, self.resolved, perturbation, batch_size, self.device, self.cell)
+        return self.reference.features(self.source, self.resolved, perturbation, batch_size, self.device,
+                                       self.cell)
 
     def _path(self, *what: Any) -> Path | None:
         key = config.digest([self.weights, self.facts, *what])
@@ -262,7 +271,8 @@ def of_diffusion(
 
 
 def of_vision_model(
-    vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1, **more: Any
+    vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1,
+    **more: Any
 ) -> Subject:
     """Maps of one layer of a frozen vision model, at its own resolution."""
     vfm.check_layers((layer,))
@@ -274,7 +284,8 @@ def of_vision_model(
     weights = f"{vfm.facts.name} {vfm.fingerprint} {vfm.upscale}"
     grid = vfm.grid(layer)[0]
     cell = cfg.size // grid if cfg.size % grid == 0 else 1
-    return Subject("vfm", name, cfg, protocol, reads, facts, weights, vfm.mean.device, [vfm], reference, cell, **more)
+    return Subject("vfm", name, cfg, protocol, reads, facts, weights, vfm.mean.device, [vfm], reference, cell,
+                   **more)
 
 
 def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
@@ -286,9 +297,11 @@ def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
 def tokens_at(
     network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tuple[int, ...]
 ) -> dict[int, Tensor]:
-    """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time t, label null.
+    """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time
+    t, label null.
 
-    A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks' `features_at`.
+    A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks'
+    `features_at`.
     """
     point = flow.interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
     null = torch.full((len(z),), network.num_classes, dtype=torch.long, device=z.device)

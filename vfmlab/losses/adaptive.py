@@ -1,4 +1,5 @@
-"""Adaptive weight: a term as strong at the encoder's last layer as the reconstruction is (VQGAN, 2012.09841, eq. 7)."""
+"""Adaptive weight: a term as strong at the encoder's last layer as the reconstruction is (VQGAN, 2012.09841,
+eq. 7)."""
 
 from __future__ import annotations
 
@@ -10,15 +11,20 @@ from vfmlab.errors import TrainingError
 LIMIT = 1e4
 
 
-def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter, limit: float = LIMIT, at: str = "encoder") -> Tensor:
-    """|d reconstruction / d parameter| / (|d loss / d parameter| + 1e-4), clamped to [0, limit], detached, fp32 scalar.
+def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter, limit: float = LIMIT,
+                    at: str = "encoder") -> Tensor:
+    """|d reconstruction / d parameter| / (|d loss / d parameter| + 1e-4), clamped to [0, limit], detached,
+    fp32 scalar.
 
-    With several processes the gradients are averaged over all of them before their norms are taken, so that the weight
-    is what one process with the whole batch would find; every rank must call this. The graph is kept for backward.
+    With several processes the gradients are averaged over all of them before their norms are taken, so that
+    the weight is what one process with the whole batch would find; every rank must call this. The graph is
+    kept for backward.
 
     Args:
-        reconstruction: the sum of the weighted reconstruction terms. loss: the term to be weighed, without its weight.
-        parameter: `tokenizer.last_encoder_layer()`, or its last decoder layer; at: which of the two, for the message.
+        reconstruction: the sum of the weighted reconstruction terms. loss: the term to be weighed, without
+        its weight.
+        parameter: `tokenizer.last_encoder_layer()`, or its last decoder layer; at: which of the two, for the
+        message.
     """
     grads = []
     for what, value in (("reconstruction", reconstruction), ("loss", loss)):
@@ -27,7 +33,8 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
             grad = torch.autograd.grad(value, parameter, retain_graph=True, allow_unused=True)[0]
         if grad is None:
             raise TrainingError(
-                f"adaptive weight: the {what} does not depend on the {at}'s last layer (frozen by 'trains', or "
+                f"adaptive weight: the {what} does not depend on the {at}'s last layer (frozen by 'trains', "
+                "or "
                 "reconstruction weight 0?); set adaptive=false for this term"
             )
         grads.append(grad.float())

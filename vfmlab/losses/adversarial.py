@@ -1,7 +1,9 @@
-"""Adversarial losses on a discriminator's logits, and the term of a recipe that names discriminator, loss and schedule.
+"""Adversarial losses on a discriminator's logits, and the term of a recipe that names discriminator, loss and
+schedule.
 
-Logits come as a list, one tensor per scale or depth; every loss is the mean over the list of the mean over each tensor,
-in fp32. High logits mean "real". The discriminators themselves stand in `vfmlab.losses.discriminators`.
+Logits come as a list, one tensor per scale or depth; every loss is the mean over the list of the mean over
+each tensor, in fp32. High logits mean "real". The discriminators themselves stand in
+`vfmlab.losses.discriminators`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ Kind = Literal["hinge", "lsgan", "nonsaturating"]
 # (real, generated) for the discriminator, generated for the generator; each from logits to pointwise losses.
 _POINTWISE: dict[str, tuple[Callable, Callable, Callable]] = {
     "hinge": (lambda x: F.relu(1 - x), lambda x: F.relu(1 + x), lambda x: -x),  # Lim & Ye 1705.02894
-    "lsgan": (lambda x: (x - 1).square(), lambda x: x.square(), lambda x: (x - 1).square()),  # Mao et al. 1611.04076
-    "nonsaturating": (lambda x: F.softplus(-x), F.softplus, lambda x: F.softplus(-x)),  # Goodfellow et al. 1406.2661
+    # Mao et al. 1611.04076
+    "lsgan": (lambda x: (x - 1).square(), lambda x: x.square(), lambda x: (x - 1).square()),
+    # Goodfellow et al. 1406.2661
+    "nonsaturating": (lambda x: F.softplus(-x), F.softplus, lambda x: F.softplus(-x)),
 }
 
 
@@ -35,7 +39,8 @@ def _mean(pointwise: Callable, logits: Sequence[Tensor]) -> Tensor:
 
 
 def generator_loss(fake: Sequence[Tensor], kind: Kind) -> Tensor:
-    """What the decoder lowers: its images' logits towards "real". hinge: -mean, lsgan: (x - 1)^2, else softplus(-x)."""
+    """What the decoder lowers: its images' logits towards "real". hinge: -mean, lsgan: (x - 1)^2, else
+    softplus(-x)."""
     return _mean(_POINTWISE[kind][2], fake)
 
 
@@ -45,7 +50,8 @@ def discriminator_losses(real: Sequence[Tensor], fake: Sequence[Tensor], kind: K
 
 
 def ramp(samples: int, start: int, warmup: int) -> float:
-    """Factor on a term's weight after `samples` images: 0 before `start`, then linearly to 1 over `warmup` images."""
+    """Factor on a term's weight after `samples` images: 0 before `start`, then linearly to 1 over `warmup`
+    images."""
     if samples < start:
         return 0.0
     return 1.0 if samples >= start + warmup else (samples - start) / warmup
@@ -55,8 +61,9 @@ def ramp(samples: int, start: int, warmup: int) -> float:
 class Discriminated:
     """A discriminator's outputs for one batch, for the decoder's terms.
 
-    fake: logits of the decoded images, with gradients. fake_features, real_features: the maps behind the logits of
-    decoded and of target images (the latter without gradients), under the same augmentation; [] where nobody reads them.
+    fake: logits of the decoded images, with gradients. fake_features, real_features: the maps behind the
+    logits of decoded and of target images (the latter without gradients), under the same augmentation; []
+    where nobody reads them.
     """
 
     fake: list[Tensor]
@@ -68,9 +75,11 @@ def outputs_of(r: Reconstruction, loss: str, name: str) -> Discriminated:
     """`r.discriminated[name]`; :class:`ConfigError` where that discriminator has not run on this batch."""
     outputs = r.discriminated.get(name)
     if outputs is None and loss == name:
-        raise ConfigError(f"losses.{name}: its discriminator has not run on this batch; it works in tokenizer training only")
+        raise ConfigError(f"losses.{name}: its discriminator has not run on this batch; it works in "
+                          "tokenizer training only")
     if outputs is None:
-        raise ConfigError(f"losses.{loss} reads the discriminator of losses.{name}, which is off; add losses.{name}")
+        raise ConfigError(f"losses.{loss} reads the discriminator of losses.{name}, which is off; add "
+                          f"losses.{name}")
     return outputs
 
 
@@ -99,10 +108,11 @@ class Scheduled(config.LossConfig):
 
 @LOSSES.register("adversarial")
 class Adversarial(Loss):
-    """The generator's loss on `r.discriminated[name].fake`; a recipe with two of them names the second "adversarial:label".
+    """The generator's loss on `r.discriminated[name].fake`; a recipe with two of them names the second
+    "adversarial:label".
 
-    The discriminator is no part of this term: it is built from `config.discriminator`, trains with an optimiser of its
-    own and fills `r.discriminated` (`vfmlab.losses.discriminators.training`).
+    The discriminator is no part of this term: it is built from `config.discriminator`, trains with an
+    optimiser of its own and fills `r.discriminated` (`vfmlab.losses.discriminators.training`).
     """
 
     class Config(Scheduled):
@@ -111,9 +121,11 @@ class Adversarial(Loss):
         discriminator_start: int | None = Field(
             None, ge=0, description="the discriminator trains from here on; null: from `start` on"
         )
-        adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last decoder layer")
+        adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last "
+                                                  "decoder layer")
         lr: float | None = Field(None, gt=0, description="of the discriminator; null: the run's")
-        betas: tuple[Beta, Beta] | None = Field(None, description="of the discriminator's Adam; null: the run's")
+        betas: tuple[Beta, Beta] | None = Field(None,
+                                                description="of the discriminator's Adam; null: the run's")
 
         def trains_discriminator(self, samples: int) -> bool:
             """Whether the discriminator takes a step after `samples` images of the stage."""

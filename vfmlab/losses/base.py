@@ -1,7 +1,8 @@
-"""What every term of a tokenizer's training loss is: a module from a :class:`Reconstruction` to one fp32 number.
+"""What every term of a tokenizer's training loss is: a module from a :class:`Reconstruction` to one fp32
+number.
 
-Every term is a mean over the images of the batch. Gradients of two processes with half the batch each, averaged, are
-then those of one process with the whole batch.
+Every term is a mean over the images of the batch. Gradients of two processes with half the batch each,
+averaged, are then those of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:  # the tokenizers are a floor above
 class LossContext:
     """What a loss may depend on when it is built.
 
-    size: side of the images in pixels. channels, latent_side: the latent is channels x latent_side x latent_side.
+    size: side of the images in pixels. channels, latent_side: the latent is channels x latent_side x
+    latent_side.
     vfm: the run's frozen VisionModel, or None.
     """
 
@@ -42,11 +44,14 @@ class Reconstruction:
 
     target: B 3 H W in [-1, 1], what `images[0]` should be (already scaled / rotated on the latent path).
     images: outputs of the decoder, largest first; images[0] has the target's shape.
-    posterior: raw posterior of the encoded images. z: raw sampled latent B C h w, before any equivariance transform.
+    posterior: raw posterior of the encoded images. z: raw sampled latent B C h w, before any equivariance
+    transform.
     features: maps of the VFM for the *encoded* images by layer, B D h' w'.
-    discriminated: adversarial term -> outputs of its discriminator (:class:`vfmlab.losses.adversarial.Discriminated`).
+    discriminated: adversarial term -> outputs of its discriminator
+    (:class:`vfmlab.losses.adversarial.Discriminated`).
     encoded: what enters the adapter of a tokenizer with an encoder of its own, B D h w; None for others.
-    reference: of the parent stage's frozen copy, for the same images: "after" the adapter (raw posterior mode) and "before".
+    reference: of the parent stage's frozen copy, for the same images: "after" the adapter (raw posterior
+    mode) and "before".
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
     """
 
@@ -66,12 +71,15 @@ class Loss(nn.Module):
 
     Attributes:
         layers: VFM layers whose maps the term needs in `r.features`.
-        adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the tokenizer's last
+        adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the
+        tokenizer's last
             encoder layer, or, where `adaptive_at` says so, its last decoder layer; see
             :func:`vfmlab.losses.adaptive.adaptive_weight`.
-        on_images: part of the reconstruction that adaptive terms are weighed by; False for terms on latents and for
+        on_images: part of the reconstruction that adaptive terms are weighed by; False for terms on latents
+        and for
             those of a discriminator.
-        autocast: whether `value` may run under the caller's autocast. Only terms that are networks of their own do;
+        autocast: whether `value` may run under the caller's autocast. Only terms that are networks of their
+        own do;
             sums over pixels and latents are taken in fp32.
     """
 
@@ -100,21 +108,24 @@ class Loss(nn.Module):
             return self.value(r).float()
 
     def hide(self, name: str, network: nn.Module) -> None:
-        """Freeze a network and hold it as `self.hidden[name]`: neither trained nor saved, but moved by `.to()`."""
+        """Freeze a network and hold it as `self.hidden[name]`: neither trained nor saved, but moved by
+        `.to()`."""
         self.hidden[name] = network.requires_grad_(False).eval()
 
     def need_vfm(self) -> nn.Module:
         """The run's VFM; :class:`ConfigError` when the run has none."""
         if self.context.vfm is None:
             raise ConfigError(
-                f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' section; "
+                f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' "
+                "section; "
                 "add vfm.name=pocket"
             )
         return self.context.vfm
 
 
 def build(terms: Mapping[str, LossConfig], context: LossContext) -> dict[str, Loss]:
-    """The terms of a recipe by name. A label behind a colon makes a second term of one kind: "adversarial:patch"."""
+    """The terms of a recipe by name. A label behind a colon makes a second term of one kind:
+    "adversarial:patch"."""
     built: dict[str, Loss] = {}
     for name, config in terms.items():
         built[name] = LOSSES.get(name.partition(":")[0])(config, context)

@@ -13,7 +13,8 @@ from vfmlab.registry import LOSSES
 
 @LOSSES.register("codebook")
 class CodebookLoss(Loss):
-    """Codebook + beta * commitment, and `entropy` times (entropy of a token - entropy of the mean), UniTok 2502.20321.
+    """Codebook + beta * commitment, and `entropy` times (entropy of a token - entropy of the mean), UniTok
+    2502.20321.
 
     Needs a tokenizer with a discrete latent, whose posterior carries `codes`; :class:`ConfigError` otherwise.
     """
@@ -27,6 +28,7 @@ class CodebookLoss(Loss):
         codes = getattr(r.posterior, "codes", None)
         if codes is None:
             raise ConfigError(
-                "losses.codebook: the tokenizer's latent is continuous; set tokenizer.discrete=true or remove this loss"
+                "losses.codebook: the tokenizer's latent is continuous; set tokenizer.discrete=true or "
+                "remove this loss"
             )
         return codes.loss + self.config.entropy * codes.entropy if self.config.entropy else codes.loss

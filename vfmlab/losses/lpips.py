@@ -21,16 +21,18 @@ WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "Squeez
 
 @LOSSES.register("lpips")
 class LPIPS(Loss):
-    """LPIPS distance, averaged over the batch; images in [-1, 1]. Images under 32 px are enlarged to 32 px first.
+    """LPIPS distance, averaged over the batch; images in [-1, 1]. Images under 32 px are enlarged to 32 px
+    first.
 
-    torchvision downloads the backbone (vgg: 528 MB) on first use. Where it cannot, :class:`ConfigError` names the file
-    and the folder to put it in, and the offline alternative: the loss `perceptual`.
+    torchvision downloads the backbone (vgg: 528 MB) on first use. Where it cannot, :class:`ConfigError` names
+    the file and the folder to put it in, and the offline alternative: the loss `perceptual`.
     """
 
     autocast = True
 
     class Config(config.LossConfig):
-        network: Literal["vgg", "alex", "squeeze"] = Field("vgg", description="backbone; the papers train with vgg")
+        network: Literal["vgg", "alex", "squeeze"] = Field("vgg",
+                                                           description="backbone; the papers train with vgg")
 
     def __init__(self, config: LPIPS.Config, context: LossContext):
         super().__init__(config, context)
@@ -44,7 +46,8 @@ class LPIPS(Loss):
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
-                f"losses.lpips.network '{config.network}': its backbone could not be downloaded ({why}); put {url} "
+                f"losses.lpips.network '{config.network}': its backbone could not be downloaded ({why}); put "
+                f"{url} "
                 f"into {folder}, or use losses.perceptual, which needs no download"
             ) from None
         self.hide("network", metric.net)

@@ -1,7 +1,8 @@
-"""Perceptual distance in the feature maps of any frozen vision model: LPIPS without its learned channel weights.
+"""Perceptual distance in the feature maps of any frozen vision model: LPIPS without its learned channel
+weights.
 
-The offline choice where LPIPS' backbone cannot be had. The judge that scores images is deliberately no choice: training
-against the network that measures would make the measurement worthless.
+The offline choice where LPIPS' backbone cannot be had. The judge that scores images is deliberately no
+choice: training against the network that measures would make the measurement worthless.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from vfmlab.registry import LOSSES
 class Perceptual(Loss):
     """Mean over layers of |u(image) - u(target)|^2 summed over channels, averaged over places and batch.
 
-    u: feature map divided by its norm over channels at every place (as in LPIPS), so each layer's term lies in [0, 4].
+    u: feature map divided by its norm over channels at every place (as in LPIPS), so each layer's term lies
+    in [0, 4].
     """
 
     autocast = True
@@ -44,7 +46,8 @@ class Perceptual(Loss):
         ours = network.features(r.images[0], self.read).maps
         theirs = network.features(r.target, self.read).maps
         terms = [
-            (F.normalize(ours[k].float(), dim=1) - F.normalize(theirs[k].float(), dim=1)).square().sum(1).mean()
+            (F.normalize(ours[k].float(), dim=1) - F.normalize(theirs[k].float(),
+                                                               dim=1)).square().sum(1).mean()
             for k in self.read
         ]
         return sum(terms) / len(terms)

@@ -1,4 +1,5 @@
-"""Semantic preservation: the latent stays where the stage before had put it (AlignTok, arXiv 2509.25162, stage 2)."""
+"""Semantic preservation: the latent stays where the stage before had put it (AlignTok, arXiv 2509.25162,
+stage 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from vfmlab.registry import LOSSES
 
 
 def preservation(new: Tensor, old: Tensor, distance: str) -> Tensor:
-    """B C h w twice. "l2": mean squared difference over all elements; "cosine": 1 - cosine over C, mean over places."""
+    """B C h w twice. "l2": mean squared difference over all elements; "cosine": 1 - cosine over C, mean over
+    places."""
     new, old = new.float(), old.detach().float()
     if distance == "l2":
         return F.mse_loss(new, old)
@@ -26,8 +28,9 @@ def preservation(new: Tensor, old: Tensor, distance: str) -> Tensor:
 class Preservation(Loss):
     """Distance of the encoding to that of the parent stage's frozen copy, for the same images.
 
-    Reads `r.reference[anchor]`, the frozen copy's; against it `r.posterior.mode()` ("after" the adapter) or `r.encoded`
-    ("before": what enters the adapter, B D h w). All raw. AlignTok: after, l2, weight 1; the rest are its ablations.
+    Reads `r.reference[anchor]`, the frozen copy's; against it `r.posterior.mode()` ("after" the adapter) or
+    `r.encoded` ("before": what enters the adapter, B D h w). All raw. AlignTok: after, l2, weight 1; the rest
+    are its ablations.
     """
 
     class Config(config.LossConfig):
@@ -45,7 +48,8 @@ class Preservation(Loss):
         new = r.posterior.mode() if self.anchor == "after" else r.encoded
         if old is None or new is None:
             raise ConfigError(
-                f"losses.preservation.anchor '{self.anchor}' has no reference: it needs a stage before this one"
+                f"losses.preservation.anchor '{self.anchor}' has no reference: it needs a stage before this "
+                "one"
                 + ("" if self.anchor == "after" else " and a tokenizer with an adapter")
                 + "; remove losses.preservation or give the run a parent stage"
             )

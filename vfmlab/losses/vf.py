@@ -1,4 +1,5 @@
-"""Vision-foundation-model alignment loss on the latent (VA-VAE, arXiv 2501.01423, section 3.2; VFM-VAE, 2510.18457)."""
+"""Vision-foundation-model alignment loss on the latent (VA-VAE, arXiv 2501.01423, section 3.2; VFM-VAE,
+2510.18457)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from vfmlab.registry import LOSSES
 
 
 def on_grid(maps: Tensor, side: tuple[int, int]) -> Tensor:
-    """VFM maps B D h' w' on the latent's grid: average-pooled where it divides, else bilinear (anti-aliased down)."""
+    """VFM maps B D h' w' on the latent's grid: average-pooled where it divides, else bilinear (anti-aliased
+    down)."""
     side = tuple(side)
     if maps.shape[-2:] == side:
         return maps
@@ -24,7 +26,8 @@ def on_grid(maps: Tensor, side: tuple[int, int]) -> Tensor:
 
 
 def alignment(z: Tensor, maps: Tensor, cos_margin: float, distance_margin: float) -> tuple[Tensor, Tensor]:
-    """(marginal cosine term, distance-matrix term) of a projected latent and VFM maps, both B D h w on one grid.
+    """(marginal cosine term, distance-matrix term) of a projected latent and VFM maps, both B D h w on one
+    grid.
 
     relu(1 - cos_margin - cos(z_i, f_i)) averaged over tokens, and relu(|cos(z_i, z_j) - cos(f_i, f_j)| -
     distance_margin) averaged over all pairs of an image; both averaged over the batch, in fp32.
@@ -38,10 +41,12 @@ def alignment(z: Tensor, maps: Tensor, cos_margin: float, distance_margin: float
 
 @LOSSES.register("vf")
 class VF(Loss):
-    """cos_weight * marginal cosine + distance_weight * distance matrix, after a trained linear map C -> VFM width.
+    """cos_weight * marginal cosine + distance_weight * distance matrix, after a trained linear map C -> VFM
+    width.
 
-    Uses the sampled latent before any equivariance transform. Defaults are VFM-VAE's (margins 0, adaptive weight;
-    its stages have losses.vf.weight 5, then 1); VA-VAE has cos_margin 0.5, distance_margin 0.25, weight 0.1.
+    Uses the sampled latent before any equivariance transform. Defaults are VFM-VAE's (margins 0, adaptive
+    weight; its stages have losses.vf.weight 5, then 1); VA-VAE has cos_margin 0.5, distance_margin 0.25,
+    weight 0.1.
     """
 
     class Config(config.LossConfig):
@@ -49,7 +54,8 @@ class VF(Loss):
         distance_margin: float = Field(0.0, ge=0)
         cos_weight: float = Field(1.0, ge=0)
         distance_weight: float = Field(1.0, ge=0)
-        adaptive: bool = Field(True, description="weight scaled by the gradient-norm ratio at the last encoder layer")
+        adaptive: bool = Field(True, description="weight scaled by the gradient-norm ratio at the last "
+                                                 "encoder layer")
         layer: int = Field(-1, description="VFM layer that is compared with")
 
     on_images = False
@@ -60,7 +66,8 @@ class VF(Loss):
         try:
             width = self.need_vfm().width(config.layer)
         except ConfigError as error:  # the line speaks of the layers that the tokenizer reads
-            raise ConfigError(str(error).replace(f"vfm.layers [{config.layer}]", f"losses.vf.layer {config.layer}")) from None
+            raise ConfigError(str(error).replace(f"vfm.layers [{config.layer}]",
+                                                 f"losses.vf.layer {config.layer}")) from None
         self.project = nn.Linear(context.channels, width, bias=False)
 
     def value(self, r: Reconstruction) -> Tensor:

@@ -8,13 +8,16 @@ from torch.nn import functional as F
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.  q: B heads N d, k and v: B heads M d, mask: broadcastable to B heads N M, True = attend.
+    """softmax(q k^T / sqrt(d)) v.  q: B heads N d, k and v: B heads M d, mask: broadcastable to B heads N M,
+    True = attend.
 
-    On the CPU in bf16 the backward pass of torch's fused kernel is more than ten times slower than two matrix products
-    at the token counts of small models (tens to hundreds of tokens), so there the products are written out; the softmax
-    runs in fp32 as in the fused kernel. Everywhere else torch chooses (flash, memory-efficient, math).
+    On the CPU in bf16 the backward pass of torch's fused kernel is more than ten times slower than two matrix
+    products at the token counts of small models (tens to hundreds of tokens), so there the products are
+    written out; the softmax runs in fp32 as in the fused kernel. Everywhere else torch chooses (flash,
+    memory-efficient, math).
     """
-    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")) and k.shape[-2] <= 1024:
+    if q.device.type == "cpu" and (q.dtype == torch.bfloat16
+                                   or torch.is_autocast_enabled("cpu")) and k.shape[-2] <= 1024:
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))

@@ -1,7 +1,8 @@
 """Projections of token maps to another width: UniTok's attention projection, and a plain 1x1 convolution.
 
-Both take and give B C H W maps, so that an adapter is built from either by one word of the config. The attention
-projection (UniTok, arXiv 2502.20321; used by VFM-VAE, arXiv 2510.18457) changes the width *inside* an attention layer:
+Both take and give B C H W maps, so that an adapter is built from either by one word of the config. The
+attention projection (UniTok, arXiv 2502.20321; used by VFM-VAE, arXiv 2510.18457) changes the width *inside*
+an attention layer:
 
     y = Linear(LN(x)) + Attention(LN(x)),    y = y + GEGLU(LN(y))
 
@@ -24,12 +25,14 @@ Kind = Literal["attention", "conv"]
 
 
 def gelu(x: Tensor, kind: Gelu) -> Tensor:
-    """GELU; "tanh" is the approximation of the papers' adapters, "erf" the exact one (faster on the CPU in bf16)."""
+    """GELU; "tanh" is the approximation of the papers' adapters, "erf" the exact one (faster on the CPU in
+    bf16)."""
     return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
 def head_count(wide: int, narrow: int) -> int:
-    """Heads between two widths: wide // narrow where that divides `wide`, else the next smaller divisor of it."""
+    """Heads between two widths: wide // narrow where that divides `wide`, else the next smaller divisor of
+    it."""
     heads = max(1, wide // narrow)
     while wide % heads:
         heads -= 1
@@ -105,8 +108,9 @@ class AttentionProjectionLayer(nn.Module):
 class AttentionProjection(nn.Module):
     """`layers` attention projections in a row, B C H W -> B C' H W.
 
-    The width changes once: in the last layer when narrowing, in the first when widening, so that the other layers work
-    at the larger width. The number of heads follows from the whole projection's widths and is the same in all layers.
+    The width changes once: in the last layer when narrowing, in the first when widening, so that the other
+    layers work at the larger width. The number of heads follows from the whole projection's widths and is the
+    same in all layers.
     """
 
     def __init__(self, inputs: int, outputs: int, layers: int = 1, kind: Gelu = "tanh"):
@@ -142,4 +146,7 @@ def projection(
     how: Kind, inputs: int, outputs: int, layers: int = 1, kind: Gelu = "tanh"
 ) -> AttentionProjection | ConvProjection:
     """The projection named in a config; `layers` and `kind` concern attention only."""
-    return AttentionProjection(inputs, outputs, layers, kind) if how == "attention" else ConvProjection(inputs, outputs)
+    return (
+        AttentionProjection(inputs, outputs, layers, kind) if how == "attention"
+        else ConvProjection(inputs, outputs)
+    )

@@ -1,7 +1,9 @@
-"""Convolutional building blocks of the latent-diffusion autoencoder (Rombach et al., arXiv 2112.10752, appendix D).
+"""Convolutional building blocks of the latent-diffusion autoencoder (Rombach et al., arXiv 2112.10752,
+appendix D).
 
-Pre-activation residual blocks (GroupNorm, SiLU, 3x3), single-head self-attention over pixels, strided convolutions
-down, nearest-neighbour up-sampling. GroupNorm takes 32 groups where the width allows it, else as many as divide it.
+Pre-activation residual blocks (GroupNorm, SiLU, 3x3), single-head self-attention over pixels, strided
+convolutions down, nearest-neighbour up-sampling. GroupNorm takes 32 groups where the width allows it, else as
+many as divide it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes. B C h w -> B C' h w."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes. B C h w -> B C'
+    h w."""
 
     def __init__(self, width: int, out: int):
         super().__init__()
@@ -47,13 +50,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # B 1 hw C
+        # B 1 hw C
+        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
         out = attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         return x + self.proj(out)
 
 
 class Down(nn.Module):
-    """3x3 convolution with stride s; zero padding on the right and below only, as the published weights expect."""
+    """3x3 convolution with stride s; zero padding on the right and below only, as the published weights
+    expect."""
 
     def __init__(self, width: int, stride: int):
         super().__init__()
@@ -80,7 +85,8 @@ class Up(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if asked for, then a change of resolution."""
+    """Residual blocks at one resolution, each followed by attention if asked for, then a change of
+    resolution."""
 
     def __init__(self, width: int, out: int, blocks: int, attention: bool, resample: nn.Module | None):
         super().__init__()
@@ -120,8 +126,8 @@ def strides(factor: int) -> list[int]:
 def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: str) -> list[int]:
     """Width of each resolution, finest first: one more than there are strides in `factor`.
 
-    multipliers None: (1, 1, 2, 2, 4) for f16, (1, 2, 4, 4) for f8, (1, 2, 4) for f4, ...; of a shorter tuple the last
-    entry holds for all further resolutions, so that one config serves several factors.
+    multipliers None: (1, 1, 2, 2, 4) for f16, (1, 2, 4, 4) for f8, (1, 2, 4) for f4, ...; of a shorter tuple
+    the last entry holds for all further resolutions, so that one config serves several factors.
     """
     needed = len(strides(factor)) + 1
     if multipliers is None:
@@ -129,7 +135,8 @@ def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: 
     multipliers = multipliers + multipliers[-1:] * (needed - len(multipliers))
     if len(multipliers) != needed:
         raise ConfigError(
-            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor {factor} (over 'patch') "
+            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor {factor} (over "
+            "'patch') "
             f"has {needed} resolutions, give at most one multiplier for each"
         )
     return [width * multiplier for multiplier in multipliers]
@@ -170,7 +177,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvUpsampler(nn.Module):
-    """The mirror image: B in h w -> B 3 h*factor w*factor. Arguments as :class:`ConvEncoder`; `widths` finest first."""
+    """The mirror image: B in h w -> B 3 h*factor w*factor. Arguments as :class:`ConvEncoder`; `widths` finest
+    first."""
 
     def __init__(
         self, inner: int, factor: int, size: int, widths: list[int], blocks: int, attention: tuple[int, ...],

@@ -33,8 +33,10 @@ class ModulatedConvNeXt(nn.Module):
         channels: of input and output. style: width of w; 0: an unmodulated 1x1 convolution in its place.
         kernel: of the depthwise convolution. expansion: hidden width over `channels`.
         layer_scale: initial scale of the branch.
-        legacy_noise: side of a fixed noise map that released 256 px weights carry, added with a learned strength after
-            the depthwise convolution and interpolated where the activations have another size; 0 (new training): none.
+        legacy_noise: side of a fixed noise map that released 256 px weights carry, added with a learned
+        strength after
+            the depthwise convolution and interpolated where the activations have another size; 0 (new
+            training): none.
     """
 
     def __init__(

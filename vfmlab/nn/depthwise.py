@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class DepthwiseConv(nn.Conv2d):
     """One odd kernel per channel, same size. B C H W -> same.
 
-    Under CPU autocast it runs in fp32 and gives the result back in the precision it was asked in: the weight gradient
-    of a 5x5 kernel in bf16 takes about five times as long there, the products are the same number either way.
+    Under CPU autocast it runs in fp32 and gives the result back in the precision it was asked in: the weight
+    gradient of a 5x5 kernel in bf16 takes about five times as long there, the products are the same number
+    either way.
     """
 
     def __init__(self, channels: int, kernel: int, bias: bool = True):

@@ -14,8 +14,9 @@ class Frozen(nn.Module):
         self.frozen = Frozen(vfm=vfm)
         self.frozen["vfm"].features(images)
 
-    `parameters()`, `buffers()`, `state_dict()`, `train()`, `requires_grad_()`, averages and gradient reduction of the
-    owner leave the parts as they are, and a deep copy of the owner shares them. A part given as None is left out.
+    `parameters()`, `buffers()`, `state_dict()`, `train()`, `requires_grad_()`, averages and gradient
+    reduction of the owner leave the parts as they are, and a deep copy of the owner shares them. A part given
+    as None is left out.
     """
 
     def __init__(self, **parts: nn.Module | None):

@@ -11,16 +11,18 @@ from vfmlab.nn.norms import group_norm
 
 
 class LatentFusion(nn.Module):
-    """[depthwise 3x3 -> 1x1 -> GroupNorm -> activation], then [1x1 -> GroupNorm]. B C h w -> B C' h*up/down w*up/down.
+    """[depthwise 3x3 -> 1x1 -> GroupNorm -> activation], then [1x1 -> GroupNorm]. B C h w -> B C' h*up/down
+    w*up/down.
 
-    A smaller target is reached by pixel-unshuffling first, a larger one by pixel-shuffling between the two stages, so
-    that no value of the latent is averaged away.
+    A smaller target is reached by pixel-unshuffling first, a larger one by pixel-shuffling between the two
+    stages, so that no value of the latent is averaged away.
 
     Args:
         inputs, outputs: channels. up, down: whole factors of the side; one of them is 1.
     """
 
-    def __init__(self, inputs: int, outputs: int, up: int = 1, down: int = 1, activation: Activation = "leaky_relu"):
+    def __init__(self, inputs: int, outputs: int, up: int = 1, down: int = 1,
+                 activation: Activation = "leaky_relu"):
         super().__init__()
         self.up, self.down, self.activation = up, down, ACTIVATIONS[activation]
         inputs, inner = inputs * down**2, outputs * up**2

@@ -1,8 +1,10 @@
-"""Style modulation: the mapping network, the style of one layer, and convolutions whose weights a style scales.
+"""Style modulation: the mapping network, the style of one layer, and convolutions whose weights a style
+scales.
 
-A modulated convolution multiplies its weight's input channels by a style s of the sample, and (demodulated) divides
-each output channel by the norm of what results. Written with per-sample weights it is one grouped convolution with
-`batch` times the weights; moving the scales to the activations gives the same numbers with shared weights:
+A modulated convolution multiplies its weight's input channels by a style s of the sample, and (demodulated)
+divides each output channel by the norm of what results. Written with per-sample weights it is one grouped
+convolution with `batch` times the weights; moving the scales to the activations gives the same numbers with
+shared weights:
 
     conv(x, w s / |w s|) = conv(x s, w) * rsqrt(sum_i (w_oi s_i)^2 + eps)
 """
@@ -21,7 +23,8 @@ EPS = 1e-8
 def modulated_conv(
     x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolution (odd kernel, same size) whose input channels are scaled by a style per sample, with shared weights.
+    """Convolution (odd kernel, same size) whose input channels are scaled by a style per sample, with shared
+    weights.
 
     Args:
         x: B I H W. weight: O I k k. style: B I. bias: O, added after demodulation. Returns B O H W.
@@ -43,15 +46,18 @@ def grouped_modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate:
     weights = weight[None] * style[:, None, :, None, None]  # B O I k k
     if demodulate:
         weights = weights * (weights.square().sum(dim=(2, 3, 4), keepdim=True) + EPS).rsqrt()
-    y = F.conv2d(x.reshape(1, -1, height, width), weights.flatten(0, 1), padding=weight.shape[-1] // 2, groups=batch)
+    y = F.conv2d(x.reshape(1, -1, height, width), weights.flatten(0, 1), padding=weight.shape[-1] // 2,
+                 groups=batch)
     return y.view(batch, -1, height, width)
 
 
 class EqualLinear(nn.Module):
-    """Linear layer with equalised learning rate: the stored weight is scaled by `lr_multiplier / sqrt(inputs)` in use.
+    """Linear layer with equalised learning rate: the stored weight is scaled by `lr_multiplier /
+    sqrt(inputs)` in use.
 
-    Adam's step is then relative to a unit-variance weight; a multiplier below 1 slows the layer (its stored weight is
-    1 / multiplier times larger). The bias is scaled by the multiplier. Karras et al., arXiv 1812.04948, appendix C.
+    Adam's step is then relative to a unit-variance weight; a multiplier below 1 slows the layer (its stored
+    weight is 1 / multiplier times larger). The bias is scaled by the multiplier. Karras et al., arXiv
+    1812.04948, appendix C.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0):
@@ -65,10 +71,12 @@ class EqualLinear(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Global style w of a latent: pool to `pooled` x `pooled`, normalise to unit second moment, two-layer perceptron.
+    """Global style w of a latent: pool to `pooled` x `pooled`, normalise to unit second moment, two-layer
+    perceptron.
 
     Args:
-        inputs: channels of the latent. width: of w. pooled: side of the pooled latent. lr_multiplier: of both layers.
+        inputs: channels of the latent. width: of w. pooled: side of the pooled latent. lr_multiplier: of both
+        layers.
         hidden: width between the layers; None: that of w. VFM-VAE's release has that of the pooled latent.
     """
 

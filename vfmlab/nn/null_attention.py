@@ -1,4 +1,5 @@
-"""Attention over the pixels of a map, to itself or to a context, with one learned null key and value (GigaGAN).
+"""Attention over the pixels of a map, to itself or to a context, with one learned null key and value
+(GigaGAN).
 
 arXiv 2303.05511, section 3.2, with dot products. The null slot lets a query attend to nothing in particular.
 """
@@ -17,7 +18,8 @@ class NullAttention(nn.Module):
     """Residual branch B C H W -> same, zero at initialisation.
 
     Args:
-        channels: of the map. heads: of width channels // heads (at least 1). context: width of the context tokens that
+        channels: of the map. heads: of width channels // heads (at least 1). context: width of the context
+        tokens that
             keys and values come from; 0: self-attention.
     """
 
@@ -41,7 +43,8 @@ class NullAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x: B C H W; context: B M D and mask: bool B M (True = attend), for cross-attention only.
 
-        Under a mask the null slot is masked out as well, so each row needs at least one True (as in released weights).
+        Under a mask the null slot is masked out as well, so each row needs at least one True (as in released
+        weights).
         """
         height, width = x.shape[-2:]
         h = self.norm(x)
@@ -62,7 +65,8 @@ class NullAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to `expansion` times, GELU, 1x1 back (zero first)."""
+    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to `expansion` times, GELU, 1x1 back (zero
+    first)."""
 
     def __init__(self, channels: int, heads: int = 8, context: int = 0, expansion: int = 4):
         super().__init__()

@@ -1,8 +1,8 @@
 """Multi-codebook vector quantisation: each token is cut into chunks, each chunk has a codebook of its own.
 
-UniTok (arXiv 2502.20321, section 3.2), used by VFM-VAE's discrete mode (arXiv 2510.18457). n codebooks of V / n entries
-describe (V / n)^n tokens and keep each look-up small. Chunks and entries are L2-normalised, so the nearest entry is the
-one of largest cosine.
+UniTok (arXiv 2502.20321, section 3.2), used by VFM-VAE's discrete mode (arXiv 2510.18457). n codebooks of V /
+n entries describe (V / n)^n tokens and keep each look-up small. Chunks and entries are L2-normalised, so the
+nearest entry is the one of largest cosine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Quantised(NamedTuple):
     """Result of one call.
 
     latent: B N C, straight-through (values of the codebook, gradient of the normalised input).
-    loss: codebook + beta * commitment. entropy: mean entropy of a token's soft assignment minus the entropy of their
-    mean, in nats (lower: decided tokens, even use). Both scalars are averaged over the codebooks.
+    loss: codebook + beta * commitment. entropy: mean entropy of a token's soft assignment minus the entropy
+    of their mean, in nats (lower: decided tokens, even use). Both scalars are averaged over the codebooks.
     indices: B n N. usage: percentage of entries used, averaged over codebooks and over the last batches.
     """
 
@@ -46,13 +46,15 @@ class Codebook(nn.Module):
         return F.normalize(self.weight.float(), dim=-1)
 
     def effective(self) -> float:
-        """Entries in use over all of them, 0 to 1: the exponential of the entropy of how often each is chosen, in training."""
+        """Entries in use over all of them, 0 to 1: the exponential of the entropy of how often each is
+        chosen, in training."""
         share = self.usage[self.usage > 0].double()
         return float((-(share * share.log()).sum()).exp()) / len(self.usage) if len(share) else 0.0
 
     @torch.no_grad()
     def count(self, indices: Tensor) -> Tensor:
-        """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in eval)."""
+        """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in
+        eval)."""
         share = indices.flatten().bincount(minlength=len(self.weight)).float()
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(share)  # in eval a rank may be alone
@@ -72,22 +74,26 @@ class MultiCodebookQuantizer(nn.Module):
 
     Args:
         channels: C, divisible by `codebooks`. entries: vocabulary of all codebooks together. codebooks: n.
-        beta: weight of the commitment term. temperature: of the soft assignment in the entropy (squared distances are
+        beta: weight of the commitment term. temperature: of the soft assignment in the entropy (squared
+        distances are
             divided by it).
 
     Raises:
         ConfigError: channels or entries do not divide by the codebooks.
     """
 
-    def __init__(self, channels: int, entries: int, codebooks: int, beta: float = 0.25, temperature: float = 0.01):
+    def __init__(self, channels: int, entries: int, codebooks: int, beta: float = 0.25,
+                 temperature: float = 0.01):
         super().__init__()
         if channels % codebooks or entries % codebooks:
             raise ConfigError(
-                f"tokenizer.codebooks {codebooks} must divide tokenizer.channels {channels} and tokenizer.vocabulary "
+                f"tokenizer.codebooks {codebooks} must divide tokenizer.channels {channels} and "
+                "tokenizer.vocabulary "
                 f"{entries}; choose a common divisor"
             )
         self.beta, self.temperature = beta, temperature
-        self.codebooks = nn.ModuleList(Codebook(entries // codebooks, channels // codebooks) for _ in range(codebooks))
+        self.codebooks = nn.ModuleList(Codebook(entries // codebooks, channels // codebooks)
+                                       for _ in range(codebooks))
 
     def forward(self, tokens: Tensor) -> Quantised:  # B N C
         with torch.autocast(tokens.device.type, enabled=False):

@@ -13,7 +13,8 @@ from vfmlab.nn.norms import group_norm
 
 
 class BinomialBlur(nn.Module):
-    """Fixed binomial low-pass of `taps` taps a side (3: 1 2 1; 5: 1 4 6 4 1), replicate padding. B C H W -> same."""
+    """Fixed binomial low-pass of `taps` taps a side (3: 1 2 1; 5: 1 4 6 4 1), replicate padding. B C H W ->
+    same."""
 
     def __init__(self, taps: int):
         super().__init__()
@@ -28,7 +29,8 @@ class BinomialBlur(nn.Module):
 
 
 def replicate(x: Tensor, radius: int, dim: int) -> Tensor:
-    """`x` with its first and last slices repeated `radius` times. F.pad's backward is one that compilers refuse."""
+    """`x` with its first and last slices repeated `radius` times. F.pad's backward is one that compilers
+    refuse."""
     size = [-1] * x.ndim
     size[dim] = radius
     last = x.shape[dim] - 1
@@ -56,7 +58,8 @@ class ShuffleUpsample(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Nearest neighbour, 3x3 convolution, blur (taps; 0: none): SD-VAE's up-sampling. B C H W -> B C' 2H 2W."""
+    """Nearest neighbour, 3x3 convolution, blur (taps; 0: none): SD-VAE's up-sampling. B C H W -> B C' 2H
+    2W."""
 
     def __init__(self, inputs: int, outputs: int, taps: int = 0):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Position codes of token grids: rotary embedding (turns queries and keys), fixed sine-cosine table (added)."""
+"""Position codes of token grids: rotary embedding (turns queries and keys), fixed sine-cosine table
+(added)."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from torch import Tensor
 def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
     """Axial rotary table [2 (sin, cos), N, head_dim], N = h * w tokens row by row, on the CPU in fp32.
 
-    The first half of a head's dimensions turns with the row, the second with the column; neighbouring dimensions form
-    a pair (EVA-02, arXiv 2303.11331; as in LightningDiT). head_dim must be a multiple of 4.
+    The first half of a head's dimensions turns with the row, the second with the column; neighbouring
+    dimensions form a pair (EVA-02, arXiv 2303.11331; as in LightningDiT). head_dim must be a multiple of 4.
     """
-    from timm.layers import build_rotary_pos_embed  # imports seconds of code that reading a config must not wait for
+    # imports seconds of code that reading a config must not wait for
+    from timm.layers import build_rotary_pos_embed
 
     return torch.stack(build_rotary_pos_embed(list(grid), dim=head_dim, in_pixels=False))
 
@@ -20,8 +22,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the dimension pairs of x (B heads N d) by the angles of `table`; same shape and dtype as x.
 
-    On the CPU a pair is multiplied as one complex number, which takes half the time there; compilers do not know
-    complex numbers, and GPUs do not need them.
+    On the CPU a pair is multiplied as one complex number, which takes half the time there; compilers do not
+    know complex numbers, and GPUs do not need them.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         turn = torch.complex(table[1, :, ::2], table[0, :, ::2])
@@ -33,7 +35,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def sincos_table(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed 2-d sine-cosine code [N, width] of a grid (MAE, arXiv 2111.06377): column first, then row; sin, then cos.
+    """Fixed 2-d sine-cosine code [N, width] of a grid (MAE, arXiv 2111.06377): column first, then row; sin,
+    then cos.
 
     width must be a multiple of 4. Computed in fp64, returned in fp32.
     """

@@ -1,4 +1,5 @@
-"""Feature maps with zero mean and unit variance per channel, by statistics that are measured once and then fixed."""
+"""Feature maps with zero mean and unit variance per channel, by statistics that are measured once and then
+fixed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class Standardise(nn.Module):
     @torch.no_grad()
     def fit(self, maps: Iterable[Tensor]) -> None:
         """Measure mean and std over all images and places of `maps` (B C h w each), in float64."""
-        count, mean, m2 = 0, torch.zeros_like(self.mean, dtype=torch.float64), torch.zeros_like(self.std, dtype=torch.float64)
+        count, mean, m2 = 0, torch.zeros_like(self.mean,
+                                              dtype=torch.float64), torch.zeros_like(
+                                                  self.std, dtype=torch.float64)
         for x in maps:
             x = x.double().transpose(0, 1).flatten(1)  # C (B h w)
             n, new = x.shape[1], x.mean(1)

@@ -1,14 +1,17 @@
-"""Scaling and quarter turns of latents and images: equivariance regularisation as pure functions of explicit choices.
+"""Scaling and quarter turns of latents and images: equivariance regularisation as pure functions of explicit
+choices.
 
-Per batch, one of three things happens (VFM-VAE, arXiv 2510.18457, released config; the idea is EQ-VAE's, 2502.09509):
+Per batch, one of three things happens (VFM-VAE, arXiv 2510.18457, released config; the idea is EQ-VAE's,
+2502.09509):
 
 - latent path: z is scaled and turned before it is decoded, the target image likewise;
 - prior path: the image is scaled down *before* it is encoded, and is its own target;
 - neither.
 
-Sizes that do not divide: a scale is applied to the side of the latent grid and rounded to the nearest whole cell (at
-least one), and the image's side is that many cells times the down-sampling factor. The two therefore always agree, and
-the scale that takes effect is `latent_side / full latent side`, which may differ a little from the one asked for.
+Sizes that do not divide: a scale is applied to the side of the latent grid and rounded to the nearest whole
+cell (at least one), and the image's side is that many cells times the down-sampling factor. The two therefore
+always agree, and the scale that takes effect is `latent_side / full latent side`, which may differ a little
+from the one asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from vfmlab.seeding import StepRandom
 
 @dataclass(frozen=True)
 class Choice:
-    """What happens to one batch. latent_side, image_side: after scaling; turns: clockwise quarter turns, 0 to 3."""
+    """What happens to one batch. latent_side, image_side: after scaling; turns: clockwise quarter turns, 0 to
+    3."""
 
     path: Literal["none", "latent", "prior"]
     latent_side: int
@@ -42,7 +46,8 @@ def scaled_side(side: int, scale: float) -> int:
 def plan(config: Equivariance, rng: StepRandom, latent_side: int, factor: int) -> Choice:
     """Draw what happens to this step's batch; the same on every rank.
 
-    Always takes the same count of numbers from `rng`, so that what is drawn later does not depend on the outcome.
+    Always takes the same count of numbers from `rng`, so that what is drawn later does not depend on the
+    outcome.
     """
     path, kind, size, turn = rng.number(), rng.number(), rng.number(), rng.number()
     if path < config.p_latent:
@@ -57,19 +62,22 @@ def plan(config: Equivariance, rng: StepRandom, latent_side: int, factor: int) -
 
 
 def input_images(images: Tensor, choice: Choice) -> Tensor:
-    """What is encoded. B 3 H W in [-1, 1] -> B 3 image_side image_side on the prior path, unchanged otherwise."""
+    """What is encoded. B 3 H W in [-1, 1] -> B 3 image_side image_side on the prior path, unchanged
+    otherwise."""
     return resize(images, choice.image_side) if choice.path == "prior" else images
 
 
 def latent(z: Tensor, choice: Choice) -> Tensor:
-    """What is decoded. B C h w -> B C latent_side latent_side, turned, on the latent path; unchanged otherwise."""
+    """What is decoded. B C h w -> B C latent_side latent_side, turned, on the latent path; unchanged
+    otherwise."""
     if choice.path != "latent":
         return z
     return turn(resize_latent(z, choice.latent_side), choice.turns)
 
 
 def target_images(images: Tensor, choice: Choice) -> Tensor:
-    """What the decoded image is compared with. B 3 H W -> B 3 image_side image_side, turned as the latent was."""
+    """What the decoded image is compared with. B 3 H W -> B 3 image_side image_side, turned as the latent
+    was."""
     return turn(resize(images, choice.image_side), choice.turns)
 
 
@@ -77,11 +85,13 @@ def resize(images: Tensor, side: int) -> Tensor:
     """Images to side x side: bilinear with anti-aliasing; the very same tensor if they have that size."""
     if images.shape[-2:] == (side, side):
         return images
-    return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True,
+                         align_corners=False)
 
 
 def resize_latent(z: Tensor, side: int) -> Tensor:
-    """Latents to side x side: plain bilinear, as in the released code (anti-aliasing would average over more cells)."""
+    """Latents to side x side: plain bilinear, as in the released code (anti-aliasing would average over more
+    cells)."""
     if z.shape[-2:] == (side, side):
         return z
     return F.interpolate(z.float(), size=(side, side), mode="bilinear", align_corners=False)

@@ -1,4 +1,5 @@
-"""Pre-norm transformer block on tokens: attention and feed-forward, each with a norm in front and a residual around."""
+"""Pre-norm transformer block on tokens: attention and feed-forward, each with a norm in front and a residual
+around."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class ViTBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, activation: Activation = "gelu", eps: float = 1e-6, qkv_bias: bool = True,
+        self, width: int, heads: int, hidden: int, activation: Activation = "gelu", eps: float = 1e-6,
+        qkv_bias: bool = True,
         norm: Literal["layer", "rms"] = "layer", gated: bool = False,
     ):  # fmt: skip
         super().__init__()
@@ -39,7 +41,8 @@ class ViTBlock(nn.Module):
         make_norm = nn.LayerNorm if norm == "layer" else nn.RMSNorm
         self.norm1, self.norm2 = make_norm(width, eps=eps), make_norm(width, eps=eps)
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)
-        self.expand, self.contract = nn.Linear(width, 2 * hidden if gated else hidden), nn.Linear(hidden, width)
+        self.expand, self.contract = nn.Linear(width,
+                                               2 * hidden if gated else hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """rope: rotary table of the tokens' grid (`vfmlab.nn.rope`), or None."""

@@ -1,4 +1,5 @@
-"""Presets: rows of tables, one file per method family; what the tiers share is in `tiers.py`, changes are in `variants.py`.
+"""Presets: rows of tables, one file per method family; what the tiers share is in `tiers.py`, changes are in
+`variants.py`.
 
     vfmlab.presets.get("pocket_vfm_vae+no_style"), row(name).facts, names(), summary(name)
 """

@@ -4,8 +4,9 @@
     perceptual  everything; the loss `preservation` holds the latent where stage one had put it
     refine      decoder alone; may as well be trained after the diffusion model
 
-From the paper: what trains in each stage, weights of perceptual term (1), GAN (0.5) and preservation (1, after the
-adapter, L2). Not stated there, so ours: adapter, decoder's size, optimiser, budgets, learning rates, discriminator.
+From the paper: what trains in each stage, weights of perceptual term (1), GAN (0.5) and preservation (1,
+after the adapter, L2). Not stated there, so ours: adapter, decoder's size, optimiser, budgets, learning
+rates, discriminator.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ READS, WRITES = ("start.read.*", "start.gain_encode"), ("start.write.*", "start.
 OURS = "adapter, decoder's size, optimiser, learning rates, budgets, discriminator"
 
 
-def stages(latent: int, perceptual: int, refine: int, start: bool = False, tuned: Tree | None = None, last: Tree | None = None) -> list[Tree]:
-    """The three stages with their budgets in images. start: a linear start. tuned, last: more losses of stages 2 and 3."""
+def stages(latent: int, perceptual: int, refine: int, start: bool = False, tuned: Tree | None = None,
+           last: Tree | None = None) -> list[Tree]:
+    """The three stages with their budgets in images. start: a linear start. tuned, last: more losses of
+    stages 2 and 3."""
     reads, writes = (READS, WRITES) if start else ((), ())
     return [
-        {"name": "latent", "trains": ["adapter.*", "decoder.*", *reads, *writes], "train": {"samples": latent}},
-        {"name": "perceptual", "trains": ["*"], "losses": {"preservation": 1.0} | (tuned or {}), "train": {"samples": perceptual, "lr_for": ENCODER_LR}},
-        {"name": "refine", "trains": ["decoder.*", *writes], "losses": {"preservation": 0.0} | (last or {}), "train": {"samples": refine, "lr_for": {}}},
+        {"name": "latent", "trains": ["adapter.*", "decoder.*", *reads, *writes],
+         "train": {"samples": latent}},
+        {"name": "perceptual", "trains": ["*"], "losses": {"preservation": 1.0} | (tuned or {}),
+         "train": {"samples": perceptual, "lr_for": ENCODER_LR}},
+        {"name": "refine", "trains": ["decoder.*", *writes], "losses": {"preservation": 0.0} | (last or {}),
+         "train": {"samples": refine, "lr_for": {}}},
     ]
 
 

@@ -15,11 +15,14 @@ from vfmlab.presets.tiers import (
     base,
 )
 
-# VA-VAE's: margins, weight, scaled by the gradients at the encoder's last layer; a GAN of weight 0.5. Its discriminator
-# is LDM's PatchGAN; when it starts is ours (LDM's 50 k steps are more than a fifth of this budget).
+# VA-VAE's: margins, weight, scaled by the gradients at the encoder's last layer; a GAN of weight 0.5. Its
+# discriminator is LDM's PatchGAN; when it starts is ours (LDM's 50 k steps are more than a fifth of this
+# budget).
 VF = {"weight": 0.1, "cos_margin": 0.5, "distance_margin": 0.25}
-GAN = {"weight": 0.5, "adaptive": True, "discriminator": {"kind": "patchgan", "width": 64, "scales": 1, "norm": "batch"}}
-TINY = {"channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "attention": [], "decoder": TINY_DECODER}
+GAN = {"weight": 0.5, "adaptive": True,
+       "discriminator": {"kind": "patchgan", "width": 64, "scales": 1, "norm": "batch"}}
+TINY = {"channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "attention": [],
+        "decoder": TINY_DECODER}
 TINY_GAN = GAN | {"start": 32, "discriminator": {"kind": "patchgan", "width": 4, "layers": 2, "scales": 1}}
 POCKET = {"channels": 8, "factor": 4, **POCKET_CONV, "linear_start": True, "decoder": POCKET_DECODER}
 SMALL = {"channels": 16, "factor": 4, "width": 96, "multipliers": [1, 2, 4], "blocks": 2, "attention": [8],

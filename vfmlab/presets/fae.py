@@ -3,8 +3,9 @@
     features  encoder and feature decoder rebuild the VFM's map; pixels play no part
     pixels    the pixel decoder alone, on rebuilt maps; the latent is fixed
 
-From the paper: the stages, what trains in each, losses (L2 on features, KL; then pixels, perceptual and GAN), sizes at
-`paper`. Not stated there, so ours: weights of KL, perceptual and GAN terms, the discriminator, everything below `paper`.
+From the paper: the stages, what trains in each, losses (L2 on features, KL; then pixels, perceptual and GAN),
+sizes at `paper`. Not stated there, so ours: weights of KL, perceptual and GAN terms, the discriminator,
+everything below `paper`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ READS, WRITES = ("start.read.*", "start.gain_encode", "start.logvar"), ("start.w
 
 
 def stages(pixels: Tree, linear_start: bool = False, **second: Any) -> list[Tree]:
-    """pixels: losses of the second stage, in place of those on features. second: fields of `train` that change in it."""
+    """pixels: losses of the second stage, in place of those on features. second: fields of `train` that
+    change in it."""
     reads, writes = (READS, WRITES) if linear_start else ((), ())
     return [
         {"name": "features", "trains": ["encoder.*", "feature_decoder.*", *reads]},
-        {"name": "pixels", "trains": ["decoder.*", *writes], "losses": dict.fromkeys(FEATURES, 0.0) | pixels, "train": second},
+        {"name": "pixels", "trains": ["decoder.*", *writes], "losses": dict.fromkeys(FEATURES, 0.0) | pixels,
+         "train": second},
     ]
 
 
-SMALL_GAN = {"weight": 0.5, "discriminator": {"kind": "patchgan", "width": 64}, "adaptive": True, "start": 1_250_000}
+SMALL_GAN = {"weight": 0.5, "discriminator": {"kind": "patchgan", "width": 64}, "adaptive": True,
+             "start": 1_250_000}
 PAPER_GAN = {"weight": 0.75, "discriminator": "rae_dino", "adaptive": True, "start": 256_000_000}
 PAPER = base(
     "paper", tokenizer={"method": "fae", "channels": 32, "factor": 16}, vfm={"name": "dinov2_g14", "upscale": 0.875}, losses=FEATURES,

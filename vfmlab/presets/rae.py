@@ -1,9 +1,9 @@
 """RAE (arXiv 2510.11690) and its multi-layer form (RAEv2, 2605.18324) at every tier.
 
-Only a decoder is trained, against noise on the latent. The diffusion network is RAE's: a DiT whose head is wider than the
-latent has channels; times of training and sampling are shifted by sqrt(C h w / 4096). Latents are cached at `pocket` only
-(0.7 GB): they are larger than the images. From the papers and the released configurations: what `paper_*` says, unless it
-is marked. Sizes and budgets of the other tiers: ours.
+Only a decoder is trained, against noise on the latent. The diffusion network is RAE's: a DiT whose head is
+wider than the latent has channels; times of training and sampling are shifted by sqrt(C h w / 4096). Latents
+are cached at `pocket` only (0.7 GB): they are larger than the images. From the papers and the released
+configurations: what `paper_*` says, unless it is marked. Sizes and budgets of the other tiers: ours.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import EPOCH, POCKET_DECODER, SMALL_LOSSES, Tree, base, without
 
 TINY_VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 32}
-TINY_DDT = {"kind": "ddt", "width": 16, "depth": 1, "heads": 2, "head_width": 32, "head_depth": 1, "head_heads": 2, "patch": 2}
+TINY_DDT = {"kind": "ddt", "width": 16, "depth": 1, "heads": 2, "head_width": 32, "head_depth": 1,
+            "head_heads": 2, "patch": 2}
 # The decoder of the other pocket tokenizers, but for its first layer: 128 channels need no widening.
 WIDE_DECODER = POCKET_DECODER | {"decompress": "conv", "decompress_factor": 1}
 # The other pocket networks' encoder; its head is as wide as a patch of 2 x 2 latents of 128 channels.
 POCKET_DDT = {"kind": "ddt", "width": 128, "depth": 4, "heads": 4, "rmsnorm": False, "patch": 2, "head_width": 512,
               "head_depth": 1, "head_heads": 8}  # fmt: skip
-# Noise averages out over channels: the paper's 0.8 for 768, times sqrt(128 / 768). With 0.8 a pocket decoder loses 2 dB.
+# Noise averages out over channels: the paper's 0.8 for 768, times sqrt(128 / 768). With 0.8 a pocket decoder
+# loses 2 dB.
 POCKET_NOISE = 0.33
 SMALL_VIT = {"kind": "vit", "width": 384, "depth": 12, "heads": 6, "hidden": 1536}
 SMALL_DDT = {"kind": "ddt", "size": "S", "patch": 1, "head_width": 768, "head_depth": 2, "head_heads": 12}
 PAPER_DDT = {"kind": "ddt", "size": "XL", "patch": 1, "head_width": 2048, "head_depth": 2, "head_heads": 16}
-SMALL_GAN = {"weight": 0.75, "discriminator": {"kind": "patchgan", "width": 64}, "adaptive": True, "start": 2_500_000}
+SMALL_GAN = {"weight": 0.75, "discriminator": {"kind": "patchgan", "width": 64}, "adaptive": True,
+             "start": 2_500_000}
 PAPER_GAN = {"weight": 0.75, "discriminator": "rae_dino", "adaptive": True, "start": 8 * EPOCH, "discriminator_start": 6 * EPOCH, "lr": 2e-4,
              "betas": [0.9, 0.95]}  # fmt: skip
 
@@ -45,16 +48,19 @@ def _tiny(method: str, **more: Any) -> Tree:
 
 
 def _pocket(method: str, **more: Any) -> Tree:
-    tokenizer = {"channels": 128, "factor": 4, "method": method, "noise": POCKET_NOISE, "linear_start": True, "decoder": WIDE_DECODER, **more}
+    tokenizer = {"channels": 128, "factor": 4, "method": method, "noise": POCKET_NOISE, "linear_start": True,
+                 "decoder": WIDE_DECODER, **more}
     losses = {"l1": 1.0, "l2": 1.0, "multiscale": {"weight": 0.1, "until": 7680}}
     # The VFM costs twice the network here, so latents are cached.
-    return _with("pocket", POCKET_DDT, 128, 8, tokenizer=tokenizer, vfm={"name": "pocket"}, losses=losses, diffusion__cache=True)
+    return _with("pocket", POCKET_DDT, 128, 8, tokenizer=tokenizer, vfm={"name": "pocket"}, losses=losses,
+                 diffusion__cache=True)
 
 
 def _small(method: str, **more: Any) -> Tree:
     tokenizer = {"channels": 384, "factor": 4, "method": method, "decoder": SMALL_VIT, **more}
     losses = without(SMALL_LOSSES, "kl", "multiscale") | {"adversarial": SMALL_GAN}
-    return _with("small", SMALL_DDT, 384, 8, tokenizer=tokenizer, vfm={"name": "dinov2_s14", "upscale": 3.5}, losses=losses)
+    return _with("small", SMALL_DDT, 384, 8, tokenizer=tokenizer, vfm={"name": "dinov2_s14", "upscale": 3.5},
+                 losses=losses)
 
 
 def _paper(method: str, channels: int, vfm: Tree, **more: Any) -> Tree:
@@ -62,12 +68,14 @@ def _paper(method: str, channels: int, vfm: Tree, **more: Any) -> Tree:
         "paper", PAPER_DDT, channels, 16, time="uniform", vfm=vfm, losses={"l1": 1.0, "lpips": 1.0, "adversarial": PAPER_GAN},
         tokenizer={"channels": channels, "factor": 16, "method": method, "noise_law": "uniform", **more}, protocol__sampler__steps=50,
     )  # fmt: skip
-    # Decoder: 16 epochs of AdamW, rate falling by a cosine (in the release to a tenth, here to zero), gradients not clipped.
+    # Decoder: 16 epochs of AdamW, rate falling by a cosine (in the release to a tenth, here to zero),
+    # gradients not clipped.
     tree["train"] |= {
         "samples": 16 * EPOCH, "batch": 512, "optimizer": "adamw", "lr": 2e-4, "betas": [0.9, 0.95], "schedule": "cosine", "warmup": EPOCH,
         "ema_halflife": 161_000, "clip": 1e9,
     }  # fmt: skip
-    tree["diffusion"]["train"] |= {"samples": 80 * EPOCH, "batch": 1024, "lr": 2e-4, "betas": [0.9, 0.95], "ema_halflife": 1_420_000}
+    tree["diffusion"]["train"] |= {"samples": 80 * EPOCH, "batch": 1024, "lr": 2e-4, "betas": [0.9, 0.95],
+                                   "ema_halflife": 1_420_000}
     return tree
 
 

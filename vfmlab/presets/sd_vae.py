@@ -1,4 +1,5 @@
-"""SD-VAE: diffusers' AutoencoderKL, trained here at the offline tiers and imported with its released weights at the others."""
+"""SD-VAE: diffusers' AutoencoderKL, trained here at the offline tiers and imported with its released weights
+at the others."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from vfmlab.presets.tiers import POCKET_LOSSES, TINY_LOSSES, Tree, base, without
 
 
 def _released(tier: str, **changes: Any) -> Tree:
-    tree = base(tier, tokenizer={"method": "sd_vae", "channels": 4, "factor": 8}, imported={"name": "sd-vae"}, **changes)
+    tree = base(tier, tokenizer={"method": "sd_vae", "channels": 4, "factor": 8}, imported={"name": "sd-vae"},
+                **changes)
     return without(tree, "train")
 
 

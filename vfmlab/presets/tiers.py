@@ -1,7 +1,7 @@
 """What the presets of a tier share: data, budgets, evaluation, decoders and pixel losses.
 
-Four tiers, same code: `tiny` (automated tests, seconds), `pocket` (two CPU cores, minutes, nothing downloaded), `small`
-(one GPU, hours), `paper` (ImageNet 256, the published sizes and schedules).
+Four tiers, same code: `tiny` (automated tests, seconds), `pocket` (two CPU cores, minutes, nothing
+downloaded), `small` (one GPU, hours), `paper` (ImageNet 256, the published sizes and schedules).
 """
 
 from __future__ import annotations
@@ -17,35 +17,45 @@ RESULT = {
     "tiny": "it runs; the pictures are noise", "pocket": "docs/results/comparison.md",
     "small": "not run to its end yet: no result is claimed", "paper": "not run here: no result is claimed",
 }  # fmt: skip
-SOURCE = {"tiny": "", "pocket": "", "small": " --set data.source=parquet:PATH", "paper": " --set data.source=folder:PATH"}
+SOURCE = {"tiny": "", "pocket": "", "small": " --set data.source=parquet:PATH",
+          "paper": " --set data.source=folder:PATH"}
 EPOCH = 1_281_167  # images of ImageNet
 
 #          images                                    tokenizer phase                      diffusion phase
-# tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr      evaluation
-# tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8     2e-3    32, 4 steps
-# pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      51 200       64    1e-3    1000, 20 steps
-# small    parquet:cifar10 32    50 000   10000  4  16  5 000 000    256   4e-4      20 000 000   256   2e-4    10 000, 50 steps
-# paper    folder:imagenet 256   1.28 M   50000  16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
+# tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr
+# evaluation tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8
+# 2e-3    32, 4 steps pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      51
+# 200       64    1e-3    1000, 20 steps small    parquet:cifar10 32    50 000   10000  4  16  5 000 000
+# 256   4e-4      20 000 000   256   2e-4    10 000, 50 steps paper    folder:imagenet 256   1.28 M   50000
+# 16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
 
 TINY_DECODER = {
-    "kind": "progressive", "blocks": 2, "channel_base": 4096, "channel_max": 16, "num_res_blocks": 0, "decompress_factor": 4, "style_width": 16,
-    "fusion_blocks": [0, 1], "fusion_widths": [16, 8], "attention_blocks": [0], "attention_depths": [1], "heads": 2, "gelu": "erf", "kernels": [3],
+    "kind": "progressive", "blocks": 2, "channel_base": 4096, "channel_max": 16, "num_res_blocks": 0,
+    "decompress_factor": 4, "style_width": 16,
+    "fusion_blocks": [0, 1], "fusion_widths": [16, 8], "attention_blocks": [0], "attention_depths": [1],
+    "heads": 2, "gelu": "erf", "kernels": [3],
     "activation": "silu", "expansion": 2,
 }
 # Widths 64, 32, 16 at 8, 16, 32 px. The published layer scale of 1e-5 needs more steps than a pocket run has.
 POCKET_DECODER = {
-    "kind": "progressive", "blocks": 3, "channel_base": 4096, "channel_max": 64, "num_res_blocks": 1, "res_layers": [2, 1, 0], "decompress_factor": 8,
-    "gelu": "erf", "kernels": [5], "taps": [3], "expansion": 2, "layer_scale": 0.1, "fusion_blocks": [0, 1, 2], "fusion_widths": [48, 24, 12],
+    "kind": "progressive", "blocks": 3, "channel_base": 4096, "channel_max": 64, "num_res_blocks": 1,
+    "res_layers": [2, 1, 0], "decompress_factor": 8,
+    "gelu": "erf", "kernels": [5], "taps": [3], "expansion": 2, "layer_scale": 0.1,
+    "fusion_blocks": [0, 1, 2], "fusion_widths": [48, 24, 12],
     "style_width": 64, "attention_blocks": [0], "attention_depths": [1], "heads": 4,
 }
 TINY_LOSSES = {"l1": 1.0, "kl": 1e-6, "multiscale": 0.1}
 
-# One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are what is compared.
+# One decoder, one set of pixel losses and the same linear start for every tokenizer, so that encoders are
+# what is compared.
 POCKET_LOSSES = {"l1": 1.0, "l2": 1.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 7680}}
-POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False, "middle_attention": False, "patch": 2}
+POCKET_CONV = {"width": 32, "multipliers": [1, 3], "blocks": 1, "attention": [], "middle": False,
+               "middle_attention": False, "patch": 2}
 SMALL_DECODER = {
-    "kind": "progressive", "blocks": 3, "channel_base": 65_536, "channel_max": 384, "num_res_blocks": 1, "layer_scale": 0.1,
-    "fusion_blocks": [0, 1, 2], "fusion_widths": [256, 128, 64], "style_width": 256, "attention_blocks": [0], "attention_depths": [2],
+    "kind": "progressive", "blocks": 3, "channel_base": 65_536, "channel_max": 384, "num_res_blocks": 1,
+    "layer_scale": 0.1,
+    "fusion_blocks": [0, 1, 2], "fusion_widths": [256, 128, 64], "style_width": 256, "attention_blocks": [0],
+    "attention_depths": [2],
 }
 SMALL_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6, "multiscale": 0.1}
 

@@ -43,7 +43,8 @@ class Variant:
     needs: str = ""
 
 
-# -- decoder and latent ----------------------------------------------------------------------------------------
+# -- decoder and latent
+# ----------------------------------------------------------------------------------------
 
 TABLE = ("plain_decoder", "fusion", "modern_blocks", "multi_layer")
 PAPER_RFID = dict(zip(TABLE, (19.69, 14.35, 1.08, 0.71), strict=True))  # 5 M images, ImageNet 256
@@ -106,7 +107,8 @@ def _width(channels: int) -> Callable[[Recipe], Changes]:
     return of
 
 
-# -- diffusion-side alignment ----------------------------------------------------------------------------------
+# -- diffusion-side alignment
+# ----------------------------------------------------------------------------------
 
 SETTINGS = ("repa", "irepa", "reg", "joint")
 _POCKET = {"vfm": {"name": "pocket"}}
@@ -116,8 +118,8 @@ _PAPER = {
     "vfm": {"name": "dinov2_b14", "upscale": 0.875},
     "cache": False,
 }  # 16 x 16 x 768 an image: too much to keep
-# Per tier: target, width of its global token, and the read-out. The papers' are block 8 of 28 and width 2048; at
-# `pocket` half the depth and twice the width.
+# Per tier: target, width of its global token, and the read-out. The papers' are block 8 of 28 and width 2048;
+# at `pocket` half the depth and twice the width.
 TARGETS: dict[str, tuple[Changes, int, Changes]] = {
     "tiny": (_POCKET, 128, {"block": 1, "hidden": 32}),
     "pocket": (_POCKET, 128, {"block": 2, "hidden": 256}),

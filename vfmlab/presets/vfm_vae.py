@@ -5,8 +5,10 @@
     ssim      decoder alone, encoder and so the latent fixed: no KL, no VF, SSIM instead
     patchgan  the decoder's upper resolutions against a PatchGAN with feature matching, without equivariance
 
-From the released configuration: which losses with which weights, budgets and learning rates of each stage. Unknown, so
-ours: the weight of the first discriminator's term (1), that it goes when the PatchGAN comes, and everything below `paper`.
+From the released configuration: which losses with which weights, budgets and learning rates of each stage.
+Unknown, so
+ours: the weight of the first discriminator's term (1), that it goes when the PatchGAN comes, and everything
+below `paper`.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ def against(discriminator: Tree, weight: float = 1.0, lr: float | None = None, *
 
     lr: of the discriminator; None: the stage's. others: new weights of other terms.
     """
-    game = {"weight": weight, "loss": "lsgan", "lr": lr, "discriminator": {"kind": "patchgan", "scales": 3, "layers": 3, **discriminator}}
-    return {"adversarial:patch": game, "feature_matching": {"weight": 10.0 * weight, "of": "adversarial:patch"}, **others}
+    game = {"weight": weight, "loss": "lsgan", "lr": lr,
+            "discriminator": {"kind": "patchgan", "scales": 3, "layers": 3, **discriminator}}
+    return {"adversarial:patch": game,
+            "feature_matching": {"weight": 10.0 * weight, "of": "adversarial:patch"}, **others}
 
 
 TINY_STAGES = stages(32, 16, 16, vf=0.06, upper=["decoder.blocks.1.*"], writes=["decoder.*"], lr=1e-3, ssim_losses={},

@@ -1,4 +1,5 @@
-"""The page of a comparison: verdict, tables by protocol, stages, curves over training and pictures; HTML and Markdown."""
+"""The page of a comparison: verdict, tables by protocol, stages, curves over training and pictures; HTML and
+Markdown."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ from vfmlab.studies.page import Lines, Page, Picture, definitions
 from vfmlab.studies.results import Result, courses, curve_names, curve_records, records, stage_records, verdict
 
 QUESTION = "The same budget, images and protocol for every row: which setting is better, and by more than its seeds differ?"
-DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")  # of the first, second ... row of one colour
+# of the first, second ... row of one colour
+DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")
 
 
-def build(results: Sequence[Result], command: str, title: str, pictures: Mapping[str, Any] | None = None) -> Page:
+def build(results: Sequence[Result], command: str, title: str,
+          pictures: Mapping[str, Any] | None = None) -> Page:
     """pictures: label -> file, or its path as seen from the page; "" is the overview."""
     parts = groups(results)
     largest = max(parts, key=len, default=[])
@@ -40,18 +43,21 @@ def build(results: Sequence[Result], command: str, title: str, pictures: Mapping
     blocks = []
     for label, picture in sorted((pictures or {}).items(), key=lambda item: item[0] != ""):
         caption = label or "All rows"
-        blocks.append(Picture(picture, caption) if isinstance(picture, Path) else Picture(b"", caption, str(picture)))
+        blocks.append(Picture(picture, caption) if isinstance(picture, Path)
+                      else Picture(b"", caption, str(picture)))
     if blocks:
         page.add("Reconstructions", "The same held-out images for every row, first seed.", *blocks)
     return page
 
 
-def markdown(results: Sequence[Result], command: str, title: str, pictures: Mapping[str, str] | None = None) -> str:
+def markdown(results: Sequence[Result], command: str, title: str,
+             pictures: Mapping[str, str] | None = None) -> str:
     """pictures: label -> path as seen from the page ("" is the overview)."""
     return build(results, command, title, pictures).markdown()
 
 
-def page(results: Sequence[Result], command: str, title: str, pictures: Mapping[str, Path] | None = None) -> str:
+def page(results: Sequence[Result], command: str, title: str,
+         pictures: Mapping[str, Path] | None = None) -> str:
     """All of it in one HTML file that needs no network. pictures: label -> file."""
     return build(results, command, title, pictures).html()
 
@@ -68,7 +74,8 @@ def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best m
     features = protocol.get("features", {})
     weights = "EMA" if protocol.get("images", {}).get("ema") else "raw"
     parts = [
-        f"Images: `{one.data}`. Seeds: {', '.join(map(str, seeds))}. Protocol `{one.hash}`: N = {protocol.get('n')}",
+        f"Images: `{one.data}`. Seeds: {', '.join(map(str, seeds))}. Protocol `{one.hash}`: N = "
+        f"{protocol.get('n')}",
         f"features `{features.get('name')}` ({str(features.get('version'))[:16]}), {weights} weights",
     ]
     if sampling := protocol.get("sampling"):
@@ -87,7 +94,8 @@ def sampler(sampling: Mapping[str, Any]) -> str:
 
 
 def row_styles(rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int]]:
-    """(label, run) -> (colour, how many rows before have it): a method's own colour for its first row, the least used one for others.
+    """(label, run) -> (colour, how many rows before have it): a method's own colour for its first row, the
+    least used one for others.
 
     The count chooses a dash or a symbol where there are more rows than colours.
     """
@@ -102,14 +110,18 @@ def row_styles(rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int]]:
 
 
 def over_training(results: Sequence[Result]) -> list[go.Figure]:
-    """One figure with a panel per number followed over training; a label has one colour for every seed; none without curves."""
+    """One figure with a panel per number followed over training; a label has one colour for every seed; none
+    without curves."""
     styles, figures = row_styles([(r.label, r.run) for r in results]), []
     for name in curve_names(results):
         figure = primitives.curves({}, y=quantities()[name].label, title=quantities()[name].label)
         for r, c in courses(results, name):
             if c.samples:
                 colour, again = styles[r.label]
-                line, marker = {"color": colour, "dash": DASHES[again % len(DASHES)]}, {"symbol": SYMBOLS[again % len(SYMBOLS)]}
-                figure.add_scatter(x=c.samples, y=c.values, mode="lines+markers", name=r.label, line=line, marker=marker)
+                line, marker = {"color": colour,
+                                "dash": DASHES[
+                                    again % len(DASHES)]}, {"symbol": SYMBOLS[again % len(SYMBOLS)]}
+                figure.add_scatter(x=c.samples, y=c.values, mode="lines+markers", name=r.label, line=line,
+                                   marker=marker)
         figures += [figure] if figure.data else []
     return [primitives.panels(figures, columns=3)] if figures else []

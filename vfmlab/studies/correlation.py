@@ -1,8 +1,8 @@
 """Which number that can be measured without training a diffusion model goes along with how well one trains?
 
-For the rows of a comparison: every metric of the tokenizer's report and of the instruments, and its rank correlation
-(Spearman) with a target such as gFD, over the means of the rows, with what the seeds and the choice of rows leave open.
-Only numbers of one protocol are correlated.
+For the rows of a comparison: every metric of the tokenizer's report and of the instruments, and its rank
+correlation (Spearman) with a target such as gFD, over the means of the rows, with what the seeds and the
+choice of rows leave open. Only numbers of one protocol are correlated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from vfmlab.studies import measure
 from vfmlab.studies.results import Result
 from vfmlab.studies.rows import Row
 
-NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "geometry", "frequency", "interpolation", "robustness")
+NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "geometry", "frequency",
+         "interpolation", "robustness")
 LEAST = 4  # rows, below which ranks say nothing
 DRAWS = 2000  # of rows, for the interval; of permutations, for p
 
@@ -28,8 +29,10 @@ DRAWS = 2000  # of rows, for the interval; of permutations, for p
 class Correlation(NamedTuple):
     """How the ranks of a metric go with those of the target.
 
-    rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 % of rho when rows are
-    drawn with replacement. p: share of permutations of the rows with as large an |rho|, two-sided. rows: how many.
+    rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 %
+    of rho when rows are
+    drawn with replacement. p: share of permutations of the rows with as large an |rho|, two-sided. rows: how
+    many.
     """
 
     metric: str
@@ -64,7 +67,8 @@ def measure_rows(
 
 
 def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]]:
-    """label -> {seed: value} of a metric or an instrument's number, of the protocol that most results have it under."""
+    """label -> {seed: value} of a metric or an instrument's number, of the protocol that most results have it
+    under."""
     numbers = [(r, number) for r in results if (number := r.number(metric))]
     common = statistics.mode(number.protocol for _, number in numbers) if numbers else None
     by_label: dict[str, dict[int, float]] = {}
@@ -84,7 +88,8 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     goal = values(results, target)
     if len(goal) < LEAST:
         raise ConfigError(
-            f"{len(goal)} rows have '{target}' under one protocol; ranks need at least {LEAST}: compare more rows, or wait "
+            f"{len(goal)} rows have '{target}' under one protocol; ranks need at least {LEAST}: compare more "
+            "rows, or wait "
             "for their diffusion runs"
         )
     every = (_one(metric, values(results, metric), goal, seed) for metric in candidates(results))
@@ -103,7 +108,8 @@ def candidates(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(key for part in (*reports, *(r.instruments for r in results)) for key in part))
 
 
-def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[int, float]], seed: int) -> Correlation | None:
+def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[int, float]],
+         seed: int) -> Correlation | None:
     """None where fewer than four rows have the metric, or where it is the same in all of them."""
     labels = [label for label in goal if label in mine]
     if len(labels) < LEAST:
@@ -115,19 +121,22 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
         return None
     seeds = []
     for s in sorted({s for label in labels for s in goal[label]}):
-        pairs = [(mine[label][s], goal[label][s]) for label in labels if s in mine[label] and s in goal[label]]
+        pairs = [(mine[label][s], goal[label][s]) for label in labels if s in mine[label]
+                 and s in goal[label]]
         own = float(spearman(*np.array(pairs).T)) if len(pairs) >= LEAST else np.nan
         seeds += [] if np.isnan(own) else [own]  # a metric may be constant in one seed
     random = np.random.default_rng(seed)
     drawn = random.integers(len(labels), size=(DRAWS, len(labels)))
     low, high = np.nanquantile(spearman(x[drawn], y[drawn]), [0.025, 0.975])
-    shuffled = spearman(np.broadcast_to(x, drawn.shape), random.permuted(np.broadcast_to(y, drawn.shape), axis=1))
+    shuffled = spearman(np.broadcast_to(x, drawn.shape),
+                        random.permuted(np.broadcast_to(y, drawn.shape), axis=1))
     p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + DRAWS)
     return Correlation(metric, rho, tuple(seeds), float(low), float(high), p, len(labels))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation of the ranks along the last axis, equal values sharing their mean rank; NaN where one side is constant."""
+    """Correlation of the ranks along the last axis, equal values sharing their mean rank; NaN where one side
+    is constant."""
     from scipy.stats import rankdata
 
     a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))

@@ -1,4 +1,5 @@
-"""What came of a correlation as Markdown, JSON and one HTML page: rows, correlations, and a picture of every metric."""
+"""What came of a correlation as Markdown, JSON and one HTML page: rows, correlations, and a picture of every
+metric."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SHOWN = 12  # metrics with a picture
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
-    """One line per row of the comparison, best target first: the target and the headline metrics, with every seed."""
+    """One line per row of the comparison, best target first: the target and the headline metrics, with every
+    seed."""
     goal = values(results, target)
     higher = quantity(target).better == HIGHER
     order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=higher)
@@ -28,7 +30,8 @@ def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
     cells = {key: values(results, key) for key in columns}
     used = [key for key in columns if cells[key]]
     return [
-        {"row": label, **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key] else "–" for key in used}}
+        {"row": label, **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key]
+                          else "–" for key in used}}
         for label in order
     ]
 
@@ -49,10 +52,14 @@ def reading(found: Sequence[Correlation], target: str) -> str:
     chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
     good = "smaller" if quantity(target).better == LOWER else "larger"
     return (
-        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} is better) over the "
-        "means of the rows; the same over the rows of each seed; the middle 95 % when rows are drawn with replacement "
-        f"({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; {chance:.1f} would by "
-        "luck if they were independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
+        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} "
+        "is better) over the "
+        "means of the rows; the same over the rows of each seed; the middle 95 % when rows are drawn with "
+        "replacement "
+        f"({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; "
+        f"{chance:.1f} would by "
+        "luck if they were independent, which they are not. Rows that share parts (ablations of one "
+        "tokenizer) are no "
         "independent draws either."
     )
 
@@ -64,13 +71,16 @@ def left_out(results: Sequence[Result], target: str) -> list[str]:
     for r in results:
         if r.label not in goal:
             other = f"its {quantity(target).label} was measured under another protocol"
-            reasons[r.label] = r.failed or (other if target in r.numbers else f"it has no {quantity(target).label}")
+            reasons[r.label] = (
+                r.failed or (other if target in r.numbers else f"it has no {quantity(target).label}")
+            )
         elif r.failed:
             reasons[f"{r.label}, seed {r.seed}"] = r.failed
     return [f"`{label}`: {why}" for label, why in reasons.items()]
 
 
-def build(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str) -> Page:
+def build(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str,
+          title: str) -> Page:
     """Rows, correlations, and a picture of the strongest."""
     goal = values(results, target)
     mine = [r for r in results if r.label in goal and target in r.numbers]
@@ -98,7 +108,8 @@ def verdict(found: Sequence[Correlation]) -> str:
 
 
 def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
-    """Spearman's rho of every metric as a dot with its interval over rows, strongest on top; small dots: each seed."""
+    """Spearman's rho of every metric as a dot with its interval over rows, strongest on top; small dots: each
+    seed."""
     shown = list(reversed(found))
     labels = [quantity(c.metric).label or c.metric for c in shown]
     figure = go.Figure()
@@ -111,13 +122,16 @@ def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
         },
     )  # fmt: skip
     seeds = [(r, label) for c, label in zip(shown, labels, strict=True) for r in c.seeds]
-    figure.add_scatter(x=[r for r, _ in seeds], y=[label for _, label in seeds], mode="markers", name="one seed", marker={"size": 5, "color": primitives.PALETTE[1]})
+    figure.add_scatter(x=[r for r, _ in seeds], y=[label for _, label in seeds], mode="markers",
+                       name="one seed", marker={"size": 5, "color": primitives.PALETTE[1]})
     figure.update_xaxes(range=[-1.05, 1.05], title=f"rank correlation with {quantity(target).label}")
-    return figure.update_layout(template=primitives.TEMPLATE, height=120 + 18 * len(shown), margin={"l": 180, "r": 12, "t": 24, "b": 44})
+    return figure.update_layout(template=primitives.TEMPLATE, height=120 + 18 * len(shown),
+                                margin={"l": 180, "r": 12, "t": 24, "b": 44})
 
 
 def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> go.Figure:
-    """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its seeds."""
+    """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its
+    seeds."""
     goal, labels = values(results, target), list(dict.fromkeys(r.label for r in results))
     runs_of = {r.label: r.run for r in results}
     styles = compare_page.row_styles([(label, runs_of[label]) for label in labels])
@@ -128,19 +142,23 @@ def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> 
             seeds = [s for s in goal[label] if s in mine[label]]
             x, y = [mine[label][s] for s in seeds], [goal[label][s] for s in seeds]
             colour, again = styles[label]
-            marker = {"size": 9, "color": colour, "symbol": compare_page.SYMBOLS[again % len(compare_page.SYMBOLS)]}
-            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1}, marker=marker)
+            marker = {"size": 9, "color": colour,
+                      "symbol": compare_page.SYMBOLS[again % len(compare_page.SYMBOLS)]}
+            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1},
+                               marker=marker)
         figure.update_layout(title=quantity(metric).head)
         figure.update_yaxes(title=quantity(target).label)
         figures.append(figure)
     return primitives.panels(figures, columns=3)
 
 
-def write(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str, out: Path) -> Path:
+def write(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str,
+          out: Path) -> Path:
     """`out`.md, `out`.json and `out`.html; returns the first."""
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [r.as_json() for r in results]
-    record = {"title": title, "command": command, "target": target, "correlations": [c._asdict() for c in found], "results": rows}
+    record = {"title": title, "command": command, "target": target,
+              "correlations": [c._asdict() for c in found], "results": rows}
     page = build(results, found, target, command, title)
     runs.write_json(out.with_name(f"{out.name}.json"), record)
     page.write(out.with_name(f"{out.name}.html"))

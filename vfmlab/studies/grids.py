@@ -1,4 +1,5 @@
-"""Reconstructions of the same images as pictures to be put into the docs: originals above, one line per stage, errors below."""
+"""Reconstructions of the same images as pictures to be put into the docs: originals above, one line per
+stage, errors below."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ SHOWN = 10
 
 
 def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str] = ()) -> Image.Image:
-    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor. columns: what stands above each image."""
+    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor. columns: what stands
+    above each image."""
     first = next(iter(groups.values()))
     scale = max(1, width // (first.shape[0] * first.shape[-1]))
     font = ImageFont.load_default(size=15)
@@ -27,7 +29,8 @@ def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str
     gap, step = 2 * scale, (first.shape[-1] + 2) * scale
     names = [_fitted(name, step - 4, font) for name in columns[: len(first)]]
     top = 10 + 18 * max((name.count("\n") + 1 for name in names), default=0) if names else 0
-    whole = Image.new("RGB", (left + lines[0].width, top + sum(line.height + gap for line in lines) - gap), "white")
+    whole = Image.new("RGB", (left + lines[0].width, top + sum(line.height + gap for line in lines) - gap),
+                      "white")
     draw = ImageDraw.Draw(whole)
     for k, name in enumerate(names):
         draw.multiline_text((left + k * step, 4), name, fill="#1b1f23", font=font)
@@ -39,7 +42,8 @@ def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str
 
 
 def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dict[str, Path]:
-    """`<stem>_<label>.png` for each label whose tokenizer is trained (its first seed), and `<stem>.png` with all of them.
+    """`<stem>_<label>.png` for each label whose tokenizer is trained (its first seed), and `<stem>.png` with
+    all of them.
 
     The held-out images are the same wherever the data are. Returns label -> file; the overview is under "".
     """
@@ -57,7 +61,8 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
         shown["error x4"] = primitives.error_map(images, restored)
         files[row.label] = folder / f"{stem}_{slug(row.label)}.png"
         _save(sheet(shown), files[row.label])
-        if images.shape == overview.setdefault("original", images).shape and images.equal(overview["original"]):
+        if images.shape == overview.setdefault("original",
+                                               images).shape and images.equal(overview["original"]):
             overview[f"{row.label}\n{psnr.mean():.1f} dB"] = restored
     if len(overview) > 2:
         files[""] = folder / f"{stem}.png"
@@ -66,7 +71,8 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """Text broken at blanks and underscores so that a line is at most so many pixels wide, where that is possible."""
+    """Text broken at blanks and underscores so that a line is at most so many pixels wide, where that is
+    possible."""
     lines = [""]
     for word in re.findall(r"[^ _-]+[ _-]*", text):
         longer = lines[-1] + word

@@ -1,7 +1,7 @@
 """What the finished runs of a folder measured, read from their reports: tables, curves and clouds of points.
 
-Nothing is computed and no model is loaded (:func:`vfmlab.studies.results.scan`). Numbers of different protocols are never put
-into one table, one curve or one cloud.
+Nothing is computed and no model is loaded (:func:`vfmlab.studies.results.scan`). Numbers of different
+protocols are never put into one table, one curve or one cloud.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ collect = scan
 
 
 def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """(heading, note, rows), one table per protocol: a row per run with its numbers, best generation first where there is one."""
+    """(heading, note, rows), one table per protocol: a row per run with its numbers, best generation first
+    where there is one."""
     made = []
     for part in groups(results):
         followed = quantities(CURVE)
-        used = [k for k in (*followed, *(k for k in quantities(TABLE) if k not in followed)) if any(k in r.numbers for r in part)]
+        used = [k for k in (*followed, *(k for k in quantities(TABLE) if k not in followed))
+                if any(k in r.numbers for r in part)]
         one, rows = max(part, key=lambda r: len(r.protocol)), []
         for r in sorted(part, key=_order):
             row: dict[str, Any] = {"run": r.run, "method": r.method, "seed": r.seed}
-            row |= {head(quantity(k), one.size): primitives.number(r.numbers[k].value if k in r.numbers else None) for k in used}
-            rows.append(row | {"latent": " x ".join(map(str, r.latent)), "seconds": primitives.number(sum(r.seconds.values()))})
+            row |= {head(quantity(k),
+                         one.size): primitives.number(r.numbers[k].value if k in r.numbers else None)
+                         for k in used}
+            rows.append(row | {"latent": " x ".join(map(str, r.latent)),
+                               "seconds": primitives.number(sum(r.seconds.values()))})
         hashes = sorted({str(r.hash) for r in part})
         plural = "s" * (len(part) > 1)
         heading = f"{one.data}, N = {one.protocol.get('n')}, {len(part)} run{plural} (protocol {', '.join(hashes)})"
@@ -73,7 +78,8 @@ def cloud(results: Sequence[Result], x: str, y: str) -> list[list[Point]]:
     known = metrics(results)
     for name in (x, y):
         if name not in known:
-            raise ConfigError(f"no run here has a number '{name}'{nearest(name, known)}; evaluate the runs first: vfmlab eval RUN")
+            raise ConfigError(f"no run here has a number '{name}'{nearest(name, known)}; evaluate the runs "
+                              "first: vfmlab eval RUN")
     lists: dict[Any, list[Point]] = {}
     for r in results:
         a, b = r.number(x), r.number(y)
@@ -83,7 +89,8 @@ def cloud(results: Sequence[Result], x: str, y: str) -> list[list[Point]]:
 
 
 def scatter(points: Sequence[Point], x: str, y: str) -> go.Figure:
-    """One cloud of :func:`cloud` as a figure; a point's `customdata` is its run's id, its colour that of its method."""
+    """One cloud of :func:`cloud` as a figure; a point's `customdata` is its run's id, its colour that of its
+    method."""
     figure = go.Figure()
     for method in dict.fromkeys(p.method for p in points):
         mine = [p for p in points if p.method == method]
@@ -94,15 +101,17 @@ def scatter(points: Sequence[Point], x: str, y: str) -> go.Figure:
         ))  # fmt: skip
     figure.update_xaxes(title=quantity(x).head)
     figure.update_yaxes(title=quantity(y).head)
-    look = {"height": 400, "margin": {"l": 56, "r": 12, "t": 16, "b": 44}, "legend": {"orientation": "h", "y": -0.22}}
+    look = {"height": 400, "margin": {"l": 56, "r": 12, "t": 16, "b": 44},
+            "legend": {"orientation": "h", "y": -0.22}}
     return figure.update_layout(template=primitives.TEMPLATE, **look)
 
 
 def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
-    """A number over the images that the diffusion model saw, of the runs that measured it under the most common protocol.
+    """A number over the images that the diffusion model saw, of the runs that measured it under the most
+    common protocol.
 
-    Runs of one method share their colour, seeds their name in the legend; points of other protocols are left out, and the title
-    says so.
+    Runs of one method share their colour, seeds their name in the legend; points of other protocols are left
+    out, and the title says so.
 
     Raises:
         ConfigError: not one of the numbers that are followed in training.
@@ -122,5 +131,6 @@ def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
             names.append(r.name)
     missing = sum(c.left_out for _, c in curves)
     title = f"{missing} points of other protocols, or without one, are left out" if missing else None
-    figure.update_layout(title=title and {"text": title, "font": {"size": 12}}, margin={"t": 44 if title else 16})
+    figure.update_layout(title=title and {"text": title, "font": {"size": 12}},
+                         margin={"t": 44 if title else 16})
     return figure.update_layout(hovermode="closest", height=400, legend={"orientation": "h", "y": -0.22})

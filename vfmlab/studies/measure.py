@@ -1,8 +1,10 @@
-"""The door to the instruments: what they say about a run, or a vision model, measured once and kept beside it.
+"""The door to the instruments: what they say about a run, or a vision model, measured once and kept beside
+it.
 
-    report = vfmlab.studies.measure.measure("pocket_vfm_vae_tokenizer")          # all that fit, kept in <run>/instruments/
-    report["se_cknna"].value, report.curves["rate"].value
-    vfmlab.studies.measure.measure("vfm:pocket", data=run.data)                  # a vision model's last layer; vfm:NAME@LAYER
+    report = vfmlab.studies.measure.measure("pocket_vfm_vae_tokenizer")          # all that fit, kept in
+    <run>/instruments/ report["se_cknna"].value, report.curves["rate"].value
+    vfmlab.studies.measure.measure("vfm:pocket", data=run.data)                  # a vision model's last
+    layer; vfm:NAME@LAYER
 """
 
 from __future__ import annotations
@@ -41,27 +43,32 @@ def measure(
     again: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """What the instruments say about a run; what was measured before under the same protocol is read, the rest measured.
+    """What the instruments say about a run; what was measured before under the same protocol is read, the
+    rest measured.
 
     Args:
-        ref: a tokenizer, diffusion or pretraining run (id, prefix, directory), or `vfm:NAME[@LAYER]`. names: instruments; None: all
-            that fit. protocol: dotted changes to the run's protocol, e.g. {"n": 500}. data: other images than the run's;
-            `vfm:` needs it. compared_with: feature space of the reference model; None: one of another family (see
-            `vfmlab.evaluation.reference`). of: "tokenizer" measures the tokenizer of a diffusion run (as that run tuned it, where it
-            did) in place of its network. again: measure anew.
+        ref: a tokenizer, diffusion or pretraining run (id, prefix, directory), or `vfm:NAME[@LAYER]`. names:
+        instruments; None: all
+            that fit. protocol: dotted changes to the run's protocol, e.g. {"n": 500}. data: other images than
+            the run's; `vfm:` needs it. compared_with: feature space of the reference model; None: one of
+            another family (see `vfmlab.evaluation.reference`). of: "tokenizer" measures the tokenizer of a
+            diffusion run (as that run tuned it, where it did) in place of its network. again: measure anew.
 
     Raises:
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
     kind, run, folder, layer = _what(str(ref), root)
     if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion")):
-        raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; '{ref}' is a {kind}")
+        raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; "
+                          f"'{ref}' is a {kind}")
     kind = of or kind
     if run is None and data is None:
         raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
     changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
     if data is not None:
-        changes |= {f"data.{key}": value for key, value in (data.model_dump(mode="json") if isinstance(data, config.Data) else data).items()}
+        changes |= {f"data.{key}": value
+                    for key, value in (data.model_dump(mode="json") if isinstance(data, config.Data)
+                                       else data).items()}
     changed = config.override(run or _shell(), changes)
     images, settings = changed.data, changed.protocol
     wanted = base.choose(names, kind, str(ref))
@@ -69,10 +76,14 @@ def measure(
     if kind == "vfm":
         built_on = "pocket" if run is not None else str(ref).removeprefix("vfm:").partition("@")[0]
     theirs = compared_with or reference.default(built_on, settings.features)
-    protocol = settings.model_dump(mode="json", exclude_none=True, exclude={"batch", "sampler", "guidance", "decoder"})
+    protocol = settings.model_dump(mode="json", exclude_none=True,
+                                   exclude={"batch", "sampler", "guidance", "decoder"})
     judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
     version = open_space(theirs, images.size, root).version if judge else ""
-    state = str(ref) if folder is None else evaluate.weights(folder, settings.model_copy(update={"decoder": None}))
+    state = (
+        str(ref) if folder is None
+        else evaluate.weights(folder, settings.model_copy(update={"decoder": None}))
+    )
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]
     key = config.digest([base.VERSION, kind, protocol, shown, theirs, state, version, layer])
     where = folder.path if folder is not None else cache.folder()
@@ -82,7 +93,8 @@ def measure(
     if missing:
         space = reference.Reference(open_space(theirs, images.size, root).to(api.device()))
         more = {"store": where / "features"}
-        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, space, more), missing, progress)
+        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, space, more), missing,
+                           progress)
         new = new.replace(run=folder.id if folder is not None else str(ref))
         report = number.save(path, new if report is None else report.joined(new))
     parts = [INSTRUMENTS.get(name) for name in wanted]
@@ -95,7 +107,8 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.Ru
     if ref.startswith("vfm:"):
         name, _, layer = ref.removeprefix("vfm:").partition("@")
         if not layer.lstrip("-").isdigit() and layer:
-            raise ConfigError(f"'{ref}': the layer after '@' is a number: 0 (patch embedding), k (after block k), -1 (after the final norm)")
+            raise ConfigError(f"'{ref}': the layer after '@' is a number: 0 (patch embedding), k (after "
+                              "block k), -1 (after the final norm)")
         vfm.facts(name)
         return "vfm", None, None, int(layer or -1)
     folder = runs.open_run(ref, root)
@@ -103,7 +116,8 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.Ru
     if run.pretrain is None:
         return run.kind, run, folder, -1
     if not (folder.path / "pocket.safetensors").is_file():
-        raise RunError(f"run '{folder.id}' holds no vision model (a judge, or not finished); give a tokenizer, diffusion or VFM run")
+        raise RunError(f"run '{folder.id}' holds no vision model (a judge, or not finished); give a "
+                       "tokenizer, diffusion or VFM run")
     return "vfm", run, folder, -1
 
 
@@ -113,7 +127,8 @@ def _shell() -> config.Recipe:
 
 
 def _open(
-    kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int, root: str | Path, images: config.Data,
+    kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int, root: str | Path,
+    images: config.Data,
     settings: config.Protocol, theirs: reference.Reference, more: dict[str, Any],
 ) -> subject.Subject:  # fmt: skip
     if kind == "tokenizer":
@@ -121,7 +136,8 @@ def _open(
         return subject.of_tokenizer(tokenizer, images, settings, theirs, folder.id, folder=folder, **more)
     if kind == "diffusion":
         loaded = api.load_diffusion(folder.path, root, ema=settings.ema)
-        return subject.of_diffusion(loaded.network, loaded.tokenizer, images, settings, theirs, loaded.num_classes, folder.id, folder=folder, **more)
+        return subject.of_diffusion(loaded.network, loaded.tokenizer, images, settings, theirs,
+                                    loaded.num_classes, folder.id, folder=folder, **more)
     if folder is not None:
         section = config.VFM(name="pocket", weights=str(folder.path))
     else:

@@ -1,7 +1,8 @@
-"""The one writer of pages: parts in order, as one HTML file that needs no network (`page.html.j2`), or as Markdown.
+"""The one writer of pages: parts in order, as one HTML file that needs no network (`page.html.j2`), or as
+Markdown.
 
-A page begins with its question, its verdict and what its words mean. Text is escaped by the template; the only parts that bring
-their own HTML are tables and figures.
+A page begins with its question, its verdict and what its words mean. Text is escaped by the template; the
+only parts that bring their own HTML are tables and figures.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from vfmlab.plots.primitives import Table
 
 DEFINED = ("rfd", "gfd", "gfd_own")
 WORDS = {
-    "protocol": "everything a number depends on: images, crop, size, N, seed, weights, feature space, sampler and guidance; its hash "
+    "protocol": "everything a number depends on: images, crop, size, N, seed, weights, feature space, "
+                "sampler and guidance; its hash "
     "stands beside the number, and numbers of different hashes never stand in one ranking, table or curve",
-    "judge": "the frozen classifier whose features the distances are taken in and whose classes the accuracies count; it is trained "
+    "judge": "the frozen classifier whose features the distances are taken in and whose classes the "
+             "accuracies count; it is trained "
     "apart from every tokenizer and vision model here",
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG. source: bytes, or a file. seen: its path as seen from a Markdown page. bold: first line of the caption."""
+    """A PNG. source: bytes, or a file. seen: its path as seen from a Markdown page. bold: first line of the
+    caption."""
 
     source: bytes | Path
     caption: str = ""
@@ -60,7 +64,8 @@ class Folded:
 
 @dataclass(frozen=True)
 class Section:
-    """heading: empty goes on under the last one. blocks: Table, Picture, Lines, Folded, plotly figures, or lists of pictures."""
+    """heading: empty goes on under the last one. blocks: Table, Picture, Lines, Folded, plotly figures, or
+    lists of pictures."""
 
     heading: str
     note: str = ""
@@ -69,7 +74,8 @@ class Section:
 
 @dataclass
 class Page:
-    """What a page says. verdict: only with a spread behind it, see :func:`vfmlab.studies.results.verdict`. command: makes it again."""
+    """What a page says. verdict: only with a spread behind it, see :func:`vfmlab.studies.results.verdict`.
+    command: makes it again."""
 
     title: str
     question: str = ""
@@ -91,14 +97,18 @@ class Page:
             figures += 1
             return primitives.fragment(figure, first=figures == 1)
 
-        return _template().render(page=self, fragment=fragment, kind=lambda block: type(block).__name__.lower())
+        return _template().render(page=self, fragment=fragment,
+                                  kind=lambda block: type(block).__name__.lower())
 
     def markdown(self) -> str:
         """The same without figures; pictures by their path."""
         parts = [f"# {self.title}", ""]
         for name, text in (("Question", self.question), ("Verdict", self.verdict), ("", self.lead)):
             parts += [f"**{name}.** {text}" if name else text, ""] if text else []
-        parts += [*(f"- **{name}**: {text}" for name, text in self.definitions.items()), ""] if self.definitions else []
+        parts += (
+            [*(f"- **{name}**: {text}" for name, text in self.definitions.items()), ""] if self.definitions
+            else []
+        )
         for section in self.sections:
             blocks = [line for block in section.blocks for line in _markdown(block)]
             if blocks or (section.note and not section.blocks):
@@ -144,7 +154,8 @@ def _template() -> Any:
     try:
         import jinja2
     except ImportError:
-        raise ConfigError("pages are written with jinja2, which is not installed: pip install 'vfmlab[studies]'") from None
+        raise ConfigError("pages are written with jinja2, which is not installed: pip install "
+                          "'vfmlab[studies]'") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

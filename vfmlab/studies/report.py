@@ -1,4 +1,5 @@
-"""The page of a few finished pipelines, such as the demo's: pictures, numbers with their protocol, curves, configs."""
+"""The page of a few finished pipelines, such as the demo's: pictures, numbers with their protocol, curves,
+configs."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ from vfmlab.studies.results import collect, verdict
 from vfmlab.studies.rows import Row
 
 QUESTION = (
-    "Two tokenizers with the same budget, and the same diffusion model on the latents of each: on whose latents does it generate "
+    "Two tokenizers with the same budget, and the same diffusion model on the latents of each: on whose "
+    "latents does it generate "
     "better, and is that the tokenizer with the better reconstructions?"
 )
 GUIDANCE = 2.5  # of the second picture of samples
 CLASSES, SHOWN = 10, 8
 
 
-def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | Path, seed: int = 0, title: str = "vfmlab report") -> Path:
+def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | Path, seed: int = 0,
+          title: str = "vfmlab report") -> Path:
     """Write the page for `chosen` (name -> run whose phases are all trained) and return its path."""
     folders = {name: runs.open_run(run.id, root) for name, run in chosen.items()}
     tokenizers = {name: api.load_tokenizer(run.id, root) for name, run in chosen.items()}
@@ -50,14 +53,17 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
         _, restored, psnr = api.reconstruct(tokenizer, images)
         shown[f"{name}\n{psnr.mean():.1f} dB, {tokenizer.size} px"] = restored
         shown[f"{name}, error x4"] = primitives.error_map(images, restored)
-    page.add("Reconstructions", "The same held-out images through each tokenizer.", _picture(shown, "reconstructions"))
+    page.add("Reconstructions", "The same held-out images through each tokenizer.",
+             _picture(shown, "reconstructions"))
     page.add("Reconstruction in numbers", _protocols(latents), primitives.table(figures.report_rows(latents)))
-    page.add("Decoding of disturbed latents", "PSNR when noise is added to the normalised latent.", figures.robustness(latents))
+    page.add("Decoding of disturbed latents", "PSNR when noise is added to the normalised latent.",
+             figures.robustness(latents))
     if diffusion:
         page.add("Samples", "One image of each class from the same noise in every row, below real images of these classes.",
                  _samples(first, diffusion, root, seed))  # fmt: skip
         part = compare_page.over_training(results)
-        page.add("Quality over training", "Measured on EMA weights during training, under the protocol of the numbers below.", *part)
+        page.add("Quality over training",
+                 "Measured on EMA weights during training, under the protocol of the numbers below.", *part)
         page.add("Generation in numbers", _protocols(reports), primitives.table(figures.report_rows(reports)))
         page.add("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports))
     phases = [phase for run in chosen.values() for phase in run.phases() if phase.imported is None]
@@ -66,14 +72,17 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
         if part:
             note = "One panel per metric, one line per run (of a recipe in stages: per stage)."
             page.add(f"Training curves: {kind}", note, figures.training_curves(part))
-    configs = [Folded(f"{name}: config of {run.id}", run.model_dump_json(indent=1)) for name, run in chosen.items()]
+    configs = [Folded(f"{name}: config of {run.id}", run.model_dump_json(indent=1))
+               for name, run in chosen.items()]
     every = {**{f"{name} (tokenizer)": report for name, report in latents.items()}, **reports}
-    protocols = [Folded(f"{name}: protocol {r.hash}", json.dumps(dict(r.protocol), indent=1)) for name, r in every.items()]
+    protocols = [Folded(f"{name}: protocol {r.hash}", json.dumps(dict(r.protocol), indent=1))
+                 for name, r in every.items()]
     page.add("Configs and protocols", "", *configs, *protocols)
     return page.write(target)
 
 
-def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: str | Path, seed: int) -> Picture:
+def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: str | Path,
+             seed: int) -> Picture:
     """Real images of the classes, then each run's samples at its own guidance and at `GUIDANCE`."""
     source = data.open_source(first.data, "val")
     classes = min(CLASSES, source.num_classes)
@@ -82,7 +91,8 @@ def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: s
         own = folder.config().protocol.guidance.scale
         for scale in dict.fromkeys((own, GUIDANCE)):
             how: dict[str, Any] = {} if scale == own else {"guidance": scale}
-            shown[f"{name}\nguidance {scale:g}"] = figures.class_samples(folder.path, root, seed=seed, limit=classes, **how)
+            shown[f"{name}\nguidance {scale:g}"] = figures.class_samples(
+                folder.path, root, seed=seed, limit=classes, **how)
     return _picture(shown, "samples", source.class_names)
 
 

@@ -1,7 +1,9 @@
-"""What runs measured, as records: numbers with their protocols, curves over training, costs, sizes. And their tables.
+"""What runs measured, as records: numbers with their protocols, curves over training, costs, sizes. And their
+tables.
 
-One record per row of a comparison (:func:`collect`, which measures what is missing), or per run of a folder (:func:`scan`,
-which only reads). Numbers of different protocols are never put into one table, one ranking or one curve.
+One record per row of a comparison (:func:`collect`, which measures what is missing), or per run of a folder
+(:func:`scan`, which only reads). Numbers of different protocols are never put into one table, one ranking or
+one curve.
 """
 
 from __future__ import annotations
@@ -39,11 +41,14 @@ class Stage:
 class Result:
     """One row with one seed, or one run.
 
-    numbers: of the last stage of the tokenizer and of the diffusion model; absent: name -> why it could not be measured.
-    stages: the same for every phase. logged: name -> points of the evaluations during the diffusion model's training, whatever
-    their protocol. instruments: numbers of the instruments. hash, protocol: of the last report. seconds: by kind.
-    parameters: {"trained", "tokenizer", "decoder", "vfm"}; latent: (C, h, w). failed: why the row, or its later phases, could
-    not be had; what it has is there.
+    numbers: of the last stage of the tokenizer and of the diffusion model; absent: name -> why it could not
+    be measured.
+    stages: the same for every phase. logged: name -> points of the evaluations during the diffusion model's
+    training, whatever
+    their protocol. instruments: numbers of the instruments. hash, protocol: of the last report. seconds: by
+    kind.
+    parameters: {"trained", "tokenizer", "decoder", "vfm"}; latent: (C, h, w). failed: why the row, or its
+    later phases, could not be had; what it has is there.
     """
 
     label: str
@@ -84,8 +89,10 @@ class Result:
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
-        entries = {name: {k: v.as_json() for k, v in getattr(self, name).items()} for name in ("numbers", "instruments")}
-        stages = [{**dataclasses.asdict(s), "numbers": {k: v.as_json() for k, v in s.numbers.items()}} for s in self.stages]
+        entries = {name: {k: v.as_json() for k, v in getattr(self, name).items()}
+                   for name in ("numbers", "instruments")}
+        stages = [{**dataclasses.asdict(s), "numbers": {k: v.as_json() for k, v in s.numbers.items()}}
+                  for s in self.stages]
         curves = {k: [{"samples": at, **v.entry()} for at, v in points] for k, points in self.logged.items()}
         more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**more, "version": VERSION, **entries, "stages": stages, "logged": curves}
@@ -115,12 +122,19 @@ def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str
         folder = runs.RunDir(root / phase.id)
         state = folder.status() if folder.path.is_dir() else None
         if state is None or state.state != "finished":
-            why = why or f"run '{phase.id}' is not finished ({f'{state.state}: {state.message}'.strip(': ') if state else 'not begun'})"
+            why = (
+                why
+                or f"run '{phase.id}' is not finished "
+                   f"({f'{state.state}: {state.message}'.strip(': ') if state else 'not begun'})"
+            )
             break
         try:
             report = api.evaluate(phase.id, root)
         except Exception as error:  # whatever it is: the other rows must come out
-            why = why or f"evaluation of run '{phase.id}': {(str(error).splitlines() or [type(error).__name__])[0]}"
+            why = (
+                why
+                or f"evaluation of run '{phase.id}': {(str(error).splitlines() or [type(error).__name__])[0]}"
+            )
             break
         result = result.with_report(report, phase.kind)
         stage = Stage(phase.stage, phase.kind, phase.id, round(state.seconds, 1), report.measured)
@@ -134,8 +148,8 @@ def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str
 def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
     """One record per run of a folder that was measured; nothing is computed and no model is loaded.
 
-    A diffusion run carries the numbers of its tokenizer too; one without a report has what it logged alone. Runs that another
-    one was built on are left out unless `every_phase`.
+    A diffusion run carries the numbers of its tokenizer too; one without a report has what it logged alone.
+    Runs that another one was built on are left out unless `every_phase`.
     """
     folders = {folder.id: folder for folder in runs.scan(root)}
     results, parents = [], set()
@@ -152,11 +166,13 @@ def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
             parents.add(run.parent)
         below = folders.get(run.parent) if run.diffusion is not None and run.parent is not None else None
         chain = [(below, "tokenizer")] * (below is not None) + [(folder, run.kind)]
-        result = _begin(run, folder.id).replace(logged=logged, seconds={k: round(f.status().seconds, 1) for f, k in chain})
+        result = _begin(run, folder.id).replace(logged=logged,
+                                                seconds={k: round(f.status().seconds, 1) for f, k in chain})
         for one, kind in chain if report is not None else ():
             own = number.of_run(one)
             result = result if own is None else result.with_report(own, kind)
-        results.append(result.replace(instruments={k: v for f, _ in reversed(chain) for k, v in _instruments(f).items()}))
+        results.append(result.replace(instruments={k: v for f, _ in reversed(chain)
+                                                   for k, v in _instruments(f).items()}))
     return results if every_phase else [r for r in results if r.run not in parents]
 
 
@@ -189,23 +205,27 @@ def _brief(reason: str) -> str:
 
 
 def sizes(row: Row) -> dict[str, Any]:
-    """{"latent": (C, h, w), "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer, built without storage.
+    """{"latent": (C, h, w), "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer, built
+    without storage.
 
-    trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands apart.
+    trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands
+    apart.
     """
     (tokenizer,) = plan.empty_tokenizers(row.run.tokenizer_phase)
     stages = [phase for phase in row.tokenizers if phase.imported is None]  # that one is not trained
     globs = {glob for phase in stages for glob in phase.trains}
     counts = {name: p.numel() for name, p in tokenizer.named_parameters()}
     free = {name for name, p in tokenizer.named_parameters() if p.requires_grad}
-    trained = sum(n for name, n in counts.items() if name in free and any(fnmatch.fnmatchcase(name, glob) for glob in globs))
+    trained = sum(n for name, n in counts.items() if name in free
+                  and any(fnmatch.fnmatchcase(name, glob) for glob in globs))
     vfm = 0 if tokenizer.vfm is None else sum(p.numel() for p in tokenizer.vfm.parameters())
     decoder = sum(n for name, n in counts.items() if name.startswith("decoder."))
     parameters = {"trained": trained, "tokenizer": sum(counts.values()), "decoder": decoder, "vfm": vfm}
     return {"latent": tuple(tokenizer.latent_shape), "parameters": parameters}
 
 
-# -- numbers over seeds -------------------------------------------------------------------------------------------------
+# -- numbers over seeds
+# -------------------------------------------------------------------------------------------------
 
 
 def means(results: Sequence[Result], metric: str) -> dict[str, list[float]]:
@@ -227,7 +247,8 @@ def best(results: Sequence[Result], metric: str) -> str | None:
     if len(values) < 2 or quantities()[metric].better is None:
         return None
     hashes = {r.label: r.numbers[metric].protocol for r in results if metric in r.numbers}
-    return rank({k: {metric: Number(statistics.fmean(v), hashes[k])} for k, v in values.items()}, metric)[0][0]
+    return rank({k: {metric: Number(statistics.fmean(v), hashes[k])} for k, v in values.items()},
+                metric)[0][0]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -235,19 +256,25 @@ def spread(values: Sequence[float]) -> str:
     text = f"{statistics.fmean(values):.3g}"
     if len(values) == 1:
         return text
-    return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3 else f"{text} ({', '.join(f'{v:.3g}' for v in values)})"
+    return (
+        f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3
+        else f"{text} ({', '.join(f'{v:.3g}' for v in values)})"
+    )
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """Which row is best by the first target that rows of one protocol have; no verdict without a spread over seeds.
+    """Which row is best by the first target that rows of one protocol have; no verdict without a spread over
+    seeds.
 
-    results: of one of the groups of one protocol. A row is better than the next one only where their seeds do not overlap.
+    results: of one of the groups of one protocol. A row is better than the next one only where their seeds do
+    not overlap.
     """
     for name, q in quantities(TARGET).items():
         values = means(results, name)
         if len(values) < 2:
             continue
-        order = [label for label, _ in sorted(values.items(), key=lambda item: statistics.fmean(item[1]), reverse=q.better == HIGHER)]
+        order = [label for label, _ in sorted(values.items(), key=lambda item: statistics.fmean(item[1]),
+                                              reverse=q.better == HIGHER)]
         shown = "; ".join(f"{label} {spread(values[label])}" for label in order)
         first, second = (values[label] for label in order[:2])
         if min(len(first), len(second)) < 2:
@@ -269,9 +296,11 @@ def head(q: Quantity, size: int | None) -> str:
 def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]:
     """One table row per label: all numbers there are (mean and spread), seconds, parameters, latent shape.
 
-    mark: how the best of a column is written, for example "**{}**". All results must belong to one of the groups of one protocol.
+    mark: how the best of a column is written, for example "**{}**". All results must belong to one of the
+    groups of one protocol.
     """
-    columns = {head(q, results[0].size): (means(results, k), best(results, k)) for k, q in quantities(TABLE).items()}
+    columns = {head(q, results[0].size): (means(results, k), best(results, k))
+               for k, q in quantities(TABLE).items()}
     columns = {title: column for title, column in columns.items() if column[0]}
     table = []
     for label in labels(results):
@@ -283,7 +312,8 @@ def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]
         seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
         row["tokenizer seconds"] = f"{statistics.fmean(seconds):,.0f}" if seconds else "–"
         parameters, latent = mine[0].parameters, mine[0].latent
-        row["parameters trained / all"] = f"{parameters['trained']:,} / {parameters['tokenizer']:,}" if parameters else "–"
+        row[
+            "parameters trained / all"] = f"{parameters['trained']:,} / {parameters['tokenizer']:,}" if parameters else "–"
         row["VFM"] = f"{parameters['vfm']:,}" if parameters and parameters["vfm"] else "–"
         row["latent"] = " x ".join(map(str, latent)) if latent else "–"
         table.append(row)
@@ -310,16 +340,19 @@ def stage_records(results: Sequence[Result]) -> list[dict[str, str]]:
 def courses(results: Sequence[Result], metric: str) -> list[tuple[Result, course.Course]]:
     """The curve of a number over training of every result that logged it, all under one protocol.
 
-    That is the one of (most of) the results' own numbers; where none has it, the one that most of them ended with.
+    That is the one of (most of) the results' own numbers; where none has it, the one that most of them ended
+    with.
     """
     marks = [r.numbers[metric].protocol for r in results if metric in r.numbers]
     protocol = statistics.mode(marks) if marks else None
     one = course.together({f"{i} {r.run}": r.logged for i, r in enumerate(results)}, metric, protocol)
-    return [(r, dataclasses.replace(c, run=r.run)) for i, r in enumerate(results) if (c := one.get(f"{i} {r.run}"))]
+    return [(r, dataclasses.replace(c, run=r.run)) for i, r in enumerate(results)
+            if (c := one.get(f"{i} {r.run}"))]
 
 
 def curve_records(results: Sequence[Result], metric: str) -> list[dict[str, str]]:
-    """One table row per label: a number over training, one column per number of images seen by the diffusion model."""
+    """One table row per label: a number over training, one column per number of images seen by the diffusion
+    model."""
     curves = [(r.label, dict(zip(c.samples, c.values, strict=True))) for r, c in courses(results, metric)]
     points = sorted({at for _, curve in curves for at in curve})
     table = []

@@ -1,11 +1,13 @@
 """AlignTok: a vision foundation model becomes the tokenizer's encoder, and is then tuned (arXiv 2509.25162).
 
-    images -> encoder (a trainable copy of the run's VFM) -> adapter -> latent -> any registered decoder (default: `conv`)
+    images -> encoder (a trainable copy of the run's VFM) -> adapter -> latent -> any registered decoder
+    (default: `conv`)
 
-The latent is deterministic: there is no KL term. What trains when is said by the run's stages: latent alignment (adapter
-and decoder), perceptual alignment (everything, held by the loss `preservation`), refinement (decoder). The paper's
-encoder is DINOv2-L/14 at its last layer and its widths are f16d32 and d64; its adapter is called light and not
-described, so the one here, a normalisation and a two-layer perceptron at every position, is ours.
+The latent is deterministic: there is no KL term. What trains when is said by the run's stages: latent
+alignment (adapter and decoder), perceptual alignment (everything, held by the loss `preservation`),
+refinement (decoder). The paper's encoder is DINOv2-L/14 at its last layer and its widths are f16d32 and d64;
+its adapter is called light and not described, so the one here, a normalisation and a two-layer perceptron at
+every position, is ours.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from vfmlab.tokenizers.linear_start import LinearStart
 
 
 class EncoderMaps(dict[int, Tensor]):
-    """Maps of the tokenizer's own encoder by layer, so that those of the frozen VFM are not mistaken for them."""
+    """Maps of the tokenizer's own encoder by layer, so that those of the frozen VFM are not mistaken for
+    them."""
 
 
 class Adapter(nn.Module):
@@ -46,9 +49,9 @@ class Adapter(nn.Module):
 class AlignTok(Tokenizer):
     """Trainable VFM encoder -> adapter -> deterministic latent -> decoder.
 
-    The run's VFM gives the encoder's initial weights; later ones are the tokenizer's own, under `encoder.*`. Features of
-    the frozen VFM are therefore never read (`layers` is empty), and such maps are not taken when somebody passes them:
-    they would be right only as long as the encoder was not touched.
+    The run's VFM gives the encoder's initial weights; later ones are the tokenizer's own, under `encoder.*`.
+    Features of the frozen VFM are therefore never read (`layers` is empty), and such maps are not taken when
+    somebody passes them: they would be right only as long as the encoder was not touched.
 
     Args:
         config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
@@ -65,19 +68,22 @@ class AlignTok(Tokenizer):
             (-1,), min_length=1, description="layers of the encoder; the paper reads the last, more are ours"
         )
         adapter_width: int = Field(256, ge=1, description="hidden channels of the adapter (ours)")
-        linear_start: bool = Field(False, description="add linear paths fitted before training; see linear_start.py")
+        linear_start: bool = Field(False,
+                                   description="add linear paths fitted before training; see linear_start.py")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 
     def __init__(self, config: AlignTok.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
         if vfm is None:
             raise ConfigError(
-                "tokenizer 'aligntok' starts from a vision foundation model, but the run has no 'vfm' section; add "
+                "tokenizer 'aligntok' starts from a vision foundation model, but the run has no 'vfm' "
+                "section; add "
                 "vfm.name=pocket"
             )
         channels, side, _ = self.latent_shape
         self.encoder = vfm.trainable_copy(config.read)
-        self.unshuffle = {layer: self._ratio(layer, vfm.grid(layer)[0], side) for layer in self.encoder.layers}
+        self.unshuffle = {layer: self._ratio(layer, vfm.grid(layer)[0], side)
+                          for layer in self.encoder.layers}
         gathered = sum(vfm.width(layer) * ratio**2 for layer, ratio in self.unshuffle.items())
         self.adapter = Adapter(gathered, config.adapter_width, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
@@ -89,7 +95,8 @@ class AlignTok(Tokenizer):
     def _ratio(self, layer: int, grid: int, side: int) -> int:
         if grid % side:
             raise ConfigError(
-                f"tokenizer.read: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; set "
+                f"tokenizer.read: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's "
+                f"{side}; set "
                 f"vfm.upscale, or tokenizer.factor {self.config.factor} (grid / latent is {grid / side:.3g})"
             )
         return grid // side
@@ -97,7 +104,8 @@ class AlignTok(Tokenizer):
     # -- encoder ----------------------------------------------------------------------------------------------------
 
     def own_features(self, images: Tensor) -> EncoderMaps:
-        """Maps of the encoder (B D h w by layer, in the order of `read`), with gradients where its weights take any."""
+        """Maps of the encoder (B D h w by layer, in the order of `read`), with gradients where its weights
+        take any."""
         return EncoderMaps(self.encoder.features(images).maps)
 
     def read_features(
@@ -112,7 +120,8 @@ class AlignTok(Tokenizer):
         for layer, ratio in self.unshuffle.items():
             if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
                 raise ConfigError(
-                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not divide by "
+                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not "
+                    "divide by "
                     f"{ratio}; use images of {self.size} px or a size whose grid does"
                 )
             parts.append(F.pixel_unshuffle(maps[layer], ratio))

@@ -1,8 +1,9 @@
 """What every visual tokenizer is: images -> Posterior -> normalised latent z -> images.
 
 There are two latents and only this file knows both. *Raw* latents are what the networks make and take
-(`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the training images
-(`encode`, `decode`); everything outside tokenizers and their training sees only those, and calls them z.
+(`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the
+training images (`encode`, `decode`); everything outside tokenizers and their training sees only those, and
+calls them z.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Posterior:
         return torch.zeros_like(self.mean) if self.logvar is None else torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """Mean + std * noise; noise (B C h w, standard normal) may be given, so that the caller can seed it per sample."""
+        """Mean + std * noise; noise (B C h w, standard normal) may be given, so that the caller can seed it
+        per sample."""
         if self.logvar is None:
             return self.mean
         if noise is None:
@@ -44,7 +46,8 @@ class Posterior:
         return self.mean + self.std * noise.to(self.mean)
 
     def kl(self) -> Tensor:
-        """KL divergence to N(0, 1), summed over C h w: one value per image [B] (nats). Zero for a deterministic code."""
+        """KL divergence to N(0, 1), summed over C h w: one value per image [B] (nats). Zero for a
+        deterministic code."""
         if self.logvar is None:
             return self.mean.new_zeros(self.mean.shape[0])
         mean, logvar = self.mean.float(), self.logvar.float()
@@ -78,9 +81,9 @@ class Statistics:
 class Tokenizer(nn.Module):
     """Base of all tokenizers.
 
-    A method subclasses this in one file, registers itself, declares its options as a nested `Config`, and implements
-    `posterior` and `decode_raw`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm the
-    frozen :class:`vfmlab.vfm.VisionModel` of the run, or None.
+    A method subclasses this in one file, registers itself, declares its options as a nested `Config`, and
+    implements `posterior` and `decode_raw`. Its constructor takes `(config, size, vfm)`: size is the image's
+    side in pixels, vfm the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None.
 
     Attributes:
         layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
@@ -93,7 +96,8 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig, size: int, vfm: nn.Module | None = None):
         super().__init__()
         if size % config.factor:
-            raise ConfigError(f"data.size {size} is not divisible by tokenizer.factor {config.factor}; choose a multiple of {config.factor}")
+            raise ConfigError(f"data.size {size} is not divisible by tokenizer.factor {config.factor}; "
+                              f"choose a multiple of {config.factor}")
         self.config, self.size = config, size
         self.frozen = Frozen(vfm=vfm)
         self.register_buffer("stat_mean", torch.zeros(config.channels))
@@ -106,12 +110,14 @@ class Tokenizer(nn.Module):
         """The run's frozen VFM: shared, so no part of parameters(), state_dict() and train()."""
         return self.frozen.get("vfm")
 
-    # -- what a method implements, on raw latents -------------------------------------------------------------------
+    # -- what a method implements, on raw latents
+    # -------------------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> raw posterior (B C h w).
 
-        features: maps of the VFM for these images by layer (`vfm.features(images, layers).maps`), when the caller has them.
+        features: maps of the VFM for these images by layer (`vfm.features(images, layers).maps`), when the
+        caller has them.
         """
         raise NotImplementedError
 
@@ -124,15 +130,19 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def last_decoder_layer(self) -> nn.Parameter:
-        """The parameter at which the adaptive weight of an adversarial term compares gradient norms: the one before the image."""
+        """The parameter at which the adaptive weight of an adversarial term compares gradient norms: the one
+        before the image."""
         return self.decoder.last_layer()
 
-    # -- what a method may add for its training ---------------------------------------------------------------------
+    # -- what a method may add for its training
+    # ---------------------------------------------------------------------
 
     def begin(self, batches: list[Tensor]) -> str:
-        """Before the first step of the first stage: what is solved or measured on training images (B 3 H W in [-1, 1] each).
+        """Before the first step of the first stage: what is solved or measured on training images (B 3 H W in
+        [-1, 1] each).
 
-        Here: the closed-form linear start of tokenizers that have one as `start`. Returns a line about it, or "".
+        Here: the closed-form linear start of tokenizers that have one as `start`. Returns a line about it, or
+        "".
         """
         if getattr(self, "start", None) is None:
             return ""
@@ -145,7 +155,8 @@ class Tokenizer(nn.Module):
         )
 
     def own_features(self, images: Tensor) -> dict[int, Tensor] | None:
-        """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients; None where the frozen VFM is all there is.
+        """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients; None where the frozen
+        VFM is all there is.
 
         They are handed to `posterior` as `features`; the last of them is what enters the adapter.
         """
@@ -156,10 +167,12 @@ class Tokenizer(nn.Module):
         return z
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor] | None:
-        """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature decoder."""
+        """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature
+        decoder."""
         return None
 
-    # -- what the rest of the project uses --------------------------------------------------------------------------
+    # -- what the rest of the project uses
+    # --------------------------------------------------------------------------
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -171,7 +184,8 @@ class Tokenizer(nn.Module):
     def statistics(self) -> Statistics:
         if int(self.stat_count) == 0:
             raise CheckpointError(
-                f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for diffusion; "
+                f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for "
+                "diffusion; "
                 "finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches); "
                 "before that, look at raw latents: tokenizer.posterior(images), tokenizer.decode_raw(z)"
             )
@@ -180,9 +194,11 @@ class Tokenizer(nn.Module):
     def set_statistics(self, statistics: Statistics) -> None:
         mean, std = statistics.mean.float(), statistics.std.float()
         if mean.shape not in ((self.config.channels,), self.latent_shape) or std.shape != mean.shape:
-            raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer {self.config.channels}; measure them again")
+            raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer "
+                                  f"{self.config.channels}; measure them again")
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise CheckpointError(f"latent statistics are not usable (std {std.tolist()}): a channel is constant or not finite")
+            raise CheckpointError(f"latent statistics are not usable (std {std.tolist()}): a channel is "
+                                  "constant or not finite")
         self.adapt({"stat_mean": mean})
         self.stat_mean.copy_(mean)
         self.stat_std.copy_(std)
@@ -190,10 +206,13 @@ class Tokenizer(nn.Module):
         self.fingerprint = statistics.fingerprint
 
     def adapt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Before `tensors` are loaded: the statistics take the form that they have there, per channel or per place."""
+        """Before `tensors` are loaded: the statistics take the form that they have there, per channel or per
+        place."""
         mean = tensors.get("stat_mean")
-        if mean is not None and mean.shape != self.stat_mean.shape and mean.shape in ((self.config.channels,), self.latent_shape):
-            self.stat_mean, self.stat_std = self.stat_mean.new_zeros(mean.shape), self.stat_std.new_ones(mean.shape)
+        if mean is not None and mean.shape != self.stat_mean.shape and mean.shape in (
+            (self.config.channels,), self.latent_shape):
+            self.stat_mean, self.stat_std = self.stat_mean.new_zeros(
+                mean.shape), self.stat_std.new_ones(mean.shape)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         self.adapt(state_dict)
@@ -212,7 +231,8 @@ class Tokenizer(nn.Module):
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents (B C h w) -> normalised ones, with gradients."""
-        mean, std = self.stat_mean.clone(), self.stat_std.clone()  # copies: running statistics move before backward
+        # copies: running statistics move before backward
+        mean, std = self.stat_mean.clone(), self.stat_std.clone()
         return (raw - over(mean)) / over(std)
 
     def denormalise(self, z: Tensor) -> Tensor:
@@ -229,18 +249,21 @@ class Tokenizer(nn.Module):
         self.stat_mean.lerp_(mean.to(self.stat_mean), momentum)
         self.stat_std.copy_(torch.lerp(self.stat_std.square(), variance.to(self.stat_std), momentum).sqrt())
 
-    def read_features(self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...]) -> dict[int, Tensor]:
+    def read_features(self, images: Tensor, features: dict[int, Tensor] | None,
+                      layers: tuple[int, ...]) -> dict[int, Tensor]:
         """The VFM maps of `layers`: those given, or computed now."""
         if features is not None and all(layer in features for layer in layers):
             return features
         if self.vfm is None:
-            raise ConfigError(f"tokenizer '{self.config.method}' reads VFM layers {list(layers)} but the run has no 'vfm' section; add vfm.name=...")
+            raise ConfigError(f"tokenizer '{self.config.method}' reads VFM layers {list(layers)} but the run "
+                              "has no 'vfm' section; add vfm.name=...")
         return self.vfm.features(images, layers).maps
 
 
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
-    """Per-channel mean and std of the posterior mode over `batches` of images in [-1, 1], in float64, one pass.
+    """Per-channel mean and std of the posterior mode over `batches` of images in [-1, 1], in float64, one
+    pass.
 
     Several processes: call it on the main one with all images; the pass is cheap beside training.
     """

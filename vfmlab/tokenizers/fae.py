@@ -1,16 +1,21 @@
-"""FAE, the feature auto-encoder: one attention layer squeezes a frozen VFM's map, two decoders lead back (arXiv 2512.07829).
+"""FAE, the feature auto-encoder: one attention layer squeezes a frozen VFM's map, two decoders lead back
+(arXiv 2512.07829).
 
-    VFM map -> one attention layer -> mean, log-variance -> z -> feature decoder -> rebuilt VFM map -> pixel decoder -> image
+    VFM map -> one attention layer -> mean, log-variance -> z -> feature decoder -> rebuilt VFM map -> pixel
+    decoder -> image
 
-Encoder and feature decoder learn to rebuild the map (loss `feature_reconstruction`, with `kl`); the pixel decoder learns to
-paint from what is rebuilt. In the paper pixels never shape the latent: two stages, the first with
-trains ("encoder.*", "feature_decoder.*"), the second with trains ("decoder.*"). With all losses in one stage they do (ours).
+Encoder and feature decoder learn to rebuild the map (loss `feature_reconstruction`, with `kl`); the pixel
+decoder learns to paint from what is rebuilt. In the paper pixels never shape the latent: two stages, the
+first with trains ("encoder.*", "feature_decoder.*"), the second with trains ("decoder.*"). With all losses in
+one stage they do (ours).
 
-From the paper: the sizes of the three parts, which are the defaults; blocks of the feature decoder with rotary positions, RMS norm
-and SwiGLU. Ours: maps are standardised per channel before the encoder and behind the feature decoder (the VFM's own scale is put
-back in `rebuild`); what the text leaves open of the attention layer (figure 7) and of the feature decoder's ends, chosen so that
-both have the paper's 38.17 M and 170.43 M parameters. The paper first trains the pixel decoder on the VFM's own maps with noise of
-std 0.4, then on the rebuilt ones; here it is trained on the rebuilt ones only.
+From the paper: the sizes of the three parts, which are the defaults; blocks of the feature decoder with
+rotary positions, RMS norm
+and SwiGLU. Ours: maps are standardised per channel before the encoder and behind the feature decoder (the
+VFM's own scale is put back in `rebuild`); what the text leaves open of the attention layer (figure 7) and of
+the feature decoder's ends, chosen so that both have the paper's 38.17 M and 170.43 M parameters. The paper
+first trains the pixel decoder on the VFM's own maps with noise of std 0.4, then on the rebuilt ones; here it
+is trained on the rebuilt ones only.
 """
 
 from __future__ import annotations
@@ -38,10 +43,11 @@ VIT_L = {"width": 1024, "depth": 24, "heads": 16, "hidden": 4096}
 
 
 class OneAttention(nn.Module):
-    """The encoder: attention whose heads stay wide and apart, a linear skip beside it, activation, one linear map. B N C.
+    """The encoder: attention whose heads stay wide and apart, a linear skip beside it, activation, one linear
+    map. B N C.
 
-    out(gelu(skip(x) + attention(x))), x behind a layer norm. Values are not projected again after attention: the paper
-    merges consecutive linear layers.
+    out(gelu(skip(x) + attention(x))), x behind a layer norm. Values are not projected again after attention:
+    the paper merges consecutive linear layers.
     """
 
     def __init__(self, inputs: int, outputs: int, heads: int, head_width: int):
@@ -63,7 +69,8 @@ class FeatureDecoder(nn.Module):
     """Latent B C h w -> standardised VFM map B D h w: linear, transformer blocks with rotary positions, norm.
 
     Args:
-        inputs: channels of the latent. width: of the VFM. side: of the latent; learned positions are interpolated elsewhere.
+        inputs: channels of the latent. width: of the VFM. side: of the latent; learned positions are
+        interpolated elsewhere.
     """
 
     def __init__(self, inputs: int, width: int, side: int, depth: int, heads: int, mlp_ratio: float):
@@ -71,7 +78,8 @@ class FeatureDecoder(nn.Module):
         hidden = round(width * mlp_ratio * 2 / 3)  # of SwiGLU, which has three matrices for the usual two
         self.embed = nn.Conv2d(inputs, width, 1)
         self.position = nn.Parameter(0.02 * torch.randn(1, width, side, side))
-        self.blocks = nn.ModuleList(ViTBlock(width, heads, hidden, norm="rms", gated=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, hidden, norm="rms", gated=True)
+                                    for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head_width = width // heads
 
@@ -88,10 +96,12 @@ class FeatureDecoder(nn.Module):
 
 @TOKENIZERS.register("fae")
 class FAE(Tokenizer):
-    """KL latent of few channels on the VFM's own grid; a feature decoder, then any registered decoder for pixels.
+    """KL latent of few channels on the VFM's own grid; a feature decoder, then any registered decoder for
+    pixels.
 
     Raises:
-        ConfigError: no VFM; a latent that is not on the grid of the VFM's layer; heads that do not divide the widths.
+        ConfigError: no VFM; a latent that is not on the grid of the VFM's layer; heads that do not divide the
+        widths.
     """
 
     class Config(config.TokenizerConfig):
@@ -102,29 +112,38 @@ class FAE(Tokenizer):
         heads: int = Field(24, ge=1, description="of the encoder's attention layer")
         head_width: int = Field(256, ge=1, description="width of each of them")
         feature_depth: int = Field(6, ge=1, description="blocks of the feature decoder, as wide as the VFM")
-        feature_heads: int | None = Field(None, ge=1, description="null: heads of width 64 (of 32 below a width of 256)")
+        feature_heads: int | None = Field(None, ge=1,
+                                          description="null: heads of width 64 (of 32 below a width of 256)")
         mlp_ratio: float = Field(4.0, gt=0, description="of the feature decoder")
-        decode_from: Literal["features", "latent"] = Field("features", description="what the pixel decoder sees; 'latent' is an ablation of ours")
-        linear_start: bool = Field(False, description="add linear paths fitted before training; see linear_start.py")
+        decode_from: Literal["features", "latent"] = Field("features", description="what the pixel decoder "
+            "sees; 'latent' is an ablation of ours")
+        linear_start: bool = Field(False,
+                                   description="add linear paths fitted before training; see linear_start.py")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config(**VIT_L))
 
     def __init__(self, config: FAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
         if vfm is None:
-            raise ConfigError("tokenizer 'fae' encodes a vision foundation model's map, but the run has no 'vfm' section; add vfm.name=pocket")
+            raise ConfigError("tokenizer 'fae' encodes a vision foundation model's map, but the run has no "
+                              "'vfm' section; add vfm.name=pocket")
         self.layers = (config.layer,)
         channels, side, _ = self.latent_shape
         check_grid(vfm, config.layer, side, config.factor)
         width = vfm.width(config.layer)
         heads = config.feature_heads or max(1, width // (64 if width >= 256 else 32))
         if width % (4 * heads):  # rotary positions turn quarters of a head
-            raise ConfigError(f"tokenizer.feature_heads {heads}: the VFM's width {width} must be a multiple of 4 x heads; choose another number")
+            raise ConfigError(f"tokenizer.feature_heads {heads}: the VFM's width {width} must be a multiple "
+                              "of 4 x heads; choose another number")
         self.standardise = Standardise(width)
         self.encoder = OneAttention(width, 2 * channels, config.heads, config.head_width)
-        self.feature_decoder = FeatureDecoder(channels, width, side, config.feature_depth, heads, config.mlp_ratio)
+        self.feature_decoder = FeatureDecoder(channels, width, side, config.feature_depth, heads,
+                                              config.mlp_ratio)
         seen = width if config.decode_from == "features" else channels
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, seen, side, size)
-        self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.layers) if config.linear_start else None
+        self.start = (
+            LinearStart.for_features(channels, config.factor, size, vfm, self.layers) if config.linear_start
+            else None
+        )
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features, self.layers)
@@ -138,7 +157,8 @@ class FAE(Tokenizer):
     def begin(self, batches: list[Tensor]) -> str:
         """Measures the map's statistics, then fits the linear start where there is one."""
         device = self.stat_mean.device
-        self.standardise.fit(self.read_features(images.to(device), None, self.layers)[self.config.layer] for images in batches)
+        self.standardise.fit(self.read_features(images.to(device), None, self.layers)[self.config.layer]
+                             for images in batches)
         return super().begin(batches)
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:

@@ -1,18 +1,22 @@
-"""A linear start for any tokenizer: patch paths beside encoder and decoder, solved in closed form before training.
+"""A linear start for any tokenizer: patch paths beside encoder and decoder, solved in closed form before
+training.
 
-A tokenizer's network begins as noise and spends most of a short training on what a linear map knows. With this option
+A tokenizer's network begins as noise and spends most of a short training on what a linear map knows. With
+this option
 
     raw mean = gain_e * network(x) + A source        decoded image = gain_d * network(z) + B z
 
 where `source` is what the encoder looks at (the image's own patches, or VFM maps on the latent grid), A and B
-are ordinary trainable parameters, and the gains (per channel, trainable) begin small. A is the reduced-rank ridge
-regression of the image patches on the source (Izenman 1975): with patches as source that is patch PCA, with features
-it is the best code of that many channels a linear map can read off them. Codes are whitened to unit variance, which
-suits the KL prior. B is the ridge regression of the patches on 3x3 neighbourhoods of codes: it smooths over borders.
+are ordinary trainable parameters, and the gains (per channel, trainable) begin small. A is the reduced-rank
+ridge regression of the image patches on the source (Izenman 1975): with patches as source that is patch PCA,
+with features it is the best code of that many channels a linear map can read off them. Codes are whitened to
+unit variance, which suits the KL prior. B is the ridge regression of the patches on 3x3 neighbourhoods of
+codes: it smooths over borders.
 
-It changes the comparison of tokenizers unless all of them use it: set it for every one or for none. The curves begin
-high for the same reason (VFM-VAE at the pocket tier: at 26.9 dB): the linear map is the best of its kind, and the first
-steps, in which the network beside it is still noise, lower PSNR before the network takes over.
+It changes the comparison of tokenizers unless all of them use it: set it for every one or for none. The
+curves begin high for the same reason (VFM-VAE at the pocket tier: at 26.9 dB): the linear map is the best of
+its kind, and the first steps, in which the network beside it is still noise, lower PSNR before the network
+takes over.
 """
 
 from __future__ import annotations
@@ -26,9 +30,11 @@ from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
 
-RIDGE = 1e-4  # of the mean variance of the regressors: enough for rank-deficient features, invisible otherwise
+# of the mean variance of the regressors: enough for rank-deficient features, invisible otherwise
+RIDGE = 1e-4
 START_GAIN = 0.03
-START_LOGVAR = -6.0  # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
+# std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
+START_LOGVAR = -6.0
 
 
 class LinearStart(nn.Module):
@@ -36,7 +42,8 @@ class LinearStart(nn.Module):
 
     Args:
         channels: of the latent. factor: side of a patch in pixels (the tokenizer's down-sampling factor).
-        widths: VFM layer -> (channels of its map, grid side over latent side, at the run's size) for tokenizers that
+        widths: VFM layer -> (channels of its map, grid side over latent side, at the run's size) for
+        tokenizers that
             read features; None for those that read pixels. Maps finer than the latent by a whole number are
             pixel-unshuffled, others resized.
     """
@@ -50,7 +57,10 @@ class LinearStart(nn.Module):
                 f"tokenizer.linear_start: {channels} channels are more than the {pixels} values of a "
                 f"{factor} x {factor} patch; use fewer channels or switch it off"
             )
-        known = pixels if widths is None else sum(width * _unshuffle(ratio) ** 2 for width, ratio in widths.values())
+        known = (
+            pixels if widths is None
+            else sum(width * _unshuffle(ratio) ** 2 for width, ratio in widths.values())
+        )
         self.read = nn.Conv2d(known, channels, 1)
         self.write = nn.Conv2d(channels, pixels, 3, padding=1)
         for layer in (self.read, self.write):
@@ -67,10 +77,13 @@ class LinearStart(nn.Module):
         return cls(channels, factor)
 
     @classmethod
-    def for_features(cls, channels: int, factor: int, size: int, vfm: nn.Module, layers: Iterable[int]) -> LinearStart:
-        """For an encoder that looks at a VFM's maps; `source` is then the dict of maps, layer -> B D h' w'."""
+    def for_features(cls, channels: int, factor: int, size: int, vfm: nn.Module,
+                     layers: Iterable[int]) -> LinearStart:
+        """For an encoder that looks at a VFM's maps; `source` is then the dict of maps, layer -> B D h'
+        w'."""
         side = size // factor
-        return cls(channels, factor, {layer: (vfm.width(layer), vfm.grid(layer)[0] / side) for layer in layers})
+        return cls(channels, factor,
+                   {layer: (vfm.width(layer), vfm.grid(layer)[0] / side) for layer in layers})
 
     def encode(
         self, mean: Tensor, logvar: Tensor | None, source: Tensor | dict[int, Tensor]
@@ -103,7 +116,8 @@ class LinearStart(nn.Module):
 
     @torch.no_grad()
     def solve(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | dict[int, Tensor]]]]) -> float:
-        """Set A and B from pairs (images B 3 H W, source). `batches()` is called twice and must give the same pairs.
+        """Set A and B from pairs (images B 3 H W, source). `batches()` is called twice and must give the same
+        pairs.
 
         Returns the mean squared error per pixel value of the linear paths alone on these images.
         """
@@ -119,7 +133,8 @@ class LinearStart(nn.Module):
         directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
         code = coefficients @ directions  # D x C
         variance = (code.T @ moments.xx @ code).diagonal()
-        # Directions that the source does not know have no variance: they stay small instead of becoming pure noise.
+        # Directions that the source does not know have no variance: they stay small instead of becoming pure
+        # noise.
         code = code / variance.clamp_min(1e-6 * max(float(variance.max()), 1e-12)).sqrt()
         self.read.weight.copy_(code.T[:, :, None, None].to(device))
         self.read.bias.copy_(-(moments.mean_x @ code).to(device))
@@ -138,10 +153,11 @@ class LinearStart(nn.Module):
 
 
 class LinearWrite(nn.Module):
-    """The decoder's half alone, for tokenizers whose latent is fixed before training: gain * network(z) + B z.
+    """The decoder's half alone, for tokenizers whose latent is fixed before training: gain * network(z) + B
+    z.
 
-    Where training adds noise to the latent, the ridge is the noise's variance: that is the best linear decoder of noisy
-    latents. Zero until :meth:`solve`.
+    Where training adds noise to the latent, the ridge is the noise's variance: that is the best linear
+    decoder of noisy latents. Zero until :meth:`solve`.
 
     Args:
         channels: of the latent. factor: side of a patch in pixels.
@@ -156,13 +172,15 @@ class LinearWrite(nn.Module):
         self.gain = nn.Parameter(torch.full((3, 1, 1), START_GAIN))
 
     def forward(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
-        """The network's images, largest first -> those with the linear path added (averaged down for smaller ones)."""
+        """The network's images, largest first -> those with the linear path added (averaged down for smaller
+        ones)."""
         own = F.pixel_shuffle(self.write(z), self.factor)
         return [self.gain * image + F.adaptive_avg_pool2d(own, image.shape[-2:]) for image in images]
 
     @torch.no_grad()
     def solve(self, pairs: Iterable[tuple[Tensor, Tensor]], noise: float = 0.0) -> None:
-        """Set B from pairs of images B 3 H W and raw latents B C h w. noise: variance that training adds to latents."""
+        """Set B from pairs of images B 3 H W and raw latents B C h w. noise: variance that training adds to
+        latents."""
         moments = Moments()
         for images, z in pairs:
             around = F.unfold(z.float(), 3, padding=1).transpose(1, 2).flatten(0, 1)  # (B h w) (C 3 3)
@@ -220,7 +238,8 @@ class Moments:
         return max(float(self.xx.diagonal().mean()), 1e-12)
 
     def ridge(self, ridge: float | None = None) -> Tensor:
-        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's. None: RIDGE of the mean variance."""
+        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's. None: RIDGE of the mean
+        variance."""
         xx, xy = self.xx, self.product[: self.width, self.width :] / self.count
         ridge = RIDGE * self.scale if ridge is None else ridge
         return torch.linalg.solve(xx + ridge * torch.eye(self.width, dtype=xx.dtype), xy)
@@ -233,14 +252,17 @@ class Moments:
 
 @torch.no_grad()
 def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
-    """Fit the linear start of `tokenizer`, once, before its training; nothing to do for one without it (returns None).
+    """Fit the linear start of `tokenizer`, once, before its training; nothing to do for one without it
+    (returns None).
 
     Deterministic: the same batches give the same weights, so every rank may call it with the same batches.
 
     Args:
-        batches: images B 3 H W in [-1, 1], best a list or an object whose iteration starts anew; some hundred to a few
-            thousand images in all. Time and memory grow with the square of what the encoder reads per latent cell: at
-            the pocket tier a second, for three maps of a ViT-L unshuffled to f16 (12 k values) minutes and 2 GB.
+        batches: images B 3 H W in [-1, 1], best a list or an object whose iteration starts anew; some hundred
+        to a few
+            thousand images in all. Time and memory grow with the square of what the encoder reads per latent
+            cell: at the pocket tier a second, for three maps of a ViT-L unshuffled to f16 (12 k values)
+            minutes and 2 GB.
 
     Returns:
         PSNR in dB (range 2) of the linear paths alone on `batches`, before any training.

@@ -1,7 +1,8 @@
-"""The plain convolutional KL autoencoder (SD-VAE's network) at any factor and width, and VA-VAE, which is the same net.
+"""The plain convolutional KL autoencoder (SD-VAE's network) at any factor and width, and VA-VAE, which is the
+same net.
 
-arXiv 2112.10752 (appendix D) and 2501.01423. The published f16d32 net is width 128, multipliers (1, 1, 2, 2, 4), two
-residual blocks per resolution, attention at 16 px.
+arXiv 2112.10752 (appendix D) and 2501.01423. The published f16d32 net is width 128, multipliers (1, 1, 2, 2,
+4), two residual blocks per resolution, attention at 16 px.
 """
 
 from __future__ import annotations
@@ -23,31 +24,37 @@ LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 
 
 @TOKENIZERS.register("plain_vae")
 class PlainVAE(Tokenizer):
-    """Convolutional encoder -> diagonal Gaussian -> any registered decoder (default: its convolutional mirror image).
+    """Convolutional encoder -> diagonal Gaussian -> any registered decoder (default: its convolutional mirror
+    image).
 
-    Looks at pixels only; the run's VFM, if any, is used by losses. Accepts images of any side divisible by `factor`.
+    Looks at pixels only; the run's VFM, if any, is used by losses. Accepts images of any side divisible by
+    `factor`.
     """
 
     class Config(config.TokenizerConfig):
         method: Literal["plain_vae"] = "plain_vae"
         width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
         multipliers: tuple[int, ...] | None = Field(
-            None, description="widths per resolution over `width`, finest first; None: the usual ones for the factor"
+            None, description="widths per resolution over `width`, finest first; None: the usual ones for "
+                              "the factor"
         )
         blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
-        attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
+        attention: tuple[int, ...] = Field((16,),
+                                           description="sides in pixels with attention after every block")
         middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
         middle_attention: bool = Field(True, description="attention between those two")
         inner: int | None = Field(None, ge=1, description="half the channels before the last 1x1 convolution")
         patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
-        linear_start: bool = Field(False, description="linear patch paths, fitted before training (linear_start.py)")
+        linear_start: bool = Field(False,
+                                   description="linear patch paths, fitted before training (linear_start.py)")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 
     def __init__(self, config: PlainVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
         if config.factor % config.patch:
             raise ConfigError(
-                f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a divisor"
+                f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a "
+                "divisor"
             )
         channels, side, _ = self.latent_shape
         inner = 2 * (config.inner or channels)
@@ -71,7 +78,8 @@ class PlainVAE(Tokenizer):
         return images if self.start is None else self.start.decode(images, z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's epsilon.
+        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's
+        # epsilon.
         return self.quant.weight if self.start is None else self.start.read.weight
 
 
@@ -79,8 +87,9 @@ class PlainVAE(Tokenizer):
 class VAVAE(PlainVAE):
     """VA-VAE (arXiv 2501.01423): the network of `plain_vae`, aligned with a VFM by the loss `vf`.
 
-    The run must have a `vfm` section (the paper: DINOv2-L/14) and the loss `vf` (the paper: weight 0.1, adaptive,
-    margins cos 0.5 and distance 0.25); that loss refuses a run without a VFM. Encoding needs no VFM.
+    The run must have a `vfm` section (the paper: DINOv2-L/14) and the loss `vf` (the paper: weight 0.1,
+    adaptive, margins cos 0.5 and distance 0.25); that loss refuses a run without a VFM. Encoding needs no
+    VFM.
     """
 
     class Config(PlainVAE.Config):

@@ -1,15 +1,19 @@
-"""RAE: the tokens of a frozen vision foundation model are the latent, nothing is compressed (arXiv 2510.11690); and RAEv2.
+"""RAE: the tokens of a frozen vision foundation model are the latent, nothing is compressed (arXiv
+2510.11690); and RAEv2.
 
-    VFM blocks -> layer norm without weights, each -> mean -> standardise per channel -> z (+ noise in training) -> decoder
+    VFM blocks -> layer norm without weights, each -> mean -> standardise per channel -> z (+ noise in
+    training) -> decoder
 
-Only the decoder is trained. `rae` reads the last block alone. `multi_layer_rae` (RAEv2, arXiv 2605.18324) reads the last K
-blocks, or every `stride`-th of them; their sum and their mean are the same latent once it is standardised. What the paper's
-release does and this does: the final norm without its weights on every block, DINOv3 with the last block's mean over places
-added everywhere. Reading block outputs through a layer norm of our own (and not the model's final one) is the same thing,
-since its weights are left out. Statistics are one mean and std for each channel, fixed before training.
+Only the decoder is trained. `rae` reads the last block alone. `multi_layer_rae` (RAEv2, arXiv 2605.18324)
+reads the last K blocks, or every `stride`-th of them; their sum and their mean are the same latent once it is
+standardised. What the paper's
+release does and this does: the final norm without its weights on every block, DINOv3 with the last block's
+mean over places added everywhere. Reading block outputs through a layer norm of our own (and not the model's
+final one) is the same thing, since its weights are left out. Statistics are one mean and std for each
+channel, fixed before training.
 
-Noise: z + sigma * n with n ~ N(0, 1), one sigma for each image, |N(0, tau)| as the paper writes; the release draws it uniformly from
-[0, tau] and adds it before standardisation (`noise_law`).
+Noise: z + sigma * n with n ~ N(0, 1), one sigma for each image, |N(0, tau)| as the paper writes; the release
+draws it uniformly from [0, tau] and adds it before standardisation (`noise_law`).
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ EPS = 1e-6  # of the layer norm, as in the large models
 
 @TOKENIZERS.register("rae")
 class RAE(Tokenizer):
-    """Deterministic latent (no variance) of as many channels as the VFM is wide, on the VFM's own grid; any decoder.
+    """Deterministic latent (no variance) of as many channels as the VFM is wide, on the VFM's own grid; any
+    decoder.
 
     Raises:
         ConfigError: no VFM; `channels` or the latent's side are not the VFM's.
@@ -45,24 +50,31 @@ class RAE(Tokenizer):
         channels: int = Field(768, ge=1, description="must be the VFM's width")
         factor: int = Field(16, ge=1, description="spatial down-sampling; must give the VFM's grid")
         last: int = Field(1, ge=1, description="K: how many blocks are read, counted from the last")
-        stride: int = Field(1, ge=1, description="every so many blocks (the release's K = 7 is every second one)")
-        pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the release does for DINOv3")
-        noise: float = Field(0.8, ge=0, description="tau: scale of the training noise on the standardised latent; 0: none")
-        noise_law: Literal["half_normal", "uniform"] = Field("half_normal", description="sigma ~ |N(0, tau)|, or uniform in [0, tau]")
-        linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before training (linear_start.py)")
+        stride: int = Field(1, ge=1,
+                            description="every so many blocks (the release's K = 7 is every second one)")
+        pooled: bool = Field(False, description="add the last block's mean over places everywhere, as the "
+                                                "release does for DINOv3")
+        noise: float = Field(0.8, ge=0, description="tau: scale of the training noise on the standardised "
+                                                    "latent; 0: none")
+        noise_law: Literal["half_normal", "uniform"] = Field("half_normal", description="sigma ~ |N(0, "
+            "tau)|, or uniform in [0, tau]")
+        linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before "
+                                                      "training (linear_start.py)")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
 
     def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
         if vfm is None:
-            raise ConfigError(f"tokenizer '{config.method}' encodes with a vision foundation model, but the run has no 'vfm' section; add vfm.name=pocket")
+            raise ConfigError(f"tokenizer '{config.method}' encodes with a vision foundation model, but the "
+                              "run has no 'vfm' section; add vfm.name=pocket")
         self.layers = last_blocks(vfm.depth, config.last, config.stride)
         channels, side, _ = self.latent_shape
         for layer in self.layers:
             check_grid(vfm, layer, side, config.factor)
             if vfm.width(layer) != channels:
                 raise ConfigError(
-                    f"tokenizer.channels {channels}: '{config.method}' does not compress, its latent is as wide as the VFM's layer {layer}; "
+                    f"tokenizer.channels {channels}: '{config.method}' does not compress, its latent is as "
+                    f"wide as the VFM's layer {layer}; "
                     f"set tokenizer.channels={vfm.width(layer)}"
                 )
         self.standardise = Standardise(channels)
@@ -96,7 +108,8 @@ class RAE(Tokenizer):
         return z + self.config.noise * draw * rng.randn(*z.shape[1:])
 
     def last_encoder_layer(self) -> nn.Parameter:
-        raise ConfigError(f"tokenizer '{self.config.method}' trains no encoder: no adaptive weight can be taken there; set adaptive=false, or leave the term out")
+        raise ConfigError(f"tokenizer '{self.config.method}' trains no encoder: no adaptive weight can be "
+                          "taken there; set adaptive=false, or leave the term out")
 
     # -- decoder ----------------------------------------------------------------------------------------------------
 
@@ -136,6 +149,7 @@ def check_grid(vfm: nn.Module, layer: int, side: int, factor: int) -> None:
     grid = vfm.grid(layer)[0]
     if grid != side:
         raise ConfigError(
-            f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} asks for {side} x {side}; "
+            f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} asks for {side} x "
+            f"{side}; "
             f"set vfm.upscale={vfm.upscale * side / grid:g} or a tokenizer.factor that fits"
         )

@@ -1,14 +1,15 @@
-"""VFM-VAE: a frozen vision foundation model as the encoder of a latent-diffusion tokenizer (arXiv 2510.18457).
+"""VFM-VAE: a frozen vision foundation model as the encoder of a latent-diffusion tokenizer (arXiv
+2510.18457).
 
     VFM maps of several depths -> projection each -> pixel-unshuffle to the latent grid -> concatenate
         -> projection -> mean, log-variance (or codes) -> any registered decoder (default: `progressive`)
 
-Only the small adapter and the decoder are trained. How the fields map to the release's argument names, in brackets, and
-to the paper's values, which are the defaults: `channels` 32 [z_dimension], `factor` 16 [resolution_compression_factor],
-`widths` 64 for each layer [patch_out_dimensions], `projection` attention [how_to_compress: attnproj | conv],
-`projection_layers` 1 [attnproj_quant_layers], `kl` [use_kl_loss], `discrete` [compression_mode]. Which VFM, layers
-[patch_from_layers] and up-scaling [scale_factor] is the run's `vfm` section; the decoder's names are in
-`vfmlab/decoders/progressive.py`.
+Only the small adapter and the decoder are trained. How the fields map to the release's argument names, in
+brackets, and to the paper's values, which are the defaults: `channels` 32 [z_dimension], `factor` 16
+[resolution_compression_factor], `widths` 64 for each layer [patch_out_dimensions], `projection` attention
+[how_to_compress: attnproj | conv], `projection_layers` 1 [attnproj_quant_layers], `kl` [use_kl_loss],
+`discrete` [compression_mode]. Which VFM, layers [patch_from_layers] and up-scaling [scale_factor] is the
+run's `vfm` section; the decoder's names are in `vfmlab/decoders/progressive.py`.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ class VFMVAE(Tokenizer):
 
     Args:
         config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
-        shapes: layer -> :class:`LayerShape`, in place of a VFM, for imported weights: features are then given to
+        shapes: layer -> :class:`LayerShape`, in place of a VFM, for imported weights: features are then given
+        to
             :meth:`encode_features`, or a VFM is attached later.
 
     Raises:
-        ConfigError: neither `vfm` nor `shapes`; a layer's grid that is not a multiple of the latent's; a number of
+        ConfigError: neither `vfm` nor `shapes`; a layer's grid that is not a multiple of the latent's; a
+        number of
             `widths` that is not the number of layers.
     """
 
@@ -74,15 +77,18 @@ class VFMVAE(Tokenizer):
         )
         projection: Kind = Field("attention", description="attention projection (UniTok) or 1x1 convolution")
         projection_layers: int = Field(1, ge=1, description="attention projections in a row")
-        gelu: Gelu = Field("tanh", description="GELU of the attention projections; 'erf' is faster on the CPU")
+        gelu: Gelu = Field("tanh",
+                           description="GELU of the attention projections; 'erf' is faster on the CPU")
         kl: bool = Field(True, description="off: no log-variance, the latent is deterministic")
-        discrete: bool = Field(False, description="multi-codebook quantiser in place of the Gaussian; `kl` is not used")
+        discrete: bool = Field(False, description="multi-codebook quantiser in place of the Gaussian; `kl` "
+                                                  "is not used")
         codebooks: int = Field(8, ge=1)
         vocabulary: int = Field(32768, ge=2, description="entries of all codebooks together")
         alignment_width: int = Field(
             0, ge=0, description="of the frozen alignment map in released weights; the loss `vf` has its own"
         )
-        linear_start: bool = Field(False, description="add linear paths fitted before training; see linear_start.py")
+        linear_start: bool = Field(False,
+                                   description="add linear paths fitted before training; see linear_start.py")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("progressive").Config())
 
     def __init__(
@@ -96,7 +102,8 @@ class VFMVAE(Tokenizer):
         if shapes is None:
             if vfm is None:
                 raise ConfigError(
-                    "tokenizer 'vfm_vae' encodes with a vision foundation model, but the run has no 'vfm' section; "
+                    "tokenizer 'vfm_vae' encodes with a vision foundation model, but the run has no 'vfm' "
+                    "section; "
                     "add vfm.name=pocket"
                 )
             shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
@@ -105,7 +112,8 @@ class VFMVAE(Tokenizer):
         widths = config.widths * len(shapes) if len(config.widths) == 1 else config.widths
         if len(widths) != len(shapes):
             raise ConfigError(
-                f"tokenizer.widths {list(config.widths)}: the VFM's layers are {list(shapes)}, give one width "
+                f"tokenizer.widths {list(config.widths)}: the VFM's layers are {list(shapes)}, give one "
+                "width "
                 f"for all or {len(shapes)}"
             )
         self.unshuffle = tuple(self._ratio(layer, shape.side, side) for layer, shape in shapes.items())
@@ -113,7 +121,8 @@ class VFMVAE(Tokenizer):
         def project(inputs: int, outputs: int) -> nn.Module:
             return projection(config.projection, inputs, outputs, config.projection_layers, config.gelu)
 
-        self.projections = nn.ModuleList(project(s.width, w) for s, w in zip(shapes.values(), widths, strict=True))
+        self.projections = nn.ModuleList(project(s.width, w)
+                                         for s, w in zip(shapes.values(), widths, strict=True))
         gathered = sum(w * r * r for w, r in zip(widths, self.unshuffle, strict=True))
         gaussian = config.kl and not config.discrete
         self.final_projection = project(gathered, 2 * channels if gaussian else channels)
@@ -122,19 +131,24 @@ class VFMVAE(Tokenizer):
             if config.discrete
             else None
         )
-        self.alignment = nn.Conv2d(channels, config.alignment_width, 1, bias=False) if config.alignment_width else None
+        self.alignment = (
+            nn.Conv2d(channels, config.alignment_width, 1, bias=False) if config.alignment_width else None
+        )
         if self.alignment is not None:  # carried along, not trained: the loss owns the map that is
             self.alignment.requires_grad_(False)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.start = None
         if config.linear_start:
-            self.start = LinearStart(channels, config.factor, {k: (s.width, s.side / side) for k, s in shapes.items()})
+            self.start = LinearStart(channels, config.factor,
+                                     {k: (s.width, s.side / side) for k, s in shapes.items()})
 
     def _ratio(self, layer: int, grid: int, side: int) -> int:
         if grid % side:
             raise ConfigError(
-                f"vfm.layers: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; set "
-                f"vfm.upscale, vfm.layers or tokenizer.factor {self.config.factor} (grid / latent is {grid / side:.3g})"
+                f"vfm.layers: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; "
+                "set "
+                f"vfm.upscale, vfm.layers or tokenizer.factor {self.config.factor} (grid / latent is "
+                f"{grid / side:.3g})"
             )
         return grid // side
 
@@ -148,8 +162,10 @@ class VFMVAE(Tokenizer):
             found = LayerShape(vfm.width(layer), vfm.grid(layer)[0])
             if found != shape:
                 raise ConfigError(
-                    f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made for "
-                    f"width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its training"
+                    f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was "
+                    "made for "
+                    f"width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its "
+                    "training"
                 )
         self.frozen["vfm"] = vfm
         return self
@@ -160,17 +176,20 @@ class VFMVAE(Tokenizer):
         return self._encode(self.read_features(images, features, self.layers))
 
     def encode_features(self, features: Sequence[Tensor]) -> Posterior:
-        """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior (B C h w)."""
+        """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior (B C h
+        w)."""
         if len(features) != len(self.layers):
             raise ConfigError(
-                f"encode_features: {len(features)} tensors for the layers {list(self.layers)}; give one for each"
+                f"encode_features: {len(features)} tensors for the layers {list(self.layers)}; give one for "
+                "each"
             )
         maps = {}
         for layer, tokens in zip(self.layers, features, strict=True):
             side = math.isqrt(tokens.shape[1])
             if side * side != tokens.shape[1]:
                 raise ConfigError(
-                    f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; leave out class "
+                    f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; leave out "
+                    "class "
                     "and register tokens"
                 )
             maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
@@ -181,7 +200,8 @@ class VFMVAE(Tokenizer):
         for layer, project, ratio in zip(self.layers, self.projections, self.unshuffle, strict=True):
             if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
                 raise ConfigError(
-                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not divide by "
+                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not "
+                    "divide by "
                     f"{ratio}; use images of {self.size} px or a size whose grid does"
                 )
             parts.append(F.pixel_unshuffle(project(maps[layer]), ratio))
@@ -195,7 +215,8 @@ class VFMVAE(Tokenizer):
         return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the projection's gradients would be of the size of the ratio's epsilon.
+        # Behind the start's small gain the projection's gradients would be of the size of the ratio's
+        # epsilon.
         return self.final_projection.last_weight if self.start is None else self.start.read.weight
 
     # -- decoder ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Augmentations of whole batches, drawn from the step's own random numbers: the same on every device and resume."""
+"""Augmentations of whole batches, drawn from the step's own random numbers: the same on every device and
+resume."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ def chance(rng: StepRandom, p: float) -> Tensor:
     return rng.rand(1, 1, 1) < p
 
 
-def colour(images: Tensor, rng: StepRandom, p: float, strength: float = 0.35) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix the colour channels: y = A x + b per image. Returns images, A (B 3 3) and b (B 3), so that colours that are
-    targets can be carried along."""
+def colour(images: Tensor, rng: StepRandom, p: float,
+           strength: float = 0.35) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the colour channels: y = A x + b per image. Returns images, A (B 3 3) and b (B 3), so that colours
+    that are targets can be carried along."""
     on = chance(rng, p).float().squeeze(-1)  # B 1 1
     eye = torch.eye(3, device=images.device)
     mix = eye + on * strength * rng.randn(3, 3) / 3**0.5
@@ -45,7 +47,8 @@ def noise(images: Tensor, rng: StepRandom, p: float, most: float) -> Tensor:
 
 
 def zoom(images: Tensor, rng: StepRandom, p: float, most: float, shift: float = 0.0) -> Tensor:
-    """Cut a window `most` times smaller at most and bring it back to full size; move it by up to `shift` half sides."""
+    """Cut a window `most` times smaller at most and bring it back to full size; move it by up to `shift` half
+    sides."""
     on = chance(rng, p).float().view(-1, 1)
     scale = 1 - on * rng.rand(1) * (1 - 1 / most)
     centre = (2 * rng.rand(2) - 1) * (1 - scale + on * shift)

@@ -24,7 +24,8 @@ class Average:
         self.ema: ModelEmaV3 | None = None
         if train.ema_halflife:
             decay = 0.5 ** (train.batch / train.ema_halflife)
-            self.ema = ModelEmaV3(weights, decay=decay, use_warmup=True)  # shares what `weights` holds as Frozen
+            # shares what `weights` holds as Frozen
+            self.ema = ModelEmaV3(weights, decay=decay, use_warmup=True)
             self.ema.module.requires_grad_(False)
 
     @property

@@ -1,4 +1,5 @@
-"""What can be refused is refused before the first step: the parts of later phases, built as shapes without weights."""
+"""What can be refused is refused before the first step: the parts of later phases, built as shapes without
+weights."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from vfmlab.training.task import trainable
 
 
 def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
-    """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta device.
+    """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta
+    device.
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space.

@@ -1,12 +1,14 @@
-"""Checkpoints: weights as safetensors for everybody, training state for the loop, both or neither after a crash.
+"""Checkpoints: weights as safetensors for everybody, training state for the loop, both or neither after a
+crash.
 
     checkpoints/model.safetensors  weights as trained
                 ema.safetensors    their average, what the rest of the project uses
-                state.pt           optimiser, step, guards, parts outside the weights; read with weights_only=True
+                state.pt           optimiser, step, guards, parts outside the weights; read with
+                weights_only=True
 
-A checkpoint is a set of three files. All three are first written beside, as `*.new`, the state last: from then on the
-new checkpoint counts, and :func:`recover` finishes the renames if the process dies between them. Before that moment the
-old checkpoint is untouched.
+A checkpoint is a set of three files. All three are first written beside, as `*.new`, the state last: from
+then on the new checkpoint counts, and :func:`recover` finishes the renames if the process dies between them.
+Before that moment the old checkpoint is untouched.
 """
 
 from __future__ import annotations
@@ -24,15 +26,19 @@ from vfmlab.errors import CheckpointError
 from vfmlab.weights import io
 
 FORMAT = "vfmlab/1"
-FILES = ("model.safetensors", "ema.safetensors", "state.pt")  # in the order of the renames: the state is the last
+# in the order of the renames: the state is the last
+FILES = ("model.safetensors", "ema.safetensors", "state.pt")
 
 
 def save(
-    run_dir: runs.RunDir, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], state: Any, metadata: dict[str, Any]
+    run_dir: runs.RunDir, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], state: Any,
+    metadata: dict[str, Any]
 ) -> None:
-    """Replace the run's checkpoint. state: anything that `torch.load(weights_only=True)` reads, with an int "step".
+    """Replace the run's checkpoint. state: anything that `torch.load(weights_only=True)` reads, with an int
+    "step".
 
-    A full disk raises :class:`vfmlab.errors.TrainingError`; the old checkpoint is then intact and nothing is left over.
+    A full disk raises :class:`vfmlab.errors.TrainingError`; the old checkpoint is then intact and nothing is
+    left over.
     """
     recover(run_dir)
     folder = run_dir.checkpoints
@@ -82,7 +88,8 @@ def load(run_dir: runs.RunDir) -> tuple[dict[str, Tensor], dict[str, Tensor], di
     (model, facts), (ema, _) = io.read(paths[0]), io.read(paths[1])
     if facts.get("step") != str(state["step"]):
         raise CheckpointError(
-            f"run '{run_dir.id}': model.safetensors is of step {facts.get('step')}, state.pt of {state['step']}; "
+            f"run '{run_dir.id}': model.safetensors is of step {facts.get('step')}, state.pt of "
+            f"{state['step']}; "
             + _way_out(run_dir)
         )
     return model, ema, state
@@ -93,17 +100,20 @@ def _read_state(path: Path, run_dir: runs.RunDir) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: RuntimeError, UnpicklingError, EOFError, ...
         reason = str(error).splitlines()[0][:90] if str(error) else type(error).__name__
-        raise CheckpointError(f"'{path}' is truncated or unsafe to read ({reason}); {_way_out(run_dir)}") from None
+        raise CheckpointError(
+            f"'{path}' is truncated or unsafe to read ({reason}); {_way_out(run_dir)}") from None
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise CheckpointError(f"'{path}' is not a training state; {_way_out(run_dir)}")
     return _renamed(state)
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as this version names its parts; earlier ones called discriminators opponents, and their objectives games."""
+    """A state as this version names its parts; earlier ones called discriminators opponents, and their
+    objectives games."""
     if "opponent" in state:
         weights = state.pop("opponent")
-        state["discriminators"] = {key.replace("games.", "objectives.", 1): value for key, value in weights.items()}
+        state["discriminators"] = {key.replace("games.", "objectives.", 1): value
+                                   for key, value in weights.items()}
         state["discriminator_optimizer"] = state.pop("opponent_optimizer")
     return state
 

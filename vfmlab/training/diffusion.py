@@ -1,4 +1,5 @@
-"""Training latent diffusion on a tokenizer's latents, encoded once (cached) or anew at every step, aligned or not."""
+"""Training latent diffusion on a tokenizer's latents, encoded once (cached) or anew at every step, aligned or
+not."""
 
 from __future__ import annotations
 
@@ -28,28 +29,33 @@ from vfmlab.training.task import Task
 from vfmlab.training.tokenizer import inherit, write_statistics
 
 SHOWN = 16  # samples of a preview
-TARGET_KEY = "cknna_target_block_"  # of evaluations: agreement of a block with the VFM that the network is aligned with
+# of evaluations: agreement of a block with the VFM that the network is aligned with
+TARGET_KEY = "cknna_target_block_"
 
 
 class DiffusionTask(Task):
     """A run with a `diffusion` section, as the training loop wants it.
 
-    With `alignment` or `class_token` the images' targets come beside the latents; with `tune` the tokenizer is a part of what is
-    trained, averaged and saved.
+    With `alignment` or `class_token` the images' targets come beside the latents; with `tune` the tokenizer
+    is a part of what is trained, averaged and saved.
 
     Args:
-        run: whose `diffusion` and `data` sections are used. tokenizer: trained, with latent statistics; it is frozen.
-        cache_root: folder of caches, one inside for each tokenizer (or target VFM), data set and options. tokenizer_dir: the
+        run: whose `diffusion` and `data` sections are used. tokenizer: trained, with latent statistics; it is
+        frozen.
+        cache_root: folder of caches, one inside for each tokenizer (or target VFM), data set and options.
+        tokenizer_dir: the
             tokenizer's run directory, for what its losses learned, where it is tuned.
 
     Raises:
-        CheckpointError: a tokenizer without latent statistics. ConfigError: an alignment that does not fit the network.
+        CheckpointError: a tokenizer without latent statistics. ConfigError: an alignment that does not fit
+        the network.
     """
 
     name = "diffusion"
 
     def __init__(
-        self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents", tokenizer_dir: RunDir | None = None
+        self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents",
+        tokenizer_dir: RunDir | None = None
     ):
         self.run, self.train, self.cache_root = run, run.train, Path(cache_root)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
@@ -65,7 +71,9 @@ class DiffusionTask(Task):
                 self._tune(network, projection, tokenizer_dir)
         if self.objective is None:
             self.objective = DiffusionObjective(network, run.diffusion, projection)
-        self.find_unused = run.diffusion.tune is not None or (projection is not None and projection.config.until is not None)
+        self.find_unused = (
+            run.diffusion.tune is not None or (projection is not None and projection.config.until is not None)
+        )
         self.columns = min(SHOWN, max(self.num_classes, 8))
         self.root = "runs"
         self.cached: latents.LatentSource | None = None
@@ -76,19 +84,23 @@ class DiffusionTask(Task):
     def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
         if self.train.compile:
             raise ConfigError(
-                "train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled networks do "
+                "train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled "
+                "networks do "
                 "not allow; set train.compile=false"
             )
         self.weights = Tuned(network, repa_e.copy_of(self.tokenizer, self.run))
         self.trains = repa_e.trains(self.run.diffusion.tune)
-        self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses, self.tokenizer, projection)
+        self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses,
+                                               self.tokenizer, projection)
         self.discriminators = self.objective.own.discriminators
         if tokenizer_dir is not None:
             inherit(tokenizer_dir, {"others": self.objective, "discriminators": self.discriminators})
 
     def _parts(self, weights: nn.Module) -> tuple[nn.Module, Tokenizer]:
         """Network and tokenizer of `weights`."""
-        return (weights.network, weights.tokenizer) if isinstance(weights, Tuned) else (weights, self.tokenizer)
+        return (
+            (weights.network, weights.tokenizer) if isinstance(weights, Tuned) else (weights, self.tokenizer)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +119,8 @@ class DiffusionTask(Task):
     # -- data -------------------------------------------------------------------------------------------------------
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
-        """The caches: every training image encoded once, by the tokenizer and by the VFMs it is aligned with."""
+        """The caches: every training image encoded once, by the tokenizer and by the VFMs it is aligned
+        with."""
         self.root = str(run_dir.path.parent)
         self.tokenizer.to(self.device)
         state, flip = PartialState(), self.run.data.flip
@@ -134,7 +147,10 @@ class DiffusionTask(Task):
         token = self.run.diffusion.class_token
         if token is not None and token.normalise:
             source = self.sources[self.targets.teachers.index(self.targets.of("token"))]
-            found = source.statistics() if isinstance(source, targets.Targets) else targets.token_statistics(source, self.source, self.run.seed)
+            found = (
+                source.statistics() if isinstance(source, targets.Targets)
+                else targets.token_statistics(source, self.source, self.run.seed)
+            )
             self.objective.scale.set(*found)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
@@ -143,7 +159,8 @@ class DiffusionTask(Task):
         encodes, tunes = self.cached is None, self.run.diffusion.tune is not None
         images = None
         if asks or encodes:
-            images = targets.Tap(BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers))
+            images = targets.Tap(BatchStream(self.source, batch, seed, start_step, rows, data.flip,
+                                             data.workers))
         if tunes:
             found = images
         elif encodes:
@@ -153,7 +170,8 @@ class DiffusionTask(Task):
             found = latents.cached_stream(self.cached, batch, seed, start_step, rows)
         if not self.sources:
             return found
-        return self._aligned(targets.beside(found, self.sources, images, batch, seed, start_step, rows), tunes)
+        return self._aligned(targets.beside(found, self.sources, images, batch, seed, start_step, rows),
+                             tunes)
 
     def _aligned(self, pairs: Iterator[Any], tunes: bool) -> Iterator[Any]:
         kind = repa_e.TunedBatch if tunes else targets.AlignedBatch
@@ -166,7 +184,8 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def batch(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        """Images as normalised latents (a sample of their posterior), with the targets that the run is aligned with."""
+        """Images as normalised latents (a sample of their posterior), with the targets that the run is
+        aligned with."""
         part = super().batch(images, labels)
         if self.run.diffusion.tune is None:
             z = self.tokenizer.encode(to_float(part.images)).sample(generator("by hand", self.run.seed))
@@ -184,7 +203,8 @@ class DiffusionTask(Task):
     def example(self, rows: slice) -> Any:
         """Noise in place of latents and targets: as large, and there before the caches are."""
         tunes, n = self.run.diffusion.tune is not None, rows.stop - rows.start
-        return example(n, self.tokenizer.latent_shape, self.run.data.size, self.num_classes, self.targets, tunes)
+        return example(n, self.tokenizer.latent_shape, self.run.data.size, self.num_classes, self.targets,
+                       tunes)
 
     # -- looking at it ----------------------------------------------------------------------------------------------
 
@@ -194,7 +214,8 @@ class DiffusionTask(Task):
         network, tokenizer = self._parts(weights)
         labels = torch.arange(self.columns, device=self.device) % self.num_classes
         random, shape = SampleRandom(self.run.seed, ids, self.device), tokenizer.latent_shape
-        z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape, self.num_classes)
+        z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape,
+                            self.num_classes)
         return tokenizer.decode(z)
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
@@ -206,14 +227,16 @@ class DiffusionTask(Task):
         network, tokenizer = self._parts(weights)
         if self._setup is None:  # real images do not change from one evaluation to the next
             self._setup = open_setup(data, protocol, self.root, self.device)
-        if self._baseline is None or tokenizer is not self.tokenizer:  # reconstructions only where the tokenizer does
+        # reconstructions only where the tokenizer does
+        if self._baseline is None or tokenizer is not self.tokenizer:
             self._baseline = reconstruct(tokenizer, data, protocol, self._setup)
         more = {"setup": self._setup, "baseline": self._baseline}
         report = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 
     def _blocks(self, network: nn.Module) -> dict[str, Number]:
-        """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it is aligned with."""
+        """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it
+        is aligned with."""
         from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
         from vfmlab.evaluation.protocol import selection
 
@@ -222,7 +245,9 @@ class DiffusionTask(Task):
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
         if self.run.diffusion.alignment is not None:
             teacher, source = self.targets.of("target"), self._setup.source
-            parts = [teacher.read(to_float(source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu() for part in ids.split(128)]
+            parts = [teacher.read(to_float(
+                source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu()
+                for part in ids.split(128)]
             references[TARGET_KEY] = torch.cat(parts)
         numbers: dict[str, Number] = {}
         for key, theirs in references.items():
@@ -240,7 +265,8 @@ class DiffusionTask(Task):
 
 
 class Parts(NamedTuple):
-    """What a diffusion run trains. targets: the VFMs that it is aligned with, or None; projection: REPA's loss, or None."""
+    """What a diffusion run trains. targets: the VFMs that it is aligned with, or None; projection: REPA's
+    loss, or None."""
 
     network: nn.Module
     targets: targets.Plan | None
@@ -252,7 +278,8 @@ def build(
 ) -> Parts:
     """Network, targets and alignment of a run, drawn from its seed (the global generator's state changes).
 
-    size: side of the images in pixels. Raises :class:`ConfigError` for an alignment that does not fit the network.
+    size: side of the images in pixels. Raises :class:`ConfigError` for an alignment that does not fit the
+    network.
     """
     torch.manual_seed(derive("diffusion", seed))
     network = NETWORKS.get(cfg.network.kind)(cfg.network, latent_shape, num_classes)
@@ -267,9 +294,11 @@ def build(
 
 
 def example(
-    n: int, latent_shape: tuple[int, int, int], size: int, num_classes: int, asked: targets.Plan | None, tunes: bool
+    n: int, latent_shape: tuple[int, int, int], size: int, num_classes: int, asked: targets.Plan | None,
+    tunes: bool
 ) -> Any:
-    """A batch of noise in the form of a run's real ones: n rows of latents (images of `size` where it `tunes`) with targets."""
+    """A batch of noise in the form of a run's real ones: n rows of latents (images of `size` where it
+    `tunes`) with targets."""
     labels, z = torch.arange(n) % num_classes, torch.randn(n, *latent_shape)
     if asked is None:
         return latents.LatentBatch(z, labels, torch.arange(n))

@@ -17,7 +17,8 @@ from vfmlab.training.step import Prepared, backward, make_accelerator, make_opti
 from vfmlab.training.task import Task, apply
 
 # What torch says where the CPU has not so much memory, or no number is large enough for the size asked for.
-EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed", "would overflow")
+EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed",
+             "would overflow")
 
 
 def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, Any]:
@@ -27,8 +28,8 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
     `task.costly_steps` (full resolution where steps differ), with the memory of the average set aside.
 
     Returns:
-        "seconds_per_step" (median without the first), "peak_bytes" (device memory on CUDA, of the process elsewhere),
-        "device", "precision", "batch", "parameters" (those that train).
+        "seconds_per_step" (median without the first), "peak_bytes" (device memory on CUDA, of the process
+        elsewhere), "device", "precision", "batch", "parameters" (those that train).
 
     Raises:
         TrainingError: out of memory, with what to change.
@@ -48,7 +49,8 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
     """:func:`measure` for modules that accelerate has prepared; all processes take part."""
     task, device = on.task, on.accelerator.device
     modules = [module for module in (task.objective, task.discriminators) if module is not None]
-    before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()} for module in modules]
+    before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+              for module in modules]
     seconds: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -56,10 +58,13 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
         with exhaustion(task.name, task.train):
             optimizers = make_optimizers(task, on.parameters, device)  # whose state is thrown away
             batch = apply(task.example(on.rows), lambda tensor: tensor.to(device))
-            average = [value.detach().clone() for value in task.weights.state_dict().values()]  # what the average takes
+            # what the average takes
+            average = [value.detach().clone() for value in task.weights.state_dict().values()]
             for step in task.costly_steps(steps):
                 begin = time.perf_counter()
-                samples = step * task.train.batch if task.discriminators is None else task.discriminators.all_on()
+                samples = (
+                    step * task.train.batch if task.discriminators is None else task.discriminators.all_on()
+                )
                 backward(on, batch, step, samples)
                 torch.nn.utils.clip_grad_norm_(on.parameters, task.train.clip)
                 for optimizer in optimizers:
@@ -68,7 +73,10 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds.append(time.perf_counter() - begin)
-            memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+            memory = (
+                torch.cuda.max_memory_allocated(device) if device.type == "cuda"
+                else psutil.Process().memory_info().rss
+            )
             del average
     finally:
         optimizers = None

@@ -1,4 +1,5 @@
-"""What a long job tells while it runs. Notebooks, the command line and the app all draw from these records."""
+"""What a long job tells while it runs. Notebooks, the command line and the app all draw from these
+records."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ Kind = Literal["start", "step", "preview", "evaluation", "warning", "checkpoint"
 class Event:
     """One thing that happened in a run.
 
-    kind: "start" and "finish" bracket a phase ("skip": the phase was finished before); "step" carries running metrics;
-    "preview" carries images [N 3 H W] in [-1, 1] under `data["images"]`; "evaluation" a dict of numbers with their
-    protocol hash; "warning" one line under `data["message"]`.
+    kind: "start" and "finish" bracket a phase ("skip": the phase was finished before); "step" carries running
+    metrics; "preview" carries images [N 3 H W] in [-1, 1] under `data["images"]`; "evaluation" a dict of
+    numbers with their protocol hash; "warning" one line under `data["message"]`.
     """
 
     kind: Kind

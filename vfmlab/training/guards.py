@@ -1,6 +1,7 @@
 """Guards: a step that would spoil the weights is skipped and written down; a few in a row end the run.
 
-Nothing is repaired or replaced by zero: a bad step simply does not happen, and the run goes on with the next batch.
+Nothing is repaired or replaced by zero: a bad step simply does not happen, and the run goes on with the next
+batch.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Guard:
         """Why the step must be skipped, or None; counts it.
 
         Args:
-            numbers: `loss`, a mean over the global batch; `grad_norm` and `parameter_norm` over everything that trains,
+            numbers: `loss`, a mean over the global batch; `grad_norm` and `parameter_norm` over everything
+            that trains,
                 before the step; `discriminator_grad_norm` where discriminators learn.
             overflows: an infinite gradient is no fault (the loss scaler of fp16 skips it by itself).
         """
@@ -64,7 +66,8 @@ class Guard:
         return None if math.isfinite(other) else f"gradient norm of the discriminators is {other}"
 
     def check_patience(self, reason: str, where: str) -> None:
-        """Raise :class:`TrainingError` when the run has lost its patience. where: the file that lists the bad steps."""
+        """Raise :class:`TrainingError` when the run has lost its patience. where: the file that lists the bad
+        steps."""
         if self.in_a_row >= self.patience:
             bad = f"{self.in_a_row} bad steps in a row, last: {reason}"
             raise TrainingError(f"{bad}; {self._advice(reason)} (see {where})")

@@ -1,8 +1,8 @@
 """The one training loop: a generator of events over accelerate, resumable bit for bit.
 
-The state of a run is a function of (config, step): data and random numbers of step k are made from (seed, k), so a
-checkpoint holds weights, averages, optimiser, guards and running means, and no random state. Gradients are means over
-the global batch, however it is cut into processes and accumulation steps.
+The state of a run is a function of (config, step): data and random numbers of step k are made from (seed, k),
+so a checkpoint holds weights, averages, optimiser, guards and running means, and no random state. Gradients
+are means over the global batch, however it is cut into processes and accumulation steps.
 """
 
 from __future__ import annotations
@@ -36,17 +36,21 @@ BEAT = 30.0  # seconds between signs of life in status.json
 
 
 def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | None = None) -> Iterator[Event]:
-    """Train `task` in `run_dir` from where it stands to its budget; yields :class:`vfmlab.training.events.Event`.
+    """Train `task` in `run_dir` from where it stands to its budget; yields
+    :class:`vfmlab.training.events.Event`.
 
-    Closing the generator, Ctrl-C, SIGTERM or a stop request saves the last completed step, marks the run interrupted
-    and frees memory; the next `fit` goes on there. On several processes only the first one yields.
+    Closing the generator, Ctrl-C, SIGTERM or a stop request saves the last completed step, marks the run
+    interrupted and frees memory; the next `fit` goes on there. On several processes only the first one
+    yields.
 
     Args:
         until: stop (interrupted, saved) once so many samples were seen. device: "cpu" keeps off accelerators.
 
     Raises:
-        ConfigError: a batch that does not divide, globs that match nothing, an optional package that is missing.
-        TrainingError: guards lost their patience, memory or disk is full. RunError: the run is being trained already.
+        ConfigError: a batch that does not divide, globs that match nothing, an optional package that is
+        missing.
+        TrainingError: guards lost their patience, memory or disk is full. RunError: the run is being trained
+        already.
         Stopped: on request.
     """
     stop = Stop()
@@ -96,7 +100,8 @@ class _Loop:
         return Event(kind, self.run_dir.id, self.task.name, min(self.samples, total), total, left, data)
 
     def show(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass events on, from the first process alone. While the consumer has one, signals and randomness are its own."""
+        """Pass events on, from the first process alone. While the consumer has one, signals and randomness
+        are its own."""
         for event in events:
             if self.main:
                 with self.stop.away():
@@ -115,7 +120,8 @@ class _Loop:
 
     @contextlib.contextmanager
     def life(self) -> Iterator[None]:
-        """However the run ends, its status says so, its state is saved where it is whole, and memory is freed."""
+        """However the run ends, its status says so, its state is saved where it is whole, and memory is
+        freed."""
         try:
             with dryrun.exhaustion(self.task.name, self.train):
                 yield
@@ -158,7 +164,8 @@ class _Loop:
         images = task.images.get("train")
         data = "" if images is None else images.describe()
         self._status(state="running", message="", data=data)
-        my_rows(train, acc), make_optimizers(task, select(task), acc.device)  # refused here, before anything is computed
+        # refused here, before anything is computed
+        my_rows(train, acc), make_optimizers(task, select(task), acc.device)
         yield from self._prepare(fresh)
         self.on = Prepared(task, acc)
         if train.logger != "none":
@@ -200,14 +207,16 @@ class _Loop:
         """The task's last act; refused where no step could be taken."""
         if not self.state.average.updates:
             raise TrainingError(
-                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl for why); "
+                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl "
+                "for why); "
                 f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
             )
         remark = ""
         if self.main:
             with self._evaluating():
                 self.task.finish(self.state.average.module, self.run_dir)
-            self.state.save(self.run_dir)  # again: finishing may have filled buffers, such as the latent statistics
+            # again: finishing may have filled buffers, such as the latent statistics
+            self.state.save(self.run_dir)
             remark = self.task.remark()
             self._status(state="finished", message=remark)
         self.accelerator.wait_for_everyone()
@@ -222,7 +231,8 @@ class _Loop:
         task, acc, on, state, begin = self.task, self.accelerator, self.on, self.state, time.perf_counter()
         batch = next(self.stream, None)
         if batch is None:
-            raise DataError(f"the data of the {task.name} ended at step {self.step}; a stream must go on for ever")
+            raise DataError(f"the data of the {task.name} ended at step {self.step}; a stream must go on for "
+                            "ever")
         batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
         self.stop.busy, state.done = True, []
         torch.manual_seed(derive("global", task.seed, self.step, acc.process_index))  # dropout draws from it
@@ -238,7 +248,8 @@ class _Loop:
 
         gradient = acc.clip_grad_norm_(on.parameters, self.train.clip)
         if learns:
-            metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(task.discriminators.parameters(), self.train.clip)
+            metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(
+                task.discriminators.parameters(), self.train.clip)
         numbers = self._agree(metrics, gradient)
         reason = state.guard.reason_to_skip(numbers, self._overflows())
         if reason is None:
@@ -266,7 +277,8 @@ class _Loop:
             self.stop.asked = REQUEST
 
     def _agree(self, metrics: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
-        """Means over all processes, in one exchange and one wait for the device; also who was asked to stop."""
+        """Means over all processes, in one exchange and one wait for the device; also who was asked to
+        stop."""
         acc = self.accelerator
         self._look_for_request()
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
@@ -278,14 +290,17 @@ class _Loop:
         ).tolist()
         if asked and not self.stop.asked:
             self.stop.asked = round(asked * acc.num_processes)
-        return {**dict(zip(metrics, values, strict=True)), "grad_norm": gradient, "parameter_norm": parameters}
+        return {**dict(zip(metrics, values, strict=True)), "grad_norm": gradient,
+                "parameter_norm": parameters}
 
     def _overflows(self) -> bool:
-        """fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips them."""
+        """fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips
+        them."""
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def _skip(self, reason: str, batch: Any, numbers: dict[str, float], before: dict[str, Tensor]) -> None:
-        """The step does not happen: running statistics go back to what they were, and the step is written down."""
+        """The step does not happen: running statistics go back to what they were, and the step is written
+        down."""
         with torch.no_grad():
             for name, buffer in self.buffers.items():
                 buffer.copy_(before[name])
@@ -301,7 +316,8 @@ class _Loop:
     # -- between steps ----------------------------------------------------------------------------------------------
 
     def _due(self) -> list[str]:
-        """What is to be done after the step just completed; the checkpoint last, so that it covers the rest."""
+        """What is to be done after the step just completed; the checkpoint last, so that it covers the
+        rest."""
         if self.step == 0:
             return []
         train, after, before = self.train, self.samples, self.samples - self.train.batch
@@ -363,17 +379,20 @@ class _Loop:
                 return None
             shown[which] = images.detach().float().cpu().clamp(-1, 1)
             with beside(self.run_dir.images / f"{self.samples:010d}_{which}.png") as temporary:
-                save_image(shown[which], temporary, "png", nrow=self.task.columns, normalize=True, value_range=(-1, 1))
+                save_image(shown[which], temporary, "png", nrow=self.task.columns, normalize=True,
+                           value_range=(-1, 1))
         return self.event("preview", images=shown["ema"], raw=shown["raw"], columns=self.task.columns)
 
     def _evaluate(self) -> Event | None:
-        """Numbers that cannot be had (all images alike, too few of them) are absent with their reason: a run goes on."""
+        """Numbers that cannot be had (all images alike, too few of them) are absent with their reason: a run
+        goes on."""
         try:
             with self._evaluating():
                 numbers = self.task.evaluate(self.state.average.module, self.samples)
         except (DataError, torch.linalg.LinAlgError) as error:
             reason = str(error).splitlines()[0]
-            self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples, "reason": reason})
+            self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples,
+                              "reason": reason})
             return self.event("warning", message=f"no evaluation at {self.samples} images: {reason}")
         if numbers is None:
             return None

@@ -20,7 +20,8 @@ from vfmlab.seeding import StepRandom
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Inside, modules are built on the meta device, and torchvision's and torchmetrics' pretrained networks without their
+    """Inside, modules are built on the meta device, and torchvision's and torchmetrics' pretrained networks
+    without their
     weights: there are no values to load, so reading the files would only cost time and a connection."""
     from torchvision.models import WeightsEnum
 
@@ -35,7 +36,8 @@ def shapes_only() -> Iterator[None]:
 
 
 def weightless(section: Any) -> Any:
-    """A config in which no VFM looks for weights and no loss term ends: every part at work, nothing downloaded."""
+    """A config in which no VFM looks for weights and no loss term ends: every part at work, nothing
+    downloaded."""
     if isinstance(section, dict):
         return {key: weightless(value) for key, value in section.items()}
     if not isinstance(section, config.Section):
@@ -52,9 +54,11 @@ def _conv_backward_flops(
     grad: torch.Size, x: torch.Size, weight: torch.Size, bias: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int, wanted: list[bool], **_: Any,
 ) -> int:  # fmt: skip
-    """FLOPs of a convolution's backward pass: the forward's, once for the input's and once for the weight's gradient.
+    """FLOPs of a convolution's backward pass: the forward's, once for the input's and once for the weight's
+    gradient.
 
-    torch's own formula takes the weight's gradient of a grouped convolution for a dense one, hundreds of times too much.
+    torch's own formula takes the weight's gradient of a grouped convolution for a dense one, hundreds of
+    times too much.
     """
     places = math.prod((x if transposed else grad)[2:])
     return 2 * x[0] * places * math.prod(weight) * sum(wanted[:2])
@@ -71,9 +75,11 @@ class Meter:
 
     @contextmanager
     def fake(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU instead of meta tensors."""
+        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU instead of meta
+        tensors."""
         replaced: dict[int, Tensor] = {}  # parameters and modules may be shared
-        with FakeTensorMode(allow_non_fake_inputs=True), saved_tensors_hooks(self._pack, lambda tensor: tensor):
+        with FakeTensorMode(allow_non_fake_inputs=True), saved_tensors_hooks(
+            self._pack, lambda tensor: tensor):
             for child in everything(*modules):
                 for table in (child._parameters, child._buffers):
                     for name, old in table.items():
@@ -81,7 +87,9 @@ class Meter:
                             continue
                         if id(old) not in replaced:
                             new = torch.empty(old.shape, dtype=old.dtype)
-                            new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                            new = (
+                                nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                            )
                             replaced[id(old)] = new
                         table[name] = replaced[id(old)]
                 self._own |= {id(p.untyped_storage()) for p in child.parameters(recurse=False)}
@@ -113,7 +121,8 @@ class Meter:
         self.flops[name] = self.flops.get(name, 0) + counter.get_total_flops()
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        # A storage counts once however many views of it are stored; the reference keeps its id from being reused.
+        # A storage counts once however many views of it are stored; the reference keeps its id from being
+        # reused.
         if not isinstance(tensor, nn.Parameter):
             self._stored.setdefault(id(tensor.untyped_storage()), tensor)
         return tensor

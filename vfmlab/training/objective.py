@@ -28,11 +28,13 @@ class TokenizerObjective(nn.Module):
     """A tokenizer with its losses: images -> (VFM features) -> latent -> images -> a weighted sum of terms.
 
     Args:
-        tokenizer: what is trained; its frozen VFM stays outside of parameters. terms: the recipe's losses; those of weight 0
+        tokenizer: what is trained; its frozen VFM stays outside of parameters. terms: the recipe's losses;
+        those of weight 0
             are left out. parent: the stage before, for terms that preserve its latents; it is frozen.
 
     Attributes:
-        discriminators: those of the adversarial terms, or None. Another optimiser's, so no part of these parameters.
+        discriminators: those of the adversarial terms, or None. Another optimiser's, so no part of these
+        parameters.
 
     Raises:
         ConfigError: no terms; a term that nothing can feed.
@@ -55,7 +57,8 @@ class TokenizerObjective(nn.Module):
         needed = [*tokenizer.layers, *(layer for loss in self.losses.values() for layer in loss.layers)]
         self.layers = tuple(dict.fromkeys(needed))
         if self.layers and tokenizer.vfm is None:
-            raise ConfigError(f"VFM layers {list(self.layers)} are read but the run has no 'vfm' section; add vfm.name")
+            raise ConfigError(f"VFM layers {list(self.layers)} are read but the run has no 'vfm' section; "
+                              "add vfm.name")
         for name, loss in self.losses.items():
             if isinstance(loss, FeatureMatching) and loss.config.of not in discriminators.terms:
                 of = f"losses.{loss.config.of}"
@@ -78,26 +81,30 @@ class TokenizerObjective(nn.Module):
 
     @property
     def unused_parameters(self) -> bool:
-        """Whether some parameters get no gradient in some steps: of terms that end, of one discriminator among several."""
+        """Whether some parameters get no gradient in some steps: of terms that end, of one discriminator
+        among several."""
         own = any(True for loss in self.losses.values() for _ in loss.parameters())
         ends = any(loss.config.until is not None for loss in self.losses.values())
         return (own and ends) or (self.discriminators is not None and len(self.discriminators) > 1)
 
     def plan(self, rng: StepRandom) -> transforms.Choice:
         """Which equivariance path this step takes; the first thing drawn from `rng`."""
-        return transforms.plan(self.equivariance, rng, self.tokenizer.latent_shape[-1], self.tokenizer.config.factor)
+        return transforms.plan(self.equivariance, rng, self.tokenizer.latent_shape[-1],
+                               self.tokenizer.config.factor)
 
     def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
         """Loss and metrics of one batch (see :meth:`score`), and what the discriminators learn from.
 
         Args:
-            batch: `images` uint8 B 3 H W, `labels` long B. rng: of exactly these rows. samples: images seen before.
+            batch: `images` uint8 B 3 H W, `labels` long B. rng: of exactly these rows. samples: images seen
+            before.
         """
         r = self.reconstruct(batch, rng, samples)
         return *self.score(r, samples), Pairs(r.images[0].detach(), r.target, batch.labels)
 
     def reconstruct(self, batch: Any, rng: StepRandom, samples: int) -> Reconstruction:
-        """All that the terms read: the batch on its way through VFM, encoder, latent, decoder and discriminators."""
+        """All that the terms read: the batch on its way through VFM, encoder, latent, decoder and
+        discriminators."""
         choice = self.plan(rng)
         images = to_float(batch.images).contiguous(memory_format=torch.channels_last)
         inputs = transforms.input_images(images, choice)
@@ -138,10 +145,12 @@ class TokenizerObjective(nn.Module):
         """Sum of the terms times their weights; adaptive ones are weighed against the reconstruction terms.
 
         Returns:
-            the sum; each term without its weight, `weight_<term>` where the weight is adaptive, `psnr` (dB, mean over
-            images) of what was decoded against its target, `codebook_usage` (percent) of discrete tokenizers.
+            the sum; each term without its weight, `weight_<term>` where the weight is adaptive, `psnr` (dB,
+            mean over images) of what was decoded against its target, `codebook_usage` (percent) of discrete
+            tokenizers.
         """
-        weights = {name: loss.config.weight * loss.config.factor(samples) for name, loss in self.losses.items()}
+        weights = {name: loss.config.weight * loss.config.factor(samples)
+                   for name, loss in self.losses.items()}
         terms = {name: loss(r) for name, loss in self.losses.items() if weights[name] > 0}
         metrics = {name: term.detach() for name, term in terms.items()}
         fixed = {name: term * weights[name] for name, term in terms.items() if not self.losses[name].adaptive}
@@ -161,9 +170,12 @@ class TokenizerObjective(nn.Module):
 
     def _adaptive(self, name: str, term: Tensor, pixels: list[Tensor]) -> Tensor:
         if not pixels:
-            raise ConfigError(f"losses.{name} is adaptive, but no reconstruction loss weighs it; add losses.l1")
+            raise ConfigError(f"losses.{name} is adaptive, but no reconstruction loss weighs it; add "
+                              "losses.l1")
         at = self.losses[name].adaptive_at
-        layer = self.tokenizer.last_decoder_layer() if at == "decoder" else self.tokenizer.last_encoder_layer()
+        layer = (
+            self.tokenizer.last_decoder_layer() if at == "decoder" else self.tokenizer.last_encoder_layer()
+        )
         with torch.autocast(term.device.type, enabled=False):
             return adaptive_weight(sum(pixels), term, layer, at=at)
 

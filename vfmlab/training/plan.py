@@ -1,10 +1,10 @@
 """`vfmlab plan`: what a run would cost, before anything of it is allocated.
 
-The training objective itself is built on the meta device and run once on fake tensors (shapes without storage), forward
-and backward, for one image with every term at work. That gives exact parameter counts and FLOPs (a multiply-add counts as
-two; matrix products, convolutions and attention only, as everywhere in the literature) and the size of what autograd
-stores. Memory is an estimate from these: what a kernel needs besides and the allocator's slack are not in it;
-`--measure` runs the real worst step.
+The training objective itself is built on the meta device and run once on fake tensors (shapes without
+storage), forward and backward, for one image with every term at work. That gives exact parameter counts and
+FLOPs (a multiply-add counts as two; matrix products, convolutions and attention only, as everywhere in the
+literature) and the size of what autograd stores. Memory is an estimate from these: what a kernel needs
+besides and the allocator's slack are not in it; `--measure` runs the real worst step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def plan(run: config.Recipe, measure: bool = False) -> dict[str, Any]:
     """Costs of every phase of `run`, in JSON-like form; see :func:`table` for how it reads.
 
     Args:
-        measure: also time the most expensive training step on this machine and take its peak memory. This allocates.
+        measure: also time the most expensive training step on this machine and take its peak memory. This
+        allocates.
 
     Raises:
         ConfigError: the run cannot be built (unknown part, sizes that do not divide, a pretraining run).
@@ -68,14 +69,16 @@ def measured(phase: config.Phase) -> dict[str, Any]:
         return dryrun.measure(diffusion.DiffusionTask(phase, tokenizer.eval(), cache_root=Path(folder)))
 
 
-# -- building without storage ---------------------------------------------------------------------------------------
+# -- building without storage
+# ---------------------------------------------------------------------------------------
 
 
 def empty_tokenizers(run: config.Phase, count: int = 1) -> list[Tokenizer]:
     """So many copies of the run's tokenizer (on one VFM) with shapes only."""
     with shapes_only():
         model = None if run.vfm is None else vfm.build(weightless(run.vfm), run.data.size)
-        return [TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model) for _ in range(count)]
+        return [TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+                for _ in range(count)]
 
 
 def empty_network(run: config.Phase, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -96,7 +99,8 @@ def classes(cfg: config.Data) -> tuple[int, str]:
     return IMAGENET_CLASSES, f"{IMAGENET_CLASSES} classes assumed: {reason}"
 
 
-# -- one pass over shapes -------------------------------------------------------------------------------------------
+# -- one pass over shapes
+# -------------------------------------------------------------------------------------------
 
 
 def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
@@ -104,7 +108,8 @@ def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
     tokenizer, discriminators = objective.tokenizer, objective.discriminators
     if tokenizer.vfm is not None:
         meter.watch(tokenizer.vfm, "features", "vfm")
-    for method, part in {"own_features": "encode", "posterior": "encode", "decode_raw": "decode", "rebuild": "decode"}.items():
+    for method, part in {"own_features": "encode", "posterior": "encode", "decode_raw": "decode",
+                         "rebuild": "decode"}.items():
         meter.watch(tokenizer, method, part)
     if objective.frozen.get("parent") is not None:
         meter.watch(objective, "_reference", "parent")
@@ -150,7 +155,8 @@ def _tokenizer_phase(run: config.Phase) -> dict[str, Any]:
             with meter.part("decode"):
                 tokenizer.decode_raw(z)
         bytes_ = 4 * (costs["vfm_parameters"] + _count(tokenizer))
-        idle = dict.fromkeys(("batch", "micro_batch", "steps", "total_flops", "activations_per_image", "trained"), 0)
+        idle = dict.fromkeys(("batch", "micro_batch", "steps", "total_flops", "activations_per_image",
+                              "trained"), 0)
         return costs | idle | {"flops": meter.flops, "memory": {"weights": bytes_, "total": bytes_}}
     with shapes_only():
         parent = None if run.parent is None else parent
@@ -179,11 +185,13 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
     with shapes_only():
         parts = diffusion.build(bare, run.data.size, run.seed, original.latent_shape, num_classes)
         if tune is None:
-            objective: nn.Module = diffusion.DiffusionObjective(parts.network, run.diffusion, parts.projection)
+            objective: nn.Module = diffusion.DiffusionObjective(parts.network, run.diffusion,
+                                                                parts.projection)
             weights, trains, own = parts.network, ("*",), None
         else:
             weights = repa_e.Tuned(parts.network, twin)
-            objective = repa_e.TunedObjective(weights, bare, weightless(run.losses), original, parts.projection)
+            objective = repa_e.TunedObjective(weights, bare, weightless(run.losses), original,
+                                              parts.projection)
             trains, own = repa_e.trains(tune), objective.own
     others = None if own is None else own.discriminators
     trained = sum(p.numel() for p in trainable(objective, weights, trains, "diffusion"))
@@ -201,7 +209,8 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         _watch_tokenizer(meter, own)
     with meter.fake(objective):
         shape, size = original.latent_shape, run.data.size
-        _step(meter, objective, others, diffusion.example(1, shape, size, num_classes, parts.targets, tune is not None))
+        _step(meter, objective, others,
+              diffusion.example(1, shape, size, num_classes, parts.targets, tune is not None))
     costs = {
         "kind": "diffusion",
         "id": run.id,
@@ -235,7 +244,8 @@ def _finish(costs: dict[str, Any], train: config.Train, frozen: int, activations
         "activations": image * micro,
     }
     costs["flops"]["step_per_image"] = sum(costs["flops"].values())
-    costs["batch"], costs["micro_batch"], costs["steps"] = train.batch, micro, -(-train.samples // train.batch)
+    costs["batch"], costs["micro_batch"], costs[
+        "steps"] = train.batch, micro, -(-train.samples // train.batch)
     costs["total_flops"] = costs["flops"]["step_per_image"] * train.samples
     costs["memory"] = {**memory, "total": sum(memory.values())}
     costs["activations_per_image"] = image
@@ -256,7 +266,8 @@ def _parts(module: nn.Module) -> dict[str, int]:
 def _frozen_in(objective: TokenizerObjective) -> int:
     """Parameters of what losses and discriminators hold without training it, and of the tokenizer's VFM."""
     others = everything(objective.tokenizer.vfm, *objective.losses.values(), objective.frozen)
-    trained = {id(p) for module in (objective, objective.discriminators) if module is not None for p in module.parameters()}
+    trained = {id(p) for module in (objective, objective.discriminators) if module is not None
+               for p in module.parameters()}
     return sum(p.numel() for child in others for p in child.parameters(recurse=False) if id(p) not in trained)
 
 
@@ -298,7 +309,8 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"  training: {phase['steps']:,} steps of {phase['batch']} images, {total}")
         fixed = {k: v for k, v in phase["memory"].items() if v and k not in ("activations", "total")}
         shown = "  ".join(f"{name} {_bytes(value)}" for name, value in fixed.items())
-        lines.append(f"  memory, estimated: {shown}  activations {_bytes(phase['activations_per_image'])} an image")
+        lines.append(f"  memory, estimated: {shown}  activations {_bytes(phase['activations_per_image'])} an "
+                     "image")
         total = _bytes(phase["memory"]["total"])
         lines.append(f"  in all {total} with {phase['micro_batch']} images at a time on one device")
         if "measured" in phase:

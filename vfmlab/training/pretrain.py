@@ -2,17 +2,22 @@
 
 Objectives (`pretrain.objective`), all on any image source unless said otherwise:
 
-| name        | network    | learns                                                                                    |
+| name        | network    | learns
+|
 |-------------|------------|-------------------------------------------------------------------------------------------|
-| factors+mae | pocket VFM | shapes and textures of `scenes:other`, nuisance factors, masked reconstruction            |
-| leaky       | pocket VFM | the same with the source's own labels: a control that knows what the generator is told    |
-| mae         | pocket VFM | masked reconstruction only; needs no labels                                               |
-| classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
+| factors+mae | pocket VFM | shapes and textures of `scenes:other`, nuisance factors, masked reconstruction
+|
+| leaky       | pocket VFM | the same with the source's own labels: a control that knows what the generator is
+told    |
+| mae         | pocket VFM | masked reconstruction only; needs no labels
+|
+| classify    | judge      | the source's labels, under blur, noise and colour changes
+|
 
-The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes shape and
-texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other styles. A finished run
-holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and `judge.load`; `python -m
-vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
+The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes shape
+and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other styles. A
+finished run holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and
+`judge.load`; `python -m vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
 """
 
 from __future__ import annotations
@@ -39,14 +44,16 @@ from vfmlab.vfm import pocket
 from vfmlab.weights import io
 
 OBJECTIVES = ("factors+mae", "leaky", "mae", "classify")
-# `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every size.
+# `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every
+# size.
 MIXED = {"scenes:hard": ("scenes:hard", "scenes:medium", "scenes:easy")}
 COLOURS = ("foreground", "background", "background_end")
 PLACES = ("x", "y", "scale")
 
 
 class Mixed(ImageSource):
-    """Several sources as one, one image of each in turn; labels are those of the first, matched by class name."""
+    """Several sources as one, one image of each in turn; labels are those of the first, matched by class
+    name."""
 
     def __init__(self, sources: list[ImageSource]):
         first = sources[0]
@@ -56,8 +63,10 @@ class Mixed(ImageSource):
             position = torch.tensor([first.class_names.index(name) for name in source.class_names])
             labels[k::n] = position[source.labels[: len(labels) // n]]
         self.sources = sources
-        super().__init__(first.size, labels, first.class_names, config.digest([s.fingerprint for s in sources]))
-        self.what, self.sizes = first.what, tuple(sum(sizes) for sizes in zip(*(s.sizes for s in sources), strict=True))
+        super().__init__(first.size, labels, first.class_names,
+                         config.digest([s.fingerprint for s in sources]))
+        self.what, self.sizes = first.what, tuple(sum(sizes)
+                                                  for sizes in zip(*(s.sizes for s in sources), strict=True))
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
@@ -75,7 +84,8 @@ class Mixed(ImageSource):
         found: dict[str, Tensor] = {}
         for rows, source, at in self._split(indices):
             for name, value in source.factors(at).items():
-                found.setdefault(name, torch.zeros(len(indices), *value.shape[1:], dtype=value.dtype))[rows] = value
+                found.setdefault(name,
+                                 torch.zeros(len(indices), *value.shape[1:], dtype=value.dtype))[rows] = value
         return found
 
     def _split(self, indices: Tensor) -> Iterable[tuple[Tensor, ImageSource, Tensor]]:
@@ -98,7 +108,8 @@ def open_mixed(data: config.Data, objective: str, split: str) -> ImageSource:
 
 
 class ClassifyObjective(nn.Module):
-    """The judge's cross-entropy (label smoothing 0.05), on images as generators make them: soft, noisy, off-colour."""
+    """The judge's cross-entropy (label smoothing 0.05), on images as generators make them: soft, noisy,
+    off-colour."""
 
     def __init__(self, source: ImageSource):
         super().__init__()
@@ -119,9 +130,10 @@ class ClassifyObjective(nn.Module):
 class PocketObjective(nn.Module):
     """What the pocket VFM learns from one batch; see the table at the top.
 
-    About every second row has a share `mask` of its patches hidden. Pixels of hidden patches (and, at a quarter of the
-    weight, of visible ones, so that detail survives to the end) are read linearly from the last layer, as clean as they
-    were before blur and noise; factors and classes are read linearly from its mean.
+    About every second row has a share `mask` of its patches hidden. Pixels of hidden patches (and, at a
+    quarter of the weight, of visible ones, so that detail survives to the end) are read linearly from the
+    last layer, as clean as they were before blur and noise; factors and classes are read linearly from its
+    mean.
     """
 
     def __init__(self, source: ImageSource, objective: str, mask: float):
@@ -196,12 +208,14 @@ def _generator_classes() -> set[str]:
     from vfmlab.data.scenes import STYLES
 
     return {
-        f"{t} {s}" for name in ("easy", "medium", "hard") for s in STYLES[name].shapes for t in STYLES[name].textures
+        f"{t} {s}" for name in ("easy", "medium", "hard") for s in STYLES[name].shapes
+        for t in STYLES[name].textures
     }
 
 
 class PretrainTask(Task):
-    """A run with a `pretrain` section, as the training loop wants it. `weights` is the network without its heads."""
+    """A run with a `pretrain` section, as the training loop wants it. `weights` is the network without its
+    heads."""
 
     name = "pretrain"
 
@@ -216,7 +230,8 @@ class PretrainTask(Task):
         judging = objective == "classify"
         if not judging and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
-                f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is a multiple "
+                f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is "
+                "a multiple "
                 f"of {pocket.PATCH}, and no flips (the factors of scenes are not mirrored with them)"
             )
         self.run, self.train = run, run.train
@@ -236,11 +251,13 @@ class PretrainTask(Task):
 
     def stream(self, start_step: int, rows: slice) -> BatchStream:
         data = self.run.data
-        return BatchStream(self.source, self.train.batch, self.run.seed, start_step, rows, data.flip, data.workers)
+        return BatchStream(self.source, self.train.batch, self.run.seed, start_step, rows, data.flip,
+                           data.workers)
 
     @torch.no_grad()
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
-        """Accuracy on held-out images: the judge's own; the pocket VFM's is a ridge classifier's on its global mean."""
+        """Accuracy on held-out images: the judge's own; the pocket VFM's is a ridge classifier's on its
+        global mean."""
         device = next(weights.parameters()).device
         weights = weights.eval()
         if isinstance(weights, judge.Judge):
@@ -252,7 +269,8 @@ class PretrainTask(Task):
     def finish(self, weights: nn.Module, run_dir: runs.RunDir) -> None:
         """Write `judge.safetensors` or `pocket.safetensors` into the run directory."""
         spec = {"judge": weights.spec} if isinstance(weights, judge.Judge) else {"pocket": weights.spec}
-        write(run_dir.path / f"{next(iter(spec))}.safetensors", weights, spec, self.run, self.source.fingerprint)
+        write(run_dir.path / f"{next(iter(spec))}.safetensors", weights, spec, self.run,
+              self.source.fingerprint)
 
 
 @torch.no_grad()
@@ -264,7 +282,8 @@ def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor,
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> float:
-    """Accuracy of a ridge classifier (targets +-1) fitted to the first half of the rows, on the other half."""
+    """Accuracy of a ridge classifier (targets +-1) fitted to the first half of the rows, on the other
+    half."""
     x = features.double()
     half = len(x) // 2
     mean, std = x[:half].mean(0), x[:half].std(0).clamp_min(1e-6)
@@ -280,8 +299,8 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, f
 
     The metadata name neither a date nor a version of the code: the same recipe gives the same file.
     """
-    # fp16 has 11 bits of mantissa, and batch-norm variances and weights lie well inside its range: halving the file
-    # moves features by less than bf16 arithmetic does. Counters are of no use to a frozen network.
+    # fp16 has 11 bits of mantissa, and batch-norm variances and weights lie well inside its range: halving
+    # the file moves features by less than bf16 arithmetic does. Counters are of no use to a frozen network.
     tensors = {
         key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for key, value in net.state_dict().items()
@@ -301,12 +320,15 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, f
 
 
 def export(run_dir: str | Path, name: str) -> Path:
-    """Copy a finished run's network into the package as `assets/NAME.safetensors`, after checking that it loads."""
+    """Copy a finished run's network into the package as `assets/NAME.safetensors`, after checking that it
+    loads."""
     found = [
-        path for path in (Path(run_dir) / "pocket.safetensors", Path(run_dir) / "judge.safetensors") if path.is_file()
+        path for path in (Path(run_dir) / "pocket.safetensors", Path(run_dir) / "judge.safetensors")
+        if path.is_file()
     ]
     if not found:
-        raise CheckpointError(f"'{run_dir}' holds no finished pretraining (pocket.safetensors or judge.safetensors)")
+        raise CheckpointError(f"'{run_dir}' holds no finished pretraining (pocket.safetensors or "
+                              "judge.safetensors)")
     (judge.load if found[0].stem == "judge" else pocket.read)(found[0])
     target = io.ASSETS / f"{name}.safetensors"
     target.write_bytes(found[0].read_bytes())

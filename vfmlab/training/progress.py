@@ -31,8 +31,11 @@ def describe(event: Event) -> str:
         return f"{where}  {shown}  {clock(event.seconds_left)} left"
     if event.kind in ("start", "finish", "skip"):
         word = {"start": "starts", "finish": "finished", "skip": "was finished before"}[event.kind]
-        facts = {"images: ": event.data.get("data"), "": event.data.get("note")} if event.kind == "start" else {}
-        return "; ".join([f"{event.run_id} {word}", *(f"{name}{fact}" for name, fact in facts.items() if fact)])
+        facts = (
+            {"images: ": event.data.get("data"), "": event.data.get("note")} if event.kind == "start" else {}
+        )
+        return "; ".join([f"{event.run_id} {word}",
+                          *(f"{name}{fact}" for name, fact in facts.items() if fact)])
     if event.kind == "warning":
         return f"warning: {event.phase}: {event.data.get('message', '')}"
     numbers = {k: v.get("value") if isinstance(v, dict) else v for k, v in event.data.items()}
@@ -45,9 +48,10 @@ class Progress:
     """Shows events as they come: `with Progress() as show: for event in events: show(event)`.
 
     Args:
-        mode: "bar" redraws a tqdm bar, "plain" writes a line every `every` seconds, "none" shows nothing. "auto" takes the
-            bar on a terminal or in a live notebook and plain lines elsewhere (logs, papermill), where a redrawn bar would
-            fill the file with one line per tick.
+        mode: "bar" redraws a tqdm bar, "plain" writes a line every `every` seconds, "none" shows nothing.
+        "auto" takes the
+            bar on a terminal or in a live notebook and plain lines elsewhere (logs, papermill), where a
+            redrawn bar would fill the file with one line per tick.
         stream: None: standard error.
     """
 
@@ -73,14 +77,17 @@ class Progress:
                 self.last = time.monotonic() if event.kind == "step" else self.last
 
     def _draw(self, event: Event) -> None:
-        if event.kind in ("start", "step"):  # preparations (a latent cache, say) are steps of a phase of their own
+        # preparations (a latent cache, say) are steps of a phase of their own
+        if event.kind in ("start", "step"):
             if self.bar is None or self.bar.desc.removesuffix(": ") != event.phase:
                 self._close()
                 total, done = event.total, event.samples
-                self.bar = tqdm(total=total, initial=done, desc=event.phase, unit="img", unit_scale=True, file=self.stream)
+                self.bar = tqdm(total=total, initial=done, desc=event.phase, unit="img", unit_scale=True,
+                                file=self.stream)
             if event.kind == "start" and (event.data.get("data") or event.data.get("note")):
                 tqdm.write(describe(event), file=self.stream)
-            numbers = [(k, v) for k, v in list(event.data.items())[:4] if event.kind == "step" and isinstance(v, float)]
+            numbers = [(k, v) for k, v in list(event.data.items())[:4] if event.kind == "step"
+                       and isinstance(v, float)]
             self.bar.set_postfix({k: f"{v:.3g}" for k, v in numbers}, refresh=False)
             self.bar.update(event.samples - self.bar.n)
         elif event.kind == "finish" and self.bar is not None:
@@ -106,7 +113,8 @@ def watch(
 
 
 def follow(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0) -> list[Event]:
-    """Run a job to its end and return its events, without the images of all previews but the last to save memory."""
+    """Run a job to its end and return its events, without the images of all previews but the last to save
+    memory."""
     done: list[Event] = []
     with Progress(mode, every, sys.stdout) as show:  # notebooks colour stderr as if something were wrong
         for event in events:

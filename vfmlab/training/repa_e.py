@@ -1,13 +1,15 @@
 """REPA-E (arXiv 2504.10483): diffusion is trained while its tokenizer is tuned through the alignment loss.
 
-One step trains both. The diffusion loss stops at the latents: left to itself it would make them easy to predict and empty.
-The alignment loss goes on into the tokenizer, with a weight of its own, beside the tokenizer's own losses:
+One step trains both. The diffusion loss stops at the latents: left to itself it would make them easy to
+predict and empty. The alignment loss goes on into the tokenizer, with a weight of its own, beside the
+tokenizer's own losses:
 
     network:   velocity + alignment.weight * alignment (+ class token)
     tokenizer: tune.weight * alignment + its own losses
 
-Latents are encoded at every step and normalised by running statistics, the tokenizer's own buffers, which are carried in
-its checkpoint; at the end they are measured again. In the paper a batch norm with the batch's own statistics does this.
+Latents are encoded at every step and normalised by running statistics, the tokenizer's own buffers, which are
+carried in its checkpoint; at the end they are measured again. In the paper a batch norm with the batch's own
+statistics does this.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ MOMENTUM = 0.1  # of the running latent statistics, per step
 
 
 class Tuned(nn.Module):
-    """A diffusion network and the tokenizer that is tuned with it: one module, so one checkpoint (`network.*`, `tokenizer.*`)."""
+    """A diffusion network and the tokenizer that is tuned with it: one module, so one checkpoint
+    (`network.*`, `tokenizer.*`)."""
 
     def __init__(self, network: nn.Module, tokenizer: Tokenizer):
         super().__init__()
@@ -41,7 +44,8 @@ class Tuned(nn.Module):
 
 
 class TunedBatch(NamedTuple):
-    """images: uint8 B 3 H W. labels, indices: long B. target, token: as in :class:`vfmlab.diffusion.targets.AlignedBatch`."""
+    """images: uint8 B 3 H W. labels, indices: long B. target, token: as in
+    :class:`vfmlab.diffusion.targets.AlignedBatch`."""
 
     images: Tensor
     labels: Tensor
@@ -54,8 +58,10 @@ class TunedObjective(nn.Module):
     """The training forward of REPA-E.
 
     Args:
-        weights: network and tokenizer. config: with `tune` and `alignment`. terms: the losses with which the tokenizer was
-            trained; `tune.losses` come in their place. original: the tokenizer as it was, for terms that preserve its
+        weights: network and tokenizer. config: with `tune` and `alignment`. terms: the losses with which the
+        tokenizer was
+            trained; `tune.losses` come in their place. original: the tokenizer as it was, for terms that
+            preserve its
             latents. projection: REPA's loss.
 
     Raises:
@@ -70,12 +76,14 @@ class TunedObjective(nn.Module):
         terms = terms if config.tune.losses is None else config.tune.losses
         if not terms:
             raise ConfigError(
-                "tune: the tokenizer has no losses of its own to hold it; set diffusion.tune.losses, for example "
+                "tune: the tokenizer has no losses of its own to hold it; set diffusion.tune.losses, for "
+                "example "
                 '{"l1": 1.0}'
             )
         if weights.tokenizer.stat_mean.ndim != 1:
             raise ConfigError(
-                "tune: this tokenizer has latent statistics for every place; running ones are per channel, so it cannot "
+                "tune: this tokenizer has latent statistics for every place; running ones are per channel, "
+                "so it cannot "
                 "be tuned"
             )
         self.weights, self.projection, self.flow = weights, projection, Flow(self.config)
@@ -89,8 +97,10 @@ class TunedObjective(nn.Module):
         """The tokenizer's own training forward."""
         return self._own[0]
 
-    def forward(self, batch: TunedBatch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
-        """Loss of one batch; parts as :meth:`vfmlab.diffusion.objective.Flow.loss` and the tokenizer's own, as `tokenizer_*`."""
+    def forward(self, batch: TunedBatch, rng: StepRandom,
+                samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
+        """Loss of one batch; parts as :meth:`vfmlab.diffusion.objective.Flow.loss` and the tokenizer's own,
+        as `tokenizer_*`."""
         tokenizer = self.weights.tokenizer
         r = self.own.reconstruct(batch, rng, samples)
         own, metrics = self.own.score(r, samples)
@@ -107,8 +117,10 @@ class TunedObjective(nn.Module):
         loss, parts = self.flow.loss(terms)
         loss = loss + own
         if on:
-            # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term which is zero.
-            (g,) = torch.autograd.grad(self.config.tune.weight * terms.alignment.mean(), cut, retain_graph=True)
+            # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term
+            # which is zero.
+            (g,) = torch.autograd.grad(self.config.tune.weight * terms.alignment.mean(), cut,
+                                       retain_graph=True)
             through = (z * g).sum()
             loss = loss + (through - through.detach())
         parts |= {f"tokenizer_{key}": value for key, value in metrics.items()}

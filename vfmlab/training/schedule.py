@@ -12,7 +12,8 @@ from vfmlab.config import Train
 def rate(train: Train, samples: int) -> float:
     """Factor on the learning rate for the step that starts after `samples` images, in [0, 1].
 
-    Linear warm-up over `train.warmup` images (the first step is not zero), then constant, cosine to 0 or linear to 0.
+    Linear warm-up over `train.warmup` images (the first step is not zero), then constant, cosine to 0 or
+    linear to 0.
     """
     if samples < train.warmup:
         return min(1.0, (samples + train.batch) / train.warmup)
@@ -23,7 +24,8 @@ def rate(train: Train, samples: int) -> float:
 
 
 class Clock:
-    """Seconds left, from the median step (a slow first step or a busy moment does not count) and the median extra.
+    """Seconds left, from the median step (a slow first step or a busy moment does not count) and the median
+    extra.
 
     Extras are what happens between steps: previews, evaluations, checkpoints.
     """

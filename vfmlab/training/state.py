@@ -28,7 +28,8 @@ class State:
     Attributes:
         step: completed steps. done: what has been done since the last of them; a resumed run does the rest.
         sums: metric -> [sum, count] since the last log. seconds: spent training.
-        guard, average: as in their own files. optimizers: of the objective and, where there are any, of the discriminators.
+        guard, average: as in their own files. optimizers: of the objective and, where there are any, of the
+        discriminators.
         scaler: that of fp16, or None.
     """
 
@@ -53,7 +54,8 @@ class State:
         return self._saved is not None
 
     def load(self, run_dir: RunDir) -> None:
-        """Read the run's checkpoint, if there is one, and put its weights and step in place; the rest in `begin`."""
+        """Read the run's checkpoint, if there is one, and put its weights and step in place; the rest in
+        `begin`."""
         found = checkpoint.load(run_dir)
         if found is not None:
             model, ema, state = found
@@ -62,7 +64,8 @@ class State:
 
     @torch.no_grad()
     def begin(self, optimizers: list[torch.optim.Optimizer], scaler: Any) -> None:
-        """Take up optimisers and scaler, average the weights from here on, and restore what :meth:`load` has read."""
+        """Take up optimisers and scaler, average the weights from here on, and restore what :meth:`load` has
+        read."""
         self.optimizers, self.scaler = optimizers, scaler
         self.average = Average(self.task.weights, self.task.train)
         saved, self._saved = self._saved, None
@@ -85,13 +88,15 @@ class State:
             scaler.load_state_dict(saved["scaler"])
 
     def save(self, run_dir: RunDir) -> None:
-        """Write the run's checkpoint; :class:`TrainingError` if the weights are not finite or the disk is full."""
+        """Write the run's checkpoint; :class:`TrainingError` if the weights are not finite or the disk is
+        full."""
         model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
         floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
         trained = [p for p in self.task.objective.parameters() if p.requires_grad]
         if not torch.isfinite(get_total_norm([*floats, *trained])):
             raise TrainingError(
-                f"weights are not finite at step {self.step}, so they are not saved; the last checkpoint is intact: "
+                f"weights are not finite at step {self.step}, so they are not saved; the last checkpoint is "
+                "intact: "
                 f"lower train.lr (now {self.task.train.lr:g}) or set train.precision=fp32"
             )
         state = {
@@ -126,7 +131,8 @@ class State:
 
     def buffers(self) -> dict[str, Tensor]:
         """Buffers that a forward may change (running statistics), by name."""
-        modules = {"": self.task.objective} | ({} if self.task.discriminators is None else {"discriminators.": self.task.discriminators})
+        modules = {"": self.task.objective} | ({} if self.task.discriminators is None
+                                               else {"discriminators.": self.task.discriminators})
         found = {}
         for prefix, module in modules.items():
             kept = module.state_dict()

@@ -30,7 +30,8 @@ def pick_precision(train: Train, device: torch.device) -> str:
     alone made matrix products and convolutions 1.4-2x slower than fp32 where it was measured).
     """
     if train.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"train.precision=fp16 needs a CUDA device, this is {device.type}; use auto, bf16 or fp32")
+        raise ConfigError(f"train.precision=fp16 needs a CUDA device, this is {device.type}; use auto, bf16 "
+                          "or fp32")
     if train.precision != "auto":
         return "no" if train.precision == "fp32" else train.precision
     if device.type == "cuda":
@@ -41,8 +42,10 @@ def pick_precision(train: Train, device: torch.device) -> str:
 
 
 def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | None = None) -> Accelerator:
-    """An Accelerator for this task. run_dir: where trackers write; None: none. device: "cpu" keeps off accelerators."""
-    # accelerate keeps one state per process; phases that follow each other may differ in precision and device.
+    """An Accelerator for this task. run_dir: where trackers write; None: none. device: "cpu" keeps off
+    accelerators."""
+    # accelerate keeps one state per process; phases that follow each other may differ in precision and
+    # device.
     AcceleratorState._reset_state()
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()
@@ -54,7 +57,8 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
-        raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or set none")
+        raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or "
+                          "set none")
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=precision,
@@ -88,28 +92,36 @@ class Prepared:
         self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
         self.parameters = select(task)
         if task.train.compile:
-            torch._functorch.config.donated_buffer = False  # adaptive weights go through the graph before backward does
+            # adaptive weights go through the graph before backward does
+            torch._functorch.config.donated_buffer = False
             for module in task.compiled:
                 module.compile()
         self.objective = accelerator.prepare(task.objective)
-        self.discriminators = None if task.discriminators is None else accelerator.prepare(task.discriminators)
-        self.optimizers = [accelerator.prepare(each) for each in make_optimizers(task, self.parameters, accelerator.device)]
+        self.discriminators = (
+            None if task.discriminators is None else accelerator.prepare(task.discriminators)
+        )
+        self.optimizers = [accelerator.prepare(each)
+                           for each in make_optimizers(task, self.parameters, accelerator.device)]
 
     def release(self) -> None:
-        """Undo what accelerate did to the task's modules, and let go of gradients and accelerate's references."""
-        for prepared, own in ((self.objective, self.task.objective), (self.discriminators, self.task.discriminators)):
+        """Undo what accelerate did to the task's modules, and let go of gradients and accelerate's
+        references."""
+        for prepared, own in ((self.objective, self.task.objective),
+                              (self.discriminators, self.task.discriminators)):
             if prepared is not None:
                 self.accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-                own.__dict__.pop("forward", None)  # the class's own again, not a bound copy: a module must stay copyable
+                # the class's own again, not a bound copy: a module must stay copyable
+                own.__dict__.pop("forward", None)
                 own.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
 
 
-def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.device) -> list[torch.optim.Optimizer]:
+def make_optimizers(task: Task, parameters: list[nn.Parameter],
+                    device: torch.device) -> list[torch.optim.Optimizer]:
     """Adam or AdamW over `parameters`, and another over the discriminators' where there are any.
 
-    Weight decay acts on matrices only; `train.lr_for` makes groups. Discriminators have their own learning rates and
-    betas, and no weight decay.
+    Weight decay acts on matrices only; `train.lr_for` makes groups. Discriminators have their own learning
+    rates and betas, and no weight decay.
     """
     train = task.train
     factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()])
@@ -118,10 +130,12 @@ def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.de
     for parameter in parameters:
         decay = train.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((by_id.get(id(parameter), 1.0), decay), []).append(parameter)
-    listed = [{"params": of, "lr": train.lr * factor, "weight_decay": decay} for (factor, decay), of in groups.items()]
+    listed = [{"params": of, "lr": train.lr * factor, "weight_decay": decay}
+              for (factor, decay), of in groups.items()]
     of_each = [listed] if task.discriminators is None else [listed, task.discriminators.groups(train)]
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    options = {"lr": train.lr, "betas": train.betas, "weight_decay": 0.0, "fused": device.type in ("cpu", "cuda")}
+    options = {"lr": train.lr, "betas": train.betas, "weight_decay": 0.0,
+               "fused": device.type in ("cpu", "cuda")}
     optimizers = [kind(each, **options) for each in of_each]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]  # what the schedule multiplies
@@ -129,7 +143,8 @@ def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.de
 
 
 def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
-    """`train.lr_for` on parameter names: name -> factor; :class:`ConfigError` for a glob that matches nothing."""
+    """`train.lr_for` on parameter names: name -> factor; :class:`ConfigError` for a glob that matches
+    nothing."""
     factors: dict[str, float] = {}
     for glob, value in globs.items():
         hits = fnmatch.filter(names, glob)
@@ -141,17 +156,21 @@ def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
 
 
 def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Tensor]:
-    """Forward and backward of all accumulation steps of step `step`; gradients are means over the global batch.
+    """Forward and backward of all accumulation steps of step `step`; gradients are means over the global
+    batch.
 
     Args:
-        batch: this process's rows of the global batch, on the device. samples: images seen before; they decide which
+        batch: this process's rows of the global batch, on the device. samples: images seen before; they
+        decide which
             terms are on and whether the discriminators learn.
 
     Returns:
         this process's means of the loss and the metrics.
     """
     task, acc, train = on.task, on.accelerator, on.task.train
-    others = on.discriminators if on.discriminators is not None and task.discriminators.learns(samples) else None
+    others = (
+        on.discriminators if on.discriminators is not None and task.discriminators.learns(samples) else None
+    )
     size = (on.rows.stop - on.rows.start) // train.accumulation
     means: dict[str, Tensor] = {}
     for part in range(train.accumulation):
@@ -162,7 +181,9 @@ def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Ten
             if part < train.accumulation - 1:
                 for module in (on.objective, *([] if others is None else [others])):
                     stack.enter_context(acc.no_sync(module))
-            loss, metrics, *pairs = on.objective(micro, StepRandom(task.seed, step, train.batch, cut, acc.device), samples)
+            loss, metrics, *pairs = on.objective(micro,
+                                                 StepRandom(task.seed, step, train.batch, cut, acc.device),
+                                                 samples)
             acc.backward(loss / train.accumulation)
             if others is not None:  # their random numbers keep the name they had in earlier versions
                 rng = StepRandom(derive("opponent", task.seed), step, train.batch, cut, acc.device)

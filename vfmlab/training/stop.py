@@ -17,12 +17,13 @@ REQUEST = 256  # in place of a signal's number: a stop request in the run's dire
 class Stop:
     """Turns signals into a request to stop at the next step boundary.
 
-    A step must not be torn: a signal inside one only sets `asked`. Between steps (previews, evaluation, loading) it
-    raises at once, and so does a second Ctrl-C anywhere. Signals reach the main thread only; elsewhere this does
-    nothing, and a generator is stopped by closing it.
+    A step must not be torn: a signal inside one only sets `asked`. Between steps (previews, evaluation,
+    loading) it raises at once, and so does a second Ctrl-C anywhere. Signals reach the main thread only;
+    elsewhere this does nothing, and a generator is stopped by closing it.
 
     Attributes:
-        asked: 0, the signal's number, or REQUEST. busy: inside a step. together: several processes have to stop at the same
+        asked: 0, the signal's number, or REQUEST. busy: inside a step. together: several processes have to
+        stop at the same
             step, so a signal between steps waits for the next one.
     """
 
@@ -31,7 +32,8 @@ class Stop:
         self._turn = ExitStack()
 
     def raise_now(self) -> None:
-        """End the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on request."""
+        """End the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on
+        request."""
         if self.asked == REQUEST:
             raise Stopped("stopped on request; started again, the run goes on")
         raise SystemExit(128 + signal.SIGTERM) if self.asked == signal.SIGTERM else KeyboardInterrupt
@@ -48,14 +50,16 @@ class Stop:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay its own."""
+        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay
+        its own."""
         with self.terminating(), self._turn:
             self._begin_turn()
             yield
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Around a `yield`: while the consumer computes, Ctrl-C and the global random numbers are the consumer's."""
+        """Around a `yield`: while the consumer computes, Ctrl-C and the global random numbers are the
+        consumer's."""
         self._turn.close()
         try:
             yield
@@ -65,14 +69,15 @@ class Stop:
     def _begin_turn(self) -> None:
         self._turn.enter_context(self._handler(signal.SIGINT))
         started = torch.cuda.is_available() and torch.cuda.is_initialized()
-        self._turn.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []))
+        self._turn.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started
+                                                       else []))
         self._listening = True
         self._turn.callback(setattr, self, "_listening", False)
 
     @contextmanager
     def _handler(self, number: int) -> Iterator[None]:
-        # Not in another thread, whose collector may close the generator. A program that ignores a signal (nohup, a
-        # background shell job) goes on ignoring it.
+        # Not in another thread, whose collector may close the generator. A program that ignores a signal
+        # (nohup, a background shell job) goes on ignoring it.
         if not _in_main_thread() or signal.getsignal(number) is signal.SIG_IGN:
             yield
             return

@@ -1,4 +1,5 @@
-"""What the loop trains: a task brings the objective, the data and the pictures; the loop brings everything else."""
+"""What the loop trains: a task brings the objective, the data and the pictures; the loop brings everything
+else."""
 
 from __future__ import annotations
 
@@ -21,18 +22,24 @@ class Task:
 
     Attributes:
         name: "tokenizer", "diffusion" or "pretrain".
-        objective: module whose `forward(batch, rng, samples) -> (loss, metrics)` is the training forward of one
-            (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached scalar tensors.
-            batch: this rank's rows on the device; rng: a :class:`vfmlab.seeding.StepRandom` for exactly these rows;
+        objective: module whose `forward(batch, rng, samples) -> (loss, metrics)` is the training forward of
+        one
+            (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached
+            scalar tensors.
+            batch: this rank's rows on the device; rng: a :class:`vfmlab.seeding.StepRandom` for exactly these
+            rows;
             samples: images seen before this step. It draws random numbers from `rng` only.
         weights: the part of `objective` that is averaged, and saved as model.safetensors.
-        trains: globs on `weights`' parameter names; what no glob matches is frozen. Parameters of the objective outside
+        trains: globs on `weights`' parameter names; what no glob matches is frozen. Parameters of the
+        objective outside
             `weights` (of losses) always train.
         compiled: modules that `train.compile` compiles, in place, so that no name changes.
-        find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for them).
-        discriminators: those of adversarial terms, which have an optimiser of their own, or None. The objective then
-            returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)` is their training forward
-            (:class:`vfmlab.losses.discriminators.training.Discriminators`).
+        find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for
+        them).
+        discriminators: those of adversarial terms, which have an optimiser of their own, or None. The
+        objective then
+            returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)` is their
+            training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
         columns: images per row of a preview.
         started: facts about the start, for the event of it.
     """
@@ -75,7 +82,8 @@ class Task:
         """One training forward by hand: what step `step` computes on these images.
 
         Args:
-            images: B 3 H W in [-1, 1], of the run's size. labels: long B; None: class 0. step: decides the random numbers.
+            images: B 3 H W in [-1, 1], of the run's size. labels: long B; None: class 0. step: decides the
+            random numbers.
             samples: images seen before, which decide the terms that are on; None: those of the steps before.
 
         Returns:
@@ -88,17 +96,19 @@ class Task:
         return loss, metrics
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
-        """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not resumed).
+        """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not
+        resumed).
 
         Yields (what, done, of). Must be deterministic. On several processes every one calls it.
         """
         return iter(())
 
     def stream(self, start_step: int, rows: slice) -> Iterable[Any]:
-        """Batches of steps start_step, start_step + 1, ...: this rank's `rows` of the global batch of `train.batch`.
+        """Batches of steps start_step, start_step + 1, ...: this rank's `rows` of the global batch of
+        `train.batch`.
 
-        A batch is a (named) tuple, list or dict of tensors with one row per image; what it holds depends on the run's
-        seed and the step only. An iterator with `close()` is closed at the end.
+        A batch is a (named) tuple, list or dict of tensors with one row per image; what it holds depends on
+        the run's seed and the step only. An iterator with `close()` is closed at the end.
         """
         raise NotImplementedError
 
@@ -124,13 +134,15 @@ class Task:
         return None
 
     def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
-        """Last act, once, with the averaged weights: buffers that need trained weights, files besides the weights.
+        """Last act, once, with the averaged weights: buffers that need trained weights, files besides the
+        weights.
 
         `self.weights` (not averaged) may be completed too; both are saved after this.
         """
 
     def remark(self) -> str:
-        """One line for the run's status after its end, if something went another way than meant; normally empty."""
+        """One line for the run's status after its end, if something went another way than meant; normally
+        empty."""
         return ""
 
     def facts(self) -> dict[str, str]:
@@ -143,10 +155,13 @@ def select(task: Task) -> list[nn.Parameter]:
     return trainable(task.objective, task.weights, task.trains, task.name)
 
 
-def trainable(objective: nn.Module, weights: nn.Module, trains: Iterable[str], name: str) -> list[nn.Parameter]:
-    """Freeze the parameters of `weights` that no glob of `trains` matches, and return all of the objective that train.
+def trainable(objective: nn.Module, weights: nn.Module, trains: Iterable[str],
+              name: str) -> list[nn.Parameter]:
+    """Freeze the parameters of `weights` that no glob of `trains` matches, and return all of the objective
+    that train.
 
-    name: of the phase, for messages. Raises :class:`ConfigError` for a glob that matches nothing, or if nothing is left.
+    name: of the phase, for messages. Raises :class:`ConfigError` for a glob that matches nothing, or if
+    nothing is left.
     """
     named = dict(weights.named_parameters())
     chosen: set[str] = set()

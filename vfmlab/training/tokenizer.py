@@ -1,4 +1,5 @@
-"""Training a tokenizer: images -> (VFM features) -> latent -> images, a weighted sum of losses, latent statistics."""
+"""Training a tokenizer: images -> (VFM features) -> latent -> images, a weighted sum of losses, latent
+statistics."""
 
 from __future__ import annotations
 
@@ -32,8 +33,10 @@ class TokenizerTask(Task):
 
     Args:
         run: the phase to train.
-        parent, parent_dir: the tokenizer and the directory of the stage before (or of imported weights), for runs that
-            have one: weights begin as the parent's average, and what losses and discriminators learned goes on.
+        parent, parent_dir: the tokenizer and the directory of the stage before (or of imported weights), for
+        runs that
+            have one: weights begin as the parent's average, and what losses and discriminators learned goes
+            on.
 
     Raises:
         ConfigError: no losses, a loss that needs what the run has not, sizes that do not fit.
@@ -45,7 +48,8 @@ class TokenizerTask(Task):
     def __init__(self, run: config.Phase, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
         self.run, self.train, self.trains = run, run.train, run.trains
         if (run.parent is None) != (parent is None):
-            raise ConfigError(f"run '{run.id}' starts from {run.parent or 'no other run'}; train it through vfmlab.train")
+            raise ConfigError(f"run '{run.id}' starts from {run.parent or 'no other run'}; train it through "
+                              "vfmlab.train")
         self.source: ImageSource = open_source(run.data, "train")
         self.held_out: ImageSource = open_source(run.data, "val")
         model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
@@ -83,7 +87,8 @@ class TokenizerTask(Task):
         return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
-        """What a method solves or measures before its first stage, on a seeded part of the training images."""
+        """What a method solves or measures before its first stage, on a seeded part of the training
+        images."""
         self.root = str(run_dir.path.parent)
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
@@ -93,7 +98,8 @@ class TokenizerTask(Task):
 
     def stream(self, start_step: int, rows: slice) -> BatchStream:
         data = self.run.data
-        return BatchStream(self.source, self.train.batch, self.seed, start_step, rows, data.flip, data.workers)
+        return BatchStream(self.source, self.train.batch, self.seed, start_step, rows, data.flip,
+                           data.workers)
 
     def costly_steps(self, n: int) -> list[int]:
         """Steps that decode at full size: equivariance makes others cheaper."""
@@ -110,7 +116,8 @@ class TokenizerTask(Task):
 
     def preview(self, weights: Tokenizer) -> Tensor:
         """The first held-out images (first row) and what is decoded from their posterior's mean: 2N 3 H W."""
-        images = to_float(self.held_out.batch(torch.arange(min(SHOWN, len(self.held_out)))).images).to(self.device)
+        images = to_float(self.held_out.batch(torch.arange(min(SHOWN,
+                                                               len(self.held_out)))).images).to(self.device)
         return torch.cat([images, weights.decode_raw(weights.posterior(images).mode().float())[0].float()])
 
     def evaluate(self, weights: Tokenizer, samples: int) -> dict[str, Any]:
@@ -127,7 +134,8 @@ class TokenizerTask(Task):
         if not shares or max(shares) >= COLLAPSED:
             return ""
         return (
-            f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try losses.codebook.entropy above 0, "
+            f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try "
+            "losses.codebook.entropy above 0, "
             "more tokenizer.codebooks or a smaller tokenizer.vocabulary"
         )
 
@@ -137,7 +145,8 @@ class TokenizerTask(Task):
 
 
 def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: ImageSource, seed: int) -> None:
-    """Measure latent statistics of each tokenizer on a seeded part of the images, and write the last one's to the run."""
+    """Measure latent statistics of each tokenizer on a seeded part of the images, and write the last one's to
+    the run."""
     order = torch.randperm(len(source), generator=generator("statistics", seed))[:STATISTICS_IMAGES]
     for tokenizer in tokenizers:
         device = tokenizer.stat_mean.device
@@ -151,9 +160,11 @@ def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: Image
 
 @torch.no_grad()
 def inherit(parent: RunDir, modules: dict[str, nn.Module | None]) -> None:
-    """Copy what the training state of `parent` holds for these modules, tensor by tensor, where name and shape agree.
+    """Copy what the training state of `parent` holds for these modules, tensor by tensor, where name and
+    shape agree.
 
-    Terms and discriminators that the parent did not have begin anew; imported parents have no training state at all.
+    Terms and discriminators that the parent did not have begin anew; imported parents have no training state
+    at all.
     """
     found = checkpoint.load_state(parent)
     for name, module in modules.items():

@@ -1,7 +1,8 @@
 """Known vision foundation models, one row each. A new one is a new row; `timm:NAME` needs none.
 
-Mean, std and the weights' file come from timm; its tests hold every row against timm's own record. Licences are those
-that the publishers state for the weights on the hub; read them before you use or share a model built on them.
+Mean, std and the weights' file come from timm; its tests hold every row against timm's own record. Licences
+are those that the publishers state for the weights on the hub; read them before you use or share a model
+built on them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 class Facts:
     """What is known about a model.
 
-    name: in `vfm.name`. timm: model name in timm, "" for the pocket models. layers: read by default. size: native side
-    in pixels. patch: pixels per token. interpolation: how its training images were resized. licence: of the weights.
+    name: in `vfm.name`. timm: model name in timm, "" for the pocket models. layers: read by default. size:
+    native side
+    in pixels. patch: pixels per token. interpolation: how its training images were resized. licence: of the
+    weights.
     """
 
     name: str
@@ -31,7 +34,8 @@ class Facts:
         return f"timm/{self.timm}" if self.timm else ""
 
 
-# The middle layer is block depth/2: SigLIP2-L reads (0, 12, -1) in VFM-VAE's released config; the others follow it.
+# The middle layer is block depth/2: SigLIP2-L reads (0, 12, -1) in VFM-VAE's released config; the others
+# follow it.
 _ROWS = """
 siglip2_b16_256      vit_base_patch16_siglip_256.v2_webli        0,6,-1   256  16  bicubic  apache-2.0
 siglip2_b16_384      vit_base_patch16_siglip_384.v2_webli        0,6,-1   384  16  bicubic  apache-2.0

@@ -1,9 +1,9 @@
 """Known released checkpoints, one row each: where they are, whose they are, how they were built.
 
-What is not known is None or is said in `note`: no revision, hash or file name here is a guess. Repositories and file
-names are those of the releases' own pages and READMEs; configurations are those of their published config files. A
-checkpoint without a row is imported under its family's name, with `--file` and `--config`; the family's name alone
-stands for its best known row.
+What is not known is None or is said in `note`: no revision, hash or file name here is a guess. Repositories
+and file names are those of the releases' own pages and READMEs; configurations are those of their published
+config files. A checkpoint without a row is imported under its family's name, with `--file` and `--config`;
+the family's name alone stands for its best known row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from vfmlab.registry import IMPORTERS
 
 @dataclass(frozen=True)
 class Statistics:
-    """The file of a release's latent statistics, of `repo` or of the row's own. eps: added to a variance before its root."""
+    """The file of a release's latent statistics, of `repo` or of the row's own. eps: added to a variance
+    before its root."""
 
     file: str
     repo: str | None = None
@@ -30,9 +31,11 @@ class Row:
 
     Attributes:
         name: what `vfmlab import` takes. method: as papers call it. family: importer of `vfmlab.weights`.
-        config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo None: elsewhere,
+        config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo None:
+        elsewhere,
             see `note`. sha256: of the file, where its publisher states it. licence: of the release.
-        statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else measured on the run's
+        statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else measured on
+        the run's
             images. vfm: the `vfm` section its tokenizer reads.
         tokenizer: of a diffusion model: the row of the tokenizer it was trained on.
         protocol: how the release samples, in our terms.
@@ -114,7 +117,8 @@ def _sit(width: int, depth: int, heads: int) -> dict[str, Any]:
             "num_heads": heads, "num_classes": 1000}  # fmt: skip
 
 
-# The release's 250 counts points of time, hence 249 intervals; its shift of 0.3 is 1 / 0.3 in our direction of time.
+# The release's 250 counts points of time, hence 249 intervals; its shift of 0.3 is 1 / 0.3 in our direction
+# of time.
 _LIGHTNING_SAMPLER = {"sampler": {"solver": "euler", "steps": 249, "shift": 1 / 0.3}}
 _RAE_REPO, _VAVAE_REPO = "nyu-visionx/RAE-collections", "hustvl/vavae-imagenet256-f16d32-dinov2"
 _VARIANTS, _SIT_REPO = "hustvl/va-vae-imagenet256-experimental-variants", "nyu-visionx/SiT-collections"
@@ -189,7 +193,8 @@ _DEFAULTS = {
     "vfm-vae": "vfm_vae_f16d32", "va-vae": "va_vae_f16d32", "sd-vae": "sd_vae_ema", "rae-decoder": "rae_dinov2_b",
     "lightningdit": "lightningdit_xl_800ep", "dit-dh": "dit_dh_xl", "sit": "sit_xl_2", "repa": "repa_xl_2",
 }  # fmt: skip
-# The one factor of SD-VAE is what SiT and REPA were trained with; others want zero mean and unit variance per channel.
+# The one factor of SD-VAE is what SiT and REPA were trained with; others want zero mean and unit variance per
+# channel.
 _CHANGES = {
     "sd-vae": {
         "config": {key: value for key, value in _SD_VAE.items() if key != "scaling_factor"},
@@ -204,7 +209,8 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Row:
-    """The row called `name`, or that of an importer's name ("va-vae", ...): the row that stands for its family.
+    """The row called `name`, or that of an importer's name ("va-vae", ...): the row that stands for its
+    family.
 
     Raises:
         ConfigError: neither; with the nearest known name.

@@ -1,9 +1,12 @@
-"""Metrics and instruments: what is measured, one registry entry each (`vfmlab.registry.INSTRUMENTS`), one place for each number.
+"""Metrics and instruments: what is measured, one registry entry each (`vfmlab.registry.INSTRUMENTS`), one
+place for each number.
 
-A :class:`Metric` belongs to every report: it sees batch after batch while images or samples go by. An :class:`Instrument`
-is measured when it is asked for, on the features of a :class:`~vfmlab.evaluation.subject.Subject` (tokenizer, diffusion
-model or vision model); :mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this
-package: its `quantities` say what its numbers are called and where they are shown, and nothing else has to be told.
+A :class:`Metric` belongs to every report: it sees batch after batch while images or samples go by. An
+:class:`Instrument` is measured when it is asked for, on the features of a
+:class:`~vfmlab.evaluation.subject.Subject` (tokenizer, diffusion model or vision model);
+:mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this
+package: its `quantities` say what its numbers are called and where they are shown, and nothing else has to be
+told.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ RECONSTRUCTIONS, LATENTS, SAMPLES = "reconstructions", "latents", "samples"
 class Pass:
     """What a pass over images, or over samples, gathers; the metrics write their numbers from it.
 
-    real, own, samples: features of the images, of their reconstructions, of the samples. latents: N C h w, normalised where
-    the tokenizer has statistics, of the first images; labels: long N, theirs.
+    real, own, samples: features of the images, of their reconstructions, of the samples. latents: N C h w,
+    normalised where the tokenizer has statistics, of the first images; labels: long N, theirs.
     """
 
     setup: Setup
@@ -50,9 +53,11 @@ class Pass:
 
 
 class Part(NamedTuple):
-    """One batch. images: B 3 H W in [-1, 1], None for samples; output: what was decoded, rounded to 8 bits; seen: its features.
+    """One batch. images: B 3 H W in [-1, 1], None for samples; output: what was decoded, rounded to 8 bits;
+    seen: its features.
 
-    real: the images' features B D, of reconstructions; latents: B C h w on the CPU; ids: of images or samples, long B.
+    real: the images' features B D, of reconstructions; latents: B C h w on the CPU; ids: of images or
+    samples, long B.
     """
 
     images: Tensor | None
@@ -68,7 +73,8 @@ class Metric:
     """Base of what every report holds.
 
     Attributes:
-        quantities: its numbers. order: of its columns in tables. over: RECONSTRUCTIONS (reports and evaluations during the
+        quantities: its numbers. order: of its columns in tables. over: RECONSTRUCTIONS (reports and
+        evaluations during the
             training of tokenizers), LATENTS (reports of tokenizers: what a pass has gathered), SAMPLES.
     """
 
@@ -84,16 +90,19 @@ class Metric:
         """Take in one batch."""
 
     def write(self, draft: Draft) -> None:
-        """Write every number of `quantities`; a :class:`DataError` marks those that are not written as absent."""
+        """Write every number of `quantities`; a :class:`DataError` marks those that are not written as
+        absent."""
         raise NotImplementedError
 
 
 class Metrics:
-    """The metrics over `over` together. Used as a block: opened before the first batch, `write` after the last."""
+    """The metrics over `over` together. Used as a block: opened before the first batch, `write` after the
+    last."""
 
     def __init__(self, over: str, gathered: Pass):
         kinds = (INSTRUMENTS.get(name) for name in INSTRUMENTS)
-        kinds = sorted((kind for kind in kinds if issubclass(kind, Metric) and kind.over == over), key=lambda kind: kind.order)
+        kinds = sorted((kind for kind in kinds if issubclass(kind, Metric) and kind.over == over),
+                       key=lambda kind: kind.order)
         self.metrics = [kind(gathered) for kind in kinds]
 
     def update(self, part: Part) -> None:
@@ -111,7 +120,8 @@ class Instrument:
     """Base of what is measured on request; `measure` writes every number named in `quantities`.
 
     Attributes:
-        kinds: of subjects it can measure. quantities: its numbers and curves. order: of its columns in tables.
+        kinds: of subjects it can measure. quantities: its numbers and curves. order: of its columns in
+        tables.
     """
 
     registered_name: str
@@ -126,7 +136,8 @@ class Instrument:
 def names(kind: str | None = None) -> list[str]:
     """All instruments, or those that measure subjects of this kind."""
     known = {name: INSTRUMENTS.get(name) for name in INSTRUMENTS}
-    return [name for name, part in known.items() if issubclass(part, Instrument) and (kind is None or kind in part.kinds)]
+    return [name for name, part in known.items() if issubclass(part, Instrument)
+            and (kind is None or kind in part.kinds)]
 
 
 def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
@@ -143,14 +154,17 @@ def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
         kinds = INSTRUMENTS.get(name).kinds
         if kind not in kinds:
             fit = ", ".join(names(kind))
-            raise ConfigError(f"instrument '{name}' measures {' and '.join(kinds)} runs; '{what}' is a {kind}; choose from: {fit}")
+            raise ConfigError(f"instrument '{name}' measures {' and '.join(kinds)} runs; '{what}' is a "
+                              f"{kind}; choose from: {fit}")
     return list(dict.fromkeys(wanted))
 
 
 def measure(
-    subject: Subject, wanted: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
+    subject: Subject, wanted: Sequence[str] | None = None,
+    progress: Callable[[int, int], object] | None = None
 ) -> Report:
-    """What the instruments measure on one subject; what cannot be had is there with value None and a reason."""
+    """What the instruments measure on one subject; what cannot be had is there with value None and a
+    reason."""
     draft, spent = Draft(), {}
     selected = choose(wanted, subject.kind, subject.name)
     for k, name in enumerate(selected):

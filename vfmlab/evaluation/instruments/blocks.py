@@ -32,8 +32,8 @@ def block_features(
     """Features after every block, 1 to `network.depth`, at time t under the null label.
 
     Args:
-        z: N C h w clean normalised latents. ids: one per row, which decide its noise. maps: N D h w in place of token
-        means N D.
+        z: N C h w clean normalised latents. ids: one per row, which decide its noise. maps: N D h w in place
+        of token means N D.
 
     Returns:
         {block: features on the CPU}.
@@ -55,36 +55,42 @@ def block_alignment(
 ) -> dict[str, Number]:  # fmt: skip
     """CKNNA of every block with a reference's features (N D) of the same images: {"cknna_block_1": ..., ...}.
 
-    For the evaluations during training: what is logged under these names is what :func:`over_training` reads. protocol: hash
-    of what the numbers depend on.
+    For the evaluations during training: what is logged under these names is what :func:`over_training` reads.
+    protocol: hash of what the numbers depend on.
     """
     b = prepare(theirs)
     features = block_features(network, z, ids, t, seed)
     values = {k: cknna(prepare(x), b, K) for k, x in features.items()}
-    return {f"{key}{k}": Number(v, protocol, len(z), better=HIGHER, label=f"CKNNA of block {k}") for k, v in values.items()}
+    return {f"{key}{k}": Number(v, protocol, len(z), better=HIGHER, label=f"CKNNA of block {k}")
+            for k, v in values.items()}
 
 
 def over_training(folder: RunDir, key: str = BLOCK_KEY) -> dict[str, list]:
-    """Agreement of blocks over training, from the evaluations that a run logged: {"samples", "block", "value": [[...]]}.
+    """Agreement of blocks over training, from the evaluations that a run logged: {"samples", "block",
+    "value": [[...]]}.
 
-    value: one row per block, of the points under the protocol of the last evaluation. key: with which reference; what stands
-    before the block's number in the log.
+    value: one row per block, of the points under the protocol of the last evaluation. key: with which
+    reference; what stands before the block's number in the log.
 
     Raises:
         RunError: the run has logged none.
     """
     points = {int(name.removeprefix(key)): p for name, p in logged(folder).items() if name.startswith(key)}
     mark = next((newest(points[k]) for k in sorted(points)), None)
-    by_block = {k: {s: v.value for s, v in p if mark and v.protocol == mark} for k, p in sorted(points.items())}
+    by_block = {k: {s: v.value for s, v in p if mark and v.protocol == mark}
+                for k, p in sorted(points.items())}
     samples = sorted({s for values in by_block.values() for s in values})
     if not samples:
         how = "train it with diffusion.train.evaluate_at"
-        raise RunError(f"run '{folder.id}' has logged no agreement of its blocks ('{key}1', ...) with a protocol; {how}")
-    return {"samples": samples, "block": list(by_block), "value": [[v.get(s) for s in samples] for v in by_block.values()]}
+        raise RunError(f"run '{folder.id}' has logged no agreement of its blocks ('{key}1', ...) with a "
+                       f"protocol; {how}")
+    return {"samples": samples, "block": list(by_block),
+            "value": [[v.get(s) for s in samples] for v in by_block.values()]}
 
 
 def latents(subject: Subject) -> tuple[Tensor, list[int]]:
-    """The first held-out images' normalised latents (posterior mode) of a diffusion subject, and the images' ids."""
+    """The first held-out images' normalised latents (posterior mode) of a diffusion subject, and the images'
+    ids."""
     maps = subject.held_out
     n = min(IMAGES, len(maps))
     z = []
@@ -96,7 +102,8 @@ def latents(subject: Subject) -> tuple[Tensor, list[int]]:
 
 @INSTRUMENTS.register("blocks")
 class Blocks(Instrument):
-    """CKNNA with the reference, and LDS, of every block at several t. `block_cknna`: the best block at t = 0.5."""
+    """CKNNA with the reference, and LDS, of every block at several t. `block_cknna`: the best block at t =
+    0.5."""
 
     kinds = ("diffusion",)
     quantities = (
@@ -122,6 +129,7 @@ class Blocks(Instrument):
             best = max(range(len(table[at])), key=table[at].__getitem__)
             report.add(f"block_{name}", table[at][best], section, n, block=best + 1)
             if name == "cknna":
-                report.add("block_cknna_corrected", beyond_chance(table[at][best], K, n), section, n, block=best + 1)
+                report.add("block_cknna_corrected", beyond_chance(table[at][best], K, n), section, n,
+                           block=best + 1)
             rows = [list(row) for row in zip(*table, strict=True)]  # blocks; columns are times
             report.add(f"block_{name}_over_t", rows, section, n, block=list(blocks), t=list(TIMES))

@@ -1,4 +1,5 @@
-"""Class accuracy: how often the judge still sees the class of an image in its reconstruction, or the wanted class in a sample."""
+"""Class accuracy: how often the judge still sees the class of an image in its reconstruction, or the wanted
+class in a sample."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from vfmlab.registry import INSTRUMENTS
 
 
 class Judged(Metric):
-    """Share of images to which the judge gives the label they should have; absent where it does not know the classes."""
+    """Share of images to which the judge gives the label they should have; absent where it does not know the
+    classes."""
 
     def __init__(self, gathered: Pass):
         super().__init__(gathered)
@@ -30,7 +32,8 @@ class Judged(Metric):
 @INSTRUMENTS.register("reconstruction_classes")
 class OfReconstructions(Judged):
     order = 22
-    quantities = (Quantity("class_accuracy_own", "class accuracy of rec.", HIGHER, definition="share of reconstructions whose class the judge still sees"),)
+    quantities = (Quantity("class_accuracy_own", "class accuracy of rec.", HIGHER,
+                           definition="share of reconstructions whose class the judge still sees"),)
 
 
 @INSTRUMENTS.register("sample_classes")

@@ -20,22 +20,27 @@ HOW = "set diffusion.train.evaluate_at"
 
 
 def area(samples: Sequence[float], values: Sequence[float]) -> float:
-    """Mean height of a convergence curve between its first and last point (trapezoids over samples, in the values' unit).
+    """Mean height of a convergence curve between its first and last point (trapezoids over samples, in the
+    values' unit).
 
     Raises:
         DataError: fewer than two points, or points out of order.
     """
     if len(samples) != len(values):
-        raise DataError(f"a curve has {len(samples)} positions and {len(values)} values; give one value per position")
+        raise DataError(f"a curve has {len(samples)} positions and {len(values)} values; give one value per "
+                        "position")
     if len(samples) < 2:
-        raise DataError(f"a convergence curve needs at least 2 evaluations, got {len(samples)}; set train.evaluate_at")
+        raise DataError(f"a convergence curve needs at least 2 evaluations, got {len(samples)}; set "
+                        "train.evaluate_at")
     if any(a >= b for a, b in itertools.pairwise(samples)):
         raise DataError("the evaluations of a convergence curve must be in order of samples, each once")
-    whole = sum((b - a) * (u + v) / 2 for (a, u), (b, v) in itertools.pairwise(zip(samples, values, strict=True)))
+    whole = sum((b - a) * (u + v) / 2
+                for (a, u), (b, v) in itertools.pairwise(zip(samples, values, strict=True)))
     return whole / (samples[-1] - samples[0])
 
 
-def reach(samples: Sequence[float], values: Sequence[float], level: float, lower: bool = True) -> float | None:
+def reach(samples: Sequence[float], values: Sequence[float], level: float,
+          lower: bool = True) -> float | None:
     """Samples at which a curve first comes to `level` (linear between evaluations); None if it never does."""
     sign = 1 if lower else -1
     before = None
@@ -48,21 +53,25 @@ def reach(samples: Sequence[float], values: Sequence[float], level: float, lower
     return None
 
 
-def steps_to_reach(folders: Sequence[RunDir], metric: str = "gfd", level: float | None = None) -> list[dict[str, Any]]:
+def steps_to_reach(folders: Sequence[RunDir], metric: str = "gfd",
+                   level: float | None = None) -> list[dict[str, Any]]:
     """Samples and steps that several runs need to come to one level of a metric; None where a run does not.
 
     level: None takes the worst last value among the runs, so that each reaches it.
 
     Raises:
-        RunError: a run without evaluations during training. DataError: runs evaluated under different protocols.
+        RunError: a run without evaluations during training. DataError: runs evaluated under different
+        protocols.
     """
     courses: dict[str, Course] = {folder.id: over_training(folder, metric) for folder in folders}
     for run, one in courses.items():
         if not one.samples:
-            raise RunError(f"run '{run}' has no '{metric}' from evaluations during training; {HOW} and train it")
+            raise RunError(f"run '{run}' has no '{metric}' from evaluations during training; {HOW} and train "
+                           "it")
     marks = sorted({one.protocol or "" for one in courses.values()})
     if len(marks) > 1:
-        raise DataError(f"'{metric}' of these runs was measured under different protocols ({', '.join(marks)})")
+        raise DataError(f"'{metric}' of these runs was measured under different protocols "
+                        f"({', '.join(marks)})")
     level = max(one.values[-1] for one in courses.values()) if level is None else level
     rows = []
     for folder in folders:
@@ -80,8 +89,10 @@ class Convergence(Instrument):
 
     kinds = ("diffusion",)
     quantities = (
-        *(Quantity(f"{name}_area", f"mean {label} over training", LOWER) for name, label in CONVERGING.items()),
-        *(Quantity(f"{name}_over_samples", f"{label} over training", LOWER, many=True) for name, label in CONVERGING.items()),
+        *(Quantity(f"{name}_area", f"mean {label} over training", LOWER)
+          for name, label in CONVERGING.items()),
+        *(Quantity(f"{name}_over_samples", f"{label} over training", LOWER, many=True)
+          for name, label in CONVERGING.items()),
     )
 
     def measure(self, subject: Subject, report: Draft) -> None:
@@ -96,7 +107,8 @@ class Convergence(Instrument):
             facts = {"measure": f"area under {name}", "first": one.samples[0], "last": one.samples[-1]}
             facts |= {"evaluations": len(one.samples), "of": one.protocol}
             section = Resolved({**subject.resolved.sections, "instrument": facts})
-            report.add(f"{name}_over_samples", list(one.values), section, subject.n, samples=list(one.samples))
+            report.add(f"{name}_over_samples", list(one.values), section, subject.n,
+                       samples=list(one.samples))
             try:
                 report.add(f"{name}_area", area(one.samples, one.values), section, subject.n)
             except DataError as error:

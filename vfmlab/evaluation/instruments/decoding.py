@@ -1,4 +1,5 @@
-"""What the decoder makes of latents it was not given: errors by frequency, paths between images, noisy latents."""
+"""What the decoder makes of latents it was not given: errors by frequency, paths between images, noisy
+latents."""
 
 from __future__ import annotations
 
@@ -22,13 +23,15 @@ PAIRS, STEPS = 32, 8
 
 
 def bands(images: Tensor, cut: float = CUT) -> tuple[Tensor, Tensor]:
-    """Mean square of images B C H W in their low and high frequencies (split at `cut` cycles a pixel): B each.
+    """Mean square of images B C H W in their low and high frequencies (split at `cut` cycles a pixel): B
+    each.
 
     The two add up to the mean square of the image (Parseval).
     """
     h, w = images.shape[-2:]
     power = torch.fft.fft2(images.double()).abs().square().mean(1) / (h * w) ** 2
-    radius = (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt().to(images.device)
+    radius = (torch.fft.fftfreq(h)[:, None].square()
+              + torch.fft.fftfreq(w)[None].square()).sqrt().to(images.device)
     low = radius <= cut + 1e-9
     return power[:, low].sum(1), power[:, ~low].sum(1)
 
@@ -37,8 +40,8 @@ def bands(images: Tensor, cut: float = CUT) -> tuple[Tensor, Tensor]:
 class Frequency(Instrument):
     """Reconstruction error in low and high spatial frequencies.
 
-    `mse_low` and `mse_high` (on [0, 1]) add up to the mean squared error; `lost_low` and `lost_high` are shares of the images'
-    own power there, the mean colour left out.
+    `mse_low` and `mse_high` (on [0, 1]) add up to the mean squared error; `lost_low` and `lost_high` are
+    shares of the images' own power there, the mean colour left out.
     """
 
     kinds = ("tokenizer",)
@@ -73,8 +76,8 @@ class Frequency(Instrument):
 def path_shape(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Length and roughness of paths of images P T C H W: (P, P).
 
-    Length: sum of the steps' distances over the distance of the ends, 1 for a straight even or uneven line. Roughness: sum
-    of second differences over sum of first differences, 0 for an even straight line.
+    Length: sum of the steps' distances over the distance of the ends, 1 for a straight even or uneven line.
+    Roughness: sum of second differences over sum of first differences, 0 for an even straight line.
 
     Raises:
         DataError: fewer than 3 frames, or ends that coincide.
@@ -107,7 +110,8 @@ def between(a: Tensor, b: Tensor, steps: int = STEPS) -> Tensor:
 
 @INSTRUMENTS.register("interpolation")
 class Interpolation(Instrument):
-    """Straight lines between the latents of two images, decoded: how long and how bent their images' path is."""
+    """Straight lines between the latents of two images, decoded: how long and how bent their images' path
+    is."""
 
     kinds = ("tokenizer",)
     quantities = (
@@ -132,7 +136,8 @@ class Interpolation(Instrument):
 
 @INSTRUMENTS.register("robustness")
 class Robustness(Instrument):
-    """PSNR and feature distance (1 - cosine in the reference's features) of decoding z + sigma noise, against sigma.
+    """PSNR and feature distance (1 - cosine in the reference's features) of decoding z + sigma noise, against
+    sigma.
 
     The same noise for every sigma. `noise_psnr_loss`: dB lost at sigma 0.5 against no noise.
     """
@@ -158,7 +163,8 @@ class Robustness(Instrument):
             values.append(float(psnr(images, restored).mean()))
             seen = subject.reference(restored.to(subject.device))
             apart.append(float(1 - F.cosine_similarity(seen.double(), theirs.double()).mean()))
-        section, at = subject.section({"measure": "decoding of noisy latents", "images": n}, reference=True), SIGMAS.index(0.5)
+        section, at = subject.section({"measure": "decoding of noisy latents", "images": n},
+                                      reference=True), SIGMAS.index(0.5)
         report.add("robust_psnr", values, section, n, sigma=list(SIGMAS))
         report.add("robust_feature_distance", apart, section, n, sigma=list(SIGMAS))
         report.add("noise_psnr_loss", values[0] - values[at], section, n)
@@ -167,7 +173,8 @@ class Robustness(Instrument):
 
 @INSTRUMENTS.register("noise_psnr")
 class NoisePsnr(Metric):
-    """PSNR of decoding z + sigma * noise, the same noise for every sigma: what errors of a diffusion model cost."""
+    """PSNR of decoding z + sigma * noise, the same noise for every sigma: what errors of a diffusion model
+    cost."""
 
     order = 12
     quantities = (Quantity("noise_psnr", "PSNR under noise", HIGHER, "dB", many=True),)
@@ -191,7 +198,8 @@ class NoisePsnr(Metric):
             z, images = z.to(device), images.to(device)
             noise = SampleRandom(seed, range(done, done + len(z)), device).randn(*z.shape[1:])
             for sigma in SIGMAS:
-                values[sigma].append(psnr(images, as_saved(tokenizer.decode(z + sigma * noise))).double().cpu())
+                values[sigma].append(psnr(images,
+                                          as_saved(tokenizer.decode(z + sigma * noise))).double().cpu())
             done += len(z)
         curve = [float(torch.cat(parts).mean()) for parts in values.values()]
         draft.add("noise_psnr", curve, self.gathered.resolved.of("images"), done, sigma=list(SIGMAS))

@@ -1,8 +1,9 @@
-"""Distances between sets of images in the protocol's feature space: rFD, gFD, gFD to own reconstructions, kernel distances.
+"""Distances between sets of images in the protocol's feature space: rFD, gFD, gFD to own reconstructions,
+kernel distances.
 
-Distance of samples to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two are always
-reported together; distance to the tokenizer's reconstructions of real images (`gfd_own`) says how well the diffusion model
-has learnt the latents, apart from the decoder's floor.
+Distance of samples to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two
+are always reported together; distance to the tokenizer's reconstructions of real images (`gfd_own`) says how
+well the diffusion model has learnt the latents, apart from the decoder's floor.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ class FeatureDistance(Metric):
         self.values: list[torch.Tensor] = []
 
     def update(self, part: Part) -> None:
-        cosine = functional.cosine_similarity(part.seen.features.float(), part.real.to(part.seen.features).float())
+        cosine = functional.cosine_similarity(part.seen.features.float(),
+                                              part.real.to(part.seen.features).float())
         self.values.append(1 - cosine.double().cpu())
 
     def write(self, draft: Draft) -> None:
         x = torch.cat(self.values)
-        draft.add("feature_distance", float(x.mean()), self.gathered.resolved, len(x), float(x.std(correction=0)))
+        draft.add("feature_distance", float(x.mean()), self.gathered.resolved, len(x),
+                  float(x.std(correction=0)))
 
 
 def write(draft: Draft, prefix: str, suffix: str, a: FeatureSet, b: FeatureSet, gathered: Pass) -> None:
-    """Frechet and kernel distance side by side: `<prefix>fd<suffix>`, `<prefix>kd<suffix>`; spread of the latter over subsets."""
+    """Frechet and kernel distance side by side: `<prefix>fd<suffix>`, `<prefix>kd<suffix>`; spread of the
+    latter over subsets."""
     n, resolved = min(a.count, b.count), gathered.resolved
     draft.add(f"{prefix}fd{suffix}", frechet_distance(a, b), resolved, n)
     if n < 4:

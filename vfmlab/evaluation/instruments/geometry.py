@@ -1,4 +1,5 @@
-"""The shape of a latent space, as diffusion sees it: spread over channels, effective rank, density, spatial frequencies.
+"""The shape of a latent space, as diffusion sees it: spread over channels, effective rank, density, spatial
+frequencies.
 
 Tokens are the C-dimensional vectors at the positions of the maps; "images" means their token means.
 """
@@ -42,14 +43,16 @@ def spectrum(x: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of eigenvalues that sum to 1 (Roy and Vetterli 2007): 1 for one direction, C for equal ones."""
+    """exp of the entropy of eigenvalues that sum to 1 (Roy and Vetterli 2007): 1 for one direction, C for
+    equal ones."""
     p = values / values.sum()
     p = p[p > 0]
     return float((-(p * p.log()).sum()).exp())
 
 
 def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> float:
-    """log of the mean of exp(-t |u - v|^2) over pairs of rows N D on the unit sphere (Wang and Isola 2020, eq. 2).
+    """log of the mean of exp(-t |u - v|^2) over pairs of rows N D on the unit sphere (Wang and Isola 2020,
+    eq. 2).
 
     0 when all rows point the same way; lower is more uniform. Arxiv 2005.10242, t = 2.
     """
@@ -57,14 +60,16 @@ def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> float:
     if n < 2:
         raise DataError(f"uniformity needs at least 2 samples, got {n}")
     u = F.normalize(x.double(), dim=1)
-    total = sum(float((t * (2 * (part @ u.T) - 2)).exp().sum()) for part in u.split(block)) - n  # without the pairs of a row with itself
+    # without the pairs of a row with itself
+    total = sum(float((t * (2 * (part @ u.T) - 2)).exp().sum()) for part in u.split(block)) - n
     return float(torch.tensor(max(total, 0.0) / (n * (n - 1)), dtype=torch.float64).clamp_min(1e-300).log())
 
 
 def neighbour_distances(x: Tensor, k: int = K, block: int = 1024) -> Tensor:
     """Euclidean distance of each row of N D to its k-th nearest other row: N."""
     if not 1 <= k < len(x):
-        raise DataError(f"k = {k} neighbours of N = {len(x)} samples: needs 1 <= k < N; lower k or use more samples")
+        raise DataError(f"k = {k} neighbours of N = {len(x)} samples: needs 1 <= k < N; lower k or use more "
+                        "samples")
     x = x.float()
     return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(block)])
 
@@ -79,23 +84,27 @@ def gini(values: Tensor) -> float:
 
 
 def low_share(maps: Tensor, cut: float = 0.25) -> float:
-    """Share of the variance within images (N C h w, without each map's mean) at frequencies of at most `cut` cycles a cell."""
+    """Share of the variance within images (N C h w, without each map's mean) at frequencies of at most `cut`
+    cycles a cell."""
     h, w = maps.shape[-2:]
     power = torch.fft.fft2(maps.double()).abs().square().sum((0, 1))
     radius = (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt()
     power[0, 0] = 0
     if not power.sum() > 0:
-        raise DataError(f"features on a {h} x {w} grid do not vary within an image; they have no spatial frequencies")
+        raise DataError(f"features on a {h} x {w} grid do not vary within an image; they have no spatial "
+                        "frequencies")
     return float(power[radius <= cut + 1e-9].sum() / power.sum())
 
 
 @INSTRUMENTS.register("geometry")
 class Geometry(Instrument):
-    """Spectrum and rank of the channels' covariance, density of tokens, uniformity of images, share of low frequencies.
+    """Spectrum and rank of the channels' covariance, density of tokens, uniformity of images, share of low
+    frequencies.
 
-    `effective_rank` is out of C channels (`effective_rank_share` is divided by C); `density_gini` is the Gini coefficient of the
-    distances to the 10th neighbour among 4096 tokens: 0 for an even cloud, larger for clumps and gaps. Which end serves
-    diffusion is the question, so only density, where the literature claims one (VA-VAE: uniform is better), has a good end.
+    `effective_rank` is out of C channels (`effective_rank_share` is divided by C); `density_gini` is the Gini
+    coefficient of the distances to the 10th neighbour among 4096 tokens: 0 for an even cloud, larger for
+    clumps and gaps. Which end serves diffusion is the question, so only density, where the literature claims
+    one (VA-VAE: uniform is better), has a good end.
     """
 
     quantities = (
@@ -114,7 +123,8 @@ class Geometry(Instrument):
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps
         n, x = len(maps), tokens(maps)
-        section = subject.section({"measure": "geometry", "tokens": TOKENS, "k": K, "low": "up to a quarter cycle a cell"})
+        section = subject.section({"measure": "geometry", "tokens": TOKENS, "k": K,
+                                   "low": "up to a quarter cycle a cell"})
         values = spectrum(x)
         rank = effective_rank(values)
         report.add("effective_rank", rank, section, n, channels=len(values))

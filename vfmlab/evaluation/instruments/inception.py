@@ -41,8 +41,10 @@ class Inception(Metric):
         from torch_fidelity.metric_prc import prc_features_to_metric
 
         logits, resolved = torch.cat(self.logits), self.gathered.resolved
-        score = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=self.gathered.setup.protocol.seed)
-        draft.add("inception_score", score["inception_score_mean"], resolved, len(logits), score["inception_score_std"])
+        score = isc_features_to_metric(logits, splits=10, shuffle=True,
+                                       rng_seed=self.gathered.setup.protocol.seed)
+        draft.add("inception_score", score["inception_score_mean"], resolved, len(logits),
+                  score["inception_score_std"])
         rows = self.gathered.samples.features(), self.gathered.real.features()
         shares = prc_features_to_metric(*rows, prc_neighborhood=3, prc_batch_size=10_000, verbose=False)
         for name in ("precision", "recall"):

@@ -1,4 +1,5 @@
-"""Of the report of a tokenizer: what can be read from its latents, and how they agree with the protocol's feature space."""
+"""Of the report of a tokenizer: what can be read from its latents, and how they agree with the protocol's
+feature space."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class LatentProbes(Metric):
         with evaluating(tokenizer):
             train = probes.training_latents(tokenizer, setup.cfg, setup.protocol.seed, setup.protocol.batch)
         scores = probes.probe_split(*train, one.latents, one.labels)
-        section = Resolved({**one.resolved.of("images").sections, "latents": probes.FACTS | {"test_images": n}})
+        section = Resolved({**one.resolved.of("images").sections,
+                            "latents": probes.FACTS | {"test_images": n}})
         draft.add("probe_linear", scores["linear"], section, n, chance=scores["chance"])
         draft.add("probe_knn", scores["knn"], section, n, chance=scores["chance"])
 

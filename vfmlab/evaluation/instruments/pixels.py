@@ -28,7 +28,8 @@ def psnr(images: Tensor, restored: Tensor) -> Tensor:
 
 @functools.cache
 def perceptual(device: str = "cpu") -> nn.Module | str:
-    """LPIPS (arXiv 1801.03924; AlexNet, its authors' choice for measuring) by torchmetrics, or why there is none."""
+    """LPIPS (arXiv 1801.03924; AlexNet, its authors' choice for measuring) by torchmetrics, or why there is
+    none."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import AlexNet_Weights
 
@@ -39,11 +40,13 @@ def perceptual(device: str = "cpu") -> nn.Module | str:
         return str(error)
 
 
-def compare(images: Tensor, restored: Tensor, masks: Tensor | None, lpips: nn.Module | str) -> dict[str, Tensor | str]:
+def compare(images: Tensor, restored: Tensor, masks: Tensor | None,
+            lpips: nn.Module | str) -> dict[str, Tensor | str]:
     """Every pixel metric, one number per image (B), or the reason why it cannot be had.
 
     Args:
-        images, restored: B 3 H W in [-1, 1]. masks: bool B 1 H W of the object, None where the data know none.
+        images, restored: B 3 H W in [-1, 1]. masks: bool B 1 H W of the object, None where the data know
+        none.
         lpips: the network, or why there is none.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -1,4 +1,5 @@
-"""Which details survive: factors of the scene, an object's mask from few labels, classes, and all of it at fewer bits."""
+"""Which details survive: factors of the scene, an object's mask from few labels, classes, and all of it at
+fewer bits."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from vfmlab.seeding import generator
 ANGLES = ("rotation", "background_angle")
 SHOTS, DRAWS, SEGMENTED = (1, 5, 20), 5, 200
 BITS, FINE = (1, 2, 3, 4, 6, 8), 8
-RANGES = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)  # half widths of the rounded interval, in deviations
+# half widths of the rounded interval, in deviations
+RANGES = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 TOKENS = 4096  # on which the interval is chosen
 
 
@@ -69,8 +71,10 @@ def factor_targets(source, indices: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor], test_targets: dict[str, Tensor]) -> dict[str, float]:
-    """R^2 on test of a ridge regression from features (N x ...) to each target; targets that do not vary are left out."""
+def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor],
+            test_targets: dict[str, Tensor]) -> dict[str, float]:
+    """R^2 on test of a ridge regression from features (N x ...) to each target; targets that do not vary are
+    left out."""
     fit, found = linear.Ridge(train), {}
     for name, y in train_targets.items():
         centre, truth = y.mean(0), test_targets[name]
@@ -83,7 +87,8 @@ def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor], test_
 class Factors(Instrument):
     """How much of each true factor of the scene can be read linearly from all tokens: R^2 on held-out images.
 
-    `factor_r2` is the mean over the nuisance factors, `factor_class_r2` over shape and texture, which make the class.
+    `factor_r2` is the mean over the nuisance factors, `factor_class_r2` over shape and texture, which make
+    the class.
     """
 
     quantities = (
@@ -96,7 +101,8 @@ class Factors(Instrument):
         train, test = subject.training, subject.held_out
         targets = factor_targets(train.source, train.indices), factor_targets(test.source, test.indices)
         found = recover(train.maps, test.maps, *targets)
-        section = subject.section({"measure": "R^2 of factors", **linear.FACTS, "fitted_on": len(train), "angles": "cosine and sine"})
+        section = subject.section({"measure": "R^2 of factors", **linear.FACTS, "fitted_on": len(train),
+                                   "angles": "cosine and sine"})
         classes = [v for k, v in found.items() if k in ("shape", "texture")]
         nuisance = [v for k, v in found.items() if k not in ("shape", "texture")]
         for name, values in (("factor_class_r2", classes), ("factor_r2", nuisance)):
@@ -113,8 +119,9 @@ class Factors(Instrument):
 def segment(maps: Tensor, masks: Tensor, test: Tensor, size: int) -> Tensor:
     """Masks of the object predicted from few labelled images by one linear map per token.
 
-    maps: n C h w with masks bool n 1 S S. A token is fitted to the share of its cell that the object covers (ridge); predicted
-    shares are brought to S x S bilinearly and cut at one half. Returns bool m 1 S S for test m C h w.
+    maps: n C h w with masks bool n 1 S S. A token is fitted to the share of its cell that the object covers
+    (ridge); predicted shares are brought to S x S bilinearly and cut at one half. Returns bool m 1 S S for
+    test m C h w.
     """
     h, w = maps.shape[-2:]
     cover = F.interpolate(masks.float(), (h, w), mode="area").flatten()[:, None]
@@ -131,10 +138,12 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 @INSTRUMENTS.register("segmentation")
 class Segmentation(Instrument):
-    """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of them."""
+    """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of
+    them."""
 
     quantities = tuple(
-        Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER, shown=(LATENT,) * (k == 5)) for k in SHOTS
+        Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER, shown=(LATENT,) * (k == 5))
+        for k in SHOTS
     )
 
     def measure(self, subject: Subject, report: Draft) -> None:
@@ -142,27 +151,32 @@ class Segmentation(Instrument):
         wanted, kept = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
         if wanted is None:
             raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
-        section = subject.section({"measure": "few-label segmentation", **linear.FACTS, "draws": DRAWS, "test_images": len(kept)})
+        section = subject.section({"measure": "few-label segmentation", **linear.FACTS, "draws": DRAWS,
+                                   "test_images": len(kept)})
         draw = generator("segmentation", subject.protocol.seed)
         for shots in SHOTS:
             if shots > len(train):
-                report.absent(f"segmentation_{shots}", f"needs {shots} training images, there are {len(train)}")
+                report.absent(f"segmentation_{shots}",
+                              f"needs {shots} training images, there are {len(train)}")
                 continue
             scores = []
             for _ in range(DRAWS):
                 chosen = torch.randperm(len(train), generator=draw)[:shots]
                 masks = train.source.masks(train.indices[chosen])
-                scores.append(float(iou(segment(train.maps[chosen], masks, kept, subject.cfg.size), wanted).mean()))
+                scores.append(float(iou(segment(train.maps[chosen], masks, kept, subject.cfg.size),
+                                        wanted).mean()))
             report.add(f"segmentation_{shots}", fmean(scores), section, len(kept), pstdev(scores))
 
 
-# -- rate and accuracy ------------------------------------------------------------------------------------------------
+# -- rate and accuracy
+# ------------------------------------------------------------------------------------------------
 
 
 class Coder:
     """Principal channels of latents N C h w, cut off after the first k and rounded to 2^bits even levels.
 
-    Values beyond an interval are clipped; its width is the one with the least squared error on `maps`, channel by channel.
+    Values beyond an interval are clipped; its width is the one with the least squared error on `maps`,
+    channel by channel.
     """
 
     def __init__(self, maps: Tensor):
@@ -178,12 +192,14 @@ class Coder:
     def interval(self, bits: int) -> Tensor:
         """Half width of the rounded interval of each principal channel, in deviations: C."""
         if bits not in self.half:
-            errors = torch.stack([(_round(self.sample, torch.tensor(r), bits)[0] - self.sample).square().mean(0) for r in RANGES])
+            errors = torch.stack([(_round(self.sample, torch.tensor(r),
+                                          bits)[0] - self.sample).square().mean(0) for r in RANGES])
             self.half[bits] = torch.tensor(RANGES, dtype=torch.float64)[errors.argmin(0)]
         return self.half[bits]
 
     def __call__(self, maps: Tensor, channels: int, bits: int) -> tuple[Tensor, float]:
-        """Rounded latents as they were, and the bits per token that an ideal coder of each channel by itself would need."""
+        """Rounded latents as they were, and the bits per token that an ideal coder of each channel by itself
+        would need."""
         n, _, h, w = maps.shape
         x = (maps.permute(0, 2, 3, 1).flatten(0, 2) - self.mean.float()) @ self.read[:, :channels]
         rounded, symbol = _round(x, self.interval(bits)[:channels].float(), bits)
@@ -212,10 +228,10 @@ def settings(channels: int) -> list[tuple[int, int]]:
 class Rate(Instrument):
     """Bits per pixel against probe accuracy and PSNR, as latents are rounded and principal channels dropped.
 
-    After the idea of joint compression and classification (arXiv 2310.19675). `bpp` counts channels x bits x tokens over
-    pixels; `bpp_entropy` what an ideal coder of each channel by itself would need. `bpp_probe`: fewest bits per pixel that
-    keep 90 % of the unrounded probe's accuracy above chance; `bpp_psnr`: fewest that lose at most 1 dB. The probe is a
-    least-squares classifier on all tokens, fitted on rounded latents.
+    After the idea of joint compression and classification (arXiv 2310.19675). `bpp` counts channels x bits x
+    tokens over pixels; `bpp_entropy` what an ideal coder of each channel by itself would need. `bpp_probe`:
+    fewest bits per pixel that keep 90 % of the unrounded probe's accuracy above chance; `bpp_psnr`: fewest
+    that lose at most 1 dB. The probe is a least-squares classifier on all tokens, fitted on rounded latents.
     """
 
     kinds = ("tokenizer",)
@@ -231,7 +247,8 @@ class Rate(Instrument):
         images, coder, classes = test.images(n), Coder(train.maps), subject.source.num_classes > 1
         tokens = test.maps.shape[-2] * test.maps.shape[-1] / subject.cfg.size**2
         section = subject.section(
-            {"measure": "rate", **linear.FACTS, "interval": "least squared error", "settings": [list(BITS), FINE], "images": n, "fitted_on": len(train)}
+            {"measure": "rate", **linear.FACTS, "interval": "least squared error",
+             "settings": [list(BITS), FINE], "images": n, "fitted_on": len(train)}
         )
 
         def quality(fit: Tensor, z: Tensor) -> tuple[float | None, float]:
@@ -243,7 +260,8 @@ class Rate(Instrument):
         for channels, bits in settings(train.maps.shape[1]):
             (fit, _), (z, entropy) = coder(train.maps, channels, bits), coder(test.maps, channels, bits)
             right, decoded = quality(fit, z)
-            point = {"channels": channels, "bits": bits, "bpp": channels * bits * tokens, "bpp_entropy": entropy * tokens}
+            point = {"channels": channels, "bits": bits, "bpp": channels * bits * tokens,
+                     "bpp_entropy": entropy * tokens}
             points.append(point | {"probe": right, "psnr": decoded})
         report.add("rate", points, section, len(test), unrounded={"probe": accuracy, "psnr": whole})
         self._fewest(report, section, "bpp_psnr", points, lambda p: p["psnr"] >= whole - 1, len(test))

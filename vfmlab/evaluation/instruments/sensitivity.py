@@ -1,14 +1,15 @@
 """Agreement with a reference model, and whether it survives noise, rotation and scale: CKNNA and SE-CKNNA.
 
-SE-CKNNA (VFM-VAE, arXiv 2510.18457): images are disturbed, both networks see the disturbed image, and CKNNA is taken
-between what they make of it. Five sets: Gaussian noise of sigma .05, .10, .15, .20, and one random quarter turn with a
-random scale (1, .75, .5, .25) per image. Token-mean features of the posterior's mode, clamped at the .95 quantile of |f|,
-unit length, k = 10, unbiased HSIC.
+SE-CKNNA (VFM-VAE, arXiv 2510.18457): images are disturbed, both networks see the disturbed image, and CKNNA
+is taken between what they make of it. Five sets: Gaussian noise of sigma .05, .10, .15, .20, and one random
+quarter turn with a random scale (1, .75, .5, .25) per image. Token-mean features of the posterior's mode,
+clamped at the .95 quantile of |f|, unit length, k = 10, unbiased HSIC.
 
-How the sets are combined is not published. `se_cknna` is our reading: the mean over the four noise sets and the one set of
-turns and scales. The undisturbed value stands apart, every set is reported, and so is the mean with a reference that sees
-the undisturbed image instead. Noise is added to images in [-1, 1] (ours); scaled images are read at their smaller size
-where the network takes it, else brought back to full size (the protocol says which).
+How the sets are combined is not published. `se_cknna` is our reading: the mean over the four noise sets and
+the one set of turns and scales. The undisturbed value stands apart, every set is reported, and so is the mean
+with a reference that sees the undisturbed image instead. Noise is added to images in [-1, 1] (ours); scaled
+images are read at their smaller size where the network takes it, else brought back to full size (the protocol
+says which).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class SeCknna(Instrument):
         if clean > 0:
             report.add("se_cknna_change", mean / clean - 1, section, n)
         else:
-            report.absent("se_cknna_change", f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
+            report.absent("se_cknna_change",
+                          f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
         report.add("se_cknna_noise", fmean(both[p.name] for p in NOISY), section, n)
         report.add("se_cknna_moved", both[MOVED.name], section, n)
         report.add("se_cknna_reference_clean", fmean(one.values()), section, n)

@@ -1,11 +1,14 @@
 """Spatial structure inside one image: LDS, local against distant similarity.
 
-iREPA ("What matters for representation alignment: global information or spatial structure?", arXiv 2512.10794) defines
+iREPA ("What matters for representation alignment: global information or spatial structure?", arXiv
+2512.10794) defines
 
-    LDS(X) = E[K(t, t') | d(t, t') < r_near] - E[K(t, t') | d(t, t') >= r_far],   K: cosine of the tokens at t and t'.
+    LDS(X) = E[K(t, t') | d(t, t') < r_near] - E[K(t, t') | d(t, t') >= r_far],   K: cosine of the tokens at t
+    and t'.
 
-Its released evaluation takes the four neighbours as near and a Manhattan distance of at least 6 cells as far, on a grid of
-16 x 16. Here the far bound is the same share of the grid's side, 6/16 (so exactly 6 on that grid, and ours elsewhere).
+Its released evaluation takes the four neighbours as near and a Manhattan distance of at least 6 cells as far,
+on a grid of 16 x 16. Here the far bound is the same share of the grid's side, 6/16 (so exactly 6 on that
+grid, and ours elsewhere).
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def lds(maps: Tensor, far: int | None = None) -> Tensor:
     far = far_bound(h, w) if far is None else far
     near, distant = _pairs(h, w, far)
     if not near.any() or not distant.any():
-        raise DataError(f"a grid of {h} x {w} has no pairs of tokens {far} or more cells apart; LDS needs a larger one")
+        raise DataError(f"a grid of {h} x {w} has no pairs of tokens {far} or more cells apart; LDS needs a "
+                        "larger one")
     near, distant, values = near.to(maps.device), distant.to(maps.device), []
     for part in maps.split(BLOCK):
         tokens = F.normalize(part.flatten(2).transpose(1, 2).float(), dim=2)
@@ -70,5 +74,7 @@ class LocalStructure(Instrument):
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps
         values = lds(maps).double()
-        facts = {"measure": "local - distant cosine", "near": "four neighbours", "far": far_bound(*maps.shape[-2:])}
-        report.add("lds", float(values.mean()), subject.section(facts), len(values), float(values.std(correction=0)))
+        facts = {"measure": "local - distant cosine", "near": "four neighbours",
+                 "far": far_bound(*maps.shape[-2:])}
+        report.add("lds", float(values.mean()), subject.section(facts), len(values),
+                   float(values.std(correction=0)))

@@ -22,7 +22,8 @@ BINS = 10
 def time_losses(
     network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int], seed: int = 0, bins: int = BINS
 ) -> tuple[list[float], list[float]]:
-    """Middle of each of `bins` equal parts of [0, 1], and there the velocity's squared error over the target's power.
+    """Middle of each of `bins` equal parts of [0, 1], and there the velocity's squared error over the
+    target's power.
 
     Args:
         z: N C h w clean normalised latents. labels: long N. ids: one per row, which decide its noise.
@@ -45,7 +46,8 @@ def time_losses(
 
 @INSTRUMENTS.register("time_loss")
 class TimeLoss(Instrument):
-    """Error of the predicted velocity over t, in units of the target's power; `velocity_error` is the mean over t."""
+    """Error of the predicted velocity over t, in units of the target's power; `velocity_error` is the mean
+    over t."""
 
     kinds = ("diffusion",)
     quantities = (

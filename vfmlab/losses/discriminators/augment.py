@@ -1,6 +1,7 @@
 """Differentiable augmentation of real and generated images (DiffAugment, arXiv 2006.10738, section 3).
 
-Every image draws its own numbers; images in [-1, 1], B 3 H W. What leaves the image or is cut out becomes 0 (grey).
+Every image draws its own numbers; images in [-1, 1], B 3 H W. What leaves the image or is cut out becomes 0
+(grey).
 """
 
 from __future__ import annotations

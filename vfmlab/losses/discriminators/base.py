@@ -1,7 +1,7 @@
 """What every discriminator is: images -> one tensor of logits per scale or depth; high means "a real image".
 
-Randomness (augmentation, crops) comes only from the :class:`vfmlab.seeding.StepRandom` that the caller passes; without
-one there is none.
+Randomness (augmentation, crops) comes only from the :class:`vfmlab.seeding.StepRandom` that the caller
+passes; without one there is none.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ class DiscriminatorConfig(Section):
     """Images -> logits. Each registered discriminator extends this."""
 
     kind: str
-    augment: tuple[Policy, ...] = Field((), description="DiffAugment policies for real and generated images alike")
+    augment: tuple[Policy,
+                   ...] = Field((), description="DiffAugment policies for real and generated images alike")
 
 
 class Discriminator(nn.Module):
     """Base of all discriminators.
 
-    A kind subclasses this in one file, registers itself, declares its options as a nested `Config`, and implements
-    `score`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm the frozen
-    :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone is kept out of `parameters()`, `state_dict()`
-    and `.train()` (see :meth:`hide`), so all parameters are to be trained and saved.
+    A kind subclasses this in one file, registers itself, declares its options as a nested `Config`, and
+    implements `score`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm
+    the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone is kept out of
+    `parameters()`, `state_dict()` and `.train()` (see :meth:`hide`), so all parameters are to be trained and
+    saved.
     """
 
     Config: type[DiscriminatorConfig] = DiscriminatorConfig
@@ -48,14 +50,16 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None, features: bool = False
+        self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
+        features: bool = False
     ) -> list[Tensor] | tuple[list[Tensor], Features]:
         """Logits of each scale or depth (fp32, one row per image), and on request the maps they come from.
 
         Args:
             images: B 3 H W in [-1, 1]. labels: long B, needed only by a conditional discriminator.
             rng: of exactly these rows; draws augmentation and crops. None: neither.
-            features: return `(logits, features)`; `features[i]` lists the maps behind `logits[i]`, early to late.
+            features: return `(logits, features)`; `features[i]` lists the maps behind `logits[i]`, early to
+            late.
         """
         if rng is not None:
             images = self.crop(self.augment(images, rng), rng)
@@ -74,5 +78,6 @@ class Discriminator(nn.Module):
         return images
 
     def hide(self, name: str, network: nn.Module) -> None:
-        """Freeze a network and keep it as `self.hidden[name]`: neither trained nor saved, but moved by `.to()`."""
+        """Freeze a network and keep it as `self.hidden[name]`: neither trained nor saved, but moved by
+        `.to()`."""
         self.hidden[name] = network.requires_grad_(False).eval()

@@ -1,4 +1,5 @@
-"""The small head of a projected discriminator: spectrally normalised 1-d convolutions over a sequence of tokens.
+"""The small head of a projected discriminator: spectrally normalised 1-d convolutions over a sequence of
+tokens.
 
 StyleGAN-T (Sauer et al. 2023, arXiv 2301.09515, section 3.2); VFM-VAE and RAE train the same head.
 """
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 class SpectralConv1d(nn.Conv1d):
     """Conv1d whose weight is divided by its largest singular value; padding wraps around.
 
-    One power iteration per forward pass in training mode, v before u. `torch.nn.utils.parametrizations.spectral_norm`
-    iterates u before v, which gives other weights after every step than the published discriminators.
+    One power iteration per forward pass in training mode, v before u.
+    `torch.nn.utils.parametrizations.spectral_norm` iterates u before v, which gives other weights after every
+    step than the published discriminators.
     """
 
     def __init__(self, channels: int, out: int, kernel: int = 1):
@@ -31,13 +33,15 @@ class SpectralConv1d(nn.Conv1d):
                 with torch.no_grad():
                     self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=1e-12))
                     self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
-            # Copies: a second forward pass (real after generated images) moves the buffers before backward reads them.
+            # Copies: a second forward pass (real after generated images) moves the buffers before backward
+            # reads them.
             weight = self.weight / (self.u.clone() @ (matrix @ self.v.clone()))
         return self._conv_forward(x, weight, self.bias)
 
 
 class VirtualBatchNorm(nn.Module):
-    """Batch norm over groups of about `batch` consecutive images; always the statistics of the images at hand.
+    """Batch norm over groups of about `batch` consecutive images; always the statistics of the images at
+    hand.
 
     A batch is cut into ceil(B / batch) groups as equal as can be, so every batch size works. fp32.
     """
@@ -78,13 +82,16 @@ class Head(nn.Module):
     """Tokens B C N -> one logit per token, B N.
 
     Args:
-        channels: of the tokens. kernel: of the second convolution (odd). batch, eps: of the virtual batch norm.
-        condition: width of the condition vector, 0 for an unconditional head. mapped: width in which condition and
+        channels: of the tokens. kernel: of the second convolution (odd). batch, eps: of the virtual batch
+        norm.
+        condition: width of the condition vector, 0 for an unconditional head. mapped: width in which
+        condition and
             tokens are compared: logit = <tokens, condition> / sqrt(mapped).
     """
 
     def __init__(
-        self, channels: int, kernel: int = 9, batch: int = 8, eps: float = 1e-5, condition: int = 0, mapped: int = 64
+        self, channels: int, kernel: int = 9, batch: int = 8, eps: float = 1e-5, condition: int = 0,
+        mapped: int = 64
     ):
         super().__init__()
         self.first = Block(channels, 1, batch, eps)
@@ -104,11 +111,13 @@ class Head(nn.Module):
 
 
 class Equalised(nn.Module):
-    """Linear layer that keeps its weight at unit variance and divides by sqrt(inputs) when used (StyleGAN)."""
+    """Linear layer that keeps its weight at unit variance and divides by sqrt(inputs) when used
+    (StyleGAN)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.zeros(outputs))
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs,
+                                                          inputs)), nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight), self.weight / math.sqrt(self.weight.shape[1]), self.bias)

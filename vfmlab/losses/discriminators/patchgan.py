@@ -1,4 +1,5 @@
-"""PatchGAN on one or several scales: convolutions that judge overlapping patches (1611.07004, pix2pixHD 1711.11585).
+"""PatchGAN on one or several scales: convolutions that judge overlapping patches (1611.07004, pix2pixHD
+1711.11585).
 
 It never sees a vision foundation model, so it cannot share the tokenizer's blind spots: the default choice.
 """
@@ -18,7 +19,8 @@ WIDEST = 512
 
 
 class PatchJudge(nn.Module):
-    """One scale: 4x4 convolutions, `layers` of stride 2 and two of stride 1; no norm in the first and the last.
+    """One scale: 4x4 convolutions, `layers` of stride 2 and two of stride 1; no norm in the first and the
+    last.
 
     The padding of 2 makes maps one larger than half, so the smallest images work.
     """
@@ -54,8 +56,8 @@ class Layer(nn.Module):
 
 
 NORMS = {
-    # Always the batch's own statistics: a discriminator is only ever used on batches, and running ones would mix real
-    # and generated images.
+    # Always the batch's own statistics: a discriminator is only ever used on batches, and running ones would
+    # mix real and generated images.
     "batch": lambda channels: nn.BatchNorm2d(channels, track_running_stats=False),
     "instance": lambda channels: nn.InstanceNorm2d(channels),
     "none": lambda channels: nn.Identity(),
@@ -66,8 +68,9 @@ NORMS = {
 class PatchGAN(Discriminator):
     """`scales` networks of one shape on images halved 0, 1, 2 ... times; logits: B 1 h w each, finest first.
 
-    Defaults suit 32 px on a CPU. VFM-VAE's last stage trains against width 64, 3 layers, 3 scales, batch norm, with the
-    LSGAN loss and feature matching 10 (released config). Weights start as in pix2pixHD: N(0, 0.02), norms N(1, 0.02).
+    Defaults suit 32 px on a CPU. VFM-VAE's last stage trains against width 64, 3 layers, 3 scales, batch
+    norm, with the LSGAN loss and feature matching 10 (released config). Weights start as in pix2pixHD: N(0,
+    0.02), norms N(1, 0.02).
     """
 
     class Config(DiscriminatorConfig):

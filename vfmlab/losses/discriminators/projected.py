@@ -1,7 +1,9 @@
 """Projected discriminators: small trained heads on the tokens of a frozen vision transformer.
 
-- `projected`: StyleGAN-T's (Sauer et al. 2023, arXiv 2301.09515), as VFM-VAE trains against it (2510.18457, released
-  config): DINO ViT-S/16, blocks 3, 6, 9, 12 and the patch embedding, all of DiffAugment, crops half of the time.
+- `projected`: StyleGAN-T's (Sauer et al. 2023, arXiv 2301.09515), as VFM-VAE trains against it (2510.18457,
+released
+  config): DINO ViT-S/16, blocks 3, 6, 9, 12 and the patch embedding, all of DiffAugment, crops half of the
+  time.
 - `rae_dino`: RAE's (2510.11690): no crops, colour and translation only.
 """
 
@@ -32,11 +34,14 @@ class ProjectedConfig(DiscriminatorConfig):
     backbone: configs.VFM | None = Field(
         configs.VFM(name="dino_s16"), description="the frozen model; null: the tokenizer's own VFM"
     )
-    layers: tuple[int, ...] | None = Field(None, description="a head on each; null: each quarter of the depth, and 0")
-    resolution: int | None = Field(None, ge=8, description="side at which the backbone looks; null: its native one")
+    layers: tuple[int, ...] | None = Field(None, description="a head on each; null: each quarter of the "
+                                                             "depth, and 0")
+    resolution: int | None = Field(None, ge=8,
+                                   description="side at which the backbone looks; null: its native one")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     add_class: bool = Field(True, description="add the class token, where there is one, to every patch token")
-    crop: float = Field(0.5, ge=0, le=1, description="chance of a window of `resolution` px instead of scaling down")
+    crop: float = Field(0.5, ge=0, le=1,
+                        description="chance of a window of `resolution` px instead of scaling down")
     kernel: int = Field(9, ge=1, description="of the heads' second convolution; odd")
     virtual_batch: int = Field(8, ge=1, description="images that share the statistics of the heads' norms")
     eps: float = Field(1e-5, gt=0, description="of the heads' norms")
@@ -82,7 +87,8 @@ class Projected(OnTokens, Discriminator):
     """StyleGAN-T's discriminator on any frozen ViT; logits: one B N tensor for each layer.
 
     Raises:
-        ConfigError: no backbone, one that is the tokenizer's own VFM without saying so, or fewer tokens than the kernel
+        ConfigError: no backbone, one that is the tokenizer's own VFM without saying so, or fewer tokens than
+        the kernel
             reaches. CheckpointError: the backbone's weights cannot be had.
     """
 
@@ -91,8 +97,9 @@ class Projected(OnTokens, Discriminator):
 
 @DISCRIMINATORS.register("rae_dino")
 class RAEDino(OnTokens, Discriminator):
-    """RAE's variant. From its released code: ViT-S/8 at 224 px by bicubic scaling, no crops, no cutout, patch tokens
-    without the class token, heads with statistics per image, and the last block read twice (first and last head).
+    """RAE's variant. From its released code: ViT-S/8 at 224 px by bicubic scaling, no crops, no cutout, patch
+    tokens without the class token, heads with statistics per image, and the last block read twice (first and
+    last head).
 
     RAE trains it with the hinge loss and gives its term weight 0.75 (adaptive).
     """
@@ -114,14 +121,16 @@ class RAEDino(OnTokens, Discriminator):
 def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionModel:
     """The backbone of the config, or the run's VFM where the config leaves it open.
 
-    A discriminator that looks through the tokenizer's own VFM is blind to what that VFM is blind to, and pulls the
+    A discriminator that looks through the tokenizer's own VFM is blind to what that VFM is blind to, and
+    pulls the
     decoder towards it: that must be asked for with `backbone=null`.
     """
     if config.backbone is None:
         if vfm is None:
             raise ConfigError(
                 "discriminator.backbone null means the run's own VFM, but the run has no 'vfm' section; "
-                "set discriminator.backbone.name=dino_s16, or discriminator.kind=patchgan, which needs no backbone"
+                "set discriminator.backbone.name=dino_s16, or discriminator.kind=patchgan, which needs no "
+                "backbone"
             )
         return vfm
     try:
@@ -132,7 +141,8 @@ def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionMod
         raise type(error)(f"{line}; discriminator.kind=patchgan needs no backbone") from None
     if vfm is not None and backbone.fingerprint == vfm.fingerprint:
         raise ConfigError(
-            f"discriminator.backbone.name '{config.backbone.name}' is the tokenizer's own VFM; choose another one or "
+            f"discriminator.backbone.name '{config.backbone.name}' is the tokenizer's own VFM; choose "
+            "another one or "
             "discriminator.kind=patchgan, or say that you mean it with discriminator.backbone=null"
         )
     return backbone
@@ -151,7 +161,8 @@ def chosen_layers(config: ProjectedConfig, backbone: VisionModel) -> tuple[int, 
     if not layers or any(not -2 <= k <= backbone.depth for k in layers):
         raise ConfigError(
             f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has {backbone.depth} blocks; name "
-            f"layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after the final norm), -2 (before that norm)"
+            f"layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after the final norm), -2 (before "
+            "that norm)"
         )
     return layers
 
@@ -162,7 +173,8 @@ def make_heads(config: ProjectedConfig, backbone: VisionModel, layers: tuple[int
     few = min(round(h * scale) * round(w * scale) for h, w in map(backbone.grid, layers))
     if few < config.kernel // 2:
         raise ConfigError(
-            f"discriminator.kernel {config.kernel} is too wide for the {few} tokens that '{backbone.facts.name}' "
+            f"discriminator.kernel {config.kernel} is too wide for the {few} tokens that "
+            f"'{backbone.facts.name}' "
             f"gives; use a kernel of at most {2 * few + 1} or a larger discriminator.resolution"
         )
     options = (config.kernel, config.virtual_batch, config.eps, config.classes, config.mapped)
@@ -170,7 +182,8 @@ def make_heads(config: ProjectedConfig, backbone: VisionModel, layers: tuple[int
 
 
 def condition(labels: Tensor | None, classes: int) -> Tensor | None:
-    """Labels (long B) -> B classes: one-hot, scaled to unit mean square (ours; published heads take dense vectors)."""
+    """Labels (long B) -> B classes: one-hot, scaled to unit mean square (ours; published heads take dense
+    vectors)."""
     if not classes:
         return None
     if labels is None:
@@ -184,7 +197,8 @@ def condition(labels: Tensor | None, classes: int) -> Tensor | None:
 
 
 def random_window(images: Tensor, rng: StepRandom, pixels: int, chance: float) -> Tensor:
-    """With `chance`, one window of `pixels` for the whole batch, if the images are larger. Always three draws."""
+    """With `chance`, one window of `pixels` for the whole batch, if the images are larger. Always three
+    draws."""
     hit, top, left = rng.number(), rng.number(), rng.number()
     h, w = images.shape[-2:]
     if hit >= chance or min(h, w) <= pixels:

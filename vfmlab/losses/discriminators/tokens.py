@@ -13,8 +13,8 @@ from vfmlab.vfm.base import VisionModel
 def read_tokens(model: VisionModel, images: Tensor, layers: tuple[int, ...], add_class: bool) -> list[Tensor]:
     """Tokens B C N of each of `layers` (numbered as in :class:`VisionModel`; one may be named twice).
 
-    Gradients flow to the images. Layers of one model may differ in C and N. Class and register tokens are dropped; with
-    `add_class` the class token, where the model has one, is first added to every patch token.
+    Gradients flow to the images. Layers of one model may differ in C and N. Class and register tokens are
+    dropped; with `add_class` the class token, where the model has one, is first added to every patch token.
 
     Args:
         images: B 3 H W in [-1, 1], of the size that `model.prepare` takes.
@@ -30,7 +30,8 @@ def read_tokens(model: VisionModel, images: Tensor, layers: tuple[int, ...], add
 
 
 def hooked(net: nn.Module, x: Tensor, layers: set[int]) -> dict[int, Tensor]:
-    """Whole sequences (class and register tokens first) of a timm ViT by layer, read off by hooks. x: normalised."""
+    """Whole sequences (class and register tokens first) of a timm ViT by layer, read off by hooks. x:
+    normalised."""
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int, module: nn.Module, args: tuple, output: Any = None) -> None:

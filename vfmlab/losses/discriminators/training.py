@@ -1,7 +1,9 @@
-"""The discriminators of a recipe, and the two halves of a step against them: the decoder's terms, and their own update.
+"""The discriminators of a recipe, and the two halves of a step against them: the decoder's terms, and their
+own update.
 
     discriminators = Discriminators(recipe, size, vfm)
-    outputs = discriminators.outputs(images[0], target, labels, rng, samples)     # -> r.discriminated: the decoder's terms
+    outputs = discriminators.outputs(images[0], target, labels, rng, samples)     # -> r.discriminated: the
+    decoder's terms
     loss, metrics = discriminators(Pairs(images[0].detach(), target, labels), rng, samples)  # their own step
 """
 
@@ -68,7 +70,8 @@ class Discriminators(nn.Module):
     def groups(self, train: Train) -> list[dict[str, Any]]:
         """Parameter groups of their optimiser: each with its own learning rate and betas."""
         return [
-            {"params": list(self.objectives[name].parameters()), "lr": term.lr or train.lr, "betas": term.betas or train.betas}
+            {"params": list(self.objectives[name].parameters()), "lr": term.lr or train.lr,
+             "betas": term.betas or train.betas}
             for name, term in self.terms.items()
         ]
 
@@ -83,7 +86,8 @@ class Discriminators(nn.Module):
         }
 
     def forward(self, pairs: Pairs, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the losses of those that learn now, and their metrics as `<term>_real`, `_fake`, `_accuracy`, `_loss`."""
+        """Sum of the losses of those that learn now, and their metrics as `<term>_real`, `_fake`,
+        `_accuracy`, `_loss`."""
         total, metrics = torch.zeros((), device=pairs.fake.device), {}
         for name, term in self.terms.items():
             if term.trains_discriminator(samples):
@@ -111,7 +115,8 @@ def discriminate(
         before = None if rng is None else rng.generator.get_state()
         logits, ours = discriminator(fake, labels, rng, features=True)
         if rng is not None:
-            rng.generator.set_state(before)  # the same numbers again: differences are the decoder's, not augmentation's
+            # the same numbers again: differences are the decoder's, not augmentation's
+            rng.generator.set_state(before)
         with torch.no_grad():
             _, theirs = discriminator(real, labels, rng, features=True)
         return Discriminated(logits, ours, theirs)
@@ -142,15 +147,17 @@ class DiscriminatorObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(mean of the losses on real and on generated images, fp32 scalar; detached metrics).
 
-        Metrics: the mean logit of real and of generated images, and the share of logits on the right side of the
-        midpoint between "real" and "generated" (accuracy: 0.5 is a guess; 1: the discriminator is always right).
+        Metrics: the mean logit of real and of generated images, and the share of logits on the right side of
+        the midpoint between "real" and "generated" (accuracy: 0.5 is a guess; 1: the discriminator is always
+        right).
         """
         on_real = self.discriminator(real, labels, rng)
         on_fake = self.discriminator(fake.detach(), labels, rng)
         loss_real, loss_fake = discriminator_losses(on_real, on_fake, self.kind)
         with torch.no_grad():
             middle = 0.5 if self.kind == "lsgan" else 0.0
-            right = [(x > middle).float().mean() for x in on_real] + [(x < middle).float().mean() for x in on_fake]
+            right = [(x > middle).float().mean()
+                     for x in on_real] + [(x < middle).float().mean() for x in on_fake]
             metrics = {
                 "real": sum(x.mean() for x in on_real) / len(on_real),
                 "fake": sum(x.mean() for x in on_fake) / len(on_fake),

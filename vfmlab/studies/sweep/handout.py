@@ -1,7 +1,8 @@
 """How a notebook hands out its results: `vfmlab.studies.sweep.result(...)` in its last cell.
 
-The numbers are displayed under a MIME type of their own, so the executed notebook itself carries them; a sweep reads them
-from there. Outside of a sweep the call shows a line of text, and the picture if there is one.
+The numbers are displayed under a MIME type of their own, so the executed notebook itself carries them; a
+sweep reads them from there. Outside of a sweep the call shows a line of text, and the picture if there is
+one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ def result(*reports: Report, images: Any = None, **numbers: float) -> None:
     """Hand out the results of this notebook.
 
     Args:
-        reports: as from `vfmlab.evaluate` or `vfmlab.studies.measure.measure`; every number keeps the hash of its protocol.
-        images: a picture to know the point by: [N 3 H W] in [-1, 1], a list of such with one row each, or a PIL image.
+        reports: as from `vfmlab.evaluate` or `vfmlab.studies.measure.measure`; every number keeps the hash of
+        its protocol.
+        images: a picture to know the point by: [N 3 H W] in [-1, 1], a list of such with one row each, or a
+        PIL image.
         numbers: others, by name; they count as measured alike in every point of one notebook.
 
     Raises:
@@ -32,19 +35,23 @@ def result(*reports: Report, images: Any = None, **numbers: float) -> None:
     every: dict[str, Number] = {}
     for report in reports:
         if not isinstance(report, Report):
-            raise ConfigError(f"result: expected a report, as vfmlab.evaluate gives it, not {type(report).__name__}; plain numbers go by name")
+            raise ConfigError("result: expected a report, as vfmlab.evaluate gives it, not "
+                              f"{type(report).__name__}; plain numbers go by name")
         if twice := sorted(every.keys() & report.measured.keys()):
-            raise ConfigError(f"result: two reports have the number '{twice[0]}'; hand out one of them, or the other by another name")
+            raise ConfigError(f"result: two reports have the number '{twice[0]}'; hand out one of them, or "
+                              "the other by another name")
         every |= report.measured
     for name, value in numbers.items():
         if name in every:
             raise ConfigError(f"result: '{name}' is in a report already; give the number another name")
         try:
-            every[name] = Number.from_json(name, {"value": float(value)})  # one that is not finite is missing: JSON has none
+            # one that is not finite is missing: JSON has none
+            every[name] = Number.from_json(name, {"value": float(value)})
         except (TypeError, ValueError):
             raise ConfigError(f"result: '{name}' = {value!r} is no number") from None
     text = "  ".join(f"{k} –" if v.absent else f"{k} {v.value:.4g}" for k, v in every.items())
-    entries, runs = {k: v.as_json() for k, v in every.items()}, [report.run for report in reports if report.run]
+    entries, runs = {k: v.as_json()
+                     for k, v in every.items()}, [report.run for report in reports if report.run]
     bundle = {MIME: {"numbers": entries, "runs": runs}, "text/plain": f"handed out: {text or 'no numbers'}"}
     if images is not None:
         bundle["image/png"] = base64.b64encode(_png(images)).decode()
@@ -58,7 +65,9 @@ def _png(images: Any) -> bytes:
         import torch
 
         rows = isinstance(images, list | tuple)
-        images = primitives.tile(torch.cat(images), columns=len(images[0])) if rows else primitives.tile(images)
+        images = (
+            primitives.tile(torch.cat(images), columns=len(images[0])) if rows else primitives.tile(images)
+        )
     return primitives.png(images)
 
 
@@ -74,7 +83,8 @@ def numbers(outcome: Mapping[str, Any]) -> dict[str, Number]:
 
 
 def harvest(notebook: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
-    """What an executed notebook handed out: {"numbers", "runs"} of all its calls, later ones winning, and the last picture (PNG)."""
+    """What an executed notebook handed out: {"numbers", "runs"} of all its calls, later ones winning, and the
+    last picture (PNG)."""
     outcome: dict[str, Any] = {"numbers": {}, "runs": []}
     picture = None
     for cell in notebook["cells"]:

@@ -1,6 +1,7 @@
 """The page of a sweep: parallel coordinates, what each setting does, best images, table.
 
-Points whose numbers were measured under different protocols stand in different sections; nothing is ranked across them.
+Points whose numbers were measured under different protocols stand in different sections; nothing is ranked
+across them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vfmlab.training.progress import clock
 
 SHOWN = 6  # numbers on the page where the grid names none
 BEST = 6  # pictures
-SHADES = [[0, "#bdd7ee"], [0.5, "#2b7bba"], [1, "#062a52"]]  # the best is the darkest, and the worst can still be seen on white
+# the best is the darkest, and the worst can still be seen on white
+SHADES = [[0, "#bdd7ee"], [0.5, "#2b7bba"], [1, "#062a52"]]
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,23 @@ class Outcome:
 
 
 def better(metric: str, grid: Grid, results: Sequence[Outcome] = ()) -> str | None:
-    """Which end of a number is good: as the grid says, as the report said, as it is registered; None where nobody does."""
+    """Which end of a number is good: as the grid says, as the report said, as it is registered; None where
+    nobody does."""
     reported = next((r.numbers[metric].better for r in results if metric in r.numbers), None)
     return grid.metrics.get(metric) or reported or quantity(metric).better
 
 
 def leading(grid: Grid, results: Sequence[Outcome]) -> list[str]:
-    """The numbers to be shown, the first one first: the objective of a search, those the grid names, else the first there are."""
+    """The numbers to be shown, the first one first: the objective of a search, those the grid names, else the
+    first there are."""
     there = list(dict.fromkeys(name for r in results for name in r.numbers))
     named = [*([grid.search.objective] if grid.search else []), *grid.metrics]
     return list(dict.fromkeys(name for name in named if name in there)) or there[:SHOWN]
 
 
 def write(
-    grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder], names: Sequence[str], target: Path
+    grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder], names: Sequence[str],
+    target: Path
 ) -> Path:
     """Write the page. names: what differs between the points."""
     results, failed, still = [], [], 0
@@ -63,7 +68,8 @@ def write(
         if outcome is None:
             still += 1
         elif outcome["state"] == "failed":
-            failed.append({"point": point.key, **{n: point.values.get(n) for n in names}, "error": outcome["error"]})
+            failed.append({"point": point.key, **{n: point.values.get(n) for n in names},
+                           "error": outcome["error"]})
         else:
             measured = {k: v for k, v in numbers(outcome).items() if not v.absent}
             results.append(Outcome(point, measured, outcome["seconds"], folders[point.key].image))
@@ -74,14 +80,16 @@ def write(
     fixed = grid.fixed()
     same = ", ".join(f"{k} = {show(v)}" for k, v in {**fixed.parameters, **fixed.set}.items() if k != "root")
     lead = "; ".join(counts) + "." + (f" The same in all: {same}." if same else "")
-    page = Page(f"{notebook}: a {'search' if grid.search else 'sweep'} over {', '.join(names) or 'one point'}", lead=lead)
+    page = Page(f"{notebook}: a {'search' if grid.search else 'sweep'} over "
+                f"{', '.join(names) or 'one point'}", lead=lead)
     parts = groups(results)
     for i, part in enumerate(parts):
         heading = f"Protocol {i + 1} of {len(parts)}" if len(parts) > 1 else ""
         page.add(heading, _protocols(part, leading(grid, part)))
         _sections(page, grid, part, names)
     if silent := sum(not r.numbers for r in results):
-        page.add("Points without numbers", f"{silent}: end the notebook with vfmlab.studies.sweep.result(...).")
+        page.add("Points without numbers",
+                 f"{silent}: end the notebook with vfmlab.studies.sweep.result(...).")
     if failed:
         page.add("Failed", "Run them again with --retry.", primitives.table(failed))
     return page.write(target)
@@ -93,7 +101,8 @@ def _protocols(part: Sequence[Outcome], shown: Sequence[str]) -> str:
     for name, one in {k: r.numbers[k] for r in part for k in shown if k in r.numbers}.items():
         ways.setdefault(one.protocol, []).append(f"{name} (N = {one.n})" if one.n else name)
     texts = {way: ", ".join(names) for way, names in ways.items()}
-    return "; ".join(f"protocol {way}: {text}" if way else f"no protocol given: {text}" for way, text in texts.items()) + "."
+    return "; ".join(f"protocol {way}: {text}" if way else f"no protocol given: {text}"
+                     for way, text in texts.items()) + "."
 
 
 def _sections(page: Page, grid: Grid, part: Sequence[Outcome], names: Sequence[str]) -> None:
@@ -109,10 +118,12 @@ def _sections(page: Page, grid: Grid, part: Sequence[Outcome], names: Sequence[s
         note = "One dot per point; the line joins the means over all other settings."
         page.add("What each setting does", note, marginal(part, varied, shown, grid))
     if grid.search and len(part) > 1:
-        page.add("Course of the search", f"{first} of each point and the best so far.", course(part, first, end))
+        page.add("Course of the search", f"{first} of each point and the best so far.",
+                 course(part, first, end))
     if pictures := [r for r in ordered if r.image.is_file()][:BEST]:
         cards = [_card(r, [n for n in names if n in varied] or names, shown) for r in pictures]
-        page.add("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.", cards)
+        page.add("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.",
+                 cards)
     rows = []
     for r in ordered:
         given = {n: r.point.values.get(n) for n in names}
@@ -124,7 +135,8 @@ def rank(part: Sequence[Outcome], metric: str, end: str | None) -> list[Outcome]
     """Best first; points without the number last; in their own order where no end is good."""
     if end is None:
         return list(part)
-    having = sorted((r for r in part if metric in r.numbers), key=lambda r: r.value(metric), reverse=end == HIGHER)
+    having = sorted((r for r in part if metric in r.numbers), key=lambda r: r.value(metric),
+                    reverse=end == HIGHER)
     return having + [r for r in part if metric not in r.numbers]
 
 
@@ -141,8 +153,10 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else "…" + text[1 - length :]
 
 
-def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str], end: str | None) -> go.Figure:
-    """Parallel coordinates: settings, then numbers. Points that lack a number are left out. end: of the first number."""
+def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str],
+             end: str | None) -> go.Figure:
+    """Parallel coordinates: settings, then numbers. Points that lack a number are left out. end: of the first
+    number."""
     whole = [r for r in part if all(k in r.numbers for k in shown)]
     axes = []
     for name in names:
@@ -157,14 +171,16 @@ def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
     colours = [r.value(shown[0]) for r in whole]
     line = {"color": colours, "colorscale": SHADES, "reversescale": end == LOWER, "showscale": True}
     line["colorbar"] = {"title": {"text": shown[0]}, "thickness": 12}
-    figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12 if len(axes) > 5 else 0, unselected={"line": {"opacity": 0.1}}))
+    figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12 if len(axes) > 5 else 0,
+                                    unselected={"line": {"opacity": 0.1}}))
     size = {"height": 440, "width": max(700, 150 * len(axes)), "margin": {"l": 96, "r": 24, "t": 84, "b": 36}}
     return figure.update_layout(template=primitives.TEMPLATE, **size)
 
 
 def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str], grid: Grid) -> go.Figure:
     """Each number over each setting: dots are points, the line joins means."""
-    gaps = {"horizontal_spacing": min(0.05, 0.3 / len(names)), "vertical_spacing": min(0.08, 0.3 / len(shown))}
+    gaps = {"horizontal_spacing": min(0.05, 0.3 / len(names)),
+            "vertical_spacing": min(0.08, 0.3 / len(shown))}
     sheet = make_subplots(rows=len(shown), cols=len(names), shared_yaxes=True, **gaps)
     ranges = {name for (_, name), values in grid.axes().items() if isinstance(values, Range)}
     for i, metric in enumerate(shown):
@@ -178,12 +194,15 @@ def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
                 x, axis = [show(v) if v is not None else "–" for v in x], {"type": "category"}
             dots = {"color": primitives.PALETTE[i % len(primitives.PALETTE)], "opacity": 0.55, "size": 8}
             tip = "%{text}<br>%{y:.4g}<extra></extra>"
-            sheet.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=dots, text=hover, hovertemplate=tip, showlegend=False), **cell)
+            sheet.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=dots, text=hover, hovertemplate=tip,
+                                       showlegend=False), **cell)
             seen = list(dict.fromkeys(x)) if axis["type"] == "category" else sorted(set(x))
             if name not in ranges:
                 means = [statistics.fmean(b for a, b in zip(x, y, strict=True) if a == v) for v in seen]
-                look = {"line": {"color": "#1b1f23", "width": 1.5}, "marker": {"symbol": "line-ew-open", "size": 14}}
-                sheet.add_trace(go.Scatter(x=seen, y=means, mode="lines+markers", hoverinfo="skip", showlegend=False, **look), **cell)
+                look = {"line": {"color": "#1b1f23", "width": 1.5},
+                        "marker": {"symbol": "line-ew-open", "size": 14}}
+                sheet.add_trace(go.Scatter(x=seen, y=means, mode="lines+markers", hoverinfo="skip",
+                                           showlegend=False, **look), **cell)
             if axis["type"] == "linear" and _spread(seen):
                 axis["type"] = "log"
             if name not in ranges and len(seen) <= 8:
@@ -191,7 +210,8 @@ def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
             sheet.update_xaxes(title_text=name if i == len(shown) - 1 else None, **axis, **cell)
         sheet.update_yaxes(title_text=metric, row=i + 1, col=1)
     size = {"height": 60 + 210 * len(shown), "width": max(520, 90 + 300 * len(names))}
-    return sheet.update_layout(template=primitives.TEMPLATE, margin={"l": 72, "r": 16, "t": 20, "b": 52}, **size)
+    return sheet.update_layout(template=primitives.TEMPLATE, margin={"l": 72, "r": 16, "t": 20, "b": 52},
+                               **size)
 
 
 def _spread(values: Sequence[float]) -> bool:
@@ -207,7 +227,8 @@ def course(part: Sequence[Outcome], metric: str, end: str | None) -> go.Figure:
     steps = list(range(1, len(values) + 1))
     figure = primitives.curves({"best so far": (steps, best)}, x="point", y=metric)
     figure.update_traces(mode="lines", line_shape="hv")
-    return figure.add_trace(go.Scatter(x=steps, y=values, mode="markers", name="point", marker={"color": primitives.PALETTE[1], "size": 8}))
+    return figure.add_trace(go.Scatter(x=steps, y=values, mode="markers", name="point",
+                                       marker={"color": primitives.PALETTE[1], "size": 8}))
 
 
 def _card(result: Outcome, names: Sequence[str], shown: Sequence[str]) -> Picture:

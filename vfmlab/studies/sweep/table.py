@@ -17,11 +17,13 @@ PROTOCOL = ".protocol"  # a column for each number that has one
 
 
 def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict[str, Any]]:
-    """One record per point: key, state ("finished", "failed", "open"), what was given, numbers, protocols, seconds, error.
+    """One record per point: key, state ("finished", "failed", "open"), what was given, numbers, protocols,
+    seconds, error.
 
     A value given that shares its name with a number is called `given.NAME`.
     """
-    outcomes = {p.key: folders[p.key].outcome() or {"state": "open", "numbers": {}, "runs": [], "seconds": None, "error": None} for p in points}
+    outcomes = {p.key: folders[p.key].outcome() or {"state": "open", "numbers": {}, "runs": [],
+                                                    "seconds": None, "error": None} for p in points}
     measured = {p.key: numbers(outcomes[p.key]) for p in points}
     names = list(dict.fromkeys(name for p in points for name in measured[p.key]))
     given = list(dict.fromkeys(name for p in points for name in p.values))
@@ -35,7 +37,8 @@ def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict
         row |= {f"given.{name}" if name in taken else name: p.values.get(name) for name in given}
         row |= {name: measured[p.key].get(name, blank).value for name in names}
         row |= {name + PROTOCOL: measured[p.key].get(name, blank).protocol for name in marked}
-        row |= {"seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]), "notebook": f"points/{p.key}/notebook.ipynb"}
+        row |= {"seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]),
+                "notebook": f"points/{p.key}/notebook.ipynb"}
         rows.append(row)
     return rows
 
