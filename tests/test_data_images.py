@@ -192,3 +192,71 @@ def test_only_listed_formats_are_opened_whatever_the_name(monkeypatch):
             decode(encoded(picture, kind), 16)
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
         assert decode(encoded(picture, kind), 16).shape == (16, 16, 3)
+
+
+def tiff(pixels, bits, kind=1):
+    """A grey TIFF with `bits` bits a sample, packed; kind: 1 unsigned, 2 signed."""
+    text = "".join(format(int(v), f"0{bits}b") for v in pixels.ravel())
+    body = int(text, 2).to_bytes(len(text) // 8, "big")
+    tags = {256: pixels.shape[1], 257: pixels.shape[0], 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: pixels.shape[0], 279: len(body), 339: kind}
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"MM\0*" + struct.pack(">I", 8 + len(body)) + body + struct.pack(">H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_grey_of_any_depth_is_scaled_by_what_the_file_says(bits):
+    out = decode(tiff(GREY.astype(np.uint64) * (2**bits - 1) // 255, bits), 8)
+    assert np.abs(out[..., 0].astype(int) - GREY).max() <= 1
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (16, 2)])
+def test_grey_without_a_known_range_is_refused(bits, kind):
+    with pytest.raises(Unreadable, match="without a known range; convert it to 8 or 16 bits"):
+        decode(tiff(GREY.astype(np.uint64), bits, kind), 8)
+
+
+def with_chunks(png, *chunks):
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def exif_with(value):
+    """EXIF with orientation 6 and an XResolution of `value`, a pair of 32-bit numbers."""
+    entries = struct.pack(">HHII", 0x0112, 3, 1, 6 << 16) + struct.pack(">HHII", 0x011A, 10, 1, 38)
+    return b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 2) + entries + bytes(4) + struct.pack(">ii", *value)
+
+
+PICTURE = noise(16, 16)
+PIXELS = np.asarray(PICTURE)
+METADATA = {
+    "text of 2 MB": with_chunks(encoded(PICTURE), chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))),
+    "profile of 2 MB": with_chunks(encoded(PICTURE), chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(2**21)))),
+    "text with a wrong sum": with_chunks(encoded(PICTURE), chunk(b"tEXt", b"k\0v")[:-1] + b"?"),
+    "exif without header": with_chunks(encoded(PICTURE), chunk(b"eXIf", b"junk")),
+    "many texts": with_chunks(encoded(PICTURE), *[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**20 - 9)))] * 70),
+}
+
+
+@pytest.mark.parametrize("name", sorted(METADATA))
+def test_metadata_never_costs_an_image_its_pixels(name):
+    assert (decode(METADATA[name], 16) == PIXELS).all()
+
+
+@pytest.mark.parametrize("value", [(-1, 0), (0, 0), (1, -1)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_orientation_is_applied_beside_broken_camera_data(kind, value):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    image = Image.fromarray(pixels)
+    data = encoded(image, kind, **({} if kind == "TIFF" else {"exif": b"Exif\0\0" + exif_with(value), "quality": 95}))
+    out = decode(data, 16)
+    upper, right = out[:7].mean(), out[:, 9:].mean()
+    assert upper > 240 if kind == "TIFF" else right > 240
+
+
+@pytest.mark.parametrize("marker", [*range(0xE1, 0xEE), 0xEF, 0xFE])
+@pytest.mark.parametrize("junk", [b"", b"Exif\0\0junk", b"MPF\0junk", b"ICC_PROFILE\0\1", bytes(60000)])
+def test_segments_of_a_jpeg_never_cost_its_pixels(marker, junk):
+    data = encoded(PICTURE, "JPEG", quality=95)
+    expected = decode(data, 16)
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(junk) + 2) + junk
+    assert (decode(data[:2] + segment + data[2:], 16) == expected).all()

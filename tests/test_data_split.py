@@ -133,9 +133,9 @@ def test_names_of_numbers_are_in_the_order_of_numbers(tmp_path):
 
 def test_a_class_is_meant_by_name_before_number():
     names = ["3", "8", "ring"]
-    assert [class_number(text, names) for text in ("8", "3", "ring", "0", "2")] == [1, 0, 2, 0, 2]
-    for text in ("rng", "7", "²", "-1", ""):
-        with pytest.raises(ConfigError, match="is none of the 3 classes"):
+    assert [class_number(text, names) for text in ("8", "3", "ring", "0", "7")] == [1, 0, 2, 0, 7]
+    for text in ("rng", "²", "", "1" * 5000):
+        with pytest.raises(ConfigError, match="unknown class '"):
             class_number(text, names)
 
 

@@ -7,7 +7,6 @@ are moved to `earlier/N` in it.
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vfmlab.cli.arguments import Root, RunArg, arg
-from vfmlab.errors import ConfigError, DataError, VfmlabError, nearest
+from vfmlab.errors import ConfigError, DataError, VfmlabError
 
 ImageArgs = Annotated[
     tuple[Path, ...], tyro.conf.Positional, arg(metavar="IMAGE ...", help="image files, or folders of them")
@@ -53,20 +52,14 @@ def sample(
         decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion
         model.
     """
-    from vfmlab import api
+    from vfmlab import api, data
 
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
     model = api.load_diffusion(run, root, ema=not raw, decoder=decoder)
-    chosen = (
-        range(model.num_classes) if labels is None else [_label(text, model.class_names) for text in labels]
-    )
-    how = {
-        "seed": seed,
-        "guidance": guidance,
-        "steps": steps,
-        "sampler": {"solver": solver} if solver else None,
-    }
+    classes = model.class_names
+    chosen = range(len(classes)) if labels is None else [data.class_number(text, classes) for text in labels]
+    how = {"seed": seed, "guidance": guidance, "steps": steps, "sampler": {"solver": solver} if solver else None}
     protocol = api.sampling_protocol(model, chosen, **how)
     names = [f"{i:04d}_{_safe(model.class_names[label])}" for i, label in enumerate(chosen)]
     facts = {
@@ -151,16 +144,6 @@ def reconstruct(
 
 
 # -- what comes in -------------------------------------------------------------------------------------------
-
-
-def _label(text: str, names: Sequence[str]) -> int:
-    """A class number from a name or, where no class is called that, from a number; numbers are checked where
-    used."""
-    if text in names:
-        return names.index(text)
-    if re.fullmatch("-?[0-9]{1,9}", text):
-        return int(text)
-    raise ConfigError(f"--labels: unknown class '{text}'{nearest(text, names)}")
 
 
 def _image_files(given: Sequence[Path]) -> list[Path]:

@@ -153,16 +153,16 @@ def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray]
 
 
 def class_number(text: str, names: Sequence[str]) -> int:
-    """The class that `text` means: its name, or its number 0..K-1. A name wins over a number.
+    """The class that `text` means: the one of this name or, where none is called so, of this number (unchecked).
 
     Raises:
         ConfigError: neither; names the nearest class.
     """
     if text in names:
         return list(names).index(text)
-    if re.fullmatch(r"[0-9]{1,9}", text) and int(text) < len(names):
+    if re.fullmatch(r"-?[0-9]{1,9}", text):
         return int(text)
-    raise ConfigError(f"'{text}' is none of the {len(names)} classes, nor a number below {len(names)}{nearest(text, names)}")
+    raise ConfigError(f"unknown class '{text}'{nearest(text, names)}; give names or numbers")
 
 
 def split_of(name: str) -> str | None:
