@@ -13,7 +13,7 @@ from vfmlab.data.open import open_source
 from vfmlab.errors import DataError, VfmlabError
 
 FILE = "data.json"
-"""In a run's directory: split -> description, fingerprint at the first start, classes, unreadable and unused files."""
+"""In a run's directory: split -> description, first fingerprint, classes, unreadable and unused files."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -26,20 +26,21 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:
-    """A line for each split whose images or labels are no longer those that the run in `folder` began with."""
+    """A line for each split whose images or labels are not those that the run in `folder` began with."""
     before, lines = read(folder), []
     for split, source in sources.items():
         first = before.get(split, {}).get("fingerprint", source.fingerprint)
         if first != source.fingerprint:
             lines.append(
                 f"the {split} images of '{source.what}' have changed since this run began (were: "
-                f"{before[split].get('description', first)}; are: {source.describe()}); train under another name"
+                f"{before[split].get('description', first)}; are: {source.describe()}); "
+                "train under another name"
             )
     return lines
 
 
 def revisit(folder: Path, config: Data) -> list[str]:
-    """:func:`changes` of the data that a finished run was trained on; also says if they cannot be opened now."""
+    """:func:`changes` of the data of a finished run; also says if they cannot be opened now."""
     splits = read(folder)
     if config.source.startswith("scenes:") or not splits:
         return []  # drawn scenes do not change
@@ -60,7 +61,9 @@ def record(folder: Path, sources: Mapping[str, ImageSource]) -> None:
             "class_names": source.class_names,
             "notes": source.notes,
             "unreadable": list(dict.fromkeys([*old.get("unreadable", []), *source.bad])),
-            "not used": {reason: {"count": n, "names": names} for reason, (n, names) in source.dropped.items()},
+            "not used": {
+                reason: {"count": n, "names": names} for reason, (n, names) in source.dropped.items()
+            },
         }
     write_json(folder / FILE, account)
 
@@ -69,4 +72,6 @@ def lost(source: ImageSource) -> str:
     """One line about images that could not be read, where there are any."""
     if not source.bad:
         return ""
-    return f"{len(source.bad)} images could not be read and were replaced (all names: {FILE}): {source.bad[0]}"
+    return (
+        f"{len(source.bad)} images could not be read and were replaced (all names: {FILE}): {source.bad[0]}"
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.errors import DataError
 
 CACHE_BYTES = 2**30
-"""A set whose cropped 8-bit images take no more than this is kept in memory once it has been drawn or decoded."""
+"""A set whose cropped 8-bit images take no more than this is kept in memory once drawn or decoded."""
 
 UNLABELLED = ("all",)
 """Class names of a source without labels: one class that holds every image."""
@@ -19,8 +19,8 @@ UNLABELLED = ("all",)
 class Batch(NamedTuple):
     """Images as they are stored, with what they are and where they came from.
 
-    images: uint8 B 3 S S. labels: long B in [0, num_classes). indices: long B, positions in the source that were read;
-    where an unreadable image was replaced, the position of its replacement.
+    images: uint8 B 3 S S. labels: long B in [0, num_classes). indices: long B, positions in the source that
+    were read; where an unreadable image was replaced, the position of its replacement.
     """
 
     images: Tensor
@@ -44,20 +44,26 @@ def to_uint8(images: Tensor) -> Tensor:
 class ImageSource:
     """Random access to one split of a data set, all images of one size.
 
-    A subclass implements :meth:`read`; this class caches small sets in memory. What an index holds never changes, so
-    that the order of data is a function of the indices alone.
+    A subclass implements :meth:`read`; this class caches small sets in memory. What an index holds never
+    changes, so that the order of data is a function of the indices alone.
 
     Args:
         size: side S of the images. labels: long N. class_names: one per class.
         fingerprint: digest of everything that decides the pixels and labels of this split.
 
     Attributes:
-        bad: a line for each image that could not be read. what: the source string. sizes: images to train on, how many
-        of them there are without a cap, and images held out. dropped: reason -> [count, names] of files that are not used. notes: sentences that a user should see.
+        bad: a line for each image that could not be read. what: the source string. sizes: images to train on,
+        how many of them there are without a cap, and images held out. dropped: reason -> [count, names] of
+        files that are not used. notes: sentences that a user should see.
     """
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
-        self.size, self.labels, self.class_names, self.fingerprint = size, labels, list(class_names), fingerprint
+        self.size, self.labels, self.class_names, self.fingerprint = (
+            size,
+            labels,
+            list(class_names),
+            fingerprint,
+        )
         self.bad: list[str] = []
         self.what, self.sizes = "", (len(labels), len(labels), 0)
         self.dropped: dict[str, list] = {}
@@ -65,7 +71,9 @@ class ImageSource:
         self._cache: Tensor | None = None
         self._used: Tensor | None = None
         if len(labels) * 3 * size * size <= CACHE_BYTES:
-            self._cache = torch.empty(len(labels), 3, size, size, dtype=torch.uint8)  # pages are taken as they fill
+            self._cache = torch.empty(
+                len(labels), 3, size, size, dtype=torch.uint8
+            )  # pages are taken as they fill
             self._used = torch.full((len(labels),), -1, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -76,7 +84,7 @@ class ImageSource:
         return len(self.class_names)
 
     def describe(self) -> str:
-        """One line: "folder:pets, 12 classes, 1,080 images, 120 held out (3 unreadable, 17 .heic not read)"."""
+        """One line: "folder:pets, 12 classes, 90 images, 10 held out (3 unreadable, 17 .heic not read)"."""
         classes = "no classes" if tuple(self.class_names) == UNLABELLED else f"{self.num_classes} classes"
         lost = {reason: count for reason, (count, _) in self.dropped.items()}
         lost = {"unreadable": len(self.bad), **lost} if self.bad else lost

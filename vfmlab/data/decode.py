@@ -21,11 +21,12 @@ MAX_BYTES = 2**28
 """Larger files, tar members and table cells are not read."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats of Pillow that are read, whatever a file is called. Never EPS, PDF or WMF: these start other programs."""
+"""Formats of Pillow that are read, whatever a file is called. Never EPS: it starts another program."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class Unreadable(Exception):
 
 @cache
 def suffixes() -> dict[str, str]:
-    """File suffix -> format, of all that this Pillow reads of `FORMATS`: {".jpg": "JPEG", ".jfif": "JPEG", ...}."""
+    """File suffix -> format, of all that this Pillow reads of `FORMATS`: {".jfif": "JPEG", ...}."""
     known = Image.registered_extensions()  # loads Pillow's plugins
     return {suffix: name for suffix, name in known.items() if name in FORMATS and name in Image.OPEN}
 
@@ -43,8 +44,8 @@ def suffixes() -> dict[str, str]:
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's centre crop: box-halve while the short side is >= 2 `size`, bicubic to `size`, cut the middle.
 
-    Source: Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233 (released data loader).
-    An image of `size` x `size` comes back unchanged.
+    Source: Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233 (released
+    data loader). An image of `size` x `size` comes back unchanged.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -118,7 +119,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
 
 
 def _pixels_only(data: bytes) -> bytes:
-    """A PNG or JPEG without text, colour profile and camera data, which may be damaged or too large for Pillow."""
+    """A PNG or JPEG without text, colour profile and camera data, which may be damaged or too large."""
     parts, at = [], 0
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         parts, at = [data[:8]], 8
@@ -132,14 +133,16 @@ def _pixels_only(data: bytes) -> bytes:
         parts, at = [data[:2]], 2
         while data[at : at + 1] == b"\xff" and data[at + 1] not in (0xDA, 0xFF):  # start of scan: the pixels
             end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            if not (0xE1 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE) or data[at + 1] == 0xEE:  # 0xEE: colours
+            if (
+                not (0xE1 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE) or data[at + 1] == 0xEE
+            ):  # 0xEE: colours
                 parts.append(data[at:end])
             at = end
     return b"".join([*parts, data[at:]])
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels as stored, from the header alone; :class:`Unreadable` if `data` is no image."""
+    """(width, height) in pixels as stored, from the header alone; may raise :class:`Unreadable`."""
     try:
         with _open(data) as image:
             return image.size
@@ -156,7 +159,9 @@ def read_image(path: str | Path, size: int) -> Tensor:
     try:
         pixels = decode(read_bytes(expand(path), MAX_BYTES), size)
     except OSError as error:
-        raise DataError(f"image '{path}' cannot be read: {error.strerror}; give the path of an image file") from None
+        raise DataError(
+            f"image '{path}' cannot be read: {error.strerror}; give the path of an image file"
+        ) from None
     except Unreadable as error:
         raise DataError(f"image '{path}' cannot be decoded: {error}; convert it to PNG or JPEG") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -21,16 +21,20 @@ LOOKED = 100_000
 
 
 def open_folder(config: Data, path: str, split: str) -> RecordSource:
-    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (or another name of `VAL_NAMES`, in any case).
+    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (or another name of `VAL_NAMES`, in any
+    case).
 
-    Without a split of its own a part is held out. Images that lie directly in the folder of a split are used only if
-    it has no class folders; they then form one class. Hidden files are passed over, others that are not read counted.
+    Without a split of its own a part is held out. Images that lie directly in the folder of a split are used
+    only if it has no class folders; they then form one class. Hidden files are passed over, others that are
+    not read counted.
     """
     what = f"folder:{path}"
     root = existing(what, path)
     if not root.is_dir():
         raise DataError(f"{what}: that is a file; name the folder that holds one folder per class")
-    below = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    below = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
     train = [name for name in below if split_of(name) == "train"]
     val = sorted((name for name in below if split_of(name) == "val"), key=_preference)
     unused, parts = [], {}
@@ -46,7 +50,8 @@ def open_folder(config: Data, path: str, split: str) -> RecordSource:
     if unused:
         names = ", ".join(f"'{readable(name)}'" for name in unused[:5])
         for part in parts.values():
-            part.notes.append(f"not read, beside the folders of the splits: {names}" + ", ..." * (len(unused) > 5))
+            more = ", ..." * (len(unused) > 5)
+            part.notes.append(f"not read, beside the folders of the splits: {names}{more}")
     return source(config, split, parts)
 
 
@@ -57,8 +62,8 @@ def _preference(name: str) -> int:
 class FolderRecords(Records):
     """Every image file below `root`, by name; class = first folder.
 
-    Links are followed once all that is no link has been listed; a file or folder that is there already, under whatever
-    name, is not taken again.
+    Links are followed once all that is no link has been listed; a file or folder that is there already, under
+    whatever name, is not taken again.
     """
 
     def __init__(self, what: str, root: Path):
@@ -85,7 +90,8 @@ class FolderRecords(Records):
                 bar.update()
                 if looked > LOOKED and len(files) * 100 < looked:
                     raise DataError(
-                        f"{self.what}: {looked:,} entries hold {len(files)} images; name the folder of the classes"
+                        f"{self.what}: {looked:,} entries hold {len(files)} images; "
+                        "name the folder of the classes"
                     )
                 try:
                     info = os.stat(path)
@@ -96,7 +102,8 @@ class FolderRecords(Records):
                         seen.add((info.st_dev, info.st_ino))
                         for entry in sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True):
                             if not entry.name.startswith("."):
-                                (links if entry.is_symlink() else queue).append(f"{name}/{entry.name}".lstrip("/"))
+                                below = f"{name}/{entry.name}".lstrip("/")
+                                (links if entry.is_symlink() else queue).append(below)
                         continue
                 except OSError as error:
                     self.drop(f"not there or closed ({error.strerror})", name)
@@ -121,12 +128,14 @@ class FolderRecords(Records):
         alike = [name for name in names if re.search("train|test|valid|val(?![a-z])", name.lower())]
         if len(names) == 2 and len(alike) == 2:
             self.notes.append(
-                f"the classes '{readable(names[0])}' and '{readable(names[1])}' look like splits; if they are, call them train and val"
+                readable(f"the classes '{names[0]}' and '{names[1]}' look like splits; ")
+                + "if they are, call them train and val"
             )
         if len(names) == 1:
             deeper = sorted({"/".join(file.split("/")[:2]) for file in self.files if file.count("/") > 1})
-            hint = f"; its folders look like classes: name folder:{self.root / names[0]}" if len(deeper) > 1 else ""
-            self.notes.append(readable(f"one class only, '{names[0]}', after the only folder with images{hint}"))
+            hint = f"; its folders look like classes: name folder:{self.root / names[0]}"
+            line = f"one class only, '{names[0]}', after the only folder with images"
+            self.notes.append(readable(line + hint * (len(deeper) > 1)))
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,4 +1,4 @@
-"""Encoded images at numbered places (files, table rows, tar members) -> a source that survives unreadable ones."""
+"""Encoded images at numbered places (files, rows, tar members) -> a source that survives unreadable ones."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Records:
     """The encoded images of one part of a data set; a subclass reads them.
 
     Attributes:
-        labels: int or str per image, None without labels. names: of the classes, where the format states them.
-        bytes: of all images together. dropped: reason -> [count, names] of what lies there and is not used; the reason
-        reads well behind the count. notes: sentences about the part that a user should see.
+        labels: int or str per image, None without labels. names: of the classes, where the format states
+        them. bytes: of all images together. dropped: reason -> [count, names] of what lies there and is not
+        used; the reason reads well behind the count. notes: sentences about the part that a user should see.
     """
 
     names: list[str] | None = None
@@ -54,7 +54,7 @@ class Records:
         raise NotImplementedError
 
     def key(self, position: int) -> str:
-        """Name within the data set, the same wherever it is stored and whatever is added to it; decides the split."""
+        """Name within the data set, wherever it is stored and whatever is added to it; decides the split."""
         raise NotImplementedError
 
     def stamp(self, position: int) -> str:
@@ -80,15 +80,17 @@ class Records:
 class RecordSource(ImageSource):
     """One split of some records.
 
-    An unreadable image is replaced by the next readable one of the split, so that what an index holds stays a function
-    of the index. Each is named once in `bad`; too many raise :class:`DataError`.
+    An unreadable image is replaced by the next readable one of the split, so that what an index holds stays a
+    function of the index. Each is named once in `bad`; too many raise :class:`DataError`.
 
     Args:
         records: the part. picked: int64, its positions in this split, in the order of the split's indices.
         labels: long, one per index. names: of the classes. mark: the fingerprint.
     """
 
-    def __init__(self, records: Records, picked: np.ndarray, labels: Tensor, names: list[str], size: int, mark: str):
+    def __init__(
+        self, records: Records, picked: np.ndarray, labels: Tensor, names: list[str], size: int, mark: str
+    ):
         super().__init__(size, labels, names, mark)
         self.what, self.records, self.picked = records.what, records, picked
         self.dropped, self.notes = records.dropped, list(records.notes)
@@ -121,7 +123,9 @@ class RecordSource(ImageSource):
             else:
                 self._state[i] = 1
                 return image, i
-        raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example {self.bad[-1]}")
+        raise DataError(
+            f"{self.what}: none of its {len(self)} images can be read, for example {self.bad[-1]}"
+        )
 
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""
@@ -135,7 +139,7 @@ class RecordSource(ImageSource):
 
 
 def readable(name: str) -> str:
-    """`name` with control characters and bytes that are not UTF-8 escaped, fit for a terminal, a page and JSON."""
+    """`name` with control characters and bytes that are not UTF-8 escaped, fit for a terminal and JSON."""
     odd = ("Cc", "Cs")
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in name)
 

@@ -1,9 +1,10 @@
-"""`scenes:easy|medium|hard|other`: procedural images, one textured shape before a background; the offline default.
+"""`scenes:easy|medium|hard|other`: procedural images, one textured shape before a background; the offline
+default.
 
-An image is a pure function of (style, seed, split, index, size); what is shown does not depend on the size. Its class
-is shape x texture; everything else (position, scale, rotation, colours, background) is a nuisance factor whose true
-value :meth:`SceneSource.factors` returns. `scenes:other` draws shapes and textures that no other style has: a vision
-model trained on it has never seen the classes of `easy`, `medium` and `hard`.
+An image is a pure function of (style, seed, split, index, size); what is shown does not depend on the size.
+Its class is shape x texture; everything else (position, scale, rotation, colours, background) is a nuisance
+factor whose true value :meth:`SceneSource.factors` returns. `scenes:other` draws shapes and textures that no
+other style has: a vision model trained on it has never seen the classes of `easy`, `medium` and `hard`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ STYLES = {
 
 
 def _uniform(key: int, indices: np.ndarray, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each index, float64 B count, by hashing (key, index, slot) with splitmix64."""
+    """`count` numbers in [0, 1) for each index, float64 B count: splitmix64 of (key, index, slot)."""
     with np.errstate(over="ignore"):
         x = np.uint64(key) + indices.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
         slots = np.arange(count, dtype=np.uint64)[None] * np.uint64(0xD1342543DE82EF95)
@@ -105,12 +106,16 @@ class SceneSource(ImageSource):
     def factors(self, indices: Tensor) -> dict[str, Tensor]:
         """The true factors of the images at `indices` (long B), the same at every size.
 
-        shape, texture, background_style: long B, positions in the style's tuples. x (right), y (down), scale (radius):
-        float B, fractions of half the side. rotation (radians, clockwise; a plain disc or ring does not show it):
-        float B. foreground, background, background_end: float B 3, RGB in [0, 1]. background_angle: float B, radians.
+        shape, texture, background_style: long B, positions in the style's tuples. x (right), y (down),
+        scale (radius): float B, fractions of half the side. rotation (radians, clockwise):
+        float B. foreground, background, background_end: float B 3, RGB in [0, 1]. background_angle: float B,
+        radians.
         """
         found = self._factors(np.asarray(indices, dtype=np.int64))
-        return {name: torch.from_numpy(v if v.dtype == np.int64 else v.astype(np.float32)) for name, v in found.items()}
+        return {
+            name: torch.from_numpy(v if v.dtype == np.int64 else v.astype(np.float32))
+            for name, v in found.items()
+        }
 
     def _factors(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         s = self.style
@@ -158,7 +163,7 @@ class SceneSource(ImageSource):
 
 
 class _Place:
-    """Pixels in the coordinates of the object, and how much of each the object covers. All images show one class."""
+    """Pixels in the coordinates of the object, and how much of each it covers. All images show one class."""
 
     def __init__(self, style: Style, factors: dict[str, np.ndarray], size: int):
         axis = (2 * np.arange(size) + 1) / size - 1
@@ -193,7 +198,9 @@ def _background(style: Style, factors: dict[str, np.ndarray], axis: np.ndarray) 
             mix[rows] = np.float32(0.5) + along[rows] * np.float32(0.35355339)
         elif name == "radial":
             a, b = axis - np.float32(0.5) * cos[rows], axis - np.float32(0.5) * sin[rows]
-            mix[rows] = np.minimum(np.float32(0.5) * ((a * a)[:, None, :] + (b * b)[:, :, None]), np.float32(1))
+            mix[rows] = np.minimum(
+                np.float32(0.5) * ((a * a)[:, None, :] + (b * b)[:, :, None]), np.float32(1)
+            )
         elif name == "bands":
             t = along[rows] * np.float32(1.1)
             mix[rows] = np.float32(2) * np.abs(t - np.floor(t) - np.float32(0.5))
@@ -202,8 +209,12 @@ def _background(style: Style, factors: dict[str, np.ndarray], axis: np.ndarray) 
 
 def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.ndarray:
     """Background, then the object in two tones: uint8 B 3 H W."""
-    fore, back, end = (factors[name].astype(np.float32) for name in ("foreground", "background", "background_end"))
-    bright = fore.max(1, keepdims=True) >= 0.5  # the second tone lies between the first and the other end of the scale
+    fore, back, end = (
+        factors[name].astype(np.float32) for name in ("foreground", "background", "background_end")
+    )
+    bright = (
+        fore.max(1, keepdims=True) >= 0.5
+    )  # the second tone lies between the first and the other end of the scale
     tone = np.where(bright, np.float32(0.42) * fore, fore + np.float32(0.45) * (1 - fore))
     mix = _background(style, factors, place.axis)
     image = np.empty((len(fore), 3, *mix.shape[1:]), np.uint8)
@@ -218,7 +229,11 @@ def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.
 def open_scenes(config: Data, style: str, split: str) -> SceneSource:
     """The split of `scenes:STYLE` that `config` describes; :class:`ConfigError` without `data.train`."""
     if split == "train" and config.train is None:
-        raise ConfigError("field 'data.train' is missing: scenes are endless, so set for example data.train=20000")
-    source = SceneSource(style, split, config.size, config.train if split == "train" else config.val, config.seed)
+        raise ConfigError(
+            "field 'data.train' is missing: scenes are endless, so set for example data.train=20000"
+        )
+    source = SceneSource(
+        style, split, config.size, config.train if split == "train" else config.val, config.seed
+    )
     source.sizes = (config.train or 0, config.train or 0, config.val)
     return source

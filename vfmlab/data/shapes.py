@@ -1,8 +1,8 @@
 """Shapes and textures of the procedural images, as distance functions on arrays.
 
-Every function takes local coordinates u (right), v (down), in which the object has radius about 1. Only operations that
-IEEE 754 rounds exactly are used on pixels (+ - * / sqrt, min, max, floor), so that a pixel does not depend on the batch
-it is drawn in.
+Every function takes local coordinates u (right), v (down), in which the object has radius about 1. Only
+operations that IEEE 754 rounds exactly are used on pixels (+ - * / sqrt, min, max, floor), so that a pixel
+does not depend on the batch it is drawn in.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def corner(u: Array, v: Array) -> Array:
 
 
 def star(u: Array, v: Array) -> Array:
-    """Five lines; inside a pentagram a point lies behind at least four of them: the second largest distance."""
+    """Five lines; a point of a pentagram lies behind four of them or more: the second largest distance."""
     first = second = None
     for k in range(5):
         angle = 2 * np.pi * k / 5 + np.pi / 2

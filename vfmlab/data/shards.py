@@ -1,8 +1,9 @@
 """`wds:PATTERN`: tar shards in the layout of webdataset, with random access.
 
-The headers of all shards are read once, when the source is opened; after that an image is one seek and one read. Other
-loaders draw shards with replacement and shuffle in a buffer, which a resumed run cannot repeat; here each epoch is a
-true permutation of all images, and step k of a run gets the same images whenever and in however many processes it runs.
+The headers of all shards are read once, when the source is opened; after that an image is one seek and one
+read. Other loaders draw shards with replacement and shuffle in a buffer, which a resumed run cannot repeat;
+here each epoch is a true permutation of all images, and step k of a run gets the same images whenever and in
+however many processes it runs.
 """
 
 from __future__ import annotations
@@ -32,21 +33,20 @@ MAX_SHARDS = 100_000
 def open_shards(config: Data, pattern: str, split: str) -> RecordSource:
     """Local tar files by a pattern with braces (`train-{0000..0012}.tar`) and wildcards, or a folder of them.
 
-    Shards with "train" and "val" / "validation" / "test" in their names (below the folder that the pattern begins with)
-    are the splits; otherwise images are held out. A sample is KEY.jpg (or another image type) with KEY.cls, or KEY.json
-    with a field `label` (`data.label_column`).
+    Shards with "train" and "val" / "validation" / "test" in their names (below the folder that the pattern
+    begins with) are the splits; otherwise images are held out. A sample is KEY.jpg (or another image type)
+    with KEY.cls, or KEY.json with a field `label` (`data.label_column`).
     """
     what = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise DataError(f"{what}: shards are read with random access; download them and give their local path")
+        raise DataError(f"{what}: shards are read at random; download them and give their local path")
     files = _expand(what, pattern)
     fixed = os.path.expanduser(re.split(r"[{*?\[]", pattern)[0])
     root = fixed if os.path.isdir(fixed) else os.path.dirname(fixed) or "."
     groups = split_names([os.path.relpath(file, root) for file in files])
     field = config.label_column or "label"
-    return source(
-        config, split, {part: ShardRecords(what, root, names, field) for part, names in groups.items()}
-    )
+    parts = {part: ShardRecords(what, root, names, field) for part, names in groups.items()}
+    return source(config, split, parts)
 
 
 def _expand(what: str, pattern: str) -> list[str]:
@@ -59,7 +59,7 @@ def _expand(what: str, pattern: str) -> list[str]:
         many = max(ranges, default=0) >= MAX_SHARDS  # braceexpand lists a range before its first name
         wanted = [] if many else list(islice(braceexpand(pattern), MAX_SHARDS + 1))
     except (UnbalancedBracesError, ValueError):
-        raise DataError(f"{what}: the braces are not balanced; write for example train-{{0000..0012}}.tar") from None
+        raise DataError(f"{what}: the braces are not balanced; write for example x-{{00..12}}.tar") from None
     if many or len(wanted) > MAX_SHARDS:
         raise DataError(f"{what}: the pattern means more than {MAX_SHARDS:,} shards; check its braces")
     files: list[str] = []
@@ -85,15 +85,16 @@ def _block(file: str, offset: int) -> bytes:
 
 
 class ShardRecords(Records):
-    """Index of some shards, `files` below `root`: where each image lies, and its label from the field `label`."""
+    """Index of some shards, `files` below `root`: where each image lies, and its label (field `label`)."""
 
     def __init__(self, what: str, root: str, files: list[str], label: str):
         super().__init__(what)
         self.label_field, self.root, self.files = label, root, files
-        self.shard, self.offset, self.length = array("l"), array("q"), array("q")  # of each image; millions fit
+        self.shard, self.offset, self.length = array("l"), array("q"), array("q")  # of millions of images
         self.keys = array("Q")  # of their names
         labels: list[int | str | None] = []
-        for number, file in enumerate(tqdm(files, f"listing {what}", unit=" shards", delay=2, disable=None, leave=False)):
+        bar = tqdm(files, f"listing {what}", unit=" shards", delay=2, disable=None, leave=False)
+        for number, file in enumerate(bar):
             self._index(number, file, labels)
         broken, examples = self.dropped.get("damaged shards", (0, []))
         if broken > max(FEW, SHARE * len(files)) or (broken and not labels):
@@ -112,24 +113,27 @@ class ShardRecords(Records):
         try:
             if os.path.exists(path) and not os.path.isfile(path):
                 raise tarfile.ReadError("not a regular file")
-            with tarfile.open(path, "r:") as tar:  # "r:": compressed tars have no random access and are refused
+            with tarfile.open(path, "r:") as tar:  # compressed tars have no random access and are refused
                 for member in tar:
                     stem, kind = os.path.splitext(member.name)
                     kind = kind.lower()
                     limit = MAX_LABEL if kind in LABEL_TYPES else MAX_BYTES
                     if kind not in LABEL_TYPES and kind not in suffixes():
                         if not member.isdir():
-                            self.drop(f"{readable(kind) or 'without suffix'} not read", f"{file}/{member.name}")
+                            reason = f"{readable(kind) or 'without suffix'} not read"
+                            self.drop(reason, f"{file}/{member.name}")
                     elif not member.isreg() or member.issparse() or member.size > limit:
                         self.drop("not regular, or too large", f"{file}/{member.name}")
                     elif kind in LABEL_TYPES:
-                        samples.setdefault(stem, ([], []))[1].append(self._label(kind, tar.extractfile(member).read()))
+                        label = self._label(kind, tar.extractfile(member).read())
+                        samples.setdefault(stem, ([], []))[1].append(label)
                     else:
                         samples.setdefault(stem, ([], []))[0].append((member.offset_data, member.size))
                 if _block(path, tar.offset) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("damaged or cut off before its end mark")
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            self.drop("damaged shards", f"{path}: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self.drop("damaged shards", f"{path}: {reason}")
             if samples:
                 samples.popitem()  # the last one may have lost its label or the end of its image
         for stem, (images, labels) in samples.items():

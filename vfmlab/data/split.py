@@ -19,8 +19,8 @@ ENOUGH = 5  # training images of a class; fewer are worth a warning
 
 TRAIN_NAMES = ("train", "training", "trainset", "trn")
 VAL_NAMES = (
-    "val", "valid", "validation", "valset", "validset", "dev", "test", "testing", "testset", "eval", "evaluation",
-    "holdout", "heldout",
+    "val", "valid", "validation", "valset", "validset", "dev", "test", "testing", "testset", "eval",
+    "evaluation", "holdout", "heldout",
 )  # the first that is there is used  # fmt: skip
 FILLERS = ("set", "data", "split", "images", "imgs", "")
 
@@ -28,8 +28,9 @@ FILLERS = ("set", "data", "split", "images", "imgs", "")
 def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
     """The split `split` of `parts`, which is either {"train": ..., "val": ...} or {"all": ...}.
 
-    Where the data has no split of its own, `config.val` images (at most a fifth) are held out. Both this and a cap take
-    every class in proportion, by a hash of `config.seed` and the images' names: an image more moves hardly any other.
+    Where the data has no split of its own, `config.val` images (at most a fifth) are held out. Both this and
+    a cap take every class in proportion, by a hash of `config.seed` and the images' names: an image more
+    moves hardly any other.
     """
     what = next(iter(parts.values())).what
     for name, part in parts.items():
@@ -53,10 +54,16 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
         hashes[part] = _hashes(records, config.seed)
     caps = {"train": config.train, "val": config.val}
     picked = every[split][stratified(hashes[part][every[split]], mine[every[split]])][: caps[split]]
-    counts = {name: np.bincount(labels.get(name, mine)[rows], minlength=len(names)) for name, rows in every.items()}
+    values = {name: labels.get(name, mine)[rows] for name, rows in every.items()}
+    counts = {name: np.bincount(rows, minlength=len(names)) for name, rows in values.items()}
     records.labels = None  # from here on they are numbers
     made = RecordSource(
-        records, picked, torch.from_numpy(mine[picked]), names, config.size, _mark(config, records, picked, mine, names)
+        records,
+        picked,
+        torch.from_numpy(mine[picked]),
+        names,
+        config.size,
+        _mark(config, records, picked, mine, names),
     )
     there, val = len(every["train"]), len(every["val"])
     made.sizes = (min(there, config.train or there), there, min(val, config.val))
@@ -65,11 +72,12 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
 
 
 def stratified(hashes: np.ndarray, labels: np.ndarray, spare: bool = False) -> np.ndarray:
-    """Positions in an order of which every prefix holds the classes in proportion, at least one image of each first.
+    """Positions in an order of which every prefix holds the classes in proportion, at least one image of each
+    first.
 
     Args:
-        hashes: uint64 N, the order within a class. labels: int64 N. spare: the last image of every class comes at the
-            end, so that a prefix that is cut off leaves each class one.
+        hashes: uint64 N, the order within a class. labels: int64 N. spare: the last image of every class
+            comes at the end, so that a prefix that is cut off leaves each class one.
     """
     by_class = np.lexsort((hashes, labels))
     counts = np.bincount(labels)
@@ -101,10 +109,12 @@ def _mark(config: Data, records: Records, picked: np.ndarray, labels: np.ndarray
 def _sparse(train: np.ndarray, val: np.ndarray, names: list[str]) -> list[str]:
     """Sentences about classes with too few images on either side."""
     notes = []
-    for few, what in ((val < 1, "no held-out image"), (train < ENOUGH, f"fewer than {ENOUGH} training images")):
+    sparse = {"no held-out image": val < 1, f"fewer than {ENOUGH} training images": train < ENOUGH}
+    for what, few in sparse.items():
         if len(names) > 1 and few.any():
             shown = ", ".join(f"'{names[i]}'" for i in np.flatnonzero(few)[:5])
-            notes.append(f"{few.sum()} of {len(names)} classes have {what}: {shown}" + ", ..." * int(few.sum() > 5))
+            more = ", ..." if few.sum() > 5 else ""
+            notes.append(f"{few.sum()} of {len(names)} classes have {what}: {shown}{more}")
     return notes
 
 
@@ -116,12 +126,13 @@ def _besides(part: Records) -> str:
 def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Labels of each part as int64 in [0, number of classes), and the names of the classes.
 
-    Text is sorted by name, and by number where all names are whole numbers: then label k is class "k" of 0..K-1.
+    Text is sorted by name, and by number where all names are whole numbers: then label k is class "k" of
+    0..K-1.
     """
     without = [name for name, part in parts.items() if part.labels is None]
     first = parts["all" if "all" in parts else "train"]
     if len(without) == len(parts):
-        first.notes.append("no classes: every image is of the one class 'all', so samples cannot be chosen by class")
+        first.notes.append("no classes: all images are of one class 'all'; samples cannot be chosen by class")
         for part in parts.values():
             part.notes = first.notes
         return {name: np.zeros(len(part), np.int64) for name, part in parts.items()}, list(UNLABELLED)
@@ -143,17 +154,20 @@ def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray]
             known[name] = np.array([number[str(value)] for value in unique], np.int64)[places]
         return known, [readable(name) for name in names]
     if not kinds <= {"i", "u"}:
-        raise DataError(f"{what}: labels are neither whole numbers nor text; name another column in data.label_column")
+        raise DataError(f"{what}: labels are neither whole numbers nor text; name another data.label_column")
     low, high = min(int(v.min()) for v in found.values()), max(int(v.max()) for v in found.values())
     limit = len(first.names) if first.names is not None else 100_000
     if low < 0 or high >= limit:
-        raise DataError(f"{what}: label {low if low < 0 else high} is outside 0..{limit - 1}; is it the class column?")
+        odd = low if low < 0 else high
+        raise DataError(f"{what}: label {odd} is outside 0..{limit - 1}; is it the class column?")
     names = first.names if first.names is not None else [str(i) for i in range(high + 1)]
-    return {name: values.astype(np.int64) for name, values in found.items()}, [readable(name) for name in names]
+    numbers = {name: values.astype(np.int64) for name, values in found.items()}
+    return numbers, [readable(name) for name in names]
 
 
 def class_number(text: str, names: Sequence[str]) -> int:
-    """The class that `text` means: the one of this name or, where none is called so, of this number (unchecked).
+    """The class that `text` means: the one of this name or, where none is called so, of this number
+    (unchecked).
 
     Raises:
         ConfigError: neither; names the nearest class.
@@ -166,7 +180,7 @@ def class_number(text: str, names: Sequence[str]) -> int:
 
 
 def split_of(name: str) -> str | None:
-    """ "train" or "val" for a folder that is called like a split, in any case ("Train", "testing_set", "val2017")."""
+    """The part that a folder called like a split is, in any case ("Train", "testing_set", "val2017")."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS]
     if len(words) != 1:
         return None
@@ -174,7 +188,8 @@ def split_of(name: str) -> str | None:
 
 
 def split_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """Sort file or split names by the words in them: {"train": ..., "val": ...} if both are there, else {"all": ...}.
+    """Sort file or split names by the words in them: {"train": ..., "val": ...} if both are there, else
+    {"all": ...}.
 
     The first of `VAL_NAMES` that occurs is used; others (a test part beside a validation part) are left out.
     """

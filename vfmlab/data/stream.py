@@ -19,7 +19,8 @@ AHEAD = 2  # batches prepared before they are asked for
 
 
 class Order:
-    """Which images make up step k: consecutive pieces of epoch-wise permutations, so every image is seen equally often.
+    """Which images make up step k: consecutive pieces of epoch-wise permutations, so every image is seen
+    equally often.
 
     Args:
         count: images. batch: global batch; it may span the end of an epoch, and may be larger than `count`.
@@ -60,7 +61,7 @@ class _Steps(Dataset):
 
 
 class _Reporting(_Steps):
-    """In a loader process: errors come back as values (one line stays one line), and unreadable images are told."""
+    """In a loader process: errors come back as values (one line stays one line), with unreadable images."""
 
     def __getitem__(self, step: int) -> tuple[Batch | VfmlabError, list[str]]:
         try:
@@ -73,10 +74,10 @@ class BatchStream(Iterator[Batch]):
     """Batches of step `start_step`, `start_step` + 1, ... prepared in the background.
 
     Args:
-        source: the images. batch: global batch over all ranks and accumulation steps. seed: of the order and the flips.
-        start_step: a stream started at k goes on exactly like one that has run to k. rows: this rank's rows of each
-        global batch. flip: mirror each image left-right with probability 1/2, drawn from (seed, step).
-        workers: loader processes; 0 prepares batches in a thread of this process.
+        source: the images. batch: global batch over all ranks and accumulation steps. seed: of the order and
+        the flips. start_step: a stream started at k goes on exactly like one that has run to k. rows: this
+        rank's rows of each global batch. flip: mirror each image left-right with probability 1/2, drawn from
+        (seed, step). workers: loader processes; 0 prepares batches in a thread of this process.
 
     Raises:
         DataError: too many unreadable images, when the batch that meets them is asked for.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,27 +11,25 @@ import numpy as np
 
 from vfmlab.config import Data
 from vfmlab.config.files import read_bytes
+from vfmlab.data.columns import class_names, class_values, holds_images, image_column, label_column
 from vfmlab.data.decode import MAX_BYTES, Unreadable
 from vfmlab.data.records import HASHED, Records, RecordSource, existing, stamp
 from vfmlab.data.split import source, split_names
-from vfmlab.errors import ConfigError, DataError, nearest
+from vfmlab.errors import DataError
 
 IN_MEMORY = 2 * 2**30
-"""Parquet files of no more bytes than this are read into memory; larger ones go through `datasets`' Arrow cache."""
+"""Parquet files of no more bytes are read into memory; larger ones go through `datasets`' Arrow cache."""
 
 UNPACKED = 4 * 2**30
 """A column of a parquet file that unpacks to more bytes than this is refused."""
 
-IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture", "pixels", "bytes")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_id", "cls", "target", "category", "y")
-LABEL_WORDS = {"label", "labels", "class", "classes", "cls", "target", "category"}
-
 
 def open_parquet(config: Data, path: str, split: str) -> RecordSource:
-    """One parquet file, or a folder of them, with a column of encoded images (binary, or a struct of `bytes`, `path`).
+    """One parquet file, or a folder of them, with a column of encoded images (binary, or a struct of `bytes`,
+    `path`).
 
-    In a folder, files with "train" and "val" / "validation" / "test" in their names are the splits. Without a label
-    column all images are of one class.
+    In a folder, files with "train" and "val" / "validation" / "test" in their names are the splits. Without a
+    label column all images are of one class.
     """
     what = f"parquet:{path}"
     root = existing(what, path)
@@ -42,10 +38,12 @@ def open_parquet(config: Data, path: str, split: str) -> RecordSource:
         raise DataError(f"{what}: no .parquet file in this folder")
     if not all(file.is_file() for file in files):
         raise DataError(f"{what}: not a regular file")
-    groups = split_names([file.relative_to(root).as_posix() for file in files]) if root.is_dir() else {"all": [""]}
+    names = [file.relative_to(root).as_posix() for file in files]
+    groups = split_names(names) if root.is_dir() else {"all": [""]}
     groups = {part: [root / name for name in names] for part, names in groups.items()}
     if sum(file.stat().st_size for file in files) > IN_MEMORY:
-        loaded = _load_datasets(what, "parquet", data_files={p: [str(f) for f in g] for p, g in groups.items()})
+        wanted = {part: [str(file) for file in group] for part, group in groups.items()}
+        loaded = _load_datasets(what, "parquet", data_files=wanted)
         return source(config, split, _hf_parts(config, what, loaded))
     return source(config, split, {part: _read_parquet(config, what, group) for part, group in groups.items()})
 
@@ -84,7 +82,7 @@ def _read_parquet(config: Data, what: str, files: list[Path]) -> TableRecords:
 
 
 class ParquetTable:
-    """Columns of parquet files, each read when it is asked for. folder: that paths in the table start from."""
+    """Columns of parquet files, each read when needed. folder: that paths in the table start from."""
 
     def __init__(self, what: str, files: list[Path]):
         import pyarrow.parquet as pq
@@ -106,13 +104,15 @@ class ParquetTable:
                 with pq.ParquetFile(path) as file:
                     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
                     cells = [group.column(i) for group in groups for i in range(group.num_columns)]
-                    stated = [c.total_uncompressed_size for c in cells if c.path_in_schema.split(".")[0] == name]
-                    size, batches = sum(stated), file.iter_batches(1024, columns=[name])
+                    cells = [cell for cell in cells if cell.path_in_schema.split(".")[0] == name]
+                    size = sum(cell.total_uncompressed_size for cell in cells)
+                    batches = file.iter_batches(1024, columns=[name])
                     while size <= limit and (batch := next(batches, None)) is not None:
                         parts.append(batch.column(0))
                         size += batch.nbytes
                     if size > limit:
-                        raise DataError(f"{self.what}: column '{name}' of {path} unpacks to more than {limit >> 30} GiB")
+                        much = f"unpacks to more than {limit >> 30} GiB"
+                        raise DataError(f"{self.what}: column '{name}' of {path} {much}")
             return pa.chunked_array(parts, self.schema.field(name).type)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.what}: column '{name}' cannot be read: {_first_line(error)}") from None
@@ -130,19 +130,20 @@ class HubTable:
 
 
 class TableRecords(Records):
-    """Rows of a table with a column of images, as bytes or as files that it names, and perhaps one of classes."""
+    """Rows of a table with a column of images, as bytes or named files, and perhaps one of classes."""
 
     def __init__(self, config: Data, what: str, table: ParquetTable | HubTable):
         super().__init__(what)
         columns = table.schema.names
-        fitting = [field.name for field in table.schema if _holds_images(field.type)]
-        self.table, self.image = table, _image_column(what, config.image_column, columns, fitting)
-        label = _label_column(what, config.label_column, [name for name in columns if name != self.image])
+        fitting = [field.name for field in table.schema if holds_images(field.type)]
+        self.table, self.image = table, image_column(what, config.image_column, columns, fitting)
+        label = label_column(what, config.label_column, [name for name in columns if name != self.image])
         if label is None:
-            self.notes.append(f"no column of classes among {', '.join(columns)}; name one in data.label_column")
+            known = ", ".join(columns)
+            self.notes.append(f"no column of classes among {known}; name one in data.label_column")
         else:
-            self.labels = _class_values(what, label, table.column(label))
-            self.names = _class_names(table.schema.metadata, label)
+            self.labels = class_values(what, label, table.column(label))
+            self.names = class_names(table.schema.metadata, label)
         self.bytes = table.bytes or sum(chunk.nbytes for chunk in self._chunks)
         if table.rows and _holds_path(self._value(0)):
             self.bytes = HASHED + 1  # the files themselves are not counted: known by size and time
@@ -200,82 +201,19 @@ def _holds_path(value: Any) -> bool:
     return isinstance(value, dict) and value.get("bytes") is None and bool(value.get("path"))
 
 
-def _holds_images(kind: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        fields = {field.name: field.type for field in kind}
-        return "path" in fields if "bytes" not in fields else _holds_images(fields["bytes"])
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(test(kind) for test in tests)
-
-
-def _image_column(what: str, wanted: str | None, columns: list[str], fitting: list[str]) -> str:
-    """The column `wanted`, else of those that hold images the one with a usual name, else the first."""
-    if wanted is not None:
-        return _known(what, "image_column", wanted, columns)
-    if not fitting:
-        raise DataError(f"{what}: no column of images among {', '.join(columns)}; name it in data.image_column")
-    return next((name for name in IMAGE_NAMES if name in fitting), fitting[0])
-
-
-def _label_column(what: str, wanted: str | None, columns: list[str]) -> str | None:
-    """The column `wanted`, else one with a usual name or word ("class_name"); None: no labels, as for ""."""
-    if wanted is not None:
-        return _known(what, "label_column", wanted, columns) if wanted else None
-    words = (name for name in columns if LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower())))
-    return next((name for name in LABEL_NAMES if name in columns), next(words, None))
-
-
-def _known(what: str, field: str, name: str, columns: list[str]) -> str:
-    if name not in columns:
-        raise ConfigError(f"field 'data.{field}' = '{name}': {what} has no such column{nearest(name, columns)}")
-    return name
-
-
-def _class_values(what: str, column: str, values: Any) -> list | np.ndarray:
-    """Labels of a pyarrow ChunkedArray: whole numbers, text, categories and truth values can be classes."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    other = "name another in data.label_column, or none: data.label_column="
-    if types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if values.null_count:
-        raise DataError(f"{what}: column '{column}' has rows without a label; {other}")
-    kind = values.type
-    if types.is_integer(kind):
-        return values.to_numpy()
-    if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return values.cast(pa.large_string()).to_pylist()
-    if types.is_floating(kind) and len(values):
-        numbers = values.to_numpy()
-        if np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and abs(numbers).max() < 2**53:
-            return numbers.astype(np.int64)
-    raise DataError(f"{what}: column '{column}' of type {kind} does not hold classes; {other}")
-
-
-def _class_names(metadata: dict | None, label: str) -> list[str] | None:
-    """Class names in the `huggingface` entry of a table's schema."""
-    try:
-        return json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 def _load_datasets(what: str, *args: str, **options: Any) -> dict:
     """`datasets.load_dataset` or `load_from_disk` -> {split name: dataset}, with a one-line error."""
     try:
         import datasets
     except ImportError:
         raise DataError(f"{what}: needs the package 'datasets'; run: pip install 'vfmlab[data]'") from None
-    saved = not options and any((Path(args[0]) / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+    marks = ("dataset_dict.json", "state.json")
+    saved = not options and any((Path(args[0]) / mark).is_file() for mark in marks)
     try:
         loaded = datasets.load_from_disk(args[0]) if saved else datasets.load_dataset(*args, **options)
-    except Exception as error:  # the library raises many types, for wrong names and for a missing network alike
-        raise DataError(
-            f"{what}: cannot be loaded ({_first_line(error)}); check name and network, or give a local directory"
-        ) from None
+    except Exception as error:  # the library raises many types, for wrong names and a missing network alike
+        reason = f"cannot be loaded ({_first_line(error)})"
+        raise DataError(f"{what}: {reason}; check name and network, or give a local directory") from None
     return dict(loaded) if isinstance(loaded, dict) else {"all": loaded}
 
 
@@ -283,7 +221,7 @@ def _hf_parts(config: Data, what: str, loaded: dict) -> dict[str, Records]:
     import datasets
 
     groups = split_names(list(loaded))
-    joined = {part: datasets.concatenate_datasets([loaded[n] for n in names]) for part, names in groups.items()}
+    joined = {part: datasets.concatenate_datasets([loaded[n] for n in g]) for part, g in groups.items()}
     return {part: TableRecords(config, what, HubTable(data)) for part, data in joined.items()}
 
 
