@@ -9,7 +9,6 @@ import pytest
 import torch
 from data_files import both, data, fill, numbers, png
 
-from vfmlab import config
 from vfmlab.data import open_source, read_image
 from vfmlab.errors import DataError
 
@@ -101,19 +100,19 @@ def test_a_loop_of_links_as_root_is_one_line(tmp_path):
 
 
 def test_a_relative_source_in_overrides_is_the_data_of_that_folder(tmp_path, monkeypatch):
-    from vfmlab import presets
+    from vfmlab import api
 
-    run, ids = presets.get("tiny_plain_vae"), []
+    preset, ids = "tiny_plain_vae", []
     for name in "ab":
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         for kind in ("folder", "parquet", "wds"):
-            changed = config.override(run, {"data.source": f"{kind}:pets"})
+            changed = api.resolve(preset, {"data.source": f"{kind}:pets"})
             assert changed.data.source == f"{kind}:{tmp_path / name / 'pets'}"
-        ids.append(config.override(run, {"data": {"source": "folder:pets", "train": 9}}).id)
+        ids.append(api.resolve(preset, {"data": {"source": "folder:pets", "train": 9}}).id)
     assert ids[0] != ids[1]
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert config.override(run, {"data.source": "folder:~/x"}).data.source == f"folder:{tmp_path}/x"
+    assert api.resolve(preset, {"data.source": "folder:~/x"}).data.source == f"folder:{tmp_path}/x"
     for same in ("hf:owner/name", "scenes:easy", "wds:https://host/x.tar", f"folder:{tmp_path}"):
-        assert config.override(run, {"data.source": same}).data.source == same
-    assert config.override(run, {"train.samples": 64}).data == run.data
+        assert api.resolve(preset, {"data.source": same}).data.source == same
+    assert api.resolve(preset, {"train.samples": 64}).data == api.resolve(preset).data

@@ -196,11 +196,15 @@ def test_only_listed_formats_are_opened_whatever_the_name(monkeypatch):
 
 def tiff(pixels, bits, kind=1):
     """A grey TIFF with `bits` bits a sample, packed; kind: 1 unsigned, 2 signed."""
-    text = "".join(format(int(v), f"0{bits}b") for v in pixels.ravel())
-    body = int(text, 2).to_bytes(len(text) // 8, "big")
-    tags = {256: pixels.shape[1], 257: pixels.shape[0], 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: pixels.shape[0], 279: len(body), 339: kind}
-    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
-    return b"MM\0*" + struct.pack(">I", 8 + len(body)) + body + struct.pack(">H", len(tags)) + entries + bytes(4)
+    if bits % 8:  # samples that are not whole bytes are packed from the highest bit on, whatever the byte order
+        text = "".join(format(int(v), f"0{bits}b") for v in pixels.ravel())
+        body = int(text, 2).to_bytes(len(text) // 8, "big")
+    else:
+        body = pixels.astype(f"<u{bits // 8}").tobytes()
+    rows, columns = pixels.shape
+    tags = {256: columns, 257: rows, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: rows, 279: len(body), 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
