@@ -8,36 +8,32 @@ A *reference* to a run is its id, a unique prefix of it, or its directory. A *pr
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vfmlab import config, data, presets, runs, vfm
+from vfmlab import config, data, presets, runs
 from vfmlab.config import files
-from vfmlab.errors import CheckpointError, ConfigError, RunError
-from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
 from vfmlab.training.task import Task
-from vfmlab.weights import io
+from vfmlab.weights.load import LoadedDiffusion, build_tokenizer, device, load_diffusion, load_tokenizer, tokenizer_run
+
+__all__ = [
+    "LoadedDiffusion", "Preview", "build_tokenizer", "device", "evaluate", "load_diffusion", "load_tokenizer", "open_task",
+    "read_images", "reconstruct", "resolve", "sample", "sampling_protocol", "tokenizer_run", "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from vfmlab.evaluation.number import Report
 
 CHUNK = 256  # images drawn at a time
 STRONGEST = 1000.0  # scale of guidance
-
-
-def device() -> torch.device:
-    """CUDA, MPS or another accelerator where there is one, else the CPU."""
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
 
 
 Described = config.Recipe | config.Phase | dict[str, Any] | str | Path
@@ -153,146 +149,6 @@ def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
         damaged.
     """
     return TASKS[phase.kind](phase, root)
-
-
-def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
-    """The run directory of the tokenizer that `ref` is, or was trained on."""
-    folder = runs.open_run(ref, root, kind="tokenizer")
-    phase = folder.config()
-    if phase.tokenizer_phase is None:
-        raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or "
-                       "diffusion run")
-    return folder if phase.tokenizer_phase is phase else _parent(folder)
-
-
-def _parent(folder: runs.RunDir) -> runs.RunDir:
-    """The run whose tokenizer a diffusion run is built on: beside it."""
-    parent, beside = folder.config().parent, folder.path.parent
-    if not (beside / parent).is_dir():
-        raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; "
-                       "copy that directory there, too")
-    return runs.open_run(parent, beside)
-
-
-def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
-    """The tokenizer of a config, not trained, on the CPU."""
-    if run.tokenizer is None:
-        raise ConfigError(f"run '{run.name}' has no 'tokenizer' section")
-    model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
-    return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
-
-
-def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
-                   on: str | torch.device | None = None) -> Tokenizer:
-    """A trained tokenizer in eval mode, with its latent statistics.
-
-    Args:
-        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema:
-        averaged
-            weights. on: device.
-
-    Raises:
-        RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were
-        trained on other VFM weights than those found now.
-    """
-    asked = runs.open_run(ref, root, kind="tokenizer")
-    if asked.config().tuned:
-        return load_diffusion(asked.path, root, ema, on).tokenizer
-    folder = tokenizer_run(ref, root)
-    tokenizer = build_tokenizer(folder.config())
-    meta = io.load_file(tokenizer, _weights(folder, ema))
-    tokenizer.fingerprint = meta.get("fingerprint", "")
-    if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
-        raise CheckpointError(
-            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
-            f"'{folder.config().vfm.name}' now has "
-            f"{tokenizer.vfm.fingerprint}; give the old weights with vfm.weights=FILE or train again"
-        )
-    _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
-    return tokenizer.to(on or device()).eval()
-
-
-def _weights(folder: runs.RunDir, ema: bool) -> Path:
-    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in
-    for averages."""
-    path = folder.ema if ema else folder.model
-    if path.exists():
-        return path
-    if not (folder.ema.exists() or folder.model.exists()):
-        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train "
-                              "it first: vfmlab train")
-    way = (
-        "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
-        else "leave out --raw"
-    )
-    raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
-
-
-@dataclass(frozen=True)
-class LoadedDiffusion:
-    """A trained diffusion network with the tokenizer whose latents it makes."""
-
-    network: nn.Module
-    tokenizer: Tokenizer
-    run: config.Phase
-    num_classes: int
-    class_names: list[str]
-    folder: runs.RunDir
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-
-def load_diffusion(
-    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None,
-    decoder: str | Path | None = None
-) -> LoadedDiffusion:
-    """A trained diffusion run: network (in eval mode), its tokenizer and class names.
-
-    Args:
-        decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
-        diffusion model was
-            trained (AlignTok's third stage). Its latents must be those of the run's own tokenizer.
-
-    Raises:
-        ConfigError: `decoder` has other latents.
-    """
-    from vfmlab.training.repa_e import Tuned  # brings accelerate, which reading a config must not wait for
-
-    folder = runs.open_run(ref, root, kind="diffusion")
-    run = folder.config()
-    if run.diffusion is None:
-        raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion run")
-    path = _weights(folder, ema)
-    tokenizer = load_tokenizer(_parent(folder).path, on=on)
-    names = json.loads(io.metadata(path).get("class_names", "[]"))
-    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
-                                                       len(names))
-    io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
-    if decoder is not None:
-        tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
-    return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
-
-
-@torch.no_grad()
-def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
-    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a
-    latent's std."""
-    if own.latent_shape != other.latent_shape or own.size != other.size:
-        raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer "
-                          f"'{own_name}' {own.latent_shape}")
-    images = torch.rand(4, 3, own.size, own.size,
-                        generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
-    other.set_statistics(own.statistics)
-    gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
-    if not gap < 1e-3:
-        raise ConfigError(
-            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to "
-            f"{gap:.3g}); "
-            "name a stage that trained nothing but the decoder"
-        )
-    return other
 
 
 def evaluate(ref: str | Path, root: str | Path = "runs",

@@ -1,0 +1,163 @@
+"""Trained models from run directories: tokenizers, and diffusion networks with theirs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vfmlab import config, runs, vfm
+from vfmlab.errors import CheckpointError, ConfigError, RunError
+from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import io
+
+
+def device() -> torch.device:
+    """CUDA, MPS or another accelerator where there is one, else the CPU."""
+    return (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
+
+
+def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
+    """The run directory of the tokenizer that `ref` is, or was trained on."""
+    folder = runs.open_run(ref, root, kind="tokenizer")
+    phase = folder.config()
+    if phase.tokenizer_phase is None:
+        raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or "
+                       "diffusion run")
+    return folder if phase.tokenizer_phase is phase else _parent(folder)
+
+
+def _parent(folder: runs.RunDir) -> runs.RunDir:
+    """The run whose tokenizer a diffusion run is built on: beside it."""
+    parent, beside = folder.config().parent, folder.path.parent
+    if not (beside / parent).is_dir():
+        raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; "
+                       "copy that directory there, too")
+    return runs.open_run(parent, beside)
+
+
+def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
+    """The tokenizer of a config, not trained, on the CPU."""
+    if run.tokenizer is None:
+        raise ConfigError(f"run '{run.name}' has no 'tokenizer' section")
+    model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
+    return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+
+
+def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
+                   on: str | torch.device | None = None) -> Tokenizer:
+    """A trained tokenizer in eval mode, with its latent statistics.
+
+    Args:
+        ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema:
+        averaged
+            weights. on: device.
+
+    Raises:
+        RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were
+        trained on other VFM weights than those found now.
+    """
+    asked = runs.open_run(ref, root, kind="tokenizer")
+    if asked.config().tuned:
+        return load_diffusion(asked.path, root, ema, on).tokenizer
+    folder = tokenizer_run(ref, root)
+    tokenizer = build_tokenizer(folder.config())
+    meta = io.load_file(tokenizer, _weights(folder, ema))
+    tokenizer.fingerprint = meta.get("fingerprint", "")
+    if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
+        raise CheckpointError(
+            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
+            f"'{folder.config().vfm.name}' now has "
+            f"{tokenizer.vfm.fingerprint}; give the old weights with vfm.weights=FILE or train again"
+        )
+    _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
+    return tokenizer.to(on or device()).eval()
+
+
+def _weights(folder: runs.RunDir, ema: bool) -> Path:
+    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in
+    for averages."""
+    path = folder.ema if ema else folder.model
+    if path.exists():
+        return path
+    if not (folder.ema.exists() or folder.model.exists()):
+        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train "
+                              "it first: vfmlab train")
+    way = (
+        "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
+        else "leave out --raw"
+    )
+    raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
+
+
+@dataclass(frozen=True)
+class LoadedDiffusion:
+    """A trained diffusion network with the tokenizer whose latents it makes."""
+
+    network: nn.Module
+    tokenizer: Tokenizer
+    run: config.Phase
+    num_classes: int
+    class_names: list[str]
+    folder: runs.RunDir
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def load_diffusion(
+    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None,
+    decoder: str | Path | None = None
+) -> LoadedDiffusion:
+    """A trained diffusion run: network (in eval mode), its tokenizer and class names.
+
+    Args:
+        decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
+        diffusion model was
+            trained (AlignTok's third stage). Its latents must be those of the run's own tokenizer.
+
+    Raises:
+        ConfigError: `decoder` has other latents.
+    """
+    from vfmlab.training.repa_e import Tuned  # brings accelerate, which reading a config must not wait for
+
+    folder = runs.open_run(ref, root, kind="diffusion")
+    run = folder.config()
+    if run.diffusion is None:
+        raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion run")
+    path = _weights(folder, ema)
+    tokenizer = load_tokenizer(_parent(folder).path, on=on)
+    names = json.loads(io.metadata(path).get("class_names", "[]"))
+    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
+                                                       len(names))
+    io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
+    if decoder is not None:
+        tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
+    return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
+
+
+@torch.no_grad()
+def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
+    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a
+    latent's std."""
+    if own.latent_shape != other.latent_shape or own.size != other.size:
+        raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer "
+                          f"'{own_name}' {own.latent_shape}")
+    images = torch.rand(4, 3, own.size, own.size,
+                        generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
+    other.set_statistics(own.statistics)
+    gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
+    if not gap < 1e-3:
+        raise ConfigError(
+            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to "
+            f"{gap:.3g}); "
+            "name a stage that trained nothing but the decoder"
+        )
+    return other
