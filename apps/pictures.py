@@ -11,10 +11,10 @@ import gradio as gr
 from PIL import Image
 
 from apps.common import problem
-from vfmlab import config, runs
+from vfmlab import config, data, runs
 from vfmlab.data.decode import FORMATS, MAX_PIXELS
 from vfmlab.errors import VfmlabError
-from vfmlab.plots import figures, primitives
+from vfmlab.plots import primitives
 
 
 class Checked:
@@ -87,9 +87,9 @@ def examples(root: Path, folder: Path, n: int = 4) -> list[str]:
     drawn = config.Data(size=64, val=64)
     try:
         newest = next((run for run in reversed(runs.scan(root)) if run.kind == "tokenizer"), None)
-        images, _, _ = figures.examples(drawn if newest is None else newest.config().data, n, seed=1)
+        images, _, _ = data.examples(drawn if newest is None else newest.config().data, n, seed=1)
     except (VfmlabError, OSError, ValueError):
-        images, _, _ = figures.examples(drawn, n, seed=1)
+        images, _, _ = data.examples(drawn, n, seed=1)
     # larger to the eye; halving gives back the very pixels
     scale = 2 ** max(0, (256 // images.shape[-1]).bit_length() - 1)
     for i, image in enumerate(images):

@@ -15,7 +15,6 @@ from vfmlab.evaluation import evaluate, number
 from vfmlab.evaluation.instruments import pixels
 from vfmlab.evaluation.instruments.base import Metric, Metrics
 from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Draft, Number, Quantity, Report, quantities
-from vfmlab.plots import figures
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.studies import compare_page, correlation, leaderboard, page, results, sweep
 from vfmlab.studies.results import Result, Stage
@@ -151,7 +150,7 @@ def test_a_new_metric_reaches_every_page_from_its_own_file(brightness, capsys):
     head = "brightness (cd) ↑"
     report = evaluate.tokenizer_report(Lossless(), CFG, PROTOCOL, setup(PROTOCOL))
     assert report["brightness"].unit == "cd"
-    assert head in figures.report_rows({"a": report})[0]  # notebooks and the demo's report
+    assert head in results.report_records({"a": report})[0]  # notebooks and the demo's report
     found = rows(report)
     text = compare_page.markdown(found, "vfmlab compare", "Title")
     assert f"| {head} |" in text

@@ -14,8 +14,9 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation import reconstruction
 from vfmlab.evaluation.instruments import pixels
 from vfmlab.evaluation.instruments.base import Part, Pass
-from vfmlab.evaluation.instruments.pixels import Pixels, compare, decibels
+from vfmlab.evaluation.instruments.pixels import Pixels
 from vfmlab.evaluation.number import Draft, quantities
+from vfmlab.evaluation.pixels import compare, decibels
 from vfmlab.evaluation.protocol import real_features
 from vfmlab.evaluation.reconstruction import evaluate_reconstruction, measure
 from vfmlab.evaluation.roundtrip import as_saved, through

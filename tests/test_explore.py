@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vfmlab import api, runs
+from vfmlab.data import examples
 from vfmlab.errors import ConfigError, DataError, RunError
 from vfmlab.evaluation.roundtrip import as_saved
-from vfmlab.plots import figures
 from vfmlab.studies import explore, interpolate, leaderboard
 from vfmlab.training.events import Event
 from vfmlab.weights import bundled
@@ -45,7 +45,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def images(data):
-    return figures.examples(data, 4)[0]
+    return examples(data, 4)[0]
 
 
 @pytest.fixture(scope="module")

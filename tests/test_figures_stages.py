@@ -1,4 +1,4 @@
-"""AlignTok's ablations: which runs they share, and sentences that follow from the numbers."""
+"""AlignTok's ablations: which runs they share, and their numbers after each stage."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import Number
-from vfmlab.plots import stages
-from vfmlab.studies.results import Result, Stage
+from vfmlab.studies import stages
+from vfmlab.studies.results import Result, Stage, means
 
 
 def result(label, seed, **metrics):
@@ -37,16 +37,10 @@ def test_unknown_ablation_and_preset_without_stages():
         stages.ablation_rows("tiny_vfm_vae", {}, [0], [])
 
 
-def test_finding_follows_the_numbers_after_stage_two():
+def test_numbers_after_a_stage_are_those_of_its_run():
     values = {"w_sp 0": (0.3, 0.2), "w_sp 1": (0.4, 0.6), "w_sp 5": (0.5, 0.7)}
-    results = [result(k, seed, rfd=(1.0, rfd, 0.1), probe_linear=(0.8, probe + 0.01 * seed, 0.0)) for k, (rfd, probe) in values.items() for seed in (0, 1)]
-    text = stages.finding(results)
-    assert "rFD 1 -> 0.4 -> 0.1: each stage lowers it" in text
-    assert "the probe rises with w_sp, 9.5 < 35.09 < 40.55. Here: yes: 0.205 (w_sp 0), 0.605 (w_sp 1), 0.705 (w_sp 5); the ends: seeds do not overlap" in text
-    assert "rFD rises with w_sp, 0.33 < 0.36 < 0.49. Here: yes" in text
-    assert "adapter" not in text, "no sentence about what was not trained"
-    worse = [result(k, 0, rfd=(1.0, rfd, 2.0), probe_linear=(0.8, 1 - probe, 0.0)) for k, (rfd, probe) in values.items()]
-    text = stages.finding(worse)
-    assert "not every stage lowers it" in text
-    assert "Here: no: 0.8 (w_sp 0), 0.4 (w_sp 1), 0.3 (w_sp 5); the ends: one seed" in text
-    assert "1 seed a row: no spread is known" in text
+    results = [result(k, 0, rfd=(1.0, rfd, 0.1), probe_linear=(0.8, probe, 0.0)) for k, (rfd, probe) in values.items()]
+    assert means(stages.after(results), "rfd") == {k: [rfd] for k, (rfd, _) in values.items()}
+    assert means(stages.after(results, "refine"), "probe_linear") == {k: [0.0] for k in values}
+    points = {trace.name: (trace.x[0], trace.y[0]) for trace in stages.trade_off(results).data}
+    assert points == values | {"stage 1": (1.0, 0.8)}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from vfmlab import data
 from vfmlab.config import Data
 from vfmlab.errors import DataError
-from vfmlab.evaluation import linear, reference
+from vfmlab.evaluation import linear, lines, reference
+from vfmlab.evaluation.coder import Coder
 from vfmlab.evaluation.instruments import convergence, decoding, geometry, recovery, structure
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, SCALES
 from vfmlab.nn.transforms import resize, turn
@@ -235,7 +236,7 @@ def test_paths_by_hand():
         return torch.tensor(points).view(1, len(points), 1, 1, 2)
 
     def shape(*points: tuple[float, float]) -> tuple[float, ...]:
-        return tuple(x.item() for x in decoding.path_shape(path(*points)))
+        return tuple(x.item() for x in lines.path_shape(path(*points)))
 
     assert shape((0, 0), (1, 1), (2, 2), (3, 3)) == pytest.approx((1, 0))
     assert shape((0, 0), (1, 0), (1, 1)) == pytest.approx((2**0.5, 2**0.5 / 2))
@@ -246,7 +247,7 @@ def test_paths_by_hand():
         shape((0, 0), (1, 0))
     a, b = decoding.pairs(50, 200, seed=0)
     assert (a != b).all()
-    torch.testing.assert_close(decoding.between(torch.zeros(1, 2), torch.ones(1, 2), 4)[0, :, 0], torch.linspace(0, 1, 5))
+    torch.testing.assert_close(lines.between(torch.zeros(1, 2), torch.ones(1, 2), 4)[0, :, 0], torch.linspace(0, 1, 5))
 
 
 # -- recovery ---------------------------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ def test_iou_by_hand():
 def test_coder_by_hand():
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2)))  # four tokens: two channels of +-1
     maps = (signs * torch.tensor([2.0, 1.0])).view(4, 2, 1, 1)
-    coder = recovery.Coder(maps)
+    coder = Coder(maps)
     assert coder.std.tolist() == pytest.approx([2, 1])
     back, entropy = coder(maps, 2, 1)
     assert entropy == pytest.approx(2)  # one bit for each channel's sign
@@ -305,9 +306,9 @@ def test_coder_by_hand():
     torch.testing.assert_close(back[:, 1], torch.zeros(4, 1, 1))
     torch.testing.assert_close(back[:, 0], maps[:, 0], atol=2 * 2 * 8 / 256, rtol=0)
     x = normal(50, 6, 4, 4)
-    fine, entropy = recovery.Coder(x)(x, 6, 12)
+    fine, entropy = Coder(x)(x, 6, 12)
     assert (fine - x).abs().max() < 0.01
-    one = recovery.Coder(x)
+    one = Coder(x)
     assert set(one.interval(1).tolist()) <= {1.2, 1.6, 2.0}  # the best one-bit levels of a normal value are at +-0.8
     assert entropy <= 6 * 12
 

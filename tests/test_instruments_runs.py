@@ -19,9 +19,10 @@ from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
+from vfmlab.plots import figures as drawing
 from vfmlab.plots import latents as figures
 from vfmlab.registry import INSTRUMENTS, NETWORKS
-from vfmlab.studies import measure
+from vfmlab.studies import measure, show
 
 PROTOCOL = config.Protocol(n=60, batch=25)
 
@@ -287,7 +288,6 @@ def test_a_diffusion_run_with_its_course(root):
     assert course.facts["samples"] == [32, 64]
     assert area.value == pytest.approx(sum(course.value) / 2)
     assert 0 < found["velocity_error"].value < 3
-    figures.time_losses({"a": found})
     folder = runs.open_run("tiny_plain_vae", root, kind="diffusion")
     (reached,) = convergence.steps_to_reach([folder])
     assert reached["level"] == course.value[-1]
@@ -315,7 +315,7 @@ def test_blocks_over_training_are_read_from_the_log(tmp_path):
     folder.log({"kind": "evaluation", "step": 9, "samples": 72, "cknna_target_block_2": {"value": 0.5, "protocol": "aa"}, "cknna_block_1": 0.1})
     assert blocks.over_training(folder) == course
     assert blocks.over_training(folder, "cknna_target_block_") == {"samples": [72], "block": [2], "value": [[0.5]]}
-    assert figures.dynamics(course).data[0].z.shape == (3, 2)
+    assert len(drawing.dynamics_maps({"a": course}, "blocks").data[0].z) == 3
 
 
 def test_vision_models_and_what_the_door_refuses(root):
@@ -348,5 +348,5 @@ def test_figures_of_all_instruments(root):
         assert len(draw(reports).data) >= 1
     assert {q.title for q in quantities(LATENT).values()} < set(figures.numbers(reports)[0])
     tokenizers, images = {"one": api.load_tokenizer(ref, root)}, torch.zeros(2, 3, 16, 16)
-    for draw in (figures.latent_maps, figures.noisy):
+    for draw in (show.latent_maps, show.noisy):
         assert draw(tokenizers, images + torch.linspace(-1, 1, 2).view(2, 1, 1, 1)).data

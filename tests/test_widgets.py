@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from vfmlab import api, runs, widgets
+from vfmlab.data import examples
 from vfmlab.errors import ConfigError, RunError
-from vfmlab.plots import figures
 
 pytest.importorskip("ipywidgets")
 nbformat = pytest.importorskip("nbformat")
@@ -89,9 +89,9 @@ def trained(tmp_path_factory):
 def kernel(trained, tmp_path_factory):
     root, diffusion, tokenizer = trained
     with Kernel(tmp_path_factory.mktemp("kernel")) as running:
-        running("import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import figures, primitives\nprimitives.use_notebook_renderer()")
+        running("import vfmlab\nfrom vfmlab import widgets\nfrom vfmlab.plots import primitives\nprimitives.use_notebook_renderer()")
         running(f"root = {str(root)!r}\ntok = vfmlab.load_tokenizer({tokenizer!r}, root)\nmodel = vfmlab.load_diffusion({diffusion!r}, root)")
-        running("data = model.run.data\nimages, labels, names = figures.examples(data, n=3)\ntwo = {'one': tok, 'other': tok}")
+        running("data = model.run.data\nimages, labels, names = vfmlab.data.examples(data, n=3)\ntwo = {'one': tok, 'other': tok}")
         yield running
 
 
@@ -233,7 +233,7 @@ def test_the_stop_button_saves_and_the_same_cell_goes_on(plain, tmp_path):
 def test_headless_is_the_figure_itself(trained, capsys):
     root, diffusion, tokenizer = trained
     tok, model = api.load_tokenizer(tokenizer, root), api.load_diffusion(diffusion, root)
-    images, _, _ = figures.examples(model.run.data, n=3)
+    images, _, _ = examples(model.run.data, n=3)
     assert diffusion in str(widgets.pick_run(root, "diffusion", headless=True).rows)
     for figure, first in (
         (widgets.reconstructions({"one": tok}, images, headless=True), "original"), (widgets.features(tok, images, headless=True), "image"),

@@ -305,7 +305,7 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
         originals as the tokenizer saw them, reconstructions (both [N 3 S S] in [-1, 1], on the CPU), PSNR [N]
         in dB.
     """
-    from vfmlab.evaluation.instruments.pixels import psnr
+    from vfmlab.evaluation.pixels import psnr
 
     tokenizer = model if isinstance(model, Tokenizer) else load_tokenizer(model, root)
     if not isinstance(images, Tensor):

@@ -3,6 +3,7 @@
 from vfmlab.data import account
 from vfmlab.data.base import Batch, ImageSource, to_float, to_uint8
 from vfmlab.data.decode import centre_crop, read_image
+from vfmlab.data.examples import examples
 from vfmlab.data.open import open_source
 from vfmlab.data.records import RecordSource, readable
 from vfmlab.data.split import class_number
@@ -16,6 +17,7 @@ __all__ = [
     "account",
     "centre_crop",
     "class_number",
+    "examples",
     "open_source",
     "read_image",
     "readable",

@@ -1,7 +1,7 @@
-"""Figures. Everything here takes arrays and records and returns a plotly figure (or a PIL image); nothing computes results.
+"""The parts of figures. Arrays and records go in, a plotly figure (or a PIL image) comes out.
 
-Colours belong to methods and are the same in notebooks, reports and the app. Images are drawn as pixels (no smoothing),
-because blur is one of the things people look for.
+Colours belong to methods and are the same in notebooks, reports and the app. Images are drawn as pixels (no
+smoothing), because blur is one of the things people look for.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ METHOD_COLOURS = {
 
 
 def colour(name: str, index: int = 0) -> str:
-    """The colour of a method; runs whose name starts with a method's (or tier_method) share it; others by position."""
-    for method, value in sorted(METHOD_COLOURS.items(), key=lambda item: -len(item[0])):  # rae is a part of multi_layer_rae
+    """The colour of a method; runs named after a method (or tier_method) share it; others by position."""
+    # rae is a part of multi_layer_rae
+    for method, value in sorted(METHOD_COLOURS.items(), key=lambda item: -len(item[0])):
         if name == method or f"_{method}" in f"_{name}":
             return value
     return PALETTE[index % len(PALETTE)]
 
 
-# -- images -----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -52,7 +53,7 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def tile(images: Tensor, columns: int = 8, scale: int | None = None, gap: int = 2) -> Image.Image:
-    """One picture with all images [N 3 H W] in [-1, 1], enlarged by a whole factor so that pixels stay pixels."""
+    """One picture with all images [N 3 H W] in [-1, 1], enlarged by a whole factor."""
     pixels = to_pixels(images)
     count, height, width, _ = pixels.shape
     columns = max(1, min(columns, count))
@@ -80,7 +81,8 @@ def data_uri(picture: Image.Image) -> str:
 def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
     top = 40  # room for the title, and for plotly's buttons, which would cover the first row of images
     figure.update_layout(
-        title=title, width=width, height=height + top, margin={"l": 8, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
+        title=title, width=width, height=height + top, margin={"l": 8, "r": 8, "t": top, "b": 8},
+        plot_bgcolor="rgba(0,0,0,0)",
         showlegend=False,
     )
     return figure
@@ -96,7 +98,7 @@ def grid(images: Tensor, columns: int = 8, title: str | None = None, scale: int 
 
 
 def rows(groups: Mapping[str, Tensor], title: str | None = None, scale: int | None = None) -> go.Figure:
-    """One labelled row per group, same columns: e.g. {"original": x, "VFM-VAE": x_, "error": e}. Each [N 3 H W] in [-1, 1]."""
+    """One labelled row per group of images [N 3 H W] in [-1, 1], e.g. {"original": x, "error": e}."""
     first = next(iter(groups.values()))
     count, _, height, width = first.shape
     scale = scale or max(1, min(6, 860 // (count * width)))
@@ -107,22 +109,25 @@ def rows(groups: Mapping[str, Tensor], title: str | None = None, scale: int | No
     step = (height + gap) * scale
     figure.update_xaxes(visible=False)
     figure.update_yaxes(
-        tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))], ticktext=list(groups), showgrid=False, zeroline=False
+        tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))], ticktext=list(groups),
+        showgrid=False, zeroline=False
     )
     figure = _bare(figure, sheet.width + left, sheet.height + 8, title)
     return figure.update_layout(margin={"l": left})
 
 
 def error_map(target: Tensor, image: Tensor, gain: float = 4.0) -> Tensor:
-    """Mean absolute error over channels, as grey images [N 3 H W] in [-1, 1]; white is an error of 2 / gain or more."""
+    """Mean absolute error over channels, grey [N 3 H W] in [-1, 1]; white: an error of 2 / gain or more."""
     error = (target.float() - image.float()).abs().mean(1, keepdim=True)
     return (error * gain - 1).clamp(-1, 1).expand(-1, 3, -1, -1)
 
 
 def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
-    """Feature maps [N C h w] as colours [N 3 H W] in [-1, 1]: the first three principal components over all positions.
+    """Feature maps [N C h w] as colours [N 3 H W] in [-1, 1]: the first three principal components over all
+    positions.
 
-    Components are scaled to their own 2..98 % range; signs are fixed by the largest loading, so colours are reproducible.
+    Components are scaled to their own 2..98 % range; signs are fixed by the largest loading, so colours are
+    reproducible.
     """
     n, c, h, w = features.shape
     flat = features.detach().float().permute(0, 2, 3, 1).reshape(-1, c)
@@ -133,12 +138,24 @@ def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
     scores = flat @ basis.T
     if scores.shape[1] < 3:
         scores = torch.nn.functional.pad(scores, (0, 3 - scores.shape[1]))
-    low, high = torch.quantile(scores[:: max(1, len(scores) // 100_000)], torch.tensor([0.02, 0.98], device=scores.device), dim=0)
-    maps = ((scores - low) / (high - low).clamp_min(1e-8) * 2 - 1).clamp(-1, 1).reshape(n, h, w, 3).permute(0, 3, 1, 2)
+    low, high = torch.quantile(scores[:: max(1, len(scores) // 100_000)],
+                               torch.tensor([0.02, 0.98], device=scores.device), dim=0)
+    maps = ((scores - low) / (high - low).clamp_min(
+        1e-8) * 2 - 1).clamp(-1, 1).reshape(n, h, w, 3).permute(0, 3, 1, 2)
     return torch.nn.functional.interpolate(maps, size=(size, size), mode="nearest") if size else maps
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------------
+# -- numbers ----------------------------------------------------------------------
+
+
+def framed(
+    figure: go.Figure, x: str | None, y: str | None, title: str | None = None, height: int = 360
+) -> go.Figure:
+    """The figure with names of its axes, and margins that leave room for a title where there is one."""
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    margin = {"l": 56, "r": 12, "t": 44 if title else 16, "b": 44}
+    return figure.update_layout(template=TEMPLATE, title=title, height=height, margin=margin)
 
 
 def curves(
@@ -148,24 +165,30 @@ def curves(
     title: str | None = None,
     log_y: bool = False,
     dashed: Sequence[str] = (),
+    by_place: bool = False,
 ) -> go.Figure:
-    """Lines over training: {name: (x, y)}. Names in `dashed` are drawn dashed (reference curves, other seeds)."""
+    """Lines over training: {name: (x, y)}. Names in `dashed` are drawn dashed (reference curves, other
+    seeds).
+
+    by_place: colours by place in `series`, for several runs of one method.
+    """
     figure = go.Figure()
     for i, (name, (xs, ys)) in enumerate(series.items()):
         mode = "lines+markers" if len(xs) <= 12 else "lines"
-        line = {"color": colour(name, i), "dash": "dash" if name in dashed else "solid"}
+        hue = PALETTE[i % len(PALETTE)] if by_place else colour(name, i)
+        line = {"color": hue, "dash": "dash" if name in dashed else "solid"}
         figure.add_trace(go.Scatter(x=list(xs), y=list(ys), name=name, mode=mode, line=line))
-    figure.update_layout(template=TEMPLATE, title=title, height=360, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44}, hovermode="x unified")
-    figure.update_xaxes(title=x, rangemode="tozero")
-    figure.update_yaxes(title=y, type="log" if log_y else "linear")
-    return figure
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(type="log" if log_y else "linear")
+    return framed(figure, x, y, title).update_layout(hovermode="x unified")
 
 
 def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = None) -> go.Figure:
     """Several curve figures beside each other; a name keeps its colour and appears once in the legend."""
     count = -(-len(figures) // columns)
     titles = [f.layout.title.text or "" for f in figures]
-    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.32 / max(2, count))
+    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09,
+                          vertical_spacing=0.32 / max(2, count))
     seen: set[str] = set()
     for k, figure in enumerate(figures):
         row, column = k // columns + 1, k % columns + 1
@@ -175,27 +198,23 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
             seen.add(trace.name)
             sheet.add_trace(trace, row, column)
         sheet.update_xaxes(title=figure.layout.xaxis.title.text, row=row, col=column)
-        sheet.update_yaxes(title=figure.layout.yaxis.title.text, type=figure.layout.yaxis.type, row=row, col=column)
-    return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60, margin={"l": 56, "r": 12, "t": 64, "b": 44})
+        sheet.update_yaxes(title=figure.layout.yaxis.title.text, type=figure.layout.yaxis.type, row=row,
+                           col=column)
+    return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60,
+                               margin={"l": 56, "r": 12, "t": 64, "b": 44})
 
 
 def scatter(
-    points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name", title: str | None = None, diagonal: bool = False
+    points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name", title: str | None = None
 ) -> go.Figure:
-    """One labelled point per record: {label: ..., x: ..., y: ...}; with `diagonal` the line y = x is drawn."""
+    """One labelled point per record {label: ..., x: ..., y: ...}."""
     figure = go.Figure()
     for i, point in enumerate(points):
         name = str(point[label])
-        figure.add_trace(go.Scatter(
-            x=[point[x]], y=[point[y]], name=name, text=[name], mode="markers+text", textposition="top center",
-            marker={"size": 12, "color": colour(name, i)},
-        ))
-    if diagonal and points:
-        low, high = min(min(p[x], p[y]) for p in points), max(max(p[x], p[y]) for p in points)
-        figure.add_trace(go.Scatter(x=[low, high], y=[low, high], mode="lines", line={"dash": "dot", "color": "#999"}, showlegend=False))
-    figure.update_xaxes(title=x)
-    figure.update_yaxes(title=y)
-    return figure.update_layout(template=TEMPLATE, title=title, height=380, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44}, showlegend=False)
+        dot = {"mode": "markers+text", "textposition": "top center", "text": [name]}
+        marker = {"size": 12, "color": colour(name, i)}
+        figure.add_scatter(x=[point[x]], y=[point[y]], name=name, marker=marker, **dot)
+    return framed(figure, x, y, title, 380).update_layout(showlegend=False)
 
 
 def number(value: Any) -> str:
@@ -206,12 +225,14 @@ def number(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value,
+                                      int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Records as a table: one row each, columns in the order in which they first appear. A cell in ** is bold.
+    """Records as a table: one row each, columns in the order in which they first appear. A cell in ** is
+    bold.
 
     Notebooks and pages show it as HTML (nothing is cut, and it can be selected), documents as Markdown.
     """
@@ -250,30 +271,29 @@ def table(records: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     return Table(list(records), title)
 
 
-def bars(values: Mapping[str, float], y: str, title: str | None = None, errors: Mapping[str, float] | None = None) -> go.Figure:
-    """One bar per name, with an error bar where a spread is given."""
-    names = list(values)
-    spread = {"type": "data", "array": [errors.get(n, 0.0) for n in names]} if errors else None
-    figure = go.Figure(go.Bar(x=names, y=[values[n] for n in names], marker_color=[colour(n, i) for i, n in enumerate(names)], error_y=spread))
-    figure.update_yaxes(title=y)
-    return figure.update_layout(template=TEMPLATE, title=title, height=340, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44})
+def bars(values: Mapping[str, float], y: str, title: str | None = None) -> go.Figure:
+    """One bar per name."""
+    colours = [colour(name, i) for i, name in enumerate(values)]
+    bar = go.Bar(x=list(values), y=list(values.values()), marker_color=colours)
+    return framed(go.Figure(bar), None, y, title, 340)
 
 
-def heatmap(values: Any, x: Sequence[Any], y: Sequence[Any], x_title: str, y_title: str, title: str | None = None) -> go.Figure:
+def heatmap(values: Any, x: Sequence[Any], y: Sequence[Any], x_title: str, y_title: str,
+            title: str | None = None) -> go.Figure:
     """A matrix [len(y), len(x)] as colours."""
-    figure = go.Figure(go.Heatmap(z=np.asarray(values), x=[str(v) for v in x], y=[str(v) for v in y], colorscale="Viridis"))
-    figure.update_xaxes(title=x_title)
-    figure.update_yaxes(title=y_title)
-    return figure.update_layout(template=TEMPLATE, title=title, height=360, margin={"l": 56, "r": 12, "t": 44 if title else 16, "b": 44})
+    x, y = [str(v) for v in x], [str(v) for v in y]
+    return framed(go.Figure(go.Heatmap(z=np.asarray(values), x=x, y=y, colorscale="Viridis")), x_title,
+                  y_title, title)
 
 
 def use_notebook_renderer() -> None:
-    """Figures in notebooks: live in JupyterLab and, because plotly.js is embedded once, in exported HTML without a network."""
+    """Figures in notebooks: live in JupyterLab, and in exported HTML without a network."""
     pio.renderers.default = "plotly_mimetype+notebook"
 
 
 def fragment(figure: go.Figure | Table, first: bool = False) -> str:
-    """A figure or table as an HTML fragment; the `first` one of a page carries plotly.js, so that the page works offline."""
+    """A figure or table as an HTML fragment; the `first` one of a page carries plotly.js."""
     if isinstance(figure, Table):
         return figure.__html__()
-    return figure.to_html(full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False})
+    return figure.to_html(full_html=False, include_plotlyjs="inline" if first else False,
+                          config={"displaylogo": False})

@@ -1,8 +1,8 @@
-"""What people look at, one picture at a time: computed here, drawn in the app, in notebooks and in reports.
+"""One picture at a time, as tensors and records: what the app, notebooks and pages show.
 
-Plain functions from models and images to tensors and records. Images are N 3 S S in [-1, 1], latents normalised; results
-are on the CPU. What belongs to a whole data set has its own place (`vfmlab.evaluation`); what lies between two points is in
-`vfmlab.studies.interpolate`.
+Plain functions from models and images to tensors and records. Images are N 3 S S in [-1, 1], latents
+normalised; results are on the CPU. What belongs to a whole data set has its own place (`vfmlab.evaluation`);
+what lies between two points is in `vfmlab.studies.interpolate`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from vfmlab import api, config, data
 from vfmlab.errors import ConfigError, DataError, VfmlabError
+from vfmlab.evaluation import pixels
+from vfmlab.evaluation.coder import Coder
 from vfmlab.evaluation.features import FeatureSpace, open_space
-from vfmlab.evaluation.instruments import pixels
-from vfmlab.evaluation.instruments.recovery import Coder
 from vfmlab.evaluation.roundtrip import CPU_PART, as_saved, evaluating
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import primitives
@@ -41,7 +41,8 @@ def side(tokenizer: Tokenizer, images: Images) -> Tensor:
     if not isinstance(images, Tensor):
         return api.read_images(images, tokenizer.size)
     if images.ndim != 4 or images.shape[1:] != (3, tokenizer.size, tokenizer.size):
-        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 {tokenizer.size} {tokenizer.size} in [-1, 1]")
+        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
+                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
     return images.float()
 
 
@@ -50,25 +51,28 @@ def encode(tokenizer: Tokenizer, images: Images) -> Tensor:
     """The latents (posterior mode, normalised) of images: N C h w."""
     parts = side(tokenizer, images).split(CPU_PART)
     with evaluating(tokenizer):
-        return torch.cat([tokenizer.encode(part.to(tokenizer.stat_mean.device)).mode().cpu() for part in parts])
+        on = tokenizer.stat_mean.device
+        return torch.cat([tokenizer.encode(part.to(on)).mode().cpu() for part in parts])
 
 
 @torch.no_grad()
 def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
     """Images of normalised latents N C h w: N 3 S S."""
     with evaluating(tokenizer):
-        return torch.cat([tokenizer.decode(part.to(tokenizer.stat_mean.device)).cpu() for part in z.split(CPU_PART)])
+        return torch.cat([tokenizer.decode(part.to(tokenizer.stat_mean.device)).cpu()
+                          for part in z.split(CPU_PART)])
 
 
-# -- reconstruction ---------------------------------------------------------------------------------------------------
+# -- reconstruction ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Disturbance:
     """What is done to latents before they are decoded, to see what breaks. The default does nothing.
 
-    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep: principal channels kept
-    (None: all); bits: each kept channel is rounded to 2^bits levels (None: not rounded).
+    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep:
+    principal channels kept (None: all); bits: each kept channel is rounded to 2^bits levels (None: not
+    rounded).
     """
 
     sigma: float = 0.0
@@ -78,24 +82,28 @@ class Disturbance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 10:  # NaN fails too
-            raise ConfigError(f"sigma = {self.sigma}: noise on the latent is between 0 and 10 standard deviations")
+            raise ConfigError(f"sigma = {self.sigma}: noise on the latent is between 0 and 10 standard "
+                              "deviations")
         for name, value, high in (("keep", self.keep, None), ("bits", self.bits, 16)):
             if value is not None and (value < 1 or (high is not None and value > high)):
-                raise ConfigError(f"{name} = {value}: give a whole number from 1" + (f" to {high}" if high else "") + ", or nothing")
+                raise ConfigError(f"{name} = {value}: give a whole number from 1"
+                                  + (f" to {high}" if high else "") + ", or nothing")
 
     @property
     def rounds(self) -> bool:
         return self.keep is not None or self.bits is not None
 
     def __call__(self, z: Tensor, bank: Maps | None = None) -> Tensor:
-        """z: N C h w. bank: latents of other images, on which channels and levels are chosen; only rounding needs it.
+        """z: N C h w. bank: latents of other images, on which channels and levels are chosen; only rounding
+        needs it.
 
         Raises:
             ConfigError: rounding without a bank, or more channels than there are.
         """
         if self.rounds:
             if bank is None:
-                raise ConfigError("rounding or dropping channels needs latents of other images to choose them on; give a bank")
+                raise ConfigError("rounding or dropping channels needs latents of other images to choose "
+                                  "them on; give a bank")
             channels = z.shape[1] if self.keep is None else self.keep
             if channels > z.shape[1]:
                 raise ConfigError(f"keep = {channels}: this latent has {z.shape[1]} channels")
@@ -109,7 +117,8 @@ class Disturbance:
 class Rebuilt:
     """Images through one tokenizer.
 
-    target, images: N 3 S S, as it saw them and as it made them. latent: what was decoded, N C h w. metrics: name -> one number per
+    target, images: N 3 S S, as it saw them and as it made them. latent: what was decoded, N C h w. metrics:
+    name -> one number per
     image (psnr in dB, ssim, lpips, feature_distance). missing: name -> why there is none.
     """
 
@@ -148,7 +157,8 @@ def reconstruct(
     """Images through a tokenizer and back, with the numbers of each; measured on 8-bit images, as reports do.
 
     Args:
-        images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`. space: whose features the feature distance
+        images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`. space: whose features
+        the feature distance
             (1 - cosine) is taken in; None: not at all.
     """
     target = side(tokenizer, images)
@@ -159,7 +169,8 @@ def reconstruct(
     where = api.device()
     values = pixels.compare(target.to(where), restored.to(where), None, pixels.perceptual(str(where)))
     metrics = {name: value.double().tolist() for name, value in values.items() if not isinstance(value, str)}
-    missing = {name: value for name, value in values.items() if isinstance(value, str) and name != "psnr_mask"}
+    missing = {name: value for name,
+               value in values.items() if isinstance(value, str) and name != "psnr_mask"}
     if space is not None:
         opened = feature_space(space, tokenizer.size)
         if isinstance(opened, str):
@@ -170,24 +181,28 @@ def reconstruct(
     return Rebuilt(target, restored, z, metrics, missing)
 
 
-# -- features ---------------------------------------------------------------------------------------------------------
+# -- features ----------------------------------------------------------------------
 
 
 @torch.no_grad()
-def layer_maps(model: Tokenizer | VisionModel, images: Images, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """Feature maps by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer; N C h w each.
+def layer_maps(model: Tokenizer | VisionModel, images: Images,
+               layers: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Feature maps by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer; N C h w
+    each.
 
-    model: a tokenizer (with or without a VFM) or a vision model. layers: of the VFM; None: those it reads by default. For a
-    tokenizer that trained an encoder of its own on, that encoder's maps are shown as "encoder ...".
+    model: a tokenizer (with or without a VFM) or a vision model. layers: of the VFM; None: those it reads by
+    default. For a tokenizer that trained an encoder of its own on, that encoder's maps are shown as "encoder
+    ...".
     """
     if isinstance(model, VisionModel):
         x = images if isinstance(images, Tensor) else api.read_images(images, model.size)
-        return {f"layer {k}": m.cpu() for k, m in model.features(x.to(model.mean.device), layers).maps.items()}
+        return {f"layer {k}": m.cpu() for k,
+                m in model.features(x.to(model.mean.device), layers).maps.items()}
     x = side(model, images)
-    found = {} if model.vfm is None else layer_maps(model.vfm, x, layers)
+    maps = {} if model.vfm is None else layer_maps(model.vfm, x, layers)
     own = model.own_features(x.to(model.stat_mean.device))
-    found |= {f"encoder {k}": m.float().cpu() for k, m in (own or {}).items()}
-    return found | {"latent": encode(model, x)}
+    maps |= {f"encoder {k}": m.float().cpu() for k, m in (own or {}).items()}
+    return maps | {"latent": encode(model, x)}
 
 
 def colours(maps: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
@@ -196,7 +211,8 @@ def colours(maps: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
 
 
 def likeness(maps: Tensor, query: tuple[float, float]) -> Tensor:
-    """Cosine similarity of every position of maps N C h w to the one at `query` (y, x in 0..1): N h w in [-1, 1].
+    """Cosine similarity of every position of maps N C h w to the one at `query` (y, x in 0..1): N h w in [-1,
+    1].
 
     Raises:
         ConfigError: a query outside the image.
@@ -211,7 +227,8 @@ def likeness(maps: Tensor, query: tuple[float, float]) -> Tensor:
 
 def grey(values: Tensor, size: int) -> Tensor:
     """Maps N h w in [-1, 1] as grey images N 3 `size` `size`; pixels stay pixels."""
-    return F.interpolate(values[:, None].clamp(-1, 1), size=(size, size), mode="nearest").expand(-1, 3, -1, -1)
+    shades = F.interpolate(values[:, None].clamp(-1, 1), size=(size, size), mode="nearest")
+    return shades.expand(-1, 3, -1, -1)
 
 
 def marked(images: Tensor, query: tuple[float, float]) -> Tensor:
@@ -225,35 +242,37 @@ def marked(images: Tensor, query: tuple[float, float]) -> Tensor:
 
 
 def channel_maps(z: Tensor, size: int, first: int = 0, count: int | None = None) -> Tensor:
-    """Channels of one latent C h w (or 1 C h w) as grey images K 3 `size` `size`; black -2.5, white 2.5 standard deviations.
+    """Channels of one latent C h w (or 1 C h w) as grey images K 3 `size` `size`.
 
-    first, count: which channels, from 0; None: all.
+    Black is -2.5, white 2.5 standard deviations. first, count: which channels, from 0; None: all.
     """
     z = z[0] if z.ndim == 4 else z
     return grey(z[first : None if count is None else first + count] / SHOWN_STD, size)
 
 
-# -- neighbours -------------------------------------------------------------------------------------------------------
+# -- neighbours ----------------------------------------------------------------------
 
 
 @torch.no_grad()
 def bank(tokenizer: Tokenizer, cfg: config.Data, n: int = 500, seed: int = 0) -> Maps:
-    """Latents of a seeded choice of `n` held-out images of `cfg` (of all, where there are fewer), with labels and source."""
+    """Latents of a seeded choice of `n` held-out images (all, where there are fewer), labels and source."""
     source = data.open_source(cfg, "val")
     which = torch.randperm(len(source), generator=generator("bank", seed))[:n].sort().values
     z, labels, used = [], [], []
     for part in which.split(CPU_PART):
-        found = source.batch(part)
-        z.append(encode(tokenizer, data.to_float(found.images)))
-        labels.append(found.labels)
-        used.append(found.indices)
+        batch = source.batch(part)
+        z.append(encode(tokenizer, data.to_float(batch.images)))
+        labels.append(batch.labels)
+        used.append(batch.indices)
     return Maps(torch.cat(z), torch.cat(labels), torch.cat(used), source)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest first. images: K 3 S S; labels: names of their classes; indices: positions in the held-out split; distances: root mean
-    square over the latent's values, in standard deviations."""
+    """Nearest first. images: K 3 S S; labels: names of classes; indices: positions in the held-out split.
+
+    distances: root mean square over the latent's values, in standard deviations.
+    """
 
     images: Tensor
     labels: list[str]
@@ -270,10 +289,12 @@ def nearest(bank: Maps, z: Tensor, k: int = 8, pooled: bool = False) -> Neighbou
         DataError: z has another shape than the bank's latents.
     """
     if z.shape != (1, *bank.maps.shape[1:]):
-        raise DataError(f"the latent has shape {tuple(z.shape)}, the bank's {tuple(bank.maps.shape[1:])}; encode with the same tokenizer")
-    theirs, mine = (bank.maps.mean((2, 3)), z.mean((2, 3))) if pooled else (bank.maps.flatten(1), z.flatten(1))
-    apart = (theirs - mine).square().mean(1).sqrt()
-    found = apart.topk(min(k, len(bank)), largest=False)
-    positions = bank.indices[found.indices]
-    names = [bank.source.class_names[i] for i in bank.labels[found.indices].tolist()]
-    return Neighbours(data.to_float(bank.source.batch(positions).images), names, positions.tolist(), found.values.tolist())
+        raise DataError(f"the latent has shape {tuple(z.shape)}, the bank's {tuple(bank.maps.shape[1:])}; "
+                        "encode with the same tokenizer")
+    others, own = (x.mean((2, 3)) if pooled else x.flatten(1) for x in (bank.maps, z))
+    distances = (others - own).square().mean(1).sqrt()
+    first = distances.topk(min(k, len(bank)), largest=False)
+    positions = bank.indices[first.indices]
+    names = [bank.source.class_names[i] for i in bank.labels[first.indices].tolist()]
+    images = data.to_float(bank.source.batch(positions).images)
+    return Neighbours(images, names, positions.tolist(), first.values.tolist())

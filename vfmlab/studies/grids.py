@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vfmlab import api, runs
-from vfmlab.plots import figures, primitives
+from vfmlab import api, data, runs
+from vfmlab.plots import primitives
 from vfmlab.runs import finished
 from vfmlab.studies.rows import Row
 
@@ -53,7 +53,7 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
         stages = [phase for phase in row.tokenizers if finished(phase, Path(root))]
         if row.label in files or len(stages) < len(row.tokenizers):
             continue
-        images, _, _ = figures.examples(row.run.data, SHOWN)
+        images, _, _ = data.examples(row.run.data, SHOWN)
         shown = {"original": images}
         for phase in stages:
             _, restored, psnr = api.reconstruct(phase.id, images, root)

@@ -12,12 +12,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
 from vfmlab import api
 from vfmlab.errors import ConfigError, DataError
-from vfmlab.evaluation.instruments.decoding import between, path_shape
+from vfmlab.evaluation.lines import between, path_shape
+from vfmlab.plots import primitives
 from vfmlab.seeding import SampleRandom
 from vfmlab.studies import explore
 from vfmlab.tokenizers.base import Tokenizer
@@ -97,7 +99,20 @@ def pixels(first: Tensor, second: Tensor, frames: int = 9) -> Walk:
     return _walk(walk(first[0], second[0], frames))
 
 
-# -- diffusion -----------------------------------------------------------------------------------------------
+def figure(
+    tokenizers: Mapping[str, Tokenizer], pictures: Tensor, first: int = 0, second: int = 1, frames: int = 9,
+    kind: Kind = "linear",
+) -> go.Figure:  # fmt: skip
+    """From one of the images N 3 S S to another: between pixels, and through each tokenizer's latents."""
+    a, b = pictures[first : first + 1], pictures[second : second + 1]
+    rows = {"pixels": pixels(a, b, frames).frames}
+    for name, tokenizer in tokenizers.items():
+        line = images(tokenizer, a, b, frames, kind)
+        rows[name if line.length is None else f"{name}  path {line.length:.2f}"] = line.frames
+    return primitives.rows(rows, title="path: length of the images' way over their distance")
+
+
+# -- diffusion ----------------------------------------------------------------------
 
 
 def noises(

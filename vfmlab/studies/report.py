@@ -14,9 +14,9 @@ from torch import Tensor
 from vfmlab import api, config, data, runs, vfm
 from vfmlab.evaluation.number import Report
 from vfmlab.plots import figures, primitives
-from vfmlab.studies import compare_page, grids
+from vfmlab.studies import compare_page, grids, show
 from vfmlab.studies.page import Folded, Page, Picture, definitions
-from vfmlab.studies.results import collect, verdict
+from vfmlab.studies.results import collect, report_records, verdict
 from vfmlab.studies.rows import Row
 
 QUESTION = (
@@ -41,13 +41,13 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
     names = ", ".join(f"`{folder.id}`" for folder in folders.values())
     lead = f"Images: `{first.data.source}` at {first.data.size} px. Runs: {names}."
     page = Page(title, QUESTION, verdict(results), lead, definitions())
-    images, _, _ = figures.examples(first.data, SHOWN, seed)
+    images, _, _ = data.examples(first.data, SHOWN, seed)
 
     with_vfm = next((run for run in chosen.values() if run.vfm is not None), None)
     if with_vfm is not None:
         model = vfm.build(with_vfm.vfm, with_vfm.data.size)
         note = "Principal components of the features, early to late layers."
-        page.add("What the frozen VFM sees", note, figures.feature_maps(model, images))
+        page.add("What the frozen VFM sees", note, show.features(model, images))
     shown = {"original": images}
     for name, tokenizer in tokenizers.items():
         _, restored, psnr = api.reconstruct(tokenizer, images)
@@ -55,7 +55,7 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
         shown[f"{name}, error x4"] = primitives.error_map(images, restored)
     page.add("Reconstructions", "The same held-out images through each tokenizer.",
              _picture(shown, "reconstructions"))
-    page.add("Reconstruction in numbers", _protocols(latents), primitives.table(figures.report_rows(latents)))
+    page.add("Reconstruction in numbers", _protocols(latents), primitives.table(report_records(latents)))
     page.add("Decoding of disturbed latents", "PSNR when noise is added to the normalised latent.",
              figures.robustness(latents))
     if diffusion:
@@ -64,7 +64,7 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
         part = compare_page.over_training(results)
         page.add("Quality over training",
                  "Measured on EMA weights during training, under the protocol of the numbers below.", *part)
-        page.add("Generation in numbers", _protocols(reports), primitives.table(figures.report_rows(reports)))
+        page.add("Generation in numbers", _protocols(reports), primitives.table(report_records(reports)))
         page.add("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports))
     phases = [phase for run in chosen.values() for phase in run.phases() if phase.imported is None]
     for kind in ("tokenizer", "diffusion"):
@@ -91,7 +91,7 @@ def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: s
         own = folder.config().protocol.guidance.scale
         for scale in dict.fromkeys((own, GUIDANCE)):
             how: dict[str, Any] = {} if scale == own else {"guidance": scale}
-            shown[f"{name}\nguidance {scale:g}"] = figures.class_samples(
+            shown[f"{name}\nguidance {scale:g}"] = show.class_samples(
                 folder.path, root, seed=seed, limit=classes, **how)
     return _picture(shown, "samples", source.class_names)
 

@@ -19,7 +19,7 @@ from typing import Any
 from vfmlab import api, config, runs
 from vfmlab.errors import VfmlabError
 from vfmlab.evaluation import course, number
-from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, groups, quantities, rank
+from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, groups, quantities
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -247,7 +247,7 @@ def best(results: Sequence[Result], metric: str) -> str | None:
     if len(values) < 2 or quantities()[metric].better is None:
         return None
     hashes = {r.label: r.numbers[metric].protocol for r in results if metric in r.numbers}
-    return rank({k: {metric: Number(statistics.fmean(v), hashes[k])} for k, v in values.items()},
+    return number.rank({k: {metric: Number(statistics.fmean(v), hashes[k])} for k, v in values.items()},
                 metric)[0][0]
 
 
@@ -317,6 +317,19 @@ def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]
         row["VFM"] = f"{parameters['vfm']:,}" if parameters and parameters["vfm"] else "–"
         row["latent"] = " x ".join(map(str, latent)) if latent else "–"
         table.append(row)
+    return table
+
+
+def report_records(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
+    """One table row per report: every number, its guidance where it sampled, N and the protocol hash."""
+    table = []
+    for name, report in reports.items():
+        size = report.protocol.get("images", {}).get("size")
+        row: dict[str, Any] = {"run": name}
+        row |= {head(number.quantity(key), size): one.value for key, one in report.items()}
+        if sampling := report.protocol.get("sampling"):
+            row["guidance"] = sampling["guidance"]["scale"]
+        table.append(row | {"N": report.protocol.get("n"), "protocol": report.hash})
     return table
 
 

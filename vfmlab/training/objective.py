@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vfmlab import config
 from vfmlab.data import to_float
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.pixels import psnr
 from vfmlab.losses import base
 from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.base import LossContext, Reconstruction
@@ -161,8 +162,7 @@ class TokenizerObjective(nn.Module):
                 weight = weights[name] * self._adaptive(name, term, pixels)
                 total, metrics[f"weight_{name}"] = total + weight * term, weight
         with torch.no_grad():
-            mse = (r.images[0].clamp(-1, 1) - r.target).square().flatten(1).mean(1) / 4
-            metrics["psnr"] = (-10 * mse.clamp_min(1e-10).log10()).mean()
+            metrics["psnr"] = psnr(r.images[0].clamp(-1, 1), r.target).mean()
             codes = getattr(r.posterior, "codes", None)
             if codes is not None:
                 metrics["codebook_usage"] = codes.usage.mean()

@@ -36,7 +36,7 @@ from vfmlab import config, runs
 from vfmlab.data import Batch, ImageSource, open_source, to_float
 from vfmlab.data.stream import BatchStream
 from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
-from vfmlab.evaluation import judge
+from vfmlab.evaluation import judge, linear
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.task import Task
@@ -281,17 +281,10 @@ def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor,
     return values, torch.cat([b.labels for b in found])
 
 
-def ridge_accuracy(features: Tensor, labels: Tensor, strength: float = 1e-3) -> float:
-    """Accuracy of a ridge classifier (targets +-1) fitted to the first half of the rows, on the other
-    half."""
-    x = features.double()
-    half = len(x) // 2
-    mean, std = x[:half].mean(0), x[:half].std(0).clamp_min(1e-6)
-    x = torch.cat([(x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    y = F.one_hot(labels, int(labels.max()) + 1).double() * 2 - 1
-    gram = x[:half].T @ x[:half] + strength * half * torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.linalg.solve(gram, x[:half].T @ y[:half])
-    return float(((x[half:] @ weight).argmax(1) == labels[half:]).double().mean())
+def ridge_accuracy(features: Tensor, labels: Tensor) -> float:
+    """Accuracy of a ridge classifier fitted to the first half of features N D, on the other half."""
+    half = len(features) // 2
+    return linear.classify(features[:half], labels[:half], features[half:], labels[half:])
 
 
 def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, fingerprint: str) -> None:

@@ -126,7 +126,6 @@ def load_diffusion(
     Raises:
         ConfigError: `decoder` has other latents.
     """
-    from vfmlab.training.repa_e import Tuned  # brings accelerate, which reading a config must not wait for
 
     folder = runs.open_run(ref, root, kind="diffusion")
     run = folder.config()
@@ -137,7 +136,7 @@ def load_diffusion(
     names = json.loads(io.metadata(path).get("class_names", "[]"))
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
                                                        len(names))
-    io.load_file(Tuned(network, tokenizer) if run.tuned else network, path)
+    io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)

@@ -1,4 +1,5 @@
-"""Widgets for notebooks: each chooses what a function of the library draws, and with `headless=True` gives just that.
+"""Widgets for notebooks: each chooses what a function of the library draws, and with `headless=True` gives
+just that.
 
     widgets.set_up_notebook()                   # in the first cell: figures, and parameters that exist
     await widgets.train(run, root)              # curves, previews, time left, a button that stops and saves
@@ -14,4 +15,5 @@ from vfmlab.widgets.monitor import Monitor, Stopped, train
 from vfmlab.widgets.notebook import set_up_notebook
 from vfmlab.widgets.panel import Panel, choose
 
-__all__ = ["Monitor", "Panel", "Stopped", "choose", "features", "interpolation", "pick_run", "reconstructions", "sampling", "set_up_notebook", "train"]
+__all__ = ["Monitor", "Panel", "Stopped", "choose", "features", "interpolation", "pick_run",
+           "reconstructions", "sampling", "set_up_notebook", "train"]

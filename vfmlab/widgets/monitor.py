@@ -2,9 +2,9 @@
 
     await widgets.train(run, root)
 
-The cell lasts until the training ends, so that the cells below find it finished. Between two events it gives the kernel a
-moment to hear the button, which is why it is awaited (ipykernel 7.4 and later; elsewhere the notebook's own interrupt
-button stops and saves just as well).
+The cell lasts until the training ends, so that the cells below find it finished. Between two events it gives
+the kernel a moment to hear the button, which is why it is awaited (ipykernel 7.4 and later; elsewhere the
+notebook's own interrupt button stops and saves just as well).
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
-async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False, **how: Any) -> list[Event]:
+async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False,
+                **how: Any) -> list[Event]:
     """Train what is not trained yet and show it; see `vfmlab.train`. headless: a line now and then.
 
     how: `overrides`, `until`, as there.
 
     Returns:
-        what was told, previews of all but the last left out.
+        the events, previews of all but the last left out.
 
     Raises:
         Stopped: by the button; the state is saved, and the same cell goes on from there.
@@ -55,17 +56,17 @@ class Monitor:
 
     def __init__(self, root: Path):
         widgets = controls()
-        self.root, self.asked = root, False
+        self.root, self.stopping = root, False
         self.line = widgets.HTML("<i>starting ...</i>")
         self.bar = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="24em"))
         self.stop = widgets.Button(description="stop and save", icon="stop", button_style="warning")
-        self.stop.on_click(lambda _: self._ask())
+        self.stop.on_click(lambda _: self._press())
         self.box = widgets.VBox([widgets.HBox([self.bar, self.stop]), self.line])
         self.curves, self.preview, self._run = Shown(), Shown(), ""
         self._next = 0.0  # when the curves may be drawn again
 
-    def _ask(self) -> None:
-        self.asked = self.stop.disabled = True
+    def _press(self) -> None:
+        self.stopping = self.stop.disabled = True
         self.stop.description = "stopping ..."
 
     async def follow(self, events: Iterator[Event]) -> list[Event]:
@@ -73,24 +74,24 @@ class Monitor:
         from IPython.display import display
 
         display(self.box)
-        kept: list[Event] = []
+        shown: list[Event] = []
         with closing(events):  # closing saves
             try:
                 for event in events:
                     if event.kind == "preview":
-                        kept = [e for e in kept if e.kind != "preview"]
-                    kept.append(event)
+                        shown = [e for e in shown if e.kind != "preview"]
+                    shown.append(event)
                     self.show(event)
                     await asyncio.sleep(0.002)  # messages of the browser are read here
-                    if self.asked:
+                    if self.stopping:
                         break
                 else:
-                    return kept
+                    return shown
             finally:
                 self.stop.disabled = True
-        said = f"stopped by the button; run '{self._run}' is saved: run this cell again to go on"
-        self.line.value = html.escape(said)
-        raise Stopped(said)
+        message = f"stopped by the button; run '{self._run}' is saved: run this cell again to go on"
+        self.line.value = html.escape(message)
+        raise Stopped(message)
 
     def show(self, event: Event) -> None:
         """Bring line, bar, preview and curves up to date."""
@@ -98,9 +99,11 @@ class Monitor:
             self._run, self._next = event.run_id, 0.0
         self.bar.max, self.bar.value = max(event.total, 1), event.samples
         if event.kind == "preview":
-            self.preview.show(primitives.grid(event.data["images"], columns=event.data.get("columns") or 8, title=f"after {event.samples:,} images"))
+            self.preview.show(primitives.grid(event.data["images"], columns=event.data.get("columns") or 8,
+                                              title=f"after {event.samples:,} images"))
         elif event.kind != "checkpoint":  # says nothing about the time left
-            self.line.value = html.escape(f"{event.run_id}: {progress.describe(event).removeprefix(f'{event.run_id} ')}")
+            self.line.value = html.escape(f"{event.run_id}: "
+                                          f"{progress.describe(event).removeprefix(f'{event.run_id} ')}")
         began = time.monotonic()
         if event.kind in ("finish", "skip") or (event.kind == "step" and began > self._next):
             folder = runs.RunDir(self.root / event.run_id)

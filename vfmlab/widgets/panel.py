@@ -1,4 +1,4 @@
-"""Controls above a figure. The figure is an ordinary output that is replaced in place, so an exported page keeps the last one."""
+"""Controls above a figure, an ordinary output replaced in place: an exported page keeps the last one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def controls() -> Any:
     try:
         import ipywidgets
     except ImportError:
-        raise ConfigError("widgets need ipywidgets: uv pip install -c constraints.txt -e '.[notebooks]', or set headless = True") from None
+        raise ConfigError("widgets need ipywidgets: uv pip install -c constraints.txt -e '.[notebooks]', or "
+                          "set headless = True") from None
     return ipywidgets
 
 
 class Shown:
-    """A figure in the output of a cell, replaced by the next one: live, and in an exported page the last one."""
+    """A figure in the output of a cell, replaced by the next one."""
 
     _script = False  # plotly.js is in the notebook, for exported pages
 
@@ -39,7 +40,8 @@ class Shown:
     def show(self, figure: go.Figure) -> None:
         from IPython.display import display
 
-        # As HTML, because JupyterLab's renderer of plotly's own MIME type never draws a second figure in one output.
+        # As HTML, because JupyterLab's renderer of plotly's own MIME type never draws a second figure in one
+        # output.
         bundle = {"text/html": primitives.fragment(figure), "text/plain": "figure"}
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
@@ -54,11 +56,13 @@ class Panel:
     """`draw(**value)` below the controls; changing one of them draws anew.
 
     Attributes:
-        controls: name -> ipywidgets control. value: name -> what is chosen. figure: what is shown (None before it is displayed).
+        controls: name -> ipywidgets control. value: name -> what is chosen. figure: what is shown (None
+        before it is displayed).
         note: a line for what went wrong; the figure before stays.
     """
 
-    def __init__(self, draw: Draw, controls_: Mapping[str, ipywidgets.Widget], more: Sequence[ipywidgets.Widget] = ()):
+    def __init__(self, draw: Draw, controls_: Mapping[str, ipywidgets.Widget],
+                 more: Sequence[ipywidgets.Widget] = ()):
         widgets = controls()
         self.draw, self.controls, self.figure = draw, dict(controls_), None
         self.note = widgets.HTML()
@@ -112,4 +116,5 @@ def choose(draw: Draw, headless: bool = False, **options: Sequence[Any]) -> Any:
     if headless:
         return draw(**{name: values[0] for name, values in options.items()})
     widgets = controls()
-    return Panel(draw, {name: widgets.Dropdown(options=[(str(v), v) for v in values], description=name) for name, values in options.items()})
+    return Panel(draw, {name: widgets.Dropdown(options=[(str(v), v) for v in values], description=name)
+                        for name, values in options.items()})

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument, Metric, Part, Pass
-from vfmlab.evaluation.instruments.pixels import psnr
+from vfmlab.evaluation.lines import between, path_shape
 from vfmlab.evaluation.number import HIGHER, LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.pixels import psnr
 from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
@@ -73,26 +74,6 @@ class Frequency(Instrument):
             report.absent("error_high_share", "the reconstructions have no error")
 
 
-def path_shape(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Length and roughness of paths of images P T C H W: (P, P).
-
-    Length: sum of the steps' distances over the distance of the ends, 1 for a straight even or uneven line.
-    Roughness: sum of second differences over sum of first differences, 0 for an even straight line.
-
-    Raises:
-        DataError: fewer than 3 frames, or ends that coincide.
-    """
-    if frames.shape[1] < 3:
-        raise DataError(f"a path of {frames.shape[1]} images has no second differences; take at least 3")
-    x = frames.double().flatten(2)
-    steps = (x[:, 1:] - x[:, :-1]).norm(dim=2).sum(1)
-    bends = (x[:, 2:] - 2 * x[:, 1:-1] + x[:, :-2]).norm(dim=2).sum(1)
-    ends = (x[:, -1] - x[:, 0]).norm(dim=1)
-    if not (ends > 0).all():
-        raise DataError("the ends of an interpolation decode to the same image; its length is undefined")
-    return steps / ends, bends / steps
-
-
 def pairs(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """`count` seeded pairs of different numbers below n."""
     if n < 2:
@@ -100,12 +81,6 @@ def pairs(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     draw = generator("pairs", seed)
     first = torch.randint(n, (count,), generator=draw)
     return first, (first + torch.randint(1, n, (count,), generator=draw)) % n
-
-
-def between(a: Tensor, b: Tensor, steps: int = STEPS) -> Tensor:
-    """Points on the straight lines from a to b (P C h w each), ends included: P steps + 1 C h w."""
-    share = torch.linspace(0, 1, steps + 1).view(1, -1, *[1] * (a.ndim - 1))
-    return torch.lerp(a[:, None], b[:, None], share)
 
 
 @INSTRUMENTS.register("interpolation")
@@ -123,7 +98,7 @@ class Interpolation(Instrument):
     def measure(self, subject: Subject, report: Draft) -> None:
         z = subject.held_out.maps
         a, b = pairs(len(z), PAIRS, subject.protocol.seed)
-        lines = between(z[a], z[b])
+        lines = between(z[a], z[b], STEPS)
         frames = subject.decode(lines.flatten(0, 1)).unflatten(0, lines.shape[:2])
         length, rough = path_shape(frames)
         section = subject.section({"measure": "decoded straight lines", "pairs": PAIRS, "steps": STEPS})

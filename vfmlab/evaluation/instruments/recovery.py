@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation import linear, probes
+from vfmlab.evaluation.coder import Coder
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.instruments.decoding import CURVE_IMAGES
-from vfmlab.evaluation.instruments.pixels import psnr
 from vfmlab.evaluation.number import HIGHER, LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.pixels import psnr
 from vfmlab.evaluation.representation import pool
 from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
@@ -24,9 +25,6 @@ from vfmlab.seeding import generator
 ANGLES = ("rotation", "background_angle")
 SHOTS, DRAWS, SEGMENTED = (1, 5, 20), 5, 200
 BITS, FINE = (1, 2, 3, 4, 6, 8), 8
-# half widths of the rounded interval, in deviations
-RANGES = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
-TOKENS = 4096  # on which the interval is chosen
 
 
 @INSTRUMENTS.register("probes")
@@ -170,52 +168,6 @@ class Segmentation(Instrument):
 
 # -- rate and accuracy
 # ------------------------------------------------------------------------------------------------
-
-
-class Coder:
-    """Principal channels of latents N C h w, cut off after the first k and rounded to 2^bits even levels.
-
-    Values beyond an interval are clipped; its width is the one with the least squared error on `maps`,
-    channel by channel.
-    """
-
-    def __init__(self, maps: Tensor):
-        x = maps.permute(0, 2, 3, 1).flatten(0, 2).double()
-        self.mean = x.mean(0)
-        values, vectors = torch.linalg.eigh((x - self.mean).T @ (x - self.mean) / len(x))
-        self.basis, self.std = vectors.flip(1), values.flip(0).clamp_min(0).sqrt().clamp_min(1e-12)
-        draw = torch.randperm(len(x), generator=generator("coder"))[:TOKENS]
-        self.sample = (x[draw] - self.mean) @ self.basis / self.std
-        self.read, self.write = (self.basis / self.std).float(), (self.basis * self.std).T.float()
-        self.half: dict[int, Tensor] = {}
-
-    def interval(self, bits: int) -> Tensor:
-        """Half width of the rounded interval of each principal channel, in deviations: C."""
-        if bits not in self.half:
-            errors = torch.stack([(_round(self.sample, torch.tensor(r),
-                                          bits)[0] - self.sample).square().mean(0) for r in RANGES])
-            self.half[bits] = torch.tensor(RANGES, dtype=torch.float64)[errors.argmin(0)]
-        return self.half[bits]
-
-    def __call__(self, maps: Tensor, channels: int, bits: int) -> tuple[Tensor, float]:
-        """Rounded latents as they were, and the bits per token that an ideal coder of each channel by itself
-        would need."""
-        n, _, h, w = maps.shape
-        x = (maps.permute(0, 2, 3, 1).flatten(0, 2) - self.mean.float()) @ self.read[:, :channels]
-        rounded, symbol = _round(x, self.interval(bits)[:channels].float(), bits)
-        entropy = 0.0
-        for column in symbol.long().unbind(1):
-            p = column.bincount().double() / len(column)
-            entropy += float(-(p[p > 0] * p[p > 0].log2()).sum())
-        back = rounded @ self.write[:channels] + self.mean.float()
-        return back.view(n, h, w, -1).permute(0, 3, 1, 2), entropy
-
-
-def _round(x: Tensor, half: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """x rounded to the middles of 2^bits even parts of [-half, half], and which part."""
-    levels = 2**bits
-    symbol = ((x / (2 * half) + 0.5) * levels).floor().clamp(0, levels - 1)
-    return ((symbol + 0.5) / levels - 0.5) * 2 * half, symbol
 
 
 def settings(channels: int) -> list[tuple[int, int]]:

@@ -1,0 +1,27 @@
+"""A few held-out images, class by class: what notebooks, pages and the app show."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vfmlab import config
+from vfmlab.data.base import to_float
+from vfmlab.data.open import open_source
+from vfmlab.seeding import generator
+
+
+def examples(cfg: config.Data, n: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """`n` held-out images [n 3 S S] in [-1, 1], class by class, with labels and class names."""
+    source = open_source(cfg, "val")
+    order = torch.randperm(len(source), generator=generator("examples", seed)).tolist()
+    by_class: dict[int, list[int]] = {}
+    for index in order:
+        by_class.setdefault(int(source.labels[index]), []).append(index)
+    picked: list[int] = []
+    while len(picked) < min(n, len(source)):
+        for label in sorted(by_class):
+            if by_class[label] and len(picked) < n:
+                picked.append(by_class[label].pop(0))
+    batch = source.batch(torch.tensor(picked))
+    return to_float(batch.images), batch.labels, [source.class_names[i] for i in batch.labels.tolist()]
