@@ -128,6 +128,16 @@ def test_no_circle_of_lazy_imports():
     check_no_circle({name: imports(path) - {name, "vfmlab"} for name, path in MODULES.items()})
 
 
+def test_chains_of_imports_are_short():
+    """At the heads of modules, from what a notebook imports down to the errors."""
+    graph = {name: imports(path, lazy=False) & (MODULES.keys() - {name, "vfmlab"}) for name, path in MODULES.items()}
+    length: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():
+        length[name] = 1 + max((length[other] for other in graph[name]), default=0)
+    assert length["vfmlab.widgets"] <= 16
+    assert length["vfmlab.plots.figures"] <= 10
+
+
 def test_no_file_grows_too_long():
     long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > LONGEST}
     assert not long, f"split these along their ideas (limit {LONGEST} lines): {long}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from evaluation_toys import CFG, SIZE, Lossless, Toy, one_per_class, setup
 
+import vfmlab
 from vfmlab import config, data
 from vfmlab.errors import DataError
 from vfmlab.evaluation import reconstruction
@@ -193,3 +195,9 @@ def test_lpips_without_weights_has_a_reason(tmp_path, monkeypatch):
     pixels.perceptual.cache_clear()
     assert "put https://" in reason
     assert "\n" not in reason
+
+
+def test_psnr_is_computed_in_one_place():
+    root = Path(vfmlab.__file__).parent
+    places = [path.relative_to(root).as_posix() for path in root.rglob("*.py") if ".log10()" in path.read_text()]
+    assert places == ["evaluation/pixels.py"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfmlab import presets
+from vfmlab import presets, runs
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import Number
 from vfmlab.plots import figures
@@ -52,6 +52,16 @@ def test_what_each_side_adds():
     assert table[1]["tiny_vfm_vae: change"] == "-5.0 %, -4.5 %"
     assert table[1]["tiny_plain_vae: change"] == "-20.0 %, -20.0 %"
     assert "tiny_vfm_vae: change" not in table[0]
+
+
+def test_what_was_not_logged_is_a_clear_line(tmp_path):
+    rows = study()
+    for row in rows:
+        runs.create(row.phases[-1], tmp_path)
+    for draw in (alignment.convergence, alignment.dynamics_maps):
+        with pytest.raises(ConfigError, match="set diffusion.train.evaluate_at"):
+            draw(rows, tmp_path)
+    assert not alignment.losses(rows, tmp_path).data
 
 
 def test_figures_of_reuse():

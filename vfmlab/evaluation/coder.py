@@ -15,8 +15,7 @@ TOKENS = 4096  # on which the interval is chosen
 class Coder:
     """Principal channels of latents N C h w, cut off after the first k and rounded to 2^bits even levels.
 
-    Values beyond an interval are clipped; its width is the one with the least squared error on `maps`,
-    channel by channel.
+    Values beyond an interval are clipped; its width, by channel, has the least squared error on `maps`.
     """
 
     def __init__(self, maps: Tensor):

@@ -40,8 +40,7 @@ def compare(images: Tensor, restored: Tensor, masks: Tensor | None,
     """Every pixel metric, one number per image (B), or the reason why it cannot be had.
 
     Args:
-        images, restored: B 3 H W in [-1, 1]. masks: bool B 1 H W of the object, None where the data know
-        none.
+        images, restored: B 3 H W in [-1, 1]. masks: bool B 1 H W of the object, None where there are none.
         lpips: the network, or why there is none.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -49,8 +49,7 @@ def convergence(
     """Quality of samples over training, from the evaluations that runs log on the way.
 
     One line per run or, with `labels`, per label: the mean over its runs. All under the protocol that most
-    runs ended with; points of others, or without one, are left out, and the panel says so. No panel: no
-    evaluations.
+    runs ended with; points of others, or without one, are left out, and the panel says so.
     """
     label_of = dict(zip((f.id for f in folders), labels or [f.id for f in folders], strict=True))
     logged, parts = {folder.id: course.logged(folder) for folder in folders}, []
@@ -164,8 +163,7 @@ def dynamics_maps(courses: Mapping[str, Mapping[str, Sequence[Any]]], title: str
 def similarity_figure(
     times: Sequence[float], matrices: Mapping[int, Tensor], encoder: int | None = None
 ) -> go.Figure:
-    """Cosine of each block's tokens one step apart, over t; and between any two times, for the encoder's last
-    block.
+    """Cosine of each block's tokens one step apart, and between any two times for the encoder's last block.
 
     matrices: block -> T T, as :func:`vfmlab.diffusion.reuse.similarity_over_time` gives it for `times` (T).
     """

@@ -123,11 +123,9 @@ def error_map(target: Tensor, image: Tensor, gain: float = 4.0) -> Tensor:
 
 
 def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
-    """Feature maps [N C h w] as colours [N 3 H W] in [-1, 1]: the first three principal components over all
-    positions.
+    """Feature maps [N C h w] as colours [N 3 H W] in [-1, 1]: their first three principal components.
 
-    Components are scaled to their own 2..98 % range; signs are fixed by the largest loading, so colours are
-    reproducible.
+    Components are scaled to their own 2..98 % range; signs are fixed by the largest loading.
     """
     n, c, h, w = features.shape
     flat = features.detach().float().permute(0, 2, 3, 1).reshape(-1, c)
@@ -167,10 +165,9 @@ def curves(
     dashed: Sequence[str] = (),
     by_place: bool = False,
 ) -> go.Figure:
-    """Lines over training: {name: (x, y)}. Names in `dashed` are drawn dashed (reference curves, other
-    seeds).
+    """Lines over training: {name: (x, y)}.
 
-    by_place: colours by place in `series`, for several runs of one method.
+    dashed: names that are drawn dashed. by_place: colours by place in `series`, for runs of one method.
     """
     figure = go.Figure()
     for i, (name, (xs, ys)) in enumerate(series.items()):
@@ -184,11 +181,16 @@ def curves(
 
 
 def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = None) -> go.Figure:
-    """Several curve figures beside each other; a name keeps its colour and appears once in the legend."""
+    """Several curve figures beside each other; a name keeps its colour and appears once in the legend.
+
+    Without any, an empty figure.
+    """
+    if not figures:
+        return framed(go.Figure(), None, None, title)
     count = -(-len(figures) // columns)
+    gaps = {"horizontal_spacing": 0.09, "vertical_spacing": 0.32 / max(2, count)}
     titles = [f.layout.title.text or "" for f in figures]
-    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, horizontal_spacing=0.09,
-                          vertical_spacing=0.32 / max(2, count))
+    sheet = make_subplots(rows=count, cols=columns, subplot_titles=titles, **gaps)
     seen: set[str] = set()
     for k, figure in enumerate(figures):
         row, column = k // columns + 1, k % columns + 1
@@ -197,11 +199,11 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
             trace.update(legendgroup=trace.name, showlegend=bool(trace.name) and trace.name not in seen)
             seen.add(trace.name)
             sheet.add_trace(trace, row, column)
-        sheet.update_xaxes(title=figure.layout.xaxis.title.text, row=row, col=column)
-        sheet.update_yaxes(title=figure.layout.yaxis.title.text, type=figure.layout.yaxis.type, row=row,
-                           col=column)
-    return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60,
-                               margin={"l": 56, "r": 12, "t": 64, "b": 44})
+        x, y = figure.layout.xaxis, figure.layout.yaxis
+        sheet.update_xaxes(title=x.title.text, row=row, col=column)
+        sheet.update_yaxes(title=y.title.text, type=y.type, row=row, col=column)
+    margin = {"l": 56, "r": 12, "t": 64, "b": 44}
+    return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60, margin=margin)
 
 
 def scatter(
@@ -225,14 +227,14 @@ def number(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value,
-                                      int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Records as a table: one row each, columns in the order in which they first appear. A cell in ** is
-    bold.
+    """Records as a table: one row each, columns as they first appear. A cell in ** is bold.
 
     Notebooks and pages show it as HTML (nothing is cut, and it can be selected), documents as Markdown.
     """

@@ -116,7 +116,7 @@ def losses(study: Sequence[Row], root: str | Path) -> go.Figure:
                 lines[name] = tuple(zip(*((r["samples"], r[key]) for r in records if key in r), strict=True))
         if lines:
             parts.append(primitives.curves(lines, y=title, title=title, dashed=_dashed(study), by_place=True))
-    return primitives.panels(parts, columns=len(parts))
+    return primitives.panels(parts, columns=max(1, len(parts)))
 
 
 def _dashed(study: Sequence[Row]) -> list[str]:

@@ -59,8 +59,8 @@ def encode(tokenizer: Tokenizer, images: Images) -> Tensor:
 def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
     """Images of normalised latents N C h w: N 3 S S."""
     with evaluating(tokenizer):
-        return torch.cat([tokenizer.decode(part.to(tokenizer.stat_mean.device)).cpu()
-                          for part in z.split(CPU_PART)])
+        on = tokenizer.stat_mean.device
+        return torch.cat([tokenizer.decode(part.to(on)).cpu() for part in z.split(CPU_PART)])
 
 
 # -- reconstruction ----------------------------------------------------------------------
@@ -70,9 +70,8 @@ def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
 class Disturbance:
     """What is done to latents before they are decoded, to see what breaks. The default does nothing.
 
-    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep:
-    principal channels kept (None: all); bits: each kept channel is rounded to 2^bits levels (None: not
-    rounded).
+    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep: number
+    of principal channels (None: all); bits: each of these is rounded to 2^bits levels (None: not rounded).
     """
 
     sigma: float = 0.0
@@ -82,28 +81,25 @@ class Disturbance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 10:  # NaN fails too
-            raise ConfigError(f"sigma = {self.sigma}: noise on the latent is between 0 and 10 standard "
-                              "deviations")
+            raise ConfigError(f"sigma = {self.sigma}: noise is between 0 and 10 standard deviations")
         for name, value, high in (("keep", self.keep, None), ("bits", self.bits, 16)):
             if value is not None and (value < 1 or (high is not None and value > high)):
-                raise ConfigError(f"{name} = {value}: give a whole number from 1"
-                                  + (f" to {high}" if high else "") + ", or nothing")
+                most = f" to {high}" if high else ""
+                raise ConfigError(f"{name} = {value}: give a whole number from 1{most}, or nothing")
 
     @property
     def rounds(self) -> bool:
         return self.keep is not None or self.bits is not None
 
     def __call__(self, z: Tensor, bank: Maps | None = None) -> Tensor:
-        """z: N C h w. bank: latents of other images, on which channels and levels are chosen; only rounding
-        needs it.
+        """z: N C h w. bank: latents of other images, on which rounding chooses channels and levels.
 
         Raises:
             ConfigError: rounding without a bank, or more channels than there are.
         """
         if self.rounds:
             if bank is None:
-                raise ConfigError("rounding or dropping channels needs latents of other images to choose "
-                                  "them on; give a bank")
+                raise ConfigError("keep, bits: channels are chosen on latents of other images; give a bank")
             channels = z.shape[1] if self.keep is None else self.keep
             if channels > z.shape[1]:
                 raise ConfigError(f"keep = {channels}: this latent has {z.shape[1]} channels")
@@ -117,9 +113,8 @@ class Disturbance:
 class Rebuilt:
     """Images through one tokenizer.
 
-    target, images: N 3 S S, as it saw them and as it made them. latent: what was decoded, N C h w. metrics:
-    name -> one number per
-    image (psnr in dB, ssim, lpips, feature_distance). missing: name -> why there is none.
+    target, images: N 3 S S, originals and reconstructions. latent: what is decoded, N C h w. metrics: name ->
+    one number per image (psnr in dB, ssim, lpips, feature_distance). missing: name -> why there is none.
     """
 
     target: Tensor
@@ -157,9 +152,8 @@ def reconstruct(
     """Images through a tokenizer and back, with the numbers of each; measured on 8-bit images, as reports do.
 
     Args:
-        images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`. space: whose features
-        the feature distance
-            (1 - cosine) is taken in; None: not at all.
+        images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`.
+        space: of the feature distance (1 - cosine); None: not measured.
     """
     target = side(tokenizer, images)
     z = encode(tokenizer, target)
@@ -169,8 +163,7 @@ def reconstruct(
     where = api.device()
     values = pixels.compare(target.to(where), restored.to(where), None, pixels.perceptual(str(where)))
     metrics = {name: value.double().tolist() for name, value in values.items() if not isinstance(value, str)}
-    missing = {name: value for name,
-               value in values.items() if isinstance(value, str) and name != "psnr_mask"}
+    missing = {k: v for k, v in values.items() if isinstance(v, str) and k != "psnr_mask"}
     if space is not None:
         opened = feature_space(space, tokenizer.size)
         if isinstance(opened, str):
@@ -187,8 +180,7 @@ def reconstruct(
 @torch.no_grad()
 def layer_maps(model: Tokenizer | VisionModel, images: Images,
                layers: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """Feature maps by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer; N C h w
-    each.
+    """Feature maps N C h w by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer.
 
     model: a tokenizer (with or without a VFM) or a vision model. layers: of the VFM; None: those it reads by
     default. For a tokenizer that trained an encoder of its own on, that encoder's maps are shown as "encoder
@@ -211,8 +203,7 @@ def colours(maps: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
 
 
 def likeness(maps: Tensor, query: tuple[float, float]) -> Tensor:
-    """Cosine similarity of every position of maps N C h w to the one at `query` (y, x in 0..1): N h w in [-1,
-    1].
+    """Cosine of every position of maps N C h w to the one at `query` (y, x in 0..1): N h w in [-1, 1].
 
     Raises:
         ConfigError: a query outside the image.

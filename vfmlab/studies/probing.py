@@ -52,8 +52,7 @@ def probe_layers(
 
 
 def linear_decodability(vfm: VisionModel, cfg: config.Data, n: int = 1000) -> list[dict[str, Any]]:
-    """PSNR of pixels predicted linearly (ridge) from the features of one position, by layer and for all
-    together.
+    """PSNR of pixels read linearly (ridge) from the features of one position, by layer and from all layers.
 
     Each position of a feature map predicts its own patch of the image; fitted on the first half of `n`
     held-out images. PSNR is that of the mean squared error over the second half.

@@ -101,8 +101,7 @@ def reconstructions(
 ) -> go.Figure:
     """Images, their reconstructions by each tokenizer (with mean PSNR), and the error four times enlarged.
 
-    disturbance: of the latents, before they are decoded. banks: name -> latents of other images, which
-    rounding needs.
+    disturbance: of the latents. banks: name -> latents of other images, which rounding needs.
     """
     rows = {"original": images}
     for i, (name, tokenizer) in enumerate(tokenizers.items()):

@@ -126,7 +126,6 @@ def load_diffusion(
     Raises:
         ConfigError: `decoder` has other latents.
     """
-
     folder = runs.open_run(ref, root, kind="diffusion")
     run = folder.config()
     if run.diffusion is None:

@@ -55,8 +55,7 @@ def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor, headles
                     data: config.Data | None = None) -> Any:
     """Images N 3 S S through any of the tokenizers, with noise on the latent, fewer channels, fewer bits.
 
-    data: other images, which rounding needs; None: latents can be disturbed by noise only. headless: all
-    tokenizers, undisturbed.
+    data: other images, which rounding needs; None: noise only. headless: all tokenizers, undisturbed.
     """
     if headless:
         return show.reconstructions(tokenizers, images)
