@@ -34,7 +34,13 @@ FLOORS = [
 ]
 FLOOR = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 MAY_PRINT = {"cli"}
-LONGEST = 450
+ROOT_MODULES = {"__init__", "__main__", "api", "errors", "registry", "runs", "seeding"}
+LONGEST, WIDEST, MOST_FLOORS = 450, 110, 15
+PRIVATE_WORDS = {
+    "lane", "lanes", "opponent", "opponents", "rival", "rivals", "starter", "blends", "views", "heard", "conduct",
+}
+STARTS_PROCESSES = {"vfmlab.studies.executor", "vfmlab.studies.cluster"}
+ASKS_OTHERS = {"vfmlab.runs", "vfmlab.cli.doctor"}  # git, and imports that may take the process down
 
 
 def module_name(path: Path) -> str:
@@ -136,6 +142,70 @@ def test_chains_of_imports_are_short():
         length[name] = 1 + max((length[other] for other in graph[name]), default=0)
     assert length["vfmlab.widgets"] <= 16
     assert length["vfmlab.plots.figures"] <= 10
+
+
+def test_the_root_holds_few_modules():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT_MODULES
+    assert all((path / "__init__.py").exists() for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py")))
+
+
+def test_few_floors():
+    assert len(FLOORS) <= MOST_FLOORS
+
+
+def test_lines_fit_the_page():
+    """Tables may be wider: rows between brackets that a formatter leaves alone, and those of docstrings."""
+    wide = []
+    for path in [*FILES, *(ROOT / "apps").glob("*.py")]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        table = {n for node in ast.walk(ast.parse("\n".join(lines))) if hasattr(node, "end_lineno")
+                 and "# fmt: skip" in lines[node.end_lineno - 1] for n in range(node.lineno, node.end_lineno + 1)}  # fmt: skip
+        wide += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1)
+                 if len(line) > WIDEST and n not in table and not line.lstrip().startswith("|")]
+    assert not wide, f"{len(wide)} lines are wider than {WIDEST} columns: {wide[:12]}"
+
+
+def test_plots_only_draw():
+    """A figure takes results: what trains, samples or measures stands in other rooms."""
+    for name in MODULES:
+        if top(name) == "plots":
+            above = {other for other in imports(MODULES[name]) if top(other) in ("api", "training", "diffusion", "studies", "cli")}
+            assert not above, f"{name} imports {sorted(above)}"
+
+
+def test_one_executor():
+    """Nothing else starts a process."""
+    for name, path in MODULES.items():
+        if name in STARTS_PROCESSES | ASKS_OTHERS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            assert not {"subprocess", "multiprocessing", "distributed", "dask"} & {n.split(".")[0] for n in names}, f"{name}:{node.lineno}"
+
+
+def test_one_page_writer():
+    """HTML pages come from the one template."""
+    for name, path in MODULES.items():
+        assert not re.search(r"<!doctype|<html|<body", path.read_text(), re.IGNORECASE), f"{name} writes a page of its own"
+
+
+def test_phases_are_not_told_apart_by_strings():
+    """A phase knows its kind by its class; only a kind that somebody asks for is compared."""
+    places = [f"{name}:{n}" for name, path in MODULES.items() for n, line in enumerate(path.read_text().splitlines(), 1)
+              if re.search(r"(run|folder|phase|recipe|run_dir)\.kind (==|!=) [\"']", line)]  # fmt: skip
+    assert not places, places
+
+
+def test_plain_words():
+    """Names are field terms, one word for one idea."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            used = [getattr(node, field, None) for field in ("id", "arg", "attr", "name")]
+            used = [word for word in used if isinstance(word, str)]
+            words = {part for word in used for part in re.split(r"[_\d]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower())}
+            assert not words & PRIVATE_WORDS, f"{name}:{getattr(node, 'lineno', '?')}: {sorted(words & PRIVATE_WORDS)}"
 
 
 def test_no_file_grows_too_long():

@@ -22,7 +22,14 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
 from vfmlab.training.task import Task
-from vfmlab.weights.load import LoadedDiffusion, build_tokenizer, device, load_diffusion, load_tokenizer, tokenizer_run
+from vfmlab.weights.load import (
+    LoadedDiffusion,
+    build_tokenizer,
+    device,
+    load_diffusion,
+    load_tokenizer,
+    tokenizer_run,
+)
 
 __all__ = [
     "LoadedDiffusion", "Preview", "build_tokenizer", "device", "evaluate", "load_diffusion", "load_tokenizer", "open_task",

@@ -75,5 +75,6 @@ def of_the_machine(error: BaseException) -> str:
              "Storage size calculation overflowed")
     if isinstance(error,
                   MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
-        return f"out of memory ({text[:120] or 'no details'}); make train.batch, data.size or data.train smaller"
+        reason = text[:120] or "no details"
+        return f"out of memory ({reason}); make train.batch, data.size or data.train smaller"
     return ""

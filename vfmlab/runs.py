@@ -156,7 +156,7 @@ class RunDir:
     def kind(self) -> Kind:
         return kind_of(self.raw_config)
 
-    # -- status ----------------------------------------------------------------------------------------------
+    # -- status ---------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """What status.json says; "interrupted" where the process is gone or the file is damaged."""
@@ -214,7 +214,7 @@ class RunDir:
     def stop_requested(self) -> bool:
         return self._stop.exists()
 
-    # -- metrics ---------------------------------------------------------------------------------------------
+    # -- metrics --------------------------------------------------------------------------------------------
 
     def log(self, record: Tree, file: str = "metrics.jsonl") -> None:
         """Append one record. Non-finite numbers become null (JSON has none)."""
@@ -261,7 +261,7 @@ class RunDir:
             history = [*history, old]
         write_json(self.path / "env.json", {**new, "earlier": history})
 
-    # -- any file --------------------------------------------------------------------------------------------
+    # -- any file -------------------------------------------------------------------------------------------
 
     def _read(self, name: str) -> Tree:
         """A JSON file of the run, {} where it is not there; :class:`RunError` where it is damaged."""

@@ -64,7 +64,8 @@ def _():
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            out["devices"].append({"name": p.name, "memory": p.total_memory, "bf16": torch.cuda.is_bf16_supported()})
+            facts = {"name": p.name, "memory": p.total_memory, "bf16": torch.cuda.is_bf16_supported()}
+            out["devices"].append(facts)
     out["mps"] = bool(getattr(torch.backends, "mps", None) and torch.backends.mps.is_available())
     out["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     a = torch.ones(8, 8, dtype=torch.bfloat16)

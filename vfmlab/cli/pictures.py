@@ -59,7 +59,8 @@ def sample(
     model = api.load_diffusion(run, root, ema=not raw, decoder=decoder)
     classes = model.class_names
     chosen = range(len(classes)) if labels is None else [data.class_number(text, classes) for text in labels]
-    how = {"seed": seed, "guidance": guidance, "steps": steps, "sampler": {"solver": solver} if solver else None}
+    how = {"seed": seed, "guidance": guidance, "steps": steps,
+           "sampler": {"solver": solver} if solver else None}
     protocol = api.sampling_protocol(model, chosen, **how)
     names = [f"{i:04d}_{_safe(model.class_names[label])}" for i, label in enumerate(chosen)]
     facts = {
@@ -143,7 +144,7 @@ def reconstruct(
     return 0
 
 
-# -- what comes in -------------------------------------------------------------------------------------------
+# -- what comes in -----------------------------------------------------------------------------------------
 
 
 def _image_files(given: Sequence[Path]) -> list[Path]:
@@ -177,7 +178,7 @@ def _chunks(count: int) -> Iterator[slice]:
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
 
 
-# -- what goes out -------------------------------------------------------------------------------------------
+# -- what goes out -----------------------------------------------------------------------------------------
 
 
 def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], names: list[str]) -> Path:

@@ -146,7 +146,8 @@ def explain(error: ValidationError, config: Any) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         above = "".join(f"{part}." for part in place[:-1])
-        return f"unknown field {brief(field)} = {shown}{nearest(field, [above + name for name in _fields(place[:-1], config)])}{more}"
+        known = [above + name for name in _fields(place[:-1], config)]
+        return f"unknown field {brief(field)} = {shown}{nearest(field, known)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"field {brief(field)} is missing{more}"

@@ -88,7 +88,8 @@ class SceneSource(ImageSource):
 
     def __init__(self, style: str, split: str, size: int, count: int, seed: int = 0):
         if style not in STYLES:
-            raise ConfigError(f"field 'data.source' = 'scenes:{style}': unknown style{nearest(style, STYLES)}")
+            raise ConfigError(f"field 'data.source' = 'scenes:{style}': unknown "
+                              f"style{nearest(style, STYLES)}")
         if count > MOST:
             raise ConfigError(f"field 'data.{split}' = {count}: at most {MOST:,} scenes are drawn")
         self.style = STYLES[style]

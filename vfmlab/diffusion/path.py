@@ -81,7 +81,7 @@ def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
     return (x - z) / _over(t, x)
 
 
-# -- training ----------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------
 
 
 def shift_time(t: Tensor | float, shift: float) -> Tensor | float:
@@ -122,7 +122,7 @@ def velocity_loss(prediction: Tensor, target: Tensor, cosine: float = 0.0) -> Te
     return loss
 
 
-# -- sampling ----------------------------------------------------------------------------------------------------------
+# -- sampling ----------------------------------------------------------------------------------------------
 
 LAST_SDE_TIME = 0.04  # SiT and REPA: below this one step without noise
 

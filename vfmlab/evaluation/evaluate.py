@@ -70,7 +70,7 @@ def _closed(report: Report, setup: Setup, started: float) -> Report:
     return report.replace(warnings=lines, seconds=round(time.perf_counter() - started, 2))
 
 
-# -- reports on disk ---------------------------------------------------------------------------------------------------
+# -- reports on disk ---------------------------------------------------------------------------------------
 
 
 def request(run: config.Phase, folder: runs.RunDir) -> str:

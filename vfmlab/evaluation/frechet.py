@@ -198,4 +198,7 @@ def few_samples_warning(n: int) -> str | None:
     """One line when n is too small for a Frechet distance to be read alone."""
     if n >= FEW_SAMPLES:
         return None
-    return f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read kernel distances too (slightly below 0 for equal class-balanced sets)"
+    return (
+        f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read kernel distances too "
+        "(slightly below 0 for equal class-balanced sets)"
+    )

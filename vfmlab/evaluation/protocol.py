@@ -139,7 +139,8 @@ class Setup:
             return f"feature space '{self.space.name}' knows no classes"
         missing = [name for name in self.source.class_names if name not in known]
         if missing:
-            return f"feature space '{self.space.name}' has not learnt class '{missing[0]}' of '{self.cfg.source}'"
+            name = self.space.name
+            return f"feature space '{name}' has not learnt class '{missing[0]}' of '{self.cfg.source}'"
         return None
 
     def classify(self, logits: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class Subject:
         return Resolved({**self.resolved.sections, "representation": self.facts, **more,
                          "instrument": dict(instrument)})
 
-    # -- features ---------------------------------------------------------------------------------------------------
+    # -- features -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def read(self, images: Tensor, ids: Sequence[int]) -> Tensor:
@@ -224,7 +224,7 @@ class Subject:
             return torch.cat([self.tokenizer.decode(x.to(self.device)).cpu() for x in z.split(part)])
 
 
-# -- the three kinds --------------------------------------------------------------------------------------------------
+# -- the three kinds ---------------------------------------------------------------------------------------
 
 
 def of_tokenizer(

@@ -79,7 +79,8 @@ def _paper(method: str, channels: int, vfm: Tree, **more: Any) -> Tree:
     return tree
 
 
-FIFTEEN, HUB = "about fifteen minutes on one core, most of it in the wide head", "the VFM's weights (hub or vfm.weights=FILE)"
+FIFTEEN = "about fifteen minutes on one core, most of it in the wide head"
+HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset("tiny_rae", "RAE on the bundled pocket VFM, 16 px, a few dozen images: does it all run?", _tiny("rae")),
     Preset("tiny_multi_layer_rae", "Multi-layer RAE on the bundled pocket VFM, 16 px: does it all run?", _tiny("multi_layer_rae", last=2, pooled=True)),

@@ -13,9 +13,20 @@ from vfmlab.evaluation import course
 from vfmlab.evaluation.number import TABLE, groups, quantities
 from vfmlab.plots import primitives
 from vfmlab.studies.page import Lines, Page, Picture, definitions
-from vfmlab.studies.results import Result, courses, curve_names, curve_records, records, stage_records, verdict
+from vfmlab.studies.results import (
+    Result,
+    courses,
+    curve_names,
+    curve_records,
+    records,
+    stage_records,
+    verdict,
+)
 
-QUESTION = "The same budget, images and protocol for every row: which setting is better, and by more than its seeds differ?"
+QUESTION = (
+    "The same budget, images and protocol for every row: which setting is better, and "
+    "by more than its seeds differ?"
+)
 # of the first, second ... row of one colour
 DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")
 
@@ -35,7 +46,8 @@ def build(results: Sequence[Result], command: str, title: str,
         for name in curve_names(part):
             curves, left_out = curve_records(part, name), course.left_out(c for _, c in courses(part, name))
             if curves or left_out:
-                text = f"{quantities()[name].label} over training (images seen by the diffusion model). {left_out}"
+                label = quantities()[name].label
+                text = f"{label} over training (images seen by the diffusion model). {left_out}"
                 page.add("", text.strip(), *([primitives.table(curves)] if curves else []))
         page.add("", "", *over_training(part))
     if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed]:

@@ -104,7 +104,8 @@ def verdict(found: Sequence[Correlation]) -> str:
     if not clear:
         return "None: the interval over rows of every metric holds 0."
     one = clear[0]
-    return f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows {one.low:+.2f} … {one.high:+.2f}), over {one.rows} rows."
+    interval = f"95 % over rows {one.low:+.2f} … {one.high:+.2f}"
+    return f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} ({interval}), over {one.rows} rows."
 
 
 def strengths(found: Sequence[Correlation], target: str) -> go.Figure:

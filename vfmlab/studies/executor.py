@@ -126,7 +126,7 @@ def evaluate_run(run: str, root: str) -> None:
     api.evaluate(run, root)
 
 
-# -- on a worker ---------------------------------------------------------------------------------------------
+# -- on a worker -------------------------------------------------------------------------------------------
 
 _one = threading.Lock()  # random numbers and threads belong to a process, so it does one node at a time
 _running: set[str] = set()
@@ -178,7 +178,7 @@ def _stop(folders: Mapping[str, str | None]) -> int:
     return len(mine)
 
 
-# -- the graph -----------------------------------------------------------------------------------------------
+# -- the graph ---------------------------------------------------------------------------------------------
 
 
 def run(

@@ -39,7 +39,8 @@ def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any
                                "seconds": primitives.number(sum(r.seconds.values()))})
         hashes = sorted({str(r.hash) for r in part})
         plural = "s" * (len(part) > 1)
-        heading = f"{one.data}, N = {one.protocol.get('n')}, {len(part)} run{plural} (protocol {', '.join(hashes)})"
+        runs_ = f"{len(part)} run{plural} (protocol {', '.join(hashes)})"
+        heading = f"{one.data}, N = {one.protocol.get('n')}, {runs_}"
         made.append((heading, compare_page.note(part, ""), rows))
     return made
 

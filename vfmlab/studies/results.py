@@ -19,7 +19,17 @@ from typing import Any
 from vfmlab import api, config, runs
 from vfmlab.errors import VfmlabError
 from vfmlab.evaluation import course, number
-from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, groups, quantities
+from vfmlab.evaluation.number import (
+    CURVE,
+    HIGHER,
+    TABLE,
+    TARGET,
+    Number,
+    Quantity,
+    Report,
+    groups,
+    quantities,
+)
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -98,7 +108,7 @@ class Result:
         return {**more, "version": VERSION, **entries, "stages": stages, "logged": curves}
 
 
-# -- collecting ---------------------------------------------------------------------------------------------------------
+# -- collecting --------------------------------------------------------------------------------------------
 
 
 def collect(rows: Sequence[Row], root: str | Path, failed: Mapping[str, str] | None = None) -> list[Result]:
@@ -285,7 +295,7 @@ def verdict(results: Sequence[Result]) -> str:
     return "None: fewer than two rows have a number of what is generated under one protocol."
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------
 
 
 def head(q: Quantity, size: int | None) -> str:
@@ -312,8 +322,8 @@ def records(results: Sequence[Result], mark: str = "{}") -> list[dict[str, str]]
         seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
         row["tokenizer seconds"] = f"{statistics.fmean(seconds):,.0f}" if seconds else "–"
         parameters, latent = mine[0].parameters, mine[0].latent
-        row[
-            "parameters trained / all"] = f"{parameters['trained']:,} / {parameters['tokenizer']:,}" if parameters else "–"
+        counts = f"{parameters['trained']:,} / {parameters['tokenizer']:,}" if parameters else "–"
+        row["parameters trained / all"] = counts
         row["VFM"] = f"{parameters['vfm']:,}" if parameters and parameters["vfm"] else "–"
         row["latent"] = " x ".join(map(str, latent)) if latent else "–"
         table.append(row)

@@ -101,7 +101,7 @@ class AlignTok(Tokenizer):
             )
         return grid // side
 
-    # -- encoder ----------------------------------------------------------------------------------------------------
+    # -- encoder --------------------------------------------------------------------------------------------
 
     def own_features(self, images: Tensor) -> EncoderMaps:
         """Maps of the encoder (B D h w by layer, in the order of `read`), with gradients where its weights
@@ -134,7 +134,7 @@ class AlignTok(Tokenizer):
         # Behind the start's small gain the adapter's gradients would be of the size of the ratio's epsilon.
         return self.adapter.out.weight if self.start is None else self.start.read.weight
 
-    # -- decoder ----------------------------------------------------------------------------------------------------
+    # -- decoder --------------------------------------------------------------------------------------------
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         images = self.decoder(z)

@@ -81,7 +81,7 @@ class RAE(Tokenizer):
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.write = LinearWrite(channels, config.factor) if config.linear_start else None
 
-    # -- encoder ----------------------------------------------------------------------------------------------------
+    # -- encoder --------------------------------------------------------------------------------------------
 
     def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
         """Images (B 3 H W) -> the VFM's normalised tokens before standardisation (B C h w)."""
@@ -111,7 +111,7 @@ class RAE(Tokenizer):
         raise ConfigError(f"tokenizer '{self.config.method}' trains no encoder: no adaptive weight can be "
                           "taken there; set adaptive=false, or leave the term out")
 
-    # -- decoder ----------------------------------------------------------------------------------------------------
+    # -- decoder --------------------------------------------------------------------------------------------
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         images = self.decoder(z)

@@ -170,7 +170,7 @@ class VFMVAE(Tokenizer):
         self.frozen["vfm"] = vfm
         return self
 
-    # -- encoder ----------------------------------------------------------------------------------------------------
+    # -- encoder --------------------------------------------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return self._encode(self.read_features(images, features, self.layers))
@@ -219,7 +219,7 @@ class VFMVAE(Tokenizer):
         # epsilon.
         return self.final_projection.last_weight if self.start is None else self.start.read.weight
 
-    # -- decoder ----------------------------------------------------------------------------------------------------
+    # -- decoder --------------------------------------------------------------------------------------------
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         images = self.decoder(z)

@@ -116,7 +116,7 @@ class DiffusionTask(Task):
         found["tokenizer"] = self.run.parent or ""
         return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
 
-    # -- data -------------------------------------------------------------------------------------------------------
+    # -- data -----------------------------------------------------------------------------------------------
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
         """The caches: every training image encoded once, by the tokenizer and by the VFMs it is aligned
@@ -206,7 +206,7 @@ class DiffusionTask(Task):
         return example(n, self.tokenizer.latent_shape, self.run.data.size, self.num_classes, self.targets,
                        tunes)
 
-    # -- looking at it ----------------------------------------------------------------------------------------------
+    # -- looking at it --------------------------------------------------------------------------------------
 
     def preview(self, weights: nn.Module) -> Tensor:
         """Samples of fixed seeds and labels, decoded: N 3 H W. Solver and guidance are the protocol's."""

@@ -107,7 +107,8 @@ def exhaustion(name: str, train: Train) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and not any(part in text.lower() for part in EXHAUSTED):
             raise
-        advice = f"set train.accumulation={2 * train.accumulation} (same result), train.batch={max(1, train.batch // 2)}"
+        half = max(1, train.batch // 2)
+        advice = f"set train.accumulation={2 * train.accumulation} (same result), train.batch={half}"
         if train.precision == "fp32":
             advice += ", train.precision=auto"
         first = f" ({text.splitlines()[0][:100]})" if text else ""

@@ -57,7 +57,8 @@ class Guard:
         if not math.isfinite(loss):
             return f"loss is {loss}"
         if len(self.losses) >= ENOUGH and abs(loss) > self.explode * median(self.losses):
-            return f"loss {loss:.4g} is more than {self.explode:g} times its running median {median(self.losses):.4g}"
+            middle = median(self.losses)
+            return f"loss {loss:.4g} is more than {self.explode:g} times its running median {middle:.4g}"
         if not math.isfinite(gradient) and not overflows:
             return f"gradient norm is {gradient}"
         if gradient == 0:
@@ -76,9 +77,11 @@ class Guard:
         if "parameters" in reason:
             return f"start from an earlier checkpoint with a lower train.lr (now {self.lr:g})"
         if "zero" in reason:
-            return "check that 'trains' and the loss weights leave something to learn, or set train.precision=fp32"
+            return ("check that 'trains' and the loss weights leave something to learn, "
+                    "or set train.precision=fp32")
         fp32 = "" if self.precision == "fp32" else "train.precision=fp32, "
-        return f"try a lower train.lr (now {self.lr:g}), {fp32}train.clip (now {self.clip:g}) or more train.warmup"
+        lower = f"try a lower train.lr (now {self.lr:g}), "
+        return f"{lower}{fp32}train.clip (now {self.clip:g}) or more train.warmup"
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "in_a_row": self.in_a_row, "total": self.total}

@@ -110,7 +110,7 @@ class _Loop:
     def warnings(self, lines: Iterable[str]) -> list[Event]:
         return [self.event("warning", message=line) for line in lines if line]
 
-    # -- around it all ----------------------------------------------------------------------------------------------
+    # -- around it all --------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -224,7 +224,7 @@ class _Loop:
         yield from self.warnings(() if images is None else [account.lost(images)])
         yield self.event("finish", seconds=self.state.seconds, **({"remark": remark} if remark else {}))
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+    # -- one step -------------------------------------------------------------------------------------------
 
     def take_step(self) -> None:
         """One global batch: forward, backward, and an update unless the guards refuse it."""
@@ -313,7 +313,7 @@ class _Loop:
         if self.main:
             self.run_dir.log({**record, "reason": reason, **numbers, "indices": rows}, "bad_steps.jsonl")
 
-    # -- between steps ----------------------------------------------------------------------------------------------
+    # -- between steps --------------------------------------------------------------------------------------
 
     def _due(self) -> list[str]:
         """What is to be done after the step just completed; the checkpoint last, so that it covers the
@@ -412,7 +412,7 @@ class _Loop:
         finally:
             self.task.objective.train()
 
-    # -- status -----------------------------------------------------------------------------------------------------
+    # -- status ---------------------------------------------------------------------------------------------
 
     def _status(self, **changes: Any) -> None:
         self.beat = time.time()

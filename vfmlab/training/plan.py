@@ -271,7 +271,7 @@ def _frozen_in(objective: TokenizerObjective) -> int:
     return sum(p.numel() for child in others for p in child.parameters(recurse=False) if id(p) not in trained)
 
 
-# -- how it reads ---------------------------------------------------------------------------------------------------
+# -- how it reads ------------------------------------------------------------------------------------------
 
 
 def _si(value: float, unit: str = "") -> str:

@@ -60,7 +60,8 @@ class TokenizerTask(Task):
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
         self.weights: Tokenizer = tokenizer
-        self.discriminators, self.find_unused = self.objective.discriminators, self.objective.unused_parameters
+        self.discriminators = self.objective.discriminators
+        self.find_unused = self.objective.unused_parameters
         if parent_dir is not None:
             inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None

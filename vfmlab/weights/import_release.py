@@ -94,7 +94,7 @@ def open_release(
     return Release(row, path, digest, settings, import_state_dict(row.family, state, settings))
 
 
-# -- the run's config ----------------------------------------------------------------------------------------
+# -- the run's config --------------------------------------------------------------------------------------
 
 
 def draft(
@@ -200,7 +200,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
     return folder
 
 
-# -- the run's directory -------------------------------------------------------------------------------------
+# -- the run's directory -----------------------------------------------------------------------------------
 
 
 def import_run(

@@ -40,7 +40,7 @@ Weights = Mapping[str, Tensor]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-# -- reading and writing -------------------------------------------------------------------------------------
+# -- reading and writing -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-# -- the hub -------------------------------------------------------------------------------------------------
+# -- the hub -----------------------------------------------------------------------------------------------
 
 
 def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a copy: --file PATH") -> Path:
@@ -247,7 +247,7 @@ def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a 
         ) from None
 
 
-# -- hashes --------------------------------------------------------------------------------------------------
+# -- hashes ------------------------------------------------------------------------------------------------
 
 
 def sha256(path: str | Path, expected: str | None = None) -> str:
@@ -278,7 +278,7 @@ def digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-# -- strict loading ------------------------------------------------------------------------------------------
+# -- strict loading ----------------------------------------------------------------------------------------
 
 
 def check(own: Weights, tensors: Weights, what: str, keep: Iterable[str] = ()) -> None:

@@ -120,8 +120,8 @@ def load_diffusion(
 
     Args:
         decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
-        diffusion model was
-            trained (AlignTok's third stage). Its latents must be those of the run's own tokenizer.
+            diffusion model was trained (AlignTok's third stage). Its latents must be those of the run's own
+            tokenizer.
 
     Raises:
         ConfigError: `decoder` has other latents.

@@ -46,7 +46,7 @@ class Probes(Instrument):
             report.add(f"probe_mean_{name}", scores[name], section, len(test), chance=scores["chance"])
 
 
-# -- factors ----------------------------------------------------------------------------------------------------------
+# -- factors -----------------------------------------------------------------------------------------------
 
 
 def factor_targets(source, indices: Tensor) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class Factors(Instrument):
         report.add("factors", list(found.values()), section, len(test), factor=list(found))
 
 
-# -- segmentation -----------------------------------------------------------------------------------------------------
+# -- segmentation ------------------------------------------------------------------------------------------
 
 
 def segment(maps: Tensor, masks: Tensor, test: Tensor, size: int) -> Tensor:

@@ -19,7 +19,15 @@ from statistics import fmean
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, Draft, Quantity
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, sides_of
-from vfmlab.evaluation.representation import QUANTILE, K, beyond_chance, cknna, linear_cka, mutual_knn, prepare
+from vfmlab.evaluation.representation import (
+    QUANTILE,
+    K,
+    beyond_chance,
+    cknna,
+    linear_cka,
+    mutual_knn,
+    prepare,
+)
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 

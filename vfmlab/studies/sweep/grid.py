@@ -265,7 +265,7 @@ def place(setting: Setting, chosen: Mapping[tuple[str, str], Any], code: str) ->
     return point(code, parts["parameters"], parts["set"])
 
 
-# -- files ---------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
