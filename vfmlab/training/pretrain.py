@@ -9,10 +9,10 @@ Objectives (`pretrain.objective`), all on any image source unless said otherwise
 | mae         | pocket VFM | masked reconstruction only; needs no labels                                               |
 | classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
 
-The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes shape and
-texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other styles. A finished run
-holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and `judge.load`; `python -m
-vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
+The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes
+shape and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other
+styles. A finished run holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and
+`judge.load`; `python -m vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
 """
 
 from __future__ import annotations
