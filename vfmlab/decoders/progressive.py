@@ -3,7 +3,8 @@
     z -> decompress -> z' --pool--> mapping -> w (one global style for all layers)
                         |--fusion-> block 0 -> block 1 -> ... -> block n-1      each block doubles the resolution
                                        |          |                 |
-                                    running sum s = upsample(s) + x, and ToRGB(s) is an image of that resolution
+                                    running sum s = upsample(s) + x, and ToRGB(s) is an image of that
+resolution
 
 Every part of it is a switch of one config, so that the paper's ablation is a change of fields, not of code:
 
@@ -16,10 +17,11 @@ Every part of it is a switch of one config, so that the paper's ablation is a ch
 
 (The paper does not say which parts its rows switch together beyond their names; this grouping is ours.)
 
-Names: the release's `num_blocks` is `blocks`, `concat_z_block_indices` / `concat_z_mapped_dims` are `fusion_blocks` /
-`fusion_widths`, `attn_block_indices` / `attn_depths` are `attention_blocks` / `attention_depths`,
-`z_dim_for_mapping_mlp_output` is `style_width`, `z_pooled_resolution` is `style_pool`, `use_gaussian_blur` is `blur`.
-The tuples `res_layers`, `kernels` and `taps` are indexed by block, and their last entry holds for all further blocks.
+Names: the release's `num_blocks` is `blocks`, `concat_z_block_indices` / `concat_z_mapped_dims` are
+`fusion_blocks` / `fusion_widths`, `attn_block_indices` / `attn_depths` are `attention_blocks` /
+`attention_depths`, `z_dim_for_mapping_mlp_output` is `style_width`, `z_pooled_resolution` is `style_pool`,
+`use_gaussian_blur` is `blur`. The tuples `res_layers`, `kernels` and `taps` are indexed by block, and their
+last entry holds for all further blocks.
 """
 
 from __future__ import annotations
