@@ -3,8 +3,7 @@
     z -> decompress -> z' --pool--> mapping -> w (one global style for all layers)
                         |--fusion-> block 0 -> block 1 -> ... -> block n-1      each block doubles the resolution
                                        |          |                 |
-                                    running sum s = upsample(s) + x, and ToRGB(s) is an image of that
-resolution
+                                    running sum s = upsample(s) + x; ToRGB(s) is its image
 
 Every part of it is a switch of one config, so that the paper's ablation is a change of fields, not of code:
 
