@@ -7,7 +7,6 @@ import torch
 
 from vfmlab.config import Guidance
 from vfmlab.diffusion.guidance import Guided
-from vfmlab.errors import ConfigError
 
 NULL = 3
 
@@ -75,5 +74,5 @@ def test_channels_limit_what_is_guided():
 
 
 def test_an_empty_interval_is_refused():
-    with pytest.raises(ConfigError, match="low <= high"):
+    with pytest.raises(ValueError, match="low <= high"):
         field(interval=(0.8, 0.2))

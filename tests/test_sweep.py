@@ -118,7 +118,7 @@ def test_failures_are_kept_and_retried_and_the_rest_goes_on(notebook, tmp_path, 
     assert "finished" in states, "what was done is in the table of an interrupted sweep"
     told = io.StringIO()
     found = sweep.run(notebook, spec, tmp_path / "out", stream=told)
-    assert [row["state"] for row in found.records] == ["finished", "failed", "finished"]
+    assert [row["state"] for row in found.records] == ["finished", "failed", "finished"], [row["error"] for row in found.records]
     assert found.records[1]["error"] == "ValueError: no b today (cell 3)"
     assert "no b today" in found.page.read_text()
 
@@ -254,10 +254,11 @@ def test_a_broken_result_is_none(text, tmp_path):
 DEAF = PRESET.replace("# %%\n1", """# %%
 import vfmlab
 from vfmlab import runs
+from vfmlab.evaluation.number import Report
 from vfmlab.studies import sweep
 
 folder = runs.create(vfmlab.resolve(preset, seed=seed).phases()[0], root)
-sweep.result({"metrics": {}, "run": folder.id}, loss=1)""").replace("seed = 0", 'seed = 0\nroot = "runs"')
+sweep.result(Report({}, run=folder.id), loss=1)""").replace("seed = 0", 'seed = 0\nroot = "runs"')
 
 
 def test_a_notebook_that_does_not_heed_the_grid_fails(tmp_path):

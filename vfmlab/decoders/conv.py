@@ -45,7 +45,8 @@ class ConvDecoder(nn.Module):
         super().__init__()
         if size % latent_side or (size // latent_side) % config.patch:
             raise ConfigError(
-                f"decoder.patch {config.patch}: {size} px from a {latent_side} px latent need a factor that is "
+                f"decoder.patch {config.patch}: {size} px from a {latent_side} px latent need a factor that "
+                "is "
                 "whole and divisible by it; choose data.size, tokenizer.factor and decoder.patch accordingly"
             )
         factor, inner = size // latent_side, config.inner or latent_channels

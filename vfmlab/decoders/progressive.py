@@ -1,7 +1,7 @@
 """VFM-VAE's decoder: one latent fused into several blocks, an image at every resolution (arXiv 2510.18457).
 
     z -> decompress -> z' --pool--> mapping -> w (one global style for all layers)
-                        |--fusion-> block 0 -> block 1 -> ... -> block n-1      each block doubles the resolution
+                        |--fusion-> block 0 -> block 1 -> ... -> block n-1   each block doubles the side
                                        |          |                 |
                                     running sum s = upsample(s) + x; ToRGB(s) is its image
 

@@ -125,9 +125,12 @@ class Number:
 class Report(Mapping[str, Number]):
     """Numbers of one run (or network) under one protocol: `report["psnr"].value`.
 
-    kind: "tokenizer", "diffusion" or "vfm". curves: the numbers whose values are lists. protocols: what each hash stands for.
-    hash: of the whole protocol; a number carries that of the part it depends on. warnings: lines a reader must know.
-    request: what was asked for, as a digest. instruments: seconds that each took. about: what was measured, in words.
+    kind: "tokenizer", "diffusion" or "vfm". curves: the numbers whose values are lists. protocols: what each
+    hash stands for.
+    hash: of the whole protocol; a number carries that of the part it depends on. warnings: lines a reader
+    must know.
+    request: what was asked for, as a digest. instruments: seconds that each took. about: what was measured,
+    in words.
     """
 
     numbers: Mapping[str, Number]
@@ -177,10 +180,12 @@ class Report(Mapping[str, Number]):
         """The part with these numbers and curves, and the protocols they use."""
         parts = [{k: v for k, v in group.items() if k in set(names)} for group in (self.numbers, self.curves)]
         used = {number.protocol for group in parts for number in group.values()}
-        return self.replace(numbers=parts[0], curves=parts[1], protocols={k: v for k, v in self.protocols.items() if k in used})
+        return self.replace(numbers=parts[0], curves=parts[1],
+                            protocols={k: v for k, v in self.protocols.items() if k in used})
 
     def joined(self, other: Report) -> Report:
-        """This report with the numbers of another one of the same subject; the other's where both have one."""
+        """This report with the numbers of another one of the same subject; the other's where both have
+        one."""
         groups = ("numbers", "curves", "protocols", "instruments")
         return self.replace(**{name: {**getattr(self, name), **getattr(other, name)} for name in groups})
 
@@ -190,9 +195,12 @@ class Report(Mapping[str, Number]):
 
     def as_json(self) -> dict[str, Any]:
         """What report.json holds."""
-        entries = {name: {k: v.as_json() for k, v in getattr(self, attribute).items()} for name, attribute in (("metrics", "numbers"), ("curves", "curves"))}
-        more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("numbers", "curves")}
-        return {"version": VERSION, **more, "warnings": list(self.warnings), "protocol": self.protocol, **entries}
+        entries = {name: {k: v.as_json() for k, v in getattr(self, attribute).items()}
+                   for name, attribute in (("metrics", "numbers"), ("curves", "curves"))}
+        more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                if f.name not in ("numbers", "curves")}
+        return {"version": VERSION, **more, "warnings": list(self.warnings), "protocol": self.protocol,
+                **entries}
 
     @classmethod
     def from_json(cls, data: Any) -> Report:
@@ -202,14 +210,21 @@ class Report(Mapping[str, Number]):
             DataError: no report, or one of a later version.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("metrics"), Mapping):
-            raise DataError("not a report: it has no 'metrics'; measure the run anew with vfmlab eval RUN --again")
+            raise DataError("not a report: it has no 'metrics'; measure the run anew with vfmlab eval RUN "
+                            "--again")
         if data.get("version", 1) not in (1, VERSION):
-            raise DataError(f"report of version {data['version']}, this library reads up to {VERSION}; update it, or measure anew")
-        groups = {k: data.get(k) if isinstance(data.get(k), Mapping) else {} for k in ("metrics", "curves", "protocols", "instruments", "about")}
-        numbers, curves = ({k: Number.from_json(k, v) for k, v in groups[name].items()} for name in ("metrics", "curves"))
+            raise DataError(f"report of version {data['version']}, this library reads up to {VERSION}; "
+                            "update it, or measure anew")
+        groups = {k: data.get(k) if isinstance(data.get(k), Mapping) else {}
+                  for k in ("metrics", "curves", "protocols", "instruments", "about")}
+        numbers, curves = ({k: Number.from_json(k, v) for k, v in groups[name].items()}
+                           for name in ("metrics", "curves"))
         whole = data["protocol"] if isinstance(data.get("protocol"), Mapping) else {}
         mark = str(data.get("hash") or "")
-        protocols = groups["protocols"] if mark in groups["protocols"] or not mark else {**groups["protocols"], mark: whole}
+        protocols = (
+            groups["protocols"] if mark in groups["protocols"] or not mark
+            else {**groups["protocols"], mark: whole}
+        )
         spent = {k: v["seconds"] if isinstance(v, Mapping) else v for k, v in groups["instruments"].items()}
         about = groups["about"] or {k: data[k] for k in ("reference", "representation") if k in data}
         text = {k: str(data.get(k) or "") for k in ("kind", "run", "request")}

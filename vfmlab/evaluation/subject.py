@@ -228,7 +228,8 @@ class Subject:
 
 
 def of_tokenizer(
-    tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference, name: str = "tokenizer",
+    tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference,
+    name: str = "tokenizer",
     **more: Any,
 ) -> Subject:  # fmt: skip
     """The normalised latent (posterior mode); raw while the tokenizer has no statistics, and then said so."""
@@ -248,10 +249,12 @@ def of_tokenizer(
 
 
 def of_diffusion(
-    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference,
+    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+    reference: Reference,
     num_classes: int, name: str = "diffusion", block: int | None = None, t: float = T, **more: Any,
 ) -> Subject:  # fmt: skip
-    """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per image."""
+    """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per
+    image."""
     block = max(1, network.depth // 2) if block is None else block
     facts = {"of": "diffusion", "block": block, "t": t, "label": NULL}
     if getattr(getattr(network, "config", None), "token", None) is not None:

@@ -6,7 +6,8 @@ from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import Tree
 
 
-def _pretrain(objective: str, source: str, seed: int, lr: float, samples: int = 51_200, val: int = 2000) -> Tree:
+def _pretrain(objective: str, source: str, seed: int, lr: float, samples: int = 51_200,
+              val: int = 2000) -> Tree:
     return {
         "tier": "pocket", "seed": seed, "data": {"source": source, "size": 32, "train": samples, "val": val},
         "train": {

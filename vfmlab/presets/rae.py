@@ -33,7 +33,8 @@ PAPER_GAN = {"weight": 0.75, "discriminator": "rae_dino", "adaptive": True, "sta
              "betas": [0.9, 0.95]}  # fmt: skip
 
 
-def _with(tier: str, network: Tree, channels: int, side: int, time: str = "lognormal", **changes: Any) -> Tree:
+def _with(tier: str, network: Tree, channels: int, side: int, time: str = "lognormal",
+          **changes: Any) -> Tree:
     """The tier's recipe with RAE's network and its time shift in training and sampling."""
     shift = (channels * side**2 / 4096) ** 0.5
     return base(

@@ -117,7 +117,7 @@ def train_phase(recipe: dict[str, Any], root: str, retry: bool, since: float) ->
                 pass
             return
         except RunBusy:
-            if str(folder.path) in _stopping:
+            if stopping(str(folder.path)):
                 raise Stopped("stopped on request") from None
             time.sleep(POLL)
 
@@ -154,6 +154,11 @@ def _perform(
         finally:
             _running.discard(key)
             _stopping.discard(key)
+
+
+def stopping(key: str) -> bool:
+    """Whether the node `key`, which runs in this process, was asked to stop."""
+    return key in _stopping
 
 
 def _line(error: BaseException) -> str:

@@ -131,7 +131,8 @@ def definitions(names: Sequence[str] = DEFINED) -> dict[str, str]:
 
 
 def metrics_table() -> Table:
-    """Every registered number: what it is called, which end is good, what it means. The page `docs/metrics.md`."""
+    """Every registered number: what it is called, which end is good, what it means. The page
+    `docs/metrics.md`."""
     ends = {"higher": "higher", "lower": "lower", None: ""}
     return Table([
         {"name": f"`{q.name}`", "called": q.title, "better": ends[q.better], "meaning": q.definition}

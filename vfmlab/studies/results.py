@@ -89,7 +89,8 @@ class Result:
         return self.numbers.get(name) or self.instruments.get(name)
 
     def with_report(self, report: Report, kind: str) -> Result:
-        """With the numbers of one more phase; those of a later stage of the tokenizer take the place of an earlier one's."""
+        """With the numbers of one more phase; those of a later stage of the tokenizer take the place of an
+        earlier one's."""
         before = ({}, {}) if kind == "tokenizer" else (self.numbers, self.absent)
         images = dict(report.protocol.get("images", {}))
         images |= {"source": shown_source(images["source"])} if "source" in images else {}

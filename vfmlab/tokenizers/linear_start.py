@@ -96,7 +96,8 @@ class LinearStart(nn.Module):
         return mean, None if logvar is None else logvar + self.logvar
 
     def decode(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
-        """The network's images, largest first -> those with the linear path added (averaged down for smaller ones)."""
+        """The network's images, largest first -> those with the linear path added (averaged down for smaller
+        ones)."""
         own = F.pixel_shuffle(self.write(z), self.factor)
         return [self.gain_decode * image + F.adaptive_avg_pool2d(own, image.shape[-2:]) if image.shape != own.shape
                 else self.gain_decode * image + own for image in images]  # fmt: skip

@@ -42,7 +42,8 @@ class Discriminators(nn.Module):
     def __init__(self, terms: Mapping[str, LossConfig], size: int, vfm: nn.Module | None):
         super().__init__()
         self.terms = {name: term for name, term in terms.items() if isinstance(term, Adversarial.Config)}
-        self.readers = {name: [term] for name, term in self.terms.items()}  # terms that need a discriminator's outputs
+        # terms that need a discriminator's outputs
+        self.readers = {name: [term] for name, term in self.terms.items()}
         self.matched = set()  # terms whose discriminator also returns its maps
         for term in terms.values():
             if isinstance(term, FeatureMatching.Config) and term.of in self.terms:

@@ -16,6 +16,7 @@ import filelock
 
 from vfmlab import api, config, runs
 from vfmlab.errors import ConfigError, Stopped, TrainingError, nearest
+from vfmlab.studies import executor
 from vfmlab.studies.sweep import handout
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Point
@@ -141,6 +142,8 @@ def _literal(text: str) -> Any:
         return None
 
 
+PATIENCE = 600  # seconds that a kernel has to start in: on a busy machine importing takes minutes
+
 # -- on a worker -------------------------------------------------------------------------------------------
 
 
@@ -165,6 +168,8 @@ def execute_point(folder: str, root: str) -> None:
                         "mend its code"
                     )
             except TrainingError as error:
+                if executor.stopping(folder):  # a kernel that is interrupted while it starts just dies
+                    raise Stopped("stopped on request; started again, it goes on") from None
                 point.end("failed", time.monotonic() - began, str(error))
                 raise
             if picture is not None:
@@ -189,6 +194,7 @@ def execute(
     # sockets that only this user opens
     transport = {"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}}
     options = {"progress_bar": False, "kernel_name": kernel, "config": Config(transport)}
+    options["start_timeout"] = PATIENCE
     try:
         return papermill.execute_notebook(source, target, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
