@@ -508,8 +508,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     reached = []
     for _ in range(2):
         process = start(*args)
-        for line in process.stderr:  # the first line about a step says that training is under way
-            if "  step " in line and "left" in line:
+        for line in process.stderr:  # a line about a later step than before says that training is under way
+            at = re.search(r"([\d,]+)/200,000 images  step ", line)
+            if at and int(at[1].replace(",", "")) > max(reached, default=0):
                 break
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=280)
