@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, config, runs
+from vfmlab import api, config, runs, vfm
 from vfmlab.cli import main
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
@@ -608,7 +608,7 @@ class Patches(torch.nn.Module):
 @torch.no_grad()
 def test_rae_gives_the_stored_outputs(golden, tmp_path, monkeypatch):
     tensors = load_file(golden / "rae_small.safetensors")
-    monkeypatch.setattr(api.vfm, "build", lambda cfg, size: Patches())
+    monkeypatch.setattr(vfm, "build", lambda cfg, size: Patches())
     (tmp_path / "config.json").write_text(json.dumps(json.loads((golden / "rae_small_config.json").read_text())["decoder"]))
     torch.save(part(tensors, "sd.decoder."), tmp_path / "model.pt")
     mean, var = torch.randn(48, 4, 4), torch.rand(48, 4, 4) + 0.5

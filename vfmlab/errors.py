@@ -12,7 +12,10 @@ from collections.abc import Iterable
 
 
 class VfmlabError(Exception):
-    """Base of all errors that are the input's fault and that the message says how to mend."""
+    """Base of all errors that are the input's fault and that the message says how to mend, on one line."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a name or value from outside may hold any character
 
 
 class ConfigError(VfmlabError):

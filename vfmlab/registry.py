@@ -50,7 +50,7 @@ class Registry:
         try:
             return self._table[name]
         except (KeyError, TypeError):
-            raise ConfigError(f"unknown {self.what} '{name}'{nearest(name, self._table)}") from None
+            raise ConfigError(f"unknown {self.what} {name!r}{nearest(name, self._table)}") from None
 
     def names(self) -> list[str]:
         self._fill()

@@ -87,6 +87,5 @@ def left_out(courses: Iterable[Course]) -> str:
     if not missing:
         return ""
     whose = ", ".join(f"{n} of `{run}`" for run, n in missing.items())
-    return (
-        f"Left out: points that were logged under another protocol, or by a version without hashes ({whose})."
-    )
+    reason = "points that were logged under another protocol, or by a version that kept no hash"
+    return f"Left out: {reason} ({whose})."
