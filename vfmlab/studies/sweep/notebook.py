@@ -191,12 +191,13 @@ def execute(
     import papermill
     from traitlets.config import Config
 
-    # sockets that only this user opens
-    transport = {"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}}
-    options = {"progress_bar": False, "kernel_name": kernel, "config": Config(transport)}
-    options["start_timeout"] = PATIENCE
+    options = {"progress_bar": False, "kernel_name": kernel, "start_timeout": PATIENCE}
     try:
-        return papermill.execute_notebook(source, target, dict(parameters), **options)
+        with tempfile.TemporaryDirectory(prefix="vfmlab-") as folder:
+            if os.name != "nt":  # sockets that only this user opens, in a folder of this kernel alone
+                sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
+                options["config"] = Config({"KernelManager": sockets})
+            return papermill.execute_notebook(source, target, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
         if error.ename in ("KeyboardInterrupt", "Stopped"):
             raise Stopped("stopped on request; started again, it goes on") from None
