@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -69,7 +70,9 @@ def test_conda_environment_installs_the_same_pins():
 
 
 def make(*args: str, **more) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *args], capture_output=True, text=True, timeout=60, **more)
+    """As from a shell of its own: a make around the tests would hand down its flags and its level."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", *args], capture_output=True, text=True, timeout=60, env=env, **more)
 
 
 @pytest.fixture
