@@ -94,11 +94,9 @@ def card(
     """
     colour = primitives.colour(method) if method else "#7F7F7F"
     values = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in numbers)
-    parts = [
-        f'<div class="vl-figures{" many" if many else ""}">{"".join(figures)}</div>',
-        f'<div class="vl-numbers">{values}</div>' if values else "",
-        f'<div class="vl-facts">{escape(facts)}</div>',
-    ]
+    parts = [f'<div class="vl-figures{" many" if many else ""}">{"".join(figures)}</div>',
+             f'<div class="vl-numbers">{values}</div>' if values else "",
+             f'<div class="vl-facts">{escape(facts)}</div>']
     whole = "".join(reversed(parts) if many else parts)  # facts on many pictures stand above them, in view
     look = f'class="vl-card{" full" if full else ""}" style="--method: {colour}"'
     return f"<section {look}><h3>{escape(title)}</h3>{whole}</section>"

@@ -66,10 +66,8 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         distance = f"root mean square distance over {where}, in standard deviations; {among}"
         ends = f"black -{explore.SHOWN_STD}, white {explore.SHOWN_STD} standard deviations"
         shades = f"latent {c} x {h} x {w}; {ends}" + ("; the first 32" if c > 32 else "")
-        parts = [
-            cards.card(f"{name}: nearest in the latent space", method, both + nearest, (), distance),
-            cards.card(f"{name}: channels of the latent", method, maps, (), shades),
-        ]
+        parts = [cards.card(f"{name}: nearest in the latent space", method, both + nearest, (), distance),
+                 cards.card(f"{name}: channels of the latent", method, maps, (), shades)]
         state = {"run": run, "neighbours": k, "pooled": bool(pooled), "across": across, "down": down}
         state |= box.named(image=path)
         code = (

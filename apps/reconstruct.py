@@ -67,11 +67,9 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             seconds = f"{time.monotonic() - began:.1f} s"
             weights = f"N = 1, EMA weights, 8-bit pixels, {seconds}"
             facts = f"{px}, latent {c} x {h} x {w}, {_words(how)}; {weights}"
-            figures = [
-                cards.before_after(result.target, result.images, "original", name),
-                cards.figure(result.error(), "error x 4"),
-                cards.figure(result.latent_map(), "latent, PCA as colours"),
-            ]
+            figures = [cards.before_after(result.target, result.images, "original", name),
+                       cards.figure(result.error(), "error x 4"),
+                       cards.figure(result.latent_map(), "latent, PCA as colours")]
             parts.append(cards.card(name, models.method(root, run_id), figures, lines, facts))
             done[run_id] = (name, result)
             if layers and tokenizer.vfm is not None and tokenizer.vfm.fingerprint not in vfms:
@@ -103,10 +101,8 @@ def _against(results: list[tuple[str, explore.Rebuilt]]) -> list[str]:
     parts = []
     for (a, first), (b, second) in list(combinations(results, 2))[:3]:
         if first.images.shape == second.images.shape:
-            figures = [
-                cards.before_after(first.images, second.images, a, b),
-                cards.figure(primitives.error_map(first.images, second.images), "difference x 4"),
-            ]
+            figures = [cards.before_after(first.images, second.images, a, b),
+                       cards.figure(primitives.error_map(first.images, second.images), "difference x 4")]
             facts = f"both at {first.images.shape[-1]} px"
             parts.append(cards.card(f"{a} against {b}", None, figures, (), facts))
     return parts

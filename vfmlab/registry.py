@@ -35,9 +35,8 @@ class Registry:
         def keep(thing: T) -> T:
             old = self._table.get(name)
             if old is not None and getattr(old, "__qualname__", None) != getattr(thing, "__qualname__", None):
-                raise ConfigError(
-                    f"{self.what} '{name}' is registered twice: {old!r} and {thing!r}; rename one of them"
-                )
+                raise ConfigError(f"{self.what} '{name}' is registered twice: {old!r} and {thing!r}; rename "
+                                  "one of them")
             self._table[name] = thing
             thing.registered_name = name
             return thing

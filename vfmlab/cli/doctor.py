@@ -100,9 +100,8 @@ class Check:
     advice: str = ""
 
 
-def probe(
-    python: str = sys.executable, timeout: float = 180.0, env: dict[str, str] | None = None
-) -> dict[str, Any]:
+def probe(python: str = sys.executable, timeout: float = 180.0,
+          env: dict[str, str] | None = None) -> dict[str, Any]:
     """Import torch, torchvision and timm in a process of their own; what they say of themselves, and
     `errors`."""
     try:
@@ -137,9 +136,8 @@ def run_checks(root: Path) -> Iterator[Check]:
         folders, broken = runs.listing(folder)
         done = sum(run.status().state == "finished" for run in folders)
         advice = f"look at them: vfmlab app --root {folder}" if folders else ""
-        advice = advice or (
-            "make one: make demo" if what == "demo" else "make one: vfmlab train tiny_vfm_vae"
-        )
+        advice = advice or ("make one: make demo" if what == "demo"
+                            else "make one: vfmlab train tiny_vfm_vae")
         yield Check(what, "ok", f"{len(folders)} runs in '{folder}', {done} of them finished", advice)
         for line in [*broken.values(), *(line for run in folders for line in run.faults())]:
             yield Check(what, "warn", line, "put a copy of the file back, or remove the run")
@@ -172,12 +170,8 @@ def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
     elif torch:
         wanted = _unmet("torchvision", torch)
         if wanted:
-            yield Check(
-                "torchvision",
-                "fail",
-                f"torchvision {vision} wants {wanted}, here is torch {torch}",
-                REINSTALL,
-            )
+            yield Check("torchvision", "fail", f"torchvision {vision} wants {wanted}, here is torch {torch}",
+                        REINSTALL)
         else:
             yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
 
@@ -217,9 +211,8 @@ def device_checks(found: dict[str, Any]) -> Iterator[Check]:
         if shutil.which("nvidia-smi"):
             built = f"is built for CUDA {found['cuda_build']}" if found["cuda_build"] else "is a CPU build"
             detail = f"cpu only ({capability}, {bf16}): there is a GPU driver, but torch {built}"
-            yield Check(
-                "device", "warn", detail, "check the driver (nvidia-smi), or install the torch build for it"
-            )
+            yield Check("device", "warn", detail,
+                        "check the driver (nvidia-smi), or install the torch build for it")
         else:
             yield Check("device", "ok", f"cpu ({capability}, {bf16}); tiers tiny and pocket are made for it")
 
@@ -233,9 +226,8 @@ def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
         detail = f"torch uses {threads} threads on {cores} usable cores"
         yield Check("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
     else:
-        yield Check(
-            "threads", "ok", f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else "")
-        )
+        yield Check("threads", "ok",
+                    f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else ""))
     free = _free_memory(psutil.virtual_memory().available)
     advice = "" if free > 3 * 2**30 else "close other programs; pocket training needs about 2 GiB"
     yield Check("memory", "warn" if advice else "ok", f"{free / 2**30:.1f} GiB free", advice)
@@ -302,9 +294,8 @@ def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) 
 
 def hub_cache() -> Path:
     """Where huggingface_hub keeps what it fetched."""
-    home = os.environ.get(
-        "HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    )
+    home = os.environ.get("HF_HOME",
+                          os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
 
 
@@ -313,11 +304,8 @@ def _hub() -> Check:
 
     cache = hub_cache()
     rows = [facts for facts in TABLE.values() if facts.hub]
-    here = [
-        f.name
-        for f in rows
-        if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))
-    ]
+    here = [f.name for f in rows
+            if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
     if here:
         return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
     detail = f"none of the {len(rows)} known VFMs is in the cache; the pocket VFM needs none"
@@ -356,6 +344,5 @@ def table(found: list[Check]) -> str:
 
 def as_json(found: list[Check]) -> str:
     """The same as JSON: {"ok": bool, "checks": [{name, state, detail, advice}]}."""
-    return json.dumps(
-        {"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]}, indent=2
-    )
+    return json.dumps({"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]},
+                      indent=2)

@@ -27,20 +27,11 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
         status = run.status()
         metrics = (run.report() or {}).get("metrics", {})
         lines += run.faults()
-        rows.append(
-            {
-                "id": run.id,
-                "kind": run.kind,
-                "state": status.state,
-                "samples": status.samples,
-                "total": status.total,
-                "seconds": status.seconds,
-                "message": status.message,
-                "differs": contrast[run.id],
-                "metrics": {k: v.get("value") if isinstance(v, dict) else v for k, v in metrics.items()},
-                "path": str(run.path),
-            }
-        )
+        rows.append({"id": run.id, "kind": run.kind, "state": status.state, "samples": status.samples,
+                     "total": status.total, "seconds": status.seconds, "message": status.message,
+                     "differs": contrast[run.id],
+                     "metrics": {k: v.get("value") if isinstance(v, dict) else v for k, v in metrics.items()},
+                     "path": str(run.path)})
     for line in lines:
         print(f"vfmlab: damaged: {line}", file=sys.stderr)
     if as_json:
@@ -72,22 +63,15 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
     rows = {row.name: row.about for row in map(table.row, table.names())}
     rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
     if name:
-        rows = {name: table.summary(name)} | {
-            f"  {fact}": text for fact, text in table.row(name).facts.items()
-        }
+        rows = {name: table.summary(name)} | {f"  {fact}": text
+                                              for fact, text in table.row(name).facts.items()}
     width = max(map(len, rows))
     for what, text in rows.items():
         print(f"{what:<{width}}  {text}")
     return 0
 
 
-def plan(
-    preset: PresetArg,
-    /,
-    sets: Assignments = (),
-    measure: bool = False,
-    as_json: Json = False,
-) -> int:
+def plan(preset: PresetArg, /, sets: Assignments = (), measure: bool = False, as_json: Json = False) -> int:
     """What a preset would cost: parameters, latent shape, FLOPs, memory.
 
     Args:

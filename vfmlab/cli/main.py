@@ -102,11 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv[0].startswith("-") and argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)}")
         command = tyro.extras.subcommand_cli_from_dict(
-            {name: _with_paths(name, command) for name, command in COMMANDS.items()},
-            prog="vfmlab",
+            {name: _with_paths(name, command) for name, command in COMMANDS.items()}, prog="vfmlab",
             description="Visual tokenizers from vision foundation models, and latent diffusion on them.",
-            args=gather(argv),
-            config=(tyro.conf.OmitArgPrefixes,),
+            args=gather(argv), config=(tyro.conf.OmitArgPrefixes,)
         )
         return command()
     except VfmlabError as error:

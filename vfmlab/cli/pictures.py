@@ -25,19 +25,10 @@ SHOWN = 256  # images in grid.png
 MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 
 
-def sample(
-    run: RunArg,
-    /,
-    labels: tuple[str, ...] | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
-    out: Path | None = None,
-    root: Root = Path("runs"),
-    raw: bool = False,
-    decoder: str | None = None,
-) -> int:
+def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0, steps: int | None = None,
+           guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
+           out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
+           decoder: str | None = None) -> int:
     """Draw images from a diffusion run.
 
     Args:
@@ -79,13 +70,7 @@ def sample(
     return 0
 
 
-def reconstruct(
-    run: RunArg,
-    images: ImageArgs,
-    /,
-    out: Path | None = None,
-    root: Root = Path("runs"),
-) -> int:
+def reconstruct(run: RunArg, images: ImageArgs, /, out: Path | None = None, root: Root = Path("runs")) -> int:
     """Send images through a tokenizer and back, original and reconstruction side by side.
 
     Images that cannot be read are named and left out.
@@ -102,12 +87,8 @@ def reconstruct(
     tokenizer = api.load_tokenizer(run, root)
     run_dir = api.tokenizer_run(run, root)
     names = [f"{i:04d}_{_safe(path.stem)}" for i, path in enumerate(paths)]
-    facts = {
-        "command": "reconstruct",
-        "run": run_dir.id,
-        "size": tokenizer.size,
-        "images": [str(path) for path in paths],
-    }
+    facts = {"command": "reconstruct", "run": run_dir.id, "size": tokenizer.size,
+             "images": [str(path) for path in paths]}
     folder = _begin(out, run_dir.path, "reconstructions", facts, names)
     first, values, failed = [], {}, {}
     for part in _chunks(len(paths)):
@@ -129,18 +110,16 @@ def reconstruct(
             print(f"{paths[place]}  PSNR {value:.2f} dB")
     if not values:
         raise DataError(f"none of {len(paths)} images can be read; the first: {failed[0]}")
-    _write_manifest(
-        folder,
-        {**facts, "psnr": [values.get(i) for i in range(len(paths))], "left_out": list(failed.values())},
-        names,
-    )
+    _write_manifest(folder,
+                    {**facts, "psnr": [values.get(i) for i in range(len(paths))],
+                     "left_out": list(failed.values())},
+                    names)
     for line in failed.values():
         print(f"vfmlab: left out: {line}", file=sys.stderr)
     mean = sum(values.values()) / len(values)
     left = f", {len(failed)} left out" if failed else ""
-    print(
-        f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: {_grid(folder, first)}"
-    )
+    print(f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: "
+          f"{_grid(folder, first)}")
     return 0
 
 
@@ -158,9 +137,8 @@ def _image_files(given: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
-        below = sorted(
-            p for p in path.rglob("*") if p.suffix.lower() in suffixes() and not p.name.startswith(".")
-        )
+        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes()
+                       and not p.name.startswith("."))
         if not below:
             raise DataError(f"folder '{path}' holds no images (known are {', '.join(sorted(suffixes()))})")
         paths += below
@@ -187,11 +165,8 @@ def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], n
     from vfmlab import runs
 
     folder = runs.output_folder(out or run_path / name, _ours, out is None, within=None if out else run_path)
-    old = (
-        [*folder.glob("*.png")]
-        if out is None
-        else [folder / f"{each}.png" for each in [*_ours(folder), "grid"]]
-    )
+    old = ([*folder.glob("*.png")] if out is None
+           else [folder / f"{each}.png" for each in [*_ours(folder), "grid"]])
     old = [path for path in [*old, folder / MANIFEST] if path.exists()]
     if old:
         earlier = next(path for n in itertools.count(1) if not (path := folder / "earlier" / str(n)).exists())
@@ -211,11 +186,8 @@ def _ours(folder: Path) -> list[str]:
     except VfmlabError:
         return []
     names = manifest.get("pictures")
-    whole = (
-        manifest.get("format") == FORMAT
-        and isinstance(names, list)
-        and all(isinstance(n, str) for n in names)
-    )
+    whole = (manifest.get("format") == FORMAT and isinstance(names, list)
+             and all(isinstance(n, str) for n in names))
     return [name for name in names if _safe(name) == name] if whole else []
 
 

@@ -13,24 +13,17 @@ from vfmlab.errors import ConfigError
 AppRoot = Annotated[Path, arg(aliases=["--runs"], help="folder of the run directories")]
 
 
-def app(
-    root: AppRoot = Path("runs"),
-    port: int = 7860,
-    host: str = "127.0.0.1",
-    hosts: tuple[str, ...] = (),
-    auth: str | None = None,
-    mcp: bool = False,
-) -> int:
+def app(root: AppRoot = Path("runs"), port: int = 7860, host: str = "127.0.0.1", hosts: tuple[str, ...] = (),
+        auth: str | None = None, mcp: bool = False) -> int:
     """Serve the app, to this machine only unless another host is named.
 
     Args:
         port: where to listen.
         host: the address to listen on; 0.0.0.0 is everybody who can reach this machine, so ask for a login
-        then.
+            then.
         hosts: further names under which browsers reach it, such as that of a proxy; all others are refused.
         auth: USER:PASSWORD to ask for; other users of this machine see command lines, but not VFMLAB_APP_AUTH
-        in
-            the environment.
+            in the environment.
         mcp: offer the app's endpoints as tools of the Model Context Protocol too.
     """
     login = auth if auth is not None else os.environ.get("VFMLAB_APP_AUTH")

@@ -24,19 +24,9 @@ Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
 Retry = Annotated[bool, arg(help="try again what failed before")]
 
 
-def compare(
-    rows: Rows,
-    /,
-    sets: Assignments = (),
-    seeds: tuple[int, ...] = (0, 1),
-    root: Root = Path("runs"),
-    out: Path = Path("comparison"),
-    jobs: Jobs = None,
-    cluster: Cluster = None,
-    retry: Retry = False,
-    title: str = "Comparison",
-    until: Literal["first_stage", "tokenizer"] | None = None,
-) -> int:
+def compare(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0, 1), root: Root = Path("runs"),
+            out: Path = Path("comparison"), jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False,
+            title: str = "Comparison", until: Literal["first_stage", "tokenizer"] | None = None) -> int:
     """Train several settings with several seeds under one protocol and write tables and curves.
 
     Args:
@@ -49,28 +39,18 @@ def compare(
     from vfmlab.studies import compare as comparing
 
     if not rows:
-        raise ConfigError(
-            "no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae pocket_vfm_vae"
-        )
+        raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae "
+                          "pocket_vfm_vae")
     page = comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until, cluster, retry)
     print(f"written: {page}")
     return 0
 
 
-def correlate(
-    rows: Rows,
-    /,
-    sets: Assignments = (),
-    seeds: tuple[int, ...] = (0, 1),
-    root: Root = Path("runs"),
-    out: Path = Path("correlation"),
-    jobs: Jobs = None,
-    cluster: Cluster = None,
-    retry: Retry = False,
-    target: str = "gfd",
-    names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
-    compared_with: str | None = None,
-) -> int:
+def correlate(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0, 1),
+              root: Root = Path("runs"), out: Path = Path("correlation"), jobs: Jobs = None,
+              cluster: Cluster = None, retry: Retry = False, target: str = "gfd",
+              names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
+              compared_with: str | None = None) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
@@ -84,24 +64,16 @@ def correlate(
     from vfmlab.studies import compare as comparing
 
     if len(rows) < comparing.correlation.LEAST:
-        raise ConfigError(
-            f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} settings"
-        )
+        raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} "
+                          "settings")
     more = {"names": names} if names else {}
     more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
     print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
     return 0
 
 
-def sweep(
-    notebook: NotebookArg,
-    /,
-    grid: Path,
-    out: Path | None = None,
-    jobs: Jobs = None,
-    cluster: Cluster = None,
-    retry: Retry = False,
-) -> int:
+def sweep(notebook: NotebookArg, /, grid: Path, out: Path | None = None, jobs: Jobs = None,
+          cluster: Cluster = None, retry: Retry = False) -> int:
     """Run a notebook at every point of a grid, or where Optuna chooses, and make one table and page.
 
     Points that are done are skipped; started again, a sweep goes on. Exit code 1: some points failed.
@@ -125,16 +97,9 @@ def sweep(
     return int(failed > 0)
 
 
-def demo(
-    preset: str = "pocket_vfm_vae",
-    baseline: str = "pocket_plain_vae",
-    data: str = "",
-    overrides: str = "{}",
-    root: Path = Path("demo"),
-    seed: int | None = None,
-    jobs: Jobs = None,
-    cluster: Cluster = None,
-) -> int:
+def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", data: str = "",
+         overrides: str = "{}", root: Path = Path("demo"), seed: int | None = None, jobs: Jobs = None,
+         cluster: Cluster = None) -> int:
     """The whole pipeline on a VFM beside a plain one, by notebooks, into one HTML report, as make demo.
 
     Args:
@@ -157,9 +122,7 @@ def demo(
     try:
         report = demonstration.run(preset, baseline, data, changes, root, seed, jobs, cluster)
     except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; what was trained is kept: the same command goes on from there"
-        ) from None
+        raise Interrupted("stopped; what was trained is kept: the same command goes on from there") from None
     print(f"report: {report}   executed notebooks: {report.parent / 'notebooks'}")
     print(f"look at the runs in the app: vfmlab app --root {report.parent / 'runs'}")
     return 0
@@ -171,9 +134,8 @@ def stop(run: RunArg, /, root: Root = Path("runs")) -> int:
 
     folder = runs.open_run(run, root)
     if (state := folder.status().state) != "running":
-        raise RunError(
-            f"run '{folder.id}' is not being trained (state: {state}), so there is nothing to stop"
-        )
+        raise RunError(f"run '{folder.id}' is not being trained (state: {state}), so there is nothing to "
+                       "stop")
     folder.request_stop()
     print(f"run '{folder.id}' saves and ends after the step it is in")
     return 0

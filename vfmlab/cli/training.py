@@ -39,14 +39,8 @@ SWITCHES = (
 )  # as accelerate reads them
 
 
-def train(
-    preset: PresetArg,
-    /,
-    sets: Assignments = (),
-    root: Root = Path("runs"),
-    until: str | None = None,
-    progress: Progress = "auto",
-) -> int:
+def train(preset: PresetArg, /, sets: Assignments = (), root: Root = Path("runs"), until: str | None = None,
+          progress: Progress = "auto") -> int:
     """Train a preset, phase by phase; started again, it goes on where it stopped.
 
     Args:
@@ -70,9 +64,8 @@ def train(
                 if "remark" in event.data:
                     print(f"{last}: {event.data['remark']}")
     except (KeyboardInterrupt, Stopped):
-        again = (
-            shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else f"vfmlab train {preset}"
-        )
+        again = (shlex.join(["vfmlab", *sys.argv[1:]]) if sys.argv[1:2] == ["train"]
+                 else f"vfmlab train {preset}")
         saved = f"run '{last}' is saved" if last else "nothing was trained yet"
         raise Interrupted(f"interrupted; {saved}. To go on: {again}") from None
     if progress != "none":
@@ -85,24 +78,16 @@ def check_environment() -> None:
     for name in RANKS:
         value = os.environ.get(name)
         if value is not None and not (value.isascii() and value.isdecimal()):
-            raise ConfigError(
-                f"environment variable {name} = '{value}' is not a number; unset it, or use a launcher"
-            )
+            raise ConfigError(f"environment variable {name} = '{value}' is not a number; unset it, or use a "
+                              "launcher")
     for name in filter(lambda name: name.startswith("ACCELERATE_USE_"), os.environ):
         if os.environ[name].lower() not in SWITCHES:
-            raise ConfigError(
-                f"environment variable {name} = '{os.environ[name]}' is neither true nor false; unset it"
-            )
+            raise ConfigError(f"environment variable {name} = '{os.environ[name]}' is neither true nor "
+                              "false; unset it")
 
 
-def evaluate(
-    run: RunArg,
-    /,
-    sets: Assignments = (),
-    root: Root = Path("runs"),
-    again: bool = False,
-    as_json: Json = False,
-) -> int:
+def evaluate(run: RunArg, /, sets: Assignments = (), root: Root = Path("runs"), again: bool = False,
+             as_json: Json = False) -> int:
     """Measure a run under its protocol; numbers that were measured before are read from its report.
 
     Args:

@@ -16,18 +16,9 @@ Name = Annotated[str | None, tyro.conf.Positional,
                  arg(metavar="NAME", help="a release; none: list those that are known")]
 
 
-def import_(
-    name: Name = None,
-    /,
-    file: Path | None = None,
-    config: Path | None = None,
-    statistics: str | None = None,
-    tokenizer: str | None = None,
-    sets: Assignments = (),
-    root: Root = Path("runs"),
-    progress: Progress = "auto",
-    as_json: Json = False,
-) -> int:
+def import_(name: Name = None, /, file: Path | None = None, config: Path | None = None,
+            statistics: str | None = None, tokenizer: str | None = None, sets: Assignments = (),
+            root: Root = Path("runs"), progress: Progress = "auto", as_json: Json = False) -> int:
     """Import released weights into a run that everything else can use.
 
     Args:
@@ -77,16 +68,8 @@ def _known(as_json: bool) -> int:
     return 0
 
 
-def export(
-    run: RunArg,
-    /,
-    to: Path | None = None,
-    push: str | None = None,
-    private: bool = False,
-    licence: str | None = None,
-    overwrite: bool = False,
-    root: Root = Path("runs"),
-) -> int:
+def export(run: RunArg, /, to: Path | None = None, push: str | None = None, private: bool = False,
+           licence: str | None = None, overwrite: bool = False, root: Root = Path("runs")) -> int:
     """Export a run's tokenizer in the form of the Hugging Face hub: config, safetensors, model card.
 
     Args:

@@ -42,9 +42,8 @@ def expand(path: str | Path) -> Path:
 def absolute_source(source: Any) -> Any:
     """A data source with an absolute path: the same words in two folders mean two data sets, and two runs."""
     kind, colon, path = str(source).partition(":")
-    local = kind in ("folder", "parquet", "wds") or (
-        kind == "hf" and (path[:1] in (".", "~") or os.path.exists(path))
-    )
+    local = kind in ("folder", "parquet", "wds") or (kind == "hf"
+                                                     and (path[:1] in (".", "~") or os.path.exists(path)))
     if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
         return source
     return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"
@@ -109,9 +108,8 @@ def parse_json(content: bytes | str, kind: type = dict) -> Any:
     return value
 
 
-def read_json(
-    path: str | Path, error: type[VfmlabError] = ConfigError, what: str = "file", kind: type = dict
-) -> Any:
+def read_json(path: str | Path, error: type[VfmlabError] = ConfigError, what: str = "file",
+              kind: type = dict) -> Any:
     """The JSON value, of type `kind`, in a regular file.
 
     Raises:
@@ -135,9 +133,8 @@ def holds_run(path: Path) -> bool:
     return os.path.lexists(path / "config.json") and any(map(os.path.lexists, others))
 
 
-def output_folder(
-    path: str | Path, made: Callable[[Path], Any], overwrite: bool = False, within: Path | None = None
-) -> Path:
+def output_folder(path: str | Path, made: Callable[[Path], Any], overwrite: bool = False,
+                  within: Path | None = None) -> Path:
     """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled
     before.
 
@@ -145,19 +142,17 @@ def output_folder(
 
     Args:
         made: whether a folder with files in it is one that the command has filled. overwrite: take any
-        folder.
-        within: the one run in whose directory it may lie.
+            folder. within: the one run in whose directory it may lie.
 
     Raises:
         ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files
-        in it.
+            in it.
     """
     folder = expand(path)
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):
         if holds_run(place) and place != within:
-            raise ConfigError(
-                f"'{path}' is inside run '{place.name}', which it would damage; choose another folder"
-            )
+            raise ConfigError(f"'{path}' is inside run '{place.name}', which it would damage; choose another "
+                              "folder")
     try:
         if folder.is_dir() and not overwrite and any(folder.iterdir()) and not made(folder):
             raise ConfigError(f"folder '{path}' holds other files; choose an empty or a new one")
@@ -257,14 +252,11 @@ def _full_disk(path: Path) -> Iterator[None]:
         # safetensors reports the system's error as text only, torch.save puts one of its own over it
         full = (errno.ENOSPC, errno.EDQUOT), ("No space left", "os error 28")
         errors = [e for e in (error, error.__cause__, error.__context__) if e is not None]
-        if any(
-            getattr(e, "errno", None) in full[0] or any(text in str(e) for text in full[1]) for e in errors
-        ):
+        if any(getattr(e, "errno", None) in full[0] or any(text in str(e) for text in full[1])
+               for e in errors):
             free = shutil.disk_usage(path.parent).free / 2**20
-            raise TrainingError(
-                f"disk full while writing '{path}' ({free:.0f} MiB free); earlier files are intact: "
-                "free space and start the run again, it goes on"
-            ) from None
+            raise TrainingError(f"disk full while writing '{path}' ({free:.0f} MiB free); earlier files are "
+                                "intact: free space and start the run again, it goes on") from None
         raise
 
 

@@ -1,6 +1,5 @@
 """Changing a recipe by dotted names, and reading one: every mistake is one line with the field, the value and
-the way out.
-"""
+the way out."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ def parse_overrides(values: dict[str, Any] | str | None) -> dict[str, Any]:
 
 def located(values: dict[str, Any]) -> dict[str, Any]:
     """Overrides as they are meant in this folder: paths absolute and without `~`, so that two folders are two
-    runs.
-    """
+    runs."""
 
     def absolute(name: str, value: Any) -> Any:
         field = name.rpartition(".")[2]
@@ -78,9 +76,8 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
             if path[max(0, depth - 1) : depth] == ["losses"] and key.partition(":")[0] in LOSSES:
                 node.setdefault(key, {})  # a loss term is added by naming it
             if path[:1] == ["stages"] and depth == 1:
-                node = {str(i): stage for i, stage in enumerate(node)} | {
-                    stage["name"]: stage for stage in node
-                }
+                node = {str(i): stage
+                        for i, stage in enumerate(node)} | {stage["name"]: stage for stage in node}
             if not isinstance(node, dict) or (key not in node and path[:1] != ["stages"]):
                 raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
             if path[:1] == ["stages"] and key not in node:
@@ -107,9 +104,8 @@ def parse_assignments(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, sign, text = item.partition("=")
         if not sign or not key:
-            raise ConfigError(
-                f"--set: {brief(item)} is not of the form field=value, for example train.samples=50000"
-            )
+            raise ConfigError(f"--set: {brief(item)} is not of the form field=value, for example "
+                              "train.samples=50000")
         try:
             values[key] = parse_json(text, object)
         except ValueError:
@@ -128,20 +124,15 @@ def brief(value: Any) -> str:
 
 def _unknown(dotted: str, value: Any, above: str, node: Any, key: str) -> str:
     known = [f"{above}.{name}".lstrip(".") for name in node] if isinstance(node, dict) else []
-    return (
-        f"overrides: unknown field {brief(str(dotted))} = "
-        f"{brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}"
-    )
+    return (f"overrides: unknown field {brief(str(dotted))} = "
+            f"{brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}")
 
 
 def explain(error: ValidationError, config: Any) -> str:
     """The first problem of a pydantic error as one line: field, value, complaint, nearest right name."""
     first = error.errors(include_url=False)[0]
-    place = [
-        str(part)
-        for part in first["loc"]
-        if not str(part).startswith(("function-", "lax-or", "SerializeAsAny"))
-    ]
+    place = [str(part) for part in first["loc"]
+             if not str(part).startswith(("function-", "lax-or", "SerializeAsAny"))]
     field, shown = ".".join(place), brief(first.get("input"))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -167,23 +158,15 @@ def _fields(place: list[str], config: Any) -> list[str]:
             node = node.get(part, {}) if isinstance(node, dict) else {}
             field = model.model_fields[part] if part in getattr(model, "model_fields", {}) else None
             model = field.annotation if field is not None else None
-            registry, key = {
-                "tokenizer": (TOKENIZERS, "method"),
-                "decoder": (DECODERS, "kind"),
-                "network": (NETWORKS, "kind"),
-            }.get(part, (None, ""))
+            registry, key = {"tokenizer": (TOKENIZERS, "method"), "decoder": (DECODERS, "kind"),
+                             "network": (NETWORKS, "kind")}.get(part, (None, ""))
             if registry is not None:
                 model = registry.get(node[key]).Config
             elif place[-2:-1] == ["losses"] and part == place[-1]:
                 model = loss_config(part)
-            model = next(
-                (
-                    a
-                    for a in getattr(model, "__args__", ())
-                    if isinstance(a, type) and issubclass(a, BaseModel)
-                ),
-                model,
-            )
+            model = next((a for a in getattr(model, "__args__", ()) if isinstance(a, type)
+                          and issubclass(a, BaseModel)),
+                         model)
     except (KeyError, TypeError, IndexError, ConfigError):
         return []
     return list(getattr(model, "model_fields", {}))

@@ -31,11 +31,9 @@ def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:
     for split, source in sources.items():
         first = before.get(split, {}).get("fingerprint", source.fingerprint)
         if first != source.fingerprint:
-            lines.append(
-                f"the {split} images of '{source.what}' have changed since this run began (were: "
-                f"{before[split].get('description', first)}; are: {source.describe()}); "
-                "train under another name"
-            )
+            lines.append(f"the {split} images of '{source.what}' have changed since this run began (were: "
+                         f"{before[split].get('description', first)}; are: {source.describe()}); train under "
+                         "another name")
     return lines
 
 
@@ -55,16 +53,12 @@ def record(folder: Path, sources: Mapping[str, ImageSource]) -> None:
     before, account = read(folder), {}
     for split, source in sources.items():
         old = before.get(split, {})
-        account[split] = {
-            "description": source.describe(),
-            "fingerprint": old.get("fingerprint", source.fingerprint),
-            "class_names": source.class_names,
-            "notes": source.notes,
-            "unreadable": list(dict.fromkeys([*old.get("unreadable", []), *source.bad])),
-            "not used": {
-                reason: {"count": n, "names": names} for reason, (n, names) in source.dropped.items()
-            },
-        }
+        account[split] = {"description": source.describe(),
+                          "fingerprint": old.get("fingerprint", source.fingerprint),
+                          "class_names": source.class_names, "notes": source.notes,
+                          "unreadable": list(dict.fromkeys([*old.get("unreadable", []), *source.bad])),
+                          "not used": {reason: {"count": n, "names": names}
+                                       for reason, (n, names) in source.dropped.items()}}
     write_json(folder / FILE, account)
 
 
@@ -72,6 +66,5 @@ def lost(source: ImageSource) -> str:
     """One line about images that could not be read, where there are any."""
     if not source.bad:
         return ""
-    return (
-        f"{len(source.bad)} images could not be read and were replaced (all names: {FILE}): {source.bad[0]}"
-    )
+    return (f"{len(source.bad)} images could not be read and were replaced (all names: {FILE}): "
+            f"{source.bad[0]}")

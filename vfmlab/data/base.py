@@ -59,10 +59,7 @@ class ImageSource:
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
         self.size, self.labels, self.class_names, self.fingerprint = (
-            size,
-            labels,
-            list(class_names),
-            fingerprint,
+            size, labels, list(class_names), fingerprint
         )
         self.bad: list[str] = []
         self.what, self.sizes = "", (len(labels), len(labels), 0)

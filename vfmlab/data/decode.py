@@ -159,9 +159,8 @@ def read_image(path: str | Path, size: int) -> Tensor:
     try:
         pixels = decode(read_bytes(expand(path), MAX_BYTES), size)
     except OSError as error:
-        raise DataError(
-            f"image '{path}' cannot be read: {error.strerror}; give the path of an image file"
-        ) from None
+        raise DataError(f"image '{path}' cannot be read: {error.strerror}; give the path of an image "
+                        "file") from None
     except Unreadable as error:
         raise DataError(f"image '{path}' cannot be decoded: {error}; convert it to PNG or JPEG") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

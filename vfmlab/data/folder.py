@@ -32,9 +32,8 @@ def open_folder(config: Data, path: str, split: str) -> RecordSource:
     root = existing(what, path)
     if not root.is_dir():
         raise DataError(f"{what}: that is a file; name the folder that holds one folder per class")
-    below = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    below = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()
+                   and not entry.name.startswith("."))
     train = [name for name in below if split_of(name) == "train"]
     val = sorted((name for name in below if split_of(name) == "val"), key=_preference)
     unused, parts = [], {}
@@ -89,10 +88,8 @@ class FolderRecords(Records):
                 looked += 1
                 bar.update()
                 if looked > LOOKED and len(files) * 100 < looked:
-                    raise DataError(
-                        f"{self.what}: {looked:,} entries hold {len(files)} images; "
-                        "name the folder of the classes"
-                    )
+                    raise DataError(f"{self.what}: {looked:,} entries hold {len(files)} images; name the "
+                                    "folder of the classes")
                 try:
                     info = os.stat(path)
                     if stat.S_ISDIR(info.st_mode):
@@ -127,10 +124,8 @@ class FolderRecords(Records):
         names = sorted(set(self.labels or ()))
         alike = [name for name in names if re.search("train|test|valid|val(?![a-z])", name.lower())]
         if len(names) == 2 and len(alike) == 2:
-            self.notes.append(
-                readable(f"the classes '{names[0]}' and '{names[1]}' look like splits; ")
-                + "if they are, call them train and val"
-            )
+            self.notes.append(readable(f"the classes '{names[0]}' and '{names[1]}' look like splits; ")
+                              + "if they are, call them train and val")
         if len(names) == 1:
             deeper = sorted({"/".join(file.split("/")[:2]) for file in self.files if file.count("/") > 1})
             hint = f"; its folders look like classes: name folder:{self.root / names[0]}"

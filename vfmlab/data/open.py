@@ -43,8 +43,7 @@ def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
         ValueError,
     ) as error:  # of the file system: no permission, name too long, a loop of links
         reason = f"'{error.filename}': {error.strerror}" if getattr(error, "filename", None) else str(error)
-        raise DataError(
-            f"field 'data.source' = '{readable(config.source)}': {reason}; check the path"
-        ) from None
+        raise DataError(f"field 'data.source' = '{readable(config.source)}': {reason}; check the "
+                        "path") from None
     source.what = config.source
     return source

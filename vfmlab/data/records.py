@@ -88,9 +88,8 @@ class RecordSource(ImageSource):
         labels: long, one per index. names: of the classes. mark: the fingerprint.
     """
 
-    def __init__(
-        self, records: Records, picked: np.ndarray, labels: Tensor, names: list[str], size: int, mark: str
-    ):
+    def __init__(self, records: Records, picked: np.ndarray, labels: Tensor, names: list[str], size: int,
+                 mark: str):
         super().__init__(size, labels, names, mark)
         self.what, self.records, self.picked = records.what, records, picked
         self.dropped, self.notes = records.dropped, list(records.notes)
@@ -123,9 +122,8 @@ class RecordSource(ImageSource):
             else:
                 self._state[i] = 1
                 return image, i
-        raise DataError(
-            f"{self.what}: none of its {len(self)} images can be read, for example {self.bad[-1]}"
-        )
+        raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example "
+                        f"{self.bad[-1]}")
 
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""

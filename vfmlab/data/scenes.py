@@ -107,35 +107,26 @@ class SceneSource(ImageSource):
     def factors(self, indices: Tensor) -> dict[str, Tensor]:
         """The true factors of the images at `indices` (long B), the same at every size.
 
-        shape, texture, background_style: long B, positions in the style's tuples. x (right), y (down),
-        scale (radius): float B, fractions of half the side. rotation (radians, clockwise):
-        float B. foreground, background, background_end: float B 3, RGB in [0, 1]. background_angle: float B,
-        radians.
+        shape, texture, background_style: long B, positions in the style's tuples. x (right), y (down), scale
+        (radius): float B, fractions of half the side. rotation (radians, clockwise): float B. foreground,
+        background, background_end: float B 3, RGB in [0, 1]. background_angle: float B, radians.
         """
         found = self._factors(np.asarray(indices, dtype=np.int64))
-        return {
-            name: torch.from_numpy(v if v.dtype == np.int64 else v.astype(np.float32))
-            for name, v in found.items()
-        }
+        return {name: torch.from_numpy(v if v.dtype == np.int64 else v.astype(np.float32))
+                for name, v in found.items()}
 
     def _factors(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         s = self.style
         u = _uniform(self._key, indices, 18)
         label = indices % self.num_classes
         dark = u[:, 4] < s.inverted
-        return {
-            "shape": label // len(s.textures),
-            "texture": label % len(s.textures),
-            "x": s.offset * (2 * u[:, 0] - 1),
-            "y": s.offset * (2 * u[:, 1] - 1),
-            "scale": s.radius[0] + (s.radius[1] - s.radius[0]) * u[:, 2],
-            "rotation": s.rotation * (2 * u[:, 3] - 1),
-            "foreground": _colour(u[:, 5:8], dark),
-            "background": _colour(u[:, 8:11], ~dark),
-            "background_end": _colour(u[:, 11:14], ~dark),
-            "background_style": (u[:, 14] * len(s.backgrounds)).astype(np.int64),
-            "background_angle": 2 * np.pi * u[:, 15],
-        }
+        return {"shape": label // len(s.textures), "texture": label % len(s.textures),
+                "x": s.offset * (2 * u[:, 0] - 1), "y": s.offset * (2 * u[:, 1] - 1),
+                "scale": s.radius[0] + (s.radius[1] - s.radius[0]) * u[:, 2],
+                "rotation": s.rotation * (2 * u[:, 3] - 1), "foreground": _colour(u[:, 5:8], dark),
+                "background": _colour(u[:, 8:11], ~dark), "background_end": _colour(u[:, 11:14], ~dark),
+                "background_style": (u[:, 14] * len(s.backgrounds)).astype(np.int64),
+                "background_angle": 2 * np.pi * u[:, 15]}
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = np.empty((len(indices), 3, self.size, self.size), np.uint8)
@@ -199,9 +190,8 @@ def _background(style: Style, factors: dict[str, np.ndarray], axis: np.ndarray) 
             mix[rows] = np.float32(0.5) + along[rows] * np.float32(0.35355339)
         elif name == "radial":
             a, b = axis - np.float32(0.5) * cos[rows], axis - np.float32(0.5) * sin[rows]
-            mix[rows] = np.minimum(
-                np.float32(0.5) * ((a * a)[:, None, :] + (b * b)[:, :, None]), np.float32(1)
-            )
+            mix[rows] = np.minimum(np.float32(0.5) * ((a * a)[:, None, :] + (b * b)[:, :, None]),
+                                   np.float32(1))
         elif name == "bands":
             t = along[rows] * np.float32(1.1)
             mix[rows] = np.float32(2) * np.abs(t - np.floor(t) - np.float32(0.5))
@@ -210,9 +200,8 @@ def _background(style: Style, factors: dict[str, np.ndarray], axis: np.ndarray) 
 
 def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.ndarray:
     """Background, then the object in two tones: uint8 B 3 H W."""
-    fore, back, end = (
-        factors[name].astype(np.float32) for name in ("foreground", "background", "background_end")
-    )
+    fore, back, end = (factors[name].astype(np.float32)
+                       for name in ("foreground", "background", "background_end"))
     bright = (
         fore.max(1, keepdims=True) >= 0.5
     )  # the second tone lies between the first and the other end of the scale
@@ -230,11 +219,9 @@ def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.
 def open_scenes(config: Data, style: str, split: str) -> SceneSource:
     """The split of `scenes:STYLE` that `config` describes; :class:`ConfigError` without `data.train`."""
     if split == "train" and config.train is None:
-        raise ConfigError(
-            "field 'data.train' is missing: scenes are endless, so set for example data.train=20000"
-        )
-    source = SceneSource(
-        style, split, config.size, config.train if split == "train" else config.val, config.seed
-    )
+        raise ConfigError("field 'data.train' is missing: scenes are endless, so set for example "
+                          "data.train=20000")
+    source = SceneSource(style, split, config.size, config.train if split == "train" else config.val,
+                         config.seed)
     source.sizes = (config.train or 0, config.train or 0, config.val)
     return source

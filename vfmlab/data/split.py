@@ -57,14 +57,8 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
     values = {name: labels.get(name, mine)[rows] for name, rows in every.items()}
     counts = {name: np.bincount(rows, minlength=len(names)) for name, rows in values.items()}
     records.labels = None  # from here on they are numbers
-    made = RecordSource(
-        records,
-        picked,
-        torch.from_numpy(mine[picked]),
-        names,
-        config.size,
-        _mark(config, records, picked, mine, names),
-    )
+    made = RecordSource(records, picked, torch.from_numpy(mine[picked]), names, config.size,
+                        _mark(config, records, picked, mine, names))
     there, val = len(every["train"]), len(every["val"])
     made.sizes = (min(there, config.train or there), there, min(val, config.val))
     made.notes += _sparse(counts["train"], counts["val"], names)

@@ -83,30 +83,16 @@ class BatchStream(Iterator[Batch]):
         DataError: too many unreadable images, when the batch that meets them is asked for.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        batch: int,
-        seed: int,
-        start_step: int = 0,
-        rows: slice | None = None,
-        flip: bool = False,
-        workers: int = 0,
-    ):
+    def __init__(self, source: ImageSource, batch: int, seed: int, start_step: int = 0,
+                 rows: slice | None = None, flip: bool = False, workers: int = 0):
         if batch < 1:
             raise ConfigError(f"field 'train.batch' = {batch}: must be at least 1")
         self.source, self._rows = source, rows if rows is not None else slice(0, batch)
         args = (source, batch, seed, self._rows, flip)
         if workers:
             source.share()
-            self._loader = DataLoader(
-                _Reporting(*args),
-                batch_size=None,
-                sampler=itertools.count(start_step),
-                num_workers=workers,
-                collate_fn=_as_it_is,
-                prefetch_factor=AHEAD,
-            )
+            self._loader = DataLoader(_Reporting(*args), batch_size=None, sampler=itertools.count(start_step),
+                                      num_workers=workers, collate_fn=_as_it_is, prefetch_factor=AHEAD)
             self._batches = self._from_processes()
         else:
             self._batches = from_thread(_Steps(*args), start_step)

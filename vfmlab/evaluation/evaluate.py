@@ -22,13 +22,8 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
 
-def tokenizer_report(
-    tokenizer: Tokenizer,
-    cfg: config.Data,
-    protocol: config.Protocol,
-    setup: Setup | None = None,
-    progress: Progress | None = None,
-) -> Report:
+def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+                     setup: Setup | None = None, progress: Progress | None = None) -> Report:
     """Reconstruction numbers, probes of the latents, and their alignment with the protocol's feature space.
 
     `hash` is that of the whole protocol; each number carries the hash of the part it depends on.
@@ -40,15 +35,9 @@ def tokenizer_report(
     return _closed(report, setup, started)
 
 
-def diffusion_report(
-    network: Any,
-    tokenizer: Tokenizer,
-    cfg: config.Data,
-    protocol: config.Protocol,
-    num_classes: int,
-    setup: Setup | None = None,
-    progress: Progress | None = None,
-) -> Report:
+def diffusion_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+                     num_classes: int, setup: Setup | None = None,
+                     progress: Progress | None = None) -> Report:
     """Generation numbers with the tokenizer's own beside them; see :func:`tokenizer_report`."""
     started = time.perf_counter()
     setup = setup or open_setup(cfg, protocol, device=tokenizer.stat_mean.device)
@@ -94,13 +83,8 @@ def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
     return [io.sha256(path) if path.exists() else "" for path in paths]
 
 
-def cached(
-    run: config.Phase,
-    folder: runs.RunDir,
-    load: Callable[..., Any],
-    again: bool = False,
-    progress: Progress | None = None,
-) -> Report:
+def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], again: bool = False,
+           progress: Progress | None = None) -> Report:
     """The report of a run under `run.protocol`: read where it was measured before, else measured and written.
 
     report.json holds the report under the run's own protocol; others lie beside it in reports/. One that
@@ -108,9 +92,8 @@ def cached(
 
     Args:
         run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
-        tokenizer, or the
-        loaded diffusion model (`.network`, `.tokenizer`, `.num_classes`); called with `ema=False` for raw
-        weights.
+            tokenizer, or the loaded diffusion model (`.network`, `.tokenizer`, `.num_classes`); called with
+            `ema=False` for raw weights.
 
     Raises:
         RunError: neither a tokenizer nor a diffusion run.

@@ -155,9 +155,8 @@ class InceptionSpace(FeatureSpace):
                                                           str(path))
         except Exception as error:
             why = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"protocol.features 'inception': '{path}' does not hold its weights ({why}); delete it"
-            ) from None
+            raise CheckpointError(f"protocol.features 'inception': '{path}' does not hold its weights "
+                                  f"({why}); delete it") from None
         self.dimension = 2048
         self.version = f"torch-fidelity {torch_fidelity.__version__}, {path.name}"
         self.preprocessing = "uint8, TensorFlow 1.x bilinear to 299"

@@ -1,13 +1,12 @@
 """Frechet and kernel distances between two sets of features, from statistics that are gathered in one pass.
 
-Frechet distance (Heusel et al. 2017, arXiv 1706.08500, eq. 6) between Gaussians fitted to the features:
-`|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2))`. The trace of the square root is the sum of the square roots of
-the eigenvalues of a symmetric product, so no matrix square root is taken: it would be slower, and its
-iteration is what made published numbers differ. Kernel distance: KID (Binkowski et al. 2018, arXiv
-1801.01401, section 4), unbiased, so it may be negative. It is
-unbiased for independent draws only: where both sets hold the same number of every class (drawn scenes,
-samples with balanced labels), equal sets come out slightly below 0 (about -.006 for the judge's features of
-1,000 scenes).
+Frechet distance (Heusel et al. 2017, arXiv 1706.08500, eq. 6) between Gaussians fitted to the features: `|m1
+- m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2))`. The trace of the square root is the sum of the square roots of the
+eigenvalues of a symmetric product, so no matrix square root is taken: it would be slower, and its iteration
+is what made published numbers differ. Kernel distance: KID (Binkowski et al. 2018, arXiv 1801.01401, section
+4), unbiased, so it may be negative. It is unbiased for independent draws only: where both sets hold the same
+number of every class (drawn scenes, samples with balanced labels), equal sets come out slightly below 0
+(about -.006 for the judge's features of 1,000 scenes).
 """
 
 from __future__ import annotations
@@ -147,18 +146,15 @@ def _range_factor(a: Tensor) -> Tensor:
     return vectors[:, keep] * values[keep].sqrt()
 
 
-def kernel_distance(
-    a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100,
+                    subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Kernel distance (KID): unbiased squared MMD with the kernel (x.y / D + 1)^3, mean and spread over
     random subsets.
 
     Args:
-        a, b: features N D and M D, or feature sets (their kept rows are used).
-        subsets, subset_size: as published (100 of 1000). With fewer than 2000 rows a subset holds half of the
-        smaller
-            set, because equal subsets would show no spread.
-        seed: of the subsets.
+        a, b: features N D and M D, or feature sets (their kept rows are used). subsets, subset_size: as
+            published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller set, because
+            equal subsets would show no spread. seed: of the subsets.
 
     Returns:
         mean and standard deviation over subsets.
@@ -198,7 +194,5 @@ def few_samples_warning(n: int) -> str | None:
     """One line when n is too small for a Frechet distance to be read alone."""
     if n >= FEW_SAMPLES:
         return None
-    return (
-        f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read kernel distances too "
-        "(slightly below 0 for equal class-balanced sets)"
-    )
+    return (f"N = {n} is below {FEW_SAMPLES}: Frechet distances are biased upwards; read kernel distances "
+            "too (slightly below 0 for equal class-balanced sets)")

@@ -33,16 +33,9 @@ def labels_of(ids: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate_generation(
-    network: nn.Module,
-    tokenizer: Tokenizer,
-    cfg: config.Data,
-    protocol: config.Protocol,
-    num_classes: int,
-    progress: Progress | None = None,
-    setup: Setup | None = None,
-    baseline: Pass | None = None,
-) -> Report:
+def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+                        num_classes: int, progress: Progress | None = None, setup: Setup | None = None,
+                        baseline: Pass | None = None) -> Report:
     """Draw protocol.n samples and measure them.
 
     Args:
@@ -79,21 +72,14 @@ def evaluate_generation(
     return report.replace(numbers=numbers, protocols=protocols)
 
 
-def draw(
-    network: nn.Module,
-    tokenizer: Tokenizer,
-    protocol: config.Protocol,
-    ids: Tensor,
-    labels: Tensor,
-    num_classes: int,
-) -> Tensor:
+def draw(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, ids: Tensor, labels: Tensor,
+         num_classes: int) -> Tensor:
     """Samples `ids` as images B 3 H W in [-1, 1]."""
     from vfmlab.diffusion import sampling
 
     random = SampleRandom(protocol.seed, ids.tolist(), labels.device)
-    z = sampling.sample(
-        network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape, num_classes
-    )
+    z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape,
+                        num_classes)
     return tokenizer.decode(z)
 
 

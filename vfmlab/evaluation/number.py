@@ -70,10 +70,9 @@ class Number:
     """One measured value.
 
     value: None where it could not be had, and then `reason` says why; a list for curves. protocol: hash of
-    all that it
-    depends on. n: images or samples. spread: standard deviation (over images, subsets or draws: as the metric
-    says).
-    facts: what belongs to it: the axes of a curve ({"sigma": [...]}), the accuracy of chance, the block.
+    all that it depends on. n: images or samples. spread: standard deviation (over images, subsets or draws:
+    as the metric says). facts: what belongs to it: the axes of a curve ({"sigma": [...]}), the accuracy of
+    chance, the block.
     """
 
     value: Any
@@ -126,11 +125,9 @@ class Report(Mapping[str, Number]):
     """Numbers of one run (or network) under one protocol: `report["psnr"].value`.
 
     kind: "tokenizer", "diffusion" or "vfm". curves: the numbers whose values are lists. protocols: what each
-    hash stands for.
-    hash: of the whole protocol; a number carries that of the part it depends on. warnings: lines a reader
-    must know.
-    request: what was asked for, as a digest. instruments: seconds that each took. about: what was measured,
-    in words.
+    hash stands for. hash: of the whole protocol; a number carries that of the part it depends on. warnings:
+    lines a reader must know. request: what was asked for, as a digest. instruments: seconds that each took.
+    about: what was measured, in words.
     """
 
     numbers: Mapping[str, Number]
@@ -221,10 +218,8 @@ class Report(Mapping[str, Number]):
                            for name in ("metrics", "curves"))
         whole = data["protocol"] if isinstance(data.get("protocol"), Mapping) else {}
         mark = str(data.get("hash") or "")
-        protocols = (
-            groups["protocols"] if mark in groups["protocols"] or not mark
-            else {**groups["protocols"], mark: whole}
-        )
+        protocols = (groups["protocols"] if mark in groups["protocols"] or not mark
+                     else {**groups["protocols"], mark: whole})
         spent = {k: v["seconds"] if isinstance(v, Mapping) else v for k, v in groups["instruments"].items()}
         about = groups["about"] or {k: data[k] for k in ("reference", "representation") if k in data}
         text = {k: str(data.get(k) or "") for k in ("kind", "run", "request")}
@@ -301,8 +296,7 @@ def rank(reports: Mapping[str, Mapping[str, Number]], metric: str,
 
     Args:
         reports: name -> report, or its numbers. Runs without the number are left out. protocols: what hashes
-        stand for,
-            where the reports do not say.
+            stand for, where the reports do not say.
 
     Raises:
         ConfigError: unknown metric, one without a good end, or numbers measured under different protocols.
@@ -322,11 +316,8 @@ def rank(reports: Mapping[str, Mapping[str, Number]], metric: str,
             both = [getattr(reports[name], "protocols", protocols or {}).get(number.protocol)
                     for name, number in ((one, first), (other, number))]
             why = f": {difference(*both)}" if all(both) else ""
-            raise ConfigError(
-                f"'{metric}' of '{one}' (protocol {first.protocol}) and '{other}' (protocol "
-                f"{number.protocol}) cannot be ranked{why}; "
-                "evaluate both under one protocol"
-            )
+            raise ConfigError(f"'{metric}' of '{one}' (protocol {first.protocol}) and '{other}' (protocol "
+                              f"{number.protocol}) cannot be ranked{why}; evaluate both under one protocol")
     return sorted(((k, float(v.value)) for k, v in numbers.items()), key=lambda item: item[1],
                   reverse=known[metric].better == HIGHER)
 

@@ -99,9 +99,8 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIG
 
 
 @torch.no_grad()
-def training_latents(
-    tokenizer: Tokenizer, cfg: config.Data, seed: int, batch_size: int, n: int = TRAIN_IMAGES
-) -> tuple[Tensor, Tensor]:
+def training_latents(tokenizer: Tokenizer, cfg: config.Data, seed: int, batch_size: int,
+                     n: int = TRAIN_IMAGES) -> tuple[Tensor, Tensor]:
     """Normalised latents (mode, n C h w) and labels of a seeded choice of training images."""
     source = data.open_source(cfg, "train")
     which = torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values

@@ -67,30 +67,17 @@ def dump(protocol: config.Protocol) -> dict[str, Any]:
     return fields
 
 
-def resolve(
-    protocol: config.Protocol,
-    cfg: config.Data,
-    source: data.ImageSource,
-    space: FeatureSpace | None = None,
-    sampling: bool = False,
-) -> Resolved:
+def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSource,
+            space: FeatureSpace | None = None, sampling: bool = False) -> Resolved:
     """What `protocol` means for held-out images `source` of `cfg`, and for `space`.
 
     Images: protocol.n of the val split, or all of them where there are fewer; the protocol then says so.
     """
     base = {"version": protocol.version, "ema": protocol.ema, "dtype": "float32", "seed": protocol.seed}
-    sections: dict[str, dict[str, Any]] = {
-        "images": base
-        | {
-            "source": cfg.source,
-            "fingerprint": source.fingerprint,
-            "split": "val",
-            "n": min(protocol.n, len(source)),
-            "crop": "adm_centre",
-            "size": cfg.size,
-            "pixels": "uint8",
-        }
-    }
+    sections: dict[str, dict[str, Any]] = {"images": base
+                                           | {"source": cfg.source, "fingerprint": source.fingerprint,
+                                              "split": "val", "n": min(protocol.n, len(source)),
+                                              "crop": "adm_centre", "size": cfg.size, "pixels": "uint8"}}
     if space is not None:
         sections["features"] = space.facts()
     if sampling and protocol.decoder is not None:
@@ -150,9 +137,8 @@ class Setup:
         return logits[:, columns].argmax(1).cpu()
 
 
-def open_setup(
-    cfg: config.Data, protocol: config.Protocol, root: str | Path = "runs", device: str | torch.device = "cpu"
-) -> Setup:
+def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "runs",
+               device: str | torch.device = "cpu") -> Setup:
     """Held-out images and feature space of a protocol; errors as
     :func:`~vfmlab.evaluation.features.open_space`."""
     space = open_space(protocol.features, cfg.size, root).to(device)

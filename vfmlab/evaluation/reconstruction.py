@@ -24,13 +24,8 @@ Progress = Callable[[int, int], object]
 KEPT_LATENTS = 1000  # for probes and alignment
 
 
-def evaluate_reconstruction(
-    tokenizer: Tokenizer,
-    cfg: config.Data,
-    protocol: config.Protocol,
-    setup: Setup | None = None,
-    progress: Progress | None = None,
-) -> Report:
+def evaluate_reconstruction(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+                            setup: Setup | None = None, progress: Progress | None = None) -> Report:
     """All numbers of a tokenizer's reconstructions (EMA weights or not: the caller's choice, see
     protocol.ema).
 
@@ -44,13 +39,8 @@ def evaluate_reconstruction(
 
 
 @torch.no_grad()
-def measure(
-    tokenizer: Tokenizer,
-    cfg: config.Data,
-    protocol: config.Protocol,
-    setup: Setup | None = None,
-    progress: Progress | None = None,
-) -> Pass:
+def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, setup: Setup | None = None,
+            progress: Progress | None = None) -> Pass:
     """One pass over the protocol's images: the report, features of both sides, and the first latents with
     their labels."""
     device = tokenizer.stat_mean.device

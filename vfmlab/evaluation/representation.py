@@ -36,9 +36,8 @@ def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool
     """Features as the published alignment figures take them: token mean, outliers clamped, unit length.
 
     Args:
-        features: N C h w, N T C or N C.
-        quantile: values are clamped to +- this quantile of |features| over the whole set; None: no clamp.
-        normalise: divide each row by its L2 norm.
+        features: N C h w, N T C or N C. quantile: values are clamped to +- this quantile of |features| over
+            the whole set; None: no clamp. normalise: divide each row by its L2 norm.
 
     Returns:
         N C in fp32.
@@ -99,17 +98,15 @@ def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: floa
     """Centred kernel nearest-neighbour alignment of two representations of the same N samples.
 
     Args:
-        a, b: N x D features, usually from :func:`prepare`; D may differ.
-        k: neighbours.
-        unbiased: Song et al.'s unbiased HSIC (published figures), else the biased one.
-        epsilon: added to the denominator. Released code adds 1e-6, which is not scale-free (it makes the
-        alignment of
-            features with themselves 0.9998 at N = 512); 0 leaves it exactly 1.
+        a, b: N x D features, usually from :func:`prepare`; D may differ. k: neighbours. unbiased: Song et
+            al.'s unbiased HSIC (published figures), else the biased one. epsilon: added to the denominator.
+            Released code adds 1e-6, which is not scale-free (it makes the alignment of features with
+            themselves 0.9998 at N = 512); 0 leaves it exactly 1.
 
     Returns:
         About k / (N - 1) for unrelated representations (see :func:`beyond_chance`), 1 for equal ones. As
-        published, it is not exactly symmetric in a and b: the masks are not, and the last term of the
-        estimator sums columns of the first and rows of the second.
+            published, it is not exactly symmetric in a and b: the masks are not, and the last term of the
+            estimator sums columns of the first and rows of the second.
 
     Raises:
         DataError: different N, k >= N, features constant or not finite.
@@ -134,10 +131,8 @@ def _cknna(a: Neighbours, b: Neighbours, unbiased: bool = True, epsilon: float =
     own_b = _hsic(b.keys, b.similarity.flatten(), b.similarity.flatten(), len(b.index), unbiased)
     product = own_a * own_b
     if not product > 0:
-        raise DataError(
-            f"neighbourhoods carry no structure at N = {len(a.index)}, k = {a.index.shape[1]} "
-            "(HSIC with itself is not positive); use more samples or another k"
-        )
+        raise DataError(f"neighbourhoods carry no structure at N = {len(a.index)}, k = {a.index.shape[1]} "
+                        "(HSIC with itself is not positive); use more samples or another k")
     return cross / (product**0.5 + epsilon)
 
 
@@ -181,8 +176,7 @@ def linear_cka(a: Tensor, b: Tensor, unbiased: bool = True) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), at most 1.
 
     unbiased uses Song et al.'s HSIC, so that unrelated wide features come out near 0; else the original, in
-    [0, 1].
-    Nothing of size N x N is built: sums over kernels are taken as D x D products.
+    [0, 1]. Nothing of size N x N is built: sums over kernels are taken as D x D products.
     """
     _check(a, b, 4)
     a, b = a.double(), b.double()

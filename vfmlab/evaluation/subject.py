@@ -63,11 +63,9 @@ class Subject:
 
     Attributes:
         kind: "tokenizer", "diffusion" or "vfm". reads: images B 3 s s in [-1, 1] and their ids -> maps B C h
-        w.
-        facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may be
-        compared.
-        weights: digest of what computes the features. modules: kept in eval mode while they are read.
-        store: folder for features, or None. folder: of the run, where there is one.
+            w. facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may
+            be compared. weights: digest of what computes the features. modules: kept in eval mode while they
+            are read. store: folder for features, or None. folder: of the run, where there is one.
     """
 
     kind: str
@@ -273,10 +271,8 @@ def of_diffusion(
     )  # fmt: skip
 
 
-def of_vision_model(
-    vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference, layer: int = -1,
-    **more: Any
-) -> Subject:
+def of_vision_model(vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference,
+                    layer: int = -1, **more: Any) -> Subject:
     """Maps of one layer of a frozen vision model, at its own resolution."""
     vfm.check_layers((layer,))
     facts, name = {"of": "vfm", "layer": layer}, f"vfm:{vfm.facts.name}@{layer}"
@@ -297,9 +293,8 @@ def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def tokens_at(
-    network: nn.Module, z: Tensor, t: float, noise: Tensor, blocks: tuple[int, ...]
-) -> dict[int, Tensor]:
+def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor,
+              blocks: tuple[int, ...]) -> dict[int, Tensor]:
     """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time
     t, label null.
 

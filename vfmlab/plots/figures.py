@@ -43,9 +43,8 @@ def training_curves(folders: Sequence[RunDir]) -> go.Figure:
     return primitives.panels(parts, columns=3)
 
 
-def convergence(
-    folders: Sequence[RunDir], dashed: Sequence[str] = (), labels: Sequence[str] | None = None
-) -> go.Figure:
+def convergence(folders: Sequence[RunDir], dashed: Sequence[str] = (),
+                labels: Sequence[str] | None = None) -> go.Figure:
     """Quality of samples over training, from the evaluations that runs log on the way.
 
     One line per run or, with `labels`, per label: the mean over its runs. All under the protocol that most
@@ -160,9 +159,8 @@ def dynamics_maps(courses: Mapping[str, Mapping[str, Sequence[Any]]], title: str
     return sheet.update_layout(template=primitives.TEMPLATE, title=title, **look)
 
 
-def similarity_figure(
-    times: Sequence[float], matrices: Mapping[int, Tensor], encoder: int | None = None
-) -> go.Figure:
+def similarity_figure(times: Sequence[float], matrices: Mapping[int, Tensor],
+                      encoder: int | None = None) -> go.Figure:
     """Cosine of each block's tokens one step apart, and between any two times for the encoder's last block.
 
     matrices: block -> T T, as :func:`vfmlab.diffusion.reuse.similarity_over_time` gives it for `times` (T).
@@ -192,10 +190,8 @@ def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     records: of :func:`vfmlab.studies.alignment.reuse_records`.
     """
     steps, x = max(r["steps"] for r in records), "images a second"
-    groups = {
-        "encoder reused": [r for r in records if r["steps"] == steps],
-        "fewer steps": [r for r in records if r["encoder at every"] == 1],
-    }
+    groups = {"encoder reused": [r for r in records if r["steps"] == steps],
+              "fewer steps": [r for r in records if r["encoder at every"] == 1]}
     figure = go.Figure()
     for i, (name, group) in enumerate(groups.items()):
         group = sorted(group, key=lambda r: r[x])

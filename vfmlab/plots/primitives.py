@@ -80,11 +80,9 @@ def data_uri(picture: Image.Image) -> str:
 
 def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
     top = 40  # room for the title, and for plotly's buttons, which would cover the first row of images
-    figure.update_layout(
-        title=title, width=width, height=height + top, margin={"l": 8, "r": 8, "t": top, "b": 8},
-        plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=False,
-    )
+    figure.update_layout(title=title, width=width, height=height + top,
+                         margin={"l": 8, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
+                         showlegend=False)
     return figure
 
 
@@ -108,10 +106,8 @@ def rows(groups: Mapping[str, Tensor], title: str | None = None, scale: int | No
     figure = go.Figure(go.Image(source=data_uri(sheet), hoverinfo="skip"))
     step = (height + gap) * scale
     figure.update_xaxes(visible=False)
-    figure.update_yaxes(
-        tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))], ticktext=list(groups),
-        showgrid=False, zeroline=False
-    )
+    figure.update_yaxes(tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))],
+                        ticktext=list(groups), showgrid=False, zeroline=False)
     figure = _bare(figure, sheet.width + left, sheet.height + 8, title)
     return figure.update_layout(margin={"l": left})
 
@@ -146,9 +142,8 @@ def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
 # -- numbers ----------------------------------------------------------------------
 
 
-def framed(
-    figure: go.Figure, x: str | None, y: str | None, title: str | None = None, height: int = 360
-) -> go.Figure:
+def framed(figure: go.Figure, x: str | None, y: str | None, title: str | None = None,
+           height: int = 360) -> go.Figure:
     """The figure with names of its axes, and margins that leave room for a title where there is one."""
     figure.update_xaxes(title=x)
     figure.update_yaxes(title=y)
@@ -156,15 +151,9 @@ def framed(
     return figure.update_layout(template=TEMPLATE, title=title, height=height, margin=margin)
 
 
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x: str = "images seen",
-    y: str = "loss",
-    title: str | None = None,
-    log_y: bool = False,
-    dashed: Sequence[str] = (),
-    by_place: bool = False,
-) -> go.Figure:
+def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str = "images seen",
+           y: str = "loss", title: str | None = None, log_y: bool = False, dashed: Sequence[str] = (),
+           by_place: bool = False) -> go.Figure:
     """Lines over training: {name: (x, y)}.
 
     dashed: names that are drawn dashed. by_place: colours by place in `series`, for runs of one method.
@@ -206,9 +195,8 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
     return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60, margin=margin)
 
 
-def scatter(
-    points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name", title: str | None = None
-) -> go.Figure:
+def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name",
+            title: str | None = None) -> go.Figure:
     """One labelled point per record {label: ..., x: ..., y: ...}."""
     figure = go.Figure()
     for i, point in enumerate(points):

@@ -137,9 +137,8 @@ def quantise(z: Tensor, bits: int, step: float | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def rate_distortion(
-    rows: Sequence[Row], root: str | Path, bits: Sequence[int] = (2, 3, 4, 6, 8), n: int = RATE_IMAGES
-) -> list[dict[str, Any]]:
+def rate_distortion(rows: Sequence[Row], root: str | Path, bits: Sequence[int] = (2, 3, 4, 6, 8),
+                    n: int = RATE_IMAGES) -> list[dict[str, Any]]:
     """PSNR and rFD of latents stored with so many bits per value: a record per row and number of bits.
 
     rate: bits of the latent per pixel, C h w bits / (H W); no entropy coding. Latents are the posterior's

@@ -30,9 +30,8 @@ NONE, SPLIT = "none", "split"  # without alignment; the DiT of encoder and head
 # -- rows ----------------------------------------------------------------------
 
 
-def rows(
-    preset: str, baseline: str, overrides: dict[str, Any], seeds: Sequence[int], names: Sequence[str]
-) -> list[Row]:
+def rows(preset: str, baseline: str, overrides: dict[str, Any], seeds: Sequence[int],
+         names: Sequence[str]) -> list[Row]:
     """One row per tokenizer, setting and seed, labelled "<preset> <setting>"; its settings share a tokenizer.
 
     Args:
@@ -187,9 +186,8 @@ def samples(study: Sequence[Row], root: str | Path, seed: int = 0) -> go.Figure:
 
 
 @torch.no_grad()
-def block_similarity(
-    row: Row, root: str | Path, n: int = 16, seed: int = 0
-) -> tuple[list[float], dict[int, torch.Tensor]]:
+def block_similarity(row: Row, root: str | Path, n: int = 16,
+                     seed: int = 0) -> tuple[list[float], dict[int, torch.Tensor]]:
     """Similarity of blocks over time (`vfmlab.diffusion.reuse`) on a run's own sampling path, unguided."""
     loaded = api.load_diffusion(row.run.id, root)
     labels = torch.arange(n, device=loaded.device) % loaded.num_classes
@@ -204,9 +202,8 @@ def block_similarity(
 
 
 @torch.no_grad()
-def reuse_records(
-    row: Row, root: str | Path, every: Sequence[int] = (1, 2, 3, 4), n: int = 500, batch: int = 64
-) -> list[dict[str, Any]]:
+def reuse_records(row: Row, root: str | Path, every: Sequence[int] = (1, 2, 3, 4), n: int = 500,
+                  batch: int = 64) -> list[dict[str, Any]]:
     """Quality and speed when the encoder runs at every k-th step, and at fewer steps without reuse.
 
     gFD by the run's protocol with at most n samples; images a second: of network and sampler alone, median of

@@ -29,14 +29,8 @@ __all__ += ["spread", "stage_records", "train"]
 TITLE = "Comparison"
 
 
-def train(
-    rows: Sequence[Row],
-    root: str | Path,
-    jobs: int | None = None,
-    stream: TextIO | None = None,
-    cluster: str | None = None,
-    retry: bool = True,
-) -> dict[str, str]:
+def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream: TextIO | None = None,
+          cluster: str | None = None, retry: bool = True) -> dict[str, str]:
     """Train and measure all phases of all rows; what is finished is not done again.
 
     Args:
@@ -49,10 +43,8 @@ def train(
     """
     root = Path(root).expanduser().resolve()
     names = [f"{row.label}, seed {row.seed}," for row in rows]
-    parts = [
-        executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
-        for row, name in zip(rows, names, strict=True)
-    ]
+    parts = [executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
+             for row, name in zip(rows, names, strict=True)]
     outcomes = executor.run([node for nodes in parts for node in nodes], jobs, cluster, stream)
     failed: dict[str, str] = {}
     for row, nodes in zip(rows, parts, strict=True):
@@ -61,18 +53,9 @@ def train(
     return failed
 
 
-def run(
-    specs: Sequence[str],
-    seeds: Sequence[int],
-    root: str | Path,
-    out: str | Path,
-    jobs: int | None = None,
-    overrides: dict[str, Any] | None = None,
-    title: str = TITLE,
-    until: Until = None,
-    cluster: str | None = None,
-    retry: bool = True,
-) -> Path:
+def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
+        jobs: int | None = None, overrides: dict[str, Any] | None = None, title: str = TITLE,
+        until: Until = None, cluster: str | None = None, retry: bool = True) -> Path:
     """Train what is missing, evaluate, and write `out`.md, `out`.json, `out`.html and images/<out>*.png.
 
     Args:
@@ -103,20 +86,10 @@ def run(
     return out.with_name(f"{out.name}.md")
 
 
-def correlate(
-    specs: Sequence[str],
-    seeds: Sequence[int],
-    root: str | Path,
-    out: str | Path,
-    jobs: int | None = None,
-    overrides: dict[str, Any] | None = None,
-    target: str = "gfd",
-    names: Sequence[str] = correlation.NAMES,
-    compared_with: str | None = None,
-    say: Callable[[str], object] = print,
-    cluster: str | None = None,
-    retry: bool = True,
-) -> Path:
+def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
+              jobs: int | None = None, overrides: dict[str, Any] | None = None, target: str = "gfd",
+              names: Sequence[str] = correlation.NAMES, compared_with: str | None = None,
+              say: Callable[[str], object] = print, cluster: str | None = None, retry: bool = True) -> Path:
     """Train what is missing, measure every tokenizer, and write which numbers go along with `target`.
 
     Args:
@@ -153,20 +126,13 @@ def _target(out: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"out = '{out}' cannot be written: {error.strerror}; choose another folder"
-        ) from None
+        raise ConfigError(f"out = '{out}' cannot be written: {error.strerror}; choose another "
+                          "folder") from None
     return out
 
 
-def _command(
-    verb: str,
-    specs: Sequence[str],
-    seeds: Sequence[int],
-    out: Path,
-    overrides: dict[str, Any] | None,
-    more: dict[str, Sequence[str | None]],
-) -> str:
+def _command(verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path,
+             overrides: dict[str, Any] | None, more: dict[str, Sequence[str | None]]) -> str:
     """What to type to have the same again, without folders of this machine."""
     sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]
     parts = ["vfmlab", verb, *specs, "--seeds", *map(str, seeds)]

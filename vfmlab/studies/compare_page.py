@@ -85,11 +85,9 @@ def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best m
     protocol, seeds = one.protocol, sorted({r.seed for r in results})
     features = protocol.get("features", {})
     weights = "EMA" if protocol.get("images", {}).get("ema") else "raw"
-    parts = [
-        f"Images: `{one.data}`. Seeds: {', '.join(map(str, seeds))}. Protocol `{one.hash}`: N = "
-        f"{protocol.get('n')}",
-        f"features `{features.get('name')}` ({str(features.get('version'))[:16]}), {weights} weights",
-    ]
+    parts = [f"Images: `{one.data}`. Seeds: {', '.join(map(str, seeds))}. Protocol `{one.hash}`: N = "
+             f"{protocol.get('n')}",
+             f"features `{features.get('name')}` ({str(features.get('version'))[:16]}), {weights} weights"]
     if sampling := protocol.get("sampling"):
         parts.append(sampler(sampling))
     text = ", ".join(parts) + "." + (f" Cells: {cells}." if cells else "")

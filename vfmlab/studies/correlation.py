@@ -30,9 +30,8 @@ class Correlation(NamedTuple):
     """How the ranks of a metric go with those of the target.
 
     rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 %
-    of rho when rows are
-    drawn with replacement. p: share of permutations of the rows with as large an |rho|, two-sided. rows: how
-    many.
+    of rho when rows are drawn with replacement. p: share of permutations of the rows with as large an |rho|,
+    two-sided. rows: how many.
     """
 
     metric: str
@@ -87,11 +86,8 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     check_target(target)
     goal = values(results, target)
     if len(goal) < LEAST:
-        raise ConfigError(
-            f"{len(goal)} rows have '{target}' under one protocol; ranks need at least {LEAST}: compare more "
-            "rows, or wait "
-            "for their diffusion runs"
-        )
+        raise ConfigError(f"{len(goal)} rows have '{target}' under one protocol; ranks need at least "
+                          f"{LEAST}: compare more rows, or wait for their diffusion runs")
     every = (_one(metric, values(results, metric), goal, seed) for metric in candidates(results))
     return sorted((one for one in every if one is not None), key=lambda c: -abs(c.rho))
 

@@ -29,11 +29,10 @@ def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
     columns = [target, *(key for key in quantities(HEADLINE) if key != target)]
     cells = {key: values(results, key) for key in columns}
     used = [key for key in columns if cells[key]]
-    return [
-        {"row": label, **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key]
-                          else "–" for key in used}}
-        for label in order
-    ]
+    return [{"row": label,
+             **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key] else "–"
+                for key in used}}
+            for label in order]
 
 
 def correlations(found: Sequence[Correlation]) -> list[dict[str, str]]:
@@ -51,17 +50,12 @@ def reading(found: Sequence[Correlation], target: str) -> str:
     """What the table may be read for, and what luck alone would give."""
     chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
     good = "smaller" if quantity(target).better == LOWER else "larger"
-    return (
-        f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} ({good} "
-        "is better) over the "
-        "means of the rows; the same over the rows of each seed; the middle 95 % when rows are drawn with "
-        "replacement "
-        f"({DRAWS:,} times); p by permutation of the rows. {small} of {len(found)} metrics have p < .05; "
-        f"{chance:.1f} would by "
-        "luck if they were independent, which they are not. Rows that share parts (ablations of one "
-        "tokenizer) are no "
-        "independent draws either."
-    )
+    return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
+            f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
+            f"95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. "
+            f"{small} of {len(found)} metrics have p < .05; {chance:.1f} would by luck if they were "
+            "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
+            "independent draws either.")
 
 
 def left_out(results: Sequence[Result], target: str) -> list[str]:
@@ -71,9 +65,8 @@ def left_out(results: Sequence[Result], target: str) -> list[str]:
     for r in results:
         if r.label not in goal:
             other = f"its {quantity(target).label} was measured under another protocol"
-            reasons[r.label] = (
-                r.failed or (other if target in r.numbers else f"it has no {quantity(target).label}")
-            )
+            reasons[r.label] = (r.failed
+                                or (other if target in r.numbers else f"it has no {quantity(target).label}"))
         elif r.failed:
             reasons[f"{r.label}, seed {r.seed}"] = r.failed
     return [f"`{label}`: {why}" for label, why in reasons.items()]

@@ -26,17 +26,9 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SHOWN = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")
 
 
-def run(
-    preset: str,
-    baseline: str,
-    source: str,
-    overrides: dict[str, Any],
-    root: str | Path,
-    seed: int | None = None,
-    jobs: int | None = None,
-    cluster: str | None = None,
-    say: Callable[[str], object] = print,
-) -> Path:
+def run(preset: str, baseline: str, source: str, overrides: dict[str, Any], root: str | Path,
+        seed: int | None = None, jobs: int | None = None, cluster: str | None = None,
+        say: Callable[[str], object] = print) -> Path:
     """Train both pipelines, execute the notebooks into `root`/notebooks; `root`/report.html is returned.
 
     Args:
@@ -79,36 +71,30 @@ def run(
             nodes.append(_notebook(root, notebook, {**common, "preset": name}, (need,), f".{name}"))
     pair = {**common, "preset": preset, "baseline": baseline}
     tokenizers, models = zip(*trained.values(), strict=True)
-    nodes += [
-        _notebook(root, "00_start_here", {**common, "preset": preset}, first),
-        _notebook(root, "01_foundation_features", {**common, "preset": preset}, first),
-        _notebook(root, "03_reconstruction_report", pair, tokenizers),
-        _notebook(root, "09_sampling_and_guidance", {**common, "preset": preset}, (trained[preset][1],)),
-        _notebook(root, "10_compare_and_report", {**pair, "report": str(root / "report.html")}, models),
-    ]
+    nodes += [_notebook(root, "00_start_here", {**common, "preset": preset}, first),
+              _notebook(root, "01_foundation_features", {**common, "preset": preset}, first),
+              _notebook(root, "03_reconstruction_report", pair, tokenizers),
+              _notebook(root, "09_sampling_and_guidance", {**common, "preset": preset},
+                        (trained[preset][1],)),
+              _notebook(root, "10_compare_and_report", {**pair, "report": str(root / "report.html")}, models)]
     outcomes = executor.run(nodes, jobs, cluster)
     if failed := [node for node in nodes if outcomes[node.key].error]:
         text = f"{failed[0].label} failed: {outcomes[failed[0].key].error}"
-        raise TrainingError(
-            f"{text}; mend it and start the demo again, it goes on ({len(failed)} of {len(nodes)} parts are "
-            "missing)"
-        )
+        raise TrainingError(f"{text}; mend it and start the demo again, it goes on ({len(failed)} of "
+                            f"{len(nodes)} parts are missing)")
     for name, whole in chosen.items():
         say(f"{name:24s} {_numbers(whole, folder)}")
     say(f"time: {clock(time.monotonic() - began)}")
     return root / "report.html"
 
 
-def real_data(
-    source: str, overrides: dict[str, Any], root: Path
-) -> tuple[dict[str, Any], config.Recipe | None]:
+def real_data(source: str, overrides: dict[str, Any],
+              root: Path) -> tuple[dict[str, Any], config.Recipe | None]:
     """Overrides that put both pipelines onto the user's images, and the judge to train if none is named."""
     opened = data.open_source(config.Data(source=source, size=32, val=64), "val")
     if not isinstance(opened, RecordSource):
-        raise ConfigError(
-            f"--data '{source}': drawn scenes are what the presets use already; "
-            f"use --overrides '{{\"data.source\": \"{source}\"}}'"
-        )
+        raise ConfigError(f"--data '{source}': drawn scenes are what the presets use already; use "
+                          f"--overrides '{{\"data.source\": \"{source}\"}}'")
     size = 32 if max(opened.native_size()) <= 48 else 64
     images = {"data.source": source, "data.size": size, "data.flip": True}
     fields: dict[str, Any] = {**images, "tokenizer.factor": size // 8}
@@ -119,9 +105,8 @@ def real_data(
     return fields | {"protocol.features": f"judge:{root / judge.id}"}, judge
 
 
-def _notebook(
-    root: Path, name: str, parameters: dict[str, Any], needs: tuple[str, ...], suffix: str = ""
-) -> Node:
+def _notebook(root: Path, name: str, parameters: dict[str, Any], needs: tuple[str, ...],
+              suffix: str = "") -> Node:
     target = str(root / "notebooks" / f"{name}{suffix}.ipynb")
     given = {"source": str(FOLDER / f"{name}.ipynb"), "target": target, "parameters": parameters}
     return Node(target, "notebook", f"notebook {name}{suffix}", show_notebook, given, needs)

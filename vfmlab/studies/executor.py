@@ -68,14 +68,8 @@ class Outcome:
     stopped: bool = False
 
 
-def phase_nodes(
-    phases: Sequence[config.Phase],
-    root: Path,
-    label: str,
-    retry: bool = True,
-    evaluate: bool = False,
-    needs: tuple[str, ...] = (),
-) -> list[Node]:
+def phase_nodes(phases: Sequence[config.Phase], root: Path, label: str, retry: bool = True,
+                evaluate: bool = False, needs: tuple[str, ...] = ()) -> list[Node]:
     """A node for each phase, each after the one before it, the first after `needs`.
 
     Args:
@@ -134,9 +128,8 @@ _stopping: set[str] = set()
 _interrupted = -AGAIN
 
 
-def _perform(
-    task: Callable[..., object], arguments: dict[str, Any], key: str, needs: Sequence[Outcome], after: object
-) -> Outcome:
+def _perform(task: Callable[..., object], arguments: dict[str, Any], key: str, needs: Sequence[Outcome],
+             after: object) -> Outcome:
     """Do a node; whatever goes wrong is its outcome, so that the others go on."""
     if failed := next((outcome for outcome in needs if outcome.error), None):
         return Outcome(error=failed.error, stopped=failed.stopped)
@@ -186,14 +179,9 @@ def _stop(folders: Mapping[str, str | None]) -> int:
 # -- the graph ---------------------------------------------------------------------------------------------
 
 
-def run(
-    nodes: Iterable[Node] = (),
-    jobs: int | None = None,
-    cluster: str | None = None,
-    stream: TextIO | None = None,
-    more: Callable[[int], Iterable[Node]] = lambda free: (),
-    done: Callable[[Node, Outcome], object] = lambda node, outcome: None,
-) -> dict[str, Outcome]:
+def run(nodes: Iterable[Node] = (), jobs: int | None = None, cluster: str | None = None,
+        stream: TextIO | None = None, more: Callable[[int], Iterable[Node]] = lambda free: (),
+        done: Callable[[Node, Outcome], object] = lambda node, outcome: None) -> dict[str, Outcome]:
     """Run a graph to its end; a node that fails fails those that need it, the others go on.
 
     Args:

@@ -142,13 +142,8 @@ def feature_space(name: str, size: int) -> FeatureSpace | str:
 
 
 @torch.no_grad()
-def reconstruct(
-    tokenizer: Tokenizer,
-    images: Images,
-    disturbance: Disturbance | None = None,
-    bank: Maps | None = None,
-    space: str | None = "judge",
-) -> Rebuilt:
+def reconstruct(tokenizer: Tokenizer, images: Images, disturbance: Disturbance | None = None,
+                bank: Maps | None = None, space: str | None = "judge") -> Rebuilt:
     """Images through a tokenizer and back, with the numbers of each; measured on 8-bit images, as reports do.
 
     Args:

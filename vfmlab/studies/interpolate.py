@@ -148,9 +148,8 @@ def classes(
     yield from _frames(mixed, list(range(frames)), noise, seed, how)
 
 
-def _frames(
-    model: api.LoadedDiffusion, labels: list[int], noise: Tensor, seed: int, how: dict[str, Any]
-) -> Iterator[api.Preview]:
+def _frames(model: api.LoadedDiffusion, labels: list[int], noise: Tensor, seed: int,
+            how: dict[str, Any]) -> Iterator[api.Preview]:
     if (how.get("sampler") or {}).get("solver", model.run.protocol.sampler.solver) == "sde":
         way = "take euler, heun or dopri5 to interpolate"
         raise ConfigError(f"sampler.solver = 'sde' draws other noise for every frame; {way}")

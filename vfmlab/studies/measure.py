@@ -32,17 +32,10 @@ def names(kind: str | None = None) -> list[str]:
     return base.names(kind)
 
 
-def measure(
-    ref: str | Path,
-    names: Sequence[str] | None = None,
-    root: str | Path = "runs",
-    protocol: Mapping[str, Any] | None = None,
-    data: config.Data | Mapping[str, Any] | None = None,
-    compared_with: str | None = None,
-    of: str | None = None,
-    again: bool = False,
-    progress: Progress | None = None,
-) -> Report:
+def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Path = "runs",
+            protocol: Mapping[str, Any] | None = None, data: config.Data | Mapping[str, Any] | None = None,
+            compared_with: str | None = None, of: str | None = None, again: bool = False,
+            progress: Progress | None = None) -> Report:
     """What the instruments say about a run; what was measured before under the same protocol is read, the
     rest measured.
 
@@ -80,10 +73,8 @@ def measure(
                                    exclude={"batch", "sampler", "guidance", "decoder"})
     judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
     version = open_space(theirs, images.size, root).version if judge else ""
-    state = (
-        str(ref) if folder is None
-        else evaluate.weights(folder, settings.model_copy(update={"decoder": None}))
-    )
+    state = (str(ref) if folder is None
+             else evaluate.weights(folder, settings.model_copy(update={"decoder": None})))
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]
     key = config.digest([base.VERSION, kind, protocol, shown, theirs, state, version, layer])
     where = folder.path if folder is not None else cache.folder()

@@ -105,10 +105,8 @@ class Page:
         parts = [f"# {self.title}", ""]
         for name, text in (("Question", self.question), ("Verdict", self.verdict), ("", self.lead)):
             parts += [f"**{name}.** {text}" if name else text, ""] if text else []
-        parts += (
-            [*(f"- **{name}**: {text}" for name, text in self.definitions.items()), ""] if self.definitions
-            else []
-        )
+        parts += ([*(f"- **{name}**: {text}" for name, text in self.definitions.items()), ""]
+                  if self.definitions else [])
         for section in self.sections:
             blocks = [line for block in section.blocks for line in _markdown(block)]
             if blocks or (section.note and not section.blocks):

@@ -37,9 +37,8 @@ def _features(vfm: VisionModel, cfg: config.Data, n: int) -> tuple[dict[int, Ten
     return {layer: torch.cat(parts) for layer, parts in maps.items()}, torch.cat(images), torch.cat(labels)
 
 
-def probe_layers(
-    vfms: Mapping[str, VisionModel], cfg: config.Data, n: int = 1000, seed: int = 0
-) -> list[dict[str, Any]]:
+def probe_layers(vfms: Mapping[str, VisionModel], cfg: config.Data, n: int = 1000,
+                 seed: int = 0) -> list[dict[str, Any]]:
     """Linear-probe and kNN accuracy of each layer (mean over positions) of each VFM, on held-out images."""
     records = []
     for name, vfm in vfms.items():
@@ -103,9 +102,8 @@ def loss_by_time(ref: str | Path, root: str | Path = "runs", n: int = 256, bins:
     return {loaded.folder.id: time_losses(loaded.network, z, batch.labels, range(len(z)), seed, bins)}
 
 
-def guidance_records(
-    ref: str | Path, root: str | Path, settings: Mapping[str, Mapping[str, Any]], n: int = 500
-) -> list[dict[str, Any]]:
+def guidance_records(ref: str | Path, root: str | Path, settings: Mapping[str, Mapping[str, Any]],
+                     n: int = 500) -> list[dict[str, Any]]:
     """Class accuracy and Frechet distances of at most n samples, one record and protocol per setting."""
     n, records = min(n, runs.open_run(ref, root).config().protocol.n), []
     for name, fields in settings.items():

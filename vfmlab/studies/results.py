@@ -52,13 +52,10 @@ class Result:
     """One row with one seed, or one run.
 
     numbers: of the last stage of the tokenizer and of the diffusion model; absent: name -> why it could not
-    be measured.
-    stages: the same for every phase. logged: name -> points of the evaluations during the diffusion model's
-    training, whatever
-    their protocol. instruments: numbers of the instruments. hash, protocol: of the last report. seconds: by
-    kind.
-    parameters: {"trained", "tokenizer", "decoder", "vfm"}; latent: (C, h, w). failed: why the row, or its
-    later phases, could not be had; what it has is there.
+    be measured. stages: the same for every phase. logged: name -> points of the evaluations during the
+    diffusion model's training, whatever their protocol. instruments: numbers of the instruments. hash,
+    protocol: of the last report. seconds: by kind. parameters: {"trained", "tokenizer", "decoder", "vfm"};
+    latent: (C, h, w). failed: why the row, or its later phases, could not be had; what it has is there.
     """
 
     label: str
@@ -267,10 +264,8 @@ def spread(values: Sequence[float]) -> str:
     text = f"{statistics.fmean(values):.3g}"
     if len(values) == 1:
         return text
-    return (
-        f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3
-        else f"{text} ({', '.join(f'{v:.3g}' for v in values)})"
-    )
+    return (f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3
+            else f"{text} ({', '.join(f'{v:.3g}' for v in values)})")
 
 
 def verdict(results: Sequence[Result]) -> str:

@@ -38,9 +38,8 @@ class Row:
         return self.tokenizers if self.until else self.run.phases()
 
 
-def parse(
-    specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None, until: Until = None
-) -> list[Row]:
+def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None,
+          until: Until = None) -> list[Row]:
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
     Raises:
@@ -48,19 +47,15 @@ def parse(
         reaches.
     """
     if until not in (None, "first_stage", "tokenizer"):
-        raise ConfigError(
-            f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' or its "
-            "'first_stage'"
-        )
+        raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' "
+                          "or its 'first_stage'")
     rows = []
     for seed in seeds:
         for spec in specs:
             label, name, fields = _read(spec)
             if "seed" in {**(overrides or {}), **fields}:
-                raise ConfigError(
-                    f"row '{spec}': its seeds are {', '.join(map(str, seeds))}; "
-                    "leave 'seed' out of the fields and of --set"
-                )
+                raise ConfigError(f"row '{spec}': its seeds are {', '.join(map(str, seeds))}; leave 'seed' "
+                                  "out of the fields and of --set")
             run = api.resolve(name, {**(overrides or {}), **fields}, seed=seed)
             if run.tokenizer is None:
                 raise ConfigError(f"row '{spec}': '{name}' trains no tokenizer; name a preset that does")
@@ -69,10 +64,8 @@ def parse(
     for what, keys in (("label", labels), ("config", ids)):
         twice = [row.label for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1]
         if twice:
-            raise ConfigError(
-                f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; "
-                "rows must differ in preset, variant, fields or seed, and in label"
-            )
+            raise ConfigError(f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; rows must differ in "
+                              "preset, variant, fields or seed, and in label")
     return rows
 
 

@@ -75,13 +75,8 @@ def noising(images: Tensor, times: Sequence[float], seed: int = 0) -> go.Figure:
     return primitives.rows(rows, title="from data to noise")
 
 
-def features(
-    model: Tokenizer | VisionModel,
-    images: Tensor,
-    view: str = FEATURES[0],
-    query: tuple[float, float] = (0.5, 0.5),
-    layers: Sequence[int] | None = None,
-) -> go.Figure:
+def features(model: Tokenizer | VisionModel, images: Tensor, view: str = FEATURES[0],
+             query: tuple[float, float] = (0.5, 0.5), layers: Sequence[int] | None = None) -> go.Figure:
     """One row per depth: principal components, or similarity to the position `query` (y, x in 0..1)."""
     size, maps = images.shape[-1], explore.layer_maps(model, images, layers)
     if view == "similarity":
@@ -92,13 +87,9 @@ def features(
     return primitives.rows(rows)
 
 
-def reconstructions(
-    tokenizers: Mapping[str, Tokenizer],
-    images: Tensor,
-    disturbance: explore.Disturbance | None = None,
-    banks: Mapping[str, Maps] | None = None,
-    errors: bool = True,
-) -> go.Figure:
+def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor,
+                    disturbance: explore.Disturbance | None = None, banks: Mapping[str, Maps] | None = None,
+                    errors: bool = True) -> go.Figure:
     """Images, their reconstructions by each tokenizer (with mean PSNR), and the error four times enlarged.
 
     disturbance: of the latents. banks: name -> latents of other images, which rounding needs.
@@ -142,20 +133,12 @@ def noisy(tokenizers: Mapping[str, Tokenizer], images: Tensor, sigma: float = 0.
 # -- diffusion ----------------------------------------------------------------------
 
 
-def class_samples(
-    model: api.LoadedDiffusion | str | Path,
-    root: str | Path = "runs",
-    per_class: int = 1,
-    seed: int = 0,
-    limit: int = 10,
-    ema: bool = True,
-    **how: Any,
-) -> Tensor:
+def class_samples(model: api.LoadedDiffusion | str | Path, root: str | Path = "runs", per_class: int = 1,
+                  seed: int = 0, limit: int = 10, ema: bool = True, **how: Any) -> Tensor:
     """Samples [classes * per_class, 3, S, S]; the same seed gives the same noise for every model and setting.
 
     model: loaded, or a reference to a run under `root`, whose EMA weights are taken unless `ema` is False.
-    limit: classes.
-    how: as in `api.sample`.
+    limit: classes. how: as in `api.sample`.
     """
     loaded = model if isinstance(model, api.LoadedDiffusion) else api.load_diffusion(model, root, ema=ema)
     labels = [label for label in range(min(limit, loaded.num_classes)) for _ in range(per_class)]
@@ -163,21 +146,16 @@ def class_samples(
     return last.images
 
 
-def sample_rows(
-    model: api.LoadedDiffusion | str | Path,
-    root: str | Path = "runs",
-    variants: Mapping[str, Mapping[str, Any]] = {},
-    per_class: int = 1,
-    seed: int = 0,
-) -> go.Figure:
+def sample_rows(model: api.LoadedDiffusion | str | Path, root: str | Path = "runs",
+                variants: Mapping[str, Mapping[str, Any]] = {}, per_class: int = 1,
+                seed: int = 0) -> go.Figure:
     """One row per variant of `api.sample`'s arguments (or `ema`), same noise and classes in every row."""
     return primitives.rows({k: class_samples(model, root, per_class, seed, **how) for k,
                             how in variants.items()})
 
 
-def formation(
-    model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12, seed: int = 0, **how: Any
-) -> go.Figure:
+def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12, seed: int = 0,
+              **how: Any) -> go.Figure:
     """The decoded estimate of the clean image along sampling: one row per label, noise on the left.
 
     how: as in `api.sample`.
@@ -188,16 +166,9 @@ def formation(
     return primitives.rows(rows, title=f"estimate of the clean image over {steps} steps")
 
 
-def sampling(
-    model: api.LoadedDiffusion,
-    labels: Sequence[int],
-    view: str = SAMPLING[0],
-    seed: int = 0,
-    scale: float | None = None,
-    interval: tuple[float, float] = (0.0, 1.0),
-    steps: int | None = None,
-    solver: str | None = None,
-) -> go.Figure:
+def sampling(model: api.LoadedDiffusion, labels: Sequence[int], view: str = SAMPLING[0], seed: int = 0,
+             scale: float | None = None, interval: tuple[float, float] = (0.0, 1.0), steps: int | None = None,
+             solver: str | None = None) -> go.Figure:
     """Samples of `labels` as chosen, and below them the same noise under the run's own protocol; or how they
     form.
 

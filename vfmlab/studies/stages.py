@@ -40,9 +40,8 @@ PAPER_STAGES = {FIRST: (1.63, 41.53), TUNED: (0.36, 35.09), "refine": (0.26, 35.
 # -- rows ----------------------------------------------------------------------
 
 
-def ablation_rows(
-    preset: str, overrides: dict[str, Any], seeds: Sequence[int], names: Sequence[str]
-) -> list[Row]:
+def ablation_rows(preset: str, overrides: dict[str, Any], seeds: Sequence[int],
+                  names: Sequence[str]) -> list[Row]:
     """One row per ablation and seed, up to stage 2; `BASE` has all its stages. Rows share the first stage.
 
     Raises:
@@ -150,9 +149,8 @@ def latents(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Figure:
 # -- ablations ----------------------------------------------------------------------
 
 
-def ablation_records(
-    rows: Sequence[Row], results: Sequence[Result], root: str | Path
-) -> list[dict[str, Any]]:
+def ablation_records(rows: Sequence[Row], results: Sequence[Result],
+                     root: str | Path) -> list[dict[str, Any]]:
     """One record per ablation, all after stage 2: numbers here, distance of the latent, the paper's."""
     tuned, first = after(results), {row.label: row for row in reversed(rows)}
     values, records = {key: means(tuned, key) for key in HERE}, []

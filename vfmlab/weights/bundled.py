@@ -48,17 +48,15 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
         if folder.status().state != "finished":
             tensors, metadata = io.read(io.ASSETS / f"{name}.safetensors")
             record = json.loads((io.ASSETS / f"{name}.json").read_text())
-            whole = {
-                key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
-            }
+            whole = {key: value.float() if value.is_floating_point() else value
+                     for key, value in tensors.items()}
             io.write(folder.ema, whole, {**metadata, "run_id": run.id})
             folder.save_report({**record["report"], "run": run.id, "request": request(run, folder)})
             for point in record["metrics"]:
                 folder.log(point)
             samples, message = record["samples"], "bundled with vfmlab"
-            folder.set_status(
-                state="finished", samples=samples, total=samples, seconds=record["seconds"], message=message
-            )
+            folder.set_status(state="finished", samples=samples, total=samples, seconds=record["seconds"],
+                              message=message)
         ids.append(folder.id)
     return ids
 
@@ -87,22 +85,14 @@ def build(root: str | Path) -> None:
     for name, preset in NAMES.items():
         trained = runs.open_run(presets.get(preset).tokenizer_phase.id, root)
         tensors, metadata = io.read(trained.ema)
-        large = {
-            key for key, value in tensors.items() if value.is_floating_point() and value.numel() >= SMALL
-        }
+        large = {key for key, value in tensors.items() if value.is_floating_point()
+                 and value.numel() >= SMALL}
         stored = {key: value.half() if key in large else value for key, value in tensors.items()}
-        io.write(
-            io.ASSETS / f"{name}.safetensors",
-            stored,
-            {**metadata, "run_id": pipeline(name).tokenizer_phase.id},
-        )
+        io.write(io.ASSETS / f"{name}.safetensors", stored,
+                 {**metadata, "run_id": pipeline(name).tokenizer_phase.id})
         status, asset = trained.status(), io.ASSETS / f"{name}.json"
-        record = {
-            "report": {},
-            "metrics": trained.metrics(),
-            "samples": status.samples,
-            "seconds": status.seconds,
-        }
+        record = {"report": {}, "metrics": trained.metrics(), "samples": status.samples,
+                  "seconds": status.seconds}
         with tempfile.TemporaryDirectory() as folder:
             runs.write_json(asset, record)
             (run_id,) = put(folder, [name])

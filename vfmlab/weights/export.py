@@ -39,14 +39,8 @@ HUB_LICENCES = (
 UNSTATED = "not stated"
 
 
-def save_pretrained(
-    ref: str | Path,
-    folder: str | Path | None = None,
-    root: str | Path = "runs",
-    ema: bool = True,
-    licence: str | None = None,
-    overwrite: bool = False,
-) -> Path:
+def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str | Path = "runs",
+                    ema: bool = True, licence: str | None = None, overwrite: bool = False) -> Path:
     """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return
     that.
 
@@ -63,35 +57,26 @@ def save_pretrained(
     run_dir = api.tokenizer_run(ref, root)
     path = run_dir.ema if ema and run_dir.ema.exists() else run_dir.model
     if not path.exists():
-        raise CheckpointError(
-            f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); train it first: "
-            "vfmlab train"
-        )
+        raise CheckpointError(f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); "
+                              "train it first: vfmlab train")
     tensors, facts = io.read(path)
     if int(tensors["stat_count"]) == 0:
-        raise CheckpointError(
-            f"run '{run_dir.id}' has no latent statistics yet (state: {run_dir.status().state}); finish its "
-            "training"
-        )
+        raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: "
+                              f"{run_dir.status().state}); finish its training")
     run, exported = public(run_dir.config()), run_dir.path / "exported"
     folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
     if licence is None and facts.get("licence") != UNSTATED:
         licence = facts.get("licence")
-    content = {
-        "library": LIBRARY,
-        "format": checkpoint.FORMAT,
-        "run_id": run_dir.id,
-        "run": run.recipe.model_dump(mode="json"),
-    }
+    content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id,
+               "run": run.recipe.model_dump(mode="json")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_json(folder / CONFIG, content)
         io.write(folder / WEIGHTS, tensors, facts)
         runs.write_atomic(folder / CARD, card(run, run_dir, tensors, facts, licence))
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to '{folder}': {error.strerror or error}; choose another folder"
-        ) from None
+        raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another "
+                          "folder") from None
     return folder
 
 
@@ -105,12 +90,8 @@ def _made_here(folder: Path) -> bool:
     return ours and {path.name for path in folder.iterdir()} <= {CONFIG, WEIGHTS, CARD}
 
 
-def from_pretrained(
-    source: str | Path,
-    revision: str | None = None,
-    vfm_weights: str | None = None,
-    on: str | torch.device | None = None,
-) -> Tokenizer:
+def from_pretrained(source: str | Path, revision: str | None = None, vfm_weights: str | None = None,
+                    on: str | torch.device | None = None) -> Tokenizer:
     """A tokenizer in eval mode from an exported folder, or from a hub repository ("user/name").
 
     Args:
@@ -134,9 +115,8 @@ def from_pretrained(
     except ValueError as error:
         raise CheckpointError(f"'{paths[0]}' is not JSON ({error}); export it again") from None
     if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT or "run" not in content:
-        raise CheckpointError(
-            f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has exported"
-        )
+        raise CheckpointError(f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has "
+                              "exported")
     run = config.parse(content["run"], str(paths[0]))
     if vfm_weights is not None:
         run = config.override(run, {"vfm.weights": vfm_weights})
@@ -144,27 +124,17 @@ def from_pretrained(
     facts = io.load_file(tokenizer, paths[1])
     tokenizer.fingerprint = facts.get("fingerprint", "")
     if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (
-        None,
-        "",
-        tokenizer.vfm.fingerprint,
+        None, "", tokenizer.vfm.fingerprint
     ):
-        raise CheckpointError(
-            f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but '{run.vfm.name}' now has "
-            f"{tokenizer.vfm.fingerprint}; "
-            "give the old ones: from_pretrained(..., vfm_weights=FILE)"
-        )
+        raise CheckpointError(f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but "
+                              f"'{run.vfm.name}' now has {tokenizer.vfm.fingerprint}; give the old ones: "
+                              "from_pretrained(..., vfm_weights=FILE)")
     _ = tokenizer.statistics
     return tokenizer.to(on or api.device()).eval()
 
 
-def push_to_hub(
-    ref: str | Path,
-    repo: str,
-    root: str | Path = "runs",
-    private: bool = False,
-    licence: str | None = None,
-    hub: Any = None,
-) -> str:
+def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: bool = False,
+                licence: str | None = None, hub: Any = None) -> str:
     """Export run `ref` and upload it to hub repository `repo`, made if it is not there. Returns the
     repository's address.
 
@@ -180,16 +150,13 @@ def push_to_hub(
         folder = save_pretrained(ref, temporary, root, licence=licence)
         try:
             hub.create_repo(repo_id=repo, repo_type="model", private=private, exist_ok=True)
-            hub.upload_folder(
-                repo_id=repo, repo_type="model", folder_path=str(folder), commit_message="Upload tokenizer"
-            )
+            hub.upload_folder(repo_id=repo, repo_type="model", folder_path=str(folder),
+                              commit_message="Upload tokenizer")
         except Exception as error:  # no network, no token, no rights, ...: the hub's client raises many kinds
             reason = " ".join(str(error).split())[:120]
-            raise CheckpointError(
-                f"cannot push to the hub repository '{repo}' ({type(error).__name__}: {reason}); log in with "
-                "`hf auth login`, or export to "
-                "a folder and upload it yourself"
-            ) from None
+            raise CheckpointError(f"cannot push to the hub repository '{repo}' ({type(error).__name__}: "
+                                  f"{reason}); log in with `hf auth login`, or export to a folder and upload "
+                                  "it yourself") from None
     return f"{constants.ENDPOINT}/{repo}"
 
 
@@ -214,13 +181,8 @@ def public(run: config.Phase) -> config.Phase:
 # -- the model card ----------------------------------------------------------------------------------------
 
 
-def card(
-    run: config.Phase,
-    run_dir: runs.RunDir,
-    tensors: dict[str, torch.Tensor],
-    facts: dict[str, str],
-    licence: str | None,
-) -> str:
+def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str],
+         licence: str | None) -> str:
     """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
     t, side = run.tokenizer, run.data.size // run.tokenizer.factor
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
@@ -236,11 +198,8 @@ def card(
         "restored = tokenizer.decode(z)", "```", "",
         "| | |", "|---|---|",
     ]  # fmt: skip
-    rows = {
-        "method": t.method,
-        "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})",
-        "numbers in the weights": f"{count:,}",
-    }
+    rows = {"method": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})",
+            "numbers in the weights": f"{count:,}"}
     rows |= _vfm_rows(run, facts)
     rows |= _origin_rows(run, facts)
     rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
@@ -252,11 +211,8 @@ def card(
 def _licence_lines(licence: str | None) -> list[str]:
     if not licence or licence == UNSTATED:
         return []
-    return (
-        [f"license: {licence}"]
-        if licence in HUB_LICENCES
-        else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"]
-    )
+    return ([f"license: {licence}"] if licence in HUB_LICENCES
+            else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"])
 
 
 def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
@@ -264,25 +220,17 @@ def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
         return {"vision foundation model": "none"}
     row = vfm.facts(run.vfm.name)
     hub = f", `{row.hub}`" if row.hub else ", bundled with vfmlab"
-    weights = (
-        "random weights"
-        if run.vfm.weights == "random"
-        else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}"
-    )
-    return {
-        "vision foundation model": f"{run.vfm.name}{hub} ({weights})",
-        "licence of that model": row.licence,
-    }
+    weights = ("random weights" if run.vfm.weights == "random"
+               else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}")
+    return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})",
+            "licence of that model": row.licence}
 
 
 def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
     rows = {}
     if facts.get("imported"):
-        where = (
-            f": `{facts['imported_file']}` of `{facts['imported_repo']}`"
-            if facts.get("imported_repo")
-            else ", from a file given by hand"
-        )
+        where = (f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo")
+                 else ", from a file given by hand")
         rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
         rows["licence of that release"] = facts.get("licence", UNSTATED)
     if run.recipe.stages:
@@ -310,9 +258,7 @@ def _numbers(report: Report | None) -> list[str]:
     lines += ["", "| protocol | what it means |", "|---|---|"]
     for digest, protocol in report.protocols.items():
         if digest in used:
-            shown = {
-                **protocol,
-                "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"},
-            }
+            shown = {**protocol,
+                     "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"}}
             lines.append(f"| `{digest}` | `{json.dumps(shown, separators=(', ', ': '))}` |")
     return lines

@@ -26,9 +26,8 @@ def plain_sections(module: Tokenizer, config: Config) -> Config:
     return {"tokenizer": module.config.model_dump(mode="json"), "vfm": None, "size": module.size}
 
 
-def plain_put(
-    tokenizer: Tokenizer, module: Tokenizer, known: Moments | None, batches: Batches
-) -> Moments | None:
+def plain_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None,
+              batches: Batches) -> Moments | None:
     agree(tokenizer.config, module.config, "tokenizer")
     state = {key: value for key, value in module.state_dict().items() if key not in STATISTICS}
     io.load(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
@@ -79,10 +78,8 @@ def agree(run: Any, release: Any, where: str) -> None:
             mine.pop(field), theirs.pop(field)
     difference = next((key for key in theirs if mine.get(key) != theirs[key]), None)
     if difference is not None:
-        raise ConfigError(
-            f"{where}.{difference} = {mine.get(difference)!r}, but the imported weights were made with "
-            f"{theirs[difference]!r}; leave the field to the release"
-        )
+        raise ConfigError(f"{where}.{difference} = {mine.get(difference)!r}, but the imported weights were "
+                          f"made with {theirs[difference]!r}; leave the field to the release")
 
 
 # -- config files ------------------------------------------------------------------------------------------
@@ -98,15 +95,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(
-            f"--config: '{path}' cannot be read: {reason}; give the release's YAML or JSON"
-        ) from None
+        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or "
+                          "JSON") from None
     try:
         tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"--config: '{path}' is not YAML or JSON ({' '.join(str(error).split())[:100]})"
-        ) from None
+        raise ConfigError(f"--config: '{path}' is not YAML or JSON "
+                          f"({' '.join(str(error).split())[:100]})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
     return tree

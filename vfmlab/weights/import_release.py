@@ -49,12 +49,8 @@ class Release:
     module: nn.Module
 
 
-def open_release(
-    name: str,
-    file: str | Path | None = None,
-    config_file: str | Path | None = None,
-    sha256: str | None = None,
-) -> Release:
+def open_release(name: str, file: str | Path | None = None, config_file: str | Path | None = None,
+                 sha256: str | None = None) -> Release:
     """Find, check and read a checkpoint, and import it.
 
     Args:
@@ -85,9 +81,8 @@ def open_release(
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
         where = f" ({row.note})" if row.note else ""
-        raise CheckpointError(
-            f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file PATH"
-        )
+        raise CheckpointError(f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file "
+                              "PATH")
     path = path or io.fetch(row.repo, row.file, row.revision)
     digest = io.sha256(path, sha256 or row.sha256)
     state = io.unwrap(io.read_released(path), path)
@@ -97,12 +92,8 @@ def open_release(
 # -- the run's config --------------------------------------------------------------------------------------
 
 
-def draft(
-    release: Release,
-    overrides: dict[str, Any] | str | None = None,
-    root: str | Path = "runs",
-    tokenizer: str | Path | None = None,
-) -> config.Phase:
+def draft(release: Release, overrides: dict[str, Any] | str | None = None, root: str | Path = "runs",
+          tokenizer: str | Path | None = None) -> config.Phase:
     """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under
     `root`.
 
@@ -122,51 +113,32 @@ def _imported(release: Release) -> dict[str, Any]:
 
 def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Phase:
     found = IMPORTERS.get(release.row.family).sections(release.module, release.settings)
-    run = config.parse(
-        {
-            "name": f"{release.row.name.replace('-', '_')}_imported",
-            "tier": "paper",
-            "data": {"size": found["size"], "train": 20_000},
-            "vfm": release.row.vfm or found["vfm"],
-            "tokenizer": found["tokenizer"],
-            "imported": _imported(release),
-            "protocol": {"features": "inception", "batch": 64},
-        },
-        f"import {release.row.name}",
-    )
+    run = config.parse({"name": f"{release.row.name.replace('-', '_')}_imported", "tier": "paper",
+                        "data": {"size": found["size"], "train": 20_000},
+                        "vfm": release.row.vfm or found["vfm"], "tokenizer": found["tokenizer"],
+                        "imported": _imported(release), "protocol": {"features": "inception", "batch": 64}},
+                       f"import {release.row.name}")
     return config.override(run, overrides).phases()[0]
 
 
-def _diffusion_run(
-    release: Release, overrides: dict[str, Any] | str | None, root: str | Path, tokenizer: str | Path | None
-) -> config.Phase:
+def _diffusion_run(release: Release, overrides: dict[str, Any] | str | None, root: str | Path,
+                   tokenizer: str | Path | None) -> config.Phase:
     folder = _tokenizer_folder(release.row, root, tokenizer)
     parent, network = folder.config(), release.module
     expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
     if tuple(network.latent_shape) != expected:
-        raise ConfigError(
-            f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), tokenizer run "
-            f"'{folder.id}' has "
-            f"{expected}; name another run: --tokenizer RUN"
-        )
-    changes = {
-        "name": parent.name.removesuffix(f"_{parent.stage}"),
-        "stage": None,
-        "diffusion": {
-            "network": network.config.model_dump(mode="json"),
-            "train": None,
-            "imported": _imported(release),
-        },
-        "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol},
-    }
+        raise ConfigError(f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), "
+                          f"tokenizer run '{folder.id}' has {expected}; name another run: --tokenizer RUN")
+    changes = {"name": parent.name.removesuffix(f"_{parent.stage}"), "stage": None,
+               "diffusion": {"network": network.config.model_dump(mode="json"), "train": None,
+                             "imported": _imported(release)},
+               "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol}}
     run = config.parse({**parent.recipe.model_dump(mode="json"), **changes}, f"import {release.row.name}")
     run = config.override(run, overrides).last
     if run.parent != folder.id:
-        raise ConfigError(
-            f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this config its own "
-            "run would be "
-            f"'{run.parent}'; import the tokenizer, or train it as part of a pipeline"
-        )
+        raise ConfigError(f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this "
+                          f"config its own run would be '{run.parent}'; import the tokenizer, or train it as "
+                          "part of a pipeline")
     return run
 
 
@@ -174,26 +146,16 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
     if ref is not None:
         folder = runs.open_run(ref, root, kind="tokenizer")
     elif row.tokenizer is None:
-        raise ConfigError(
-            f"'{row.name}' samples latents of a tokenizer that the table does not name; give --tokenizer RUN"
-        )
+        raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give "
+                          "--tokenizer RUN")
     else:
-        found = [
-            run
-            for run in runs.scan(root)
-            if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer
-        ]
-        found = [
-            run
-            for run in found
-            if config.kind_of(run.raw_config) == "tokenizer" and not run.raw_config.get("stages")
-        ]
+        found = [run for run in runs.scan(root)
+                 if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer]
+        found = [run for run in found if config.kind_of(run.raw_config) == "tokenizer"
+                 and not run.raw_config.get("stages")]
         if not found:
-            raise RunError(
-                f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; first: vfmlab "
-                "import "
-                f"{row.tokenizer}, or name a run: --tokenizer RUN"
-            )
+            raise RunError(f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; "
+                           f"first: vfmlab import {row.tokenizer}, or name a run: --tokenizer RUN")
         folder = found[-1]
     if not isinstance(folder.config(), config.TokenizerPhase):
         raise RunError(f"--tokenizer: run '{folder.id}' is a {folder.kind} run; name a tokenizer run")
@@ -203,22 +165,16 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
 # -- the run's directory -----------------------------------------------------------------------------------
 
 
-def import_run(
-    run: config.Phase,
-    root: str | Path = "runs",
-    file: str | Path | None = None,
-    config_file: str | Path | None = None,
-    statistics_from: str | Path | None = None,
-    release: Release | None = None,
-) -> Iterator[Event]:
+def import_run(run: config.Phase, root: str | Path = "runs", file: str | Path | None = None,
+               config_file: str | Path | None = None, statistics_from: str | Path | None = None,
+               release: Release | None = None) -> Iterator[Event]:
     """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with
     "finish".
 
     Args:
-        run: a phase with imported weights.
-        file, config_file: as in :func:`open_release`. release: one that is open already.
-        statistics_from: a file with the latents' mean and std; "measured": on the run's images even if the
-            release has some. By default the release's, else measured.
+        run: a phase with imported weights. file, config_file: as in :func:`open_release`. release: one that
+            is open already. statistics_from: a file with the latents' mean and std; "measured": on the run's
+            images even if the release has some. By default the release's, else measured.
 
     Raises:
         VfmlabError: one line; the run is then marked as failed and can be imported again.
@@ -238,15 +194,9 @@ def import_run(
         yield from _import(run, asked, root, file, config_file, statistics_from, release)
 
 
-def _import(
-    run: config.Phase,
-    asked: config.Imported,
-    root: str | Path,
-    file: str | Path | None,
-    config_file: str | Path | None,
-    statistics_from: str | Path | None,
-    release: Release | None,
-) -> Iterator[Event]:
+def _import(run: config.Phase, asked: config.Imported, root: str | Path, file: str | Path | None,
+            config_file: str | Path | None, statistics_from: str | Path | None,
+            release: Release | None) -> Iterator[Event]:
     folder = runs.create(run, root)
     if folder.status().state == "finished":
         _same_file(folder, release)
@@ -276,16 +226,12 @@ def _import(
 def _same_file(folder: runs.RunDir, release: Release | None) -> None:
     before = io.metadata(folder.ema).get("imported_sha256", "")
     if release is not None and release.sha256 != before:
-        raise RunError(
-            f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); give this one "
-            "a name of its "
-            "own: --set name=NAME"
-        )
+        raise RunError(f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); "
+                       "give this one a name of its own: --set name=NAME")
 
 
-def _fill_tokenizer(
-    run: config.Phase, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
-) -> Iterator[Event]:
+def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
+                    statistics_from: str | Path | None) -> Iterator[Event]:
     known: tuple[Tensor, Tensor, str] | None
     if statistics_from is None:
         known = statistics.released(release.row, release.settings)
@@ -298,14 +244,11 @@ def _fill_tokenizer(
     tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, vision).eval()
     channels = run.tokenizer.channels
     if known is not None and known[0].shape[0] not in (1, channels):
-        raise CheckpointError(
-            f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents {channels}"
-        )
+        raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents "
+                              f"{channels}")
     if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
-        raise CheckpointError(
-            f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run has "
-            f"{tokenizer.latent_shape}"
-        )
+        raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run "
+                              f"has {tokenizer.latent_shape}")
     tokenizer.to(_device())
     where = tokenizer.stat_mean.device
     release.module.to(where)
@@ -318,14 +261,11 @@ def _fill_tokenizer(
         origin = f"latent statistics are measured on {run.data.source}"
         message = f"{origin}; the release publishes none, or they were not asked for"
         yield Event("warning", run.id, run.stage, data={"message": message})
-        found, origin = (
-            measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint),
-            MEASURED,
-        )
+        found, origin = (measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint),
+                         MEASURED)
     else:
-        mean, std = (
-            value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone() for value in left
-        )
+        mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone()
+                     for value in left)
         origin = known[2]
         found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
     tokenizer.set_statistics(found)
@@ -337,29 +277,23 @@ def _fill_tokenizer(
     yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
 
 
-def _fill_diffusion(
-    run: config.Phase, folder: runs.RunDir, release: Release, statistics_from: str | Path | None
-) -> Iterator[Event]:
+def _fill_diffusion(run: config.Phase, folder: runs.RunDir, release: Release,
+                    statistics_from: str | Path | None) -> Iterator[Event]:
     if statistics_from is not None:
         raise ConfigError("--statistics belongs to a tokenizer; import its tokenizer again with them")
     parent = runs.open_run(run.parent, root=folder.path.parent)
     if not parent.ema.exists():
-        raise CheckpointError(
-            f"tokenizer run '{parent.id}' has no weights yet (state: {parent.status().state})"
-        )
+        raise CheckpointError(f"tokenizer run '{parent.id}' has no weights yet (state: "
+                              f"{parent.status().state})")
     tokenizer = io.metadata(parent.ema)
     if tokenizer.get("statistics") == MEASURED:
-        message = (
-            f"the latent statistics of '{parent.id}' are measured, not the release's: what the network "
-            "samples is then "
-            "scaled differently from what it learned"
-        )
+        message = (f"the latent statistics of '{parent.id}' are measured, not the release's: what the "
+                   "network samples is then scaled differently from what it learned")
         yield Event("warning", run.id, run.stage, data={"message": message})
     module = release.module
     agree(run.diffusion.network, module.config, "diffusion.network")
-    network = NETWORKS.get(run.diffusion.network.kind)(
-        run.diffusion.network, module.latent_shape, module.num_classes
-    )
+    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, module.latent_shape,
+                                                       module.num_classes)
     io.load(network, module.state_dict(), f"imported '{release.row.name}'")
     facts = {key: tokenizer[key] for key in ("fingerprint", "vfm_fingerprint") if key in tokenizer}
     names = json.dumps(class_names(module.num_classes))
@@ -367,18 +301,11 @@ def _fill_diffusion(
     yield Event("step", run.id, run.stage, data={"sha256": release.sha256, "tokenizer": parent.id})
 
 
-def write(
-    folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None, facts: dict[str, str]
-) -> None:
+def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | None,
+          facts: dict[str, str]) -> None:
     """Both weights files of a run, with equal tensors. facts: metadata beside what every run has."""
-    what = {
-        "format": checkpoint.FORMAT,
-        "run_id": folder.id,
-        "kind": folder.kind,
-        "samples": 0,
-        "ema_samples": 0,
-        **facts,
-    }
+    what = {"format": checkpoint.FORMAT, "run_id": folder.id, "kind": folder.kind, "samples": 0,
+            "ema_samples": 0, **facts}
     if release is not None:
         row = release.row
         what |= {"imported": row.name, "imported_sha256": release.sha256, "licence": row.licence}
@@ -389,9 +316,8 @@ def write(
 
 
 def _device() -> torch.device:
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
+            else torch.device("cpu"))
 
 
 def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:

@@ -49,17 +49,15 @@ def _opened(path: Path, what: str) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{what}: no file '{path}'; give the path of a .safetensors file")
     if is_pickle(path):
-        raise CheckpointError(
-            f"{what}: '{path}' is a pickle, which can run code when it is read; convert it to safetensors"
-        )
+        raise CheckpointError(f"{what}: '{path}' is a pickle, which can run code when it is read; convert it "
+                              "to safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
-        raise CheckpointError(
-            f"{what}: '{path}' ({size} bytes) is truncated or not safetensors ({error}); copy it again"
-        ) from None
+        raise CheckpointError(f"{what}: '{path}' ({size} bytes) is truncated or not safetensors ({error}); "
+                              "copy it again") from None
 
 
 def is_pickle(path: Path) -> bool:
@@ -145,15 +143,12 @@ def read_released(path: str | Path) -> Any:
         if "Unsupported" in text or "GLOBAL" in text or "not an allowed global" in text:
             words = text.replace(",", " ").split()
             name = next((f" ({word})" for word in words if "." in word and "torch" not in word), "")
-            raise CheckpointError(
-                f"'{path}' holds Python objects besides tensors{name}, which could run code when read, so "
-                "it is refused; where you trust it, save its state dict as safetensors and pass that"
-            ) from None
+            raise CheckpointError(f"'{path}' holds Python objects besides tensors{name}, which could run "
+                                  "code when read, so it is refused; where you trust it, save its state dict "
+                                  "as safetensors and pass that") from None
         size = path.stat().st_size
-        raise CheckpointError(
-            f"'{path}' ({size} bytes) is truncated or damaged ({text[:100] or type(error).__name__}); "
-            "download it again"
-        ) from None
+        raise CheckpointError(f"'{path}' ({size} bytes) is truncated or damaged "
+                              f"({text[:100] or type(error).__name__}); download it again") from None
 
 
 def in_folder(folder: str | Path) -> tuple[Path, Path | None]:
@@ -204,9 +199,8 @@ def unwrap(content: Any, path: str | Path = "the file") -> dict[str, Tensor]:
         raise CheckpointError(f"'{path}' has no state dict: it holds {names}; known wrappers are {known}")
     if other := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         where = f" under '{'.'.join(opened)}'" if opened else ""
-        raise CheckpointError(
-            f"'{path}' mixes tensors with other entries{where}, e.g. '{other[0]}'; save the state dict alone"
-        )
+        raise CheckpointError(f"'{path}' mixes tensors with other entries{where}, e.g. '{other[0]}'; save "
+                              "the state dict alone")
     return unprefixed({str(key): value for key, value in content.items()})
 
 
@@ -241,10 +235,9 @@ def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a 
             socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
         return Path(hf_hub_download(repo, name, revision=revision))
     except Exception as error:  # offline, no such repository, gated, disk full: the way out is the same
-        raise CheckpointError(
-            f"no '{name}' of the hub repository '{repo}' in {constants.HF_HUB_CACHE} and no download "
-            f"({type(error).__name__}); elsewhere run `hf download {repo} {name}`, copy the cache, or {way}"
-        ) from None
+        raise CheckpointError(f"no '{name}' of the hub repository '{repo}' in {constants.HF_HUB_CACHE} and "
+                              f"no download ({type(error).__name__}); elsewhere run `hf download {repo} "
+                              f"{name}`, copy the cache, or {way}") from None
 
 
 # -- hashes ------------------------------------------------------------------------------------------------
@@ -261,10 +254,8 @@ def sha256(path: str | Path, expected: str | None = None) -> str:
     if str(path).endswith(INDEX):
         digest = hashlib.sha256("".join([digest, *map(sha256, parts(Path(path)))]).encode()).hexdigest()
     if expected not in (None, digest):
-        raise CheckpointError(
-            f"'{path}' has SHA-256 {digest}, but {expected} is expected: another file, or a damaged one; "
-            "download it again"
-        )
+        raise CheckpointError(f"'{path}' has SHA-256 {digest}, but {expected} is expected: another file, or "
+                              "a damaged one; download it again")
     return digest
 
 
@@ -290,27 +281,17 @@ def check(own: Weights, tensors: Weights, what: str, keep: Iterable[str] = ()) -
     both = {key: (own[key], value) for key, value in tensors.items() if key in own}
     whole = {key: pair for key, pair in both.items() if pair[0].shape == pair[1].shape}
     values = {key: value for key, (_, value) in whole.items() if value.dtype in FLOATS and not value.is_meta}
-    names = {
-        "missing": [key for key in own if key not in tensors and key not in keep],
-        "unexpected": [key for key in tensors if key not in own],
-        "of another shape": [
-            f"{key} {list(value.shape)} instead of {list(mine.shape)}"
-            for key, (mine, value) in both.items()
-            if key not in whole
-        ],
-    }
-    faults = {
-        "of another type": [
-            f"{key} {_kind(v)} instead of {_kind(m)}" for key, (m, v) in whole.items() if not _alike(m, v)
-        ],
-        "not finite": [key for key, value in values.items() if not torch.isfinite(value).all()],
-        "not positive": [key for key, value in values.items() if _is_std(key) and not (value > 0).all()],
-    }
-    problems = [
-        f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
-        for kind, keys in (names | faults).items()
-        if keys
-    ]
+    names = {"missing": [key for key in own if key not in tensors and key not in keep],
+             "unexpected": [key for key in tensors if key not in own],
+             "of another shape": [f"{key} {list(value.shape)} instead of {list(mine.shape)}"
+                                  for key, (mine, value) in both.items() if key not in whole]}
+    faults = {"of another type": [f"{key} {_kind(v)} instead of {_kind(m)}" for key, (m, v) in whole.items()
+                                  if not _alike(m, v)],
+              "not finite": [key for key, value in values.items() if not torch.isfinite(value).all()],
+              "not positive": [key for key, value in values.items() if _is_std(key)
+                               and not (value > 0).all()]}
+    problems = [f"{len(keys)} {kind}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+                for kind, keys in (names | faults).items() if keys]
     if problems:
         damaged = "these weights are damaged or quantised: take another file or checkpoint"
         way = _way(own, tensors) if any(names.values()) else damaged
@@ -394,7 +375,6 @@ def network(path: str | Path, kind: str, make: Callable[..., nn.Module], what: s
     try:
         net = make(**json.loads(facts[METADATA])[kind])
     except (KeyError, ValueError, TypeError):
-        raise CheckpointError(
-            f"{what}: '{path}' is not a {kind} (no architecture in its metadata); give what pretraining wrote"
-        ) from None
+        raise CheckpointError(f"{what}: '{path}' is not a {kind} (no architecture in its metadata); give "
+                              "what pretraining wrote") from None
     return load(net, tensors, f"{what}: '{path}'"), sha256(path)[:16]

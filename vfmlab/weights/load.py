@@ -18,9 +18,8 @@ from vfmlab.weights import io
 
 def device() -> torch.device:
     """CUDA, MPS or another accelerator where there is one, else the CPU."""
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
+            else torch.device("cpu"))
 
 
 def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
@@ -56,12 +55,11 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
 
     Args:
         ref: a tokenizer run, or a diffusion run (its tokenizer is loaded, as tuned by it where it was). ema:
-        averaged
-            weights. on: device.
+            averaged weights. on: device.
 
     Raises:
         RunError: no such run. CheckpointError: its weights are missing, damaged, of another shape, or were
-        trained on other VFM weights than those found now.
+            trained on other VFM weights than those found now.
     """
     asked = runs.open_run(ref, root, kind="tokenizer")
     if asked.config().tuned:
@@ -71,11 +69,9 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     meta = io.load_file(tokenizer, _weights(folder, ema))
     tokenizer.fingerprint = meta.get("fingerprint", "")
     if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
-        raise CheckpointError(
-            f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
-            f"'{folder.config().vfm.name}' now has "
-            f"{tokenizer.vfm.fingerprint}; give the old weights with vfm.weights=FILE or train again"
-        )
+        raise CheckpointError(f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
+                              f"'{folder.config().vfm.name}' now has {tokenizer.vfm.fingerprint}; give the "
+                              "old weights with vfm.weights=FILE or train again")
     _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
     return tokenizer.to(on or device()).eval()
 
@@ -89,10 +85,8 @@ def _weights(folder: runs.RunDir, ema: bool) -> Path:
     if not (folder.ema.exists() or folder.model.exists()):
         raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {folder.status().state}); train "
                               "it first: vfmlab train")
-    way = (
-        "to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
-        else "leave out --raw"
-    )
+    way = ("to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
+           else "leave out --raw")
     raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
 
 
@@ -112,10 +106,9 @@ class LoadedDiffusion:
         return next(self.network.parameters()).device
 
 
-def load_diffusion(
-    ref: str | Path, root: str | Path = "runs", ema: bool = True, on: str | torch.device | None = None,
-    decoder: str | Path | None = None
-) -> LoadedDiffusion:
+def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
+                   on: str | torch.device | None = None,
+                   decoder: str | Path | None = None) -> LoadedDiffusion:
     """A trained diffusion run: network (in eval mode), its tokenizer and class names.
 
     Args:
@@ -153,9 +146,6 @@ def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -
     other.set_statistics(own.statistics)
     gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
     if not gap < 1e-3:
-        raise ConfigError(
-            f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ by up to "
-            f"{gap:.3g}); "
-            "name a stage that trained nothing but the decoder"
-        )
+        raise ConfigError(f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ "
+                          f"by up to {gap:.3g}); name a stage that trained nothing but the decoder")
     return other

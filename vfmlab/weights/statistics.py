@@ -27,8 +27,7 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     Args:
         path: .safetensors, a pickle of tensors, .npz, or .json, with `mean` and `std` or `var` (also
             `latents_*`, `latent_*`) as tensors, arrays or lists, [C], [1 C], [1 C 1 1], [C h w] or [1 C h w];
-            or diffusers' config.json.
-        eps: added to a variance before its root, where the release does so.
+            or diffusers' config.json. eps: added to a variance before its root, where the release does so.
 
     Raises:
         CheckpointError: other entries, shapes that are no statistics, values that are no finite numbers, a
@@ -37,17 +36,15 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     where = f"statistics '{path}'"
     content = _content(Path(path).expanduser(), where)
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{where} hold a {type(content).__name__}; give a file with a mean and a std by name"
-        )
+        raise CheckpointError(f"{where} hold a {type(content).__name__}; give a file with a mean and a std "
+                              "by name")
     mean, std, var = (_entry(content, names, where) for names in (MEAN, STD, VAR))
     if any(name in content for name in SCALED[:2]):
         return of_config(content, where)
     if mean is None or (std is None and var is None):
         names = ", ".join(map(str, list(content)[:6])) or "nothing"
-        lacks = (
-            f"a mean ({', '.join(MEAN)})" if mean is None else f"a std or variance ({', '.join(STD + VAR)})"
-        )
+        lacks = (f"a mean ({', '.join(MEAN)})" if mean is None
+                 else f"a std or variance ({', '.join(STD + VAR)})")
         raise CheckpointError(f"{where} hold {names}, but not {lacks}; give a file with both")
     return _checked(mean, std if std is not None else (var + eps).sqrt(), where)
 
@@ -67,9 +64,8 @@ def of_config(config: Mapping[str, Any], where: str) -> tuple[Tensor, Tensor] | 
         return None
     mean = mean if mean is not None else shift if shift is not None else torch.zeros(1).double()
     std = std if std is not None else torch.ones_like(mean)
-    return _checked(
-        mean.expand_as(std) if mean.numel() == 1 else mean, std if scale is None else std / scale, where
-    )
+    return _checked(mean.expand_as(std) if mean.numel() == 1 else mean, std if scale is None else std / scale,
+                    where)
 
 
 def _content(path: Path, where: str) -> Any:
@@ -84,9 +80,8 @@ def _content(path: Path, where: str) -> Any:
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     except (OSError, ValueError, TypeError, RecursionError, EOFError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise CheckpointError(
-            f"{where} cannot be read as {path.suffix[1:]} ({reason}); export them again"
-        ) from None
+        raise CheckpointError(f"{where} cannot be read as {path.suffix[1:]} ({reason}); export them "
+                              "again") from None
 
 
 def _entry(content: Mapping[str, Any], names: tuple[str, ...], where: str) -> Tensor | None:
@@ -99,30 +94,26 @@ def _entry(content: Mapping[str, Any], names: tuple[str, ...], where: str) -> Te
     except (TypeError, ValueError, RuntimeError, OverflowError):
         value = None
     if value is None or value.is_complex() or value.dtype == torch.bool or not value.numel():
-        raise CheckpointError(
-            f"{where}: '{name}' is no list, array or tensor of real numbers; export them again"
-        )
+        raise CheckpointError(f"{where}: '{name}' is no list, array or tensor of real numbers; export them "
+                              "again")
     given, value = list(value.shape), value.detach().cpu().double()
     if value.ndim in (2, 4, 5) and value.shape[0] == 1:
         value = value[0]
     if value.ndim != 1 and value.numel() == (value.shape[0] if value.ndim else 1):
         value = value.flatten()
     if value.ndim not in (1, 3):
-        raise CheckpointError(
-            f"{where}: '{name}' has shape {given}, neither per channel [C] nor per place [C h w]"
-        )
+        raise CheckpointError(f"{where}: '{name}' has shape {given}, neither per channel [C] nor per place "
+                              "[C h w]")
     return value
 
 
 def _checked(mean: Tensor, std: Tensor, where: str) -> tuple[Tensor, Tensor]:
     if mean.shape != std.shape:
-        raise CheckpointError(
-            f"{where}: std has shape {list(std.shape)}, the mean {list(mean.shape)}; give one of each"
-        )
+        raise CheckpointError(f"{where}: std has shape {list(std.shape)}, the mean {list(mean.shape)}; give "
+                              "one of each")
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-        raise CheckpointError(
-            f"{where}: std must be positive and all values finite; measure them: --statistics measured"
-        )
+        raise CheckpointError(f"{where}: std must be positive and all values finite; measure them: "
+                              "--statistics measured")
     return mean, std
 
 
@@ -143,9 +134,8 @@ def released(row: Row, config: Mapping[str, Any]) -> tuple[Tensor, Tensor, str] 
     known = row.statistics
     if known is not None:
         repo = known.repo or row.repo
-        path = io.fetch(
-            repo, known.file, way="pass a copy of it: --statistics PATH (or --statistics measured)"
-        )
+        path = io.fetch(repo, known.file,
+                        way="pass a copy of it: --statistics PATH (or --statistics measured)")
         return *read(path, known.eps), f"{known.file} of {repo}"
     scaled = of_config(config, f"config of {row.name}")
     return None if scaled is None else (*scaled, f"scaling factor in the config of {row.name}")

@@ -31,14 +31,12 @@ class Row:
 
     Attributes:
         name: what `vfmlab import` takes. method: as papers call it. family: importer of `vfmlab.weights`.
-        config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo None:
-        elsewhere,
-            see `note`. sha256: of the file, where its publisher states it. licence: of the release.
-        statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else measured on
-        the run's
-            images. vfm: the `vfm` section its tokenizer reads.
-        tokenizer: of a diffusion model: the row of the tokenizer it was trained on.
-        protocol: how the release samples, in our terms.
+            config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo
+            None: elsewhere, see `note`. sha256: of the file, where its publisher states it. licence: of the
+            release. statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else
+            measured on the run's images. vfm: the `vfm` section its tokenizer reads. tokenizer: of a
+            diffusion model: the row of the tokenizer it was trained on. protocol: how the release samples, in
+            our terms.
     """
 
     name: str
@@ -220,10 +218,9 @@ def get(name: str) -> Row:
     if name in _DEFAULTS:
         return replace(_TABLE[_DEFAULTS[name]], name=name, **_CHANGES.get(name, {}))
     if name in IMPORTERS:
-        raise ConfigError(
-            f"'{name}' is no tokenizer and no network that samples latents alone, so it makes no run; "
-            f"from Python: vfmlab.weights.import_state_dict('{name}', state_dict, config)"
-        )
+        raise ConfigError(f"'{name}' is no tokenizer and no network that samples latents alone, so it makes "
+                          f"no run; from Python: vfmlab.weights.import_state_dict('{name}', state_dict, "
+                          "config)")
     raise ConfigError(f"unknown release '{name}'{nearest(name, [*_TABLE, *_DEFAULTS])}")
 
 

@@ -65,20 +65,17 @@ def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor, headles
     def bank(name: str) -> Maps:
         return explore.bank(tokenizers[name], data, BANK)
 
-    def figure(
-        shown: Sequence[str], sigma: float, channels: int = 0, bits: int = 0, errors: bool = True
-    ) -> go.Figure:
+    def figure(shown: Sequence[str], sigma: float, channels: int = 0, bits: int = 0,
+               errors: bool = True) -> go.Figure:
         disturbance = explore.Disturbance(sigma=sigma, keep=channels or None, bits=bits or None)
         banks = {name: bank(name) for name in shown} if disturbance.rounds else None
         chosen = {name: tokenizers[name] for name in shown}
         return show.reconstructions(chosen, images, disturbance, banks, errors)
 
-    used = {
-        "shown": widgets.SelectMultiple(options=list(tokenizers), value=tuple(tokenizers),
-                                        description="tokenizers", rows=min(6, len(tokenizers))),
-        "sigma": _slider(0.0, 2.0, 0.05, 0.0, "noise on z"),
-        "errors": widgets.Checkbox(True, description="errors x4"),
-    }
+    used = {"shown": widgets.SelectMultiple(options=list(tokenizers), value=tuple(tokenizers),
+                                            description="tokenizers", rows=min(6, len(tokenizers))),
+            "sigma": _slider(0.0, 2.0, 0.05, 0.0, "noise on z"),
+            "errors": widgets.Checkbox(True, description="errors x4")}
     if data is not None:
         most = max(tokenizer.latent_shape[0] for tokenizer in tokenizers.values())
         for name, numbers in (("channels", range(1, most + 1)), ("bits", (1, 2, 3, 4, 6, 8))):
@@ -96,14 +93,10 @@ def features(model: Tokenizer | VisionModel, images: Tensor, headless: bool = Fa
     if headless:
         return show.features(model, images, view, query)
     widgets = controls()
-    return Panel(
-        lambda view, y, x: show.features(model, images, view, (y, x)),
-        {
-            "view": widgets.Dropdown(options=show.FEATURES, value=view, description="view"),
-            "y": _slider(0.0, 1.0, 0.05, query[0], "query y"),
-            "x": _slider(0.0, 1.0, 0.05, query[1], "query x"),
-        },
-    )
+    return Panel(lambda view, y, x: show.features(model, images, view, (y, x)),
+                 {"view": widgets.Dropdown(options=show.FEATURES, value=view, description="view"),
+                  "y": _slider(0.0, 1.0, 0.05, query[0], "query y"),
+                  "x": _slider(0.0, 1.0, 0.05, query[1], "query x")})
 
 
 def sampling(model: api.LoadedDiffusion, headless: bool = False, classes: int = 8, seed: int = 0,
@@ -119,20 +112,16 @@ def sampling(model: api.LoadedDiffusion, headless: bool = False, classes: int = 
     widgets, own = controls(), model.run.protocol
     start = {"view": show.SAMPLING[0], "scale": own.guidance.scale, "interval": own.guidance.interval,
              "steps": own.sampler.steps, "solver": own.sampler.solver, **how}
-    return Panel(
-        lambda **chosen: show.sampling(model, labels, **chosen),
-        {
-            "view": widgets.Dropdown(options=show.SAMPLING, value=start["view"], description="view"),
-            "scale": _slider(0.0, 8.0, 0.1, start["scale"], "guidance"),
-            "interval": widgets.FloatRangeSlider(value=start["interval"], min=0.0, max=1.0, step=0.05,
-                                                 description="in t", continuous_update=False),
-            "steps": widgets.IntSlider(value=start["steps"], min=1, max=max(100, start["steps"]),
-                                       description="steps", continuous_update=False),
-            "solver": widgets.Dropdown(options=["euler", "heun", "dopri5", "sde"], value=start["solver"],
-                                       description="solver"),
-            "seed": widgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed"),
-        },
-    )
+    return Panel(lambda **chosen: show.sampling(model, labels, **chosen),
+                 {"view": widgets.Dropdown(options=show.SAMPLING, value=start["view"], description="view"),
+                  "scale": _slider(0.0, 8.0, 0.1, start["scale"], "guidance"),
+                  "interval": widgets.FloatRangeSlider(value=start["interval"], min=0.0, max=1.0, step=0.05,
+                                                       description="in t", continuous_update=False),
+                  "steps": widgets.IntSlider(value=start["steps"], min=1, max=max(100, start["steps"]),
+                                             description="steps", continuous_update=False),
+                  "solver": widgets.Dropdown(options=["euler", "heun", "dopri5", "sde"],
+                                             value=start["solver"], description="solver"),
+                  "seed": widgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed")})
 
 
 def interpolation(

@@ -57,8 +57,7 @@ class Panel:
 
     Attributes:
         controls: name -> ipywidgets control. value: name -> what is chosen. figure: what is shown (None
-        before it is displayed).
-        note: a line for what went wrong; the figure before stays.
+            before it is displayed). note: a line for what went wrong; the figure before stays.
     """
 
     def __init__(self, draw: Draw, controls_: Mapping[str, ipywidgets.Widget],

@@ -4,9 +4,8 @@ place for each number.
 A :class:`Metric` belongs to every report: it sees batch after batch while images or samples go by. An
 :class:`Instrument` is measured when it is asked for, on the features of a
 :class:`~vfmlab.evaluation.subject.Subject` (tokenizer, diffusion model or vision model);
-:mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this
-package: its `quantities` say what its numbers are called and where they are shown, and nothing else has to be
-told.
+:mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this package: its
+`quantities` say what its numbers are called and where they are shown, and nothing else has to be told.
 """
 
 from __future__ import annotations
@@ -159,10 +158,8 @@ def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def measure(
-    subject: Subject, wanted: Sequence[str] | None = None,
-    progress: Callable[[int, int], object] | None = None
-) -> Report:
+def measure(subject: Subject, wanted: Sequence[str] | None = None,
+            progress: Callable[[int, int], object] | None = None) -> Report:
     """What the instruments measure on one subject; what cannot be had is there with value None and a
     reason."""
     draft, spent = Draft(), {}

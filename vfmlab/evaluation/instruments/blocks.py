@@ -26,9 +26,8 @@ BLOCK_KEY = "cknna_block_"  # of the evaluations that are logged during training
 
 
 @torch.no_grad()
-def block_features(
-    network: nn.Module, z: Tensor, ids: Sequence[int], t: float, seed: int = 0, maps: bool = False
-) -> dict[int, Tensor]:
+def block_features(network: nn.Module, z: Tensor, ids: Sequence[int], t: float, seed: int = 0,
+                   maps: bool = False) -> dict[int, Tensor]:
     """Features after every block, 1 to `network.depth`, at time t under the null label.
 
     Args:
@@ -106,13 +105,11 @@ class Blocks(Instrument):
     0.5."""
 
     kinds = ("diffusion",)
-    quantities = (
-        Quantity("block_cknna", "CKNNA of the best block", HIGHER),
-        Quantity("block_cknna_corrected", "CKNNA of the best block beyond chance", HIGHER),
-        Quantity("block_lds", "LDS of the best block", HIGHER),
-        Quantity("block_cknna_over_t", "CKNNA by block and t", HIGHER, many=True),
-        Quantity("block_lds_over_t", "LDS by block and t", HIGHER, many=True),
-    )
+    quantities = (Quantity("block_cknna", "CKNNA of the best block", HIGHER),
+                  Quantity("block_cknna_corrected", "CKNNA of the best block beyond chance", HIGHER),
+                  Quantity("block_lds", "LDS of the best block", HIGHER),
+                  Quantity("block_cknna_over_t", "CKNNA by block and t", HIGHER, many=True),
+                  Quantity("block_lds_over_t", "LDS by block and t", HIGHER, many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         z, ids = latents(subject)

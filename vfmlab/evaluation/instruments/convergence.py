@@ -88,12 +88,10 @@ class Convergence(Instrument):
     """Area under the curves of gFD over samples seen, from the evaluations during training."""
 
     kinds = ("diffusion",)
-    quantities = (
-        *(Quantity(f"{name}_area", f"mean {label} over training", LOWER)
-          for name, label in CONVERGING.items()),
-        *(Quantity(f"{name}_over_samples", f"{label} over training", LOWER, many=True)
-          for name, label in CONVERGING.items()),
-    )
+    quantities = (*(Quantity(f"{name}_area", f"mean {label} over training", LOWER)
+                    for name, label in CONVERGING.items()),
+                  *(Quantity(f"{name}_over_samples", f"{label} over training", LOWER, many=True)
+                    for name, label in CONVERGING.items()))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         if subject.folder is None:

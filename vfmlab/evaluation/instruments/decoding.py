@@ -46,13 +46,11 @@ class Frequency(Instrument):
     """
 
     kinds = ("tokenizer",)
-    quantities = (
-        Quantity("mse_low", "error, low frequencies", LOWER),
-        Quantity("mse_high", "error, high frequencies", LOWER),
-        Quantity("lost_low", "lost share, low frequencies", LOWER),
-        Quantity("lost_high", "lost share, high frequencies", LOWER),
-        Quantity("error_high_share", "share of the error in high frequencies"),
-    )
+    quantities = (Quantity("mse_low", "error, low frequencies", LOWER),
+                  Quantity("mse_high", "error, high frequencies", LOWER),
+                  Quantity("lost_low", "lost share, low frequencies", LOWER),
+                  Quantity("lost_high", "lost share, high frequencies", LOWER),
+                  Quantity("error_high_share", "share of the error in high frequencies"))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out
@@ -89,11 +87,9 @@ class Interpolation(Instrument):
     is."""
 
     kinds = ("tokenizer",)
-    quantities = (
-        Quantity("path_length", "path length", LOWER, shown=(LATENT,)),
-        Quantity("path_roughness", "path roughness", LOWER),
-        Quantity("path_steps", "steps along the path", many=True),
-    )
+    quantities = (Quantity("path_length", "path length", LOWER, shown=(LATENT,)),
+                  Quantity("path_roughness", "path roughness", LOWER),
+                  Quantity("path_steps", "steps along the path", many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         z = subject.held_out.maps
@@ -118,12 +114,10 @@ class Robustness(Instrument):
     """
 
     kinds = ("tokenizer",)
-    quantities = (
-        Quantity("noise_psnr_loss", "lost to noise", LOWER, "dB", (LATENT,)),
-        Quantity("noise_feature_distance", "feature distance under noise", LOWER),
-        Quantity("robust_psnr", "PSNR under noise", HIGHER, "dB", many=True),
-        Quantity("robust_feature_distance", "feature distance under noise", LOWER, many=True),
-    )
+    quantities = (Quantity("noise_psnr_loss", "lost to noise", LOWER, "dB", (LATENT,)),
+                  Quantity("noise_feature_distance", "feature distance under noise", LOWER),
+                  Quantity("robust_psnr", "PSNR under noise", HIGHER, "dB", many=True),
+                  Quantity("robust_feature_distance", "feature distance under noise", LOWER, many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out

@@ -107,18 +107,16 @@ class Geometry(Instrument):
     one (VA-VAE: uniform is better), has a good end.
     """
 
-    quantities = (
-        Quantity("density_gini", "density Gini", LOWER, shown=(LATENT,)),
-        Quantity("effective_rank", "effective rank", shown=(LATENT, HEADLINE)),
-        Quantity("effective_rank_share", "effective rank / channels"),
-        Quantity("top_variance", "variance of the first component"),
-        Quantity("uniformity", "uniformity"),
-        Quantity("low_frequency_share", "low frequencies", shown=(LATENT,)),
-        Quantity("kurtosis", "kurtosis"),
-        Quantity("channel_mean", "mean of each channel", many=True),
-        Quantity("channel_std", "standard deviation of each channel", many=True),
-        Quantity("spectrum", "spectrum", many=True),
-    )
+    quantities = (Quantity("density_gini", "density Gini", LOWER, shown=(LATENT,)),
+                  Quantity("effective_rank", "effective rank", shown=(LATENT, HEADLINE)),
+                  Quantity("effective_rank_share", "effective rank / channels"),
+                  Quantity("top_variance", "variance of the first component"),
+                  Quantity("uniformity", "uniformity"),
+                  Quantity("low_frequency_share", "low frequencies", shown=(LATENT,)),
+                  Quantity("kurtosis", "kurtosis"),
+                  Quantity("channel_mean", "mean of each channel", many=True),
+                  Quantity("channel_std", "standard deviation of each channel", many=True),
+                  Quantity("spectrum", "spectrum", many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps

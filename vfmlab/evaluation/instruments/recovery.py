@@ -31,10 +31,8 @@ BITS, FINE = (1, 2, 3, 4, 6, 8), 8
 class Probes(Instrument):
     """Linear and kNN classification of token-mean features; the report's own probes read all tokens."""
 
-    quantities = (
-        Quantity("probe_mean_linear", "linear probe (token mean)", HIGHER, shown=(LATENT,)),
-        Quantity("probe_mean_knn", "kNN (token mean)", HIGHER),
-    )
+    quantities = (Quantity("probe_mean_linear", "linear probe (token mean)", HIGHER, shown=(LATENT,)),
+                  Quantity("probe_mean_knn", "kNN (token mean)", HIGHER))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         if subject.source.num_classes < 2:
@@ -89,11 +87,9 @@ class Factors(Instrument):
     the class.
     """
 
-    quantities = (
-        Quantity("factor_r2", "factors R2", HIGHER, shown=(LATENT,)),
-        Quantity("factor_class_r2", "factors of the class R2", HIGHER),
-        Quantity("factors", "R2 of each factor", HIGHER, many=True),
-    )
+    quantities = (Quantity("factor_r2", "factors R2", HIGHER, shown=(LATENT,)),
+                  Quantity("factor_class_r2", "factors of the class R2", HIGHER),
+                  Quantity("factors", "R2 of each factor", HIGHER, many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
@@ -139,10 +135,9 @@ class Segmentation(Instrument):
     """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of
     them."""
 
-    quantities = tuple(
-        Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER, shown=(LATENT,) * (k == 5))
-        for k in SHOTS
-    )
+    quantities = tuple(Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER,
+                                shown=(LATENT,) * (k == 5))
+                       for k in SHOTS)
 
     def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
@@ -187,21 +182,17 @@ class Rate(Instrument):
     """
 
     kinds = ("tokenizer",)
-    quantities = (
-        Quantity("bpp_probe", "bits a pixel for the probe", LOWER),
-        Quantity("bpp_psnr", "bits a pixel for PSNR", LOWER),
-        Quantity("rate", "quality over bits a pixel", many=True),
-    )
+    quantities = (Quantity("bpp_probe", "bits a pixel for the probe", LOWER),
+                  Quantity("bpp_psnr", "bits a pixel for PSNR", LOWER),
+                  Quantity("rate", "quality over bits a pixel", many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
         n = min(len(test), CURVE_IMAGES)
         images, coder, classes = test.images(n), Coder(train.maps), subject.source.num_classes > 1
         tokens = test.maps.shape[-2] * test.maps.shape[-1] / subject.cfg.size**2
-        section = subject.section(
-            {"measure": "rate", **linear.FACTS, "interval": "least squared error",
-             "settings": [list(BITS), FINE], "images": n, "fitted_on": len(train)}
-        )
+        section = subject.section({"measure": "rate", **linear.FACTS, "interval": "least squared error",
+                                   "settings": [list(BITS), FINE], "images": n, "fitted_on": len(train)})
 
         def quality(fit: Tensor, z: Tensor) -> tuple[float | None, float]:
             accuracy = linear.classify(fit, train.labels, z, test.labels) if classes else None

@@ -38,12 +38,10 @@ PREPARED = {"k": K, "quantile": QUANTILE, "pool": "token mean", "hsic": "unbiase
 class Alignment(Instrument):
     """Agreement with the reference on undisturbed images: CKNNA, shared neighbours, linear CKA."""
 
-    quantities = (
-        Quantity("alignment_cknna", "CKNNA (reference)", HIGHER, shown=(HEADLINE,)),
-        Quantity("alignment_cknna_corrected", "CKNNA (reference) beyond chance", HIGHER),
-        Quantity("alignment_mutual_knn", "shared neighbours", HIGHER),
-        Quantity("alignment_cka", "linear CKA", HIGHER),
-    )
+    quantities = (Quantity("alignment_cknna", "CKNNA (reference)", HIGHER, shown=(HEADLINE,)),
+                  Quantity("alignment_cknna_corrected", "CKNNA (reference) beyond chance", HIGHER),
+                  Quantity("alignment_mutual_knn", "shared neighbours", HIGHER),
+                  Quantity("alignment_cka", "linear CKA", HIGHER))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         a, b = prepare(subject.pooled()), prepare(subject.theirs())
@@ -59,16 +57,14 @@ class Alignment(Instrument):
 class SeCknna(Instrument):
     """CKNNA of disturbed images; see the module."""
 
-    quantities = (
-        Quantity("se_cknna", "SE-CKNNA", HIGHER, shown=(LATENT, HEADLINE)),
-        Quantity("se_cknna_corrected", "SE-CKNNA beyond chance", HIGHER),
-        Quantity("se_cknna_clean", "CKNNA", HIGHER, shown=(LATENT,)),
-        Quantity("se_cknna_change", "SE-CKNNA against CKNNA", HIGHER, shown=(HEADLINE,)),
-        Quantity("se_cknna_noise", "CKNNA under noise", HIGHER),
-        Quantity("se_cknna_moved", "CKNNA, turned and scaled", HIGHER),
-        Quantity("se_cknna_reference_clean", "CKNNA, reference undisturbed", HIGHER),
-        Quantity("se_cknna_sets", "CKNNA of each set", HIGHER, many=True),
-    )
+    quantities = (Quantity("se_cknna", "SE-CKNNA", HIGHER, shown=(LATENT, HEADLINE)),
+                  Quantity("se_cknna_corrected", "SE-CKNNA beyond chance", HIGHER),
+                  Quantity("se_cknna_clean", "CKNNA", HIGHER, shown=(LATENT,)),
+                  Quantity("se_cknna_change", "SE-CKNNA against CKNNA", HIGHER, shown=(HEADLINE,)),
+                  Quantity("se_cknna_noise", "CKNNA under noise", HIGHER),
+                  Quantity("se_cknna_moved", "CKNNA, turned and scaled", HIGHER),
+                  Quantity("se_cknna_reference_clean", "CKNNA, reference undisturbed", HIGHER),
+                  Quantity("se_cknna_sets", "CKNNA of each set", HIGHER, many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         still = prepare(subject.theirs(CLEAN))

@@ -19,9 +19,8 @@ BINS = 10
 
 
 @torch.no_grad()
-def time_losses(
-    network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int], seed: int = 0, bins: int = BINS
-) -> tuple[list[float], list[float]]:
+def time_losses(network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int], seed: int = 0,
+                bins: int = BINS) -> tuple[list[float], list[float]]:
     """Middle of each of `bins` equal parts of [0, 1], and there the velocity's squared error over the
     target's power.
 
@@ -50,10 +49,8 @@ class TimeLoss(Instrument):
     over t."""
 
     kinds = ("diffusion",)
-    quantities = (
-        Quantity("velocity_error", "velocity error", LOWER),
-        Quantity("velocity_error_over_t", "velocity error over t", LOWER, many=True),
-    )
+    quantities = (Quantity("velocity_error", "velocity error", LOWER),
+                  Quantity("velocity_error_over_t", "velocity error over t", LOWER, many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
         z, ids = latents(subject)

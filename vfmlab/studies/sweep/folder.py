@@ -37,12 +37,9 @@ class Folder:
         """{"state": "finished" | "failed", "numbers", "runs", "seconds", "error"}; None: not done."""
         try:
             result = json.loads(self.result.read_text())
-            whole = (
-                result["state"] in ("finished", "failed")
-                and isinstance(result["seconds"], int | float)
-                and all(isinstance(run, str) for run in result["runs"])
-                and all({"value", "protocol"} <= entry.keys() for entry in result["numbers"].values())
-            )
+            whole = (result["state"] in ("finished", "failed") and isinstance(result["seconds"], int | float)
+                     and all(isinstance(run, str) for run in result["runs"])
+                     and all({"value", "protocol"} <= entry.keys() for entry in result["numbers"].values()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return result if whole else None

@@ -49,9 +49,8 @@ class Range(config.Section):
     @model_validator(mode="after")
     def _ordered(self) -> Range:
         if not self.low < self.high:
-            raise ValueError(
-                f"a range from {self.low:g} to {self.high:g} is empty; 'low' has to be below 'high'"
-            )
+            raise ValueError(f"a range from {self.low:g} to {self.high:g} is empty; 'low' has to be below "
+                             "'high'")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a 'log' range has its low end above 0, and no 'step'")
         return self
@@ -163,10 +162,8 @@ def read(source: str | Path | Mapping[str, Any]) -> Grid:
         name = ".".join(place)
         if isinstance(values, Range):
             if grid.search is None:
-                raise ConfigError(
-                    f"{where}: '{name}' is a range, which needs a 'search'; "
-                    "for a grid write its values as a list"
-                )
+                raise ConfigError(f"{where}: '{name}' is a range, which needs a 'search'; for a grid write "
+                                  "its values as a list")
         elif not values:
             raise ConfigError(f"{where}: axis '{name}' is empty; give it at least one value, or leave it out")
         elif twice := [v for i, v in enumerate(values) if json.dumps(v) in map(json.dumps, values[:i])]:
@@ -174,19 +171,14 @@ def read(source: str | Path | Mapping[str, Any]) -> Grid:
     sizes = [len(values) for values in grid.axes().values() if isinstance(values, list)]
     count = max(len(grid.points), 1) * math.prod(sizes)
     if grid.search is None and count > MOST:
-        raise ConfigError(
-            f"{where}: these axes stand for {count:,} points, and {MOST:,} are the most; "
-            "vary less, or use a 'search'"
-        )
+        raise ConfigError(f"{where}: these axes stand for {count:,} points, and {MOST:,} are the most; vary "
+                          "less, or use a 'search'")
     if grid.search is not None and grid.points:
-        raise ConfigError(
-            f"{where}: a search draws its own points; leave 'points' out, or write what they vary as axes"
-        )
+        raise ConfigError(f"{where}: a search draws its own points; leave 'points' out, or write what they "
+                          "vary as axes")
     if grid.search is not None and not grid.axes():
-        raise ConfigError(
-            f"{where}: a search needs an axis to search along: a list of choices, or a range "
-            f"{{low: ..., high: ...}}"
-        )
+        raise ConfigError(f"{where}: a search needs an axis to search along: a list of choices, or a range "
+                          "{low: ..., high: ...}")
     return grid
 
 
@@ -197,10 +189,8 @@ def _refuse(setting: Setting, where: str) -> None:
             raise ConfigError(f"{where}: parameters.{name}: {why}")
     root = setting.parameters.get("root", "")
     if not isinstance(root, str) or (root and not isinstance(setting, Grid)):
-        raise ConfigError(
-            f"{where}: parameters.root: all points keep their runs in one folder; "
-            "give one path, or leave it out"
-        )
+        raise ConfigError(f"{where}: parameters.root: all points keep their runs in one folder; give one "
+                          "path, or leave it out")
     if both := sorted(setting.parameters.keys() & setting.set.keys()):
         raise ConfigError(f"{where}: '{both[0]}' stands under 'parameters' and under 'set'; write it once")
     for group in (setting.parameters, setting.set):
@@ -208,20 +198,15 @@ def _refuse(setting: Setting, where: str) -> None:
             try:
                 json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                raise ConfigError(
-                    f"{where}: '{name}' = {value!a} is half of a character; "
-                    "write it as it is, without escapes"
-                ) from None
+                raise ConfigError(f"{where}: '{name}' = {value!a} is half of a character; write it as it is, "
+                                  "without escapes") from None
             except (TypeError, ValueError):
-                raise ConfigError(
-                    f"{where}: '{name}' = {value!r} is no number, text, list or mapping; put quotes around it"
-                ) from None
+                raise ConfigError(f"{where}: '{name}' = {value!r} is no number, text, list or mapping; put "
+                                  "quotes around it") from None
             values = value if isinstance(value, list) else [value]
             if any(isinstance(v, int) and abs(v) >= LARGEST for v in values):
-                raise ConfigError(
-                    f"{where}: '{name}' = {show(value)[:60]}: whole numbers stay below 2^63; "
-                    "put quotes around it where it is text"
-                )
+                raise ConfigError(f"{where}: '{name}' = {show(value)[:60]}: whole numbers stay below 2^63; "
+                                  "put quotes around it where it is text")
 
 
 def settings(grid: Grid) -> Iterator[Setting]:
@@ -238,10 +223,8 @@ def expand(grid: Grid, code: str, where: str = "grid") -> list[Point]:
         ConfigError: two points that are the same; a search (its points are not known before it runs).
     """
     if grid.search is not None:
-        raise ConfigError(
-            f"{where}: the points of a search depend on its results; "
-            "a grid without 'search' has a list of them"
-        )
+        raise ConfigError(f"{where}: the points of a search depend on its results; a grid without 'search' "
+                          "has a list of them")
     axes, points = grid.axes(), []
     for setting in settings(grid):
         for values in itertools.product(*axes.values()):
@@ -250,10 +233,8 @@ def expand(grid: Grid, code: str, where: str = "grid") -> list[Point]:
     first: dict[str, int] = {}
     for i, p in enumerate(points):
         if first.setdefault(p.key, i) < i:
-            raise ConfigError(
-                f"{where}: points {first[p.key] + 1} and {i + 1} are the same ({p.label()}); "
-                "axes replace what 'points' say"
-            )
+            raise ConfigError(f"{where}: points {first[p.key] + 1} and {i + 1} are the same ({p.label()}); "
+                              "axes replace what 'points' say")
     return points
 
 
@@ -276,10 +257,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise ConfigError(
-                    f"'{name}' stands twice (line {key.start_mark.line + 1}); "
-                    "write it once, with all its values"
-                )
+                raise ConfigError(f"'{name}' stands twice (line {key.start_mark.line + 1}); write it once, "
+                                  "with all its values")
             seen.append(name)
         return super().construct_mapping(node, deep)
 
@@ -297,9 +276,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+01234567
 def _load(path: Path) -> dict[str, Any]:
     path = path.expanduser()
     if path.exists() and not (path.is_file() and path.stat().st_size < LONGEST):
-        raise ConfigError(
-            f"grid '{path}' is no file of less than {LONGEST >> 20} MiB; name a YAML or JSON file"
-        )
+        raise ConfigError(f"grid '{path}' is no file of less than {LONGEST >> 20} MiB; name a YAML or JSON "
+                          "file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         of_json = path.suffix == ".json"
@@ -309,10 +287,9 @@ def _load(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"grid '{path}' is not JSON: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"grid '{path}' cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}; "
-            "name a YAML or JSON file"
-        ) from None
+        raise ConfigError(f"grid '{path}' cannot be read: "
+                          f"{getattr(error, 'strerror', None) or 'it is no text'}; name a YAML or JSON "
+                          "file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"grid '{path}' is not YAML: {' '.join(str(error).split())}") from None
     except ConfigError as error:
@@ -331,9 +308,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _known(tree: Any, model: type[config.Section], where: str) -> None:
     if isinstance(tree, dict) and (unknown := [key for key in tree if key not in model.model_fields]):
-        raise ConfigError(
-            f"{where}: unknown key '{unknown[0]}'{nearest(str(unknown[0]), model.model_fields)}"
-        )
+        raise ConfigError(f"{where}: unknown key "
+                          f"'{unknown[0]}'{nearest(str(unknown[0]), model.model_fields)}")
 
 
 def _section(model: type[config.Section], tree: Any, where: str) -> Any:

@@ -22,10 +22,9 @@ def result(*reports: Report, images: Any = None, **numbers: float) -> None:
 
     Args:
         reports: as from `vfmlab.evaluate` or `vfmlab.studies.measure.measure`; every number keeps the hash of
-        its protocol.
-        images: a picture to know the point by: [N 3 H W] in [-1, 1], a list of such with one row each, or a
-        PIL image.
-        numbers: others, by name; they count as measured alike in every point of one notebook.
+            its protocol. images: a picture to know the point by: [N 3 H W] in [-1, 1], a list of such with
+            one row each, or a PIL image. numbers: others, by name; they count as measured alike in every
+            point of one notebook.
 
     Raises:
         ConfigError: what is given is no report, a number is no number, or the same name is given twice.
@@ -65,9 +64,8 @@ def _png(images: Any) -> bytes:
         import torch
 
         rows = isinstance(images, list | tuple)
-        images = (
-            primitives.tile(torch.cat(images), columns=len(images[0])) if rows else primitives.tile(images)
-        )
+        images = (primitives.tile(torch.cat(images), columns=len(images[0])) if rows
+                  else primitives.tile(images))
     return primitives.png(images)
 
 

@@ -48,20 +48,15 @@ class Notebook:
         """
         for name in point.parameters:
             if name not in self.parameters:
-                raise ConfigError(
-                    f"'{self.path.name}' has no parameter '{name}'{nearest(name, self.parameters)}"
-                )
+                raise ConfigError(f"'{self.path.name}' has no parameter "
+                                  f"'{name}'{nearest(name, self.parameters)}")
         if point.set and "overrides" not in self.parameters:
-            raise ConfigError(
-                f"'{self.path.name}' has no parameter 'overrides', through which 'set' goes; "
-                "add it, or vary its parameters"
-            )
+            raise ConfigError(f"'{self.path.name}' has no parameter 'overrides', through which 'set' goes; "
+                              "add it, or vary its parameters")
         for name in point.set:
             if name in self.parameters:
-                raise ConfigError(
-                    f"set.{name}: '{self.path.name}' has a parameter '{name}', which decides; "
-                    "write it under 'parameters'"
-                )
+                raise ConfigError(f"set.{name}: '{self.path.name}' has a parameter '{name}', which decides; "
+                                  "write it under 'parameters'")
         preset = point.parameters.get("preset", self.parameters.get("preset"))
         if not isinstance(preset, str):
             return []
@@ -79,9 +74,8 @@ class Notebook:
         try:
             return {**json.loads(own), **point.set}
         except (TypeError, ValueError):
-            raise ConfigError(
-                f"'{self.path.name}': its parameter overrides = {own!r} is no JSON object; write '{{}}'"
-            ) from None
+            raise ConfigError(f"'{self.path.name}': its parameter overrides = {own!r} is no JSON object; "
+                              "write '{}'") from None
 
     def values(self, point: Point, root: Path) -> dict[str, Any]:
         """The parameters that papermill sets."""
@@ -106,21 +100,18 @@ def read(path: str | Path) -> Notebook:
     try:
         notebook = jupytext.read(path, fmt="py:percent" if path.suffix == ".py" else None)
     except OSError as error:
-        raise ConfigError(
-            f"notebook '{path}' cannot be read: {error.strerror}; name an .ipynb or py:percent file"
-        ) from None
+        raise ConfigError(f"notebook '{path}' cannot be read: {error.strerror}; name an .ipynb or py:percent "
+                          "file") from None
     except Exception as error:  # the reader raises whatever it stumbles over
-        raise ConfigError(
-            f"'{path}' is no notebook ({type(error).__name__}); name an .ipynb or py:percent file"
-        ) from None
+        raise ConfigError(f"'{path}' is no notebook ({type(error).__name__}); name an .ipynb or py:percent "
+                          "file") from None
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     spec |= notebook.metadata.get("kernelspec", {})
     notebook.metadata["kernelspec"] = spec
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     if "parameters" not in tags:
-        raise ConfigError(
-            f"notebook '{path}' has no cell tagged 'parameters'; tag the one that sets what the sweep varies"
-        )
+        raise ConfigError(f"notebook '{path}' has no cell tagged 'parameters'; tag the one that sets what "
+                          "the sweep varies")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         cell.outputs, cell.execution_count = [], None
@@ -163,10 +154,8 @@ def execute_point(folder: str, root: str) -> None:
                 reported = [Path(root) / run for run in result["runs"]]
                 if name := _ignored(job["point"]["set"], job["phases"], reported):
                     value = json.dumps(job["point"]["set"][name])
-                    raise TrainingError(
-                        f"the notebook trained with another '{name}' than the {value} of the grid; "
-                        "mend its code"
-                    )
+                    raise TrainingError(f"the notebook trained with another '{name}' than the {value} of the "
+                                        "grid; mend its code")
             except TrainingError as error:
                 if executor.stopping(folder):  # a kernel that is interrupted while it starts just dies
                     raise Stopped("stopped on request; started again, it goes on") from None
@@ -179,9 +168,8 @@ def execute_point(folder: str, root: str) -> None:
             raise TrainingError(result["error"])
 
 
-def execute(
-    source: str | Path, target: str | Path, parameters: Mapping[str, Any], kernel: str = "python3"
-) -> Any:
+def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any],
+            kernel: str = "python3") -> Any:
     """The executed notebook, which is written to `target` too.
 
     Raises:
@@ -207,9 +195,8 @@ def execute(
         raise TrainingError(" ".join(f"{type(error).__name__}: {error}".split())[:1000]) from None
 
 
-def _ignored(
-    fields: Mapping[str, Any], expected: Sequence[dict[str, Any]], reported: Sequence[Path]
-) -> str | None:
+def _ignored(fields: Mapping[str, Any], expected: Sequence[dict[str, Any]],
+             reported: Sequence[Path]) -> str | None:
     """The first field of `set` in which no reported run is as expected; the numbers tell their protocols."""
     trained = [runs.RunDir(path).raw_config for path in reported if (path / "config.json").exists()]
     for name in fields if trained and expected else ():

@@ -57,10 +57,8 @@ def leading(grid: Grid, results: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(name for name in named if name in there)) or there[:SHOWN]
 
 
-def write(
-    grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder], names: Sequence[str],
-    target: Path
-) -> Path:
+def write(grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[str, Folder],
+          names: Sequence[str], target: Path) -> Path:
     """Write the page. names: what differs between the points."""
     results, failed, still = [], [], 0
     for point in points:

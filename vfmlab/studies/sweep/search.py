@@ -33,16 +33,9 @@ class Study:
         for such a point. direction: "minimize" or "maximize".
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        code: str,
-        out: Path,
-        direction: str,
-        outcome: Callable[[Point], Outcome | None],
-        check: Callable[[Point], object],
-        refuse: Callable[[Point, str], object],
-    ):
+    def __init__(self, grid: Grid, code: str, out: Path, direction: str,
+                 outcome: Callable[[Point], Outcome | None], check: Callable[[Point], object],
+                 refuse: Callable[[Point, str], object]):
         self.grid, self.code, self.search, self.direction = grid, code, grid.search, direction
         self.outcome, self.check, self.refuse = outcome, check, refuse
         (self.setting,) = grids.settings(grid)
@@ -92,19 +85,15 @@ class Study:
             return
         name, numbers = self.search.objective, outcome["numbers"]
         if name not in numbers:
-            raise ConfigError(
-                f"search: the notebook hands out no '{name}', only: {', '.join(numbers) or 'nothing'}; "
-                "see vfmlab.studies.sweep.result"
-            )
+            raise ConfigError(f"search: the notebook hands out no '{name}', only: "
+                              f"{', '.join(numbers) or 'nothing'}; see vfmlab.studies.sweep.result")
         done = [(p, o["numbers"]) for p in self.points if (o := self.outcome(p))]
         ways = {numbers[name]["protocol"]: p for p, numbers in done if name in numbers}
         if len(ways) > 1:
             (one, first), (other, second) = list(ways.items())[:2]
-            raise ConfigError(
-                f"search: '{name}' of the points {first.key} and {second.key} was "
-                f"measured under different protocols ({one}, {other}); "
-                "they cannot be ranked: keep data and protocol fixed"
-            )
+            raise ConfigError(f"search: '{name}' of the points {first.key} and {second.key} was measured "
+                              f"under different protocols ({one}, {other}); they cannot be ranked: keep data "
+                              "and protocol fixed")
 
     def value(self, point: Point) -> float | None:
         """The objective of a point that is finished and has it."""

@@ -44,15 +44,8 @@ class Sweep:
         return sum(record["state"] == state for record in self.records)
 
 
-def run(
-    notebook: str | Path,
-    grid: Source,
-    out: str | Path | None = None,
-    jobs: int | None = None,
-    retry: bool = False,
-    cluster: str | None = None,
-    stream: TextIO | None = None,
-) -> Sweep:
+def run(notebook: str | Path, grid: Source, out: str | Path | None = None, jobs: int | None = None,
+        retry: bool = False, cluster: str | None = None, stream: TextIO | None = None) -> Sweep:
     """Run every point that is not done, then write `table.parquet`, `table.csv` and `index.html` into `out`.
 
     Args:
@@ -146,21 +139,17 @@ class _Plan:
             runs.write_atomic(self.copy, self.notebook.text)
             runs.write_json(self.out / "sweep.json", facts)
         except OSError as error:
-            raise ConfigError(
-                f"out = '{self.out}' cannot be written: {error.strerror}; choose another folder"
-            ) from None
+            raise ConfigError(f"out = '{self.out}' cannot be written: {error.strerror}; choose another "
+                              "folder") from None
 
     def nodes(self, point: Point) -> list[executor.Node]:
         """The phases of a point, where the notebook says which it trains, then the notebook."""
         folder, phases = self.folder(point), self.notebook.check(point)
         trained, key = self.notebook.trained(phases), str(folder.path)
-        folder.begin(
-            notebook=str(self.copy),
-            kernel=self.notebook.kernel,
-            parameters=self.notebook.values(point, self.root),
-            point={"parameters": point.parameters, "set": point.set},
-            phases=[phase.recipe.model_dump(mode="json") for phase in phases],
-        )
+        folder.begin(notebook=str(self.copy), kernel=self.notebook.kernel,
+                     parameters=self.notebook.values(point, self.root),
+                     point={"parameters": point.parameters, "set": point.set},
+                     phases=[phase.recipe.model_dump(mode="json") for phase in phases])
         self.by_node[key] = point
         nodes = executor.phase_nodes(trained, self.root, self.label(point), self.retry)
         last = tuple(node.key for node in nodes[-1:])

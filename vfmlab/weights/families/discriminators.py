@@ -36,9 +36,8 @@ def rename_head(key: str) -> str:
         if key.startswith(old):
             rest = key.removeprefix(old)
             return new + SPECTRAL.get(rest, rest)
-    raise CheckpointError(
-        f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T head"
-    )
+    raise CheckpointError(f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T "
+                          "head")
 
 
 @family("projected-discriminator")
@@ -52,29 +51,24 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
     """
     known = {"img_size", "num_heads", "hooks", "virtual_bs"}
     if unknown := sorted(set(config) - known):
-        raise ConfigError(
-            f"projected-discriminator config: unknown field '{unknown[0]}'; known are {sorted(known)}"
-        )
+        raise ConfigError(f"projected-discriminator config: unknown field '{unknown[0]}'; known are "
+                          f"{sorted(known)}")
     net = {key.removeprefix(BACKBONE): value for key, value in state_dict.items() if key.startswith(BACKBONE)}
     heads = {key: value for key, value in state_dict.items() if key.startswith("heads.")}
     if not net or not heads:
-        raise CheckpointError(
-            f"projected-discriminator: no tensors '{BACKBONE}*' or 'heads.*'; give its state dict"
-        )
+        raise CheckpointError(f"projected-discriminator: no tensors '{BACKBONE}*' or 'heads.*'; give its "
+                              "state dict")
     if other := [key for key in state_dict if not key.startswith((BACKBONE, "heads."))]:
         raise CheckpointError(f"projected-discriminator: {len(other)} unexpected: {', '.join(other[:4])}")
     backbone = vision_model(net, int(config.get("img_size", 224)), int(config.get("num_heads", 6)))
     kind = DISCRIMINATORS.get("projected")
     mapper = heads.get("heads.0.cmapper.weight")
-    options = kind.Config(
-        kind="projected",
-        backbone=None,
-        layers=(*(block + 1 for block in config.get("hooks", (2, 5, 8, 11))), 0),
-        virtual_batch=int(config.get("virtual_bs", 8)),
-        classes=0 if mapper is None else mapper.shape[1],
-        mapped=64 if mapper is None else mapper.shape[0],
-        kernel=heads["heads.0.main.1.fn.0.weight_orig"].shape[2],
-    )
+    options = kind.Config(kind="projected", backbone=None,
+                          layers=(*(block + 1 for block in config.get("hooks", (2, 5, 8, 11))), 0),
+                          virtual_batch=int(config.get("virtual_bs", 8)),
+                          classes=0 if mapper is None else mapper.shape[1],
+                          mapped=64 if mapper is None else mapper.shape[0],
+                          kernel=heads["heads.0.main.1.fn.0.weight_orig"].shape[2])
     discriminator = kind(options, backbone.size, backbone)
     renamed = {}
     for key, value in heads.items():
@@ -87,9 +81,8 @@ def vision_model(net: dict[str, Tensor], size: int, heads: int) -> VisionModel:
     """A frozen plain timm ViT of the shape that the tensors tell, with these weights."""
     patch = net["patch_embed.proj.weight"]
     depth = 1 + max(int(match[1]) for key in net if (match := re.match(r"blocks\.(\d+)\.", key)))
-    facts = Facts(
-        "vit", "vit_small_patch16_224.dino", (0, -1), size, patch.shape[-1], "bilinear", "see model card"
-    )
+    facts = Facts("vit", "vit_small_patch16_224.dino", (0, -1), size, patch.shape[-1], "bilinear",
+                  "see model card")
     # The row only lends the architecture; every shape comes from the tensors.
     shape = {"patch_size": patch.shape[-1], "embed_dim": patch.shape[0], "depth": depth, "num_heads": heads}
     model = TimmModel(facts, size, weights="random", **shape)
@@ -115,9 +108,8 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     single = any(key.startswith("model.") for key in state_dict)
     scales = 1 if single else len({key.split("_")[0] for key in convolutions})
     if not convolutions or len(convolutions) % scales:
-        raise CheckpointError(
-            "patchgan checkpoint has no tensors 'model.N.' or 'scaleI_layerJ.'; give its state dict"
-        )
+        raise CheckpointError("patchgan checkpoint has no tensors 'model.N.' or 'scaleI_layerJ.'; give its "
+                              "state dict")
     layers = len(convolutions) // scales - 2
     first = state_dict.get("model.0.weight" if single else "scale0_layer0.0.weight")
     if first is None or layers < 1:

@@ -54,39 +54,25 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     try:
         levels, blocks = tuple(flat["ch_mult"]), int(flat["num_res_blocks"])
         channels, size = int(flat["embed_dim"]), int(flat["resolution"])
-        shared = {
-            "width": int(flat["ch"]),
-            "multipliers": levels,
-            "attention": tuple(flat["attn_resolutions"]),
-            "inner": int(flat.get("z_channels", channels)),
-        }
+        shared = {"width": int(flat["ch"]), "multipliers": levels,
+                  "attention": tuple(flat["attn_resolutions"]),
+                  "inner": int(flat.get("z_channels", channels))}
     except KeyError as error:
-        raise ConfigError(
-            f"va-vae config has no field {error}; give embed_dim and the release's ddconfig"
-        ) from None
+        raise ConfigError(f"va-vae config has no field {error}; give embed_dim and the release's "
+                          "ddconfig") from None
     for field, value in (("in_channels", 3), ("out_ch", 3), ("double_z", True), ("dropout", 0.0)):
         if flat.get(field, value) != value:
             raise ConfigError(f"va-vae config: {field} = {flat[field]!r} is not supported, only {value!r}")
     method = TOKENIZERS.get("va_vae")
-    options = method.Config.model_validate(
-        {
-            "channels": channels,
-            "factor": 2 ** (len(levels) - 1),
-            "blocks": blocks,
-            **shared,
-            "decoder": {"kind": "conv", "blocks": blocks + 1, **shared},
-        }
-    )
+    options = method.Config.model_validate({"channels": channels, "factor": 2 ** (len(levels) - 1),
+                                            "blocks": blocks, **shared,
+                                            "decoder": {"kind": "conv", "blocks": blocks + 1, **shared}})
     tokenizer = method(options, size)
-    renamed = {
-        rename(key, len(levels)): value
-        for key, value in state_dict.items()
-        if not key.startswith(TRAINING_ONLY)
-    }
+    renamed = {rename(key, len(levels)): value for key, value in state_dict.items()
+               if not key.startswith(TRAINING_ONLY)}
     if not renamed:
-        raise CheckpointError(
-            "va-vae checkpoint has no tensors of an autoencoder; give its state dict, not a wrapper"
-        )
+        raise CheckpointError("va-vae checkpoint has no tensors of an autoencoder; give its state dict, not "
+                              "a wrapper")
     return io.load(tokenizer, renamed, "va-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
 
 

@@ -100,10 +100,8 @@ def check_rope(state: dict[str, Tensor], prefix: str, table: Tensor | None, what
             continue
         fits = table is not None and stored.shape == table[part].shape
         if not fits or not torch.allclose(stored.float(), table[part], atol=1e-4):
-            raise CheckpointError(
-                f"{what}: {prefix}{name} {list(stored.shape)} is not the rotary table of this config; "
-                "check use_rope and input_size"
-            )
+            raise CheckpointError(f"{what}: {prefix}{name} {list(stored.shape)} is not the rotary table of "
+                                  "this config; check use_rope and input_size")
 
 
 def with_null(table: Tensor, num_classes: int) -> Tensor:
@@ -124,9 +122,8 @@ def sizes(name: str) -> dict[str, Any]:
     """"LightningDiT-XL/1", "SiT-B/2" -> sizes and patch."""
     size, _, patch = name.rpartition("-")[2].partition("/")
     if size not in SIZES or not patch.isdigit():
-        raise ConfigError(
-            f"config: model '{name}' has no known size; sizes are {', '.join(SIZES)}, for example SiT-XL/2"
-        )
+        raise ConfigError(f"config: model '{name}' has no known size; sizes are {', '.join(SIZES)}, for "
+                          "example SiT-XL/2")
     width, depth, heads = SIZES[size]
     return {"hidden_size": width, "depth": depth, "num_heads": heads, "patch_size": int(patch)}
 
@@ -136,11 +133,8 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     model = tree.get("model")
     if not isinstance(model, dict):
         return tree
-    ours = {
-        "in_channels" if key == "in_chans" else key: value
-        for key, value in model.items()
-        if key != "model_type"
-    }
+    ours = {"in_channels" if key == "in_chans" else key: value for key, value in model.items()
+            if key != "model_type"}
     if "model_type" in model:
         ours = {**sizes(model["model_type"]), **ours}
     data, vae = tree.get("data", {}), tree.get("vae", {})
@@ -182,6 +176,5 @@ def released_sampler(num_steps: int, timestep_shift: float = 0.0, method: str = 
     """The release's sampler: `num_steps` counts points of time, hence one interval fewer; a shift of 0
     means none."""
     solver = {"heun2": "heun"}.get(method, method)
-    return Sampler(
-        solver=solver, steps=num_steps - 1, shift=1 / timestep_shift if timestep_shift > 0 else 1.0
-    )
+    return Sampler(solver=solver, steps=num_steps - 1,
+                   shift=1 / timestep_shift if timestep_shift > 0 else 1.0)

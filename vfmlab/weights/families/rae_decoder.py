@@ -69,10 +69,8 @@ class TokenDecoder(nn.Module):
         in the release."""
         side = math.isqrt(tokens.shape[1])
         if side * side != tokens.shape[1]:
-            raise ConfigError(
-                f"rae-decoder: {tokens.shape[1]} tokens are no square grid; leave out class and register "
-                "tokens"
-            )
+            raise ConfigError(f"rae-decoder: {tokens.shape[1]} tokens are no square grid; leave out class "
+                              "and register tokens")
         z = tokens.transpose(1, 2).unflatten(2, (side, side))
         if side != self.decoder.side:
             z = F.interpolate(z, (self.decoder.side,) * 2, mode="bilinear", align_corners=False)
@@ -80,9 +78,8 @@ class TokenDecoder(nn.Module):
 
 
 @torch.no_grad()
-def adopt(
-    tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
-) -> RAE:
+def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...],
+          pixel_std: tuple[float, ...]) -> RAE:
     """Put a released decoder into a tokenizer `rae` of the same sizes. Returns the tokenizer.
 
     The tokenizer's latent is standardised; the decoder wants plain tokens. Its first layer takes the
@@ -92,17 +89,15 @@ def adopt(
     """
     mine, theirs = tokenizer.decoder, released.decoder
     if not isinstance(mine, ViTDecoder) or tokenizer.write is not None:
-        raise ConfigError(
-            "rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start off"
-        )
+        raise ConfigError("rae-decoder: released weights need tokenizer.decoder.kind vit and linear_start "
+                          "off")
     io.load(mine, theirs.state_dict(), "rae-decoder")
     mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
     mine.embed.bias.add_(mine.embed.weight @ mean)
     mine.embed.weight.mul_(std)
     pixels = mine.patch**2
-    scale, shift = (
-        torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean) for x in (pixel_std, pixel_mean)
-    )
+    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean)
+                    for x in (pixel_std, pixel_mean))
     mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
     mine.pred.weight.mul_(2 * scale[:, None])
     return tokenizer
@@ -117,12 +112,8 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
 def sections(module: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     decoder = module.decoder
     channels = decoder.embed.in_features
-    method = {
-        "method": "rae",
-        "channels": channels,
-        "factor": decoder.patch,
-        "decoder": decoder.config.model_dump(mode="json"),
-    }
+    method = {"method": "rae", "channels": channels, "factor": decoder.patch,
+              "decoder": decoder.config.model_dump(mode="json")}
     return {"tokenizer": method, "vfm": None, "size": decoder.side * decoder.patch}
 
 
@@ -131,13 +122,10 @@ def put(tokenizer: RAE, module: TokenDecoder, known: Moments | None, batches: Ba
     """RAE's latent is standardised per channel inside the tokenizer; the outer statistics do the rest."""
     agree(tokenizer.config.decoder, module.decoder.config, "tokenizer.decoder")
     if module.decoder.side != tokenizer.decoder.side or module.decoder.patch != tokenizer.decoder.patch:
-        raise CheckpointError(
-            f"rae-decoder is for a {module.decoder.side} x {module.decoder.side} grid of "
-            f"{module.decoder.patch} px patches, "
-            f"the run has {tokenizer.decoder.side} x {tokenizer.decoder.side} of {tokenizer.decoder.patch} "
-            "px; "
-            f"set data.size={module.decoder.side * module.decoder.patch}"
-        )
+        raise CheckpointError(f"rae-decoder is for a {module.decoder.side} x {module.decoder.side} grid of "
+                              f"{module.decoder.patch} px patches, the run has {tokenizer.decoder.side} x "
+                              f"{tokenizer.decoder.side} of {tokenizer.decoder.patch} px; set "
+                              f"data.size={module.decoder.side * module.decoder.patch}")
     if known is None:
         tokenizer.begin(list(batches()))
     else:
@@ -167,36 +155,27 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
             raise ConfigError(f"rae-decoder: unknown argument '{key}' = {value!r}{nearest(key, DEFAULTS)}")
     c = DEFAULTS | {key: value for key, value in config.items() if key in DEFAULTS}
     if c["hidden_act"] not in HIDDEN_ACT:
-        raise ConfigError(
-            f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from {', '.join(HIDDEN_ACT)}"
-        )
+        raise ConfigError(f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from "
+                          f"{', '.join(HIDDEN_ACT)}")
     state = fuse({rename(key): value for key, value in state_dict.items() if not foreign(key)})
     if "embed.weight" not in state:
-        raise CheckpointError(
-            "rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state dict, not a wrapper"
-        )
+        raise CheckpointError("rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state "
+                              "dict, not a wrapper")
     patches = state["position"].shape[1] - 1 if "position" in state else None
     size = c["image_size"] or (patches and c["patch_size"] * math.isqrt(patches))
     if size is None:
         raise ConfigError("rae-decoder: the weights hold no decoder_pos_embed, so image_size must be given")
     if size % c["patch_size"] or patches not in (None, (size // c["patch_size"]) ** 2):
         found = "" if patches is None else f" and the weights have {patches} patches"
-        raise ConfigError(
-            f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is {size / c['patch_size']:g} "
-            f"patches a side{found}; "
-            "RAE sets image_size to patch_size times the encoder's grid"
-        )
+        raise ConfigError(f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is "
+                          f"{size / c['patch_size']:g} patches a side{found}; RAE sets image_size to "
+                          "patch_size times the encoder's grid")
     try:
-        ours = ViTDecoder.Config(
-            width=c["decoder_hidden_size"],
-            depth=c["decoder_num_hidden_layers"],
-            heads=c["decoder_num_attention_heads"],
-            hidden=c["decoder_intermediate_size"],
-            activation=HIDDEN_ACT[c["hidden_act"]],
-            eps=c["layer_norm_eps"],
-            qkv_bias=c["qkv_bias"],
-            class_token="class_token" in state,
-        )
+        ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
+                                 heads=c["decoder_num_attention_heads"],
+                                 hidden=c["decoder_intermediate_size"],
+                                 activation=HIDDEN_ACT[c["hidden_act"]], eps=c["layer_norm_eps"],
+                                 qkv_bias=c["qkv_bias"], class_token="class_token" in state)
     except ValueError as error:
         raise ConfigError(f"rae-decoder: {error.errors()[0]['msg']}") from None
     decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])

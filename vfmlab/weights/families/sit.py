@@ -78,17 +78,15 @@ def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightn
     return io.load(network, state, "repa checkpoint")
 
 
-def _network(
-    state_dict: dict[str, Tensor], c: dict[str, Any], what: str, sigma: bool | None
-) -> tuple[LightningDiT, dict[str, Tensor]]:
+def _network(state_dict: dict[str, Tensor], c: dict[str, Any], what: str,
+             sigma: bool | None) -> tuple[LightningDiT, dict[str, Tensor]]:
     """The network of these settings, and the state dict under its names."""
     outputs = c["in_channels"] * c["patch_size"] ** 2
     if sigma is None:
         last = state_dict.get("final_layer.linear.weight")
         if last is None:
-            raise CheckpointError(
-                f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's state dict"
-            )
+            raise CheckpointError(f"{what} checkpoint has no 'final_layer.linear.weight'; give the network's "
+                                  "state dict")
         sigma = last.shape[0] == 2 * outputs
     switches = dict.fromkeys(("swiglu", "rope", "rmsnorm"), False)
     network = built(LightningDiT, c, qk_norm=c.get("qk_norm", False), learn_sigma=sigma, **switches)

@@ -37,7 +37,6 @@ def import_sit_reg(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Reg
     """
     c = settings(config, DEFAULTS, "sit-reg")
     check_linear(c, "sit-reg")
-    network = built(
-        RegSiT, c, aligned=tuple(c["z_dims"]), projector=c["projector_dim"], align_after=c["encoder_depth"]
-    )
+    network = built(RegSiT, c, aligned=tuple(c["z_dims"]), projector=c["projector_dim"],
+                    align_after=c["encoder_depth"])
     return io.load(network, translated(state_dict, network.num_classes, PARTS), "sit-reg checkpoint")

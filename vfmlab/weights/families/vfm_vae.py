@@ -98,21 +98,17 @@ class _Names:
     def __init__(self, fusion: dict[int, tuple[int, bool]]):
         self.fusion = fusion
         self.rules = (
-            (
-                r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)",
-                lambda i, rest: self._projection(f"projections.{i}", rest),
-            ),
+            (r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)", lambda i,
+             rest: self._projection(f"projections.{i}", rest)),
             (r"ldm_adapter\.final_quant\.(.+)", lambda rest: self._projection("final_projection", rest)),
             (r"ldm_adapter\.post_quant\.(.+)", lambda rest: self._projection("decoder.decompress", rest)),
             (r"ldm_adapter\.linear_proj\.weight", lambda: "alignment.weight"),
-            (
-                r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight",
-                "quantizer.codebooks.{}.weight".format,
-            ),
+            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight",
+             "quantizer.codebooks.{}.weight".format),
             (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.vocab_usage", "quantizer.codebooks.{}.usage".format),
             (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", "decoder.mapping.layers.{}.{}".format),
             (r"synthesis\.z_convs\.(\d+)\.(\d+)\.(.+)", self._fusion),
-            (r"synthesis\.blocks\.(\d+)\.(.+)", self._block),
+            (r"synthesis\.blocks\.(\d+)\.(.+)", self._block)
         )
 
     def __call__(self, key: str) -> str | None:
@@ -141,12 +137,9 @@ class _Names:
     @staticmethod
     def _block(index: str, rest: str) -> str | None:
         ours = f"decoder.blocks.{index}"
-        for pattern, name, table in (
-            (r"seperate_upsample_conv\.(.+)", "upsample", UPSAMPLE),
-            (r"last_upsample_conv\.(.+)", "sum_upsample", UPSAMPLE),
-            (r"conv0\.(.+)", "layers.0", LAYER),
-            (r"torgb\.(.+)", "to_rgb", TO_RGB),
-        ):
+        for pattern, name, table in ((r"seperate_upsample_conv\.(.+)", "upsample", UPSAMPLE),
+                                     (r"last_upsample_conv\.(.+)", "sum_upsample", UPSAMPLE),
+                                     (r"conv0\.(.+)", "layers.0", LAYER), (r"torgb\.(.+)", "to_rgb", TO_RGB)):
             if match := re.fullmatch(pattern, rest):
                 found = _table(match[1], table)
                 return found and f"{ours}.{name}.{found}"
@@ -176,9 +169,8 @@ class _Arguments:
         if choices is None:
             return value
         if value not in choices:
-            raise CheckpointError(
-                f"{NAME}: {name} = {value!r} is not supported, only {', '.join(map(repr, choices))}"
-            )
+            raise CheckpointError(f"{NAME}: {name} = {value!r} is not supported, only "
+                                  f"{', '.join(map(repr, choices))}")
         return choices[value]
 
 
@@ -209,28 +201,18 @@ def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
     contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
     return ProgressiveConfig(
         decompress=get("how_to_decompress", "attnproj", {"attnproj": "attention", "conv": "conv"}),
-        decompress_factor=get("decompress_factor"),
-        decompress_layers=get("attnproj_post_quant_layers", 1),
-        blocks=blocks,
-        channel_base=get("channel_base", 32768),
-        channel_max=get("channel_max", 512),
-        num_res_blocks=per_layer,
-        res_layers=res_layers,
-        blur=get("use_gaussian_blur", True),
-        multiscale=get("use_multiscale_output", True),
-        fusion_blocks=tuple(get("concat_z_block_indices")),
+        decompress_factor=get("decompress_factor"), decompress_layers=get("attnproj_post_quant_layers", 1),
+        blocks=blocks, channel_base=get("channel_base", 32768), channel_max=get("channel_max", 512),
+        num_res_blocks=per_layer, res_layers=res_layers, blur=get("use_gaussian_blur", True),
+        multiscale=get("use_multiscale_output", True), fusion_blocks=tuple(get("concat_z_block_indices")),
         fusion_widths=tuple(get("concat_z_mapped_dims")),
-        fusion_activation=get("activation_for_concat_z", "lrelu", ACTIVATIONS),
-        style_width=width,
+        fusion_activation=get("activation_for_concat_z", "lrelu", ACTIVATIONS), style_width=width,
         style_hidden=None if first is None or first.shape[0] == width else first.shape[0],
-        style_pool=get("z_pooled_resolution", 1),
-        attention=get("use_self_attn", True),
-        attention_blocks=tuple(get("attn_block_indices", ())),
-        attention_depths=tuple(get("attn_depths", ())),
-        heads=nulls[0].shape[1] if nulls else 8,
-        cross_attention=get("use_cross_attn", False),
+        style_pool=get("z_pooled_resolution", 1), attention=get("use_self_attn", True),
+        attention_blocks=tuple(get("attn_block_indices", ())), attention_depths=tuple(get("attn_depths", ())),
+        heads=nulls[0].shape[1] if nulls else 8, cross_attention=get("use_cross_attn", False),
         context_width=contexts[0].shape[0] if contexts else None,
-        legacy_noise=bool(get("legacy", False)) or any(k.endswith(".noise_const") for k in state),
+        legacy_noise=bool(get("legacy", False)) or any(k.endswith(".noise_const") for k in state)
     )
 
 
@@ -246,30 +228,20 @@ def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
         outputs = _rows(state, f"{final}.blocks.{layers_in_a_row - 1}.proj.weight")
     else:
         gathered, outputs = _rows(state, f"{final}.weight", 1), _rows(state, f"{final}.weight")
-    layers, inputs, widths = (
-        tuple(get(f"patch_{name}")) for name in ("from_layers", "in_dimensions", "out_dimensions")
-    )
+    layers, inputs, widths = (tuple(get(f"patch_{name}"))
+                              for name in ("from_layers", "in_dimensions", "out_dimensions"))
     # The grid of the VFM is not among the arguments: the unshuffled width tells how much finer than the
     # latent it is.
     ratio = math.isqrt(gathered // sum(widths))
     if ratio < 1 or ratio * ratio * sum(widths) != gathered or not len(layers) == len(inputs) == len(widths):
-        raise CheckpointError(
-            f"{NAME}: '{final}' takes {gathered} channels, which patch_out_dimensions {list(widths)} for the "
-            "layers "
-            f"{list(layers)} do not give at any grid; check the config against the weights"
-        )
-    config = VFMVAE.Config(
-        channels=channels,
-        factor=factor,
-        widths=widths,
-        projection=how,
-        projection_layers=layers_in_a_row,
-        kl=discrete or outputs == 2 * channels,
-        discrete=discrete,
-        alignment_width=_rows(state, aligned) if aligned in state else 0,
-        decoder=_decoder(get, state),
-        **_codebooks(state, get) if discrete else {},
-    )
+        raise CheckpointError(f"{NAME}: '{final}' takes {gathered} channels, which patch_out_dimensions "
+                              f"{list(widths)} for the layers {list(layers)} do not give at any grid; check "
+                              "the config against the weights")
+    config = VFMVAE.Config(channels=channels, factor=factor, widths=widths, projection=how,
+                           projection_layers=layers_in_a_row, kl=discrete or outputs == 2 * channels,
+                           discrete=discrete,
+                           alignment_width=_rows(state, aligned) if aligned in state else 0,
+                           decoder=_decoder(get, state), **_codebooks(state, get) if discrete else {})
     side = size // factor * ratio
     shapes = {layer: LayerShape(width, side) for layer, width in zip(layers, inputs, strict=True)}
     return VFMVAE(config, size, shapes=shapes)
@@ -286,18 +258,16 @@ def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """The generator's arguments, wherever they stand; the resolution may stand with the data."""
     section = find(tree, "z_dimension", "patch_from_layers")
     if section is None:
-        raise ConfigError(
-            "vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the release's YAML"
-        )
+        raise ConfigError("vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the "
+                          "release's YAML")
     section = dict(section)
     if "synthesis_kwargs" not in section and (inner := find(tree, "channel_base", "channel_max")) is not None:
         section["synthesis_kwargs"] = inner
     if "img_resolution" not in section:
         size = scalar(tree, "img_resolution", "resolution", "image_size", "img_size")
         if size is None:
-            raise ConfigError(
-                "vfm-vae config: no 'img_resolution'; add it to the YAML, for example img_resolution: 256"
-            )
+            raise ConfigError("vfm-vae config: no 'img_resolution'; add it to the YAML, for example "
+                              "img_resolution: 256")
         section["img_resolution"] = int(size)
     return section
 
@@ -307,20 +277,17 @@ def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     model = str(given.get("vfm_name", "")).rstrip("/").rpartition("/")[2]
     name = VFMS.get(model, model)
     if name not in TABLE and not name.startswith("timm:"):
-        raise ConfigError(
-            f"vfm-vae config: vfm_name '{model}' is not a known vision "
-            f"model{nearest(model, [*VFMS, *TABLE])}; "
-            "write a name of vfmlab's table, or timm:NAME, into the config"
-        )
+        raise ConfigError(f"vfm-vae config: vfm_name '{model}' is not a known vision "
+                          f"model{nearest(model, [*VFMS, *TABLE])}; write a name of vfmlab's table, or "
+                          "timm:NAME, into the config")
     vfm = {"name": name, "layers": list(module.layers), "upscale": given.get("scale_factor", 1.0)}
     return {**plain_sections(module, config), "vfm": vfm}
 
 
 def put(tokenizer: Tokenizer, module: VFMVAE, known: Moments | None, batches: Batches) -> Moments | None:
     if tokenizer.layers != module.layers:
-        raise ConfigError(
-            f"vfm.layers {list(tokenizer.layers)}, but the imported weights read {list(module.layers)}"
-        )
+        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read "
+                          f"{list(module.layers)}")
     module.attach(tokenizer.vfm)  # raises if widths or grids are others
     return plain_put(tokenizer, module, known, batches)
 
@@ -390,14 +357,10 @@ def _check_blurs(state: dict[str, Tensor], config: ProgressiveConfig) -> None:
         if match is None or value.is_meta:
             continue
         taps = config.taps[min(int(match[1]), len(config.taps) - 1)] if config.blur else 0
-        row = (
-            torch.tensor([math.comb(taps - 1, k) for k in range(taps)]) / 2 ** (taps - 1)
-            if taps
-            else torch.zeros(0)
-        )
+        row = (torch.tensor([math.comb(taps - 1, k) for k in range(taps)]) / 2 ** (taps - 1) if taps
+               else torch.zeros(0))
         kernel = torch.outer(row, row)
         same = value.shape[-2:] == kernel.shape
         if not same or not torch.allclose(value.float().cpu(), kernel.expand_as(value), atol=1e-6):
-            raise CheckpointError(
-                f"{NAME}: '{key}' is not the binomial blur of {taps} taps that the config asks for"
-            )
+            raise CheckpointError(f"{NAME}: '{key}' is not the binomial blur of {taps} taps that the config "
+                                  "asks for")
