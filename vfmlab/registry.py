@@ -79,6 +79,7 @@ class Registry:
 
 TOKENIZERS = Registry("tokenizer", "vfmlab.tokenizers")
 DECODERS = Registry("decoder", "vfmlab.decoders")
+QUANTIZERS = Registry("quantiser", "vfmlab.nn.quantizers")
 LOSSES = Registry("loss", "vfmlab.losses")
 DISCRIMINATORS = Registry("discriminator", "vfmlab.losses.discriminators")
 NETWORKS = Registry("diffusion network", "vfmlab.diffusion")

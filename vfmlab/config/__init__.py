@@ -7,6 +7,7 @@ from vfmlab.config.schema import (
     VFM,
     Alignment,
     AnyDecoder,
+    AnyQuantizer,
     ClassToken,
     Data,
     DecoderConfig,
@@ -19,6 +20,7 @@ from vfmlab.config.schema import (
     NetworkConfig,
     Pretrain,
     Protocol,
+    QuantizerConfig,
     Sampler,
     Section,
     TimeSampling,
@@ -28,8 +30,8 @@ from vfmlab.config.schema import (
 )
 
 __all__ = [
-    "VFM", "Alignment", "AnyDecoder", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "Recipe", "Sampler",
+    "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
+    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
     "Section", "Stage", "TimeSampling", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
     "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from vfmlab.errors import ConfigError
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, Registry
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, QUANTIZERS, Registry
 
 
 class Section(BaseModel):
@@ -129,8 +129,19 @@ class DecoderConfig(Section):
     kind: str
 
 
+class QuantizerConfig(Section):
+    """Vectors -> codes -> vectors. Each registered quantiser extends this."""
+
+    kind: str
+
+
 class TokenizerConfig(Section):
-    """Image -> latent -> image. Each registered tokenizer extends this."""
+    """Image -> latent -> image. Each registered tokenizer extends this.
+
+    quantised: whether its latent is codes, for a generator of tokens in order.
+    """
+
+    quantised: ClassVar[bool] = False
 
     method: str
     channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
@@ -188,6 +199,7 @@ def _losses(value: Any) -> Any:
 
 
 Losses = Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
+AnyQuantizer = Annotated[SerializeAsAny[QuantizerConfig], by_name(QUANTIZERS, "kind")]
 AnyDecoder = Annotated[SerializeAsAny[DecoderConfig], by_name(DECODERS, "kind")]
 
 

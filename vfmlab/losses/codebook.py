@@ -28,7 +28,7 @@ class CodebookLoss(Loss):
         codes = getattr(r.posterior, "codes", None)
         if codes is None:
             raise ConfigError(
-                "losses.codebook: the tokenizer's latent is continuous; set tokenizer.discrete=true or "
-                "remove this loss"
+                "losses.codebook: the tokenizer's latent is continuous; choose a quantised tokenizer, set "
+                "tokenizer.discrete=true where there is that field, or remove this loss"
             )
         return codes.loss + self.config.entropy * codes.entropy if self.config.entropy else codes.loss

@@ -3,7 +3,8 @@
 There are two latents and only this file knows both. *Raw* latents are what the networks make and take
 (`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the
 training images (`encode`, `decode`); everything outside tokenizers and their training sees only those, and
-calls them z.
+calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are then rows
+of its codebook.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import TokenizerConfig
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
+from vfmlab.nn.quantizers.base import Quantised, Quantizer
 from vfmlab.seeding import StepRandom
 
 
@@ -60,6 +62,20 @@ class Posterior:
         return Posterior((self.mean - mean) / std, logvar)
 
 
+@dataclass(frozen=True)
+class CodePosterior(Posterior):
+    """A quantised latent (`mean`, with the gradient of what was quantised; no variance), and the codes of
+    it."""
+
+    codes: Quantised | None = None
+
+    @classmethod
+    def of(cls, quantizer: Quantizer, latent: Tensor) -> CodePosterior:
+        """The posterior of a map (B C h w), quantised place by place in raster order."""
+        codes = quantizer(latent.flatten(2).transpose(1, 2))
+        return cls(codes.latent.transpose(1, 2).unflatten(2, latent.shape[-2:]), None, codes)
+
+
 def over(statistic: Tensor) -> Tensor:
     """Mean or std, [C] or [C h w], in the form that meets latents B C h w."""
     return statistic.view(1, -1, 1, 1) if statistic.ndim == 1 else statistic[None]
@@ -84,6 +100,8 @@ class Tokenizer(nn.Module):
     A method subclasses this in one file, registers itself, declares its options as a nested `Config`, and
     implements `posterior` and `decode_raw`. Its constructor takes `(config, size, vfm)`: size is the image's
     side in pixels, vfm the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None.
+
+    A quantised tokenizer says so in its `Config`, holds a `quantizer` and gives a :class:`CodePosterior`.
 
     Attributes:
         layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
@@ -175,10 +193,16 @@ class Tokenizer(nn.Module):
     # --------------------------------------------------------------------------
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
+    def map_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of raw latents: of the vectors that decoding starts from, quantised or not."""
         side = self.size // self.config.factor
         return self.config.channels, side, side
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """What a generator makes: (C, h, w), or (T,) codes."""
+        _, h, w = self.map_shape
+        return (h * w * self.quantizer.parts,) if self.quantised else self.map_shape
 
     @property
     def statistics(self) -> Statistics:
@@ -193,7 +217,7 @@ class Tokenizer(nn.Module):
 
     def set_statistics(self, statistics: Statistics) -> None:
         mean, std = statistics.mean.float(), statistics.std.float()
-        if mean.shape not in ((self.config.channels,), self.latent_shape) or std.shape != mean.shape:
+        if mean.shape not in ((self.config.channels,), self.map_shape) or std.shape != mean.shape:
             raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer "
                                   f"{self.config.channels}; measure them again")
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
@@ -210,7 +234,7 @@ class Tokenizer(nn.Module):
         place."""
         mean = tensors.get("stat_mean")
         if mean is not None and mean.shape != self.stat_mean.shape and mean.shape in (
-            (self.config.channels,), self.latent_shape):
+            (self.config.channels,), self.map_shape):
             self.stat_mean, self.stat_std = self.stat_mean.new_zeros(
                 mean.shape), self.stat_std.new_ones(mean.shape)
 
@@ -239,6 +263,54 @@ class Tokenizer(nn.Module):
         """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics."""
         statistics = self.statistics
         return z.float() * over(statistics.std) + over(statistics.mean)
+
+    # -- codes, of quantised tokenizers: those with a `quantizer` -----------------------------------------------
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the latent is codes, for a generator of tokens in order; see :meth:`codes`."""
+        return self.config.quantised
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are: they are 0 to codebook_size - 1."""
+        return self._need_codes().size
+
+    @property
+    def code_grid(self) -> tuple[int, int] | None:
+        """(h, w) with h w = T, codes in raster order; None where a place has several codes."""
+        return self.map_shape[1:] if self._need_codes().parts == 1 else None
+
+    def codebook(self) -> Tensor:
+        """All entries as decoding uses them, codebook_size x d, fp32."""
+        return self._need_codes().entries().detach()
+
+    @torch.no_grad()
+    def codes(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
+        """Images in [-1, 1] (B 3 H W) -> codes B T, long. They need no latent statistics."""
+        self._need_codes()
+        return self.posterior(images, features).codes.indices
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W): what decoding makes of the images with these
+        codes.
+
+        Raises:
+            DataError: another number of codes than T, codes outside of the codebook.
+        """
+        quantizer = self._need_codes()
+        if codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
+            raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at {self.size} px "
+                            f"has B x {self.latent_shape[0]}")
+        tokens = quantizer.look_up(quantizer.check(codes))
+        return self.decode_raw(tokens.transpose(1, 2).unflatten(2, self.map_shape[1:]))[0].float().clamp(-1, 1)
+
+    def _need_codes(self) -> Quantizer:
+        if not self.quantised:
+            raise ConfigError(f"tokenizer '{self.config.method}' has a continuous latent and no codes; use encode() and "
+                              "decode(), and a diffusion section")
+        return self.quantizer
 
     @torch.no_grad()
     def move_statistics(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
@@ -281,4 +353,7 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
         count, images = count + n, images + batch.shape[0]
     if images == 0:
         raise CheckpointError("no images to measure latent statistics on; check data.source and data.train")
-    return Statistics(mean.float(), (m2 / count).sqrt().float(), images, fingerprint)
+    std = (m2 / count).sqrt().float()
+    if tokenizer.quantised:  # a codebook of which one entry is used decodes still
+        std[std == 0] = 1.0
+    return Statistics(mean.float(), std, images, fingerprint)

@@ -22,6 +22,36 @@ from vfmlab.tokenizers.linear_start import LinearStart
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
 
 
+class ConvEncoderConfig(config.TokenizerConfig):
+    """Options of the convolutional encoder, and the decoder beside it."""
+
+    width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
+    multipliers: tuple[int, ...] | None = Field(
+        None, description="widths per resolution over `width`, finest first; None: the usual ones for the factor"
+    )
+    blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
+    attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
+    middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
+    middle_attention: bool = Field(True, description="attention between those two")
+    inner: int | None = Field(None, ge=1, description="channels before the last 1x1 convolution, for each of mean and "
+                                                      "log-variance; None: those of the latent")
+    patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
+    decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
+
+
+def conv_encoder(config: ConvEncoderConfig, out: int, size: int) -> ConvEncoder:
+    """Images B 3 `size` `size` -> B `out` h w; :class:`ConfigError` for a patch that does not fit."""
+    if config.factor % config.patch:
+        raise ConfigError(
+            f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a divisor"
+        )
+    widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
+    return ConvEncoder(
+        out, config.factor, size, widths, config.blocks, config.attention, config.middle,
+        config.middle_attention, config.patch,
+    )  # fmt: skip
+
+
 @TOKENIZERS.register("plain_vae")
 class PlainVAE(Tokenizer):
     """Convolutional encoder -> diagonal Gaussian -> any registered decoder (default: its convolutional mirror
@@ -31,38 +61,16 @@ class PlainVAE(Tokenizer):
     `factor`.
     """
 
-    class Config(config.TokenizerConfig):
+    class Config(ConvEncoderConfig):
         method: Literal["plain_vae"] = "plain_vae"
-        width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
-        multipliers: tuple[int, ...] | None = Field(
-            None, description="widths per resolution over `width`, finest first; None: the usual ones for "
-                              "the factor"
-        )
-        blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
-        attention: tuple[int, ...] = Field((16,),
-                                           description="sides in pixels with attention after every block")
-        middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
-        middle_attention: bool = Field(True, description="attention between those two")
-        inner: int | None = Field(None, ge=1, description="half the channels before the last 1x1 convolution")
-        patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
         linear_start: bool = Field(False,
                                    description="linear patch paths, fitted before training (linear_start.py)")
-        decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 
     def __init__(self, config: PlainVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if config.factor % config.patch:
-            raise ConfigError(
-                f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a "
-                "divisor"
-            )
         channels, side, _ = self.latent_shape
         inner = 2 * (config.inner or channels)
-        widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
-        self.encoder = ConvEncoder(
-            inner, config.factor, size, widths, config.blocks, config.attention, config.middle,
-            config.middle_attention, config.patch,
-        )  # fmt: skip
+        self.encoder = conv_encoder(config, inner, size)
         self.quant = nn.Conv2d(inner, 2 * channels, 1)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.start = LinearStart.for_pixels(channels, config.factor) if config.linear_start else None

@@ -27,19 +27,12 @@ from torch.nn import functional as F
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.attention_projection import Gelu, Kind, projection
-from vfmlab.nn.quantizer import MultiCodebookQuantizer, Quantised
+from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
-
-
-@dataclass(frozen=True)
-class CodePosterior(Posterior):
-    """A quantised latent (`mean`, straight-through, no variance) with what the quantiser says about it."""
-
-    codes: Quantised | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,8 @@ class VFMVAE(Tokenizer):
         gaussian = config.kl and not config.discrete
         self.final_projection = project(gathered, 2 * channels if gaussian else channels)
         self.quantizer = (
-            MultiCodebookQuantizer(channels, config.vocabulary, config.codebooks)
+            MultiCodebookQuantizer(
+                MultiCodebookQuantizer.Config(size=config.vocabulary, codebooks=config.codebooks), channels)
             if config.discrete
             else None
         )
@@ -210,8 +204,7 @@ class VFMVAE(Tokenizer):
         if self.start is not None:
             mean, logvar = self.start.encode(mean, logvar, maps)
         if self.quantizer is not None:
-            codes = self.quantizer(mean.flatten(2).transpose(1, 2))
-            return CodePosterior(codes.latent.transpose(1, 2).unflatten(2, mean.shape[-2:]), None, codes)
+            return CodePosterior.of(self.quantizer, mean)
         return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
 
     def last_encoder_layer(self) -> nn.Parameter:

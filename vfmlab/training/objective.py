@@ -51,7 +51,7 @@ class TokenizerObjective(nn.Module):
         super().__init__()
         if not terms:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
-        size, (channels, side, _) = tokenizer.size, tokenizer.latent_shape
+        size, (channels, side, _) = tokenizer.size, tokenizer.map_shape
         self.tokenizer, self.equivariance = tokenizer, equivariance
         self.losses = nn.ModuleDict(base.build(terms, LossContext(size, channels, side, tokenizer.vfm)))
         discriminators = Discriminators(terms, size, tokenizer.vfm)
@@ -90,7 +90,7 @@ class TokenizerObjective(nn.Module):
 
     def plan(self, rng: StepRandom) -> transforms.Choice:
         """Which equivariance path this step takes; the first thing drawn from `rng`."""
-        return transforms.plan(self.equivariance, rng, self.tokenizer.latent_shape[-1],
+        return transforms.plan(self.equivariance, rng, self.tokenizer.map_shape[-1],
                                self.tokenizer.config.factor)
 
     def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:

@@ -20,7 +20,7 @@ from vfmlab import config, data, vfm
 from vfmlab.data import Batch
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.nn.frozen import Frozen
-from vfmlab.nn.quantizer import Codebook
+from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Statistics, Tokenizer
 from vfmlab.training import diffusion, dryrun, repa_e
@@ -117,9 +117,8 @@ def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
     if discriminators is not None:
         meter.watch(discriminators, "outputs", "discriminators")
         meter.watch(discriminators, "forward", "discriminators")
-    for book in tokenizer.modules():
-        if isinstance(book, Codebook):
-            book.count = lambda indices: torch.zeros(())  # counts values, of which there are none
+    for book in counting(tokenizer):
+        book.count = lambda indices: torch.zeros(())  # counts values, of which there are none
 
 
 def _step(meter: Meter, objective: nn.Module, discriminators: nn.Module | None, batch: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vfmlab import config, vfm
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.errors import ConfigError
-from vfmlab.nn.quantizer import Codebook
+from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive, generator
@@ -130,14 +130,13 @@ class TokenizerTask(Task):
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""
-        books = [book for book in self.weights.modules() if isinstance(book, Codebook)]
-        shares = [book.effective() for book in books]
+        shares = [book.effective() for book in counting(self.weights)]
         if not shares or max(shares) >= COLLAPSED:
             return ""
         return (
             f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try "
-            "losses.codebook.entropy above 0, "
-            "more tokenizer.codebooks or a smaller tokenizer.vocabulary"
+            "losses.codebook.entropy above 0, fewer entries, more codebooks, "
+            "or a quantiser that moves all entries, such as simvq or fsq"
         )
 
     def finish(self, weights: Tokenizer, run_dir: RunDir) -> None:

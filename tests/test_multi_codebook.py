@@ -11,17 +11,21 @@ from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import LossContext, Reconstruction
-from vfmlab.nn.quantizer import Codebook, MultiCodebookQuantizer
+from vfmlab.nn.quantizers.cosine import CosineQuantizer
+from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import LOSSES
-from vfmlab.tokenizers.base import Posterior
-from vfmlab.tokenizers.vfm_vae import CodePosterior
+from vfmlab.tokenizers.base import CodePosterior, Posterior
+
+
+def multi(channels, entries, codebooks):
+    return MultiCodebookQuantizer(MultiCodebookQuantizer.Config(size=entries, codebooks=codebooks), channels)
 
 
 @pytest.fixture
 def stored(golden):
     """The quantiser with stored codebooks (4 of 64 entries of width 8), in training mode, and the stored values."""
     io = load_file(golden / "vfmvae_components.safetensors")
-    quantizer = MultiCodebookQuantizer(32, 256, 4)
+    quantizer = multi(32, 256, 4)
     for k, book in enumerate(quantizer.codebooks):
         book.weight.data.copy_(io[f"vq.sd.codebooks.{k}.codebook.weight"])
         book.usage.copy_(io[f"vq.sd.codebooks.{k}.vocab_usage"])
@@ -31,7 +35,9 @@ def stored(golden):
 def test_values(stored):
     quantizer, io = stored
     out = quantizer(io["vq.in"])
-    assert torch.equal(out.indices, io["vq.indices"])
+    # the codes of a token follow each other, those of the second codebook begin where the first one's end
+    apart = out.indices.unflatten(1, (-1, 4)) - torch.arange(4) * 64
+    assert torch.equal(apart.transpose(1, 2), io["vq.indices"])
     torch.testing.assert_close(out.latent, io["vq.latent"], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(quantizer.look_up(out.indices), io["vq.idx_to_f"], atol=1e-6, rtol=1e-5)
     for ours, name in ((out.loss, "vq_loss"), (out.entropy, "entropy_loss"), (out.usage, "usage")):
@@ -53,8 +59,8 @@ def test_gradients(stored):
 
 
 def test_tokens_at_entries_cost_nothing():
-    quantizer = MultiCodebookQuantizer(8, 32, 2)
-    indices = torch.randint(16, (3, 2, 5))
+    quantizer = multi(8, 32, 2)
+    indices = torch.randint(16, (3, 10)) + torch.tensor([0, 16]).repeat(5)
     out = quantizer(quantizer.look_up(indices) * 7)  # length does not matter
     assert torch.equal(out.indices, indices)
     assert out.loss < 1e-12
@@ -62,7 +68,7 @@ def test_tokens_at_entries_cost_nothing():
 
 def test_straight_through():
     """Values of the codebook; the gradient is that of the normalised input."""
-    quantizer = MultiCodebookQuantizer(8, 32, 2)
+    quantizer = multi(8, 32, 2)
     x = torch.randn(2, 5, 8, requires_grad=True)
     weight = torch.randn(2, 5, 8)
     (grad,) = torch.autograd.grad((quantizer(x).latent * weight).sum(), x)
@@ -72,7 +78,7 @@ def test_straight_through():
 
 
 def test_entropy_prefers_decided_and_even_use():
-    quantizer = MultiCodebookQuantizer(2, 4, 1)
+    quantizer = multi(2, 4, 1)
     quantizer.codebooks[0].weight.data = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
     even = quantizer(quantizer.codebooks[0].weight[None]).entropy.item()
     collapsed = quantizer(torch.tensor([1.0, 0]).expand(1, 4, 2)).entropy.item()
@@ -81,20 +87,20 @@ def test_entropy_prefers_decided_and_even_use():
 
 
 def test_usage_counts_in_training_only():
-    quantizer = MultiCodebookQuantizer(4, 8, 1).eval()
-    x = quantizer.look_up(torch.tensor([[[0, 0, 1, 1]]]))
+    quantizer = multi(4, 8, 1).eval()
+    x = quantizer.look_up(torch.tensor([[0, 0, 1, 1]]))
     assert quantizer(x).usage == 25
     assert not quantizer.codebooks[0].usage.any()
     quantizer.train()
     quantizer(x)
     assert quantizer.codebooks[0].usage.tolist() == [0.5, 0.5, 0, 0, 0, 0, 0, 0]
     for _ in range(3):
-        quantizer(quantizer.look_up(torch.tensor([[[2, 2, 2, 2]]])))
+        quantizer(quantizer.look_up(torch.tensor([[2, 2, 2, 2]])))
     torch.testing.assert_close(quantizer.codebooks[0].usage[:3], torch.tensor([0.3645, 0.3645, 0.271]))
 
 
 def test_autocast_does_not_reach_it():
-    quantizer = MultiCodebookQuantizer(8, 32, 2)
+    quantizer = multi(8, 32, 2)
     x = torch.randn(2, 5, 8)
     with torch.autocast("cpu", torch.bfloat16):
         half = quantizer(x)
@@ -104,7 +110,7 @@ def test_autocast_does_not_reach_it():
 
 def test_codebook_loss():
     context = LossContext(size=32, channels=8, latent_side=2)
-    quantizer = MultiCodebookQuantizer(8, 32, 2)
+    quantizer = multi(8, 32, 2)
     codes = quantizer(torch.randn(2, 4, 8))
     z = codes.latent.transpose(1, 2).unflatten(2, (2, 2))
     images = torch.zeros(2, 3, 8, 8)
@@ -119,12 +125,12 @@ def test_codebook_loss():
 def test_sizes_that_do_not_divide():
     for channels, entries in ((9, 32), (8, 33)):
         with pytest.raises(ConfigError, match="codebooks 2"):
-            MultiCodebookQuantizer(channels, entries, 2)
+            multi(channels, entries, 2)
 
 
 def test_effective_share_of_entries():
     """exp(entropy) / entries: all alike 1, one alone 1 / n, two alike 2 / n; nothing seen 0."""
-    book = Codebook(8, 2)
+    book = CosineQuantizer(CosineQuantizer.Config(size=8), 2)
     assert book.effective() == 0
     for share, expected in (([1 / 8] * 8, 1.0), ([1.0] + [0.0] * 7, 1 / 8), ([0.5, 0.5] + [0.0] * 6, 2 / 8)):
         book.usage.copy_(torch.tensor(share))

@@ -1,0 +1,86 @@
+"""VQGAN and what every quantised tokenizer offers: codes and images from codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vfmlab import presets
+from vfmlab.config import override
+from vfmlab.errors import ConfigError, DataError
+from vfmlab.registry import TOKENIZERS
+from vfmlab.tokenizers.base import measure
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    run = override(presets.get("tiny_vqgan"), {f"tokenizer.{key}": value for key, value in changes.items()})
+    return TOKENIZERS.get("vqgan")(run.tokenizer, run.data.size).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("quantizer", [{"kind": "cosine", "size": 32}, {"kind": "multi", "size": 32, "codebooks": 2}])
+def test_images_from_codes_are_those_of_the_forward_pass(images, quantizer):
+    tokenizer = build(quantizer=quantizer)
+    codes = tokenizer.codes(images)
+    parts = quantizer.get("codebooks", 1)
+    assert codes.shape == (3, 16 * parts)
+    assert codes.dtype == torch.long
+    assert tokenizer.quantised
+    assert tokenizer.latent_shape == (16 * parts,)
+    assert tokenizer.code_grid == ((4, 4) if parts == 1 else None)
+    assert tokenizer.codebook_size == 32
+    assert tokenizer.codebook().shape == (32, 4 // parts)
+    whole = tokenizer.decode_raw(tokenizer.posterior(images).mode())[0].clamp(-1, 1)
+    assert torch.equal(tokenizer.decode_codes(codes), whole)
+    assert torch.equal(tokenizer.codes(images), codes)
+
+
+def test_a_codebook_of_one_used_entry_has_statistics(images):
+    """Collapse is a warning, not the end of the run."""
+    tokenizer = build()
+    tokenizer.quantizer.weight.data[:] = torch.tensor([1.0, 0, 0, 0])
+    tokenizer.set_statistics(measure(tokenizer, [images], "three images"))
+    assert torch.isfinite(tokenizer.encode(images).mode()).all()
+
+
+def test_codes_of_another_tokenizer_are_one_line(images):
+    tokenizer, multi = build(), build(quantizer={"kind": "multi", "size": 32, "codebooks": 2})
+    codes = tokenizer.codes(images)
+    with pytest.raises(DataError, match="the codebook has entries 0 to 31"):
+        tokenizer.decode_codes(codes + 32)
+    with pytest.raises(DataError, match=r"codes of shape \(3, 15\).*has B x 16"):
+        tokenizer.decode_codes(codes[:, :15])
+    with pytest.raises(DataError, match="codes are integers"):
+        tokenizer.decode_codes(codes.float())
+    with pytest.raises(DataError, match="each token has 2 codes"):
+        multi.decode_codes(multi.codes(images).flip(1))
+
+
+def test_a_continuous_tokenizer_has_no_codes(images):
+    run = presets.get("tiny_plain_vae")
+    tokenizer = TOKENIZERS.get("plain_vae")(run.tokenizer, 16)
+    assert not tokenizer.quantised
+    assert tokenizer.latent_shape == tokenizer.map_shape == (4, 4, 4)
+    for ask in (lambda: tokenizer.codes(images), tokenizer.codebook, lambda: tokenizer.codebook_size):
+        with pytest.raises(ConfigError, match="'plain_vae' has a continuous latent and no codes"):
+            ask()
+
+
+def test_diffusion_refuses_codes():
+    with pytest.raises(ConfigError, match="'vqgan' is codes.*'ar' section") as caught:
+        presets.get("tiny_vqgan@tiny_plain_vae")
+    assert "\n" not in str(caught.value)
+
+
+def test_paper_sizes():
+    """71,883,403 parameters of LlamaGen's f16, as counted on the release."""
+    run = presets.get("paper_vqgan")
+    with torch.device("meta"):
+        tokenizer = TOKENIZERS.get("vqgan")(run.tokenizer, 256)
+    assert sum(p.numel() for p in tokenizer.parameters()) == 71_883_403
+    assert tokenizer.latent_shape == (256,)

@@ -1,0 +1,163 @@
+"""What every quantiser is: tokens -> codes and the latent that decoding uses -> the same latent from the codes.
+
+One file per quantiser, registered by name, with its options as a nested `Config`. All look-ups are fp32 with
+autocast off: in 16 bits distances of near entries are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmlab.config import QuantizerConfig
+from vfmlab.errors import DataError
+
+CHUNK = 4096  # tokens whose distances to all entries are in memory at a time
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Result of one call.
+
+    Args:
+        latent: B N C, values exactly those of :meth:`Quantizer.look_up`, with the gradient of the input.
+        indices: B T long, T = N times the codes of a token; token by token. loss: the quantiser's own terms,
+        weighted as its options say, a scalar. usage: percentage of entries in use in the last batches (in
+        eval mode: in this one).
+        assignment: gives `entropy`, when it is asked for: it is a softmax over all entries.
+    """
+
+    latent: Tensor
+    indices: Tensor
+    loss: Tensor
+    usage: Tensor
+    assignment: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Mean entropy of a token's soft assignment minus (a multiple of) the entropy of their mean, in nats:
+        lower means decided tokens and even use. Zero where the quantiser has no such term."""
+        if self.assignment is None:
+            return torch.zeros_like(self.loss)
+        with torch.autocast(self.latent.device.type, enabled=False):
+            return self.assignment()
+
+
+class Quantizer(nn.Module):
+    """Base of all quantisers: `forward(tokens B N C) -> Quantised`, `look_up(indices B T) -> B N C`.
+
+    A quantiser subclasses this in one file, registers itself, and implements `quantise`, `entries` and, where
+    an entry is not a row of `entries()`, `look_up`. Its constructor takes `(config, channels)`.
+
+    Attributes:
+        channels: C. size: number of entries, over all codebooks. parts: codes of one token.
+    """
+
+    Config: type[QuantizerConfig] = QuantizerConfig
+    registered_name: ClassVar[str] = "quantiser"
+    parts: int = 1
+
+    def __init__(self, config: QuantizerConfig, channels: int, size: int):
+        super().__init__()
+        self.config, self.channels, self.size = config, channels, size
+
+    def track(self) -> None:
+        """Have the buffers of the running use. Called in constructors of quantisers that count."""
+        # Moving average of how often each entry is chosen; zero until the first training batch.
+        self.register_buffer("usage", torch.zeros(self.size))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, tokens: Tensor) -> Quantised:  # B N C
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.quantise(tokens.float())
+
+    def quantise(self, x: Tensor) -> Quantised:
+        """The rule, on fp32 tokens (B N C) outside of autocast."""
+        raise NotImplementedError
+
+    def entries(self) -> Tensor:
+        """All entries as decoding uses them, size x width, fp32, with gradients."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Indices B T -> latent tokens B N C, the very values that `forward` gave with them."""
+        return self.entries()[indices]
+
+    def check(self, indices: Tensor) -> Tensor:
+        """Indices as they came; :class:`DataError` for what are no codes of this quantiser."""
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise DataError(f"codes are integers, these are {indices.dtype}; give what tokenizer.codes() returns")
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.size:
+            raise DataError(f"codes from {int(indices.min())} to {int(indices.max())}: the codebook has entries "
+                            f"0 to {self.size - 1}; these belong to another tokenizer")
+        return indices
+
+    def effective(self) -> float:
+        """Entries in use over all of them, 0 to 1: the exponential of the entropy of how often each is
+        chosen, in training."""
+        share = self.usage[self.usage > 0].double()
+        return float((-(share * share.log()).sum()).exp()) / len(self.usage) if len(share) else 0.0
+
+    @torch.no_grad()
+    def count(self, indices: Tensor) -> Tensor:
+        """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in
+        eval)."""
+        share = indices.flatten().bincount(minlength=self.size).float()
+        if self.training:
+            share = over_ranks(share)  # in eval a rank may be alone
+        share = share / share.sum()
+        if self.training:
+            # Quick at first, slow later: 0 keeps nothing of the zeros it began with.
+            seen = int(self.batches)
+            keep = 0.0 if seen == 0 else 0.9 if seen < 100 else 0.99
+            self.usage.mul_(keep).add_(share, alpha=1 - keep)
+            self.batches.add_(1)
+            share = self.usage
+        return (share > 0.01 / len(share)).float().mean() * 100
+
+
+def counting(module: nn.Module) -> list[Quantizer]:
+    """The quantisers inside `module` that count their use: one for each codebook."""
+    return [part for part in module.modules() if isinstance(part, Quantizer) and hasattr(part, "usage")]
+
+
+def over_ranks(total: Tensor) -> Tensor:
+    """Sum over all processes, where there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+def nearest(x: Tensor, entries: Tensor) -> Tensor:
+    """Index of the entry (K d) at the least Euclidean distance from each token (B N d) -> B N long."""
+    with torch.no_grad():
+        # |x|^2 is the same for all entries: left out, it takes no digits from the difference.
+        half = 0.5 * entries.square().sum(-1)
+        found = [(part @ entries.t() - half).argmax(-1) for part in x.flatten(0, -2).split(CHUNK)]
+        return torch.cat(found).view(x.shape[:-1])
+
+
+def straight_through(x: Tensor, chosen: Tensor) -> Tensor:
+    """Values of `chosen`, to the last bit; the gradient is handed to `x`."""
+    return chosen.detach() + (x - x.detach())
+
+
+def pull(x: Tensor, chosen: Tensor, codebook: float, commitment: float) -> Tensor:
+    """codebook |sg(x) - e|^2 + commitment |x - sg(e)|^2, means over all elements."""
+    return codebook * F.mse_loss(chosen, x.detach()) + commitment * F.mse_loss(x, chosen.detach())
+
+
+def soft_entropy(logits: Tensor, floor: float) -> Tensor:
+    """E_token H(p) - H(E p) in nats, p = softmax over the entries; logits: B N K. floor: inside the log of
+    the mean."""
+    log_share = logits.flatten(0, -2).log_softmax(dim=-1)
+    share = log_share.exp()
+    mean = share.mean(dim=0)
+    return -(share * log_share).sum(dim=-1).mean() + (mean * (mean + floor).log()).sum()
