@@ -55,7 +55,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         near = explore.nearest(bank, z, k, bool(pooled))
         channels = explore.channel_maps(z, tokenizer.size, count=32)
         where = "means over positions" if pooled else "all values"
-        c, h, w = tokenizer.latent_shape
+        c, h, w = tokenizer.map_shape
         restored = explore.decode(tokenizer, z)
         both = [cards.figure(picture, "picture"), cards.figure(restored, "reconstruction")]
         captions = [f"{name}, {d:.2f}" for name, d in zip(near.labels, near.distances, strict=True)]

@@ -54,7 +54,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 break
             began = time.monotonic()
             tokenizer, name = models.tokenizer(root, run_id), models.label(root, run_id)
-            c, h, w = tokenizer.latent_shape
+            c, h, w = tokenizer.map_shape
             how = explore.Disturbance(sigma, keep if 0 < keep < c else None, bits or None, seed)
             bank = models.bank(root, run_id) if how.rounds else None
             result = explore.reconstruct(tokenizer, [path], how, bank)

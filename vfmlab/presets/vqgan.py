@@ -28,7 +28,8 @@ def codes(tier: str, **changes: Any) -> Tree:
     return without(base(tier, **changes), "diffusion")
 
 
-# LlamaGen: MSE, LPIPS (VGG) and a PatchGAN of weight 0.5 (hinge) from step 20 000 at batch 128; constant rate.
+# LlamaGen: MSE, LPIPS (VGG) and a PatchGAN of weight 0.5 (hinge) from step 20 000 at batch 128;
+# the rate is constant.
 LLAMAGEN_GAN = {"weight": 0.5, "start": 20_000 * 128,
                 "discriminator": {"kind": "patchgan", "width": 64, "layers": 3, "scales": 1, "norm": "batch"}}
 

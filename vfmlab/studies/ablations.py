@@ -161,7 +161,7 @@ def rate_distortion(rows: Sequence[Row], root: str | Path, bits: Sequence[int] =
                 restored = as_saved(tokenizer.decode(quantise(z, b)))
                 quality[b].append(psnr(images, restored))
                 decoded[b].update(setup.space(restored).features)
-        channels, side, _ = tokenizer.latent_shape
+        channels, side, _ = tokenizer.map_shape
         for b in bits:
             record = {"row": row.label, "seed": row.seed, "channels": channels, "bits": b}
             record["rate"] = channels * side**2 * b / run.data.size**2

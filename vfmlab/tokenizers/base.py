@@ -3,8 +3,8 @@
 There are two latents and only this file knows both. *Raw* latents are what the networks make and take
 (`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the
 training images (`encode`, `decode`); everything outside tokenizers and their training sees only those, and
-calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are then rows
-of its codebook.
+calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are then
+rows of its codebook.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ class Tokenizer(nn.Module):
         statistics = self.statistics
         return z.float() * over(statistics.std) + over(statistics.mean)
 
-    # -- codes, of quantised tokenizers: those with a `quantizer` -----------------------------------------------
+    # -- codes, of quantised tokenizers: those with a `quantizer` ------------------------------------------
 
     @property
     def quantised(self) -> bool:
@@ -293,22 +293,25 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W): what decoding makes of the images with these
-        codes.
+        """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W): what decoding makes of
+        images with these codes.
 
         Raises:
             DataError: another number of codes than T, codes outside of the codebook.
         """
         quantizer = self._need_codes()
         if codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
-            raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at {self.size} px "
+            raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at "
+                            f"{self.size} px "
                             f"has B x {self.latent_shape[0]}")
         tokens = quantizer.look_up(quantizer.check(codes))
-        return self.decode_raw(tokens.transpose(1, 2).unflatten(2, self.map_shape[1:]))[0].float().clamp(-1, 1)
+        raw = tokens.transpose(1, 2).unflatten(2, self.map_shape[1:])
+        return self.decode_raw(raw)[0].float().clamp(-1, 1)
 
     def _need_codes(self) -> Quantizer:
         if not self.quantised:
-            raise ConfigError(f"tokenizer '{self.config.method}' has a continuous latent and no codes; use encode() and "
+            raise ConfigError(f"tokenizer '{self.config.method}' has a continuous latent and no codes; use "
+                              "encode() and "
                               "decode(), and a diffusion section")
         return self.quantizer
 

@@ -27,13 +27,15 @@ class ConvEncoderConfig(config.TokenizerConfig):
 
     width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
     multipliers: tuple[int, ...] | None = Field(
-        None, description="widths per resolution over `width`, finest first; None: the usual ones for the factor"
+        None, description="widths per resolution over `width`, finest first; None: the usual ones for the "
+                          "factor"
     )
     blocks: int = Field(2, ge=1, description="residual blocks per resolution of the encoder")
     attention: tuple[int, ...] = Field((16,), description="sides in pixels with attention after every block")
     middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
     middle_attention: bool = Field(True, description="attention between those two")
-    inner: int | None = Field(None, ge=1, description="channels before the last 1x1 convolution, for each of mean and "
+    inner: int | None = Field(None, ge=1, description="channels before the last 1x1 convolution, for each of "
+                                                      "mean and "
                                                       "log-variance; None: those of the latent")
     patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
     decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
@@ -43,7 +45,8 @@ def conv_encoder(config: ConvEncoderConfig, out: int, size: int) -> ConvEncoder:
     """Images B 3 `size` `size` -> B `out` h w; :class:`ConfigError` for a patch that does not fit."""
     if config.factor % config.patch:
         raise ConfigError(
-            f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a divisor"
+            f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a "
+            "divisor"
         )
     widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
     return ConvEncoder(

@@ -1,9 +1,9 @@
 """VQGAN: convolutional encoder -> any registered quantiser -> convolutional decoder.
 
-The network of taming transformers (arXiv 2012.09841) and of LlamaGen's tokenizer (2406.06525), which differ in
-the quantiser and its width: plain, 1024 entries of width 256, against cosine, 16384 of width 8. LlamaGen f16 is
-width 128, multipliers (1, 1, 2, 2, 4), two residual blocks per resolution in the encoder and three in the
-decoder, attention at the lowest resolution.
+The network of taming transformers (arXiv 2012.09841) and of LlamaGen's tokenizer (2406.06525), which differ
+in the quantiser and its width: plain, 1024 entries of width 256, against cosine, 16384 of width 8. LlamaGen's
+f16 is width 128, multipliers (1, 1, 2, 2, 4), two residual blocks per resolution in the encoder and three in
+the decoder, attention at the lowest resolution.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class VQGAN(Tokenizer):
         method: Literal["vqgan"] = "vqgan"
         channels: int = Field(8, ge=1, description="width of an entry")
         factor: int = Field(16, ge=1, description="spatial down-sampling")
-        inner: int | None = Field(256, ge=1, description="channels before the 1x1 convolution to `channels`; None: "
+        inner: int | None = Field(256, ge=1, description="channels before the 1x1 convolution to `channels`; "
+                                                         "None: "
                                                          "as many")
         quantizer: config.AnyQuantizer = Field(default_factory=lambda: QUANTIZERS.get("cosine").Config())
 

@@ -1,4 +1,4 @@
-"""What every quantiser is: tokens -> codes and the latent that decoding uses -> the same latent from the codes.
+"""What every quantiser is: tokens -> codes and a latent -> the same latent from the codes.
 
 One file per quantiser, registered by name, with its options as a nested `Config`. All look-ups are fp32 with
 autocast off: in 16 bits distances of near entries are equal.
@@ -93,9 +93,11 @@ class Quantizer(nn.Module):
     def check(self, indices: Tensor) -> Tensor:
         """Indices as they came; :class:`DataError` for what are no codes of this quantiser."""
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise DataError(f"codes are integers, these are {indices.dtype}; give what tokenizer.codes() returns")
+            raise DataError(f"codes are integers, these are {indices.dtype}; give what tokenizer.codes() "
+                            "returns")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.size:
-            raise DataError(f"codes from {int(indices.min())} to {int(indices.max())}: the codebook has entries "
+            raise DataError(f"codes from {int(indices.min())} to {int(indices.max())}: the codebook has "
+                            "entries "
                             f"0 to {self.size - 1}; these belong to another tokenizer")
         return indices
 

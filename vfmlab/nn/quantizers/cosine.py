@@ -29,7 +29,8 @@ class CosineQuantizer(Quantizer):
         kind: Literal["cosine"] = "cosine"
         size: int = Field(16_384, ge=2, description="entries")
         beta: float = Field(0.25, ge=0, description="weight of the commitment term")
-        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the entropy")
+        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the "
+                                                           "entropy")
         floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: CosineQuantizer.Config, channels: int):

@@ -34,14 +34,16 @@ class MultiCodebookQuantizer(Quantizer):
         size: int = Field(32_768, ge=2, description="entries of all codebooks together")
         codebooks: int = Field(8, ge=1)
         beta: float = Field(0.25, ge=0, description="weight of the commitment term")
-        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the entropy")
+        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the "
+                                                           "entropy")
         floor: float = Field(1e-7, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: MultiCodebookQuantizer.Config, channels: int):
         super().__init__(config, channels, config.size)
         self.parts = config.codebooks
         if channels % self.parts or config.size % self.parts:
-            raise ConfigError(f"codebooks {self.parts} must divide tokenizer.channels {channels} and the vocabulary of "
+            raise ConfigError(f"codebooks {self.parts} must divide tokenizer.channels {channels} and the "
+                              "vocabulary of "
                               f"{config.size} entries; choose a common divisor")
         each = CosineQuantizer.Config(size=config.size // self.parts, beta=config.beta,
                                       temperature=config.temperature, floor=config.floor)
@@ -73,6 +75,7 @@ class MultiCodebookQuantizer(Quantizer):
         book = super().check(indices) // (self.size // self.parts)
         if indices.shape[1] % self.parts or (book.unflatten(1, (-1, self.parts)) != torch.arange(
                 self.parts, device=indices.device)).any():
-            raise DataError(f"each token has {self.parts} codes, of codebooks 0 to {self.parts - 1} in this order; "
+            raise DataError(f"each token has {self.parts} codes, of codebooks 0 to {self.parts - 1} in this "
+                            "order; "
                             "these belong to another tokenizer")
         return indices

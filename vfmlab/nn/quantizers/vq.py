@@ -25,12 +25,14 @@ class VectorQuantizer(Quantizer):
         size: int = Field(1024, ge=2, description="entries")
         beta: float = Field(0.25, ge=0, description="weight of the commitment term")
         legacy: bool = Field(False, description="beta on the codebook term instead")
-        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the entropy")
+        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the "
+                                                           "entropy")
         floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: VectorQuantizer.Config, channels: int):
         super().__init__(config, channels, config.size)
-        self.weight = nn.Parameter(torch.empty(config.size, channels).uniform_(-1 / config.size, 1 / config.size))
+        span = 1 / config.size
+        self.weight = nn.Parameter(torch.empty(config.size, channels).uniform_(-span, span))
         self.track()
 
     def entries(self) -> Tensor:
@@ -42,7 +44,8 @@ class VectorQuantizer(Quantizer):
         chosen = entries[indices]
 
         def entropy() -> Tensor:
-            distance = entries.square().sum(-1) - 2 * (x @ entries.t())  # but for |x|^2, which the softmax drops
+            # but for |x|^2, which the softmax drops
+            distance = entries.square().sum(-1) - 2 * (x @ entries.t())
             return soft_entropy(-distance / self.config.temperature, self.config.floor)
 
         loss = pull(x, chosen, *((beta, 1.0) if self.config.legacy else (1.0, beta)))
