@@ -224,8 +224,10 @@ class Train(Section):
     batch: int = Field(32, ge=1, le=65_536,
                        description="global batch over all devices and accumulation steps")
     accumulation: int = Field(1, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adamw"
+    optimizer: Literal["adam", "adamw", "muon"] = Field("adamw", description="muon: for the matrices inside "
+        "blocks, AdamW for the rest")
     lr: float = Field(1e-3, gt=0)
+    matrix_lr: float | None = Field(None, gt=0, description="muon's rate for the matrices; null: 0.02")
     lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> "
         "factor on lr; the last match counts")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -243,6 +245,13 @@ class Train(Section):
                                                          "EMA weights")
     guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+
+    @model_validator(mode="after")
+    def _rates(self) -> Train:
+        if self.matrix_lr is not None and self.optimizer != "muon":
+            raise ValueError(f"matrix_lr {self.matrix_lr:g} is read by optimizer=muon only, and this is "
+                             f"{self.optimizer}; use lr and lr_for")
+        return self
 
 
 class TimeSampling(Section):

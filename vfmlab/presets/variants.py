@@ -193,6 +193,8 @@ VARIANTS: dict[str, Variant] = {
     "reg": Variant("REG: a VFM's global token is denoised beside the latents", _aligned(reg=True), True, "diffusion"),
     "joint": Variant("REPA and REG", _aligned(True, True), True, "diffusion"),
     "repa_e": Variant("REPA-E: the tokenizer learns on through the alignment loss", _tuned, True, "diffusion"),
+    "adamw": Variant("AdamW trains the whole diffusion model", {"diffusion.train.optimizer": "adamw", "diffusion.train.matrix_lr": None}, True, "diffusion"),
+    "muon": Variant("Muon trains the matrices inside the diffusion model's blocks", {"diffusion.train.optimizer": "muon"}, True, "diffusion"),
     "ddt": Variant("a DiT of encoder and head, whose encoder can serve several sampling steps", _split, True, "diffusion"),
 }  # fmt: skip
 FITTED = ("plain_matched", "fusion_matched")

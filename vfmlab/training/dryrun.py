@@ -56,7 +56,8 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with exhaustion(task.name, task.train):
-            optimizers = make_optimizers(task, on.parameters, device)  # whose state is thrown away
+            half = on.accelerator.mixed_precision != "no"
+            optimizers = make_optimizers(task, on.parameters, device, half)  # whose state is thrown away
             batch = apply(task.example(on.rows), lambda tensor: tensor.to(device))
             # what the average takes
             average = [value.detach().clone() for value in task.weights.state_dict().values()]

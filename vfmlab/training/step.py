@@ -18,6 +18,7 @@ from vfmlab.config import Train
 from vfmlab.errors import ConfigError
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
+from vfmlab.training import muon
 from vfmlab.training.task import Task, apply, select
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
@@ -101,7 +102,8 @@ class Prepared:
             None if task.discriminators is None else accelerator.prepare(task.discriminators)
         )
         self.optimizers = [accelerator.prepare(each)
-                           for each in make_optimizers(task, self.parameters, accelerator.device)]
+                           for each in make_optimizers(task, self.parameters, accelerator.device,
+                                                       accelerator.mixed_precision != "no")]
 
     def release(self) -> None:
         """Undo what accelerate did to the task's modules, and let go of gradients and accelerate's
@@ -116,27 +118,37 @@ class Prepared:
         self.accelerator.free_memory()
 
 
-def make_optimizers(task: Task, parameters: list[nn.Parameter],
-                    device: torch.device) -> list[torch.optim.Optimizer]:
-    """Adam or AdamW over `parameters`, and another over the discriminators' where there are any.
+def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.device,
+                    half: bool = False) -> list[torch.optim.Optimizer]:
+    """The optimiser of `parameters`, and another of the discriminators' (Adam or AdamW) where there are any.
 
     Weight decay acts on matrices only; `train.lr_for` makes groups. Discriminators have their own learning
-    rates and betas, and no weight decay.
+    rates and betas, and no weight decay. half: Muon's products in bf16, as where the run's own are.
     """
     train = task.train
     factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()])
     by_id = {id(p): factors.get(name, 1.0) for name, p in task.weights.named_parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    is_muon = train.optimizer == "muon"
+    inside = muon.matrices(task.weights) if is_muon else set()
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
         decay = train.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((by_id.get(id(parameter), 1.0), decay), []).append(parameter)
-    listed = [{"params": of, "lr": train.lr * factor, "weight_decay": decay}
-              for (factor, decay), of in groups.items()]
-    of_each = [listed] if task.discriminators is None else [listed, task.discriminators.groups(train)]
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+        key = (by_id.get(id(parameter), 1.0), decay, id(parameter) in inside)
+        groups.setdefault(key, []).append(parameter)
+    listed = []
+    for (factor, decay, matrices), of in groups.items():
+        lr = (train.matrix_lr or muon.LR) if matrices else train.lr
+        listed.append({"params": of, "lr": lr * factor, "weight_decay": decay}
+                      | ({"matrices": matrices} if is_muon else {}))
     options = {"lr": train.lr, "betas": train.betas, "weight_decay": 0.0,
                "fused": device.type in ("cpu", "cuda")}
-    optimizers = [kind(each, **options) for each in of_each]
+    adam = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    if is_muon:
+        optimizers = [muon.Muon(listed, torch.bfloat16 if half else torch.float32, **options)]
+    else:
+        optimizers = [adam(listed, **options)]
+    if task.discriminators is not None:
+        optimizers.append(adam(task.discriminators.groups(train), **options))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]  # what the schedule multiplies
     return optimizers

@@ -1,0 +1,98 @@
+"""Muon (Jordan et al., https://kellerjordan.github.io/posts/muon/): momentum whose matrices are made orthogonal.
+
+    M <- 0.95 M + 0.05 G
+    W <- W - lr sqrt(max(1, rows / columns)) orthogonal(0.05 G + 0.95 M)      (Nesterov)
+
+`torch.optim.Muon` does the same one matrix at a time. The networks here are stacks of equal blocks, so that the
+matrices of one shape go through the iteration in one batched product each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LR = 0.02  # of the matrices; Jordan et al. and the runs in docs/results/optimizers.md
+MOMENTUM = 0.95
+# Newton-Schulz: X <- a X + b (X X') X + c (X X')^2 X, five times. Singular values end between about 0.7 and 1.2.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def matrices(module: nn.Module) -> set[int]:
+    """Ids of the parameters that Muon trains: matrices inside blocks.
+
+    A block is an element of a list of modules that has modules of its own: a transformer block, a residual
+    block. Convolutions count as matrices of outputs x (inputs * kernel). What stands outside blocks (embeddings, first and
+    last layers), depthwise kernels, gains and biases are AdamW's.
+    """
+    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList | nn.ModuleDict | nn.Sequential)]
+    blocks = [block for each in lists for block in each.children() if any(True for _ in block.children())]
+    return {id(p) for block in blocks for p in block.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) > 1}
+
+
+def orthogonal(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: n rows columns -> same, singular values near 1.
+
+    dtype: of the products.
+    """
+    x = updates.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.float().norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7).to(dtype)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups with `matrices: True`, AdamW for the others: one optimiser, one state.
+
+    Weight decay is decoupled in both. dtype: of the iteration's products.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any):
+        super().__init__(groups, **options)
+        self.dtype = dtype
+        self._step_supports_amp_scaling = False  # an overflow of fp16 is the scaler's to skip, for both halves
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # AdamW's looks for its own entries in the state of every parameter.
+        torch.optim.Optimizer.__setstate__(self, state)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["matrices"]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["matrices"]:
+                self._step_matrices(group)
+        return loss
+
+    @torch.no_grad()
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                alike.setdefault((p.shape[0], p[0].numel()), []).append(p)
+        for (rows, columns), of in alike.items():
+            states = [self.state[p] for p in of]
+            for state, p in zip(states, of, strict=True):
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+            momentum, gradients = [state["momentum"] for state in states], [p.grad for p in of]
+            torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
+            ahead = torch._foreach_lerp(gradients, momentum, MOMENTUM)  # Nesterov's
+            updates = orthogonal(torch.stack([each.reshape(rows, columns) for each in ahead]), self.dtype)
+            if group["weight_decay"]:
+                torch._foreach_mul_(of, 1 - group["lr"] * group["weight_decay"])
+            steps = [update.reshape(p.shape).to(p.dtype) for update, p in zip(updates, of, strict=True)]
+            torch._foreach_add_(of, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
