@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 from tiny import make_task, train_tiny
-from toy import outcome
 from torch import nn
+from toy import outcome
 
 from vfmlab import presets
 from vfmlab.config import override
