@@ -1,10 +1,10 @@
-"""Muon (Jordan et al., https://kellerjordan.github.io/posts/muon/): momentum whose matrices are made orthogonal.
+"""Muon (Jordan et al., https://kellerjordan.github.io/posts/muon/): orthogonal steps for matrices.
 
     M <- 0.95 M + 0.05 G
     W <- W - lr sqrt(max(1, rows / columns)) orthogonal(0.05 G + 0.95 M)      (Nesterov)
 
-`torch.optim.Muon` does the same one matrix at a time. The networks here are stacks of equal blocks, so that the
-matrices of one shape go through the iteration in one batched product each.
+`torch.optim.Muon` does the same one matrix at a time. The networks here are stacks of equal blocks, so that
+the matrices of one shape go through the iteration in one batched product each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 LR = 0.02  # of the matrices; Jordan et al. and the runs in docs/results/optimizers.md
 MOMENTUM = 0.95
-# Newton-Schulz: X <- a X + b (X X') X + c (X X')^2 X, five times. Singular values end between about 0.7 and 1.2.
+# Newton-Schulz: X <- a X + b (X X') X + c (X X')^2 X, five times. Singular values end between 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
@@ -26,12 +26,14 @@ def matrices(module: nn.Module) -> set[int]:
     """Ids of the parameters that Muon trains: matrices inside blocks.
 
     A block is an element of a list of modules that has modules of its own: a transformer block, a residual
-    block. Convolutions count as matrices of outputs x (inputs * kernel). What stands outside blocks (embeddings, first and
-    last layers), depthwise kernels, gains and biases are AdamW's.
+    block. Convolutions count as matrices of outputs x (inputs * kernel). What stands outside blocks
+    (embeddings, first and last layers), depthwise kernels, gains and biases are AdamW's.
     """
-    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList | nn.ModuleDict | nn.Sequential)]
+    kinds = nn.ModuleList | nn.ModuleDict | nn.Sequential
+    lists = [each for each in module.modules() if isinstance(each, kinds)]
     blocks = [block for each in lists for block in each.children() if any(True for _ in block.children())]
-    return {id(p) for block in blocks for p in block.parameters() if p.ndim in (2, 4) and min(p.shape[:2]) > 1}
+    inside = (p for block in blocks for p in block.parameters())
+    return {id(p) for p in inside if p.ndim in (2, 4) and min(p.shape[:2]) > 1}
 
 
 def orthogonal(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,7 +61,8 @@ class Muon(torch.optim.AdamW):
     def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any):
         super().__init__(groups, **options)
         self.dtype = dtype
-        self._step_supports_amp_scaling = False  # an overflow of fp16 is the scaler's to skip, for both halves
+        # an overflow of fp16 is the scaler's to skip, for both halves
+        self._step_supports_amp_scaling = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # AdamW's looks for its own entries in the state of every parameter.
