@@ -8,7 +8,6 @@ are means over the global batch, however it is cut into processes and accumulati
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -139,7 +138,7 @@ class _Loop:
             if self.on is not None:
                 self.on.release()
             self.on = self.state = self.stream = self.buffers = None
-            gc.collect()
+            self.accelerator.free_memory()  # looks for garbage, which takes most of a second: once
 
     def begin(self) -> Iterator[Event]:
         """Everything on its device and prepared, as the checkpoint left it or at its start."""

@@ -106,8 +106,7 @@ class Prepared:
                                                        accelerator.mixed_precision != "no")]
 
     def release(self) -> None:
-        """Undo what accelerate did to the task's modules, and let go of gradients and accelerate's
-        references."""
+        """Undo what accelerate did to the task's modules, and let go of gradients."""
         for prepared, own in ((self.objective, self.task.objective),
                               (self.discriminators, self.task.discriminators)):
             if prepared is not None:
@@ -115,7 +114,6 @@ class Prepared:
                 # the class's own again, not a bound copy: a module must stay copyable
                 own.__dict__.pop("forward", None)
                 own.zero_grad(set_to_none=True)
-        self.accelerator.free_memory()
 
 
 def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.device,
