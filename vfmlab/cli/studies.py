@@ -1,4 +1,4 @@
-"""Commands that train many settings: `vfmlab compare`, `correlate`, `sweep`, `demo`; and `stop`."""
+"""Commands that train many settings: `vfmlab compare`, `correlate`, `claims`, `sweep`, `demo`; and `stop`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ WORKERS = "worker processes on this machine, by default one per GPU or core; or 
 ADDRESS = "a dask scheduler (tcp://HOST:PORT), or a YAML file for dask-jobqueue"
 Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help=ROW)]
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
+LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
 Jobs = Annotated[int | None, arg(help=WORKERS)]
 Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
 Retry = Annotated[bool, arg(help="try again what failed before")]
@@ -70,6 +71,67 @@ def correlate(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0
     more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
     print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
     return 0
+
+
+def claims(
+    ledger: LedgerArg = "a",
+    /,
+    sets: Assignments = (),
+    domain: str = "scenes",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    only: tuple[str, ...] = (),
+    budget: str = "",
+    dry: bool = False,
+    files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),
+    root: Root = Path("runs"),
+    out: Path = Path("claims"),
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    retry: Retry = False,
+) -> int:
+    """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
+
+    Args:
+        sets: changes that hold for all rows.
+        domain: the images: scenes, ...
+        only: ids of claims; all without.
+        budget: of one core, such as 90m or 2h; claims beyond it are listed as not run.
+        dry: only show what each claim costs.
+        files: decide by results that vfmlab compare or correlate wrote before; nothing is trained.
+        out: where to write; .md, .json and .html are added.
+    """
+    from vfmlab.studies import claims_study
+
+    flags = {"--from": files} if files else {"--domain": [domain], "--seeds": map(str, seeds)}
+    flags |= {"--only": only, "--budget": [budget] if budget else (), "--set": sets}
+    given = [[flag, *values] for flag, values in flags.items() if values]
+    command = shlex.join(["vfmlab", "claims", ledger, *(word for words in given for word in words)])
+    changes = assignments(sets)
+    if dry:
+        prices = claims_study.listed(ledger, domain, root, seeds, only, changes)
+        for price in prices:
+            print(f"{price.claim.id:12s} {price.seconds / 60:7.1f} min  {price.claim.statement}")
+        total = sum(price.seconds for price in prices) / 60
+        print(f"{'together':12s} {total:7.1f} min of one core; shared phases count once, finished ones nothing")
+    elif files:
+        print(f"written: {claims_study.from_files(ledger, files, only, out, command)}")
+    else:
+        more = {"budget": seconds(budget) if budget else None, "overrides": changes}
+        more |= {"jobs": jobs, "cluster": cluster, "retry": retry}
+        print(f"written: {claims_study.run(ledger, domain, root, out, command, seeds, only, **more)}")
+    return 0
+
+
+def seconds(text: str) -> float:
+    """"90m", "2h" or "45s" as seconds. ConfigError for anything else."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        value = float(text[:-1])
+    except ValueError:
+        value = -1.0
+    if unit is None or not value > 0:
+        raise ConfigError(f"--budget '{text}': write a number with s, m or h, for example 90m")
+    return value * unit
 
 
 def sweep(notebook: NotebookArg, /, grid: Path, out: Path | None = None, jobs: Jobs = None,

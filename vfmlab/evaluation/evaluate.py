@@ -37,12 +37,13 @@ def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Pr
 
 def diffusion_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                      num_classes: int, setup: Setup | None = None,
-                     progress: Progress | None = None) -> Report:
+                     progress: Progress | None = None, seed: int = 0) -> Report:
     """Generation numbers with the tokenizer's own beside them; see :func:`tokenizer_report`."""
     started = time.perf_counter()
     setup = setup or open_setup(cfg, protocol, device=tokenizer.stat_mean.device)
     baseline = measure(tokenizer, cfg, protocol, setup)
-    report = evaluate_generation(network, tokenizer, cfg, protocol, num_classes, progress, setup, baseline)
+    given = (network, tokenizer, cfg, protocol, num_classes, progress, setup, baseline, seed)
+    report = evaluate_generation(*given)
     return _closed(report.replace(curves=baseline.report.curves), setup, started)
 
 
@@ -114,5 +115,6 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
         model, classes = loaded.network, loaded.num_classes
-        report = diffusion_report(model, loaded.tokenizer, run.data, run.protocol, classes, setup, progress)
+        more = (setup, progress, run.seed)
+        report = diffusion_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     return number.save(path, report.replace(run=folder.id, request=key))

@@ -21,7 +21,7 @@ from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.protocol import Setup, open_setup
 from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.evaluation.roundtrip import as_saved, evaluating
-from vfmlab.seeding import SampleRandom
+from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 
 BESIDE = ("rfd", "rkd", "psnr", "class_accuracy_own")  # of the tokenizer, beside the generation numbers
@@ -35,7 +35,7 @@ def labels_of(ids: Tensor, num_classes: int) -> Tensor:
 @torch.no_grad()
 def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                         num_classes: int, progress: Progress | None = None, setup: Setup | None = None,
-                        baseline: Pass | None = None) -> Report:
+                        baseline: Pass | None = None, seed: int = 0) -> Report:
     """Draw protocol.n samples and measure them.
 
     Args:
@@ -44,6 +44,7 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
         setup, baseline: what :func:`~vfmlab.evaluation.protocol.open_setup` and
             :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares
             work when a network is evaluated again and again.
+        seed: of the run; the noise follows it where protocol.noise is "run".
 
     Returns:
         the metrics over samples, and the tokenizer's in `BESIDE`.
@@ -60,7 +61,7 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     with evaluating(network, tokenizer):
         for ids in torch.arange(protocol.n).split(protocol.batch):
             labels = labels_of(ids, num_classes)
-            images = as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes))
+            images = as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes, seed))
             seen = setup.space(images)
             samples.update(seen.features)
             metrics.update(Part(None, images, seen, labels, ids))
@@ -73,11 +74,13 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
 
 
 def draw(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, ids: Tensor, labels: Tensor,
-         num_classes: int) -> Tensor:
-    """Samples `ids` as images B 3 H W in [-1, 1]."""
+         num_classes: int, seed: int = 0) -> Tensor:
+    """Samples `ids` as images B 3 H W in [-1, 1]. seed: of the run, see :class:`~vfmlab.config.Protocol`."""
     from vfmlab.diffusion import sampling
 
-    random = SampleRandom(protocol.seed, ids.tolist(), labels.device)
+    own = protocol.noise == "run"
+    noise = derive("samples of a run", protocol.seed, seed) if own else protocol.seed
+    random = SampleRandom(noise, ids.tolist(), labels.device)
     z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape,
                         num_classes)
     return tokenizer.decode(z)

@@ -56,12 +56,14 @@ class Resolved:
 
 
 LATER = {"sampler": ("reuse",), "guidance": ("token",)}
+LATER_DEFAULTS = {"noise": "protocol"}
 
 
 def dump(protocol: config.Protocol) -> dict[str, Any]:
-    """The protocol as JSON. Fields that came later and are null are left out, so that earlier numbers keep
-    their hash."""
+    """The protocol as JSON. Fields that came later are left out at their defaults, so that earlier numbers
+    keep their hash."""
     fields = protocol.model_dump(mode="json")
+    fields = {name: value for name, value in fields.items() if LATER_DEFAULTS.get(name, ...) != value}
     for section, names in LATER.items():
         fields[section] = {k: v for k, v in fields[section].items() if v is not None or k not in names}
     return fields
@@ -85,7 +87,8 @@ def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSourc
     if sampling:
         fields = dump(protocol)
         labels = {"guidance": fields["guidance"], "labels": "id modulo classes"}
-        sections["sampling"] = {"n": protocol.n, **fields["sampler"], **labels}
+        noise = {"noise": fields["noise"]} if "noise" in fields else {}
+        sections["sampling"] = {"n": protocol.n, **fields["sampler"], **labels, **noise}
     return Resolved(sections)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmlab import api, config, runs
-from vfmlab.errors import VfmlabError
+from vfmlab.errors import DataError, VfmlabError
 from vfmlab.evaluation import course, number
 from vfmlab.evaluation.number import (
     CURVE,
@@ -104,6 +105,50 @@ class Result:
         curves = {k: [{"samples": at, **v.entry()} for at, v in points] for k, points in self.logged.items()}
         more = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**more, "version": VERSION, **entries, "stages": stages, "logged": curves}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        """The inverse of :meth:`as_json`.
+
+        Raises:
+            DataError: of another version.
+        """
+        if data.get("version") != VERSION:
+            raise DataError(
+                f"results of version {data.get('version', 1)}, this library reads {VERSION}; "
+                "make them anew with vfmlab compare"
+            )
+
+        def numbers(entries: Mapping[str, Any]) -> dict[str, Number]:
+            return {name: Number.from_json(name, entry) for name, entry in entries.items()}
+
+        groups = {name: numbers(data[name]) for name in ("numbers", "instruments")}
+        stages = tuple(Stage(**{**stage, "numbers": numbers(stage["numbers"])}) for stage in data["stages"])
+        logged = {
+            name: [
+                (at["samples"], Number.from_json(name, {k: at[k] for k in at if k != "samples"}))
+                for at in points
+            ]
+            for name, points in data["logged"].items()
+        }
+        fields = {f.name for f in dataclasses.fields(cls)}
+        more = {**groups, "stages": stages, "logged": logged}
+        return cls(**{name: value for name, value in data.items() if name in fields} | more)
+
+
+def read(path: str | Path) -> list[Result]:
+    """The results in the JSON that a comparison or a correlation wrote.
+
+    Raises:
+        DataError: no such file, other JSON, or of another version.
+    """
+    try:
+        data = json.loads(Path(path).expanduser().read_bytes())
+        return [Result.from_json(entry) for entry in data["results"]]
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"'{path}' holds no results; name the .json that vfmlab compare wrote") from None
 
 
 # -- collecting --------------------------------------------------------------------------------------------
@@ -390,6 +435,6 @@ def curve_names(results: Sequence[Result]) -> list[str]:
 
 
 __all__ = [
-    "Result", "Stage", "best", "collect", "courses", "curve_names", "curve_records", "groups", "head", "labels", "means", "records",
+    "Result", "Stage", "best", "collect", "courses", "curve_names", "curve_records", "groups", "head", "labels", "means", "read", "records",
     "scan", "shown_source", "sizes", "spread", "stage_records", "verdict",
 ]  # fmt: skip

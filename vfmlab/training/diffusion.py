@@ -230,7 +230,7 @@ class DiffusionTask(Task):
         # reconstructions only where the tokenizer does
         if self._baseline is None or tokenizer is not self.tokenizer:
             self._baseline = reconstruct(tokenizer, data, protocol, self._setup)
-        more = {"setup": self._setup, "baseline": self._baseline}
+        more = {"setup": self._setup, "baseline": self._baseline, "seed": self.run.seed}
         report = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 

@@ -1,0 +1,181 @@
+"""The claims ledger: records that name what is there, verdicts by the rule, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vfmlab import registry
+from vfmlab.cli.studies import seconds
+from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation.number import Number
+from vfmlab.studies import claims, claims_page, claims_study, results
+from vfmlab.studies.claims import Claim, Entry, Ledger, better, decide, gains_more, same
+from vfmlab.studies.results import Result, Stage
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+BLOCKS = dict.fromkeys("abcd", "")
+
+
+def measured(values: dict[str, list[float]], metric: str = "gfd", mark: str = "p0") -> list[Result]:
+    return [
+        Result(label, f"{label}-{seed}", seed, numbers={metric: Number.from_json(metric, {"value": float(value), "protocol": mark})})
+        for label, mine in values.items() for seed, value in enumerate(mine)
+    ]  # fmt: skip
+
+
+def rows(gap: float = 6.0, seeds: int = 3) -> list[Result]:
+    rng = np.random.default_rng(0)
+    means = {"a": 20.0, "b": 20.0 + gap, "c": 40.0, "d": 41.0}
+    return measured({label: list(mean + rng.normal(size=seeds) * 0.3) for label, mean in means.items()})
+
+
+def claim(*contrasts, **more) -> Claim:
+    return Claim("one", "A statement.", "a paper", "1 < 2", contrasts, **more)
+
+
+@pytest.mark.parametrize("name", registry.LEDGERS.names())
+def test_every_record_names_rows_and_numbers_that_are_there(name: str):
+    book = claims.ledger(name)
+    claims.check(book)
+    assert len({one.id for one in book.claims}) == len(book.claims)
+    for one in book.claims:
+        assert one.contrasts or one.open, one.id
+        assert all(contrast.bound > 0 for contrast in one.contrasts)
+        assert one.statement.endswith(".")
+
+
+@pytest.mark.parametrize("name", registry.LEDGERS.names())
+def test_every_row_is_a_recipe(name: str):
+    book = claims.ledger(name)
+    for domain in book.domains:
+        study = book.study(domain, book.claims, [0], {})
+        assert {row.label for row in study} == {label for one in book.claims for label in one.rows if domain in book.rows[label].spec}
+        assert len({row.phases[-1].id for row in study}) == len(study)
+
+
+def test_verdicts_follow_the_planted_truth():
+    chosen = [claim(better("gfd", "a", "b")), claim(better("gfd", "b", "a")), claim(same("gfd", "a", "c")), claim(better("gfd", "a", "b"), better("gfd", "c", "a"))]
+    assert [d.verdict for d in decide(chosen, rows(), BLOCKS)] == ["supported", "refuted", "refuted", "refuted"]
+
+
+def test_a_gain_of_gains():
+    contrast = gains_more("gfd", ("d", "b"), ("b", "a"))  # 41 -> 26 against 26 -> 20
+    assert contrast.weights == {"b": -2.0, "d": 1.0, "a": 1.0}
+    assert decide([claim(contrast)], rows(), BLOCKS)[0].verdict == "supported"
+
+
+def test_ratios_are_compared_as_ratios():
+    results = measured({"a": [0.1, 0.11], "b": [1.0, 1.1], "c": [0.5, 0.55]}, "rfd")
+    finding = decide([claim(better("rfd", "a", "b"))], results, BLOCKS)[0].findings[0]
+    assert np.exp(finding.interval.estimate) == pytest.approx(10)
+    assert claims_page.line(finding)["estimate"] == "+900 %"
+
+
+def test_what_is_missing_is_named_and_nothing_is_decided():
+    whole = rows()
+    failed = [r.replace(failed="out of memory") if (r.label, r.seed) == ("b", 1) else r for r in whole]
+    other = [r.replace(numbers={"gfd": Number(r.numbers["gfd"].value, "p1")}) if r.label == "b" else r for r in whole]
+    lacking = [r for r in whole if (r.label, r.seed) != ("b", 2)]
+    bare = [r.replace(numbers={}) if r.label == "b" else r for r in whole]
+    for given, text in (
+        (failed, "row 'b', seed 1, failed: out of memory"), (other, "rows of two protocols (p0, p1)"), (lacking, "lacks a seed"),
+        (bare, "has no gFD"), ([r for r in whole if r.label != "b"], "row 'b' was not run"), (rows(seeds=1), "1 seed: nothing is known of the spread"),
+    ):  # fmt: skip
+        decided = decide([claim(better("gfd", "a", "b"))], given, BLOCKS)
+        assert decided[0].verdict == "not run"
+        assert text in decided[0].lacks[0]
+        page = claims_page.build(decided, given, "Ledger", "vfmlab claims", ())
+        assert text in page.markdown()
+
+
+def test_rows_of_another_block_do_not_widen_the_interval():
+    noisy = rows() + measured({"e": [0.0, 90.0, 10.0], "f": [70.0, 0.0, 50.0]})
+    blocks = BLOCKS | {"e": "wide", "f": "wide"}
+    alone, beside = (decide([claim(better("gfd", "a", "b"))], given, blocks)[0].findings[0].interval for given in (rows(), noisy))
+    assert alone == beside
+
+
+def test_stages_stand_for_themselves():
+    def stages(seed: int) -> tuple[Stage, ...]:
+        values = {"first": 2.0 + seed / 100, "second": 1.0 + seed / 100}
+        return tuple(Stage(name, "tokenizer", name, 1.0, {"rfd": Number(v, "p")}) for name, v in values.items())
+
+    given = [Result("a", f"a-{seed}", seed, stages=stages(seed)) for seed in range(3)]
+    finding = decide([claim(better("rfd", "a#second", "a#first"))], given, BLOCKS)[0].findings[0]
+    assert finding.verdict == "supported"
+
+
+def test_page_json_and_results_go_round(tmp_path: Path):
+    whole = rows()
+    decided = decide([claim(better("gfd", "a", "b")), claim(open="it needs more rows")], whole, BLOCKS)
+    page = claims_page.build(decided, whole, "Ledger", "vfmlab claims", (), [claim(better("gfd", "c", "d"))])
+    written = claims_page.write(page, decided, whole, {"title": "Ledger"}, tmp_path / "ledger")
+    text = written.read_text()
+    assert "Of 2 claims: 1 supported, 1 not run." in text
+    assert "Not run for want of budget" in text
+    data = json.loads((tmp_path / "ledger.json").read_text())
+    assert data["claims"][0]["contrasts"][0]["verdict"] == "supported"
+    assert results.read(tmp_path / "ledger.json") == whole
+    assert claims_page.forest(decided[0].findings).data[0].x[0] > 1
+    assert "plotly" in (tmp_path / "ledger.html").read_text()
+
+
+def test_results_of_another_version_are_refused_in_one_line(tmp_path: Path):
+    for text, message in (('{"results": [{"version": 1}]}', "version 1"), ("[1]", "holds no results"), ("{", "holds no results")):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            results.read(tmp_path / "x.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        results.read(tmp_path / "none.json")
+
+
+def test_shared_phases_are_paid_once_and_a_budget_holds():
+    book = Ledger("t", {"a": Entry({"scenes": "tiny_plain_vae"}), "b": Entry({"scenes": "tiny_plain_vae:diffusion.train.lr=0.5"})},
+                  [Claim("x", "X.", "p", "1", (better("gfd", "a", "b"),)), Claim("y", "Y.", "p", "1", (better("gfd", "b", "a"),))], {"scenes": {}})
+    study = {"scenes": book.study("scenes", book.claims, [0], {})}
+    listed = claims.prices(study, book.claims, Path("none"), lambda row: {phase.id: 10.0 for phase in row.phases})
+    assert [one.seconds for one in listed] == [30.0, 0.0]  # the tokenizer is the same
+    assert claims.affordable(listed, 30.0) == (list(book.claims), [])
+    assert claims.affordable(listed, 29.0) == ([book.claims[1]], [book.claims[0]])
+
+
+def test_bad_input_is_one_line():
+    book = claims.ledger("a")
+    with pytest.raises(ConfigError, match="unknown claim 'ordr' .*order"):
+        book.chosen(["ordr"])
+    with pytest.raises(ConfigError, match="unknown domain 'moon'"):
+        book.study("moon", book.claims, [0], {})
+    with pytest.raises(ConfigError, match="unknown ledger of claims"):
+        claims.ledger("z")
+    assert [seconds(text) for text in ("90m", "2h", "45s")] == [5400, 7200, 45]
+    for text in ("90", "h", "-1h", "nan s"):
+        with pytest.raises(ConfigError, match="--budget"):
+            seconds(text)
+
+
+@pytest.mark.timeout(600)
+def test_a_ledger_runs_from_its_price_to_its_page(tmp_path: Path, monkeypatch):
+    rows = {"plain": Entry({"scenes": "tiny_plain_vae"}, "tokenizer"), "slow": Entry({"scenes": "tiny_plain_vae:train.lr=1e-6"}, "tokenizer")}
+    book = Ledger("Tiny", rows, [Claim("learns", "A higher rate learns more.", "none", "none", (better("psnr", "plain", "slow"),))], {"scenes": {"protocol.n": 16}})
+    monkeypatch.setattr(claims, "ledger", lambda name: book)
+    price = claims_study.listed("tiny", "scenes", tmp_path, (0, 1))
+    assert price[0].seconds > 0
+    page = claims_study.run("tiny", "scenes", tmp_path, tmp_path / "tiny", "vfmlab claims tiny", (0, 1), budget=1e6, jobs=1)
+    assert "learns" in page.read_text()
+    assert claims_study.listed("tiny", "scenes", tmp_path, (0, 1))[0].seconds == 0.0
+    finding = json.loads((tmp_path / "tiny.json").read_text())["claims"][0]["contrasts"][0]
+    assert finding["rows"] == 2
+    assert finding["seeds"] == 2
+
+
+def test_the_page_in_docs_follows_from_its_files(tmp_path: Path):
+    record = json.loads((RESULTS / "claims.json").read_text())
+    words = record["command"].split()
+    files = [RESULTS.parents[1] / word for word in words[words.index("--from") + 1 :] if word.endswith(".json")]
+    claims_study.from_files("a", files, (), tmp_path / "claims", record["command"])
+    again = json.loads((tmp_path / "claims.json").read_text())
+    assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]

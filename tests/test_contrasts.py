@@ -1,0 +1,105 @@
+"""Contrasts of rows over seeds: closed forms, promised coverage, the rule, Holm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from vfmlab.errors import ConfigError
+from vfmlab.evaluation.contrasts import Block, Interval, decide, holm, seeds_to_decide
+
+ROWS, SEEDS = 6, 3
+
+
+def block(values) -> Block:
+    values = np.asarray(values, dtype=float)
+    return Block(tuple("abcdefgh"[: len(values)]), tuple(range(values.shape[1])), values)
+
+
+def test_two_rows_are_the_paired_t_test():
+    a, b = np.array([3.0, 4.5, 4.0, 6.0]), np.array([2.0, 4.0, 2.5, 4.5])
+    interval = block([a, b]).contrast({"a": 1, "b": -1})
+    test = stats.ttest_rel(a, b)
+    assert interval.estimate == pytest.approx((a - b).mean())
+    assert interval.p_beyond(0) == pytest.approx(test.pvalue)
+    assert (interval.low, interval.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+
+
+def test_what_a_seed_does_to_all_rows_cancels():
+    rng = np.random.default_rng(0)
+    y, moved = rng.normal(size=(ROWS, SEEDS)), rng.normal(size=SEEDS) * 100
+    before, after = (block(values).contrast({"a": 1, "b": -0.5, "c": -0.5}) for values in (y, y + moved))
+    assert after.estimate == pytest.approx(before.estimate)
+    assert after.high == pytest.approx(before.high)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, weights, hits, draws = np.random.default_rng(1), {"a": 1, "b": -1}, 0, 3000
+    truth = np.arange(ROWS)[:, None] * 2.0
+    for _ in range(draws):
+        y = truth + rng.normal(size=(1, SEEDS)) * 3 + rng.normal(size=(ROWS, SEEDS))
+        one = block(y).contrast(weights)
+        hits += one.low <= -2.0 <= one.high
+    assert 0.93 <= hits / draws <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("gap", "kind", "delta", "word", "least", "most"),
+    [
+        (5.0, "gap", 1.0, "supported", 0.95, 1.0), (-5.0, "gap", 1.0, "refuted", 0.95, 1.0), (0.0, "gap", 0.0, "supported", 0.0, 0.04),
+        (0.0, "no gap", 5.0, "supported", 0.95, 1.0), (9.0, "no gap", 5.0, "refuted", 0.8, 1.0), (5.0, "no gap", 5.0, "supported", 0.0, 0.04),
+        (0.0, "gap", 5.0, "refuted", 0.9, 1.0), (1.0, "gap", 1.0, "undecided", 0.5, 1.0),
+    ],
+)  # fmt: skip
+def test_planted_truths_come_out_at_the_promised_rates(gap, kind, delta, word, least, most):
+    rng, draws = np.random.default_rng(2), 400
+    said = 0
+    for _ in range(draws):
+        y = rng.normal(size=(1, SEEDS)) + rng.normal(size=(ROWS, SEEDS))
+        y[0] += gap
+        said += decide(block(y).contrast({"a": 1, "b": -1}), kind, delta).verdict == word
+    assert least <= said / draws <= most
+
+
+def test_one_seed_decides_nothing():
+    one = block(np.arange(4.0)[:, None]).contrast({"d": 1, "a": -1})
+    assert one.freedom == 0
+    assert decide(one, "gap", 1.0) == decide(one, "no gap", 1.0)
+    assert decide(one).verdict == "undecided"
+    assert seeds_to_decide(one) is None
+
+
+def test_holm_of_a_known_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_holm_keeps_the_order_and_never_helps(p):
+    adjusted = holm(p)
+    assert all(a >= b for a, b in zip(adjusted, p, strict=True))
+    assert all(0 <= a <= 1 for a in adjusted)
+    order = sorted(range(len(p)), key=lambda k: p[k])
+    assert [adjusted[k] for k in order] == sorted(adjusted)
+
+
+def test_seeds_that_would_decide():
+    one = Interval(1.0, 1.0, 3, 10)
+    needed = seeds_to_decide(one)
+    assert one.half_width(needed) < 1.0 <= one.half_width(needed - 1)
+    assert seeds_to_decide(Interval(0.0, 1.0, 3, 10)) is None
+    assert seeds_to_decide(Interval(0.0, 1.0, 3, 10), "gap", 1.0) == seeds_to_decide(Interval(0.0, 1.0, 3, 10), "no gap", 1.0)
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(ConfigError, match="row 'b' has no value of seed 1"):
+        Block.of({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}})
+    with pytest.raises(ConfigError, match="do not add up to 0"):
+        block([[1.0, 2.0], [2.0, 3.0]]).contrast({"a": 1.0})
+    with pytest.raises(ConfigError, match="no row 'z'"):
+        block([[1.0, 2.0], [2.0, 3.0]]).contrast({"a": 1.0, "z": -1.0})
+    with pytest.raises(ConfigError, match="above 0"):
+        decide(Interval(0.0, 1.0, 3, 4), "no gap", 0.0)

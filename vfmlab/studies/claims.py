@@ -1,0 +1,385 @@
+"""The claims ledger: statements of papers, stated as contrasts of rows before they are measured, and decided
+by one rule.
+
+A ledger is a set of rows (tokenizers, controls) and of claims on them. Its claims are decided together: the
+interval of each contrast comes from a block of all rows and seeds, and levels are adjusted by Holm over the
+contrasts of the ledger. What a claim lacks (a failed row, one seed, two protocols) is named; it is then not
+decided, never dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.evaluation import contrasts
+from vfmlab.evaluation.contrasts import Block, Interval, Kind
+from vfmlab.evaluation.number import quantities, quantity
+from vfmlab.registry import LEDGERS
+from vfmlab.studies.results import Result
+from vfmlab.studies.rows import Row, Until, parse
+
+# The largest differences that count as none.
+DELTAS = {
+    "gfd": 1.0,
+    "gfd_own": 1.0,
+    "probe_linear": 0.02,
+    "probe_knn": 0.02,
+    "class_accuracy": 0.02,
+    "psnr": 0.25,
+    "rfd": math.log(1.1),
+    "se_cknna_change": 0.02,
+}
+RATIOS = ("rfd",)  # compared as ratios: a contrast is the logarithm of one
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of row means that the claim says is above 0 (a gap), or about 0 (no gap).
+
+    Args:
+        metric: a registered number. weights: row, or row#stage for a number of an earlier stage -> weight;
+        they add up to 0. says: in words. delta: the largest difference that counts as none; None:
+        :data:`DELTAS`.
+    """
+
+    metric: str
+    weights: Mapping[str, float]
+    says: str
+    kind: Kind = "gap"
+    delta: float | None = None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(self.weights)
+
+    @property
+    def bound(self) -> float:
+        return DELTAS[self.metric] if self.delta is None else self.delta
+
+    @property
+    def unit(self) -> str:
+        q = quantity(self.metric)
+        return f"log ratio of {q.label}" if self.metric in RATIOS else q.title
+
+
+def better(metric: str, first: str, second: str) -> Contrast:
+    """`first` is better than `second`."""
+    sign = 1.0 if quantity(metric).better == "higher" else -1.0
+    return Contrast(
+        metric, {first: sign, second: -sign}, f"{first} has the better {quantity(metric).label} than {second}"
+    )
+
+
+def same(metric: str, first: str, second: str) -> Contrast:
+    """The two are about equal."""
+    says = f"{first} and {second} have about the same {quantity(metric).label}"
+    return Contrast(metric, {first: 1.0, second: -1.0}, says, "no gap")
+
+
+def gains_more(metric: str, first: tuple[str, str], second: tuple[str, str]) -> Contrast:
+    """From `first[0]` to `first[1]` more is gained than from `second[0]` to `second[1]`."""
+    sign = 1.0 if quantity(metric).better == "higher" else -1.0
+    weights: dict[str, float] = {}
+    for (before, after), side in ((first, sign), (second, -sign)):
+        weights[after] = weights.get(after, 0.0) + side
+        weights[before] = weights.get(before, 0.0) - side
+    says = f"{first[0]} -> {first[1]} gains more {quantity(metric).label} than {second[0]} -> {second[1]}"
+    return Contrast(metric, {row: w for row, w in weights.items() if w}, says)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper.
+
+    Args:
+        id: short, unique in its ledger. statement: one sentence. source: paper, table. figures: the paper's
+        own. contrasts: all of them must hold. open: why it cannot be decided by contrasts here; then it has
+        none.
+    """
+
+    id: str
+    statement: str
+    source: str
+    figures: str
+    contrasts: tuple[Contrast, ...] = ()
+    open: str = ""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Labels of the rows it needs."""
+        return tuple(dict.fromkeys(row.partition("#")[0] for one in self.contrasts for row in one.rows))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a ledger.
+
+    Args:
+        spec: domain -> what :mod:`vfmlab.studies.rows` reads, without label. until: what is trained. block:
+            rows of one block have one spread over seeds; a contrast takes it from the blocks of its rows.
+    """
+
+    spec: Mapping[str, str]
+    until: Until = None
+    block: str = ""
+
+
+@dataclass
+class Ledger:
+    """Rows and claims that are decided together.
+
+    Args:
+        rows: label -> entry. domains: name -> overrides that hold for all rows there.
+    """
+
+    title: str
+    rows: Mapping[str, Entry]
+    claims: Sequence[Claim]
+    domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """Label -> block."""
+        return {label: entry.block for label, entry in self.rows.items()}
+
+    def chosen(self, only: Sequence[str] = ()) -> list[Claim]:
+        """The claims called `only`, or all. ConfigError: no such claim."""
+        known = {claim.id: claim for claim in self.claims}
+        for name in only:
+            if name not in known:
+                raise ConfigError(f"unknown claim '{name}'{nearest(name, known)}")
+        return [known[name] for name in only] or list(self.claims)
+
+    def study(
+        self, domain: str, claims: Sequence[Claim], seeds: Sequence[int], overrides: Mapping[str, Any]
+    ) -> list[Row]:
+        """The rows that `claims` need in a domain, seeds outermost; rows that the domain does not have are
+        left out."""
+        if domain not in self.domains:
+            raise ConfigError(f"unknown domain '{domain}': choose from {', '.join(self.domains)}")
+        changes = {**self.domains[domain], **overrides}
+        wanted = dict.fromkeys(row for claim in claims for row in claim.rows)
+        rows = []
+        for until in dict.fromkeys(self.rows[label].until for label in wanted):
+            mine = [
+                label
+                for label in wanted
+                if self.rows[label].until == until and domain in self.rows[label].spec
+            ]
+            rows += parse(
+                [f"{label}={self.rows[label].spec[domain]}" for label in mine], seeds, changes, until
+            )
+        return sorted(rows, key=lambda row: row.seed)
+
+
+# -- deciding ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one contrast.
+
+    Args:
+        interval: None where it could not be measured, and then `lacks` says why. p: adjusted by Holm.
+        verdict: by the adjusted level. alone: by its own 95 % interval. seeds: that would decide it.
+    """
+
+    contrast: Contrast
+    interval: Interval | None = None
+    p: float = 1.0
+    verdict: contrasts.Verdict = "undecided"
+    alone: contrasts.Verdict = "undecided"
+    seeds: int | None = None
+    lacks: str = ""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A claim with what came of it. verdict: supported, refuted, undecided, or not run."""
+
+    claim: Claim
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> str:
+        verdicts = [finding.verdict for finding in self.findings]
+        if not verdicts or all(finding.lacks for finding in self.findings):
+            return "not run"
+        if "refuted" in verdicts:
+            return "refuted"
+        return "supported" if set(verdicts) == {"supported"} else "undecided"
+
+    @property
+    def lacks(self) -> list[str]:
+        """What stands between it and a verdict."""
+        return list(
+            dict.fromkeys(
+                [
+                    *([self.claim.open] if self.claim.open else []),
+                    *(f.lacks for f in self.findings if f.lacks),
+                ]
+            )
+        )
+
+
+def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[str, str]) -> list[Decided]:
+    """Decide claims by what their rows measured; levels by Holm over all contrasts that have an interval.
+
+    Args:
+        blocks: label -> block; results of other labels are not looked at.
+    """
+    results = [r for r in results if r.label in blocks]
+    found = [[_finding(contrast, results, blocks) for contrast in claim.contrasts] for claim in claims]
+    flat = [finding for findings in found for finding in findings if finding.interval is not None]
+    decisions = [contrasts.decide(f.interval, f.contrast.kind, f.contrast.bound) for f in flat]
+    adjusted = contrasts.holm([decision.p for decision in decisions])
+    closed: dict[int, Finding] = {}
+    for finding, decision, p in zip(flat, decisions, adjusted, strict=True):
+        verdict = decision.verdict if p <= 1 - contrasts.LEVEL else "undecided"
+        needed = contrasts.seeds_to_decide(finding.interval, finding.contrast.kind, finding.contrast.bound)
+        closed[id(finding)] = dataclasses.replace(
+            finding, p=p, verdict=verdict, alone=decision.verdict, seeds=needed
+        )
+    pairs = zip(claims, found, strict=True)
+    return [Decided(claim, tuple(closed.get(id(f), f) for f in findings)) for claim, findings in pairs]
+
+
+def _finding(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, str]) -> Finding:
+    try:
+        block = _block(contrast, results, blocks)
+    except ConfigError as error:
+        return Finding(contrast, lacks=str(error))
+    interval = block.contrast(contrast.weights)
+    if not interval.freedom:
+        return Finding(
+            contrast,
+            interval,
+            lacks=f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3",
+        )
+    return Finding(contrast, interval)
+
+
+def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, str]) -> Block:
+    """The contrast's rows, and all others of their blocks that have the number under its protocol over the
+    same seeds.
+
+    Raises:
+        ConfigError: a row that failed, is not there, or lacks the metric or a seed; rows of two protocols.
+    """
+    metric, values, marks = contrast.metric, {}, {}
+    for row in contrast.rows:
+        label, _, stage = row.partition("#")
+        mine = [r for r in results if r.label == label]
+        if not mine:
+            raise ConfigError(f"row '{label}' was not run")
+        if failed := next((r for r in mine if r.failed), None):
+            raise ConfigError(f"row '{label}', seed {failed.seed}, failed: {failed.failed}")
+        numbers = {r.seed: _number(r, metric, stage) for r in mine}
+        if missing := [seed for seed, number in numbers.items() if number is None]:
+            raise ConfigError(f"row '{row}', seed {missing[0]}, has no {quantity(metric).label}")
+        values[row] = {seed: _value(metric, number.value) for seed, number in numbers.items()}
+        marks |= {(row, seed): number.protocol for seed, number in numbers.items()}
+    if len(set(marks.values())) > 1:
+        one, other = list(dict.fromkeys(marks.values()))[:2]
+        raise ConfigError(
+            f"{quantity(metric).label}: rows of two protocols ({one}, {other}) are not compared"
+        )
+    common = set.intersection(*(set(mine) for mine in values.values()))
+    if uneven := [row for row, mine in values.items() if set(mine) != set.union(*map(set, values.values()))]:
+        raise ConfigError(
+            f"row '{uneven[0]}' lacks a seed that others have; train every row with the same seeds"
+        )
+    mine = {blocks[row.partition("#")[0]] for row in contrast.rows}
+    for label in dict.fromkeys(
+        r.label for r in results if blocks[r.label] in mine
+    ):  # more is known of the spread
+        numbers = {r.seed: n for r in results if r.label == label and (n := _number(r, metric, ""))}
+        same_protocol = all(n.protocol == next(iter(marks.values())) for n in numbers.values())
+        if label not in values and common and common == set(numbers) and same_protocol:
+            values[label] = {seed: _value(metric, n.value) for seed, n in numbers.items()}
+    return Block.of(values)
+
+
+def _number(result: Result, metric: str, stage: str):
+    if not stage:
+        return result.number(metric)
+    return next((s.numbers.get(metric) for s in result.stages if s.stage == stage), None)
+
+
+def _value(metric: str, value: float) -> float:
+    return math.log(value) if metric in RATIOS else float(value)
+
+
+def ledger(name: str) -> Ledger:
+    """The registered ledger. Every contrast names a registered number, and rows that the ledger has.
+
+    Raises:
+        ConfigError: no such ledger.
+    """
+    return LEDGERS.get(name)
+
+
+def check(one: Ledger) -> None:
+    """ConfigError where a claim names a row or a number that is not there."""
+    known = quantities()
+    for claim in one.claims:
+        for contrast in claim.contrasts:
+            if contrast.metric not in known:
+                raise ConfigError(
+                    f"claim '{claim.id}': unknown number '{contrast.metric}'{nearest(contrast.metric, known)}"
+                )
+        for row in claim.rows:
+            if row not in one.rows:
+                raise ConfigError(f"claim '{claim.id}': unknown row '{row}'{nearest(row, one.rows)}")
+
+
+# -- running -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a claim costs. seconds: of one core for its rows and seeds that no earlier claim pays for."""
+
+    claim: Claim
+    seconds: float
+
+
+def prices(
+    study: Mapping[str, Sequence[Row]],
+    claims: Sequence[Claim],
+    root: Path,
+    price: Callable[[Row], Mapping[str, float]],
+) -> list[Price]:
+    """Seconds of each claim, in order; a phase that two claims share is paid once.
+
+    Args:
+        study: domain -> rows. price: row -> {id of a phase: seconds of one core, 0 where it is finished}.
+    """
+    paid: set[str] = set()
+    listed = []
+    for claim in claims:
+        seconds = 0.0
+        for row in (row for rows in study.values() for row in rows if row.label in claim.rows):
+            for phase, cost in price(row).items():
+                seconds += 0.0 if phase in paid else cost
+                paid.add(phase)
+        listed.append(Price(claim, seconds))
+    return listed
+
+
+def affordable(listed: Iterable[Price], budget: float) -> tuple[list[Claim], list[Claim]]:
+    """Claims that fit into a budget (s of one core) in their order, and those that do not."""
+    fits, left = [], []
+    for one in listed:
+        if one.seconds <= budget:
+            budget -= one.seconds
+            fits.append(one.claim)
+        else:
+            left.append(one.claim)
+    return fits, left

@@ -1,0 +1,195 @@
+"""What came of a ledger: for each claim a forest plot of its contrasts, the verdict, and what would decide
+it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from vfmlab import runs
+from vfmlab.plots import primitives
+from vfmlab.studies import compare_page
+from vfmlab.studies.claims import RATIOS, Claim, Decided, Finding
+from vfmlab.studies.page import Lines, Page, definitions
+from vfmlab.studies.results import Result
+
+COLOURS = {
+    "supported": primitives.PALETTE[2],
+    "refuted": primitives.PALETTE[1],
+    "undecided": primitives.PALETTE[7],
+}
+RULE = (
+    "A contrast is a weighted sum of row means, so written that the claim puts it above 0. Its 95 % interval "
+    "comes from all rows and seeds of a block (value = row + seed + rest). Supported: wholly above 0. "
+    "Refuted: wholly below 0, or wholly within the largest difference that counts as none. A claim of no gap "
+    "is supported within it. Levels are adjusted by Holm over all contrasts of the page; what its own "
+    "interval alone would say stands beside. Everything else is undecided."
+)
+
+
+def number(metric: str, value: float) -> str:
+    """An estimate or a border; a ratio in percent."""
+    return f"{100 * math.expm1(value):+.0f} %" if metric in RATIOS else f"{value:+.3g}"
+
+
+def line(finding: Finding) -> dict[str, str]:
+    """A contrast as a row of a table."""
+    one, c = finding.interval, finding.contrast
+    record = {
+        "contrast": c.says,
+        "number": c.unit.replace("log ratio of ", ""),
+        "estimate": "–",
+        "95 % interval": "–",
+        "none within": number(c.metric, c.bound).replace("+", "±"),
+    }
+    if one is not None:
+        record["estimate"] = number(c.metric, one.estimate)
+    if one is not None and one.freedom:
+        record["95 % interval"] = f"{number(c.metric, one.low)} … {number(c.metric, one.high)}"
+        record |= {
+            "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001",
+            "alone": finding.alone,
+            "verdict": finding.verdict,
+        }
+        record["seeds that would decide"] = (
+            "–" if finding.verdict != "undecided" else str(finding.seeds or "more than 99")
+        )
+    return record
+
+
+def forest(findings: Sequence[Finding]) -> go.Figure | None:
+    """Contrasts of one number as dots with intervals, in units of the difference that counts as none; None
+    without any."""
+    shown = [f for f in reversed(findings) if f.interval is not None and f.interval.freedom]
+    if not shown:
+        return None
+    figure = go.Figure()
+    figure.add_vrect(x0=-1, x1=1, fillcolor="#999", opacity=0.15, line_width=0)
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    for finding in shown:
+        scale, one = finding.contrast.bound, finding.interval
+        colour = COLOURS[finding.verdict]
+        figure.add_scatter(
+            x=[one.estimate / scale],
+            y=[finding.contrast.says],
+            mode="markers",
+            showlegend=False,
+            name=finding.verdict,
+            marker={"size": 10, "color": colour},
+            error_x={"type": "data", "array": [one.half_width() / scale], "color": colour, "thickness": 2},
+            hovertemplate=f"{number(finding.contrast.metric, one.estimate)}, %{{fullData.name}}<extra></extra>",
+        )
+    figure.update_yaxes(automargin=True)
+    title = "contrast in units of the difference that counts as none (grey); the claim says: to the right"
+    return primitives.framed(figure, title, "", "", 120 + 36 * len(shown))
+
+
+def summary(decided: Sequence[Decided]) -> list[dict[str, str]]:
+    """One line a claim."""
+    return [
+        {
+            "claim": d.claim.id,
+            "statement": d.claim.statement,
+            "verdict": d.verdict,
+            "the paper's figures": d.claim.figures,
+            "source": d.claim.source,
+        }
+        for d in decided
+    ]
+
+
+def verdict(decided: Sequence[Decided]) -> str:
+    """How many claims came out how."""
+    count = {
+        word: sum(d.verdict == word for d in decided)
+        for word in ("supported", "refuted", "undecided", "not run")
+    }
+    return f"Of {len(decided)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items() if n) + "."
+
+
+def build(
+    decided: Sequence[Decided],
+    results: Sequence[Result],
+    title: str,
+    command: str,
+    sources: Sequence[str],
+    left_out: Sequence[Claim] = (),
+) -> Page:
+    """The page. sources: files that the numbers come from. left_out: claims that the budget did not reach."""
+    lead = compare_page.note([r for r in results if r.numbers], "mean (each seed)") + " " + RULE
+    if sources:
+        lead += f" Numbers from {', '.join(f'`{name}`' for name in sources)}."
+    page = Page(
+        title,
+        "Which claims of the papers hold here, which do not, and which cannot be told yet?",
+        verdict(decided),
+        lead,
+        definitions(),
+        command=command,
+    )
+    page.add("Claims", "", primitives.table(summary(decided)))
+    for d in decided:
+        note = f"{d.claim.statement} Source: {d.claim.source}; {d.claim.figures}. Verdict: {d.verdict}."
+        table = primitives.table([line(f) for f in d.findings if f.interval is not None])
+        blocks = [forest(d.findings), table if table.records else None]
+        page.add(
+            d.claim.id, note, *blocks, Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None
+        )
+    if left_out:
+        page.add(
+            "Not run for want of budget", "", Lines([f"{claim.id}: {claim.statement}" for claim in left_out])
+        )
+    return page
+
+
+def record(decided: Decided) -> dict[str, Any]:
+    """A claim as JSON."""
+    claim = decided.claim
+    findings = []
+    for f in decided.findings:
+        entry: dict[str, Any] = {
+            "metric": f.contrast.metric,
+            "weights": dict(f.contrast.weights),
+            "says": f.contrast.says,
+            "kind": f.contrast.kind,
+            "delta": f.contrast.bound,
+            "verdict": f.verdict,
+            "alone": f.alone,
+            "p": f.p,
+            "lacks": f.lacks,
+        }
+        if f.interval is not None and f.interval.freedom:
+            entry |= {
+                "estimate": f.interval.estimate,
+                "low": f.interval.low,
+                "high": f.interval.high,
+                "freedom": f.interval.freedom,
+                "seeds": f.interval.seeds,
+                "rows": f.interval.rows,
+                "seeds_to_decide": f.seeds,
+            }
+        findings.append(entry)
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "source": claim.source,
+        "figures": claim.figures,
+        "verdict": decided.verdict,
+        "contrasts": findings,
+    }
+
+
+def write(
+    page: Page, decided: Sequence[Decided], results: Sequence[Result], facts: Mapping[str, Any], out: Path
+) -> Path:
+    """`out`.md, `out`.json and `out`.html; returns the first."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**facts, "claims": [record(d) for d in decided], "results": [r.as_json() for r in results]}
+    runs.write_json(out.with_name(f"{out.name}.json"), whole)
+    page.write(out.with_name(f"{out.name}.html"))
+    runs.write_atomic(out.with_name(f"{out.name}.md"), page.markdown())
+    return out.with_name(f"{out.name}.md")

@@ -1,0 +1,134 @@
+"""`vfmlab claims`: train what a ledger's rows need within a budget, decide, write the page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vfmlab import runs
+from vfmlab.config import Phase
+from vfmlab.errors import TrainingError
+from vfmlab.studies import claims, claims_page, compare
+from vfmlab.studies.claims import Claim, Price
+from vfmlab.studies.results import Result, collect, read
+from vfmlab.studies.rows import Row
+from vfmlab.training import plan
+
+
+def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out: Path, command: str) -> Path:
+    """Decide a ledger by results that comparisons wrote before; nothing is trained.
+
+    Raises:
+        ConfigError: no such ledger or claim. DataError: a file that holds no results.
+    """
+    book = claims.ledger(name)
+    results = _together([read(path) for path in files])
+    chosen = book.chosen(only)
+    return _write(book, chosen, results, out, command, [Path(file).name for file in files])
+
+
+def run(
+    name: str,
+    domain: str,
+    root: str | Path,
+    out: Path,
+    command: str,
+    seeds: Sequence[int] = (0, 1, 2),
+    only: Sequence[str] = (),
+    budget: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    retry: bool = False,
+) -> Path:
+    """Train, measure, decide and write the page of a ledger in a domain.
+
+    Args:
+        domain: one of the ledger's. budget: seconds of one core; None: no end. The rest as in
+            :func:`vfmlab.studies.compare.run`.
+
+    Returns:
+        the Markdown file; .json and .html stand beside it.
+
+    Raises:
+        ConfigError: no such ledger, claim or domain. TrainingError: every row failed.
+    """
+    book, root = claims.ledger(name), Path(root).expanduser()
+    chosen, left = book.chosen(only), []
+    if budget is not None:
+        chosen, left = claims.affordable(listed(name, domain, root, seeds, only, overrides), budget)
+    rows = book.study(domain, chosen, seeds, overrides or {})
+    results = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
+    if rows and not any(r.numbers for r in results):
+        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
+    return _write(book, chosen, results, out, command, (), left)
+
+
+def listed(
+    name: str,
+    domain: str,
+    root: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    only: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Price]:
+    """What each claim costs, in seconds of one core of this machine: steps are timed once per kind of
+    phase."""
+    book = claims.ledger(name)
+    chosen = book.chosen(only)
+    study = {domain: book.study(domain, chosen, seeds, overrides or {})}
+    seconds = functools.cache(lambda key: _seconds(*key))
+
+    def price(row: Row) -> dict[str, float]:
+        first = {
+            phase.stage: phase for phase in next(r for r in study[domain] if r.label == row.label).phases
+        }
+        return {
+            phase.id: 0.0 if runs.finished(phase, Path(root)) else seconds((first[phase.stage],))
+            for phase in row.phases
+        }
+
+    return claims.prices(study, chosen, Path(root), price)
+
+
+def _seconds(phase: Phase) -> float:
+    """A phase's training steps, and for a diffusion model the sampling of its evaluation, a third of a step
+    each."""
+    step = plan.measured(phase)["seconds_per_step"]
+    images = float(phase.budget)
+    if phase.diffusion is not None:
+        sampler, measurements = phase.protocol.sampler, 1 + len(phase.train.evaluate_at)
+        images += phase.protocol.n * sampler.steps * measurements / 3
+    return step * images / phase.train.batch
+
+
+def _together(parts: Sequence[Sequence[Result]]) -> list[Result]:
+    """Results of several files; of one row and seed in two of them, the numbers of both."""
+    merged: dict[tuple[str, int], Result] = {}
+    for result in (result for part in parts for result in part):
+        key = (result.label, result.seed)
+        before = merged.get(key)
+        merged[key] = (
+            result
+            if before is None
+            else before.replace(instruments={**before.instruments, **result.instruments})
+        )
+    return list(merged.values())
+
+
+def _write(
+    book: claims.Ledger,
+    chosen: Sequence[Claim],
+    results: Sequence[Result],
+    out: Path,
+    command: str,
+    sources: Sequence[str],
+    left: Sequence[Claim] = (),
+) -> Path:
+    decided = claims.decide(chosen, results, book.blocks)
+    page = claims_page.build(decided, results, book.title, command, sources, left)
+    return claims_page.write(
+        page, decided, results if not sources else (), {"title": book.title, "command": command}, out
+    )
