@@ -112,7 +112,7 @@ def claims(
         for price in prices:
             print(f"{price.claim.id:12s} {price.seconds / 60:7.1f} min  {price.claim.statement}")
         total = sum(price.seconds for price in prices) / 60
-        print(f"{'together':12s} {total:7.1f} min of one core; shared phases count once, finished ones nothing")
+        print(f"{'together':12s} {total:7.1f} min of one core; shared phases once, finished ones nothing")
     elif files:
         print(f"written: {claims_study.from_files(ledger, files, only, out, command)}")
     else:

@@ -424,8 +424,8 @@ class Protocol(Section):
     batch: int = Field(100, ge=1,
                        description="compute only; does not enter the hash because it cannot change a result")
     seed: int = 0
-    noise: Literal["protocol", "run"] = Field("protocol", description="whose seed the samples' noise follows: "
-                                              "every run's samples start from the same noise, or from their own")
+    noise: Literal["protocol", "run"] = Field(
+        "protocol", description="whose seed the samples' noise follows: the protocol's, or each run's own")
     version: int = Field(1, description="of the metric code; raised whenever a metric changes")
 
 

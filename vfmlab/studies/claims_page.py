@@ -81,7 +81,8 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
             name=finding.verdict,
             marker={"size": 10, "color": colour},
             error_x={"type": "data", "array": [one.half_width() / scale], "color": colour, "thickness": 2},
-            hovertemplate=f"{number(finding.contrast.metric, one.estimate)}, %{{fullData.name}}<extra></extra>",
+            text=number(finding.contrast.metric, one.estimate),
+            hovertemplate="%{text}, %{fullData.name}<extra></extra>",
         )
     figure.update_yaxes(automargin=True)
     title = "contrast in units of the difference that counts as none (grey); the claim says: to the right"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,16 +78,15 @@ def listed(
     book = claims.ledger(name)
     chosen = book.chosen(only)
     study = {domain: book.study(domain, chosen, seeds, overrides or {})}
-    seconds = functools.cache(lambda key: _seconds(*key))
+    timed: dict[str, float] = {}
 
     def price(row: Row) -> dict[str, float]:
-        first = {
-            phase.stage: phase for phase in next(r for r in study[domain] if r.label == row.label).phases
-        }
-        return {
-            phase.id: 0.0 if runs.finished(phase, Path(root)) else seconds((first[phase.stage],))
-            for phase in row.phases
-        }
+        first = next(r for r in study[domain] if r.label == row.label)  # its seeds cost the same
+        costs = {}
+        for phase, like in zip(row.phases, first.phases, strict=True):
+            done = runs.finished(phase, Path(root))
+            costs[phase.id] = 0.0 if done else timed.get(like.id) or timed.setdefault(like.id, _seconds(like))
+        return costs
 
     return claims.prices(study, chosen, Path(root), price)
 
