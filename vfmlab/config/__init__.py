@@ -18,6 +18,7 @@ from vfmlab.config.schema import (
     LossConfig,
     Losses,
     NetworkConfig,
+    PathConfig,
     Pretrain,
     Protocol,
     QuantizerConfig,
@@ -31,7 +32,7 @@ from vfmlab.config.schema import (
 
 __all__ = [
     "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
+    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "PathConfig", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
     "Section", "Stage", "TimeSampling", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
     "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

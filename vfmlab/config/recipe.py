@@ -108,6 +108,8 @@ class Recipe(Section):
                 f"data.size {size} is not divisible by tokenizer.factor {self.tokenizer.factor}; "
                 f"use {size - over} or {size - over + self.tokenizer.factor}"
             )
+        if self.tokenizer is not None and self.diffusion is not None:
+            self._on_one_path(self.tokenizer, self.diffusion)
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1 or name in ("tokenizer", "imported", "diffusion"):
@@ -120,6 +122,21 @@ class Recipe(Section):
         for i in range(len(self.stages)):
             self.settings(i)  # so that a stage that does not fit is refused before the first one is trained
         return self
+
+    @staticmethod
+    def _on_one_path(tokenizer: TokenizerConfig, diffusion: Diffusion) -> None:
+        kind = "linear" if diffusion.path is None else diffusion.path.kind
+        if tokenizer.radius is not None and kind == "linear":
+            raise ValueError(
+                f"tokenizer.radius {tokenizer.radius:g} puts latents on a sphere, which the linear path leaves; "
+                "set diffusion.path=sphere, or tokenizer.radius=null"
+            )
+        if tokenizer.radius is None and kind == "sphere":
+            raise ValueError(
+                "diffusion.path 'sphere' needs latents on a sphere, but tokenizer.radius is null; set "
+                f"tokenizer.radius, for example to {tokenizer.channels**0.5:.4g} = sqrt(channels), or "
+                "diffusion.path=null"
+            )
 
     def settings(self, stage: int | None) -> Settings:
         """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from vfmlab.errors import ConfigError
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, QUANTIZERS, Registry
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, Registry
 
 
 class Section(BaseModel):
@@ -146,6 +146,17 @@ class TokenizerConfig(Section):
     method: str
     channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
     factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
+    radius: float | None = Field(None, gt=0, description="normalised latents lie on a sphere: each token has "
+        "this length; null: zero mean and unit variance")
+    decode_length: float | None = Field(None, gt=0, description="length of the raw tokens that are decoded, "
+        "where radius is set; null: the mean over training images")
+
+    @model_validator(mode="after")
+    def _length(self) -> TokenizerConfig:
+        if self.decode_length is not None and self.radius is None:
+            raise ValueError(f"decode_length {self.decode_length:g}: only latents on a sphere have one; set "
+                             "radius too, or leave it null")
+        return self
 
     @field_validator("channels")
     @classmethod
@@ -263,6 +274,12 @@ class TimeSampling(Section):
     shift: float = Field(1.0, gt=0, description="t -> s t / (1 + (s - 1) t); > 1 spends more time near noise")
 
 
+class PathConfig(Section):
+    """How data and noise are joined. Each registered path extends this; the radius is the tokenizer's."""
+
+    kind: str
+
+
 class NetworkConfig(Section):
     """The network that predicts the velocity. Each registered network extends this."""
 
@@ -338,6 +355,8 @@ class Diffusion(Section):
     network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
     train: Train | None = None
     imported: Imported | None = Field(None, description="released weights in place of `train`")
+    path: Annotated[SerializeAsAny[PathConfig], by_name(PATHS, "kind")] | None = Field(
+        None, description="null: linear; 'sphere' for tokenizers with a radius")
     time: TimeSampling = TimeSampling()
     cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
     sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: "
@@ -354,6 +373,15 @@ class Diffusion(Section):
     def _one_origin(self) -> Diffusion:
         if (self.train is None) == (self.imported is None):
             raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _straight(self) -> Diffusion:
+        if self.path is not None and self.path.kind != "linear":
+            for field in ("class_token", "tune"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f"{field}: works on the straight path only, not on '{self.path.kind}'; set "
+                                     f"{field} or path to null")
         return self
 
     @model_validator(mode="after")

@@ -53,7 +53,8 @@ class Flow:
         """
         noise, t, drop = rng.randn(*z.shape[1:]), path.draw_times(self.config.time, rng), rng.rand()
         labels = torch.where(drop < self.config.class_dropout, network.num_classes, labels)
-        point = path.interpolate(z, noise, t)
+        along = path.of(network)
+        point = along.interpolate(z, noise, t)
         more: dict[str, Any] = {}
         if self.config.class_token is not None:
             beside = path.interpolate(scaled, rng.randn(scaled.shape[1]), t)
@@ -64,7 +65,7 @@ class Flow:
         out, kept = out if projection is not None else (out, {})
         joint = self.config.class_token is not None
         return Terms(
-            path.velocity_loss(out.v if joint else out, point.v, self.config.cosine_loss),
+            along.loss(out.v if joint else out, point, self.config.cosine_loss),
             path.velocity_loss(out.v_class, beside.v) if joint else None,
             None if projection is None else projection(kept[projection.config.block], target, token),
             t,

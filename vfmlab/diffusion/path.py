@@ -1,7 +1,9 @@
 """The one convention of time and velocity: t = 0 is data, t = 1 is noise, v = dx/dt = noise - data.
 
-This is the only file that knows it. The path is linear (rectified flow, arXiv 2209.03003; SiT, arXiv
-2401.08740):
+This is the only file that knows it. A path leads from one to the other: :func:`make` gives the one of a name.
+Every path has `interpolate`, `loss`, `step`, `prior`, `clean`, `noise`, `velocity_from_clean`, `tangent` and
+`transport`, and names its `solvers`. Here stands the straight one, "linear" (rectified flow, arXiv 2209.03003;
+SiT, arXiv 2401.08740), whose formulas are functions too; `vfmlab.diffusion.sphere` is the other:
 
     x_t = (1 - t) z + t n,   z: clean normalised latents, n: standard normal noise,   v = n - z.
 
@@ -13,12 +15,17 @@ B or a number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfmlab import config
 from vfmlab.config import TimeSampling
+from vfmlab.errors import ConfigError, nearest
+from vfmlab.registry import PATHS
 from vfmlab.seeding import StepRandom
 
 DATA, NOISE = 0.0, 1.0
@@ -27,14 +34,15 @@ DATA, NOISE = 0.0, 1.0
 @dataclass(frozen=True)
 class PathSample:
     """A point of the path: x at time t (B C h w, B) and the velocity v (B C h w) a network should predict
-    there."""
+    there. angle: between data and noise, B 1 h w, on a sphere."""
 
     x: Tensor
     v: Tensor
     t: Tensor
+    angle: Tensor | None = None
 
 
-def _over(t: Tensor | float, x: Tensor) -> Tensor | float:
+def over(t: Tensor | float, x: Tensor) -> Tensor | float:
     """Times shaped so that they multiply latents; numbers pass."""
     return t.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(t, Tensor) and t.ndim else t
 
@@ -43,7 +51,7 @@ def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
     """The point at time t between clean latents z and noise, with its velocity."""
     if not isinstance(t, Tensor):
         t = torch.full((z.shape[0],), t, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
-    return PathSample(torch.lerp(z, noise, _over(t, z)), noise - z, t)
+    return PathSample(torch.lerp(z, noise, over(t, z)), noise - z, t)
 
 
 def reverse(t: Tensor | float) -> Tensor | float:
@@ -57,28 +65,28 @@ def reverse(t: Tensor | float) -> Tensor | float:
 
 def clean(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     """Estimate of the clean latent: x - t v."""
-    return x - _over(t, x) * v
+    return x - over(t, x) * v
 
 
 def noise(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     """Estimate of the noise: x + (1 - t) v."""
-    return x + (1 - _over(t, x)) * v
+    return x + (1 - over(t, x)) * v
 
 
 def score(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     """Gradient of log p_t(x): -(x + (1 - t) v) / t. Not defined at t = 0."""
-    return -noise(x, v, t) / _over(t, x)
+    return -noise(x, v, t) / over(t, x)
 
 
 def velocity_from_score(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
     """-(x + t s) / (1 - t). Not defined at t = 1, where the score says nothing about the data."""
-    t = _over(t, x)
+    t = over(t, x)
     return -(x + t * s) / (1 - t)
 
 
 def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
     """(x - z) / t. Not defined at t = 0."""
-    return (x - z) / _over(t, x)
+    return (x - z) / over(t, x)
 
 
 # -- training ----------------------------------------------------------------------------------------------
@@ -120,6 +128,82 @@ def velocity_loss(prediction: Tensor, target: Tensor, cosine: float = 0.0) -> Te
     if cosine:
         loss = loss + cosine * (1 - F.cosine_similarity(prediction, target, dim=1)).flatten(1).mean(1)
     return loss
+
+
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+@PATHS.register("linear")
+class Linear:
+    """The straight path on normalised latents; its formulas are the functions of this file."""
+
+    class Config(config.PathConfig):
+        kind: Literal["linear"] = "linear"
+
+    solvers = ("euler", "heun", "sde", "dopri5")
+    interpolate, clean, noise = staticmethod(interpolate), staticmethod(clean), staticmethod(noise)
+    velocity_from_clean = staticmethod(velocity_from_clean)
+
+    def __init__(self, config: Linear.Config, radius: float | None = None):
+        if radius is not None:
+            raise ConfigError(f"path 'linear' has no radius (given: {radius:g}); latents on a sphere need the path "
+                              "'sphere': diffusion.path=sphere")
+        self.config, self.radius = config, None
+
+    def loss(self, prediction: Tensor, point: PathSample, cosine: float = 0.0) -> Tensor:
+        """Per sample [B]; see :func:`velocity_loss`."""
+        return velocity_loss(prediction, point.v, cosine)
+
+    def step(self, x: Tensor, v: Tensor, dt: Tensor | float) -> Tensor:
+        """x + dt v; dt < 0 towards data."""
+        return x + over(dt, x) * v
+
+    def tangent(self, x: Tensor, v: Tensor) -> Tensor:
+        """v itself: every direction lies in the space."""
+        return v
+
+    def transport(self, v: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """v itself."""
+        return v
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """Where sampling starts: the noise."""
+        return noise
+
+
+Path = Any  # Linear, Sphere, or another entry of PATHS
+LINE = Linear(Linear.Config())
+
+
+def make(kind: str | config.PathConfig = "linear", radius: float | None = None, **options: Any) -> Path:
+    """The path called `kind` ("linear", "sphere"), or the one of a config section.
+
+    radius: length of the tokens, for paths on a sphere. options: fields of the path's `Config`.
+
+    Raises:
+        ConfigError: an unknown path or option, a radius that is missing or that the path does not have.
+    """
+    if isinstance(kind, str):
+        section = PATHS.get(kind).Config
+        unknown = next((name for name in options if name not in section.model_fields), None)
+        if unknown is not None:
+            raise ConfigError(f"path '{kind}' has no option '{unknown}'{nearest(unknown, section.model_fields)}")
+        try:
+            kind = section(kind=kind, **options)
+        except ValidationError as error:
+            raise ConfigError(f"path '{kind}': {config.explain(error, options)}") from None
+    return PATHS.get(kind.kind)(kind, radius)
+
+
+def of_run(diffusion: config.Diffusion, tokenizer: config.TokenizerConfig) -> Path:
+    """The path of a run: its diffusion section's kind on the radius of its tokenizer's latents."""
+    return make(diffusion.path or "linear", tokenizer.radius)
+
+
+def of(network: Any) -> Path:
+    """The path that a network was made for: its attribute `path`; the straight one where it has none."""
+    found = getattr(network, "path", None)
+    return LINE if found is None else found
 
 
 # -- sampling ----------------------------------------------------------------------------------------------

@@ -44,26 +44,30 @@ class Step:
     token: Tensor | None = None
 
 
-def euler(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+def euler(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None,
+          along: path.Path = path.LINE) -> Iterator[Reached]:
     """First order, one evaluation per step."""
     for t, s in pairwise(grid):
         v = field(x, t)
-        estimate = path.clean(x, v, t)
-        x = x + (s - t) * v
+        estimate = along.clean(x, v, t)
+        x = along.step(x, v, s - t)
         yield s, x, estimate
 
 
-def heun(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+def heun(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None,
+         along: path.Path = path.LINE) -> Iterator[Reached]:
     """Second order: mean of the slopes at both ends of the step, two evaluations."""
     for t, s in pairwise(grid):
         first = field(x, t)
-        v = (first + field(x + (s - t) * first, s)) / 2
-        estimate = path.clean(x, v, t)
-        x = x + (s - t) * v
+        there = along.step(x, first, s - t)
+        v = (first + along.transport(field(there, s), there, x)) / 2
+        estimate = along.clean(x, v, t)
+        x = along.step(x, v, s - t)
         yield s, x, estimate
 
 
-def sde(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None) -> Iterator[Reached]:
+def sde(field: Field, x: Tensor, grid: list[float], random: SampleRandom | None,
+        along: path.Path = path.LINE) -> Iterator[Reached]:
     """Euler-Maruyama on SiT's SDE with g^2 = 2 t (see `path.diffusion`); the last step is taken without
     noise."""
     if random is None:
@@ -129,7 +133,8 @@ def trajectory(
     """Integrate from noise to data, step by step.
 
     Args:
-        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`. Networks with
+        network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`; its attribute
+            `path` says how steps are taken (none: straight). Networks with
         a class token
             (`network.config.token`) are called with `token=` too, and the token is integrated beside the
             latents.
@@ -155,19 +160,22 @@ def trajectory(
         streams = 0 if random is None else len(random)
         raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per "
                           "label")
-    state = State(latent_shape, token_width(network))
+    state, along = State(latent_shape, token_width(network)), path.of(network)
+    if sampler.solver not in along.solvers:
+        raise ConfigError(f"sampler.solver '{sampler.solver}' has no form on the path '{along.config.kind}'; "
+                          f"choose from: {', '.join(along.solvers)}")
     if sampler.reuse is not None:
         if sampler.solver == "dopri5":
             raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use "
                               "euler, heun or sde, or reuse=null")
         network = Reused(network, sampler.reuse)
-    x = state.noise(random, noise).to(labels.device, torch.float32)
+    x = along.prior(state.noise(random, noise).to(labels.device, torch.float32))
     field = Guided(state.velocity(network), labels, guidance, null, state.scales(guidance))
     if sampler.solver == "dopri5":
         total, steps = len(labels), dopri5(field, x)
     else:
         grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
-        total, steps = sampler.steps, SOLVERS[sampler.solver](field, x, grid, random)
+        total, steps = sampler.steps, SOLVERS[sampler.solver](field, x, grid, random, along)
     for number, (t, x, estimate) in enumerate(steps, 1):
         yield Step(number, total, t, state.latents(x), state.latents(estimate), state.token(x))
 

@@ -301,7 +301,7 @@ def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor,
     A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks'
     `features_at`.
     """
-    point = flow.interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
+    point = flow.of(network).interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
     null = torch.full((len(z),), network.num_classes, dtype=torch.long, device=z.device)
     tokens = network(point.x, point.t, null, features_at=blocks)[1]
     h, w = network.grid

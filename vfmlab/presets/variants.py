@@ -162,6 +162,18 @@ def _discrete(run: Recipe) -> Changes:
     return {f"tokenizer.{name}": value for name, value in tokenizer.items()} | losses
 
 
+def _on_a_sphere(run: Recipe) -> Changes:
+    """Latents on the sphere of the mean length of a normal vector and the spherical path (HAE's), in fp32; solver
+    and cosine term as that path allows."""
+    from vfmlab.nn.sphere import mean_length
+
+    solver = run.protocol.sampler.solver
+    return {
+        "tokenizer.radius": mean_length(run.tokenizer.channels), "diffusion.path": "sphere", "diffusion.cosine_loss": 0.0,
+        "diffusion.train.precision": "fp32", "protocol.sampler.solver": solver if solver == "heun" else "euler",
+    }  # fmt: skip
+
+
 VARIANTS: dict[str, Variant] = {
     name: Variant(about, changes, needs="decoder") for name, about, changes in (
         ("plain_decoder", "3x3 residual blocks, nearest up-sampling, z' read once, last VFM layer only", _SINGLE),
@@ -187,6 +199,7 @@ VARIANTS: dict[str, Variant] = {
     "random": Variant("control: a VFM of random weights, as encoder and as target", {"vfm.weights": "random"}, named=True),
     "no_vf": Variant("control: without the VF loss", {"losses.vf.weight": 0.0}, named=True),
     "last_layer": Variant("control: the VFM's last layer only", _LAST, named=True),
+    "sphere": Variant("latents on a sphere, joined with noise along great circles", _on_a_sphere),
     "discrete": Variant("a quantised latent in place of the Gaussian", _discrete, named=True),
     "repa": Variant("REPA: an early block is aligned with a VFM's patch tokens", _aligned(True), True, "diffusion"),
     "irepa": Variant("REPA with a convolution and spatially normalised targets", _aligned(True, projector="conv", spatial_norm=1.0), True, "diffusion"),

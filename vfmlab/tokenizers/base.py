@@ -1,10 +1,11 @@
 """What every visual tokenizer is: images -> Posterior -> normalised latent z -> images.
 
 There are two latents and only this file knows both. *Raw* latents are what the networks make and take
-(`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel over the
-training images (`encode`, `decode`); everything outside tokenizers and their training sees only those, and
-calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are then
-rows of its codebook.
+(`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel (or per channel
+and place) over the training images, or, where `tokenizer.radius` is set, lie on a sphere: every token has that
+length. `encode` and `decode` give and take those; everything outside tokenizers and their training sees only
+them, and calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are
+then rows of its codebook.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from vfmlab.config import TokenizerConfig
 from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import Quantised, Quantizer
+from vfmlab.nn.sphere import lengths, onto
 from vfmlab.seeding import StepRandom
+
+NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def over(statistic: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Statistics:
     """Mean and std of raw latents (posterior mode), over `count` images with `fingerprint`.
+
+    On a sphere of radius R: mean 0, and std the mean length of a token over R, the same for every channel.
 
     Per channel [C], as measured here; releases such as RAE's have one for every place, [C h w].
     """
@@ -215,6 +221,13 @@ class Tokenizer(nn.Module):
             )
         return Statistics(self.stat_mean, self.stat_std, int(self.stat_count), self.fingerprint)
 
+    @property
+    def normalisation(self) -> str:
+        """How raw latents become normalised ones: "channels", "places", or "sphere(R)"."""
+        if self.config.radius is not None:
+            return f"sphere({self.config.radius:g})"
+        return "channels" if self.stat_mean.ndim == 1 else "places"
+
     def set_statistics(self, statistics: Statistics) -> None:
         mean, std = statistics.mean.float(), statistics.std.float()
         if mean.shape not in ((self.config.channels,), self.map_shape) or std.shape != mean.shape:
@@ -243,9 +256,12 @@ class Tokenizer(nn.Module):
         return super().load_state_dict(state_dict, *args, **options)
 
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        """Images in [-1, 1] (B 3 H W) -> posterior of the normalised latent (B C h w)."""
+        """Images in [-1, 1] (B 3 H W) -> posterior of the normalised latent (B C h w); on a sphere its mode
+        alone."""
         statistics = self.statistics
         raw = self.posterior(images, features)
+        if self.config.radius is not None:
+            return Posterior(self.normalise(raw.mean.float()))
         raw = Posterior(raw.mean.float(), None if raw.logvar is None else raw.logvar.float())
         return raw.normalised(statistics.mean, statistics.std)
 
@@ -255,6 +271,8 @@ class Tokenizer(nn.Module):
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents (B C h w) -> normalised ones, with gradients."""
+        if self.config.radius is not None:
+            return onto(raw, self.config.radius)
         # copies: running statistics move before backward
         mean, std = self.stat_mean.clone(), self.stat_std.clone()
         return (raw - over(mean)) / over(std)
@@ -262,6 +280,8 @@ class Tokenizer(nn.Module):
     def denormalise(self, z: Tensor) -> Tensor:
         """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics."""
         statistics = self.statistics
+        if self.config.decode_length is not None:
+            return onto(z.float(), self.config.decode_length)
         return z.float() * over(statistics.std) + over(statistics.mean)
 
     # -- codes, of quantised tokenizers: those with a `quantizer` ------------------------------------------
@@ -338,10 +358,12 @@ class Tokenizer(nn.Module):
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
     """Per-channel mean and std of the posterior mode over `batches` of images in [-1, 1], in float64, one
-    pass.
+    pass. On a sphere: the mean length of their tokens.
 
     Several processes: call it on the main one with all images; the pass is cheap beside training.
     """
+    if tokenizer.config.radius is not None:
+        return _measure_lengths(tokenizer, batches, fingerprint)
     count, images = 0, 0
     mean = torch.zeros(tokenizer.config.channels, dtype=torch.float64)
     m2 = torch.zeros_like(mean)
@@ -355,8 +377,20 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
         mean += delta * (n / (count + n))
         count, images = count + n, images + batch.shape[0]
     if images == 0:
-        raise CheckpointError("no images to measure latent statistics on; check data.source and data.train")
+        raise CheckpointError(NO_IMAGES)
     std = (m2 / count).sqrt().float()
     if tokenizer.quantised:  # a codebook of which one entry is used decodes still
         std[std == 0] = 1.0
     return Statistics(mean.float(), std, images, fingerprint)
+
+
+def _measure_lengths(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
+    total, count, images, radius = 0.0, 0, 0, tokenizer.config.radius
+    for batch in batches:
+        z = tokenizer.posterior(batch).mode().double()
+        onto(z, radius)  # refuses tokens without a direction
+        total, count, images = total + float(lengths(z).sum()), count + z[:, 0].numel(), images + len(batch)
+    if images == 0:
+        raise CheckpointError(NO_IMAGES)
+    ones = torch.ones(tokenizer.config.channels)
+    return Statistics(0 * ones, ones * (total / count / radius), images, fingerprint)

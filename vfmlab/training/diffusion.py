@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
-from vfmlab.diffusion import latents, sampling, targets
+from vfmlab.diffusion import latents, path, sampling, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
@@ -66,6 +66,7 @@ class DiffusionTask(Task):
             network, self.targets, projection = build(
                 run.diffusion, run.data.size, run.seed, tokenizer.latent_shape, self.num_classes
             )
+            network.path = path.of_run(run.diffusion, run.tokenizer)
             self.weights, self.objective = network, None
             if run.diffusion.tune is not None:
                 self._tune(network, projection, tokenizer_dir)

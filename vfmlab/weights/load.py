@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vfmlab import config, runs, vfm
+from vfmlab.diffusion.path import of_run as path_of_run
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
@@ -128,6 +129,7 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     names = json.loads(io.metadata(path).get("class_names", "[]"))
     network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
                                                        len(names))
+    network.path = path_of_run(run.diffusion, run.tokenizer)
     io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))

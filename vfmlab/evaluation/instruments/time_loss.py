@@ -28,15 +28,15 @@ def time_losses(network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int
         z: N C h w clean normalised latents. labels: long N. ids: one per row, which decide its noise.
     """
     times, losses = [(i + 0.5) / bins for i in range(bins)], []
-    device = next(network.parameters()).device
+    device, along = next(network.parameters()).device, flow.of(network)
     with evaluating(network):
         for t in times:
             wrong = power = 0.0
             for k, part in enumerate(z.split(PART)):
                 part, rows = part.to(device), slice(k * PART, k * PART + len(part))
                 noise = noise_of(part, ids[rows], seed)
-                point = flow.interpolate(part, noise, torch.full((len(part),), t, device=device))
-                v = network(point.x, point.t, labels[rows].to(device))
+                point = along.interpolate(part, noise, torch.full((len(part),), t, device=device))
+                v = along.tangent(point.x, network(point.x, point.t, labels[rows].to(device)))
                 wrong += float((v - point.v).double().square().sum())
                 power += float(point.v.double().square().sum())
             losses.append(wrong / power)

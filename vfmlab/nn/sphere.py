@@ -1,0 +1,40 @@
+"""Tokens on a sphere: every place's channels as one vector of a given length. Used by tokenizers and by the
+spherical path."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vfmlab.errors import DataError
+
+
+def mean_length(channels: int) -> float:
+    """Mean length of a standard normal vector, sqrt(2) Gamma((C + 1) / 2) / Gamma(C / 2): 31.99 at 1024."""
+    return math.sqrt(2) * math.exp(math.lgamma((channels + 1) / 2) - math.lgamma(channels / 2))
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Length of every token of B C h w (or B C) over channels, in its place: B 1 h w."""
+    return x.norm(dim=1, keepdim=True)
+
+
+def onto(x: Tensor, radius: float) -> Tensor:
+    """Tokens B C h w scaled to length `radius`, at least in fp32; :class:`DataError` for one of length zero."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = lengths(x)
+    zero = (length == 0).flatten(1)
+    if bool(zero.any()):
+        row, place = (int(k) for k in zero.nonzero()[0])
+        raise DataError(f"{int(zero.sum())} tokens have length zero, the first in row {row} at place {place}: "
+                        "they have no direction, so no place on a sphere; look at the encoder, or use "
+                        "tokenizer.radius=null with diffusion.path=null")
+    return x * (radius / length)
+
+
+def rms_over_channels(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) per token over the channels of B C h w, no weights, in fp32: tokens of length sqrt(C)."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
