@@ -128,7 +128,8 @@ class Recipe(Section):
         kind = "linear" if diffusion.path is None else diffusion.path.kind
         if tokenizer.radius is not None and kind == "linear":
             raise ValueError(
-                f"tokenizer.radius {tokenizer.radius:g} puts latents on a sphere, which the linear path leaves; "
+                f"tokenizer.radius {tokenizer.radius:g} puts latents on a sphere, which the linear path "
+                f"leaves; "
                 "set diffusion.path=sphere, or tokenizer.radius=null"
             )
         if tokenizer.radius is None and kind == "sphere":

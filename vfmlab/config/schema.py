@@ -380,8 +380,8 @@ class Diffusion(Section):
         if self.path is not None and self.path.kind != "linear":
             for field in ("class_token", "tune"):
                 if getattr(self, field) is not None:
-                    raise ValueError(f"{field}: works on the straight path only, not on '{self.path.kind}'; set "
-                                     f"{field} or path to null")
+                    raise ValueError(f"{field}: works on the straight path only, not on '{self.path.kind}'; "
+                                     f"set {field} or path to null")
         return self
 
     @model_validator(mode="after")

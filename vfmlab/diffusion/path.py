@@ -2,8 +2,8 @@
 
 This is the only file that knows it. A path leads from one to the other: :func:`make` gives the one of a name.
 Every path has `interpolate`, `loss`, `step`, `prior`, `clean`, `noise`, `velocity_from_clean`, `tangent` and
-`transport`, and names its `solvers`. Here stands the straight one, "linear" (rectified flow, arXiv 2209.03003;
-SiT, arXiv 2401.08740), whose formulas are functions too; `vfmlab.diffusion.sphere` is the other:
+`transport`, and names its `solvers`. Here stands the straight one, "linear" (rectified flow, arXiv
+2209.03003; SiT, arXiv 2401.08740), whose formulas are functions too; `vfmlab.diffusion.sphere` is the other:
 
     x_t = (1 - t) z + t n,   z: clean normalised latents, n: standard normal noise,   v = n - z.
 
@@ -146,7 +146,8 @@ class Linear:
 
     def __init__(self, config: Linear.Config, radius: float | None = None):
         if radius is not None:
-            raise ConfigError(f"path 'linear' has no radius (given: {radius:g}); latents on a sphere need the path "
+            raise ConfigError(f"path 'linear' has no radius (given: {radius:g}); latents on a sphere need "
+                              f"the path "
                               "'sphere': diffusion.path=sphere")
         self.config, self.radius = config, None
 
@@ -187,7 +188,8 @@ def make(kind: str | config.PathConfig = "linear", radius: float | None = None, 
         section = PATHS.get(kind).Config
         unknown = next((name for name in options if name not in section.model_fields), None)
         if unknown is not None:
-            raise ConfigError(f"path '{kind}' has no option '{unknown}'{nearest(unknown, section.model_fields)}")
+            hint = nearest(unknown, section.model_fields)
+            raise ConfigError(f"path '{kind}' has no option '{unknown}'{hint}")
         try:
             kind = section(kind=kind, **options)
         except ValidationError as error:

@@ -1,7 +1,7 @@
 """The spherical path: every token moves on a great circle from data (t = 0) to noise (t = 1).
 
-Riemannian flow matching on spheres, as in HAE (arXiv 2601.22904v2; DINO-SAE) and RJF (2602.10099). With d data
-and n noise, both of length R, and the angle W between them:
+Riemannian flow matching on spheres, as in HAE (arXiv 2601.22904v2; DINO-SAE) and RJF (2602.10099). With d
+data and n noise, both of length R, and the angle W between them:
 
     x_t = [sin((1 - t) W) d + sin(t W) n] / sin W,   v = W / sin W [cos(t W) n - cos((1 - t) W) d]
 
@@ -42,7 +42,7 @@ class Sphere:
         config: see `Config`. radius: R, the length of the tokenizer's normalised tokens.
 
     Raises:
-        ConfigError: no radius, or none above zero. Its methods raise :class:`DataError` for tokens of length zero.
+        ConfigError: no radius, or none above zero. Its methods raise :class:`DataError` for tokens of no length.
     """
 
     class Config(config.PathConfig):
@@ -56,8 +56,8 @@ class Sphere:
 
     def __init__(self, config: Sphere.Config, radius: float | None = None):
         if radius is None or not math.isfinite(radius) or radius <= 0:
-            raise ConfigError(f"path 'sphere': radius {radius} is no length above 0; give radius=R, for example "
-                              f"{mean_length(768):.2f}, the mean length of a normal vector of 768 channels "
+            raise ConfigError(f"path 'sphere': radius {radius} is no length above 0; give radius=R, for "
+                              f"example {mean_length(768):.2f}, the mean length of a normal vector of 768 channels "
                               "(of a run: tokenizer.radius)")
         self.config, self.radius = config, float(radius)
 
@@ -68,7 +68,7 @@ class Sphere:
         return (2 * torch.atan2(lengths(a - b), lengths(a + b))).clamp(max=LARGEST)
 
     def interpolate(self, z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
-        """The point at time t between clean latents z and noise (B C h w), with its velocity and the angles."""
+        """The point at time t between clean latents z and noise (B C h w), its velocity and the angles."""
         z, noise = onto(z, self.radius), onto(noise.to(z.device), self.radius)
         if not isinstance(t, Tensor):
             t = torch.full((z.shape[0],), t, device=z.device, dtype=z.dtype)
@@ -116,7 +116,7 @@ class Sphere:
         return v - share * (start + end)
 
     def prior(self, noise: Tensor) -> Tensor:
-        """Where sampling starts: normal noise (B C h w) brought to length R, which is uniform on the sphere."""
+        """Where sampling starts: normal noise (B C h w) brought to length R: uniform on the sphere."""
         return onto(noise, self.radius)
 
     # -- what a velocity says about the two ends --------------------------------------------------------

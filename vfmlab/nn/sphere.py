@@ -22,14 +22,14 @@ def lengths(x: Tensor) -> Tensor:
 
 
 def onto(x: Tensor, radius: float) -> Tensor:
-    """Tokens B C h w scaled to length `radius`, at least in fp32; :class:`DataError` for one of length zero."""
+    """Tokens B C h w scaled to length `radius`, at least in fp32; :class:`DataError` for one of no length."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     length = lengths(x)
     zero = (length == 0).flatten(1)
     if bool(zero.any()):
         row, place = (int(k) for k in zero.nonzero()[0])
-        raise DataError(f"{int(zero.sum())} tokens have length zero, the first in row {row} at place {place}: "
-                        "they have no direction, so no place on a sphere; look at the encoder, or use "
+        raise DataError(f"{int(zero.sum())} tokens have length zero, the first in row {row} at place "
+                        f"{place}: they have no direction, so no place on a sphere; look at the encoder, or use "
                         "tokenizer.radius=null with diffusion.path=null")
     return x * (radius / length)
 

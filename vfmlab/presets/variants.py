@@ -163,14 +163,15 @@ def _discrete(run: Recipe) -> Changes:
 
 
 def _on_a_sphere(run: Recipe) -> Changes:
-    """Latents on the sphere of the mean length of a normal vector and the spherical path (HAE's), in fp32; solver
-    and cosine term as that path allows."""
+    """Latents on the sphere of the mean length of a normal vector and the spherical path (HAE's), in fp32;
+    solver and cosine term as that path allows."""
     from vfmlab.nn.sphere import mean_length
 
     solver = run.protocol.sampler.solver
     return {
-        "tokenizer.radius": mean_length(run.tokenizer.channels), "diffusion.path": "sphere", "diffusion.cosine_loss": 0.0,
-        "diffusion.train.precision": "fp32", "protocol.sampler.solver": solver if solver == "heun" else "euler",
+        "tokenizer.radius": mean_length(run.tokenizer.channels), "diffusion.path": "sphere",
+        "diffusion.cosine_loss": 0.0, "diffusion.train.precision": "fp32",
+        "protocol.sampler.solver": solver if solver == "heun" else "euler",
     }  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
 There are two latents and only this file knows both. *Raw* latents are what the networks make and take
 (`posterior`, `decode_raw`). *Normalised* latents have zero mean and unit variance per channel (or per channel
-and place) over the training images, or, where `tokenizer.radius` is set, lie on a sphere: every token has that
-length. `encode` and `decode` give and take those; everything outside tokenizers and their training sees only
-them, and calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw latents are
-then rows of its codebook.
+and place) over the training images, or, where `tokenizer.radius` is set, lie on a sphere: every token has
+that length. `encode` and `decode` give and take those; everything outside tokenizers and their training sees
+only them, and calls them z. A *quantised* tokenizer has codes beside them (`codes`, `decode_codes`): raw
+latents are then rows of its codebook.
 """
 
 from __future__ import annotations
