@@ -42,7 +42,7 @@ class Sphere:
         config: see `Config`. radius: R, the length of the tokenizer's normalised tokens.
 
     Raises:
-        ConfigError: no radius, or none above zero. Its methods raise :class:`DataError` for tokens of no length.
+        ConfigError: no radius, or none above zero. Its methods: :class:`DataError` for tokens of no length.
     """
 
     class Config(config.PathConfig):
@@ -57,7 +57,8 @@ class Sphere:
     def __init__(self, config: Sphere.Config, radius: float | None = None):
         if radius is None or not math.isfinite(radius) or radius <= 0:
             raise ConfigError(f"path 'sphere': radius {radius} is no length above 0; give radius=R, for "
-                              f"example {mean_length(768):.2f}, the mean length of a normal vector of 768 channels "
+                              f"example {mean_length(768):.2f}, the mean length of a normal vector of 768 "
+                              "channels "
                               "(of a run: tokenizer.radius)")
         self.config, self.radius = config, float(radius)
 

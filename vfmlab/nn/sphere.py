@@ -29,7 +29,7 @@ def onto(x: Tensor, radius: float) -> Tensor:
     if bool(zero.any()):
         row, place = (int(k) for k in zero.nonzero()[0])
         raise DataError(f"{int(zero.sum())} tokens have length zero, the first in row {row} at place "
-                        f"{place}: they have no direction, so no place on a sphere; look at the encoder, or use "
+                        f"{place}: they have no direction; look at the encoder, or use "
                         "tokenizer.radius=null with diffusion.path=null")
     return x * (radius / length)
 
