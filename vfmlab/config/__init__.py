@@ -2,6 +2,7 @@
 phases."""
 
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
+from vfmlab.config.protocol import Guidance, Protocol, Sampler
 from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of
 from vfmlab.config.schema import (
     VFM,
@@ -13,16 +14,13 @@ from vfmlab.config.schema import (
     DecoderConfig,
     Diffusion,
     Equivariance,
-    Guidance,
     Imported,
     LossConfig,
     Losses,
     NetworkConfig,
     PathConfig,
     Pretrain,
-    Protocol,
     QuantizerConfig,
-    Sampler,
     Section,
     TimeSampling,
     TokenizerConfig,

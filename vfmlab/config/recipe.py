@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from vfmlab.config.protocol import Protocol
 from vfmlab.config.schema import (
     VFM,
     Data,
@@ -29,7 +30,6 @@ from vfmlab.config.schema import (
     Imported,
     Losses,
     Pretrain,
-    Protocol,
     Section,
     TokenizerConfig,
     Train,

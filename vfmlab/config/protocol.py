@@ -1,0 +1,60 @@
+"""The sections of a protocol: guidance, sampler, and everything else that decides a number."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vfmlab.config.schema import Section
+
+
+class Guidance(Section):
+    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on
+    `channels`.
+    """
+
+    scale: float = Field(1.0, ge=0)
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = Field(None, ge=1, description="guide only the first so many channels (legacy "
+                                                         "modes); None: all")
+    token: float | None = Field(None, ge=0, description="scale for the class token of networks that have "
+                                                        "one; None: as the latents")
+
+    @model_validator(mode="after")
+    def _forward(self) -> Guidance:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: "
+                             "noise)")
+        return self
+
+
+class Sampler(Section):
+    """How the probability-flow ODE (or the SDE) is integrated from t = 1 to t = 0."""
+
+    solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
+    steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
+    shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
+    reuse: int | None = Field(None, ge=1, description="run the encoder of a split network only at every so "
+                                                      "many-th evaluation; None: always")
+
+
+class Protocol(Section):
+    """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked
+    together.
+    """
+
+    n: int = Field(1000, ge=2, description="images (reconstruction) and samples (generation)")
+    features: str = Field("judge", description="feature space of the Frechet and kernel distances")
+    sampler: Sampler = Sampler()
+    guidance: Guidance = Guidance()
+    ema: bool = True
+    decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a "
+                                                  "stage was trained after diffusion; null: the run's own")
+    batch: int = Field(100, ge=1,
+                       description="compute only; does not enter the hash because it cannot change a result")
+    seed: int = 0
+    noise: Literal["protocol", "run"] = Field(
+        "protocol", description="whose seed the samples' noise follows: the protocol's, or each run's own")
+    version: int = Field(1, description="of the metric code; raised whenever a metric changes")
