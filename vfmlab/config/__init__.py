@@ -21,12 +21,12 @@ from vfmlab.config.schema import (
     PathConfig,
     Pretrain,
     QuantizerConfig,
-    Section,
     TimeSampling,
     TokenizerConfig,
     Train,
     Tune,
 )
+from vfmlab.config.section import Section
 
 __all__ = [
     "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vfmlab.config.schema import Section
+from vfmlab.config.section import Section
 
 
 class Guidance(Section):

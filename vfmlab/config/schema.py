@@ -15,54 +15,17 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
+from vfmlab.config.section import Section
 from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, Registry
-
-
-class Section(BaseModel):
-    """Base of every config section: frozen, and closed to unknown fields.
-
-    dropped: fields of earlier versions, at the one value that they ever had. They stay in the JSON, and so in
-    ids; a config that sets another value is refused.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    dropped: ClassVar[dict[str, Any]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        for name, given in value.items():
-            parts = given if isinstance(given, list | tuple) else [given]
-            if any(isinstance(part, int) and abs(part) >= 2**63 for part in parts):
-                raise _problem(name, "the number is too large", "an integer beyond 64 bits")
-            if name in cls.dropped and given != cls.dropped[name]:
-                raise _problem(name, f"the field is no longer there, it is always {cls.dropped[name]!r}; "
-                                     "leave it out", given)
-        return {name: given for name, given in value.items() if name not in cls.dropped}
-
-    @model_serializer(mode="wrap")
-    def _with_dropped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return handler(self) | self.dropped
-
-
-def _problem(field: str, message: str, value: Any) -> ValidationError:
-    line = {"type": "value_error", "loc": (field,), "input": value, "ctx": {"error": ValueError(message)}}
-    return ValidationError.from_exception_data("Section", [line])
 
 
 def by_name(registry: Registry, key: str) -> BeforeValidator:
