@@ -99,7 +99,7 @@ def test_feature_distance_is_one_minus_cosine_image_by_image(monkeypatch):
     """Also beyond the rows of real features that are kept: those are then computed anew."""
     space, tokenizer = Toy(), Lossless(0.2)
     images = data.to_float(data.open_source(CFG, "val").batch(torch.arange(60)).images)
-    _, restored = through(tokenizer, images)
+    restored = through(tokenizer, images).restored
     a, b = space(images).features.double(), space(restored).features.double()
     apart = 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     assert float(apart.mean()) > 1e-3

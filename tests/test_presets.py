@@ -126,7 +126,7 @@ def test_tiny_runs_to_samples_and_numbers(name, tmp_path):
         pass
     for phase in run.phases():
         assert runs.open_run(phase.id, tmp_path).status().state == "finished"
-    report = api.evaluate(run.id, tmp_path)
+    report = api.evaluate(run.last.id, tmp_path)
     assert all(math.isfinite(report[key].value) for key in ("rfd", "psnr"))
     if run.diffusion is not None:
         *_, last = api.sample(run.id, [0, 1], root=tmp_path, previews=0)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from vfmlab import presets
 from vfmlab.config import override
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation.instruments.base import Part
+from vfmlab.evaluation.instruments.codes import CodebookUse
+from vfmlab.evaluation.number import Draft
+from vfmlab.evaluation.protocol import Resolved
 from vfmlab.registry import TOKENIZERS
+from vfmlab.studies import interpolate
 from vfmlab.tokenizers.base import measure
 
 
@@ -84,3 +91,31 @@ def test_paper_sizes():
         tokenizer = TOKENIZERS.get("vqgan")(run.tokenizer, 256)
     assert sum(p.numel() for p in tokenizer.parameters()) == 71_883_403
     assert tokenizer.latent_shape == (256,)
+
+
+def test_a_walk_stays_in_the_codebook(images):
+    tokenizer = build()
+    tokenizer.set_statistics(measure(tokenizer, [images], "three images"))
+    walk = interpolate.images(tokenizer, images[:1], images[1:2], 5)
+    codes = tokenizer.codes(images)
+    torch.testing.assert_close(walk.frames[[0, -1]], tokenizer.decode(codes[:2]), atol=1e-4, rtol=0)
+    z = tokenizer.on_codebook(torch.randn(1, 4, 4, 4))
+    tokens = tokenizer.denormalise(z).flatten(2).transpose(1, 2)
+    assert torch.cdist(tokens, tokenizer.codebook()[None]).amin(-1).max() < 1e-3
+
+
+def test_use_is_counted_over_a_whole_set(images):
+    """Integer counts over batches; entries that no image uses are named."""
+    tokenizer = build(quantizer={"kind": "vq", "size": 8}, channels=2)
+    metric = CodebookUse(SimpleNamespace(tokenizer=tokenizer, resolved=Resolved({"images": {"n": 4}})))
+    for codes in ([[0, 1], [1, 1]], [[5, 1], [0, 5]]):
+        metric.update(Part(None, None, None, None, None, codes=torch.tensor(codes)))
+    draft = Draft()
+    metric.write(draft)
+    numbers = draft.numbers
+    assert metric.counts.tolist() == [2, 4, 0, 0, 0, 2, 0, 0]
+    assert numbers["codebook_used"].value == 3 / 8
+    assert numbers["codebook_dead"].value == 5
+    assert numbers["codebook_dead"].facts["dead"] == [2, 3, 4, 6, 7]
+    assert numbers["codebook_perplexity"].value == pytest.approx(2**1.5)
+    assert numbers["codebook_used"].n == 4

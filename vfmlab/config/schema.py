@@ -97,6 +97,11 @@ class QuantizerConfig(Section):
 
     kind: str
 
+    @property
+    def parts(self) -> int:
+        """Codes of one vector."""
+        return 1
+
 
 class TokenizerConfig(Section):
     """Image -> latent -> image. Each registered tokenizer extends this.
@@ -127,6 +132,21 @@ class TokenizerConfig(Section):
         if channels > 16_384:
             raise ValueError("a latent has at most 16384 channels")
         return channels
+
+    def map_shape(self, size: int) -> tuple[int, int, int]:
+        """(C, h, w) of the vectors that decoding starts from, for images of side `size`."""
+        return self.channels, size // self.factor, size // self.factor
+
+    def latent_shape(self, size: int) -> tuple[int, ...]:
+        """What a generator makes: (C, h, w), or (T,) codes of quantised tokenizers."""
+        _, h, w = shape = self.map_shape(size)
+        return (h * w * self.quantizer.parts,) if self.quantised else shape
+
+    def latent_text(self, size: int) -> str:
+        """The latent in words: "8 x 8 x 8 (f4d8)", "64 codes (d 8)"."""
+        if self.quantised:
+            return f"{self.latent_shape(size)[0]} codes (d {self.channels})"
+        return f"{' x '.join(map(str, self.map_shape(size)))} (f{self.factor}d{self.channels})"
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -21,6 +21,8 @@ from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
+FEW_CODES = 0.03  # of a codebook's entries
+
 
 def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                      setup: Setup | None = None, progress: Progress | None = None) -> Report:
@@ -51,6 +53,11 @@ def _closed(report: Report, setup: Setup, started: float) -> Report:
     """The report with what a reader must be warned of."""
     wanted, there, bad = setup.protocol.n, len(setup.source), setup.source.bad
     warnings = [few_samples_warning(report.protocol["images"]["n"])]
+    used = report.value("codebook_used")
+    if used is not None and used < FEW_CODES:
+        warnings.append(f"the quantiser collapsed: {used:.2%} of the codebook's entries are used; fewer "
+                        "entries, a narrower latent, or a quantiser that moves all entries (simvq, "
+                        "fsq) may help")
     if wanted > there:
         warnings.append(f"protocol.n {wanted} is more than the {there} held-out images; all of them were "
                         "used")

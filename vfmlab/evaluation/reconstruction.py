@@ -51,14 +51,15 @@ def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, s
     metrics, done, latents, labels = Metrics(RECONSTRUCTIONS, gathered), 0, [], []
     with evaluating(tokenizer):
         for batch, images in setup.images(device):
-            raw, restored = through(tokenizer, images)
+            raw, restored, codes = through(tokenizer, images)
+            codes = None if codes is None else codes.cpu()
             seen = setup.space(restored)
             gathered.own.update(seen.features)
             theirs = rows[done : done + len(images)]
             if len(theirs) < len(images):
                 theirs = setup.space(images).features
             z = normalised(tokenizer, raw).cpu()
-            metrics.update(Part(images, restored, seen, batch.labels, batch.indices, theirs, z))
+            metrics.update(Part(images, restored, seen, batch.labels, batch.indices, theirs, z, codes))
             if done < KEPT_LATENTS:
                 latents.append(z[: KEPT_LATENTS - done])
                 labels.append(batch.labels[: KEPT_LATENTS - done])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,25 @@ def as_saved(images: Tensor) -> Tensor:
     return data.to_float(data.to_uint8(images))
 
 
-def through(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images B 3 H W -> raw latents (the posterior's mean, fp32), and what is decoded from them as a metric
-    sees it."""
-    raw, restored = [], []
+class Trip(NamedTuple):
+    """There and back. raw: latents, the posterior's mean, fp32; restored: what is decoded from them as a
+    metric sees it; codes: B T long of quantised tokenizers, else None."""
+
+    raw: Tensor
+    restored: Tensor
+    codes: Tensor | None = None
+
+
+def through(tokenizer: Tokenizer, images: Tensor) -> Trip:
+    """Images B 3 H W through the tokenizer and back."""
+    raw, restored, codes = [], [], []
     for part in images.split(CPU_PART if images.device.type == "cpu" else len(images)):
-        raw.append(tokenizer.posterior(part.contiguous(memory_format=torch.channels_last)).mode().float())
+        posterior = tokenizer.posterior(part.contiguous(memory_format=torch.channels_last))
+        raw.append(posterior.mode().float())
         restored.append(as_saved(decode(tokenizer, raw[-1])))
-    return torch.cat(raw), torch.cat(restored)
+        if tokenizer.quantised:
+            codes.append(posterior.indices)
+    return Trip(torch.cat(raw), torch.cat(restored), torch.cat(codes) if codes else None)
 
 
 def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:

@@ -147,16 +147,17 @@ class ConvEncoder(nn.Module):
 
     Args:
         attention: sides in pixels, at images of side `size`, at which attention follows every residual block.
-        patch: the image is pixel-unshuffled by it first, leaving out the costly finest.
+        patch: the image is pixel-unshuffled by it first, leaving out the costly finest. first: channels after
+        the first convolution; None: those of the finest resolution.
     """
 
     def __init__(
         self, out: int, factor: int, size: int, widths: list[int], blocks: int, attention: tuple[int, ...],
-        middle: bool = True, middle_attention: bool = True, patch: int = 1,
+        middle: bool = True, middle_attention: bool = True, patch: int = 1, first: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.patch = patch
-        side, width, stages = size // patch, widths[0], []
+        side, width, stages = size // patch, first or widths[0], []
         self.conv_in = nn.Conv2d(3 * patch**2, width, 3, padding=1)
         steps = [*strides(factor // patch), None]
         for target, stride in zip(widths, steps, strict=True):

@@ -44,13 +44,14 @@ class ViTBlock(nn.Module):
         self.expand, self.contract = nn.Linear(width,
                                                2 * hidden if gated else hidden), nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        """rope: rotary table of the tokens' grid (`vfmlab.nn.rope`), or None."""
+    def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """rope: rotary table of the tokens' grid (`vfmlab.nn.rope`), or None. mask: N N, True = attend; None:
+        all."""
         b, n, c = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        x = x + self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, c))
+        x = x + self.proj(attend(q, k, v, mask).transpose(1, 2).reshape(b, n, c))
         h = self.expand(self.norm2(x))
         if self.gated:
             gate, value = h.chunk(2, dim=-1)

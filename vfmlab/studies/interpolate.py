@@ -89,9 +89,16 @@ def images(
     tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9,
     kind: Kind = "linear",
 ) -> Walk:  # fmt: skip
-    """Between two images through a tokenizer's latent space; first, second: 1 3 S S, or a list of a file."""
+    """Between two images through a tokenizer's latent space; first, second: 1 3 S S, or a list of a file.
+
+    Between codes there is nothing: of quantised tokenizers every frame is decoded from the nearest entries of
+    the codebook.
+    """
     z = torch.cat([explore.encode(tokenizer, first), explore.encode(tokenizer, second)])
-    return _walk(explore.decode(tokenizer, walk(z[0], z[1], frames, kind)))
+    line = walk(z[0], z[1], frames, kind)
+    if tokenizer.quantised:
+        line = tokenizer.on_codebook(line.to(tokenizer.stat_mean.device)).cpu()
+    return _walk(explore.decode(tokenizer, line))
 
 
 def pixels(first: Tensor, second: Tensor, frames: int = 9) -> Walk:

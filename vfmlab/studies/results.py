@@ -230,10 +230,9 @@ def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
 
 
 def _begin(run: config.Phase, run_id: str) -> Result:
-    side = run.data.size // run.tokenizer.factor
     return Result(
         run_id, run_id, run.seed, f"{shown_source(run.data.source)}, {run.data.size} px", run.data.size, name=run.name,
-        method=run.tokenizer.method, kind=run.kind, latent=(run.tokenizer.channels, side, side),
+        method=run.tokenizer.method, kind=run.kind, latent=run.tokenizer.latent_shape(run.data.size),
     )  # fmt: skip
 
 

@@ -36,9 +36,8 @@ def describe_run(run: config.Recipe | config.Phase) -> dict[str, Any]:
     facts: dict[str, Any] = {"run": run.id, "images": f"{run.data.source}, {run.data.size} px"}
     if run.tokenizer is not None:
         t = run.tokenizer
-        side = run.data.size // t.factor
         facts["tokenizer"] = t.method
-        facts["latent"] = f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})"
+        facts["latent"] = t.latent_text(run.data.size)
         facts["VFM"] = run.vfm.name if run.vfm else "none"
         facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
     if run.diffusion is not None:

@@ -73,6 +73,16 @@ class CodePosterior(Posterior):
 
     codes: Quantised | None = None
 
+    @property
+    def indices(self) -> Tensor:
+        """B T, long."""
+        return self.codes.indices
+
+    @property
+    def latents(self) -> Tensor:
+        """The entries chosen, in the order of the tokens: B N C."""
+        return self.codes.latent
+
     @classmethod
     def of(cls, quantizer: Quantizer, latent: Tensor) -> CodePosterior:
         """The posterior of a map (B C h w), quantised place by place in raster order."""
@@ -201,14 +211,12 @@ class Tokenizer(nn.Module):
     @property
     def map_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of raw latents: of the vectors that decoding starts from, quantised or not."""
-        side = self.size // self.config.factor
-        return self.config.channels, side, side
+        return self.config.map_shape(self.size)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """What a generator makes: (C, h, w), or (T,) codes."""
-        _, h, w = self.map_shape
-        return (h * w * self.quantizer.parts,) if self.quantised else self.map_shape
+        return self.config.latent_shape(self.size)
 
     @property
     def statistics(self) -> Statistics:
@@ -266,7 +274,9 @@ class Tokenizer(nn.Module):
         return raw.normalised(statistics.mean, statistics.std)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Normalised latents (B C h w) -> images clamped to [-1, 1] (B 3 H W)."""
+        """Normalised latents (B C h w), or codes (B T, long), -> images clamped to [-1, 1] (B 3 H W)."""
+        if not z.is_floating_point():
+            return self.decode_codes(z)
         return self.decode_raw(self.denormalise(z))[0].float().clamp(-1, 1)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -327,6 +337,13 @@ class Tokenizer(nn.Module):
         tokens = quantizer.look_up(quantizer.check(codes))
         raw = tokens.transpose(1, 2).unflatten(2, self.map_shape[1:])
         return self.decode_raw(raw)[0].float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def on_codebook(self, z: Tensor) -> Tensor:
+        """Normalised latents (B C h w) -> those of the nearest entries, place by place."""
+        raw = self.denormalise(z)
+        tokens = self._need_codes().snap(raw.flatten(2).transpose(1, 2))
+        return self.normalise(tokens.transpose(1, 2).unflatten(2, raw.shape[-2:]))
 
     def _need_codes(self) -> Quantizer:
         if not self.quantised:

@@ -41,7 +41,7 @@ class ConvEncoderConfig(config.TokenizerConfig):
     decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 
 
-def conv_encoder(config: ConvEncoderConfig, out: int, size: int) -> ConvEncoder:
+def conv_encoder(config: ConvEncoderConfig, out: int, size: int, first: int | None = None) -> ConvEncoder:
     """Images B 3 `size` `size` -> B `out` h w; :class:`ConfigError` for a patch that does not fit."""
     if config.factor % config.patch:
         raise ConfigError(
@@ -51,7 +51,7 @@ def conv_encoder(config: ConvEncoderConfig, out: int, size: int) -> ConvEncoder:
     widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
     return ConvEncoder(
         out, config.factor, size, widths, config.blocks, config.attention, config.middle,
-        config.middle_attention, config.patch,
+        config.middle_attention, config.patch, first,
     )  # fmt: skip
 
 

@@ -43,6 +43,33 @@ class LayerShape:
     side: int
 
 
+def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
+    """:class:`ConfigError` for a VFM that is not the one which imported weights were made for."""
+    for layer, shape in shapes.items():
+        found = LayerShape(vfm.width(layer), vfm.grid(layer)[0])
+        if found != shape:
+            raise ConfigError(
+                f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made "
+                f"for width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its "
+                "training"
+            )
+
+
+def as_maps(features: Sequence[Tensor], layers: Sequence[int]) -> dict[int, Tensor]:
+    """Tokens (B N D) of each layer -> its map (B D h w), N a square; :class:`ConfigError` otherwise."""
+    if len(features) != len(layers):
+        raise ConfigError(f"encode_features: {len(features)} tensors for the layers {list(layers)}; give one "
+                          "for each")
+    maps = {}
+    for layer, tokens in zip(layers, features, strict=True):
+        side = math.isqrt(tokens.shape[1])
+        if side * side != tokens.shape[1]:
+            raise ConfigError(f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; "
+                              "leave out class and register tokens")
+        maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
+    return maps
+
+
 @TOKENIZERS.register("vfm_vae")
 class VFMVAE(Tokenizer):
     """Adapter on frozen VFM features, KL (or deterministic, or discrete) latent, any decoder.
@@ -152,15 +179,7 @@ class VFMVAE(Tokenizer):
         Raises:
             ConfigError: a layer's width or grid is not the one the weights were made for.
         """
-        for layer, shape in self.shapes.items():
-            found = LayerShape(vfm.width(layer), vfm.grid(layer)[0])
-            if found != shape:
-                raise ConfigError(
-                    f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was "
-                    "made for "
-                    f"width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its "
-                    "training"
-                )
+        check_shapes(self.shapes, vfm)
         self.frozen["vfm"] = vfm
         return self
 
@@ -172,22 +191,7 @@ class VFMVAE(Tokenizer):
     def encode_features(self, features: Sequence[Tensor]) -> Posterior:
         """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior (B C h
         w)."""
-        if len(features) != len(self.layers):
-            raise ConfigError(
-                f"encode_features: {len(features)} tensors for the layers {list(self.layers)}; give one for "
-                "each"
-            )
-        maps = {}
-        for layer, tokens in zip(self.layers, features, strict=True):
-            side = math.isqrt(tokens.shape[1])
-            if side * side != tokens.shape[1]:
-                raise ConfigError(
-                    f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; leave out "
-                    "class "
-                    "and register tokens"
-                )
-            maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
-        return self._encode(maps)
+        return self._encode(as_maps(features, self.layers))
 
     def _encode(self, maps: dict[int, Tensor]) -> Posterior:
         parts = []

@@ -41,7 +41,7 @@ class VQGAN(Tokenizer):
         super().__init__(config, size, vfm)
         channels, side, _ = self.map_shape
         inner = config.inner or channels
-        self.encoder = conv_encoder(config, inner, size)
+        self.encoder = conv_encoder(config, inner, size, config.width)
         self.quant = nn.Conv2d(inner, channels, 1)
         self.quantizer = QUANTIZERS.get(config.quantizer.kind)(config.quantizer, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)

@@ -184,21 +184,25 @@ def public(run: config.Phase) -> config.Phase:
 def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str],
          licence: str | None) -> str:
     """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
-    t, side = run.tokenizer, run.data.size // run.tokenizer.factor
+    t = run.tokenizer
+    latent = t.latent_text(run.data.size)
+    images = "  # images: B 3 H W in [-1, 1]"
+    back = [f"z = tokenizer.encode(images).mode(){images}", "restored = tokenizer.decode(z)"]
+    if t.quantised:
+        back = [f"codes = tokenizer.codes(images){images}", "restored = tokenizer.decode_codes(codes)"]
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
     lines = [
         "---", "library_name: vfmlab", *_licence_lines(licence),
         "tags:", "- vfmlab", "- image-tokenizer", f"- {t.method}", "---", "",
         f"# {run_dir.id}", "",
         f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to latents of "
-        f"{t.channels} x {side} x {side} and back.", "",
+        f"{latent.partition(' (')[0]} and back.", "",
         "```python", "from vfmlab.weights.export import from_pretrained", "",
         'tokenizer = from_pretrained("PATH OR REPOSITORY")',
-        "z = tokenizer.encode(images).mode()  # images: B 3 H W in [-1, 1]",
-        "restored = tokenizer.decode(z)", "```", "",
+        *back, "```", "",
         "| | |", "|---|---|",
     ]  # fmt: skip
-    rows = {"method": t.method, "latent": f"{t.channels} x {side} x {side} (f{t.factor}d{t.channels})",
+    rows = {"method": t.method, "latent": latent,
             "numbers in the weights": f"{count:,}"}
     rows |= _vfm_rows(run, facts)
     rows |= _origin_rows(run, facts)

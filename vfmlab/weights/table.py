@@ -60,7 +60,7 @@ class Row:
         return "tokenizer" if self.family in TOKENIZER_FAMILIES else "diffusion"
 
 
-TOKENIZER_FAMILIES = ("vfm-vae", "va-vae", "sd-vae", "rae-decoder")
+TOKENIZER_FAMILIES = ("vfm-vae", "va-vae", "sd-vae", "rae-decoder", "vfmtok", "llamagen-vq")
 
 _VFM_VAE = {
     "img_resolution": 256, "img_channels": 3, "conditional": False, "scale_factor": 2.0,
@@ -123,6 +123,16 @@ _VARIANTS, _SIT_REPO = "hustvl/va-vae-imagenet256-experimental-variants", "nyu-v
 _SD_FILE = "diffusion_pytorch_model.safetensors"
 _VFM_VAE_FOLDER = "checkpoints_imagenet256"
 
+_CODES = {"codebook_size": 16_384, "commit_loss_beta": 0.25, "entropy_loss_ratio": 0.0}
+_LLAMAGEN = {"image_size": 256, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "encoder_res_blocks": 2, "z_channels": 256,
+             "codebook_embed_dim": 8, **_CODES}  # fmt: skip
+_VFMTOK = {
+    "vfm_width": 1024, "feature_grid": 24, "levels": 4, "region_tokens": 256, "dim": 512, "pixel_grid": 21, "image_size_out": 336,
+    "deformable": {"layers": 6, "heads": 8, "points": 4, "ffn": 1024}, "codebook_dim": 12,
+    "decoder_transformer": {"layers": 6, "heads": 8, "mlp_dim": 2048, "swiglu_hidden": 1368, "registers": 4},
+    "conv_decoder": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "res_blocks": 2}, **_CODES,
+}  # fmt: skip
+
 ROWS = (
     Row(
         "vfm_vae_f16d32", "VFM-VAE", "vfm-vae", _VFM_VAE,
@@ -158,6 +168,15 @@ ROWS = (
         note="decoder ViT-XL with noise 0.8 on frozen DINOv2-B with registers at 224 px",
     ),
     Row(
+        "llamagen_vq16", "LlamaGen's VQGAN", "llamagen-vq", _LLAMAGEN, licence="mit",
+        note="f16, 16384 codes of width 8; LlamaGen's page has the file: give it with --file",
+    ),
+    Row(
+        "vfmtok_dinov2_l", "VFMTok", "vfmtok", _VFMTOK, licence="apache-2.0",
+        vfm={"name": "dinov2_l14_reg", "layers": [6, 12, 18, -1]},
+        note="256 codes of 16384, at 336 px on DINOv2-L; VFMTok's page has the file: give it with --file",
+    ),
+    Row(
         "lightningdit_xl_64ep", "LightningDiT", "lightningdit", _LIGHTNING, "lightningdit-xl-imagenet256-64ep.pt",
         "hustvl/lightningdit-xl-imagenet256-64ep", licence="mit", tokenizer="va_vae_f16d32", protocol=_LIGHTNING_SAMPLER,
         note="guidance of the release: scale 10, interval from 0.1 of its time, first 3 channels",
@@ -189,6 +208,7 @@ ROWS = (
 _TABLE = {row.name: row for row in ROWS}
 _DEFAULTS = {
     "vfm-vae": "vfm_vae_f16d32", "va-vae": "va_vae_f16d32", "sd-vae": "sd_vae_ema", "rae-decoder": "rae_dinov2_b",
+    "vfmtok": "vfmtok_dinov2_l", "llamagen-vq": "llamagen_vq16",
     "lightningdit": "lightningdit_xl_800ep", "dit-dh": "dit_dh_xl", "sit": "sit_xl_2", "repa": "repa_xl_2",
 }  # fmt: skip
 # The one factor of SD-VAE is what SiT and REPA were trained with; others want zero mean and unit variance per

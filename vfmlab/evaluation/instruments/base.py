@@ -55,8 +55,8 @@ class Part(NamedTuple):
     """One batch. images: B 3 H W in [-1, 1], None for samples; output: what was decoded, rounded to 8 bits;
     seen: its features.
 
-    real: the images' features B D, of reconstructions; latents: B C h w on the CPU; ids: of images or
-    samples, long B.
+    real: the images' features B D, of reconstructions; latents: B C h w on the CPU; codes: B T, of
+    quantised tokenizers; ids: of images or samples, long B.
     """
 
     images: Tensor | None
@@ -66,6 +66,7 @@ class Part(NamedTuple):
     ids: Tensor
     real: Tensor | None = None
     latents: Tensor | None = None
+    codes: Tensor | None = None
 
 
 class Metric:
@@ -85,6 +86,11 @@ class Metric:
     def __init__(self, gathered: Pass):
         self.gathered = gathered
 
+    @classmethod
+    def fits(cls, gathered: Pass) -> bool:
+        """Whether it is a question for this tokenizer at all; its numbers are left out otherwise."""
+        return True
+
     def update(self, part: Part) -> None:
         """Take in one batch."""
 
@@ -100,7 +106,8 @@ class Metrics:
 
     def __init__(self, over: str, gathered: Pass):
         kinds = (INSTRUMENTS.get(name) for name in INSTRUMENTS)
-        kinds = sorted((kind for kind in kinds if issubclass(kind, Metric) and kind.over == over),
+        kinds = sorted((kind for kind in kinds if issubclass(kind, Metric)
+                        and kind.over == over and kind.fits(gathered)),
                        key=lambda kind: kind.order)
         self.metrics = [kind(gathered) for kind in kinds]
 

@@ -61,11 +61,10 @@ class Quantizer(nn.Module):
 
     Config: type[QuantizerConfig] = QuantizerConfig
     registered_name: ClassVar[str] = "quantiser"
-    parts: int = 1
 
     def __init__(self, config: QuantizerConfig, channels: int, size: int):
         super().__init__()
-        self.config, self.channels, self.size = config, channels, size
+        self.config, self.channels, self.size, self.parts = config, channels, size, config.parts
 
     def track(self) -> None:
         """Have the buffers of the running use. Called in constructors of quantisers that count."""
@@ -89,6 +88,11 @@ class Quantizer(nn.Module):
     def look_up(self, indices: Tensor) -> Tensor:
         """Indices B T -> latent tokens B N C, the very values that `forward` gave with them."""
         return self.entries()[indices]
+
+    @torch.no_grad()
+    def snap(self, tokens: Tensor) -> Tensor:
+        """The nearest entry of each latent token: B N C -> B N C. For latents, not for what is quantised."""
+        return self.look_up(nearest(tokens.float(), self.entries()))
 
     def check(self, indices: Tensor) -> Tensor:
         """Indices as they came; :class:`DataError` for what are no codes of this quantiser."""

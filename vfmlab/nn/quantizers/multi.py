@@ -38,9 +38,12 @@ class MultiCodebookQuantizer(Quantizer):
                                                            "entropy")
         floor: float = Field(1e-7, gt=0, description="added inside the logarithm of the mean assignment")
 
+        @property
+        def parts(self) -> int:
+            return self.codebooks
+
     def __init__(self, config: MultiCodebookQuantizer.Config, channels: int):
         super().__init__(config, channels, config.size)
-        self.parts = config.codebooks
         if channels % self.parts or config.size % self.parts:
             raise ConfigError(f"codebooks {self.parts} must divide tokenizer.channels {channels} and the "
                               "vocabulary of "
@@ -70,6 +73,11 @@ class MultiCodebookQuantizer(Quantizer):
     @torch.no_grad()
     def look_up(self, indices: Tensor) -> Tensor:
         return self.entries()[indices.unflatten(1, (-1, self.parts))].flatten(2)
+
+    @torch.no_grad()
+    def snap(self, tokens: Tensor) -> Tensor:
+        parts = zip(self.codebooks, tokens.chunk(self.parts, dim=-1), strict=True)
+        return torch.cat([book.snap(part) for book, part in parts], dim=-1)
 
     def check(self, indices: Tensor) -> Tensor:
         book = super().check(indices) // (self.size // self.parts)

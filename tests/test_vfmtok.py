@@ -1,0 +1,132 @@
+"""VFMTok and VQRAE: codes on a vision foundation model, ablations as options, what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vfmlab import api, presets
+from vfmlab.config import override
+from vfmlab.errors import ConfigError
+from vfmlab.nn.regions import RegionDecoder, causal
+from vfmlab.registry import TOKENIZERS
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def build(name="tiny_vfmtok", **changes):
+    torch.manual_seed(0)
+    return api.build_tokenizer(override(presets.get(name), changes).phases()[0]).eval()
+
+
+@pytest.fixture(scope="module")
+def vfmtok():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def vqrae():
+    return build("tiny_vqrae")
+
+
+@pytest.mark.parametrize("which", ["vfmtok", "vqrae"])
+@torch.no_grad()
+def test_images_from_codes_are_those_of_the_forward_pass(which, request):
+    tokenizer = request.getfixturevalue(which)
+    codes = tokenizer.codes(IMAGES)
+    assert codes.shape == (2, 16)
+    assert tokenizer.latent_shape == (16,)
+    assert tokenizer.code_grid == (4, 4)
+    whole = tokenizer.decode_raw(tokenizer.posterior(IMAGES).mode())[0].clamp(-1, 1)
+    assert torch.equal(tokenizer.decode_codes(codes), whole)
+    assert torch.equal(tokenizer.codes(IMAGES[1:]), codes[1:])
+
+
+@torch.no_grad()
+def test_features_in_place_of_images(vfmtok):
+    """Levels of unequal grids; the last of them is what the feature branch rebuilds."""
+    maps = vfmtok.vfm.features(IMAGES, vfmtok.layers).maps
+    record = vfmtok.encode_features([m.flatten(2).transpose(1, 2) for m in maps.values()])
+    assert torch.equal(record.indices, vfmtok.codes(IMAGES))
+    assert record.latents.shape == (2, 16, 4)
+    rebuilt = vfmtok.rebuild(record.mode())
+    assert {k: m.shape for k, m in rebuilt.items()} == {-1: maps[-1].shape}
+    with pytest.raises(ConfigError, match=r"2 tensors for the layers \[0, 2, -1\]"):
+        vfmtok.encode_features([torch.zeros(1, 16, 4)] * 2)
+    with pytest.raises(ConfigError, match="15 tokens, no square grid"):
+        vfmtok.encode_features([torch.zeros(1, 15, 4)] * 3)
+
+
+@torch.no_grad()
+def test_region_tokens_see_those_before_them(vfmtok):
+    """A change of the last query changes the last token alone."""
+    encoder = vfmtok.encoder
+    maps = list(vfmtok.vfm.features(IMAGES, vfmtok.layers).maps.values())
+    before = encoder(maps)
+    old = encoder.queries.data[:, -1].clone()
+    encoder.queries.data[:, -1] += torch.randn(16)
+    after = encoder(maps)
+    encoder.queries.data[:, -1] = old
+    assert torch.equal(after[:, :-1], before[:, :-1])
+    assert not torch.equal(after[:, -1], before[:, -1])
+    assert causal(3, torch.device("cpu")).tolist() == [[True, False, False], [True, True, False], [True] * 3]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_registers_matter_only_in_front(first):
+    torch.manual_seed(0)
+    decoder = RegionDecoder(4, 16, 2, 2, 24, 3, 2, 8, registers=2, registers_first=first)
+    decoder.pixels(torch.randn(1, 4, 16)).square().sum().backward()
+    assert (decoder.registers.grad.abs().max() > 0) == first
+
+
+@pytest.mark.parametrize("changes", [
+    {"tokenizer.attends": "cross"}, {"tokenizer.shared": False}, {"tokenizer.masks": True}, {"tokenizer.registers": 0},
+    {"tokenizer.tokens": 9}, {"vfm.layers": [-1]}, {"vfm.weights": "random"}, {"tokenizer.registers_first": False},
+])  # fmt: skip
+def test_ablations_train(changes):
+    tokenizer = build(**changes).train()
+    posterior = tokenizer.posterior(IMAGES)
+    tokens = changes.get("tokenizer.tokens", 16)
+    assert posterior.indices.shape == (2, tokens)
+    rebuilt = tokenizer.rebuild(posterior.mean)[-1]
+    loss = tokenizer.decode_raw(posterior.mean)[0].square().mean() + posterior.codes.loss + rebuilt.square().mean()
+    loss.backward()
+    still = {name for name, p in tokenizer.named_parameters() if p.grad is None}
+    assert not still
+    assert tokenizer.last_encoder_layer().grad.abs().sum() > 0
+
+
+def test_what_does_not_fit(vfmtok):
+    with pytest.raises(ConfigError, match="tokens 15: queries lie on a square grid; use 16"):
+        build(**{"tokenizer.tokens": 15})
+    with pytest.raises(ConfigError, match="no 'vfm' section"):
+        build(vfm=None)
+    with pytest.raises(ConfigError, match=r"equivariance\.p_latent=0"):
+        vfmtok.decode_raw(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ConfigError, match="grid"):
+        build("tiny_vqrae", **{"tokenizer.factor": 8})
+
+
+def test_vqrae_stages():
+    """The encoder is frozen, then tuned and held by its own features before the adapter."""
+    first, second = presets.get("tiny_vqrae").phases()
+    assert not any(glob in ("*", "encoder.*") for glob in first.trains)
+    assert second.trains == ("*",)
+    assert second.losses["preservation"].anchor == "before"
+    assert "preservation" not in first.losses
+
+
+def test_paper_sizes():
+    """73,286,831 parameters of VFMTok without its VFM, as counted on the release; VQRAE has SimVQ of 16384 x 1536."""
+    cfg = TOKENIZERS.get("vfmtok")
+    from vfmlab.tokenizers.vfm_vae import LayerShape
+
+    run = presets.get("paper_vfmtok")
+    with torch.device("meta"):
+        shapes = dict.fromkeys(run.vfm.layers, LayerShape(1024, 24))
+        tokenizer = cfg(run.tokenizer, run.data.size, shapes=shapes)
+    assert sum(p.numel() for p in tokenizer.parameters()) == 73_286_831
+    assert tokenizer.latent_shape == (256,)
+    options = presets.get("paper_vqrae").tokenizer
+    assert (options.channels, options.quantizer.kind, options.quantizer.size) == (1536, "simvq", 16_384)

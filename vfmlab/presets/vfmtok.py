@@ -1,0 +1,66 @@
+"""VFMTok (arXiv 2507.08441) at every tier.
+
+From paper and release: sizes, weights of the terms, optimiser of the paper (AdamW, decay 0.05, batch 256), 50
+epochs at 336 px. The release counts the squared error twice, trains with Adam and a batch of 16, and leaves
+registers where nothing sees them; attention dropout of 0.1 is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vfmlab.presets.table import Preset
+from vfmlab.presets.tiers import EPOCH, Tree
+from vfmlab.presets.vqgan import codes
+
+FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 0.0, "cosine": 1.0}}
+
+
+def sizes(channels: int, factor: int, tokens: int, width: int, depth: int, heads: int, hidden: int, gated: int, entries: int,
+          **more: Any) -> Tree:  # fmt: skip
+    """Encoder and decoder of one depth and number of heads."""
+    return {"method": "vfmtok", "channels": channels, "factor": factor, "tokens": tokens, "width": width, "depth": depth, "heads": heads,
+            "hidden": hidden, "decoder_depth": depth, "decoder_heads": heads, "decoder_hidden": gated,
+            "quantizer": {"kind": "cosine", "size": entries}, **more}  # fmt: skip
+
+
+TINY = sizes(4, 4, 16, 16, 1, 2, 32, 32, 32, points=2, registers=1, pixel_width=8, pixel_multipliers=[1, 1, 2], pixel_blocks=1)
+POCKET = sizes(8, 4, 64, 96, 2, 4, 192, 256, 1024, pixel_width=24, pixel_multipliers=[1, 2, 3], pixel_blocks=1)
+SMALL = sizes(8, 4, 64, 384, 4, 6, 768, 1024, 4096, pixel_width=96, pixel_multipliers=[1, 2, 4])
+HUB = "the VFM's weights (hub or vfm.weights=FILE)"
+ROWS = (
+    Preset(
+        "tiny_vfmtok", "VFMTok on the bundled pocket VFM, 16 px, a few dozen images: does it all run?",
+        codes("tiny", vfm={"name": "pocket", "layers": [0, 2, -1]}, tokenizer=TINY, losses={"l2": 1.0, "codebook": 1.0} | FEATURES),
+    ),
+    Preset(
+        "pocket_vfmtok", "VFMTok on four levels of the pocket VFM: 64 region tokens of 1024 codes, features rebuilt beside pixels, budget of pocket_vfm_vae.",
+        codes("pocket", vfm={"name": "pocket", "layers": [0, 1, 2, -1]}, tokenizer=POCKET, losses={"l1": 1.0, "l2": 1.0, "codebook": 1.0} | FEATURES),
+        cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
+    ),
+    Preset(
+        "pocket_vfmtok_no_features", "Control: pocket_vfmtok without the feature loss. What does it give a generator?",
+        {"losses.feature_reconstruction": 0.0}, of="pocket_vfmtok", cost="not timed", result="no result is claimed",
+    ),
+    Preset(
+        "pocket_vfmtok_cross", "Control: pocket_vfmtok with plain attention on all places of all levels.", {"tokenizer.attends": "cross"},
+        of="pocket_vfmtok", cost="not timed", result="no result is claimed", ours="the paper's control has a window of 16 x 16",
+    ),
+    Preset(
+        "small_vfmtok", "VFMTok on DINOv2-S for 32 px images (CIFAR-10): 64 region tokens of 4096 codes.",
+        codes("small", vfm={"name": "dinov2_s14", "layers": [3, 6, 9, -1], "upscale": 3.5}, tokenizer=SMALL,
+              losses={"l2": 1.0, "lpips": 1.0, "codebook": 1.0} | FEATURES),
+        needs=HUB, ours="sizes, no discriminator",
+    ),
+    Preset(
+        "paper_vfmtok", "VFMTok on DINOv2-L/14 with registers at 336 px: 256 region tokens of 16384 codes, 50 epochs.",
+        codes("paper", data__size=336, vfm={"name": "dinov2_l14_reg", "layers": [6, 12, 18, -1]}, tokenizer={"method": "vfmtok"},
+              losses={"l2": 1.0, "lpips": 1.0, "codebook": 1.0, **FEATURES,
+                      "adversarial": {"weight": 0.5, "start": 20_000 * 256, "discriminator": "rae_dino", "loss": "nonsaturating"}},
+              train={"samples": 50 * EPOCH, "batch": 256, "optimizer": "adamw", "lr": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.05,
+                     "warmup": 4 * EPOCH, "clip": 1.0, "ema_halflife": 1_774_000, "log_every": 51_200, "preview_every": 512_000,
+                     "checkpoint_every": 512_000}),
+        needs=HUB, result="published: rFID 0.89 (at 256 px after resizing), rIS 215.4, use 100 %; not run here",
+        ours="the discriminator's loss (the release pairs softplus with a hinge), registers in front, numbers at 336 px, not resized to 256",
+    ),
+)  # fmt: skip

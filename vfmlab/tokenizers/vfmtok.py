@@ -1,0 +1,152 @@
+"""VFMTok: region tokens of a frozen vision foundation model as codes (arXiv 2507.08441).
+
+    VFM maps of several depths -> region tokens (learned queries, deformable attention) -> quantiser
+        -> causal transformer -> grid of pixels' tokens -> convolutions -> image
+                              -> grid of features' tokens -> the VFM's last map, for the feature loss
+
+The paper's ablations are options: levels [vfm.layers], a random encoder [vfm.weights=random], `tokens`,
+`attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off, `masks` shared,
+`registers` 0, and no feature loss [losses.feature_reconstruction=0].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vfmlab import config
+from vfmlab.errors import ConfigError
+from vfmlab.nn.conv_blocks import ConvUpsampler, levels
+from vfmlab.nn.regions import Attends, RegionDecoder, RegionEncoder
+from vfmlab.registry import QUANTIZERS, TOKENIZERS
+from vfmlab.tokenizers.base import CodePosterior, Tokenizer
+from vfmlab.tokenizers.vfm_vae import LayerShape, as_maps, check_shapes
+
+
+@TOKENIZERS.register("vfmtok")
+class VFMTok(Tokenizer):
+    """Raw latents are the entries chosen: B channels s s, `tokens` = s x s in raster order.
+
+    Args:
+        config: see `Config`; the defaults are the paper's. size: side of the images in pixels. vfm: the
+        frozen VisionModel of the run; its layers are the levels, the last is what the feature branch
+        rebuilds.
+        shapes: layer -> its width and side, in place of a VFM, for imported weights: features are then given
+        to :meth:`encode_features`, or a VFM is attached later.
+
+    Raises:
+        ConfigError: neither `vfm` nor `shapes`.
+    """
+
+    class Config(config.TokenizerConfig):
+        quantised: ClassVar = True
+
+        method: Literal["vfmtok"] = "vfmtok"
+        channels: int = Field(12, ge=1, description="width of an entry")
+        factor: int = Field(16, ge=1, description="pixels of a side for one place of the decoder's grid")
+        tokens: int = Field(256, ge=1, description="region tokens, a square number")
+        width: int = Field(512, ge=4, description="of both transformers")
+        depth: int = Field(6, ge=1, description="encoder layers")
+        heads: int = Field(8, ge=1, description="of the encoder's attention")
+        points: int = Field(4, ge=1, description="places of each level that a head looks at")
+        hidden: int = Field(1024, ge=1, description="of the encoder's feed-forward")
+        attends: Attends = Field("deformable", description="'cross': plain attention on all places")
+        decoder_depth: int = Field(6, ge=1)
+        decoder_heads: int = Field(8, ge=1)
+        decoder_hidden: int = Field(1368, ge=1, description="of the decoder's gated feed-forward")
+        registers: int = Field(4, ge=0)
+        registers_first: bool = Field(True, description="before the grid; as released they come last, "
+                                                        "where a causal transformer cannot use them")
+        shared: bool = Field(True, description="one transformer for pixels and features")
+        masks: bool = Field(False, description="one mask token for both, as the paper's text has it; the "
+                                               "release has two")
+        pixel_width: int = Field(128, ge=1, description="convolutions: channels at the finest resolution")
+        pixel_multipliers: tuple[int, ...] | None = Field(None, description="widths over pixel_width, finest "
+                                                                              "first")
+        pixel_blocks: int = Field(2, ge=1, description="residual blocks per resolution")
+        quantizer: config.AnyQuantizer = Field(default_factory=lambda: QUANTIZERS.get("cosine").Config())
+
+        @model_validator(mode="after")
+        def _fits(self) -> VFMTok.Config:
+            if math.isqrt(self.tokens) ** 2 != self.tokens:
+                near = round(math.sqrt(self.tokens)) ** 2
+                raise ValueError(f"tokens {self.tokens}: queries lie on a square grid; use {near}")
+            if self.width % self.heads or self.width % self.decoder_heads:
+                raise ValueError(f"width {self.width} must be a multiple of heads {self.heads} and of "
+                                 f"decoder_heads {self.decoder_heads}")
+            return self
+
+        def map_shape(self, size: int) -> tuple[int, int, int]:
+            side = math.isqrt(self.tokens)
+            return self.channels, side, side
+
+    def __init__(self, config: VFMTok.Config, size: int, vfm: nn.Module | None = None,
+                 shapes: dict[int, LayerShape] | None = None):
+        super().__init__(config, size, vfm)
+        if shapes is None:
+            if vfm is None:
+                raise ConfigError("tokenizer 'vfmtok' encodes with a vision foundation model, but the run "
+                                  "has no 'vfm' section; add vfm.name=pocket")
+            shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
+        c, self.layers, self.shapes = config, tuple(shapes), shapes
+        target = shapes[self.layers[-1]]
+        self.encoder = RegionEncoder([shape.width for shape in shapes.values()], c.tokens, c.width, c.depth,
+                                     c.heads, c.points, c.hidden, c.attends)
+        self.quant = nn.Linear(c.width, c.channels)
+        self.quantizer = QUANTIZERS.get(c.quantizer.kind)(c.quantizer, c.channels)
+        self.post_quant = nn.Linear(c.channels, c.width)
+        self.decoder = RegionDecoder(
+            c.tokens, c.width, c.decoder_depth, c.decoder_heads, c.decoder_hidden, size // c.factor,
+            target.side, target.width, c.registers, c.registers_first, c.shared, c.masks,
+        )  # fmt: skip
+        widths = levels(c.pixel_width, c.pixel_multipliers, c.factor, "tokenizer.pixel")
+        self.pixels = ConvUpsampler(c.width, c.factor, size, widths, c.pixel_blocks, ())
+
+    def attach(self, vfm: nn.Module) -> VFMTok:
+        """Give imported weights their VFM, so that :meth:`posterior` takes images. Returns self.
+
+        Raises:
+            ConfigError: a layer's width or grid is not the one the weights were made for.
+        """
+        check_shapes(self.shapes, vfm)
+        self.frozen["vfm"] = vfm
+        return self
+
+    # -- encoder --------------------------------------------------------------------------------------------
+
+    def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
+        return self._encode(self.read_features(images, features, self.layers))
+
+    def encode_features(self, features: Sequence[Tensor]) -> CodePosterior:
+        """Tokens (B N D) of the VFM's layers, in the order of `layers` -> `indices` B T, `latents` B T
+        channels."""
+        return self._encode(as_maps(features, self.layers))
+
+    def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:
+        tokens = self.quant(self.encoder([maps[layer] for layer in self.layers]))
+        return CodePosterior.of(self.quantizer, tokens.transpose(1, 2).unflatten(2, self.map_shape[1:]))
+
+    def last_encoder_layer(self) -> nn.Parameter:
+        return self.quant.weight
+
+    # -- decoder --------------------------------------------------------------------------------------------
+
+    def memory(self, z: Tensor) -> Tensor:
+        """Raw latents (B channels s s) -> what the decoder sees of them, B T width."""
+        if z.shape[-2:] != self.map_shape[1:]:
+            raise ConfigError(f"tokenizer 'vfmtok' decodes a grid of {self.map_shape[1:]} tokens, not of "
+                              f"{tuple(z.shape[-2:])}; set equivariance.p_latent=0, which scales it")
+        return self.post_quant(z.flatten(2).transpose(1, 2))
+
+    def decode_raw(self, z: Tensor) -> list[Tensor]:
+        return [self.pixels(self.decoder.pixels(self.memory(z)))]
+
+    def rebuild(self, z: Tensor) -> dict[int, Tensor]:
+        return {self.layers[-1]: self.decoder.features(self.memory(z))[1]}
+
+    def last_decoder_layer(self) -> nn.Parameter:
+        return self.pixels.conv_out.weight
