@@ -11,7 +11,7 @@ from vfmlab import presets
 from vfmlab.config import override
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.instruments.base import Part
-from vfmlab.evaluation.instruments.codes import CodebookUse
+from vfmlab.evaluation.instruments.codebook import CodebookUse
 from vfmlab.evaluation.number import Draft
 from vfmlab.evaluation.protocol import Resolved
 from vfmlab.registry import TOKENIZERS

@@ -14,7 +14,7 @@ from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import SMALL_LOSSES, Tree
 from vfmlab.presets.vqgan import codes
 
-FROZEN = ["quant.*", "quantizer.*", "post_quant.*", "decoder.*"]
+FROZEN = ["quant*", "post_quant.*", "decoder.*"]  # "quant*": the map and the quantiser, if it has weights
 DISTILLED = {"preservation": {"weight": 1.0, "anchor": "before", "distance": "l2"}}
 
 
@@ -44,6 +44,10 @@ ROWS = (
               tokenizer={"method": "vqrae", "channels": 128, "factor": 4, "quantizer": {"kind": "simvq", "size": 1024},
                          "decoder": {"kind": "vit", "width": 128, "depth": 4, "heads": 4, "hidden": 512}}),
         cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
+    ),
+    Preset(
+        "pocket_vqrae_no_distillation", "Control: pocket_vqrae whose second stage lets the encoder go. What is left of the VFM?",
+        {"stages.tune.losses.preservation.weight": 0.0}, of="pocket_vqrae", cost="not timed", result="no result is claimed",
     ),
     Preset(
         "small_vqrae", "VQRAE from DINOv2-S (4096 codes of width 512) for 32 px images (CIFAR-10).",

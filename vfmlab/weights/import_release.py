@@ -81,8 +81,8 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
         where = f" ({row.note})" if row.note else ""
-        raise CheckpointError(f"'{name}' is not on the hub{where}; download '{row.file}' and pass it: --file "
-                              "PATH")
+        raise CheckpointError(f"'{name}' is not on the hub{where}; download {row.file or 'it'} and pass it: "
+                              "--file PATH")
     path = path or io.fetch(row.repo, row.file, row.revision)
     digest = io.sha256(path, sha256 or row.sha256)
     state = io.unwrap(io.read_released(path), path)

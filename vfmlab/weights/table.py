@@ -168,15 +168,6 @@ ROWS = (
         note="decoder ViT-XL with noise 0.8 on frozen DINOv2-B with registers at 224 px",
     ),
     Row(
-        "llamagen_vq16", "LlamaGen's VQGAN", "llamagen-vq", _LLAMAGEN, licence="mit",
-        note="f16, 16384 codes of width 8; LlamaGen's page has the file: give it with --file",
-    ),
-    Row(
-        "vfmtok_dinov2_l", "VFMTok", "vfmtok", _VFMTOK, licence="apache-2.0",
-        vfm={"name": "dinov2_l14_reg", "layers": [6, 12, 18, -1]},
-        note="256 codes of 16384, at 336 px on DINOv2-L; VFMTok's page has the file: give it with --file",
-    ),
-    Row(
         "lightningdit_xl_64ep", "LightningDiT", "lightningdit", _LIGHTNING, "lightningdit-xl-imagenet256-64ep.pt",
         "hustvl/lightningdit-xl-imagenet256-64ep", licence="mit", tokenizer="va_vae_f16d32", protocol=_LIGHTNING_SAMPLER,
         note="guidance of the release: scale 10, interval from 0.1 of its time, first 3 channels",
@@ -208,7 +199,6 @@ ROWS = (
 _TABLE = {row.name: row for row in ROWS}
 _DEFAULTS = {
     "vfm-vae": "vfm_vae_f16d32", "va-vae": "va_vae_f16d32", "sd-vae": "sd_vae_ema", "rae-decoder": "rae_dinov2_b",
-    "vfmtok": "vfmtok_dinov2_l", "llamagen-vq": "llamagen_vq16",
     "lightningdit": "lightningdit_xl_800ep", "dit-dh": "dit_dh_xl", "sit": "sit_xl_2", "repa": "repa_xl_2",
 }  # fmt: skip
 # The one factor of SD-VAE is what SiT and REPA were trained with; others want zero mean and unit variance per
@@ -219,6 +209,8 @@ _CHANGES = {
         "note": "statistics are measured, one for each channel",
     }
 }
+# Families whose file names and repositories are not known here: the config of the release, for --file alone.
+_OF_RELEASES = {"llamagen-vq": _LLAMAGEN, "vfmtok": _VFMTOK}
 
 
 def names() -> list[str]:
@@ -237,6 +229,8 @@ def get(name: str) -> Row:
         return _TABLE[name]
     if name in _DEFAULTS:
         return replace(_TABLE[_DEFAULTS[name]], name=name, **_CHANGES.get(name, {}))
+    if name in _OF_RELEASES:
+        return replace(unlisted(name), config=_OF_RELEASES[name])
     if name in IMPORTERS:
         raise ConfigError(f"'{name}' is no tokenizer and no network that samples latents alone, so it makes "
                           f"no run; from Python: vfmlab.weights.import_state_dict('{name}', state_dict, "

@@ -1,0 +1,155 @@
+# %% [markdown]
+# # Does a codebook stay alive?
+#
+# **Question.** A quantised tokenizer says an image with a few codes. Why do most entries of a plain codebook
+# die in the first steps, and what keeps them alive?
+#
+# A token's code is its nearest entry, and only an entry that is chosen gets a gradient. SimVQ
+# (arXiv 2411.02038) makes all entries one linear map of frozen random vectors: a step for one of them moves
+# them all.
+
+# %% tags=["parameters"]
+preset = "pocket_vqgan"
+overrides = "{}"
+root = "runs"
+seed = 0
+headless = False
+entries = 1024
+steps = 300
+quantisers = "vq,cosine,simvq"  # trained in place of the preset's, in section 5
+
+# %%
+import torch
+
+import vfmlab
+from vfmlab import config, vfm, widgets
+from vfmlab.evaluation.instruments.codebook import perplexity
+from vfmlab.plots import primitives
+from vfmlab.registry import QUANTIZERS
+from vfmlab.studies import show
+
+widgets.set_up_notebook()
+run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_phase
+images, labels, names = vfmlab.data.examples(run.data, n=64, seed=seed)
+vision = vfm.build(config.VFM(name="pocket"), run.data.size)
+maps = vision.features(images, (-1,)).maps[-1]  # B D h w
+tokens = maps.flatten(2).transpose(1, 2)  # B N D
+tokens = (tokens - tokens.mean((0, 1))) / tokens.std((0, 1))
+print(tuple(tokens.shape), "tokens of the pocket VFM's last layer")
+
+# %% [markdown]
+# ## 1. A quantiser by hand
+# Entries begin near zero, uniform in (-1/K, 1/K), as VQGAN's do. *Prediction:* between entries that are all
+# near zero the nearest one is a matter of direction, so at first many are chosen.
+
+# %%
+torch.manual_seed(seed)
+width = tokens.shape[-1]
+codebook = torch.empty(entries, width).uniform_(-1 / entries, 1 / entries).requires_grad_()
+distance = torch.cdist(tokens.flatten(0, 1), codebook).square()  # BN K
+codes = distance.argmin(-1)
+counts = codes.bincount(minlength=entries)
+assert counts.sum() == len(codes)
+used = int((counts > 0).sum())
+print(f"{used} of {entries} entries are used by {len(codes)} tokens; perplexity {perplexity(counts):.1f}")
+
+# %% [markdown]
+# ## 2. One step
+# Codebook loss |sg(z) - e|^2 and commitment 0.25 |z - sg(e)|^2, by hand, and the gradient of every entry.
+# *Prediction:* exactly the chosen entries have one.
+
+# %%
+x = tokens.flatten(0, 1)
+chosen = codebook[codes]
+loss = (chosen - x).square().mean() + 0.25 * (x - chosen.detach()).square().mean()
+(gradient,) = torch.autograd.grad(loss, codebook)
+moved = gradient.abs().sum(1) > 0
+assert torch.equal(moved, counts > 0)
+library = QUANTIZERS.get("vq")(QUANTIZERS.get("vq").Config(size=entries), width)
+library.weight.data = codebook.detach().clone()
+out = library(tokens)
+print(f"by hand {loss.item():.6f}, the library's {out.loss.item():.6f}; {int(moved.sum())} entries move")
+assert torch.equal(out.indices.flatten(), codes)
+
+# %% [markdown]
+# ## 3. Many steps
+# The same tokens again and again: Adam on the codebook's loss, and how many entries are used after each
+# step. *Prediction:* the plain codebook loses most of what it had, because entries that moved towards the
+# tokens win everything; SimVQ ends with more than it; the cosine rule lies between them.
+
+# %%
+use, lost, kinds = {}, {}, ("vq", "cosine", "simvq", "ema")
+for kind in kinds:
+    torch.manual_seed(seed)
+    quantiser = QUANTIZERS.get(kind)(QUANTIZERS.get(kind).Config(size=entries), width).train()
+    weights = list(quantiser.parameters())
+    optimiser = torch.optim.Adam(weights, lr=1e-2) if weights else None
+    use[kind] = ([], [])
+    for step in range(steps):
+        out = quantiser(tokens)
+        if optimiser is not None:
+            optimiser.zero_grad(), out.loss.backward(), optimiser.step()
+        use[kind][0].append(step), use[kind][1].append(len(out.indices.unique()) / entries)
+    target = tokens if kind in ("vq", "simvq") else torch.nn.functional.normalize(tokens, dim=-1)
+    lost[kind] = float((quantiser(tokens).latent - target).square().mean() / target.square().mean())
+primitives.curves(use, x="step", y="share of entries used")
+
+# %%
+primitives.table([{"quantiser": k, "used": f"{use[k][1][-1]:.1%}", "error / variance": f"{lost[k]:.3f}"}
+                  for k in kinds])
+
+# %% [markdown]
+# ## 4. An entry for every token?
+# How often each entry of the last quantiser above is used, most frequent first. A flat line would be a
+# codebook whose every entry says as much as the others; its length is the share in use. *Prediction:* the
+# line falls steeply: background is most of a scene.
+
+# %%
+ordered = out.indices.flatten().bincount(minlength=entries).sort(descending=True).values
+primitives.curves({kinds[-1]: (range(entries), ordered.tolist())}, x="entry, by frequency", y="tokens")
+
+# %% [markdown]
+# ## 5. In a tokenizer
+# The preset with each quantiser, everything else the same, trained where it is not there yet. Use is counted
+# over all held-out images. *Prediction:* where the encoder learns too, the order of section 3 stays, and a
+# collapsed codebook costs PSNR.
+
+# %%
+trained, reports = {}, {}
+for kind in quantisers.split(","):
+    change = {"tokenizer.quantizer": {"kind": kind, "size": run.tokenizer.quantizer.size}}
+    one = vfmlab.resolve(vfmlab.config.override(run.recipe, change), seed=seed).tokenizer_phase
+    await widgets.train(one, root, headless)
+    trained[kind], reports[kind] = vfmlab.load_tokenizer(one.id, root), vfmlab.evaluate(one.id, root)
+shown = ("codebook_used", "codebook_perplexity", "psnr", "rfd")
+primitives.table([{"quantiser": kind} | {k: f"{report[k].value:.3g}" for k in shown}
+                  for kind, report in reports.items()])
+
+# %%
+show.reconstructions(trained, images[:8])
+
+# %% [markdown]
+# ## 6. Codes are all there is
+# Images decoded from codes alone, and from codes of which a quarter are drawn anew. *Prediction:* a wrong code
+# spoils its own place and little else, because the decoder is convolutional.
+
+# %%
+tokenizer = trained[quantisers.split(",")[-1]]
+codes = tokenizer.codes(images[:8].to(tokenizer.stat_mean.device))  # B T
+random = torch.Generator().manual_seed(seed)
+other = torch.randint(tokenizer.codebook_size, codes.shape, generator=random).to(codes)
+wrong = torch.rand(codes.shape, generator=random).to(codes.device) < 0.25
+spoiled = tokenizer.decode_codes(torch.where(wrong, other, codes)).cpu()
+print(f"{codes.shape[1]} codes of {tokenizer.codebook_size}: {codes[0, :8].tolist()} ...")
+primitives.rows({"image": images[:8], "codes": tokenizer.decode_codes(codes).cpu(), "a quarter wrong": spoiled})
+
+# %% [markdown]
+# ## Finding
+# Write down, from sections 3 and 5, which quantiser ends with the most entries in use, and whether more use
+# went with a higher PSNR. They need not agree: the use of a codebook says how many words are spoken, not what
+# they say.
+#
+# ## What next
+# Change the width with `-p overrides '{"tokenizer.channels": 4}'`: a plain codebook lives longer in few
+# dimensions, and SimVQ gains from many. `07_train_diffusion` shows the other kind of generator, which needs
+# no codes.
