@@ -16,17 +16,18 @@ from vfmlab.presets.vqgan import codes
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 0.0, "cosine": 1.0}}
 
 
-def sizes(channels: int, factor: int, tokens: int, width: int, depth: int, heads: int, hidden: int, gated: int, entries: int,
-          **more: Any) -> Tree:  # fmt: skip
-    """Encoder and decoder of one depth and number of heads."""
-    return {"method": "vfmtok", "channels": channels, "factor": factor, "tokens": tokens, "width": width, "depth": depth, "heads": heads,
-            "hidden": hidden, "decoder_depth": depth, "decoder_heads": heads, "decoder_hidden": gated,
-            "quantizer": {"kind": "cosine", "size": entries}, **more}  # fmt: skip
+def sizes(channels: int, tokens: int, width: int, depth: int, heads: int, hidden: int, gated: int,
+          entries: int, **more: Any) -> Tree:
+    """f4; encoder and decoder of one depth and number of heads."""
+    return {"method": "vfmtok", "channels": channels, "factor": 4, "tokens": tokens, "width": width,
+            "depth": depth, "heads": heads, "hidden": hidden, "decoder_depth": depth, "decoder_heads": heads,
+            "decoder_hidden": gated, "quantizer": {"kind": "cosine", "size": entries}, **more}
 
 
-TINY = sizes(4, 4, 16, 16, 1, 2, 32, 32, 32, points=2, registers=1, pixel_width=8, pixel_multipliers=[1, 1, 2], pixel_blocks=1)
-POCKET = sizes(8, 4, 64, 96, 2, 4, 192, 256, 1024, pixel_width=24, pixel_multipliers=[1, 2, 3], pixel_blocks=1)
-SMALL = sizes(8, 4, 64, 384, 4, 6, 768, 1024, 4096, pixel_width=96, pixel_multipliers=[1, 2, 4])
+TINY = sizes(4, 16, 16, 1, 2, 32, 32, 32, points=2, registers=1, pixel_width=8, pixel_multipliers=[1, 1, 2],
+             pixel_blocks=1)
+POCKET = sizes(8, 64, 96, 2, 4, 192, 256, 1024, pixel_width=24, pixel_multipliers=[1, 2, 3], pixel_blocks=1)
+SMALL = sizes(8, 64, 384, 4, 6, 768, 1024, 4096, pixel_width=96, pixel_multipliers=[1, 2, 4])
 HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset(
