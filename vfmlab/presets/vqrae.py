@@ -3,7 +3,7 @@
     pixels   quantiser and decoder; the encoder is frozen; no discriminator
     tune     everything, held by self-distillation on the continuous features; a discriminator late
 
-From the paper: weights, rates, batch, steps of the SigLIP2 version, data BLIP3-o (36 M images; ImageNet here).
+From the paper: weights, rates, batch, steps of the SigLIP2 version, data BLIP3-o (36 M; ImageNet here).
 Not stated, so ours: kind of the discriminator. LPIPS stands in for a perceptual loss in ConvNeXt-S, and rates
 fall to 0 where the paper's fall to a quarter and a tenth.
 """
