@@ -24,7 +24,7 @@ FLOORS = [
     ["nn", "weights.io", "evaluation.judge"],
     ["vfm", "decoders", "data"],
     ["losses", "presets", "tokenizers"],
-    ["diffusion"],
+    ["diffusion", "ar"],
     ["evaluation", "training", "weights"],
     ["api", "training.plan"],
     ["weights.export", "weights.bundled", "plots.primitives"],

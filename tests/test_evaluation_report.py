@@ -64,7 +64,7 @@ def test_tokenizer_report_without_classes_statistics_or_enough_images():
 def test_diffusion_report_has_reconstruction_beside():
     source, tokenizer = data.open_source(CFG, "val"), Lossless()
     network = Knows(tokenizer.encode(one_per_class(source)).mode())
-    report = evaluate.diffusion_report(network, tokenizer, CFG, BASE, source.num_classes, setup(BASE))
+    report = evaluate.generator_report(network, tokenizer, CFG, BASE, source.num_classes, setup(BASE))
     check(report)
     assert {"gfd", "gkd", "gfd_own", "gkd_own", "rfd", "psnr"} <= set(report)
     own = evaluate.tokenizer_report(tokenizer, CFG, BASE, setup(BASE))

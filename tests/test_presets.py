@@ -16,7 +16,13 @@ from vfmlab.registry import TOKENIZERS
 TIERS = ("tiny", "pocket", "small", "paper")
 TINY = [name for name in presets.names() if name.startswith("tiny_")]
 SHORT = COMMON | {"train.samples": 16}
-SHORT_DIFFUSION = {"diffusion.train.samples": 16, "diffusion.train.evaluate_at": []}
+
+
+def shorter(run):
+    """Two steps of every phase, and no evaluation on the way."""
+    kind = "ar" if run.ar else "diffusion"
+    more = {f"{kind}.train.samples": 16, f"{kind}.train.evaluate_at": []} if run.generator else {}
+    return override(run, SHORT | more)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -103,7 +109,7 @@ def test_a_config_file_takes_the_place_of_a_preset(tmp_path):
         ("pocket_vfm_vae+no_lk", ["unknown variant 'no_lk'", "did you mean 'no_kl'"]),
         ("pocket_vfm_vae+", ["unknown variant ''"]),
         ("pocket_vfm_vae@", ["unknown preset ''"]),
-        ("pocket_vfm_vae@pocket_vfm", ["'pocket_vfm' has no diffusion section"]),
+        ("pocket_vfm_vae@pocket_vfm", ["'pocket_vfm' has no diffusion or ar section"]),
         ("pocket_vfm@pocket_vfm_vae", ["'pocket_vfm' has no tokenizer section"]),
         ("pocket_plain_vae+random", ["variant 'random' of 'pocket_plain_vae'", "no 'vfm' section"]),
         ("pocket_vfm+repa", ["variant 'repa' of 'pocket_vfm'", "the run has none"]),
@@ -120,15 +126,14 @@ def test_a_name_that_is_none_is_one_line(name, words):
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_runs_to_samples_and_numbers(name, tmp_path):
-    run = presets.get(name)
-    run = override(run, SHORT | (SHORT_DIFFUSION if run.diffusion else {}))
+    run = shorter(presets.get(name))
     for _ in api.train(run, tmp_path):
         pass
     for phase in run.phases():
         assert runs.open_run(phase.id, tmp_path).status().state == "finished"
     report = api.evaluate(run.last.id, tmp_path)
     assert all(math.isfinite(report[key].value) for key in ("rfd", "psnr"))
-    if run.diffusion is not None:
+    if run.generator is not None:
         *_, last = api.sample(run.id, [0, 1], root=tmp_path, previews=0)
         assert last.images.shape == (2, 3, 16, 16)
         assert math.isfinite(report["gfd"].value)

@@ -16,11 +16,12 @@ from vfmlab.config import override
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Statistics
+from vfmlab.training.ar import ARTask
 from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.loop import fit
 from vfmlab.training.tokenizer import TokenizerTask
 
-KINDS = ("toy", "game", "vfm_vae", "diffusion", "diffusion_fresh")
+KINDS = ("toy", "game", "vfm_vae", "diffusion", "diffusion_fresh", "ar")
 GAME = {"vfm.weights": "random", "losses.adversarial.start": 16, "equivariance": {"p_latent": 0.25, "p_prior": 0.25, "scales": [0.5, 1.0]}}
 COMMON = {"data.train": 48, "data.val": 16, "data.flip": True, "protocol.n": 16}
 
@@ -33,16 +34,20 @@ def tiny_run(kind, **overrides):
         run = override(presets.get("tiny_vfm_vae"), {"vfm.weights": "random"} | COMMON | overrides)
     elif kind == "game":  # VF loss and discriminator, both weighed by gradients; the game begins with the third step
         run = override(presets.get("tiny_va_vae"), GAME | COMMON | overrides)
+    elif kind == "ar":
+        run = override(presets.get("tiny_ar_orders"), COMMON | overrides)
     else:
         fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
         run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)
-    return run.last if kind.startswith("diffusion") else run.phases()[0]
+    return run.last if kind.startswith(("diffusion", "ar")) else run.phases()[0]
 
 
 def make_task(run, root):
-    """The task of `run`; diffusion gets an untrained tokenizer with made-up statistics."""
+    """The task of `run`; generators get an untrained tokenizer with made-up statistics."""
     tasks = {"pretrain": ToyTask, "tokenizer": TokenizerTask}
-    return tasks[run.kind](run) if run.kind in tasks else DiffusionTask(run, untrained(run), cache_root=root / ".latents")
+    if run.kind in tasks:
+        return tasks[run.kind](run)
+    return {"diffusion": DiffusionTask, "ar": ARTask}[run.kind](run, untrained(run), cache_root=root / ".latents")
 
 
 def untrained(run):

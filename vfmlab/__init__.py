@@ -1,8 +1,8 @@
-"""vfmlab: visual tokenizers from vision foundation models, and latent diffusion on them.
+"""vfmlab: visual tokenizers from vision foundation models, and generators on their latents.
 
 The few doors (see `vfmlab.api`): :func:`train`, :func:`evaluate`, :func:`sample`, :func:`reconstruct`,
-:func:`load_tokenizer`, :func:`load_diffusion`. They are imported on first use, so `import vfmlab` costs
-nothing.
+:func:`load_tokenizer`, :func:`load_generator`, :func:`load_diffusion`. They are imported on first use, so
+`import vfmlab` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_diffusion", "load_tokenizer", "reconstruct", "resolve", "sample", "train"]
+__all__ = ["evaluate", "load_diffusion", "load_generator", "load_tokenizer", "reconstruct", "resolve",
+           "sample", "train"]
 
 if TYPE_CHECKING:
-    from vfmlab.api import evaluate, load_diffusion, load_tokenizer, reconstruct, resolve, sample, train
+    from vfmlab.api import (
+        evaluate,
+        load_diffusion,
+        load_generator,
+        load_tokenizer,
+        reconstruct,
+        resolve,
+        sample,
+        train,
+    )
 
 
 def __getattr__(name: str) -> Any:

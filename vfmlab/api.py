@@ -27,12 +27,13 @@ from vfmlab.weights.load import (
     build_tokenizer,
     device,
     load_diffusion,
+    load_generator,
     load_tokenizer,
     tokenizer_run,
 )
 
 __all__ = [
-    "LoadedDiffusion", "Preview", "build_tokenizer", "device", "evaluate", "load_diffusion", "load_tokenizer", "open_task",
+    "LoadedDiffusion", "Preview", "build_tokenizer", "device", "evaluate", "load_diffusion", "load_generator", "load_tokenizer", "open_task",
     "read_images", "reconstruct", "resolve", "sample", "sampling_protocol", "tokenizer_run", "train",
 ]  # fmt: skip
 
@@ -145,7 +146,14 @@ def _diffusion_task(phase: config.Phase, root: str | Path) -> Task:
                          parent)
 
 
-TASKS = {"pretrain": _pretrain_task, "tokenizer": _tokenizer_task, "diffusion": _diffusion_task}
+def _ar_task(phase: config.Phase, root: str | Path) -> Task:
+    from vfmlab.training.ar import ARTask
+
+    return ARTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents")
+
+
+TASKS = {"pretrain": _pretrain_task, "tokenizer": _tokenizer_task, "diffusion": _diffusion_task,
+         "ar": _ar_task}
 
 
 def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
@@ -179,21 +187,26 @@ def evaluate(ref: str | Path, root: str | Path = "runs",
     elif protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
     load = functools.partial(load_tokenizer, folder.path, root)
-    if run.diffusion is not None:
-        load = functools.partial(load_diffusion, folder.path, root, decoder=run.protocol.decoder)
+    if run.generator is not None:
+        load = functools.partial(load_generator, folder.path, root, decoder=run.protocol.decoder)
     return measure.cached(run, folder, load, again=again)
 
 
 @dataclass(frozen=True)
 class Preview:
     """One step of sampling. images: N 3 H W in [-1, 1], decoded from the current estimate of the clean
-    latent; t: 1 (noise) .. 0 (data)."""
+    latent; t: 1 (noise) .. 0 (data). Of an ar generator: from the codes drawn so far, with grey where the
+    others will be; t: the share of these.
+
+    note: what a reader must know of the settings; normally empty.
+    """
 
     step: int
     total: int
     t: float
     images: Tensor
     final: bool = False
+    note: str = ""
 
 
 def sampling_protocol(
@@ -220,7 +233,11 @@ def sampling_protocol(
     fields = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
     changes = {f"protocol.guidance.{key}": value for key, value in fields.items()}
     fields = {**(sampler or {}), **({} if steps is None else {"steps": steps})}
-    changes |= {f"protocol.sampler.{key}": value for key, value in fields.items()}
+    section = "sampler" if model.run.ar is None else "token_sampler"
+    if model.run.ar is not None and "steps" in fields:
+        raise ConfigError(f"steps = {fields['steps']}: the ar generator takes one step a code, "
+                          f"{model.network.codes.tokens} an image; leave steps out")
+    changes |= {f"protocol.{section}.{key}": value for key, value in fields.items()}
     protocol = config.override(model.run, changes).protocol
     if not protocol.guidance.scale <= STRONGEST:
         raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
@@ -247,43 +264,63 @@ def sample(
     More than `CHUNK` images are drawn in parts, without previews.
 
     Args:
-        model: a loaded diffusion model or a reference. guidance: scale, or fields of `config.Guidance`.
-        steps, sampler: fields of `config.Sampler`; what is not given comes from the run's protocol.
+        model: a loaded generator or a reference. guidance: scale, or fields of `config.Guidance`.
+        steps, sampler: fields of `config.Sampler`, for an ar generator `config.TokenSampler` (no steps);
+        what is not given comes from the run's protocol.
         seed, first: image i is drawn from noise seeded by (seed, first + i), whatever else is in the batch.
-        previews: at most so many intermediate decodings. decoder: as in :func:`load_diffusion`, for a
+        previews: at most so many intermediate decodings. decoder: as in :func:`load_generator`, for a
         reference.
-        noise: N C h w to start from, one for each label, in place of the seed's.
+        noise: N C h w to start from, one for each label, in place of the seed's; an ar generator has none.
 
     Raises:
         ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not
         finite.
     """
-    from vfmlab.diffusion import sampling
     from vfmlab.seeding import SampleRandom
 
     loaded = (
-        model if isinstance(model, LoadedDiffusion) else load_diffusion(model, root, ema, decoder=decoder)
+        model if isinstance(model, LoadedDiffusion) else load_generator(model, root, ema, decoder=decoder)
     )
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     previews = previews if len(labels) <= CHUNK else 0
-    stride = max(1, -(-protocol.sampler.steps // max(1, previews)))
-    shape, images, step = loaded.tokenizer.latent_shape, [], None
+    total = protocol.sampler.steps if loaded.run.ar is None else loaded.network.codes.tokens
+    stride, images, step = max(1, -(-total // max(1, previews))), [], None
+    if noise is not None and loaded.run.ar is not None:
+        raise ConfigError("noise: an ar generator starts from a class alone; give seed in its place")
     for part in torch.arange(len(labels)).split(CHUNK):
         y = torch.tensor(labels, device=loaded.device)[part.to(loaded.device)]
         random, start = SampleRandom(seed, first + part), None if noise is None else noise[part]
-        for step in sampling.trajectory(
-            loaded.network, y, random, protocol.sampler, protocol.guidance, shape, loaded.num_classes, start
-        ):
+        for step in _trajectory(loaded, y, random, protocol, start):
             if previews and step.number < step.total and step.number % stride == 0:
                 yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
         images.append(_finite(_decode(loaded, step.x), f"run '{loaded.folder.id}'"))
-    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True)
+    unguided = loaded.run.ar is not None and protocol.guidance.scale < 1
+    note = f"guidance.scale {protocol.guidance.scale:g}: 1 or less means no guidance here" if unguided else ""
+    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=note)
+
+
+def _trajectory(loaded: LoadedDiffusion, labels: Tensor, random: Any, protocol: config.Protocol,
+                noise: Tensor | None) -> Iterator[Any]:
+    """The steps of one batch; `x` and `estimate` of each are latents, or codes drawn so far."""
+    if loaded.run.ar is not None:
+        from vfmlab.ar import sampling as tokens
+
+        return tokens.trajectory(loaded.network, labels, random, protocol.token_sampler, protocol.guidance)
+    from vfmlab.diffusion import sampling
+
+    return sampling.trajectory(loaded.network, labels, random, protocol.sampler, protocol.guidance,
+                               loaded.tokenizer.latent_shape, loaded.num_classes, noise)
 
 
 @torch.no_grad()
 def _decode(loaded: LoadedDiffusion, z: Tensor) -> Tensor:
-    return torch.cat([loaded.tokenizer.decode(part).cpu() for part in z.split(64)])
+    decode = loaded.tokenizer.decode
+    if loaded.run.ar is not None:
+        from vfmlab.ar.sampling import partial_images
+
+        decode = functools.partial(partial_images, loaded.tokenizer)
+    return torch.cat([decode(part).cpu() for part in z.split(64)])
 
 
 def _finite(images: Tensor, where: str) -> Tensor:

@@ -52,7 +52,7 @@ Tree = dict[str, Any]
 State = Literal["created", "running", "interrupted", "failed", "finished"]
 TIMING = ("seconds", "samples_per_second")  # what differs between the metrics of equal runs
 HEARTBEAT = 300.0  # seconds without a sign of life after which a run on another machine counts as dead
-SECTIONS = ("train", "vfm", "tokenizer", "imported", "diffusion", "pretrain", "protocol")  # objects, or null
+SECTIONS = ("train", "vfm", "tokenizer", "imported", "diffusion", "ar", "pretrain", "protocol")  # or null
 LIBRARIES = ("vfmlab", "torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "torchmetrics")
 
 
@@ -353,10 +353,10 @@ def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
         raise
 
 
-def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None) -> RunDir:
+def open_run(ref: str | Path, root: str | Path = "runs", kind: str | tuple[str, ...] | None = None) -> RunDir:
     """The run that `ref` names: an id, a unique prefix of one, or a directory.
 
-    Where a prefix matches several, runs of this `kind` win, then the run whose whole name is `ref`.
+    Where a prefix matches several, runs of this `kind` (or these) win, then one whose whole name is `ref`.
 
     Raises:
         RunError: none, several, or a damaged one.
@@ -375,7 +375,8 @@ def open_run(ref: str | Path, root: str | Path = "runs", kind: str | None = None
         run = RunDir(expand(ref).resolve())
         _ = run.raw_config
         return run
-    for narrower in (lambda r: kind is None or r.kind == kind, lambda r: r.id.rpartition("-")[0] == ref):
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    for narrower in (lambda r: kind is None or r.kind in kinds, lambda r: r.id.rpartition("-")[0] == ref):
         narrowed = [run for run in matches if narrower(run)]
         matches = narrowed or matches
     if len(matches) == 1:

@@ -85,3 +85,7 @@ class SampleRandom:
     def randn(self, *shape: int) -> Tensor:
         """Standard normal [len(ids), *shape]; a second call goes on in each stream."""
         return torch.stack([torch.randn(*shape, generator=g) for g in self.streams]).to(self.device)
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1): [len(ids), *shape]; a second call goes on in each stream."""
+        return torch.stack([torch.rand(*shape, generator=g) for g in self.streams]).to(self.device)

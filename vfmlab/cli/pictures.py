@@ -47,7 +47,7 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
 
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
-    model = api.load_diffusion(run, root, ema=not raw, decoder=decoder)
+    model = api.load_generator(run, root, ema=not raw, decoder=decoder)
     classes = model.class_names
     chosen = range(len(classes)) if labels is None else [data.class_number(text, classes) for text in labels]
     how = {"seed": seed, "guidance": guidance, "steps": steps,
@@ -56,17 +56,19 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
     names = [f"{i:04d}_{_safe(model.class_names[label])}" for i, label in enumerate(chosen)]
     facts = {
         "command": "sample", "run": model.folder.id, "seed": seed, "raw": raw, "decoder": decoder,
-        "sampler": protocol.sampler.model_dump(mode="json"), "guidance": protocol.guidance.model_dump(mode="json"),
+        "sampler": (protocol.token_sampler or protocol.sampler).model_dump(mode="json"), "guidance": protocol.guidance.model_dump(mode="json"),
         "labels": list(chosen), "classes": [model.class_names[label] for label in chosen],
     }  # fmt: skip
     folder = _begin(out, model.folder.path, "samples", facts, names)
     first = []
     for part in _chunks(len(names)):
         previews = api.sample(model, chosen[part], previews=0, first=part.start, **how)
-        images = list(previews)[-1].images
+        *_, last = previews
+        images = last.images
         _save(folder, images, names[part])
         first += images[: SHOWN - len(first)]
-    print(f"{len(names)} images of seed {seed}: {_grid(folder, first)}")
+    remark = f" ({last.note})" if last.note else ""
+    print(f"{len(names)} images of seed {seed}: {_grid(folder, first)}{remark}")
     return 0
 
 

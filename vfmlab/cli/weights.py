@@ -44,7 +44,7 @@ def import_(name: Name = None, /, file: Path | None = None, config: Path | None 
     for _ in watch(import_release.import_run(run, root, statistics_from=statistics, release=release),
                    progress):
         pass
-    following = ["eval" if run.diffusion is None else "sample", run.id, *root_flag(root)]
+    following = ["eval" if run.generator is None else "sample", run.id, *root_flag(root)]
     print(f"imported {run.id} in {root}\nnext: {shlex.join(['vfmlab', *following])}")
     return 0
 

@@ -2,9 +2,10 @@
 phases."""
 
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
-from vfmlab.config.protocol import Guidance, Protocol, Sampler
+from vfmlab.config.protocol import Guidance, Protocol, Sampler, TokenSampler
 from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of
 from vfmlab.config.schema import (
+    AR,
     VFM,
     Alignment,
     AnyDecoder,
@@ -19,6 +20,7 @@ from vfmlab.config.schema import (
     Losses,
     NetworkConfig,
     PathConfig,
+    Permuted,
     Pretrain,
     QuantizerConfig,
     TimeSampling,
@@ -29,8 +31,8 @@ from vfmlab.config.schema import (
 from vfmlab.config.section import Section
 
 __all__ = [
-    "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "PathConfig", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
-    "Section", "Stage", "TimeSampling", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
+    "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
+    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
+    "Section", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
     "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

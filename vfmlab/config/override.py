@@ -12,7 +12,7 @@ from vfmlab.config.files import absolute_source, expand, parse_json
 from vfmlab.config.recipe import Phase, Recipe, Stage
 from vfmlab.config.schema import loss_config
 from vfmlab.errors import ConfigError, nearest
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, TOKENIZERS
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, TOKEN_NETWORKS, TOKENIZERS
 
 Config = TypeVar("Config", Recipe, Phase)
 
@@ -152,6 +152,7 @@ def _fields(place: list[str], config: Any) -> list[str]:
     model: Any = Recipe
     if place[:1] == ["stages"]:
         return list(Stage.model_fields) if len(place) == 2 else _fields(place[2:], {})
+    networks = TOKEN_NETWORKS if place[:1] == ["ar"] else NETWORKS
     try:
         node = config
         for part in place:
@@ -159,7 +160,7 @@ def _fields(place: list[str], config: Any) -> list[str]:
             field = model.model_fields[part] if part in getattr(model, "model_fields", {}) else None
             model = field.annotation if field is not None else None
             registry, key = {"tokenizer": (TOKENIZERS, "method"), "decoder": (DECODERS, "kind"),
-                             "network": (NETWORKS, "kind"), "path": (PATHS, "kind")}.get(part, (None, ""))
+                             "network": (networks, "kind"), "path": (PATHS, "kind")}.get(part, (None, ""))
             if registry is not None:
                 model = registry.get(node[key]).Config
             elif place[-2:-1] == ["losses"] and part == place[-1]:

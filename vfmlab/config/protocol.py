@@ -40,6 +40,18 @@ class Sampler(Section):
                                                       "many-th evaluation; None: always")
 
 
+class TokenSampler(Section):
+    """How codes are drawn. guidance.scale says how strongly they are guided; 1 or less means not at all."""
+
+    temperature: float = Field(1.0, ge=0, description="logits are divided by it; 0: the most probable code")
+    top_k: int = Field(0, ge=0, description="draw among the so many most probable codes; 0: all")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw among the most probable codes that together "
+                                                      "have this probability; 1: all")
+    guidance_power: float | None = Field(None, gt=0, description="RAR's course: guidance grows over the "
+        "sequence, the later the larger this is; null: the same for all tokens")
+    guided: int | None = Field(None, ge=1, description="guide the first so many tokens; null: all")
+
+
 class Protocol(Section):
     """Everything that decides a number. Its hash stands beside each number; different hashes are never ranked
     together.
@@ -49,6 +61,7 @@ class Protocol(Section):
     features: str = Field("judge", description="feature space of the Frechet and kernel distances")
     sampler: Sampler = Sampler()
     guidance: Guidance = Guidance()
+    token_sampler: TokenSampler | None = Field(None, description="of the ar generator, in place of `sampler`")
     ema: bool = True
     decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a "
                                                   "stage was trained after diffusion; null: the run's own")

@@ -1,11 +1,11 @@
 """What is described and what is trained: a :class:`Recipe` is a whole pipeline, a :class:`Phase` one unit of
 its training.
 
-    images -> tokenizer (in one or several stages) -> latents -> diffusion -> samples
+    images -> tokenizer (in one or several stages) -> latents -> diffusion, or codes -> ar -> samples
 
 A recipe is plain JSON, and the same JSON always gives the same id. `recipe.phases()` lists what is trained
 one after the other; each phase has an id and a run directory of its own, so that two recipes that differ only
-in their diffusion section, or in a later stage, share what comes before. The sections are in
+in their generator, or in a later stage, share what comes before. The sections are in
 `vfmlab/config/schema.py`.
 """
 
@@ -21,8 +21,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
-from vfmlab.config.protocol import Protocol
+from vfmlab.config.protocol import Guidance, Protocol, Sampler
 from vfmlab.config.schema import (
+    AR,
     VFM,
     Data,
     Diffusion,
@@ -38,7 +39,7 @@ from vfmlab.config.schema import (
 )
 from vfmlab.registry import TOKENIZERS
 
-Kind = Literal["pretrain", "tokenizer", "diffusion"]
+Kind = Literal["pretrain", "tokenizer", "diffusion", "ar"]
 
 
 class Stage(Section):
@@ -79,8 +80,20 @@ class Recipe(Section):
     )
     imported: Imported | None = None
     diffusion: Diffusion | None = None
+    ar: AR | None = None
     pretrain: Pretrain | None = None
     protocol: Protocol = Protocol()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn(cls, value: Any) -> Any:
+        """An ar generator's protocol says how tokens are drawn."""
+        protocol = value.get("protocol", {}) if isinstance(value, dict) else None
+        if isinstance(protocol, Protocol):
+            protocol = protocol.model_dump()
+        if not isinstance(protocol, dict) or value.get("ar") is None:
+            return value
+        return value | {"protocol": protocol | {"token_sampler": protocol.get("token_sampler") or {}}}
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
@@ -93,7 +106,7 @@ class Recipe(Section):
             raise ValueError("field 'train' is missing: every run needs a training budget")
         if (self.tokenizer is None) == (self.pretrain is None):
             raise ValueError(
-                "a run has either a 'tokenizer' section (tokenizer, diffusion) or a 'pretrain' section (vfm, "
+                "a run has either a 'tokenizer' section (tokenizer, generator) or a 'pretrain' section (vfm, "
                 "judge)"
             )
         if self.diffusion is not None and self.tokenizer is not None and self.tokenizer.quantised:
@@ -110,9 +123,10 @@ class Recipe(Section):
             )
         if self.tokenizer is not None and self.diffusion is not None:
             self._on_one_path(self.tokenizer, self.diffusion)
+        self._one_generator()
         names = [stage.name for stage in self.stages]
         for name in names:
-            if names.count(name) > 1 or name in ("tokenizer", "imported", "diffusion"):
+            if names.count(name) > 1 or name in ("tokenizer", "imported", "diffusion", "ar"):
                 raise ValueError(f"stages {names}: '{name}' is taken; give each stage a name of its own")
         if self.stage is not None and self.stage != len(self.stages) - 1:
             raise ValueError(
@@ -138,6 +152,30 @@ class Recipe(Section):
                 f"tokenizer.radius, for example to {tokenizer.channels**0.5:.4g} = sqrt(channels), or "
                 "diffusion.path=null"
             )
+
+    def _one_generator(self) -> None:
+        protocol, guidance = self.protocol, self.protocol.guidance
+        if self.ar is not None and self.diffusion is not None:
+            raise ValueError("a recipe has one generator: leave out 'diffusion' or 'ar'")
+        if self.ar is not None and self.tokenizer is None:
+            raise ValueError("'ar' draws a tokenizer's codes; add a 'tokenizer' section")
+        if self.ar is not None and not self.tokenizer.quantised:
+            raise ValueError(f"ar: tokenizer '{self.tokenizer.method}' has a continuous latent and no codes; "
+                             "use the 'diffusion' section in its place")
+        if self.diffusion is not None and protocol.token_sampler is not None:
+            raise ValueError("protocol.token_sampler is the ar generator's; diffusion samples as "
+                             "protocol.sampler says")
+        if self.ar is not None and protocol.sampler != Sampler():
+            raise ValueError("protocol.sampler is diffusion's; the ar generator draws as "
+                             "protocol.token_sampler says, one step a token")
+        if self.ar is not None and guidance != Guidance(scale=guidance.scale):
+            raise ValueError("protocol.guidance: of its fields the ar generator knows 'scale'; its course "
+                             "over the tokens is token_sampler.guidance_power and token_sampler.guided")
+
+    @property
+    def generator(self) -> Diffusion | AR | None:
+        """The section of what is trained on the tokenizer: `diffusion` or `ar`."""
+        return self.ar if self.diffusion is None else self.diffusion
 
     def settings(self, stage: int | None) -> Settings:
         """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the
@@ -182,15 +220,16 @@ class Recipe(Section):
         return f"{self.name}-{digest(self.model_dump(mode='json', exclude={'protocol'}, exclude_none=True))}"
 
     def phases(self) -> list[Phase]:
-        """What is trained, first to last: [imported weights], the tokenizer's stages, [diffusion]; or a
+        """What is trained, first to last: [imported weights], the tokenizer's stages, [the generator]; or a
         pretraining.
         """
         if self.pretrain is not None:
             return [PretrainPhase(self)]
-        bare = self.model_copy(update={"diffusion": None})
+        generator = self.generator
+        bare = self.model_copy(update={"diffusion": None, "ar": None})
         name = self.name if self.stage is None else self.name.removesuffix(f"_{self.stages[-1].name}")
-        if self.diffusion is not None and self.diffusion.tokenizer_of is not None:
-            name = self.diffusion.tokenizer_of
+        if generator is not None and generator.tokenizer_of is not None:
+            name = generator.tokenizer_of
         parts: list[Recipe] = []
         if self.imported is not None:
             fresh = {
@@ -211,13 +250,15 @@ class Recipe(Section):
                 )
             )
         if not parts:
-            parts.append(
-                bare if self.diffusion is None else bare.model_copy(update={"name": f"{name}_tokenizer"})
-            )
+            alone = name if self.diffusion is None else f"{name}_tokenizer"
+            parts.append(bare.model_copy(update={"name": alone}))
         phases: list[Phase] = []
         for part in parts:
             phases.append(TokenizerPhase(part, phases[-1] if phases else None))
-        return phases if self.diffusion is None else [*phases, DiffusionPhase(self, phases[-1])]
+        if generator is None:
+            return phases
+        kind = ARPhase if self.diffusion is None else DiffusionPhase
+        return [*phases, kind(self, phases[-1])]
 
     @property
     def last(self) -> Phase:
@@ -263,12 +304,14 @@ class Phase:
     vfm = property(attrgetter("recipe.vfm"))
     tokenizer = property(attrgetter("recipe.tokenizer"))
     diffusion = property(attrgetter("recipe.diffusion"))
+    ar = property(attrgetter("recipe.ar"))
+    generator = property(attrgetter("recipe.generator"))
     pretrain = property(attrgetter("recipe.pretrain"))
     protocol = property(attrgetter("recipe.protocol"))
 
     @property
     def stage(self) -> str:
-        """Its name within the recipe: a stage's, "imported", "tokenizer", "diffusion" or "pretrain"."""
+        """Its name within the recipe: a stage's, "imported", "tokenizer", "diffusion", "ar" or "pretrain"."""
         return self.kind
 
     @property
@@ -366,10 +409,25 @@ class DiffusionPhase(Phase):
         return self.recipe.diffusion.tune is not None
 
 
+@dataclass(frozen=True)
+class ARPhase(Phase):
+    """Training, or import, of a network that draws a quantised tokenizer's codes."""
+
+    kind = "ar"
+
+    tokenizer_phase = property(attrgetter("before"))
+    losses = property(attrgetter("before.losses"))
+    trains = ("*",)
+    train = property(attrgetter("recipe.ar.train"))
+    imported = property(attrgetter("recipe.ar.imported"))
+
+
 def kind_of(config: Mapping[str, Any]) -> Kind:
     """The kind of phase that a run's config.json describes, read without validation."""
     if config.get("pretrain") is not None:
         return PretrainPhase.kind
+    if config.get("ar") is not None:
+        return ARPhase.kind
     return TokenizerPhase.kind if config.get("diffusion") is None else DiffusionPhase.kind
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 
 from vfmlab.config.section import Section
 from vfmlab.errors import ConfigError
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, Registry
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS, Registry
 
 
 def by_name(registry: Registry, key: str) -> BeforeValidator:
@@ -386,6 +386,55 @@ class Diffusion(Section):
         if self.tune is not None and self.alignment is None:
             raise ValueError("tune: the tokenizer is tuned through the alignment loss, which is off; add "
                              "'alignment'")
+        return self
+
+
+class Permuted(Section):
+    """Training on the codes in random orders (RAR, arXiv 2411.00776), more and more in raster order.
+
+    Each image takes a random order with a chance that is 1 up to `until` images and falls to 0 at `raster`.
+    """
+
+    until: int = Field(..., ge=0, description="images seen up to which every order is random")
+    raster: int = Field(..., ge=1, description="images seen from which every order is raster order")
+
+    @model_validator(mode="after")
+    def _forward(self) -> Permuted:
+        if self.raster < self.until:
+            raise ValueError(f"until {self.until} is after raster {self.raster}; give until <= raster")
+        return self
+
+    def chance(self, samples: int) -> float:
+        """Of a random order after `samples` images."""
+        if samples < self.until:
+            return 1.0
+        return max(0.0, 1 - (samples - self.until) / max(1, self.raster - self.until))
+
+
+class AR(Section):
+    """A generator that draws a quantised tokenizer's codes one after the other: trained, or imported."""
+
+    network: Annotated[SerializeAsAny[NetworkConfig], by_name(TOKEN_NETWORKS, "kind")]
+    train: Train | None = None
+    imported: Imported | None = Field(None, description="released weights in place of `train`")
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    cache: bool = Field(True, description="train on cached codes; False encodes on the fly")
+    ten_crops: float | None = Field(None, gt=1, le=4, description="cache codes of ten crops (corners and "
+        "centre, mirrored too) of images larger by this factor; null: of the image, and with data.flip of "
+        "its mirror image")
+    permuted: Permuted | None = Field(None, description="RAR's orders; null: raster order")
+    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$",
+                                     description="run name whose tokenizer is taken; null: the run's own")
+
+    @model_validator(mode="after")
+    def _fits(self) -> AR:
+        if (self.train is None) == (self.imported is None):
+            raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
+        if self.ten_crops is not None and not self.cache:
+            raise ValueError("ten_crops: crops are cached; set cache=true, or leave ten_crops out")
+        if self.permuted is not None and not getattr(self.network, "target_places", False):
+            raise ValueError("permuted: in another order the network must know which place it predicts; set "
+                             "network.target_places=true")
         return self
 
 

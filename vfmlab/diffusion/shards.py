@@ -148,13 +148,17 @@ class Shards:
         return tensors
 
     def rows(self, key: str, indices: Tensor, flip: Tensor | None = None) -> Tensor:
-        """Rows `indices` (long B) of `key` in fp32. flip: bool B, which of them of the mirrored images."""
-        out = torch.empty(len(indices), *self.parts[0][key].shape[1:])
+        """Rows `indices` (long B) of `key`, real numbers in fp32. flip: bool B, which of them of the mirrored
+        images.
+        """
+        stored = self.parts[0][key]
+        kind = torch.float32 if stored.is_floating_point() else stored.dtype
+        out = torch.empty(len(indices), *stored.shape[1:], dtype=kind)
         shard = indices.div(self.size, rounding_mode="floor")
         turned = torch.zeros_like(indices, dtype=torch.bool) if flip is None else flip
         for number in shard.unique().tolist():
             for suffix, side in (("", ~turned), ("_flip", turned)):
                 chosen = ((shard == number) & side).nonzero().squeeze(1)
                 if len(chosen):
-                    out[chosen] = self.parts[number][key + suffix][indices[chosen] % self.size].float()
+                    out[chosen] = self.parts[number][key + suffix][indices[chosen] % self.size].to(kind)
         return out

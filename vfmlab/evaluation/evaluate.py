@@ -37,7 +37,7 @@ def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Pr
     return _closed(report, setup, started)
 
 
-def diffusion_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+def generator_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                      num_classes: int, setup: Setup | None = None,
                      progress: Progress | None = None, seed: int = 0) -> Report:
     """Generation numbers with the tokenizer's own beside them; see :func:`tokenizer_report`."""
@@ -85,7 +85,7 @@ def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
     """Digests of the weights files behind a run's numbers: its own, its tokenizer's, and those of another
     decoder."""
     run = folder.config()
-    others = [ref for ref in (None if run.diffusion is None else run.parent, protocol.decoder) if ref]
+    others = [ref for ref in (None if run.generator is None else run.parent, protocol.decoder) if ref]
     folders = [folder, *(runs.open_run(ref, folder.path.parent) for ref in others)]
     paths = [f.ema if protocol.ema and f.ema.exists() else f.model for f in folders]
     return [io.sha256(path) if path.exists() else "" for path in paths]
@@ -100,14 +100,14 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
 
     Args:
         run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
-            tokenizer, or the loaded diffusion model (`.network`, `.tokenizer`, `.num_classes`); called with
+            tokenizer, or the loaded generator (`.network`, `.tokenizer`, `.num_classes`); called with
             `ema=False` for raw weights.
 
     Raises:
-        RunError: neither a tokenizer nor a diffusion run.
+        RunError: neither a tokenizer nor a generator run.
     """
     if run.tokenizer is None:
-        raise RunError(f"run '{folder.id}' is a {run.kind} run; only tokenizer and diffusion runs have a "
+        raise RunError(f"run '{folder.id}' is a {run.kind} run; only tokenizer and generator runs have a "
                        "report")
     key = request(run, folder)
     own = run.protocol == folder.config().protocol
@@ -116,12 +116,12 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     if report is not None and report.request == key:
         return report
     loaded = load() if run.protocol.ema else load(ema=False)
-    device = (loaded if run.diffusion is None else loaded.tokenizer).stat_mean.device
+    device = (loaded if run.generator is None else loaded.tokenizer).stat_mean.device
     setup = open_setup(run.data, run.protocol, folder.path.parent, device)
-    if run.diffusion is None:
+    if run.generator is None:
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
         model, classes = loaded.network, loaded.num_classes
         more = (setup, progress, run.seed)
-        report = diffusion_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
+        report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     return number.save(path, report.replace(run=folder.id, request=key))

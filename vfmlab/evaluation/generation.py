@@ -16,7 +16,7 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.features import fetch
 from vfmlab.evaluation.frechet import FeatureSet
-from vfmlab.evaluation.instruments.base import SAMPLES, Metrics, Part, Pass
+from vfmlab.evaluation.instruments.base import CODES, SAMPLES, Metrics, Part, Pass
 from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.protocol import Setup, open_setup
 from vfmlab.evaluation.reconstruction import Progress, measure
@@ -39,7 +39,8 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     """Draw protocol.n samples and measure them.
 
     Args:
-        network: `(x, t, y) -> v`. tokenizer: with statistics. cfg: the data the tokenizer was trained on.
+        network: `(x, t, y) -> v`, or a token network where the protocol has a `token_sampler`.
+        tokenizer: with statistics, or quantised. cfg: the data the tokenizer was trained on.
         progress: called with (samples done, samples in all) after every batch.
         setup, baseline: what :func:`~vfmlab.evaluation.protocol.open_setup` and
             :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares
@@ -56,7 +57,7 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     setup = setup or open_setup(cfg, protocol, device=device)
     baseline = baseline or measure(tokenizer, cfg, protocol, setup)
     resolved, samples = setup.resolved(sampling=True), FeatureSet.empty(setup.space.dimension)
-    gathered = Pass(setup, resolved, tokenizer, baseline.real, baseline.own, samples)
+    gathered = Pass(setup, resolved, tokenizer, baseline.real, baseline.own, samples, network=network)
     metrics = Metrics(SAMPLES, gathered)
     with evaluating(network, tokenizer):
         for ids in torch.arange(protocol.n).split(protocol.batch):
@@ -67,7 +68,10 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
             metrics.update(Part(None, images, seen, labels, ids))
             if progress is not None:
                 progress(int(ids[-1]) + 1, protocol.n)
-    report, own = metrics.write().report(kind="diffusion", hash=resolved.hash), baseline.report
+        draft, kind = metrics.write(), "diffusion"
+        if protocol.token_sampler is not None:
+            draft, kind = Metrics(CODES, gathered).write(draft), "ar"
+    report, own = draft.report(kind=kind, hash=resolved.hash), baseline.report
     numbers = {**report.numbers, **{name: own[name] for name in BESIDE if name in own}}
     protocols = {**own.protocols, **report.protocols, resolved.hash: resolved.as_dict()}
     return report.replace(numbers=numbers, protocols=protocols)
@@ -76,11 +80,15 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
 def draw(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, ids: Tensor, labels: Tensor,
          num_classes: int, seed: int = 0) -> Tensor:
     """Samples `ids` as images B 3 H W in [-1, 1]. seed: of the run, see :class:`~vfmlab.config.Protocol`."""
+    from vfmlab.ar import sampling as tokens
     from vfmlab.diffusion import sampling
 
     own = protocol.noise == "run"
     noise = derive("samples of a run", protocol.seed, seed) if own else protocol.seed
     random = SampleRandom(noise, ids.tolist(), labels.device)
+    if protocol.token_sampler is not None:
+        return tokenizer.decode_codes(tokens.sample(network, labels, random, protocol.token_sampler,
+                                                    protocol.guidance))
     z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape,
                         num_classes)
     return tokenizer.decode(z)

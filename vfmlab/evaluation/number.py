@@ -30,7 +30,8 @@ class Quantity:
     better: HIGHER, LOWER, or None where that is open. shown: TABLE (columns of comparisons and of the
     leaderboard), CURVE (followed over training), TARGET (correlations may be taken with it), HEADLINE (first
     in correlations), LATENT (table of the instruments). many: a list of values, such as a curve over noise.
-    definition: one line for readers.
+    definition: one line for readers. apart: every tokenizer has a protocol of its own, so that it stands in
+    no table of several runs and does not keep their rows from standing together.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Quantity:
     shown: tuple[str, ...] = ()
     many: bool = False
     definition: str = ""
+    apart: bool = False
 
     @property
     def title(self) -> str:
@@ -124,10 +126,10 @@ class Number:
 class Report(Mapping[str, Number]):
     """Numbers of one run (or network) under one protocol: `report["psnr"].value`.
 
-    kind: "tokenizer", "diffusion" or "vfm". curves: the numbers whose values are lists. protocols: what each
-    hash stands for. hash: of the whole protocol; a number carries that of the part it depends on. warnings:
-    lines a reader must know. request: what was asked for, as a digest. instruments: seconds that each took.
-    about: what was measured, in words.
+    kind: "tokenizer", "diffusion", "ar" or "vfm". curves: the numbers whose values are lists. protocols: what
+    each hash stands for. hash: of the whole protocol; a number carries that of the part it depends on.
+    warnings: lines a reader must know. request: what was asked for, as a digest. instruments: seconds that
+    each took. about: what was measured, in words.
     """
 
     numbers: Mapping[str, Number]
@@ -327,9 +329,10 @@ def groups(results: Sequence[Any]) -> list[list[Any]]:
 
     results: with `numbers` each. Rows without any number are left out.
     """
+    apart = {name for name, q in quantities().items() if q.apart}
     parts: list[tuple[dict[str, str | None], list[Any]]] = []
     for result in results:
-        hashes = {k: v.protocol for k, v in result.numbers.items() if not v.absent}
+        hashes = {k: v.protocol for k, v in result.numbers.items() if not v.absent and k not in apart}
         if not hashes:
             continue
         for known, members in parts:

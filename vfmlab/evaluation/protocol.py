@@ -56,7 +56,7 @@ class Resolved:
 
 
 LATER = {"sampler": ("reuse",), "guidance": ("token",)}
-LATER_DEFAULTS = {"noise": "protocol"}
+LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None}
 
 
 def dump(protocol: config.Protocol) -> dict[str, Any]:
@@ -87,8 +87,11 @@ def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSourc
     if sampling:
         fields = dump(protocol)
         labels = {"guidance": fields["guidance"], "labels": "id modulo classes"}
+        if protocol.token_sampler is not None:
+            labels["guidance"] = {"scale": protocol.guidance.scale}
+        how = fields.get("token_sampler") or fields["sampler"]
         noise = {"noise": fields["noise"]} if "noise" in fields else {}
-        sections["sampling"] = {"n": protocol.n, **fields["sampler"], **labels, **noise}
+        sections["sampling"] = {"n": protocol.n, **how, **labels, **noise}
     return Resolved(sections)
 
 

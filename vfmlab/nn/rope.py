@@ -19,14 +19,26 @@ def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
     return torch.stack(build_rotary_pos_embed(list(grid), dim=head_dim, in_pixels=False))
 
 
+def rotary_line(length: int, head_dim: int) -> Tensor:
+    """Rotary table [2 (sin, cos), N, head_dim] of N positions in a row (arXiv 2104.09864), in fp32.
+
+    Pairs of neighbouring dimensions turn by position x 10000^(-2m / head_dim), m = 0, 1, ...
+    """
+    bands = 10_000.0 ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = (torch.arange(length)[:, None] * bands).repeat_interleave(2, dim=1)
+    return torch.stack([angles.sin(), angles.cos()]).float()
+
+
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the dimension pairs of x (B heads N d) by the angles of `table`; same shape and dtype as x.
+
+    table: [2 (sin, cos), N, d], or [2, B, 1, N, d] where every row has positions of its own.
 
     On the CPU a pair is multiplied as one complex number, which takes half the time there; compilers do not
     know complex numbers, and GPUs do not need them.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        turn = torch.complex(table[1, :, ::2], table[0, :, ::2])
+        turn = torch.complex(table[1, ..., ::2], table[0, ..., ::2])
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
     sin, cos = table.to(x.dtype)

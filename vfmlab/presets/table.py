@@ -4,7 +4,7 @@ A preset is named wherever a recipe is wanted, alone or with changes, read from 
 
     pocket_vfm_vae                  a row of this table
     pocket_vfm_vae+no_style+d16     with variants: the same, but for named changes
-    pocket_rae@pocket_plain_vae     with the diffusion model, its training and the protocol of another
+    pocket_rae@pocket_plain_vae     with the generator, its training and the protocol of another
     mine.json+no_kl                 a config file in place of a preset
 """
 
@@ -112,7 +112,7 @@ def get(name: str, overrides: dict[str, Any] | str | None = None) -> Recipe:
     recipe, fitted = _base(first), []
     for part in re.split("(?=[+@])", name[len(first) :])[1:]:
         if part[0] == "@":
-            recipe = _with_diffusion_of(recipe, _base(part[1:]))
+            recipe = _with_generator_of(recipe, _base(part[1:]))
         elif part[1:] in variants.FITTED:
             fitted.append(part[1:])
         else:
@@ -127,17 +127,15 @@ def _base(name: str) -> Recipe:
     return parse(read_json(expand(name), ConfigError, "config file"), name)
 
 
-def _with_diffusion_of(recipe: Recipe, other: Recipe) -> Recipe:
-    """`recipe` with the diffusion section and the protocol of `other`; its tokenizer's runs stay the same
-    ones.
-    """
+def _with_generator_of(recipe: Recipe, other: Recipe) -> Recipe:
+    """`recipe` with the generator and the protocol of `other`; its tokenizer's runs stay the same ones."""
     pair = f"{recipe.name}@{other.name}"
-    for one, what in ((recipe, "tokenizer"), (other, "diffusion")):
+    for one, what in ((recipe, "tokenizer"), (other, "generator")):
         if getattr(one, what) is None:
-            raise ConfigError(f"'{pair}': '{one.name}' has no {what} section; name a preset that trains one")
-    own = None if recipe.diffusion is None else recipe.diffusion.tokenizer_of
-    taken = {
-        "diffusion": other.diffusion.model_dump() | {"tokenizer_of": own},
-        "protocol": other.protocol.model_dump(),
-    }
+            named = "tokenizer" if what == "tokenizer" else "diffusion or ar"
+            raise ConfigError(f"'{pair}': '{one.name}' has no {named} section; name a preset that trains one")
+    own = None if recipe.generator is None else recipe.generator.tokenizer_of
+    taken = {"diffusion": None, "ar": None, "protocol": other.protocol.model_dump()}
+    kind = "diffusion" if other.ar is None else "ar"
+    taken[kind] = other.generator.model_dump() | {"tokenizer_of": own}
     return parse(recipe.model_dump() | taken, pair)

@@ -24,8 +24,9 @@ CODES = {"codebook": 1.0}
 
 
 def codes(tier: str, **changes: Any) -> Tree:
-    """The tier's recipe without diffusion, which makes no codes."""
-    return without(base(tier, **changes), "diffusion")
+    """The tier's recipe without diffusion, which makes no codes, and its solver."""
+    tree = without(base(tier, **changes), "diffusion")
+    return tree | {"protocol": without(tree["protocol"], "sampler")}
 
 
 # LlamaGen: MSE, LPIPS (VGG) and a PatchGAN of weight 0.5 (hinge) from step 20 000 at batch 128;

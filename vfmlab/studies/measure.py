@@ -51,10 +51,13 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
     kind, run, folder, layer = _what(str(ref), root)
-    if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion")):
+    if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion", "ar")):
         raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; "
                           f"'{ref}' is a {kind}")
     kind = of or kind
+    if kind == "ar":
+        raise ConfigError(f"run '{ref}' is an ar run, which no instrument measures; ask for its tokenizer: "
+                          "of='tokenizer'")
     if run is None and data is None:
         raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
     changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
@@ -70,7 +73,7 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
         built_on = "pocket" if run is not None else str(ref).removeprefix("vfm:").partition("@")[0]
     theirs = compared_with or reference.default(built_on, settings.features)
     protocol = settings.model_dump(mode="json", exclude_none=True,
-                                   exclude={"batch", "sampler", "guidance", "decoder"})
+                                   exclude={"batch", "sampler", "guidance", "decoder", "token_sampler"})
     judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
     version = open_space(theirs, images.size, root).version if judge else ""
     state = (str(ref) if folder is None

@@ -34,7 +34,7 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
     folders = {name: runs.open_run(run.id, root) for name, run in chosen.items()}
     tokenizers = {name: api.load_tokenizer(run.id, root) for name, run in chosen.items()}
     latents = {name: api.evaluate(run.tokenizer_phase.id, root) for name, run in chosen.items()}
-    diffusion = {name: folder for name, folder in folders.items() if folder.config().diffusion is not None}
+    diffusion = {name: folder for name, folder in folders.items() if folder.config().generator is not None}
     reports = {name: api.evaluate(folder.id, root) for name, folder in diffusion.items()}
     first = next(iter(chosen.values()))
     results = collect([Row(name, run.seed, run) for name, run in chosen.items()], root)
@@ -67,7 +67,7 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
         page.add("Generation in numbers", _protocols(reports), primitives.table(report_records(reports)))
         page.add("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports))
     phases = [phase for run in chosen.values() for phase in run.phases() if phase.imported is None]
-    for kind in ("tokenizer", "diffusion"):
+    for kind in ("tokenizer", "diffusion", "ar"):
         part = [runs.open_run(phase.id, root) for phase in phases if phase.kind == kind]
         if part:
             note = "One panel per metric, one line per run (of a recipe in stages: per stage)."

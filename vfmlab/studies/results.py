@@ -39,7 +39,7 @@ VERSION = 2  # of the JSON; 1 had "metrics" without labels, and curves without p
 
 @dataclass(frozen=True)
 class Stage:
-    """One trained phase of a row. kind: "tokenizer" or "diffusion"."""
+    """One trained phase of a row. kind: "tokenizer", "diffusion" or "ar"."""
 
     stage: str
     kind: str
@@ -193,7 +193,7 @@ def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str
         stage = Stage(phase.stage, phase.kind, phase.id, round(state.seconds, 1), report.measured)
         spent = round(result.seconds.get(phase.kind, 0.0) + state.seconds, 1)
         result = result.replace(stages=(*result.stages, stage), seconds={**result.seconds, phase.kind: spent})
-        if phase.diffusion is not None:
+        if phase.generator is not None:
             result = result.replace(logged=course.logged(folder))
     return result.replace(failed=why and why.replace(f"{root}/", ""))
 
@@ -210,14 +210,14 @@ def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
         try:
             run = folder.config()
             report = number.of_run(folder)
-            logged = {} if run.diffusion is None else course.logged(folder)
+            logged = {} if run.generator is None else course.logged(folder)
         except (VfmlabError, OSError):
             continue  # of another version of the library; the list of runs names it
         if run.tokenizer is None or (report is None and not logged):
             continue
         if run.parent is not None:
             parents.add(run.parent)
-        below = folders.get(run.parent) if run.diffusion is not None and run.parent is not None else None
+        below = folders.get(run.parent) if run.generator is not None and run.parent is not None else None
         chain = [(below, "tokenizer")] * (below is not None) + [(folder, run.kind)]
         result = _begin(run, folder.id).replace(logged=logged,
                                                 seconds={k: round(f.status().seconds, 1) for f, k in chain})

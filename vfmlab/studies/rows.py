@@ -29,7 +29,7 @@ class Row:
     @property
     def tokenizers(self) -> list[config.Phase]:
         """The stages of the tokenizer; the last one is what diffusion is trained on."""
-        stages = [phase for phase in self.run.phases() if phase.diffusion is None]
+        stages = [phase for phase in self.run.phases() if phase.generator is None]
         return stages[:1] if self.until == "first_stage" else stages
 
     @property

@@ -40,8 +40,8 @@ def describe_run(run: config.Recipe | config.Phase) -> dict[str, Any]:
         facts["latent"] = t.latent_text(run.data.size)
         facts["VFM"] = run.vfm.name if run.vfm else "none"
         facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
-    if run.diffusion is not None:
-        facts["network"] = run.diffusion.network.kind
+    if run.generator is not None:
+        facts["network"] = run.generator.network.kind
     if run.imported is not None:
         return facts | {"weights": f"released: {run.imported.name}", "seed": run.seed}
     facts |= {"images seen": run.budget, "batch": run.train.batch}
@@ -139,7 +139,7 @@ def class_samples(model: api.LoadedDiffusion | str | Path, root: str | Path = "r
     model: loaded, or a reference to a run under `root`, whose EMA weights are taken unless `ema` is False.
     limit: classes. how: as in `api.sample`.
     """
-    loaded = model if isinstance(model, api.LoadedDiffusion) else api.load_diffusion(model, root, ema=ema)
+    loaded = model if isinstance(model, api.LoadedDiffusion) else api.load_generator(model, root, ema=ema)
     labels = [label for label in range(min(limit, loaded.num_classes)) for _ in range(per_class)]
     *_, last = api.sample(loaded, labels, seed=seed, previews=0, **how)
     return last.images

@@ -57,7 +57,7 @@ def ablation_rows(preset: str, overrides: dict[str, Any], seeds: Sequence[int],
             if TUNED not in stages:
                 way = "take one of AlignTok's, for example pocket_aligntok"
                 raise ConfigError(f"preset '{preset}' has no stage '{TUNED}'; {way}")
-            run = config.override(run, ABLATIONS[name][0]).model_copy(update={"diffusion": None})
+            run = config.override(run, ABLATIONS[name][0]).model_copy(update={"diffusion": None, "ar": None})
             if name != BASE:
                 run = run.model_copy(update={"stages": run.stages[: stages.index(TUNED) + 1]})
             rows.append(Row(name, seed, run, "tokenizer"))

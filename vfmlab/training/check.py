@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from vfmlab import vfm
+from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
 from vfmlab.evaluation import features
 from vfmlab.registry import TOKENIZERS
-from vfmlab.training import diffusion
+from vfmlab.training import ar, diffusion
 from vfmlab.training.meter import weightless
 from vfmlab.training.task import trainable
 
@@ -33,6 +34,9 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             if phase.diffusion is None:
                 model = None if phase.vfm is None else vfm.build(weightless(phase.vfm), size)
                 tokenizer = TOKENIZERS.get(phase.tokenizer.method)(phase.tokenizer, size, model)
+            if phase.ar is not None:
+                ar.build(phase.ar, phase.seed, CodeShape.of(tokenizer), num_classes=1)
+            elif phase.diffusion is None:
                 trainable(tokenizer, tokenizer, phase.trains, phase.kind)
             else:
                 side = size // phase.tokenizer.factor

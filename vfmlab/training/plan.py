@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from vfmlab import config, data, vfm
+from vfmlab.ar.llamagen import CodeShape
+from vfmlab.ar.objective import ARObjective
 from vfmlab.data import Batch
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Statistics, Tokenizer
-from vfmlab.training import diffusion, dryrun, repa_e
+from vfmlab.training import ar, diffusion, dryrun, repa_e
 from vfmlab.training.meter import Meter, Undrawn, everything, shapes_only, weightless
 from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import trainable
@@ -46,7 +48,8 @@ def plan(run: config.Recipe, measure: bool = False) -> dict[str, Any]:
         raise ConfigError(f"run '{run.name}' is a pretraining run; plan takes presets with a tokenizer")
     phases = []
     for phase in run.phases():
-        costs = _tokenizer_phase(phase) if phase.diffusion is None else _diffusion_phase(phase)
+        generator = _diffusion_phase if phase.ar is None else _ar_phase
+        costs = _tokenizer_phase(phase) if phase.generator is None else generator(phase)
         phases.append({**costs, "phase": phase.stage})
         if measure and phase.imported is None:
             phases[-1]["measured"] = measured(phase)
@@ -56,16 +59,18 @@ def plan(run: config.Recipe, measure: bool = False) -> dict[str, Any]:
 def measured(phase: config.Phase) -> dict[str, Any]:
     """Seconds and peak memory of a real training step of one phase on this machine, at the full batch.
 
-    A diffusion phase is measured on an untrained tokenizer: its latents are noise, its cost is the same.
+    A generator's phase is measured on an untrained tokenizer: its latents are noise, its cost is the same.
     """
     from vfmlab import api
 
     tokenizer = api.build_tokenizer(phase)
-    if phase.diffusion is None:
+    if phase.generator is None:
         return dryrun.measure(TokenizerTask(phase, None if phase.parent is None else tokenizer))
     ones = torch.ones(phase.tokenizer.channels)
     tokenizer.set_statistics(Statistics(0 * ones, ones, 1, "untrained"))
     with tempfile.TemporaryDirectory() as folder:
+        if phase.ar is not None:
+            return dryrun.measure(ar.ARTask(phase, tokenizer, cache_root=Path(folder)))
         return dryrun.measure(diffusion.DiffusionTask(phase, tokenizer.eval(), cache_root=Path(folder)))
 
 
@@ -227,6 +232,35 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         guided = 2 if run.protocol.guidance.scale != 1 else 1
         costs["sampling_flops"] = meter.flops["network"] * solver.steps * calls * guided
     return _finish(costs, run.diffusion.train, frozen, meter.activations)
+
+
+def _ar_phase(run: config.Phase) -> dict[str, Any]:
+    meter, tokenizer = Meter(), empty_tokenizers(run)[0]
+    num_classes, remark = classes(run.data)
+    codes = CodeShape.of(tokenizer)
+    with shapes_only():
+        network = ar.build(run.ar, run.seed, codes, num_classes)
+        objective = ARObjective(network, run.ar)
+    frozen = 0
+    if not run.ar.cache:
+        frozen = _count(tokenizer) + (0 if tokenizer.vfm is None else _count(tokenizer.vfm))
+    meter.watch(network, "forward", "network")
+    with meter.fake(objective):
+        _step(meter, objective, None, ar.example(1, codes, num_classes))
+    costs = {
+        "kind": "ar",
+        "id": run.id,
+        "latent_shape": list(tokenizer.latent_shape),
+        "num_classes": num_classes,
+        "parameters": _parts(network),
+        "loss_parameters": {},
+        "trained": sum(p.numel() for p in trainable(objective, network, ("*",), "ar")),
+        "flops": meter.flops,
+        "notes": [remark] if remark else [],
+    }
+    # Keys and values are kept, so drawing all tokens costs what one pass over them does.
+    costs["sampling_flops"] = meter.flops["network"] * (2 if run.protocol.guidance.scale > 1 else 1)
+    return _finish(costs, run.ar.train, frozen, meter.activations)
 
 
 def _finish(costs: dict[str, Any], train: config.Train, frozen: int, activations: int) -> dict[str, Any]:

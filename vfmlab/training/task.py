@@ -21,7 +21,7 @@ class Task:
     """Base of the training phases.
 
     Attributes:
-        name: "tokenizer", "diffusion" or "pretrain".
+        name: "tokenizer", "diffusion", "ar" or "pretrain".
         objective: module whose `forward(batch, rng, samples) -> (loss, metrics)` is the training forward of
         one
             (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached

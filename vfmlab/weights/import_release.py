@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data, runs, vfm
+from vfmlab.ar.llamagen import CodeShape
 from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
-from vfmlab.registry import IMPORTERS, NETWORKS, TOKENIZERS
+from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS, TOKENIZERS
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
 from vfmlab.training import checkpoint
 from vfmlab.training.events import Event
 from vfmlab.weights import import_state_dict, io, statistics, table
 from vfmlab.weights.family import agree, read_config
+from vfmlab.weights.load import build_tokenizer
 
 MEASURED_IMAGES = 4096  # as many as a training takes
 MEASURED = "measured"
@@ -94,17 +96,17 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
 
 def draft(release: Release, overrides: dict[str, Any] | str | None = None, root: str | Path = "runs",
           tokenizer: str | Path | None = None) -> config.Phase:
-    """The config of the run that `release` becomes: of kind "tokenizer", or "diffusion" on a tokenizer under
+    """The config of the run that `release` becomes: of kind "tokenizer", or a generator on a tokenizer under
     `root`.
 
     Args:
         overrides: dotted fields, e.g. `{"data.source": "folder:PATH", "vfm.weights": "FILE"}`. tokenizer: the
-            run of the tokenizer whose latents a diffusion release samples; by default the imported one that
+            run of the tokenizer whose latents or codes a generator makes; by default the imported one that
             it was trained on.
     """
     if release.row.kind == "tokenizer":
         return _tokenizer_run(release, overrides)
-    return _diffusion_run(release, overrides, root, tokenizer)
+    return _generator_run(release, overrides, root, tokenizer)
 
 
 def _imported(release: Release) -> dict[str, Any]:
@@ -121,25 +123,37 @@ def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> 
     return config.override(run, overrides).phases()[0]
 
 
-def _diffusion_run(release: Release, overrides: dict[str, Any] | str | None, root: str | Path,
+def _generator_run(release: Release, overrides: dict[str, Any] | str | None, root: str | Path,
                    tokenizer: str | Path | None) -> config.Phase:
     folder = _tokenizer_folder(release.row, root, tokenizer)
-    parent, network = folder.config(), release.module
-    expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
-    if tuple(network.latent_shape) != expected:
-        raise ConfigError(f"'{release.row.name}' makes latents of {tuple(network.latent_shape)} (C h w), "
-                          f"tokenizer run '{folder.id}' has {expected}; name another run: --tokenizer RUN")
+    parent, network, kind = folder.config(), release.module, release.row.kind
+    if kind == "ar":
+        made, expected, what = tuple(network.codes), tuple(_codes(parent)), "codes (entries, tokens, grid)"
+    else:
+        made, what = tuple(network.latent_shape), "latents (C, h, w)"
+        expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)
+    if made != expected:
+        raise ConfigError(f"'{release.row.name}' makes {what} {made}, tokenizer run '{folder.id}' has "
+                          f"{expected}; name another run: --tokenizer RUN")
     changes = {"name": parent.name.removesuffix(f"_{parent.stage}"), "stage": None,
-               "diffusion": {"network": network.config.model_dump(mode="json"), "train": None,
-                             "imported": _imported(release)},
+               kind: {"network": network.config.model_dump(mode="json"), "train": None,
+                      "imported": _imported(release)},
                "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol}}
     run = config.parse({**parent.recipe.model_dump(mode="json"), **changes}, f"import {release.row.name}")
     run = config.override(run, overrides).last
     if run.parent != folder.id:
-        raise ConfigError(f"tokenizer run '{folder.id}' cannot carry an imported diffusion model: with this "
+        raise ConfigError(f"tokenizer run '{folder.id}' cannot carry an imported generator: with this "
                           f"config its own run would be '{run.parent}'; import the tokenizer, or train it as "
                           "part of a pipeline")
     return run
+
+
+def _codes(tokenizer: config.Phase) -> CodeShape:
+    """Those of a tokenizer run, found without its weights."""
+    recipe = tokenizer.recipe
+    with torch.device("meta"):
+        return CodeShape.of(build_tokenizer(
+            recipe if recipe.vfm is None else config.override(recipe, {"vfm.weights": "random"})))
 
 
 def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) -> runs.RunDir:
@@ -209,7 +223,7 @@ def _import(run: config.Phase, asked: config.Imported, root: str | Path, file: s
         yield Event("start", run.id, run.stage)
         try:
             release = release or open_release(asked.name, file, config_file, asked.sha256)
-            fill = {"tokenizer": _fill_tokenizer, "diffusion": _fill_diffusion}[run.kind]
+            fill = _fill_tokenizer if run.generator is None else _fill_generator
             facts = {}
             for event in fill(run, folder, release, statistics_from):
                 facts |= event.data if event.kind == "step" else {}
@@ -277,7 +291,7 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
     yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
 
 
-def _fill_diffusion(run: config.Phase, folder: runs.RunDir, release: Release,
+def _fill_generator(run: config.Phase, folder: runs.RunDir, release: Release,
                     statistics_from: str | Path | None) -> Iterator[Event]:
     if statistics_from is not None:
         raise ConfigError("--statistics belongs to a tokenizer; import its tokenizer again with them")
@@ -286,14 +300,15 @@ def _fill_diffusion(run: config.Phase, folder: runs.RunDir, release: Release,
         raise CheckpointError(f"tokenizer run '{parent.id}' has no weights yet (state: "
                               f"{parent.status().state})")
     tokenizer = io.metadata(parent.ema)
-    if tokenizer.get("statistics") == MEASURED:
+    if run.ar is None and tokenizer.get("statistics") == MEASURED:
         message = (f"the latent statistics of '{parent.id}' are measured, not the release's: what the "
                    "network samples is then scaled differently from what it learned")
         yield Event("warning", run.id, run.stage, data={"message": message})
     module = release.module
-    agree(run.diffusion.network, module.config, "diffusion.network")
-    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, module.latent_shape,
-                                                       module.num_classes)
+    registry, shape = (NETWORKS, "latent_shape") if run.ar is None else (TOKEN_NETWORKS, "codes")
+    wanted = run.generator.network
+    agree(wanted, module.config, f"{run.kind}.network")
+    network = registry.get(wanted.kind)(wanted, getattr(module, shape), module.num_classes)
     io.load(network, module.state_dict(), f"imported '{release.row.name}'")
     facts = {key: tokenizer[key] for key in ("fingerprint", "vfm_fingerprint") if key in tokenizer}
     names = json.dumps(class_names(module.num_classes))

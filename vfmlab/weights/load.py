@@ -1,4 +1,4 @@
-"""Trained models from run directories: tokenizers, and diffusion networks with theirs."""
+"""Trained models from run directories: tokenizers, and generators with theirs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from vfmlab import config, runs, vfm
+from vfmlab.ar.llamagen import CodeShape
 from vfmlab.diffusion.path import of_run as path_of_run
 from vfmlab.errors import CheckpointError, ConfigError, RunError
-from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.registry import NETWORKS, TOKEN_NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
@@ -29,12 +30,12 @@ def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
     phase = folder.config()
     if phase.tokenizer_phase is None:
         raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or "
-                       "diffusion run")
+                       "generator run")
     return folder if phase.tokenizer_phase is phase else _parent(folder)
 
 
 def _parent(folder: runs.RunDir) -> runs.RunDir:
-    """The run whose tokenizer a diffusion run is built on: beside it."""
+    """The run whose tokenizer a generator is built on: beside it."""
     parent, beside = folder.config().parent, folder.path.parent
     if not (beside / parent).is_dir():
         raise RunError(f"run '{folder.id}' needs its tokenizer's run '{parent}', which is not in '{beside}'; "
@@ -93,7 +94,7 @@ def _weights(folder: runs.RunDir, ema: bool) -> Path:
 
 @dataclass(frozen=True)
 class LoadedDiffusion:
-    """A trained diffusion network with the tokenizer whose latents it makes."""
+    """A trained generator (diffusion or ar) with the tokenizer whose latents or codes it makes."""
 
     network: nn.Module
     tokenizer: Tokenizer
@@ -107,10 +108,10 @@ class LoadedDiffusion:
         return next(self.network.parameters()).device
 
 
-def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
+def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
                    on: str | torch.device | None = None,
                    decoder: str | Path | None = None) -> LoadedDiffusion:
-    """A trained diffusion run: network (in eval mode), its tokenizer and class names.
+    """A trained generator, diffusion or ar: network (in eval mode), its tokenizer and class names.
 
     Args:
         decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
@@ -118,22 +119,36 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
             tokenizer.
 
     Raises:
-        ConfigError: `decoder` has other latents.
+        RunError: a run of another kind. ConfigError: `decoder` has other latents.
     """
-    folder = runs.open_run(ref, root, kind="diffusion")
+    folder = runs.open_run(ref, root, kind=("diffusion", "ar"))
     run = folder.config()
-    if run.diffusion is None:
-        raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion run")
+    if run.generator is None:
+        raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion or an ar run")
     path = _weights(folder, ema)
     tokenizer = load_tokenizer(_parent(folder).path, on=on)
     names = json.loads(io.metadata(path).get("class_names", "[]"))
-    network = NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, tokenizer.latent_shape,
-                                                       len(names))
-    network.path = path_of_run(run.diffusion, run.tokenizer)
+    section, registry, shape = run.diffusion, NETWORKS, tokenizer.latent_shape
+    if section is None:
+        section, registry, shape = run.ar, TOKEN_NETWORKS, CodeShape.of(tokenizer)
+    network = registry.get(section.network.kind)(section.network, shape, len(names))
+    if run.diffusion is not None:
+        network.path = path_of_run(run.diffusion, run.tokenizer)
     io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
     return LoadedDiffusion(network.to(on or device()).eval(), tokenizer, run, len(names), names, folder)
+
+
+def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
+                   on: str | torch.device | None = None,
+                   decoder: str | Path | None = None) -> LoadedDiffusion:
+    """A trained diffusion run; as :func:`load_generator`, and :class:`RunError` for an ar run."""
+    loaded = load_generator(ref, root, ema, on, decoder)
+    if loaded.run.diffusion is None:
+        raise RunError(f"run '{loaded.folder.id}' is an {loaded.run.kind} run, and this needs a diffusion "
+                       "run; load_generator opens both")
+    return loaded
 
 
 @torch.no_grad()

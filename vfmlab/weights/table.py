@@ -56,10 +56,13 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """'tokenizer' or 'diffusion'."""
+        """'tokenizer', 'diffusion' or 'ar'."""
+        if self.family in AR_FAMILIES:
+            return "ar"
         return "tokenizer" if self.family in TOKENIZER_FAMILIES else "diffusion"
 
 
+AR_FAMILIES = ("llamagen-gpt",)
 TOKENIZER_FAMILIES = ("vfm-vae", "va-vae", "sd-vae", "rae-decoder", "vfmtok", "llamagen-vq")
 
 _VFM_VAE = {
@@ -231,6 +234,8 @@ def get(name: str) -> Row:
         return replace(_TABLE[_DEFAULTS[name]], name=name, **_CHANGES.get(name, {}))
     if name in _OF_RELEASES:
         return replace(unlisted(name), config=_OF_RELEASES[name])
+    if name in AR_FAMILIES:
+        return unlisted(name)
     if name in IMPORTERS:
         raise ConfigError(f"'{name}' is no tokenizer and no network that samples latents alone, so it makes "
                           f"no run; from Python: vfmlab.weights.import_state_dict('{name}', state_dict, "

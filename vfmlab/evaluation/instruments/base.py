@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmlab.errors import ConfigError, DataError, nearest
 from vfmlab.evaluation.features import Seen
@@ -29,7 +29,7 @@ from vfmlab.tokenizers.base import Tokenizer
 
 VERSION = 2  # raised whenever an instrument's numbers change
 EVERY = ("tokenizer", "diffusion", "vfm")
-RECONSTRUCTIONS, LATENTS, SAMPLES = "reconstructions", "latents", "samples"
+RECONSTRUCTIONS, LATENTS, SAMPLES, CODES = "reconstructions", "latents", "samples", "codes"
 
 
 @dataclass
@@ -37,7 +37,8 @@ class Pass:
     """What a pass over images, or over samples, gathers; the metrics write their numbers from it.
 
     real, own, samples: features of the images, of their reconstructions, of the samples. latents: N C h w,
-    normalised where the tokenizer has statistics, of the first images; labels: long N, theirs.
+    normalised where the tokenizer has statistics, of the first images; labels: long N, theirs. network: the
+    generator, of passes over samples.
     """
 
     setup: Setup
@@ -49,6 +50,7 @@ class Pass:
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     report: Report = field(default_factory=lambda: Report({}))
+    network: nn.Module | None = None
 
 
 class Part(NamedTuple):
@@ -75,7 +77,8 @@ class Metric:
     Attributes:
         quantities: its numbers. order: of its columns in tables. over: RECONSTRUCTIONS (reports and
         evaluations during the
-            training of tokenizers), LATENTS (reports of tokenizers: what a pass has gathered), SAMPLES.
+            training of tokenizers), LATENTS (reports of tokenizers: what a pass has gathered), SAMPLES,
+            CODES (of an ar generator, beside its samples).
     """
 
     registered_name: str

@@ -1,0 +1,186 @@
+"""The code cache: a data set encoded once through a quantised tokenizer, and the streams of codes that the ar
+generator trains on.
+
+    <directory>/meta.json               what is cached: fingerprint, tokens, codebook, counts, classes
+                codes-00000.safetensors codes (N V T, int32) and labels of SHARD images; -00001 ...
+
+V versions of every image: the image alone, with `flip` its mirror image too, or LlamaGen's ten crops (arXiv
+2406.06525): corners and centre of a larger image, each also mirrored. Training draws one of them each time.
+The files are those of `vfmlab.diffusion.shards`, as for latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vfmlab.ar.llamagen import CodeShape, inside
+from vfmlab.config import Data
+from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.data.stream import Order, from_thread
+from vfmlab.diffusion import shards
+from vfmlab.errors import CheckpointError
+from vfmlab.seeding import generator
+from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.weights import io
+
+FORMAT = "vfmlab-codes/1"
+PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
+SHARD = 65_536  # images a shard: ten crops of 256 codes are 670 MB
+
+
+class CodeBatch(NamedTuple):
+    """codes: long B T in raster order. labels, indices: long B."""
+
+    codes: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def crops(images: Tensor, size: int) -> list[Tensor]:
+    """Four corners and the centre of images B C S S, `size` large, and the mirror image of each: ten."""
+    most = images.shape[-1] - size
+    places = [(0, 0), (0, most), (most, 0), (most, most), (most // 2, most // 2)]
+    five = [images[:, :, y : y + size, x : x + size] for y, x in places]
+    return [version for crop in five for version in (crop, crop.flip(-1))]
+
+
+class Versions:
+    """The images of a data set in all their versions.
+
+    Args:
+        data: the run's. ten_crops: how much larger than data.size images are cropped from; None: no crops.
+
+    Attributes:
+        source: of the images that are cut. count: versions of an image.
+    """
+
+    def __init__(self, data: Data, ten_crops: float | None = None):
+        self.size, self.flip, self.ten_crops = data.size, data.flip, ten_crops
+        self.side = data.size if ten_crops is None else max(data.size + 1, round(data.size * ten_crops))
+        self.source: ImageSource = open_source(data.model_copy(update={"size": self.side}), "train")
+        self.count = 10 if ten_crops is not None else 1 + data.flip
+
+    def of(self, images: Tensor) -> list[Tensor]:
+        """Versions of `images` (B 3 S S), each B 3 size size."""
+        if self.ten_crops is not None:
+            return crops(images, self.size)
+        return [images, images.flip(-1)][: self.count]
+
+
+def fingerprint(tokenizer: Tokenizer, versions: Versions) -> str:
+    """Digest of all that decides a cache: the tokenizer's weights, its VFM, the images and their versions."""
+    vfm, source = getattr(tokenizer.vfm, "fingerprint", None), versions.source
+    what = [FORMAT, tokenizer.config.model_dump(mode="json"), tokenizer.size, io.digest(tokenizer), vfm,
+            source.fingerprint, len(source), versions.side, versions.count]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build(
+    directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch: int = 64, rank: int = 0,
+    world: int = 1
+) -> Iterator[tuple[int, int]]:
+    """Encode all versions of all images into `directory`, or find them encoded; yields (done, in all).
+
+    Args:
+        tokenizer: quantised, in eval mode; encodes on the device it is on, in fp32. rank, world: of several
+        processes each encodes every world-th shard, then waits for the others.
+
+    Raises:
+        CheckpointError: the directory holds other codes. ConfigError: a continuous tokenizer, or codes
+        outside its codebook.
+    """
+    directory, shape = Path(directory), CodeShape.of(tokenizer)
+    wanted, meta = fingerprint(tokenizer, versions), shards.read_meta(Path(directory), FORMAT, "code cache")
+    if meta is None:
+        meta = {
+            "format": FORMAT, "fingerprint": wanted, "count": len(versions.source), "shard": SHARD,
+            "tokens": shape.tokens, "entries": shape.entries, "versions": versions.count,
+            "class_names": versions.source.class_names, "method": tokenizer.config.method,
+            "data": versions.source.fingerprint,
+        }  # fmt: skip
+    _check(meta["fingerprint"], wanted, directory)
+    device = next(tokenizer.parameters()).device
+
+    @torch.no_grad()
+    def encode(indices: Tensor) -> dict[str, Tensor]:
+        part = versions.source.batch(indices)
+        images = to_float(part.images).to(device)
+        codes = torch.stack([tokenizer.codes(version) for version in versions.of(images)], dim=1)
+        inside("codes", codes, shape.entries, f"of tokenizer '{tokenizer.config.method}'")
+        return {"codes": codes.int().cpu(), "labels": part.labels}
+
+    yield from shards.write(directory, "codes", meta, encode, batch, rank, world, PATIENCE)
+
+
+def _check(found: str, wanted: str, directory: Path) -> None:
+    if found != wanted:
+        raise CheckpointError(
+            f"codes in '{directory}' are of another tokenizer, data set or options ({found}, wanted "
+            f"{wanted}); delete the folder to encode again, or name another"
+        )
+
+
+class CodeSource:
+    """Random access to a finished cache; its shards are memory-mapped.
+
+    Raises:
+        CheckpointError: no cache there, another one, or an incomplete or broken one.
+    """
+
+    def __init__(self, directory: str | Path, wanted: str):
+        meta = shards.read_meta(Path(directory), FORMAT, "code cache")
+        if meta is None:
+            raise CheckpointError(f"no code cache in '{directory}'; encode one with vfmlab.ar.codes.build")
+        _check(meta["fingerprint"], wanted, Path(directory))
+        self.versions, self._shards = meta["versions"], shards.Shards(Path(directory), "codes", meta)
+        self.labels = torch.cat([shard["labels"] for shard in self._shards.parts])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def codes(self, indices: Tensor, versions: Tensor | None = None) -> Tensor:
+        """Long B T. indices: long B. versions: which of each image, long B; None: the first."""
+        every = self._shards.rows("codes", indices)
+        which = torch.zeros_like(indices) if versions is None else versions
+        return every[torch.arange(len(indices)), which].long()
+
+
+class _Cached:
+    """Step -> this rank's rows of its batch of cached codes."""
+
+    def __init__(self, source: CodeSource, batch: int, seed: int, rows: slice):
+        self.source, self.batch, self.seed, self.rows = source, batch, seed, rows
+        self.order = Order(len(source), batch, seed)
+
+    def __getitem__(self, step: int) -> CodeBatch:
+        indices, versions = self.order(step)[self.rows], None
+        if self.source.versions > 1:
+            draw = generator("version", self.seed, step)
+            versions = torch.randint(self.source.versions, (self.batch,), generator=draw)[self.rows]
+        return CodeBatch(self.source.codes(indices, versions), self.source.labels[indices], indices)
+
+
+def cached_stream(
+    source: CodeSource, batch: int, seed: int, start_step: int = 0, rows: slice | None = None
+) -> Iterator[CodeBatch]:
+    """Batches of cached codes without end, step `start_step` first, each a pure function of (seed, step)."""
+    return from_thread(_Cached(source, batch, seed, rows or slice(0, batch)), start_step)
+
+
+def fresh_stream(images: BatchStream, tokenizer: Tokenizer) -> Iterator[CodeBatch]:
+    """Batches of `images` encoded on the fly."""
+    device = next(tokenizer.parameters()).device
+    try:
+        for part in images:
+            with torch.no_grad():
+                codes = tokenizer.codes(to_float(part.images.to(device)))
+            yield CodeBatch(codes, part.labels.to(device), part.indices)
+    finally:
+        images.close()
