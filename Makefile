@@ -60,7 +60,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check --output-format concise
 
 pytest: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The newer side of a pair wins (jupytext's rule); both sides as they were stay in notebooks/.ipynb_checkpoints.
 notebooks: $(STAMP)

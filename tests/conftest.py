@@ -25,6 +25,15 @@ def _imports_are_no_garbage():
     gc.freeze()
 
 
+LONG = ("notebooks", "executor", "sweep", "distributed", "widgets", "correlation", "app", "app_safety", "stages", "presets")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no process is left alone with one of them (`--no-loadscope-reorder`)."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 def pytest_unconfigure():
     gc.unfreeze()
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -508,10 +509,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     reached = []
     for _ in range(2):
         process = start(*args)
-        for line in process.stderr:  # a line about a later step than before says that training is under way
-            at = re.search(r"([\d,]+)/200,000 images  step ", line)
-            if at and int(at[1].replace(",", "")) > max(reached, default=0):
-                break
+        while not any(step["samples"] > max(reached, default=0) for run in runs.scan(root) for step in run.metrics("step")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)  # until it has logged a later step than before
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=280)
         assert process.returncode == 130, err

@@ -18,22 +18,28 @@ from vfmlab import runs
 from vfmlab.training.loop import fit
 from vfmlab.weights import io
 
+KILLED = {kind: {"kind": kind, "kill_step": 7} for kind in KINDS}
+KILLED |= {rename: {"kind": "toy", "kill_rename": rename} for rename in (8, 10, 12)}
 
-def killed(root, **options):
-    """Train in a process of its own until it is killed with signal 9."""
-    arguments = json.dumps({"root": str(root), **options})
-    done = subprocess.run([sys.executable, tiny.__file__, arguments], capture_output=True, text=True, timeout=280)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run_dir,) = runs.scan(root)
-    assert run_dir.status().state == "interrupted"
-    return run_dir
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Folders of runs, each of a process that was killed with signal 9: name in KILLED -> folder."""
+    folders = {name: tmp_path_factory.mktemp(f"killed-{name}") for name in KILLED}
+    jobs = json.dumps([{"root": str(folders[name]), **options} for name, options in KILLED.items()])
+    done = subprocess.run([sys.executable, tiny.__file__, jobs], capture_output=True, text=True, timeout=280)
+    assert json.loads(done.stdout) == [-signal.SIGKILL] * len(KILLED), done.stderr
+    for folder in folders.values():
+        (run_dir,) = runs.scan(folder)
+        assert run_dir.status().state == "interrupted"
+    return folders
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
-    broken = killed(tmp_path / "killed", kind=kind, kill_step=7)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, killed, kind):
+    (broken,) = runs.scan(killed[kind])
     assert broken.metrics("step")[-1]["step"] > 4, "it should have gone past its checkpoint"
-    again, events = train_tiny(kind, tmp_path / "killed")
+    again, events = train_tiny(kind, killed[kind])
     assert again.path == broken.path
     (start,) = [event for event in events if event.kind == "start" and "resumed" in event.data]
     assert start.data["resumed"] == 4 * again.config().train.batch
@@ -46,10 +52,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("rename", "resumed"), [(8, 64), (10, 128), (12, 128)])
-def test_killed_between_the_renames_of_a_checkpoint(tmp_path, rename, resumed):
+def test_killed_between_the_renames_of_a_checkpoint(tmp_path, killed, rename, resumed):
     """The first checkpoint takes six renames; the second is whole from its third on."""
-    killed(tmp_path / "killed", kind="toy", kill_rename=rename)
-    again, events = train_tiny("toy", tmp_path / "killed")
+    again, events = train_tiny("toy", killed[rename])
     assert events[0].data["resumed"] == resumed
     whole, _ = train_tiny("toy", tmp_path / "whole")
     assert outcome(again) == outcome(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -73,12 +74,31 @@ def outcome_of(root, run):
 
 
 def main():
-    """argv: JSON of kind, root, `overrides` (of real runs) or fields of the toy, and what should go wrong.
+    """argv: JSON of one job, see :func:`work`, or of a list of them, each for a process of its own.
+
+    Of a list, it writes how each process ended: a list of exit codes, minus the signal where one killed it.
+    """
+    jobs = json.loads(sys.argv[1])
+    if isinstance(jobs, dict):
+        work(jobs)
+        return
+    for name in ("torch._dynamo", "timm"):  # what optimisers and networks import: once for all
+        importlib.import_module(name)
+    ends = []
+    for job in jobs:
+        if (process := os.fork()) == 0:
+            work(job)
+            os._exit(0)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    sys.stdout.write(json.dumps(ends))
+
+
+def work(options):
+    """Train as `options` say: kind, root, `overrides` (of real runs) or fields of the toy, and what should go wrong.
 
     kill_step, kill_rename: signal 9 in the middle of that step, at that rename. poison_rank: the process whose loss is
     not finite in step 4. interrupt_step: in the middle of that step the first process sends Ctrl-C to its launcher.
     """
-    options = json.loads(sys.argv[1])
     root, kind, overrides = Path(options.pop("root")), options.pop("kind"), options.pop("overrides", {})
     kill_step, kill_rename = options.pop("kill_step", None), options.pop("kill_rename", None)
     rank, interrupt_step = int(os.environ.get("RANK", 0)), options.pop("interrupt_step", None)
