@@ -10,6 +10,7 @@ import torch
 from data_files import data, fill, png, shard, table
 
 from vfmlab import api
+from vfmlab.cli import doctor, listing
 from vfmlab.data import account, open_source
 from vfmlab.training.progress import describe
 
@@ -21,7 +22,7 @@ def start(root, source, changes=CHANGES):
     return events, [event.data["message"] for event in events if event.kind == "warning"]
 
 
-def test_a_run_says_and_writes_what_its_images_are(tmp_path):
+def test_a_run_says_and_writes_what_its_images_are(tmp_path, capsys):
     fill(tmp_path / "pets", each=25)
     fill(tmp_path / "pets", classes=("owl",), each=3, first=90)
     (tmp_path / "pets/cat/0001.png").write_bytes(b"")
@@ -40,6 +41,10 @@ def test_a_run_says_and_writes_what_its_images_are(tmp_path):
     assert "cat/0001.png: zero bytes" in lost[0]
     if written["train"]["unreadable"]:
         assert any("1 images could not be read" in text and "0001.png" in text for text in warnings)
+    described = f"folder:{tmp_path / 'pets'}, 3 classes, 45 images, 8 held out ("
+    listing.runs(tmp_path / "runs")
+    assert described in capsys.readouterr().out
+    assert [check for check in doctor.run_checks(tmp_path / "runs") if f"images: {described}" in check.detail]
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "wds"])

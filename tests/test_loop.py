@@ -17,7 +17,7 @@ from typing import ClassVar
 import pytest
 import torch
 from PIL import Image
-from tiny import make_task, tiny_run
+from tiny import COMMON, make_task, tiny_run
 from toy import ToyTask, outcome, toy_run, train_toy
 
 import vfmlab
@@ -359,12 +359,27 @@ def test_compile_keeps_the_names(tmp_path):
     """The averaged weights' names carry no compiler prefix, and the average moves."""
     run = toy_run(samples=32, compile=True)
     task = ToyTask(run)
-    task.weights.compile = lambda: type(task.weights).compile(task.weights, backend="eager")
+    task.weights.compile = lambda **options: type(task.weights).compile(task.weights, backend="eager")
     list(fit(task, runs.create(run, tmp_path), device="cpu"))
     run_dir = runs.create(run, tmp_path)
     raw, ema = io.read(run_dir.model)[0], io.read(run_dir.ema)[0]
     assert raw.keys() == ema.keys() == ToyTask(run).weights.state_dict().keys()
     assert not torch.equal(ema["decoder.weight"], ToyTask(run).weights.decoder.weight)
+
+
+@pytest.mark.parametrize("name", ["tiny_plain_vae", "tiny_vfm_vae"])
+def test_a_whole_tokenizer_trains_compiled(tmp_path, monkeypatch, name):
+    """Traced forward and backward, as compilers do: the numbers of the same steps without."""
+    compile_, losses = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
+    for compiled in (False, True):
+        changes = {"train.samples": 16, "train.log_every": 8, "train.compile": compiled, "train.evaluate_at": []}
+        run = override(presets.get(name), COMMON | changes).phases()[0]
+        run_dir = runs.create(run, tmp_path / str(compiled))
+        list(fit(TokenizerTask(run), run_dir, device="cpu"))
+        losses.append([record["loss"] for record in run_dir.metrics("step")])
+    assert len(losses[0]) >= 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -419,6 +434,8 @@ def test_numbers_that_cannot_be_had_do_not_end_a_run(tmp_path):
         ({"protocol.features": "incepton"}, "protocol.features 'incepton' is no feature space.*inception"),
         ({"protocol.guidance.interval": [0.8, 0.2]}, r"interval \[0.8, 0.2\]: needs 0 <= low <= high <= 1"),
         ({"diffusion.network.patch": 3}, "network.patch 3 does not divide"),
+        ({"data.val": 3}, "data.val: there are 3 held-out images; a protocol needs at least 4 .*: raise it, or"),
+        ({"protocol.n": 2}, "protocol.n = 2; a protocol needs at least 4"),
     ],
 )
 def test_faults_of_later_phases_show_before_the_first_step(tmp_path, changes, complaint):

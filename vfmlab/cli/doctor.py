@@ -139,6 +139,9 @@ def run_checks(root: Path) -> Iterator[Check]:
         advice = advice or ("make one: make demo" if what == "demo"
                             else "make one: vfmlab train tiny_vfm_vae")
         yield Check(what, "ok", f"{len(folders)} runs in '{folder}', {done} of them finished", advice)
+        for images in dict.fromkeys(run.status().data for run in folders):
+            if images and not images.startswith("scenes:"):
+                yield Check(what, "ok", f"images: {images}")
         for line in [*broken.values(), *(line for run in folders for line in run.faults())]:
             yield Check(what, "warn", line, "put a copy of the file back, or remove the run")
 

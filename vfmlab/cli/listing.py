@@ -29,7 +29,7 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
         lines += run.faults()
         rows.append({"id": run.id, "kind": run.kind, "state": status.state, "samples": status.samples,
                      "total": status.total, "seconds": status.seconds, "message": status.message,
-                     "differs": contrast[run.id],
+                     "differs": contrast[run.id], "data": status.data,
                      "metrics": {k: v.get("value") if isinstance(v, dict) else v for k, v in metrics.items()},
                      "path": str(run.path)})
     for line in lines:
@@ -47,8 +47,9 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:5])
         images = f"{row['samples']:,}/{row['total']:,}"
         print(f"{row['id']:<{width}}  {row['kind']:<9}  {row['state']:<11}  {images:>17}  {shown}".rstrip())
-        if row["differs"]:
-            print(f"{'':<{width}}  {row['differs']}")
+        images = "" if row["data"].startswith("scenes:") else row["data"]  # drawn ones are as the preset says
+        for line in filter(None, (row["differs"], images)):
+            print(f"{'':<{width}}  {line}")
     return 0
 
 

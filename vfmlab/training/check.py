@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
-from vfmlab import vfm
+from vfmlab import data, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
+from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
 from vfmlab.registry import TOKENIZERS
 from vfmlab.training import ar, diffusion
 from vfmlab.training.meter import weightless
 from vfmlab.training.task import trainable
+
+LEAST = 4  # held-out images: there are no distances over fewer
 
 
 def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
@@ -23,9 +26,10 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     device.
 
     Raises:
-        ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space.
+        ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
+        too few held-out images to measure on.
     """
-    spaces = set()
+    spaces, protocols = set(), set()
     for phase in phases:
         if phase.tokenizer is None or phase.train is None or phase.imported is not None:
             continue
@@ -44,5 +48,13 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
         if phase.train.evaluate_at:
             spaces.add((phase.protocol.features, size))
+            protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)
+    for images, wanted in protocols:
+        there = len(data.open_source(images, "val"))
+        if min(wanted, there) < LEAST:
+            few = f"data.val: there are {there} held-out images"
+            few = f"protocol.n = {wanted}" if wanted < LEAST else few
+            raise ConfigError(f"{few}; a protocol needs at least {LEAST} to measure distances: raise it, or "
+                              "leave evaluation out (train.evaluate_at=[])")

@@ -96,7 +96,7 @@ class Prepared:
             # adaptive weights go through the graph before backward does
             torch._functorch.config.donated_buffer = False
             for module in task.compiled:
-                module.compile()
+                module.compile(dynamic=False)  # equivariance has few sizes: a graph for each
         self.objective = accelerator.prepare(task.objective)
         self.discriminators = (
             None if task.discriminators is None else accelerator.prepare(task.discriminators)
