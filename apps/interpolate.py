@@ -113,10 +113,8 @@ def _samples(root: Path) -> share.Tab:
             shown = gr.HTML(label="results")
             panel = share.panel()
 
-    def interpolate_samples(
-        runs: list[str], what: str, label: str, other: str, seed: int, other_seed: int, kind: str,
-        frames: int, steps: int, scale: float,
-    ):  # fmt: skip
+    def interpolate_samples(runs: list[str], what: str, label: str, other: str, seed: int, other_seed: int,
+                            kind: str, frames: int, steps: int, scale: float):
         """Samples between two noises (seed, other_seed; one class) or classes (label, other; one seed).
 
         runs: ids of diffusion runs. label, other: names or numbers of classes. frames: with both ends.
@@ -148,11 +146,9 @@ def _samples(root: Path) -> share.Tab:
             if stopped():
                 done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began, True)
                 break
-        state = {
-            "runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seeds[0],
-            "other_seed": seeds[1], "kind": kind, "frames": frames, "steps": how["steps"],
-            "scale": how["guidance"],
-        }  # fmt: skip
+        state = {"runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seeds[0],
+                 "other_seed": seeds[1], "kind": kind, "frames": frames, "steps": how["steps"],
+                 "scale": how["guidance"]}
         code = "\n".join(["import vfmlab", "from vfmlab.studies import interpolate", "", *lines])
         told = share.tell("interpolate_samples", state, code, cards.stack(walks))
         yield cards.cards(list(done.values())), *told
@@ -184,10 +180,8 @@ def _between(model: api.LoadedDiffusion, what: str, ends: tuple[int, ...], seeds
     return f"from {first} to {second}, seed {seeds[0]}"
 
 
-def _forming(
-    root: Path, run_id: str, preview: api.Preview, between: str, kind: str, seconds: float,
-    early: bool = False,
-) -> str:  # fmt: skip
+def _forming(root: Path, run_id: str, preview: api.Preview, between: str, kind: str, seconds: float,
+             early: bool = False) -> str:
     at = f"step {preview.step} of {preview.total}"
     state = "done" if preview.final else f"stopped at {at}" if early else at
     figures = [cards.strip(preview.images, f"{between}: {state}")]

@@ -36,9 +36,8 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             panel = share.panel()
     box = image
 
-    def reconstruct(
-        image: str | None, runs: list[str], sigma: float, seed: int, bits: int, keep: int, layers: bool
-    ):  # fmt: skip
+    def reconstruct(image: str | None, runs: list[str], sigma: float, seed: int, bits: int, keep: int,
+                    layers: bool):
         """An image through tokenizers and back: cards with both images, error map, latent, PSNR, SSIM, LPIPS.
 
         runs: ids of tokenizer runs. sigma: noise on the latent, in its standard deviations, drawn from seed.

@@ -69,10 +69,9 @@ def build(root: Path) -> share.Tab:
                 before = gr.HTML()
             history = gr.State([])
 
-    def sample(
-        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
-        low: float, high: float, shift: float, ema: bool, history: list[str] | None = None,
-    ):  # fmt: skip
+    def sample(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
+               scale: float, low: float, high: float, shift: float, ema: bool,
+               history: list[str] | None = None):
         """Samples of a diffusion run, streamed as they form; the last message holds the finished images.
 
         run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
@@ -102,10 +101,9 @@ def build(root: Path) -> share.Tab:
         told = share.tell("sample", state, "\n".join(["import vfmlab", "", *lines]), cards.stack(pictures))
         yield html, *told, calls, cards.cards(calls)
 
-    def sample_table(
-        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
-        low: float, high: float, shift: float, ema: bool, across: str, columns: str, down: str, rows: str,
-    ):  # fmt: skip
+    def sample_table(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
+                     scale: float, low: float, high: float, shift: float, ema: bool, across: str,
+                     columns: str, down: str, rows: str):
         """One picture per pair of settings, `across` by `down`: guidance, steps, seed, shift, class, run.
 
         columns, rows: their values with commas between; empty runs: all. The rest as in sample. Returns
@@ -176,11 +174,9 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[i
         raise problem(f"The guidance interval is empty: it begins at t = {low:g} and ends at t = {high:g}.")
     if call["solver"] not in ("euler", "heun", "sde"):
         raise problem(f"There is no sampler '{call['solver']}'; choose euler, heun or sde.")
-    how = {
-        "seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
-        "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
-        "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")},
-    }  # fmt: skip
+    how = {"seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
+           "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
+           "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")}}
     count = whole(call["count"], 1, 16, "samples per class")
     model = models.diffusion(root, call["run"], bool(call["ema"]))
     if call["label"] in (None, EVERY):

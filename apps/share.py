@@ -68,10 +68,9 @@ def tell(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | N
     return file, note, code, json.dumps({"tab": tab, **state})
 
 
-def connect(
-    tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
-    outputs: list[Any], fresh: Callable[[], dict[str, list]], free: tuple[str, ...] = (), endpoint: str = "",
-) -> Tab:  # fmt: skip
+def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
+            outputs: list[Any], fresh: Callable[[], dict[str, list]], free: tuple[str, ...] = (),
+            endpoint: str = "") -> Tab:
     """A tab whose first button calls `compute` with its fields, as an endpoint of the
     tab's name or another one, and whose second stops it."""
     start, stop = buttons

@@ -54,10 +54,8 @@ class Reference:
             return space.model.features(images, (-1,)).maps[-1].mean((2, 3)).float().cpu()
         return space(images).features.float().cpu()
 
-    def features(
-        self, source: data.ImageSource, resolved: Resolved, perturbation: Perturbation, batch_size: int,
-        device: str | torch.device, cell: int = 1,
-    ) -> Tensor:  # fmt: skip
+    def features(self, source: data.ImageSource, resolved: Resolved, perturbation: Perturbation,
+                 batch_size: int, device: str | torch.device, cell: int = 1) -> Tensor:
         """N D for the protocol's perturbed images; a scaled image is brought back to the full size for it."""
         section = {k: v for k, v in resolved.sections["images"].items() if k not in ("ema", *NOT_HASHED)}
         sides = sides_of(section["size"], cell) if perturbation.moved else None

@@ -225,11 +225,8 @@ class Subject:
 # -- the three kinds ---------------------------------------------------------------------------------------
 
 
-def of_tokenizer(
-    tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference,
-    name: str = "tokenizer",
-    **more: Any,
-) -> Subject:  # fmt: skip
+def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, reference: Reference,
+                 name: str = "tokenizer", **more: Any) -> Subject:
     """The normalised latent (posterior mode); raw while the tokenizer has no statistics, and then said so."""
     known = int(tokenizer.stat_count) > 0
     facts = {"of": "tokenizer", "read": "posterior mode", "latent": "normalised" if known else "raw"}
@@ -240,17 +237,13 @@ def of_tokenizer(
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
     weights = f"{io.digest(tokenizer)} {vfm}"
-    return Subject(
-        "tokenizer", name, cfg, protocol, reads, facts, weights, where, [tokenizer], reference, cell,
-        tokenizer=tokenizer, **more,
-    )  # fmt: skip
+    return Subject("tokenizer", name, cfg, protocol, reads, facts, weights, where, [tokenizer], reference,
+                   cell, tokenizer=tokenizer, **more)
 
 
-def of_diffusion(
-    network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
-    reference: Reference,
-    num_classes: int, name: str = "diffusion", block: int | None = None, t: float = T, **more: Any,
-) -> Subject:  # fmt: skip
+def of_diffusion(network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
+                 reference: Reference, num_classes: int, name: str = "diffusion", block: int | None = None,
+                 t: float = T, **more: Any) -> Subject:
     """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per
     image."""
     block = max(1, network.depth // 2) if block is None else block
@@ -265,10 +258,8 @@ def of_diffusion(
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
     weights = f"{io.digest(network)} {io.digest(tokenizer)} {vfm}"
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor
-    return Subject(
-        "diffusion", name, cfg, protocol, reads, facts, weights, where, [network, tokenizer], reference, cell,
-        tokenizer=tokenizer, network=network, num_classes=num_classes, **more,
-    )  # fmt: skip
+    return Subject("diffusion", name, cfg, protocol, reads, facts, weights, where, [network, tokenizer],
+                   reference, cell, tokenizer=tokenizer, network=network, num_classes=num_classes, **more)
 
 
 def of_vision_model(vfm: nn.Module, cfg: config.Data, protocol: config.Protocol, reference: Reference,

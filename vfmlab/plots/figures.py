@@ -69,10 +69,8 @@ def convergence(folders: Sequence[RunDir], dashed: Sequence[str] = (),
 
 def latent_statistics(raw: Statistics, method: str = "") -> go.Figure:
     """Mean and standard deviation of each channel of the raw latent, as in a tokenizer's checkpoint."""
-    bar = go.Bar(
-        x=[str(c) for c in range(len(raw.mean))], y=raw.mean.tolist(),
-        error_y={"type": "data", "array": raw.std.tolist()}, marker_color=primitives.colour(method),
-    )  # fmt: skip
+    bar = go.Bar(x=[str(c) for c in range(len(raw.mean))], y=raw.mean.tolist(),
+                 error_y={"type": "data", "array": raw.std.tolist()}, marker_color=primitives.colour(method))
     title = f"raw latent over {raw.count} training images (data {raw.fingerprint[:12]})"
     return primitives.framed(go.Figure(bar), "latent channel", "raw mean ± std", title, 320)
 
@@ -198,7 +196,6 @@ def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=[r[x] for r in group], y=[r["gFD"] for r in group], name=name, mode="lines+markers+text",
             text=[f"{r['steps']} steps" if i else f"every {r['encoder at every']}" for r in group],
-            textposition="top center",
-            line={"color": primitives.PALETTE[i], "dash": "dash" if i else "solid"},
-        )  # fmt: skip
+            textposition="top center", line={"color": primitives.PALETTE[i], "dash": "dash" if i else "solid"}
+        )
     return primitives.framed(figure, x, "gFD", "quality against speed", 400)

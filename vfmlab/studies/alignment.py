@@ -102,10 +102,8 @@ def convergence(study: Sequence[Row], root: str | Path) -> go.Figure:
 
 def losses(study: Sequence[Row], root: str | Path) -> go.Figure:
     """Losses of velocity and class token, and cosine with the target, where they are trained (first seed)."""
-    names = {
-        "velocity loss": ("velocity", "loss"), "cosine with the target": ("alignment",),
-        "class token's velocity loss": ("token_velocity",),
-    }  # fmt: skip
+    names = {"velocity loss": ("velocity", "loss"), "cosine with the target": ("alignment",),
+             "class token's velocity loss": ("token_velocity",)}
     parts, logs = [], {row.label: _folder(row, root).metrics("step") for row in _first(study)}
     for title, keys in names.items():
         lines = {}

@@ -43,10 +43,9 @@ class Correlation(NamedTuple):
     rows: int
 
 
-def measure_rows(
-    results: Sequence[Result], rows: Sequence[Row], root: str | Path, names: Sequence[str] = NAMES,
-    compared_with: str | None = None, say: Callable[[str], object] = lambda text: None,
-) -> list[Result]:  # fmt: skip
+def measure_rows(results: Sequence[Result], rows: Sequence[Row], root: str | Path,
+                 names: Sequence[str] = NAMES, compared_with: str | None = None,
+                 say: Callable[[str], object] = lambda text: None) -> list[Result]:
     """`results` with the instruments' numbers of every row's tokenizer.
 
     A row whose tokenizer cannot be measured keeps its other numbers and says why in `failed`.

@@ -228,7 +228,7 @@ class _Graph:
         from distributed import wait
 
         bar = tqdm(total=100, desc="study", file=self.stream, disable=not self.stream.isatty(),
-                   bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}")  # fmt: skip
+                   bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}")
         shown = time.monotonic()
         try:
             self._submit(client, self.first)

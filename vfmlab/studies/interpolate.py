@@ -85,10 +85,8 @@ def _walk(frames: Tensor) -> Walk:
     return Walk(frames, float(length), float(rough))
 
 
-def images(
-    tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9,
-    kind: Kind = "linear",
-) -> Walk:  # fmt: skip
+def images(tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9,
+           kind: Kind = "linear") -> Walk:
     """Between two images through a tokenizer's latent space; first, second: 1 3 S S, or a list of a file.
 
     Between codes there is nothing: of quantised tokenizers every frame is decoded from the nearest entries of
@@ -106,10 +104,8 @@ def pixels(first: Tensor, second: Tensor, frames: int = 9) -> Walk:
     return _walk(walk(first[0], second[0], frames))
 
 
-def figure(
-    tokenizers: Mapping[str, Tokenizer], pictures: Tensor, first: int = 0, second: int = 1, frames: int = 9,
-    kind: Kind = "linear",
-) -> go.Figure:  # fmt: skip
+def figure(tokenizers: Mapping[str, Tokenizer], pictures: Tensor, first: int = 0, second: int = 1,
+           frames: int = 9, kind: Kind = "linear") -> go.Figure:
     """From one of the images N 3 S S to another: between pixels, and through each tokenizer's latents."""
     a, b = pictures[first : first + 1], pictures[second : second + 1]
     rows = {"pixels": pixels(a, b, frames).frames}
@@ -122,10 +118,8 @@ def figure(
 # -- diffusion ----------------------------------------------------------------------
 
 
-def noises(
-    model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frames: int = 9, kind: Kind = "spherical",
-    **how: Any,
-) -> Iterator[api.Preview]:  # fmt: skip
+def noises(model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frames: int = 9,
+           kind: Kind = "spherical", **how: Any) -> Iterator[api.Preview]:
     """Samples of one class from noises between those of two seeds; previews as they form, the frames last.
 
     frames: how many, both ends included. seeds: the ends are the first sample of each seed, as `api.sample`
@@ -136,10 +130,8 @@ def noises(
     yield from _frames(model, [label] * len(points), points, seeds[0], how)
 
 
-def classes(
-    model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, frames: int = 9,
-    kind: Kind = "linear", **how: Any,
-) -> Iterator[api.Preview]:  # fmt: skip
+def classes(model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, frames: int = 9,
+            kind: Kind = "linear", **how: Any) -> Iterator[api.Preview]:
     """Samples from one noise under conditions between two classes: between the network's vectors for them.
 
     frames, how: as in :func:`noises`.

@@ -120,11 +120,9 @@ def _shell() -> config.Recipe:
     return config.parse({"name": "vfm", "pretrain": {}, "train": {"samples": 1}})
 
 
-def _open(
-    kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int, root: str | Path,
-    images: config.Data,
-    settings: config.Protocol, theirs: reference.Reference, more: dict[str, Any],
-) -> subject.Subject:  # fmt: skip
+def _open(kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int,
+          root: str | Path, images: config.Data, settings: config.Protocol, theirs: reference.Reference,
+          more: dict[str, Any]) -> subject.Subject:
     if kind == "tokenizer":
         tokenizer = api.load_tokenizer(folder.path, root, ema=settings.ema)
         return subject.of_tokenizer(tokenizer, images, settings, theirs, folder.id, folder=folder, **more)

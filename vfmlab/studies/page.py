@@ -132,10 +132,9 @@ def metrics_table() -> Table:
     """Every registered number: what it is called, which end is good, what it means. The page
     `docs/metrics.md`."""
     ends = {"higher": "higher", "lower": "lower", None: ""}
-    return Table([
-        {"name": f"`{q.name}`", "called": q.title, "better": ends[q.better], "meaning": q.definition}
-        for q in quantities().values()
-    ])  # fmt: skip
+    return Table([{"name": f"`{q.name}`", "called": q.title, "better": ends[q.better],
+                   "meaning": q.definition}
+                  for q in quantities().values()])
 
 
 def _markdown(block: Any) -> list[str]:

@@ -115,7 +115,7 @@ _VITXL_DECODER = {
 
 def _sit(width: int, depth: int, heads: int) -> dict[str, Any]:
     return {"input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": width, "depth": depth,
-            "num_heads": heads, "num_classes": 1000}  # fmt: skip
+            "num_heads": heads, "num_classes": 1000}
 
 
 # The release's 250 counts points of time, hence 249 intervals; its shift of 0.3 is 1 / 0.3 in our direction

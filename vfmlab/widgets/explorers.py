@@ -124,10 +124,8 @@ def sampling(model: api.LoadedDiffusion, headless: bool = False, classes: int = 
                   "seed": widgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed")})
 
 
-def interpolation(
-    tokenizers: Mapping[str, Tokenizer], images: Tensor, headless: bool = False, first: int = 0,
-    second: int = 1,
-) -> Any:  # fmt: skip
+def interpolation(tokenizers: Mapping[str, Tokenizer], images: Tensor, headless: bool = False, first: int = 0,
+                  second: int = 1) -> Any:
     """From one image to another, through the latent space of each tokenizer.
 
     headless: from `first` to `second`, straight.

@@ -48,10 +48,8 @@ def block_features(network: nn.Module, z: Tensor, ids: Sequence[int], t: float, 
     return {block: torch.cat(parts) for block, parts in features.items()}
 
 
-def block_alignment(
-    network: nn.Module, z: Tensor, ids: Sequence[int], theirs: Tensor, protocol: str, key: str = BLOCK_KEY,
-    t: float = 0.5, seed: int = 0,
-) -> dict[str, Number]:  # fmt: skip
+def block_alignment(network: nn.Module, z: Tensor, ids: Sequence[int], theirs: Tensor, protocol: str,
+                    key: str = BLOCK_KEY, t: float = 0.5, seed: int = 0) -> dict[str, Number]:
     """CKNNA of every block with a reference's features (N D) of the same images: {"cknna_block_1": ..., ...}.
 
     For the evaluations during training: what is logged under these names is what :func:`over_training` reads.

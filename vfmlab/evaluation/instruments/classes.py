@@ -42,4 +42,4 @@ class OfSamples(Judged):
     quantities = (
         Quantity("class_accuracy", "class accuracy", HIGHER, "", (TABLE, CURVE, TARGET, HEADLINE),
                  definition="share of samples in which the judge sees the class they were drawn for"),
-    )  # fmt: skip
+    )

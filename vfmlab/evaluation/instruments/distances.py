@@ -29,7 +29,7 @@ class FeatureDistance(Metric):
     quantities = (
         Quantity("feature_distance", "feature distance", LOWER, "", (TABLE, HEADLINE),
                  definition="1 - cosine between the features of an image and of its reconstruction"),
-    )  # fmt: skip
+    )
 
     def __init__(self, gathered: Pass):
         super().__init__(gathered)
