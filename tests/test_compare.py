@@ -75,7 +75,7 @@ def test_numbers_of_different_protocols_are_in_different_tables():
     found = [record("a", 0, 20.0), record("b", 0, 21.0), record("c", 0, 99.0, "bbbb"), record("a", 1, 24.0), record("d", 0, None, failed="it broke")]
     parts = compare.groups(found)
     assert [[r.label for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
-    text = compare_page.markdown(found, "command", "title")
+    text = compare_page.build(found, "command", "title").markdown()
     assert "| a | **22 (20, 24)** | 10 | 5 / 7 | – | 4 x 2 x 2 |" in text
     assert "| b | 21 |" in text
     assert "| c | 99 |" in text

@@ -152,14 +152,6 @@ def test_asset_without_provenance(assets: Path):
     assert check_assets(assets).state == "warn"
 
 
-def test_hub_cache_follows_the_variables(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "here"))
-    assert doctor.hub_cache() == tmp_path / "here"
-    monkeypatch.delenv("HF_HUB_CACHE")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert doctor.hub_cache() == tmp_path / "hub"
-
-
 def test_what_is_shown():
     found = [Check("a", "ok", "fine"), Check("b", "fail", "bad", "mend it")]
     text = doctor.table(found)

@@ -64,7 +64,7 @@ def test_every_page_leaves_out_points_of_other_protocols(mixed, tmp_path):
     other = run(tmp_path / "other", (16, 5.0, "a"), (24, 4.0, "a"))
     found = [result(mixed), result(other)]
     assert results.curve_records(found, "gfd") == [{"row": "mixed", "16": "8", "24": "7"}, {"row": "other", "16": "5", "24": "4"}]
-    text = compare_page.markdown(found, "vfmlab compare", "Title")
+    text = compare_page.build(found, "vfmlab compare", "Title").markdown()
     assert "99" not in text
     assert "Left out: points that were logged under another protocol, or by a version that kept no hash (2 of `mixed`)" in text
     third = run(tmp_path / "third", (16, 1.0, "a"))
@@ -79,7 +79,7 @@ def test_every_page_leaves_out_points_of_other_protocols(mixed, tmp_path):
 def test_rows_of_two_protocols_have_their_own_curves(mixed, tmp_path):
     """The published page that this came from: two rows of one table's curve were of another judge."""
     later = run(tmp_path / "later", (16, 3.0, "b"), (32, 2.0, "b"))
-    text = compare_page.markdown([result(mixed, "a"), result(later, "b")], "", "T")
+    text = compare_page.build([result(mixed, "a"), result(later, "b")], "", "T").markdown()
     first, second = text.split("## Protocol b")
     assert "| mixed | 8 | 7 |" in first
     assert "later" not in first

@@ -9,11 +9,11 @@ import torch
 from evaluation_toys import CFG, Knows, Lossless, Toy, one_per_class, setup
 
 from vfmlab import config, data
-from vfmlab.errors import ConfigError, DataError
+from vfmlab.errors import DataError
 from vfmlab.evaluation import generation, reconstruction
 from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
-from vfmlab.evaluation.generation import evaluate_generation, fidelity, labels_of
+from vfmlab.evaluation.generation import evaluate_generation, labels_of
 from vfmlab.evaluation.instruments import pixels
 from vfmlab.evaluation.number import quantities
 
@@ -125,13 +125,3 @@ def test_inception_space_adds_scores_by_torch_fidelity():
     assert numbers["inception_score"].value == pytest.approx(len(images), rel=0.08)  # ten parts of 100 samples
     assert numbers["precision"].value == 1.0  # every sample is one of the real images
     assert 0 < numbers["recall"].value <= 1
-
-
-def test_fidelity_checks_its_input(tmp_path, monkeypatch):
-    pytest.importorskip("torch_fidelity")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match=r"put https://.*weights-inception"):
-        fidelity(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match="give uint8 N 3 H W"):
-        generation._Images(torch.zeros(4, 3, 8, 8))

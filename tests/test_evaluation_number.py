@@ -152,10 +152,10 @@ def test_a_new_metric_reaches_every_page_from_its_own_file(brightness, capsys):
     assert report["brightness"].unit == "cd"
     assert head in results.report_records({"a": report})[0]  # notebooks and the demo's report
     found = rows(report)
-    text = compare_page.markdown(found, "vfmlab compare", "Title")
+    text = compare_page.build(found, "vfmlab compare", "Title").markdown()
     assert f"| {head} |" in text
     assert "brightness over training" in text
-    assert "brightness over training" not in compare_page.markdown([r.replace(logged={}) for r in found], "", "")
+    assert "brightness over training" not in compare_page.build([r.replace(logged={}) for r in found], "", "").markdown()
     assert correlation.correlate(found, "brightness")[0].metric in report.measured
     assert "brightness" in correlation.candidates(found)
     ((_, _, table),) = leaderboard.tables(found)  # and the app's leaderboard

@@ -104,7 +104,7 @@ def test_feature_distance_is_one_minus_cosine_image_by_image(monkeypatch):
     apart = 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     assert float(apart.mean()) > 1e-3
     for kept in (10_000, 30):
-        monkeypatch.setattr("vfmlab.evaluation.frechet.KEPT_ROWS", kept)
+        monkeypatch.setattr("vfmlab.evaluation.frechet.ROWS", kept)
         monkeypatch.setattr(reconstruction, "real_features", lambda setup: real_features(setup, cached=False))
         value = evaluate(tokenizer, space=space)["feature_distance"]
         assert value.value == pytest.approx(float(apart.mean()), abs=1e-6)

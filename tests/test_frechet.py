@@ -44,12 +44,6 @@ def test_moments_do_not_depend_on_batches(sizes, d, offset):
     torch.testing.assert_close(streamed.covariance, torch.cov(x.T).reshape(d, d), atol=1e-13 * scale, rtol=1e-9)
 
 
-def test_moments_merge():
-    x = normal(50, 4)
-    merged = moments(x[:13]).merge(Moments(4)).merge(moments(x[13:]))
-    torch.testing.assert_close(merged.covariance, torch.cov(x.T), atol=1e-14, rtol=1e-12)
-
-
 def test_closed_form_of_one_dimensional_gaussians():
     one = torch.ones(1)
     value = gaussian_distance(one * 1.0, torch.tensor([[4.0]]), one * 3.0, torch.tensor([[9.0]]))

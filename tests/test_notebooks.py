@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from vfmlab import runs
-from vfmlab.studies.sweep import handout
+from vfmlab.studies.sweep import outputs
 
 papermill = pytest.importorskip("papermill")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -88,7 +88,7 @@ def test_runs_headless(name, demo):
     assert len(figures) >= 3
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
     if name[:2] in HANDED_OUT:
-        found, picture = handout.harvest(book)
+        found, picture = outputs.read(book)
         assert found["numbers"][HANDED_OUT[name[:2]]]["protocol"]
         assert picture.startswith(b"\x89PNG")
 

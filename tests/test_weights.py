@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vfmlab import api, config, runs, vfm
 from vfmlab.cli import main
+from vfmlab.config.files import read_mapping
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.tokenizers import sd_vae
@@ -23,7 +24,6 @@ from vfmlab.vfm import TABLE as VFMS
 from vfmlab.vfm import Features
 from vfmlab.weights import export, import_state_dict, io, statistics, table
 from vfmlab.weights.families import vfm_vae
-from vfmlab.weights.family import read_config
 from vfmlab.weights.import_release import Release, draft, import_run, open_release
 
 SCENES = {"data.source": "scenes:easy", "data.train": 48, "data.val": 16}
@@ -430,7 +430,7 @@ def test_config_files(tmp_path):
         "sample": {"cfg_scale": 6.7},
     }  # fmt: skip
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree))
-    found = IMPORTERS.get("lightningdit").arguments(read_config(tmp_path / "x.yaml"))
+    found = IMPORTERS.get("lightningdit").arguments(read_mapping(tmp_path / "x.yaml", "--config"))
     assert found == table.get("lightningdit_xl_800ep").config
     row = table.get("va_vae_f16d32")
     ldm = {"ckpt_path": "x", "model": {"target": "ldm", "params": {**row.config, "lossconfig": {"disc_start": 1}}}}
@@ -462,9 +462,9 @@ def test_aliases_of_yaml_do_not_hang():
 def test_config_files_that_are_none(tmp_path):
     (tmp_path / "x.yaml").write_text("!!python/object/apply:os.system ['true']")
     (tmp_path / "y.yaml").write_text("- 1")
-    for name, complaint in (("x.yaml", "not YAML"), ("y.yaml", "a list"), ("z.yaml", "cannot be read")):
+    for name, complaint in (("x.yaml", "used as YAML"), ("y.yaml", "a list"), ("z.yaml", "cannot be read")):
         with pytest.raises(ConfigError, match=complaint):
-            read_config(tmp_path / name)
+            read_mapping(tmp_path / name, "--config")
 
 
 # -- tokenizers into run directories ----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from vfmlab import runs
 from vfmlab.config.files import root_folder
+from vfmlab.studies.cluster import cores
 
 State = Literal["ok", "warn", "fail"]
 
@@ -163,27 +164,25 @@ def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
 
     foreign = r"operator torchvision::\w+ does not exist|_meta_registrations"
     mixed = [text for text in errors.values() if re.search(foreign, text)]
-    differing = torch and vision and _build(torch) and _build(vision) and _build(torch) != _build(vision)
-    if mixed or (differing and "cpu" in (_build(torch), _build(vision))):
+    builds = {_build(torch), _build(vision)}
+    if mixed or ("cpu" in builds and "" not in builds and len(builds) == 2):
         reason = _line(mixed[0]) if mixed else "their builds differ"
         detail = f"torch {torch} and torchvision {vision} are not of one build ({reason})"
         yield Check("torchvision", "fail", detail, f"install both from the same source: {REINSTALL}")
     elif "torchvision" in errors:
         yield Check("torchvision", "fail", _line(errors["torchvision"]), REINSTALL)
+    elif torch and (wanted := _unmet("torchvision", torch)):
+        detail = f"torchvision {vision} wants {wanted}, here is torch {torch}"
+        yield Check("torchvision", "fail", detail, REINSTALL)
     elif torch:
-        wanted = _unmet("torchvision", torch)
-        if wanted:
-            yield Check("torchvision", "fail", f"torchvision {vision} wants {wanted}, here is torch {torch}",
-                        REINSTALL)
-        else:
-            yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
+        yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
 
-    if "timm" in errors and not mixed:
-        yield Check("timm", "fail", _line(errors["timm"]), "uv pip install -c constraints.txt timm")
-    elif "timm" in errors:
+    if "timm" not in errors:
+        yield Check("timm", "ok", found["timm"])
+    elif mixed:
         yield Check("timm", "fail", "cannot be imported because of torchvision", "mend torchvision first")
     else:
-        yield Check("timm", "ok", found["timm"])
+        yield Check("timm", "fail", _line(errors["timm"]), "uv pip install -c constraints.txt timm")
 
 
 def _unmet(package: str, torch: str) -> str:
@@ -210,27 +209,23 @@ def device_checks(found: dict[str, Any]) -> Iterator[Check]:
     if found["mps"]:
         yield Check("device", "ok", "mps (Apple)")
     if not found["devices"] and not found["mps"]:
-        capability, bf16 = found["cpu_capability"], "bf16" if found["cpu_bf16"] else "no bf16"
+        cpu = f"{found['cpu_capability']}, {'bf16' if found['cpu_bf16'] else 'no bf16'}"
         if shutil.which("nvidia-smi"):
             built = f"is built for CUDA {found['cuda_build']}" if found["cuda_build"] else "is a CPU build"
-            detail = f"cpu only ({capability}, {bf16}): there is a GPU driver, but torch {built}"
-            yield Check("device", "warn", detail,
-                        "check the driver (nvidia-smi), or install the torch build for it")
+            detail = f"cpu only ({cpu}): there is a GPU driver, but torch {built}"
+            way = "check the driver (nvidia-smi), or install the torch build for it"
+            yield Check("device", "warn", detail, way)
         else:
-            yield Check("device", "ok", f"cpu ({capability}, {bf16}); tiers tiny and pocket are made for it")
+            yield Check("device", "ok", f"cpu ({cpu}); tiers tiny and pocket are made for it")
 
 
 def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = found.get("threads")
-    if threads and threads > cores:
-        detail = f"torch uses {threads} threads on {cores} usable cores"
-        yield Check("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
-    else:
-        yield Check("threads", "ok",
-                    f"{cores} usable cores" + (f", torch uses {threads} threads" if threads else ""))
+    usable, threads = cores(), found.get("threads") or 0
+    detail = f"{usable} usable cores" + (f", torch uses {threads} threads" if threads else "")
+    advice = f"export OMP_NUM_THREADS={usable}" if threads > usable else ""
+    yield Check("threads", "warn" if advice else "ok", detail, advice)
     free = _free_memory(psutil.virtual_memory().available)
     advice = "" if free > 3 * 2**30 else "close other programs; pocket training needs about 2 GiB"
     yield Check("memory", "warn" if advice else "ok", f"{free / 2**30:.1f} GiB free", advice)
@@ -254,16 +249,14 @@ def _free_memory(available: int) -> int:
 
 
 def _extras() -> Iterator[Check]:
-    missing = {}
-    for extra, modules in EXTRAS.items():
-        absent = [name for name in modules if importlib.util.find_spec(name) is None]
-        if absent:
-            missing[extra] = absent
-    if not missing:
+    absent = {extra: [name for name in modules if importlib.util.find_spec(name) is None]
+              for extra, modules in EXTRAS.items()}
+    for extra, modules in absent.items():
+        if modules:
+            advice = f"uv pip install -c constraints.txt -e '.[{extra}]'"
+            yield Check("extras", "warn", f"'{extra}': no {', '.join(modules)}", advice)
+    if not any(absent.values()):
         yield Check("extras", "ok", ", ".join(EXTRAS))
-    for extra, absent in missing.items():
-        advice = f"uv pip install -c constraints.txt -e '.[{extra}]'"
-        yield Check("extras", "warn", f"'{extra}': no {', '.join(absent)}", advice)
 
 
 def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
@@ -295,18 +288,12 @@ def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) 
             yield Check("assets", "ok", f"{path.name}, {size / 2**20:.1f} MiB, sha256 {digest[:12]}")
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it fetched."""
-    home = os.environ.get("HF_HOME",
-                          os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
-
-
 def _hub() -> Check:
+    from huggingface_hub import constants
+
     from vfmlab.vfm.table import TABLE
 
-    cache = hub_cache()
-    rows = [facts for facts in TABLE.values() if facts.hub]
+    cache, rows = Path(constants.HF_HUB_CACHE), [facts for facts in TABLE.values() if facts.hub]
     here = [f.name for f in rows
             if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
     if here:
@@ -316,13 +303,10 @@ def _hub() -> Check:
 
 
 def _browser() -> Check:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return Check("browser", "ok", found)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     playwright = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
-    if any(playwright.glob("chromium*")):
-        return Check("browser", "ok", "Playwright's Chromium")
+    if browser or any(playwright.glob("chromium*")):
+        return Check("browser", "ok", browser or "Playwright's Chromium")
     advice = "apt-get install chromium, or: python -m playwright install chromium"
     return Check("browser", "warn", "no Chromium: browser tests of the app are skipped", advice)
 

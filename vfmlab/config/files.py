@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+import yaml
 
 from vfmlab.errors import ConfigError, TrainingError, VfmlabError
 
@@ -82,14 +83,14 @@ def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, kind: type = dict) -> Any:
+def parse_json(content: bytes | str, kind: type = dict, pairs: Callable[[list], Any] | None = None) -> Any:
     """A value of type `kind` from JSON in UTF-8 (a byte order mark is allowed), UTF-16 or UTF-32.
 
     Raises:
         ValueError: not JSON, another type, NaN or Infinity, or more than `DEEPEST` levels; with the reason.
     """
     try:
-        value = json.loads(content, parse_constant=_no_constant)
+        value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=pairs)
     except UnicodeDecodeError:
         raise ValueError("not JSON: it is not text") from None
     except json.JSONDecodeError as error:
@@ -121,6 +122,33 @@ def read_json(path: str | Path, error: type[VfmlabError] = ConfigError, what: st
         raise error(f"{what} '{path}' cannot be read: {problem.strerror}; give another file") from None
     except ValueError as problem:
         raise error(f"{what} '{path}' is damaged: {problem}; put a copy back, or give another file") from None
+
+
+def read_mapping(path: str | Path, what: str, loader: type = yaml.SafeLoader,
+                 pairs: Callable[[list], Any] | None = None) -> dict[str, Any]:
+    """The fields in a YAML file, or a JSON file (.json), as plain data; nothing in it is run.
+
+    Args:
+        loader: of YAML. pairs: makes a mapping of JSON from its (key, value) pairs.
+
+    Raises:
+        ConfigError: one line with `what`, the path and the reason.
+    """
+    path, kind = expand(path), "JSON" if str(path).endswith(".json") else "YAML"
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+        tree = parse_json(text, dict, pairs) if kind == "JSON" else yaml.load(text, loader)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except RecursionError:
+        reason = "is nested too deeply"
+    except (ValueError, yaml.YAMLError) as error:
+        reason = f"cannot be used as {kind}: {' '.join(str(error).split())[:200]}"
+    else:
+        if isinstance(tree, dict):
+            return tree
+        reason = f"holds a {type(tree).__name__} in place of fields"
+    raise ConfigError(f"{what} '{path}' {reason}; give a YAML or JSON file with fields")
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -4,7 +4,7 @@ never a number."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,6 +25,15 @@ def read(path: Path | None) -> dict[str, Tensor] | None:
     anew)."""
     stored = None if path is None else io.cached(path)
     return None if stored is None else stored[0]
+
+
+def stored(path: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in a file, or those that `make` gives, which are then written there."""
+    tensors = read(path)
+    if tensors is None:
+        tensors = make()
+        write(path, tensors)
+    return tensors
 
 
 def write(path: Path | None, tensors: Mapping[str, Tensor]) -> None:

@@ -20,11 +20,11 @@ from vfmlab.errors import DataError
 from vfmlab.seeding import generator
 
 FEW_SAMPLES = 10_000  # below this many samples the Frechet distance is visibly biased upwards
-KEPT_ROWS = 10_000  # feature rows kept for the kernel distance
+ROWS = 10_000  # feature rows that are held for the kernel distance
 
 
 class Moments:
-    """Streaming mean and covariance in float64; two of them merge exactly (Chan's update).
+    """Streaming mean and covariance in float64 (Chan's update).
 
     Args:
         dimension: D of the features.
@@ -46,22 +46,12 @@ class Moments:
             raise DataError(f"features of samples {rows} are not finite; look at the images of these samples")
         if len(x):
             mean = x.mean(0)
-            x = x - mean
-            self._merge(len(x), mean, x.T @ x)
+            x, delta, total = x - mean, mean - self.mean, self.count + len(x)
+            between = torch.outer(delta, delta) * (self.count * len(x) / total)
+            self.scatter = self.scatter + x.T @ x + between
+            self.mean = self.mean + delta * (len(x) / total)
+            self.count = total
         return self
-
-    def merge(self, other: Moments) -> Moments:
-        """Take in the rows that `other` has seen."""
-        if other.count:
-            self._merge(other.count, other.mean, other.scatter)
-        return self
-
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + count
-        delta = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
 
     @property
     def covariance(self) -> Tensor:
@@ -77,14 +67,14 @@ class FeatureSet:
     themselves."""
 
     moments: Moments
-    rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most KEPT_ROWS in all
+    rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most ROWS in all
 
     @classmethod
     def empty(cls, dimension: int) -> FeatureSet:
         return cls(Moments(dimension))
 
     def update(self, features: Tensor) -> FeatureSet:
-        room = KEPT_ROWS - sum(len(r) for r in self.rows)
+        room = ROWS - sum(len(r) for r in self.rows)
         self.moments.update(features)
         if room > 0:
             self.rows.append(features[:room].detach().float().cpu())
@@ -95,7 +85,7 @@ class FeatureSet:
         return self.moments.count
 
     def features(self) -> Tensor:
-        """The kept rows [min(count, KEPT_ROWS), D]."""
+        """The held rows [min(count, ROWS), D]."""
         return torch.cat(self.rows) if self.rows else torch.zeros(0, len(self.moments.mean))
 
 
@@ -152,7 +142,7 @@ def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int
     random subsets.
 
     Args:
-        a, b: features N D and M D, or feature sets (their kept rows are used). subsets, subset_size: as
+        a, b: features N D and M D, or feature sets (their held rows are used). subsets, subset_size: as
             published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller set, because
             equal subsets would show no spread. seed: of the subsets.
 

@@ -6,15 +6,10 @@ Sample i is made from (seed, i) with class i modulo the number of classes, whate
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.errors import ConfigError
-from vfmlab.evaluation.features import fetch
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.instruments.base import CODES, SAMPLES, Metrics, Part, Pass
 from vfmlab.evaluation.number import Report
@@ -92,53 +87,3 @@ def draw(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, id
     z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape,
                         num_classes)
     return tokenizer.decode(z)
-
-
-def fidelity(samples: Any, reference: Any, batch: int = 64, cuda: bool | None = None) -> dict[str, float]:
-    """torch-fidelity's FID, KID, Inception score, precision and recall of two sets of images.
-
-    Precision and recall are taken in Inception's features, as ADM's evaluation does (torch-fidelity's default
-    is VGG16).
-
-    Args:
-        samples, reference: folder with images, or uint8 tensor N 3 H W.
-
-    Raises:
-        ConfigError: torch-fidelity is not installed, or its Inception weights are not to be had.
-    """
-    try:
-        import torch_fidelity
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except ImportError:
-        raise ConfigError("torch-fidelity is not installed: pip install 'vfmlab[metrics]'") from None
-    path = fetch(URL_INCEPTION_V3, "torch-fidelity's Inception")
-    torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles it: plain tensors only
-    inputs = [_Images(x) if isinstance(x, Tensor) else str(x) for x in (samples, reference)]
-    subset = min(1000, *(len(x) if isinstance(x, _Images) else _count(x) for x in inputs))
-    values = torch_fidelity.calculate_metrics(
-        input1=inputs[0], input2=inputs[1], isc=True, fid=True, kid=True, prc=True, batch_size=batch, verbose=False,
-        cuda=torch.cuda.is_available() if cuda is None else cuda, kid_subset_size=subset, samples_find_deep=True,
-        feature_extractor="inception-v3-compat", feature_layer_prc="2048", feature_extractor_weights_path=str(path),
-        save_cpu_ram=True, cache=False,
-    )  # fmt: skip
-    return {name: float(value) for name, value in values.items()}
-
-
-def _count(folder: str) -> int:
-    return sum(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in Path(folder).rglob("*"))
-
-
-class _Images(torch.utils.data.Dataset):
-    """uint8 N 3 H W as the data set of plain tensors that torch-fidelity takes."""
-
-    def __init__(self, images: Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"images of type {images.dtype} and shape {tuple(images.shape)}: give uint8 N "
-                              "3 H W")
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]

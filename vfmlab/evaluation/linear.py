@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vfmlab.errors import DataError
+from vfmlab.evaluation.representation import standardiser
 
 DECAYS = tuple(10.0 ** (k / 2) for k in range(-10, 9))  # in units of the mean eigenvalue
 FACTS = {"fit": "ridge, strength by generalised cross-validation", "decays": len(DECAYS)}
@@ -32,21 +33,13 @@ class Ridge:
         x = x.flatten(1).double()
         if len(x) < 2:
             raise DataError(f"a linear fit needs at least 2 samples, got {len(x)}")
-        if not torch.isfinite(x).all():
-            raise DataError("features are not finite; look at the network that made them")
-        self.mean, self.std = x.mean(0), x.std(0, correction=0)
-        if not self.std.max() > 0:
-            raise DataError(f"features are constant over all {len(x)} samples; nothing can be read from them")
-        self.alive = self.std > 1e-6 * self.std.max()
-        self.x = self._standardised(x)
+        self.standardise = standardiser(x)
+        self.x = self.standardise(x)
         n, d = self.x.shape
         self.n, self.dual = n, d > n
         gram = (self.x @ self.x.T if self.dual else self.x.T @ self.x) / n
         self.value, self.basis = torch.linalg.eigh(gram)
         self.value = self.value.clamp_min(0)
-
-    def _standardised(self, x: Tensor) -> Tensor:
-        return (x[:, self.alive] - self.mean[self.alive]) / self.std[self.alive]
 
     def fit(self, y: Tensor) -> Callable[[Tensor], Tensor]:
         """Targets N K -> a function from inputs M x ... to predictions M K (float64)."""
@@ -74,7 +67,7 @@ class Ridge:
         weight = self.basis @ (inner / (e + s))
         if self.dual:
             weight = self.x.T @ weight / n
-        return lambda z: self._standardised(z.flatten(1).double()) @ weight + offset
+        return lambda z: self.standardise(z.flatten(1).double()) @ weight + offset
 
 
 def r2(prediction: Tensor, truth: Tensor, centre: Tensor) -> float:
@@ -92,5 +85,5 @@ def classify(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -
     if labels.unique().numel() < 2:
         raise DataError("a probe needs at least two classes; the data has one (no labels?)")
     classes = int(max(labels.max(), test_labels.max())) + 1
-    told = Ridge(train).fit(torch.nn.functional.one_hot(labels, classes))(test).argmax(1)
-    return float((told == test_labels).double().mean())
+    predicted = Ridge(train).fit(torch.nn.functional.one_hot(labels, classes))(test).argmax(1)
+    return float((predicted == test_labels).double().mean())

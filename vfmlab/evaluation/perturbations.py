@@ -7,13 +7,14 @@ order changes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vfmlab import data
 from vfmlab.nn.transforms import resize, scaled_side, turn
 from vfmlab.seeding import SampleRandom, derive
 
@@ -57,6 +58,21 @@ class Perturbation:
                 turned = torch.stack([turn(images[i], int(drawn[i, 0])) for i in mine.tolist()])
                 groups.append((mine, resize(turned, side)))
         return groups
+
+
+@torch.no_grad()
+def features(source: data.ImageSource, indices: Tensor, perturbation: Perturbation, seed: int, cell: int,
+             batch: int, read: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
+    """What `read` makes of each perturbed image: (images b 3 s s, their ids) -> b D. N D, in order of `indices`."""
+    rows = []
+    for part in indices.split(batch):
+        images, ids, out = data.to_float(source.batch(part).images), part.tolist(), None
+        for where, perturbed in perturbation(images, ids, seed, cell):
+            values = read(perturbed, [ids[i] for i in where.tolist()])
+            out = values.new_empty(len(images), values.shape[1]) if out is None else out
+            out[where] = values
+        rows.append(out)
+    return torch.cat(rows)
 
 
 def sides_of(size: int, cell: int = 1) -> list[int]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from vfmlab import config, data
 from vfmlab.errors import DataError
+from vfmlab.evaluation.representation import check_finite, standardiser
 from vfmlab.evaluation.roundtrip import CPU_PART
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
@@ -49,15 +50,10 @@ def probe(features: Tensor, labels: Tensor, seed: int = 0, train_share: float = 
 def probe_split(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
     """As :func:`probe`, with the split given."""
     train, test = train.flatten(1).float(), test.flatten(1).float()
-    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
-        raise DataError("features are not finite; look at the network that made them")
+    check_finite(test)
     if train_labels.unique().numel() < 2:
         raise DataError("a probe needs at least two classes; the data has one (no labels?)")
-    mean, std = train.mean(0), train.std(0, correction=0)
-    alive = std > 1e-6 * std.max()
-    if std.max() == 0:
-        raise DataError(f"features are constant over all {len(train)} samples; nothing can be read from them")
-    train, test = ((x[:, alive] - mean[alive]) / std[alive] for x in (train, test))
+    train, test = map(standardiser(train), (train, test))
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     weight, bias = _logistic(train, train_labels, classes)
     linear = (test @ weight + bias).argmax(1) == test_labels
@@ -98,12 +94,17 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIG
     return torch.cat(votes)
 
 
+def training_images(source: data.ImageSource, seed: int, n: int = TRAIN_IMAGES) -> Tensor:
+    """Which training images probes are fitted on: a seeded choice of n (all, where there are fewer), long."""
+    return torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
+
+
 @torch.no_grad()
 def training_latents(tokenizer: Tokenizer, cfg: config.Data, seed: int, batch_size: int,
                      n: int = TRAIN_IMAGES) -> tuple[Tensor, Tensor]:
     """Normalised latents (mode, n C h w) and labels of a seeded choice of training images."""
     source = data.open_source(cfg, "train")
-    which = torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
+    which = training_images(source, seed, n)
     z, labels = [], []
     device = tokenizer.stat_mean.device
     for part in which.split(min(batch_size, CPU_PART) if device.type == "cpu" else batch_size):

@@ -16,12 +16,12 @@ from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.instruments.base import RECONSTRUCTIONS, Metrics, Part, Pass
 from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.protocol import Setup, open_setup, real_features
-from vfmlab.evaluation.roundtrip import evaluating, normalised, through
+from vfmlab.evaluation.roundtrip import evaluating, through
 from vfmlab.tokenizers.base import Tokenizer
 
 Progress = Callable[[int, int], object]
 
-KEPT_LATENTS = 1000  # for probes and alignment
+LATENTS = 1000  # for probes and alignment
 
 
 def evaluate_reconstruction(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
@@ -58,11 +58,11 @@ def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, s
             theirs = rows[done : done + len(images)]
             if len(theirs) < len(images):
                 theirs = setup.space(images).features
-            z = normalised(tokenizer, raw).cpu()
+            z = tokenizer.normalise(raw).cpu()
             metrics.update(Part(images, restored, seen, batch.labels, batch.indices, theirs, z, codes))
-            if done < KEPT_LATENTS:
-                latents.append(z[: KEPT_LATENTS - done])
-                labels.append(batch.labels[: KEPT_LATENTS - done])
+            if done < LATENTS:
+                latents.append(z[: LATENTS - done])
+                labels.append(batch.labels[: LATENTS - done])
             done += len(images)
             if progress is not None:
                 progress(done, gathered.resolved.n)

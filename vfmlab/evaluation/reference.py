@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vfmlab import config, data
-from vfmlab.evaluation import cache
+from vfmlab.evaluation import cache, perturbations
 from vfmlab.evaluation.features import FeatureSpace, VisionModelSpace
 from vfmlab.evaluation.number import NOT_HASHED
 from vfmlab.evaluation.perturbations import Perturbation, sides_of
@@ -61,15 +61,9 @@ class Reference:
         sides = sides_of(section["size"], cell) if perturbation.moved else None
         key = config.digest([section, self.facts(), perturbation.name, perturbation.facts, sides])
         path = cache.folder() / "reference_features" / f"{key}.safetensors"
-        if (tensors := cache.read(path)) is not None and len(tensors["features"]) == section["n"]:
-            return tensors["features"]
-        rows = []
-        for part in selection(resolved, source).split(batch_size):
-            images, out = data.to_float(source.batch(part).images).to(device), None
-            for where, perturbed in perturbation(images, part.tolist(), section["seed"], cell):
-                values = self(resize(perturbed, images.shape[-1]))
-                out = values.new_empty(len(images), values.shape[1]) if out is None else out
-                out[where] = values
-            rows.append(out)
-        cache.write(path, {"features": torch.cat(rows)})
-        return torch.cat(rows)
+
+        def read(images: Tensor, ids: list[int]) -> Tensor:
+            return self(resize(images.to(device), section["size"]))
+
+        return cache.stored(path, lambda: {"features": perturbations.features(
+            source, selection(resolved, source), perturbation, section["seed"], cell, batch_size, read)})["features"]

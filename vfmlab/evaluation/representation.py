@@ -8,6 +8,7 @@ are computed in blocks of rows, the k best of each row are kept, and the estimat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +47,9 @@ def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool
         DataError: not finite, or a constant (after pooling) that carries no information.
     """
     x = pool(features).float()
-    if not torch.isfinite(x).all():
-        raise DataError("features are not finite; look at the network that made them")
-    if len(x) > 1 and bool((x == x[:1]).all()):
-        raise DataError(f"features are constant over all {len(x)} samples; their neighbours are undefined")
+    if len(x) > 1:
+        _check_varied(x)
+    check_finite(x)
     if quantile is not None:
         magnitude = x.abs().flatten()
         bound = magnitude.kthvalue(min(int(quantile * len(magnitude)), len(magnitude) - 1) + 1).values
@@ -212,8 +212,30 @@ def _check(a: Tensor, b: Tensor, at_least: int) -> None:
     if len(a) < at_least:
         raise DataError(f"N = {len(a)} samples are too few, at least {at_least} are needed")
     for x in (a, b):
-        if not torch.isfinite(x).all():
-            raise DataError("features are not finite; look at the network that made them")
-        if bool((x == x[:1]).all()):
-            raise DataError(f"features are constant over all {len(x)} samples; their neighbours are "
-                            "undefined")
+        check_finite(x)
+        _check_varied(x)
+
+
+def _check_varied(x: Tensor) -> None:
+    if bool((x == x[:1]).all()):
+        raise DataError(f"features are constant over all {len(x)} samples; their neighbours are undefined")
+
+
+def check_finite(x: Tensor) -> None:
+    """:class:`DataError` for features that are not finite."""
+    if not torch.isfinite(x).all():
+        raise DataError("features are not finite; look at the network that made them")
+
+
+def standardiser(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that standardises rows M D with the mean and std of `x` (N D), without columns that do not vary.
+
+    Raises:
+        DataError: `x` is not finite, or constant.
+    """
+    check_finite(x)
+    mean, std = x.mean(0), x.std(0, correction=0)
+    if not std.max() > 0:
+        raise DataError(f"features are constant over all {len(x)} samples; nothing can be read from them")
+    alive = std > 1e-6 * std.max()
+    return lambda z: (z[:, alive] - mean[alive]) / std[alive]

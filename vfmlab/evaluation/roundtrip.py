@@ -57,11 +57,6 @@ def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
     return tokenizer.decode_raw(raw)[0].float().clamp(-1, 1)
 
 
-def normalised(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
-    """Raw latents as the rest of the project sees them; unchanged while there are no statistics."""
-    return tokenizer.normalise(raw)
-
-
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Eval mode inside, what was before outside."""

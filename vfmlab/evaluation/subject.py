@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from vfmlab import config, data
 from vfmlab.diffusion import path as flow
 from vfmlab.errors import ConfigError, DataError, VfmlabError
-from vfmlab.evaluation import cache
+from vfmlab.evaluation import cache, perturbations
 from vfmlab.evaluation.perturbations import CLEAN, Perturbation, sides_of
-from vfmlab.evaluation.probes import TRAIN_IMAGES
+from vfmlab.evaluation.probes import training_images
 from vfmlab.evaluation.protocol import Resolved, resolve, selection
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
-from vfmlab.evaluation.roundtrip import CPU_PART, evaluating, normalised
+from vfmlab.evaluation.roundtrip import CPU_PART, evaluating
 from vfmlab.nn.transforms import resize
 from vfmlab.runs import RunDir
-from vfmlab.seeding import SampleRandom, derive, generator
+from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
@@ -143,20 +143,15 @@ class Subject:
     def training(self) -> Maps:
         """Maps of a seeded choice of training images: the one that the probes of a report are fitted on."""
         source = data.open_source(self.cfg, "train")
-
-        def which() -> Tensor:
-            order = torch.randperm(len(source), generator=generator("probe images", self.protocol.seed))
-            return order[:TRAIN_IMAGES].sort().values
-
-        return self._read_maps("train", source, which)
+        return self._read_maps("train", source, lambda: training_images(source, self.protocol.seed))
 
     def _read_maps(self, split: str, source: data.ImageSource, which: Callable[[], Tensor]) -> Maps:
         if split in self._maps:
             return self._maps[split]
         indices = which()
         path = self._path("maps", split, source.fingerprint, len(indices), self.protocol.seed)
-        tensors = cache.read(path) if path else None
-        if tensors is None:
+
+        def read() -> dict[str, Tensor]:
             rows, labels, used, room = [], [], [], len(indices)
             for part in indices.split(self.protocol.batch):
                 batch = source.batch(part[: room - sum(map(len, rows))])
@@ -171,8 +166,9 @@ class Subject:
             if not torch.isfinite(tensors["maps"]).all():
                 raise DataError(f"features of '{self.name}' are not finite; look at the network that made "
                                 "them")
-            if path:
-                cache.write(path, tensors)
+            return tensors
+
+        tensors = cache.stored(path, read)
         self._maps[split] = Maps(tensors["maps"], tensors["labels"], tensors["indices"], source)
         return self._maps[split]
 
@@ -184,29 +180,19 @@ class Subject:
             return pool(self.held_out.maps)
         path = self._path("pooled", perturbation.name, perturbation.facts, self.source.fingerprint, self.n,
                           self.protocol.seed)
-        tensors = cache.read(path) if path else None
-        if tensors is None:
-            rows = []
-            for part in selection(self.resolved, self.source).split(self.protocol.batch):
-                images, ids = data.to_float(self.source.batch(part).images), part.tolist()
-                out = None
-                for where, perturbed in perturbation(images, ids, self.protocol.seed, self.cell):
-                    perturbed = perturbed if self.scales else resize(perturbed, images.shape[-1])
-                    values = pool(self.read(perturbed, [ids[i] for i in where.tolist()]))
-                    out = values.new_empty(len(images), values.shape[1]) if out is None else out
-                    out[where] = values
-                rows.append(out)
-            tensors = {"features": torch.cat(rows)}
-            if path:
-                cache.write(path, tensors)
-        self._pooled[perturbation.name] = tensors["features"]
-        return tensors["features"]
+
+        def read(images: Tensor, ids: list[int]) -> Tensor:
+            return pool(self.read(images if self.scales else resize(images, self.cfg.size), ids))
+
+        self._pooled[perturbation.name] = cache.stored(path, lambda: {"features": perturbations.features(
+            self.source, selection(self.resolved, self.source), perturbation, self.protocol.seed, self.cell,
+            self.protocol.batch, read)})["features"]
+        return self._pooled[perturbation.name]
 
     def theirs(self, perturbation: Perturbation = CLEAN) -> Tensor:
         """The reference's token-mean features of the same images with the same perturbation: N D."""
-        batch_size = self.protocol.batch
-        return self.reference.features(self.source, self.resolved, perturbation, batch_size, self.device,
-                                       self.cell)
+        return self.reference.features(self.source, self.resolved, perturbation, self.protocol.batch,
+                                       self.device, self.cell)
 
     def _path(self, *what: Any) -> Path | None:
         key = config.digest([self.weights, self.facts, *what])
@@ -232,7 +218,7 @@ def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protoc
     facts = {"of": "tokenizer", "read": "posterior mode", "latent": "normalised" if known else "raw"}
 
     def reads(images: Tensor, ids: Sequence[int]) -> Tensor:
-        return normalised(tokenizer, tokenizer.posterior(images).mode().float())
+        return tokenizer.normalise(tokenizer.posterior(images).mode().float())
 
     vfm = tokenizer.vfm.fingerprint if tokenizer.vfm is not None else ""
     where, cell = tokenizer.stat_mean.device, tokenizer.config.factor

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from vfmlab.config.files import read_mapping
 from vfmlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,15 +117,11 @@ def _queue(path: Path, jobs: int | None) -> Any:
     names = [name for name in dir(dask_jobqueue) if name.endswith("Cluster")]
     systems = {name.removesuffix("Cluster").lower(): name for name in names}
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        ((system, options),) = tree.items()
+        ((system, options),) = read_mapping(path, "cluster").items()
         options = {"cores": 1, "processes": 1, "jobs": 1} | options
         number = options.pop("jobs")
         queue = getattr(dask_jobqueue, systems[system])(**options)
-    except OSError as error:
-        way = "name a YAML file, or tcp://HOST:PORT"
-        raise ConfigError(f"cluster '{path}' cannot be read: {error.strerror}; {way}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         way = f"expected one of {', '.join(sorted(systems))} with its options, as slurm: {{memory: 32GB}}"
         raise ConfigError(f"cluster '{path}': {' '.join(repr(error).split())}; {way}") from None
     queue.scale(jobs=jobs or number)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from vfmlab import runs
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
@@ -79,11 +78,8 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
     command = _command("compare", specs, seeds, out, overrides, more)
     pictures = grids.write(rows, root, out.parent / "images", out.name)
     seen = {label: f"images/{path.name}" for label, path in pictures.items()}
-    facts = {"title": title, "command": command, "results": [r.as_json() for r in results], "pictures": seen}
-    runs.write_json(out.with_name(f"{out.name}.json"), facts)
-    runs.write_atomic(out.with_name(f"{out.name}.html"), compare_page.page(results, command, title, pictures))
-    runs.write_atomic(out.with_name(f"{out.name}.md"), compare_page.markdown(results, command, title, seen))
-    return out.with_name(f"{out.name}.md")
+    record = {"results": [r.as_json() for r in results], "pictures": seen}
+    return compare_page.build(results, command, title, pictures).publish(out, record)
 
 
 def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
@@ -109,12 +105,14 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     rows = parse(specs, seeds, overrides)
     failed = train(rows, root, jobs, None, cluster, retry)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
-    found = correlation.correlate(results, target)
+    strengths = correlation.correlate(results, target)
     more: dict[str, Sequence[str | None]] = {"--target": [target] if target != "gfd" else []}
     more["--instruments"] = list(names) if tuple(names) != correlation.NAMES else []
     command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
     title = f"What goes along with {quantity(target).label}"
-    return correlation_page.write(results, found, target, command, title, out)
+    record = {"target": target, "correlations": [c._asdict() for c in strengths],
+              "results": [r.as_json() for r in results]}
+    return correlation_page.build(results, strengths, target, command, title).publish(out, record)
 
 
 def _target(out: str | Path) -> Path:

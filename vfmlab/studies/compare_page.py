@@ -32,8 +32,8 @@ DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "sq
 
 
 def build(results: Sequence[Result], command: str, title: str,
-          pictures: Mapping[str, Any] | None = None) -> Page:
-    """pictures: label -> file, or its path as seen from the page; "" is the overview."""
+          pictures: Mapping[str, Path] | None = None) -> Page:
+    """pictures: label -> file in the folder `images` beside the page; "" is the overview."""
     parts = groups(results)
     largest = max(parts, key=len, default=[])
     page = Page(title, QUESTION, verdict(largest), definitions=definitions(), command=command)
@@ -52,26 +52,11 @@ def build(results: Sequence[Result], command: str, title: str,
         page.add("", "", *over_training(part))
     if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed]:
         page.add("Not in the tables, or only in part", "", Lines(failed))
-    blocks = []
-    for label, picture in sorted((pictures or {}).items(), key=lambda item: item[0] != ""):
-        caption = label or "All rows"
-        blocks.append(Picture(picture, caption) if isinstance(picture, Path)
-                      else Picture(b"", caption, str(picture)))
+    order = sorted((pictures or {}).items(), key=lambda item: item[0] != "")
+    blocks = [Picture(path, label or "All rows", f"images/{path.name}") for label, path in order]
     if blocks:
         page.add("Reconstructions", "The same held-out images for every row, first seed.", *blocks)
     return page
-
-
-def markdown(results: Sequence[Result], command: str, title: str,
-             pictures: Mapping[str, str] | None = None) -> str:
-    """pictures: label -> path as seen from the page ("" is the overview)."""
-    return build(results, command, title, pictures).markdown()
-
-
-def page(results: Sequence[Result], command: str, title: str,
-         pictures: Mapping[str, Path] | None = None) -> str:
-    """All of it in one HTML file that needs no network. pictures: label -> file."""
-    return build(results, command, title, pictures).html()
 
 
 def _longest(results: Sequence[Result]) -> Result:

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 import plotly.graph_objects as go
 
-from vfmlab import runs
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LOWER, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
@@ -144,17 +142,3 @@ def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> 
         figure.update_yaxes(title=quantity(target).label)
         figures.append(figure)
     return primitives.panels(figures, columns=3)
-
-
-def write(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str, title: str,
-          out: Path) -> Path:
-    """`out`.md, `out`.json and `out`.html; returns the first."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [r.as_json() for r in results]
-    record = {"title": title, "command": command, "target": target,
-              "correlations": [c._asdict() for c in found], "results": rows}
-    page = build(results, found, target, command, title)
-    runs.write_json(out.with_name(f"{out.name}.json"), record)
-    page.write(out.with_name(f"{out.name}.html"))
-    runs.write_atomic(out.with_name(f"{out.name}.md"), page.markdown())
-    return out.with_name(f"{out.name}.md")

@@ -27,11 +27,6 @@ from vfmlab.registry import INSTRUMENTS
 Progress = Callable[[int, int], object]
 
 
-def names(kind: str | None = None) -> list[str]:
-    """All instruments, or those for "tokenizer", "diffusion" or "vfm"."""
-    return base.names(kind)
-
-
 def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Path = "runs",
             protocol: Mapping[str, Any] | None = None, data: config.Data | Mapping[str, Any] | None = None,
             compared_with: str | None = None, of: str | None = None, again: bool = False,

@@ -122,6 +122,14 @@ class Page:
         runs.write_atomic(target, self.html())
         return target
 
+    def publish(self, out: Path, record: Mapping[str, Any]) -> Path:
+        """Write `out`.json (title, command and `record`), `out`.html and `out`.md; returns the last."""
+        json, html, markdown = (out.with_name(f"{out.name}.{end}") for end in ("json", "html", "md"))
+        runs.write_json(json, {"title": self.title, "command": self.command, **record})
+        self.write(html)
+        runs.write_atomic(markdown, self.markdown())
+        return markdown
+
 
 def definitions(names: Sequence[str] = DEFINED) -> dict[str, str]:
     """What a page's words mean: these numbers, protocol and judge."""

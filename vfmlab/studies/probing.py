@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vfmlab import api, config, data, runs
 from vfmlab.evaluation import probes
+from vfmlab.evaluation.instruments.geometry import frequencies
 from vfmlab.evaluation.instruments.time_loss import time_losses
 from vfmlab.evaluation.linear import Ridge
 from vfmlab.evaluation.number import TARGET, quantities
@@ -77,8 +78,7 @@ def error_spectrum(tokenizers: Mapping[str, Tokenizer], cfg: config.Data, n: int
     """Power of the reconstruction error by spatial frequency, as a share of the image's own power."""
     images, _, _ = data.examples(cfg, n, seed)
     size = images.shape[-1]
-    f = torch.fft.fftfreq(size)
-    radius = (f[:, None].square() + f[None].square()).sqrt().mul(size).round().long().clamp_max(size // 2)
+    radius = frequencies(size, size).mul(size).round().long().clamp_max(size // 2)
 
     def power(x: Tensor) -> Tensor:
         p = torch.fft.fft2(x.mean(1)).abs().square().mean(0)

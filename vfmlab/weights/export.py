@@ -18,24 +18,16 @@ from typing import Any
 import torch
 
 from vfmlab import api, config, runs, vfm
+from vfmlab.config.files import read_json
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.evaluation.number import Report, of_run
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
-from vfmlab.weights import io
+from vfmlab.weights import io, load
 
 CONFIG, WEIGHTS, CARD, LIBRARY = "config.json", "model.safetensors", "README.md", "vfmlab"
-HUB_LICENCES = (
-    "mit",
-    "apache-2.0",
-    "bsd-3-clause",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "openrail",
-)
+HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+                "cc-by-nc-sa-4.0", "openrail")
 UNSTATED = "not stated"
 
 
@@ -55,11 +47,7 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
         ConfigError: a folder inside a run or with other files in it, or one that cannot be written.
     """
     run_dir = api.tokenizer_run(ref, root)
-    path = run_dir.ema if ema and run_dir.ema.exists() else run_dir.model
-    if not path.exists():
-        raise CheckpointError(f"run '{run_dir.id}' has no weights yet (state: {run_dir.status().state}); "
-                              "train it first: vfmlab train")
-    tensors, facts = io.read(path)
+    tensors, facts = io.read(load.weights_file(run_dir, ema))
     if int(tensors["stat_count"]) == 0:
         raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: "
                               f"{run_dir.status().state}); finish its training")
@@ -83,10 +71,10 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
 def _made_here(folder: Path) -> bool:
     """Whether `folder` is an export of this project's, with nothing else in it."""
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / CONFIG)
+    except ConfigError:
         return False
-    ours = isinstance(content, dict) and content.get("library") == LIBRARY and "run" in content
+    ours = content.get("library") == LIBRARY and "run" in content
     return ours and {path.name for path in folder.iterdir()} <= {CONFIG, WEIGHTS, CARD}
 
 
@@ -110,27 +98,15 @@ def from_pretrained(source: str | Path, revision: str | None = None, vfm_weights
         paths = [io.fetch(str(source), name, revision, way) for name in (CONFIG, WEIGHTS)]
     else:
         raise CheckpointError(f"'{source}' is neither a folder nor a hub repository of the form user/name")
-    try:
-        content = json.loads(paths[0].read_text())
-    except ValueError as error:
-        raise CheckpointError(f"'{paths[0]}' is not JSON ({error}); export it again") from None
-    if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT or "run" not in content:
+    content = read_json(paths[0], CheckpointError, "config")
+    if content.get("format") != checkpoint.FORMAT or "run" not in content:
         raise CheckpointError(f"'{paths[0]}' is not of the format {checkpoint.FORMAT}; give what vfmlab has "
                               "exported")
     run = config.parse(content["run"], str(paths[0]))
     if vfm_weights is not None:
         run = config.override(run, {"vfm.weights": vfm_weights})
-    tokenizer = api.build_tokenizer(run)
-    facts = io.load_file(tokenizer, paths[1])
-    tokenizer.fingerprint = facts.get("fingerprint", "")
-    if tokenizer.vfm is not None and facts.get("vfm_fingerprint") not in (
-        None, "", tokenizer.vfm.fingerprint
-    ):
-        raise CheckpointError(f"'{source}' was made with VFM weights {facts['vfm_fingerprint']}, but "
-                              f"'{run.vfm.name}' now has {tokenizer.vfm.fingerprint}; give the old ones: "
-                              "from_pretrained(..., vfm_weights=FILE)")
-    _ = tokenizer.statistics
-    return tokenizer.to(on or api.device()).eval()
+    way = "give the old ones: from_pretrained(..., vfm_weights=FILE)"
+    return load.tokenizer_from(run, paths[1], f"'{source}'", way, on)
 
 
 def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: bool = False,
@@ -191,19 +167,14 @@ def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tenso
     if t.quantised:
         back = [f"codes = tokenizer.codes(images){images}", "restored = tokenizer.decode_codes(codes)"]
     count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
-    lines = [
-        "---", "library_name: vfmlab", *_licence_lines(licence),
-        "tags:", "- vfmlab", "- image-tokenizer", f"- {t.method}", "---", "",
-        f"# {run_dir.id}", "",
-        f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to latents of "
-        f"{latent.partition(' (')[0]} and back.", "",
-        "```python", "from vfmlab.weights.export import from_pretrained", "",
-        'tokenizer = from_pretrained("PATH OR REPOSITORY")',
-        *back, "```", "",
-        "| | |", "|---|---|",
-    ]  # fmt: skip
-    rows = {"method": t.method, "latent": latent,
-            "numbers in the weights": f"{count:,}"}
+    lines = ["---", "library_name: vfmlab", *_licence_lines(licence), "tags:", "- vfmlab",
+             "- image-tokenizer", f"- {t.method}", "---", "", f"# {run_dir.id}", "",
+             f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to "
+             f"latents of {latent.partition(' (')[0]} and back.",
+             "", "```python", "from vfmlab.weights.export import from_pretrained", "",
+             'tokenizer = from_pretrained("PATH OR REPOSITORY")',
+             *back, "```", "", "| | |", "|---|---|"]
+    rows = {"method": t.method, "latent": latent, "numbers in the weights": f"{count:,}"}
     rows |= _vfm_rows(run, facts)
     rows |= _origin_rows(run, facts)
     rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
@@ -248,12 +219,10 @@ def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
 def _numbers(report: Report | None) -> list[str]:
     if report is None:
         return ["## Evaluation", "", "Not measured."]
-    lines = [
-        "## Evaluation", "",
-        "Numbers of one protocol hash can be compared with each other, others cannot. "
-        f"Whole protocol: `{report.hash}`.", "",
-        "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    lines = ["## Evaluation", "",
+             "Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: "
+             f"`{report.hash}`.",
+             "", "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|"]
     for name, one in report.measured.items():
         spread = "" if one.spread is None else f"{one.spread:.4g}"
         cells = (name, f"{one.value:.4g}", spread, one.better or "", one.n or "", f"`{one.protocol or ''}`")

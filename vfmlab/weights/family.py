@@ -3,10 +3,8 @@ of a run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,28 +81,6 @@ def agree(run: Any, release: Any, where: str) -> None:
 
 
 # -- config files ------------------------------------------------------------------------------------------
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A config file (.yaml, .yml, .json) as plain data; nothing in it is run. :class:`ConfigError` for
-    anything else."""
-    import yaml
-
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"--config: '{path}' cannot be read: {reason}; give the release's YAML or "
-                          "JSON") from None
-    try:
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: '{path}' is not YAML or JSON "
-                          f"({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"--config: '{path}' holds a {type(tree).__name__}; it must hold fields")
-    return tree
 
 
 def find(tree: Any, *keys: str) -> dict[str, Any] | None:

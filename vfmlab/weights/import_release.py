@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfmlab import config, data, runs, vfm
+from vfmlab import config, data, runs
 from vfmlab.ar.llamagen import CodeShape
+from vfmlab.config.files import read_mapping
 from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
-from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS, TOKENIZERS
+from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS
 from vfmlab.seeding import generator
-from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
+from vfmlab.tokenizers.base import Statistics, measure
 from vfmlab.training import checkpoint
 from vfmlab.training.events import Event
-from vfmlab.weights import import_state_dict, io, statistics, table
-from vfmlab.weights.family import agree, read_config
-from vfmlab.weights.load import build_tokenizer
+from vfmlab.weights import import_state_dict, io, load, statistics, table
+from vfmlab.weights.family import agree
 
 MEASURED_IMAGES = 4096  # as many as a training takes
 MEASURED = "measured"
@@ -78,7 +78,7 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
         row = table.unlisted(name)
     settings = row.config
     if config_file is not None:
-        settings = IMPORTERS.get(row.family).arguments(read_config(config_file))
+        settings = IMPORTERS.get(row.family).arguments(read_mapping(config_file, "--config"))
     if not settings:
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
@@ -152,7 +152,7 @@ def _codes(tokenizer: config.Phase) -> CodeShape:
     """Those of a tokenizer run, found without its weights."""
     recipe = tokenizer.recipe
     with torch.device("meta"):
-        return CodeShape.of(build_tokenizer(
+        return CodeShape.of(load.build_tokenizer(
             recipe if recipe.vfm is None else config.override(recipe, {"vfm.weights": "random"})))
 
 
@@ -163,14 +163,13 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
         raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give "
                           "--tokenizer RUN")
     else:
-        found = [run for run in runs.scan(root)
-                 if (run.raw_config.get("imported") or {}).get("name") == row.tokenizer]
-        found = [run for run in found if config.kind_of(run.raw_config) == "tokenizer"
-                 and not run.raw_config.get("stages")]
-        if not found:
+        imported = [run for run in runs.scan(root) if run.kind == "tokenizer"
+                    and (run.raw_config.get("imported") or {}).get("name") == row.tokenizer
+                    and not run.raw_config.get("stages")]
+        if not imported:
             raise RunError(f"'{row.name}' samples latents of '{row.tokenizer}', which is not in '{root}'; "
                            f"first: vfmlab import {row.tokenizer}, or name a run: --tokenizer RUN")
-        folder = found[-1]
+        folder = imported[-1]
     if not isinstance(folder.config(), config.TokenizerPhase):
         raise RunError(f"--tokenizer: run '{folder.id}' is a {folder.kind} run; name a tokenizer run")
     return folder
@@ -193,39 +192,41 @@ def import_run(run: config.Phase, root: str | Path = "runs", file: str | Path | 
     Raises:
         VfmlabError: one line; the run is then marked as failed and can be imported again.
     """
-    asked = run.imported
-    if asked is None:
+    if run.imported is None:
         raise ConfigError(f"run '{run.id}' has no imported weights; train it instead")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        from vfmlab.training.step import WAIT
-
-        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
-        with state.main_process_first():  # one process imports, the others then find the run finished
-            yield from _import(run, asked, root, file, config_file, statistics_from, release)
-    else:
-        yield from _import(run, asked, root, file, config_file, statistics_from, release)
+    with _first_alone():
+        folder = runs.create(run, root)
+        if folder.status().state == "finished":
+            _same_file(folder, release)
+            yield Event("skip", run.id, run.stage)
+        else:
+            given = release, run.imported.name, file, config_file, run.imported.sha256
+            yield from _import(run, folder, given, statistics_from)
 
 
-def _import(run: config.Phase, asked: config.Imported, root: str | Path, file: str | Path | None,
-            config_file: str | Path | None, statistics_from: str | Path | None,
-            release: Release | None) -> Iterator[Event]:
-    folder = runs.create(run, root)
-    if folder.status().state == "finished":
-        _same_file(folder, release)
-        yield Event("skip", run.id, run.stage)
-        return
-    started = time.monotonic()
+def _first_alone() -> contextlib.AbstractContextManager:
+    """Of several processes one imports, the others then find the run finished."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    from accelerate import PartialState
+
+    from vfmlab.training.step import WAIT
+
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT).main_process_first()
+
+
+def _import(run: config.Phase, folder: runs.RunDir, given: tuple,
+            statistics_from: str | Path | None) -> Iterator[Event]:
+    """given: an open release or None, and the arguments of :func:`open_release`."""
+    started, (release, *how) = time.monotonic(), given
     with folder.lock():
         folder.set_status(state="running", message="importing")
         folder.save_env()
         yield Event("start", run.id, run.stage)
         try:
-            release = release or open_release(asked.name, file, config_file, asked.sha256)
             fill = _fill_tokenizer if run.generator is None else _fill_generator
             facts = {}
-            for event in fill(run, folder, release, statistics_from):
+            for event in fill(run, folder, release or open_release(*how), statistics_from):
                 facts |= event.data if event.kind == "step" else {}
                 yield event
         except BaseException as error:
@@ -254,8 +255,7 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
     else:
         eps = release.row.statistics.eps if release.row.statistics else 0.0
         known = (*statistics.read(statistics_from, eps), Path(statistics_from).name)
-    vision = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
-    tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, vision).eval()
+    tokenizer = load.build_tokenizer(run).eval()
     channels = run.tokenizer.channels
     if known is not None and known[0].shape[0] not in (1, channels):
         raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents "
@@ -263,7 +263,7 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
     if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
         raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run "
                               f"has {tokenizer.latent_shape}")
-    tokenizer.to(_device())
+    tokenizer.to(load.device())
     where = tokenizer.stat_mean.device
     release.module.to(where)
 
@@ -284,8 +284,8 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
         found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
     tokenizer.set_statistics(found)
     facts = {"fingerprint": found.fingerprint, "statistics": origin}
-    if vision is not None:
-        facts["vfm_fingerprint"] = vision.fingerprint
+    if tokenizer.vfm is not None:
+        facts["vfm_fingerprint"] = tokenizer.vfm.fingerprint
     write(folder, tokenizer.state_dict(), release, facts)
     io.write(folder.latent_stats, {"mean": found.mean, "std": found.std}, {"count": found.count, **facts})
     yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
@@ -328,11 +328,6 @@ def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | No
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     for path in (folder.model, folder.ema):
         io.write(path, tensors, what)
-
-
-def _device() -> torch.device:
-    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
-            else torch.device("cpu"))
 
 
 def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:

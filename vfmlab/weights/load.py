@@ -67,18 +67,24 @@ def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     if asked.config().tuned:
         return load_diffusion(asked.path, root, ema, on).tokenizer
     folder = tokenizer_run(ref, root)
-    tokenizer = build_tokenizer(folder.config())
-    meta = io.load_file(tokenizer, _weights(folder, ema))
+    way = "give the old weights with vfm.weights=FILE or train again"
+    return tokenizer_from(folder.config(), weights_file(folder, ema), f"run '{folder.id}'", way, on)
+
+
+def tokenizer_from(run: config.Recipe | config.Phase, path: Path, what: str, way: str,
+                   on: str | torch.device | None = None) -> Tokenizer:
+    """The tokenizer of a config with the weights of a file, in eval mode. what, way: for messages."""
+    tokenizer = build_tokenizer(run)
+    meta = io.load_file(tokenizer, path)
     tokenizer.fingerprint = meta.get("fingerprint", "")
     if tokenizer.vfm is not None and meta.get("vfm_fingerprint") not in (None, "", tokenizer.vfm.fingerprint):
-        raise CheckpointError(f"run '{folder.id}' was trained on VFM weights {meta['vfm_fingerprint']}, but "
-                              f"'{folder.config().vfm.name}' now has {tokenizer.vfm.fingerprint}; give the "
-                              "old weights with vfm.weights=FILE or train again")
+        raise CheckpointError(f"{what} was trained on VFM weights {meta['vfm_fingerprint']}, but "
+                              f"'{run.vfm.name}' now has {tokenizer.vfm.fingerprint}; {way}")
     _ = tokenizer.statistics  # a tokenizer without them is refused here, not in the middle of a job
     return tokenizer.to(on or device()).eval()
 
 
-def _weights(folder: runs.RunDir, ema: bool) -> Path:
+def weights_file(folder: runs.RunDir, ema: bool) -> Path:
     """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in
     for averages."""
     path = folder.ema if ema else folder.model
@@ -125,7 +131,7 @@ def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     run = folder.config()
     if run.generator is None:
         raise RunError(f"run '{folder.id}' is a {run.kind} run; sampling needs a diffusion or an ar run")
-    path = _weights(folder, ema)
+    path = weights_file(folder, ema)
     tokenizer = load_tokenizer(_parent(folder).path, on=on)
     names = json.loads(io.metadata(path).get("class_names", "[]"))
     section, registry, shape = run.diffusion, NETWORKS, tokenizer.latent_shape

@@ -8,7 +8,7 @@ from vfmlab.evaluation.number import CURVE, HEADLINE, HIGHER, TABLE, TARGET, Dra
 from vfmlab.registry import INSTRUMENTS
 
 
-class Judged(Metric):
+class ClassAccuracy(Metric):
     """Share of images to which the judge gives the label they should have; absent where it does not know the
     classes."""
 
@@ -30,14 +30,14 @@ class Judged(Metric):
 
 
 @INSTRUMENTS.register("reconstruction_classes")
-class OfReconstructions(Judged):
+class OfReconstructions(ClassAccuracy):
     order = 22
     quantities = (Quantity("class_accuracy_own", "class accuracy of rec.", HIGHER,
                            definition="share of reconstructions whose class the judge still sees"),)
 
 
 @INSTRUMENTS.register("sample_classes")
-class OfSamples(Judged):
+class OfSamples(ClassAccuracy):
     order, over = 41, SAMPLES
     quantities = (
         Quantity("class_accuracy", "class accuracy", HIGHER, "", (TABLE, CURVE, TARGET, HEADLINE),

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument, Metric, Part, Pass
+from vfmlab.evaluation.instruments.geometry import frequencies
 from vfmlab.evaluation.lines import between, path_shape
 from vfmlab.evaluation.number import HIGHER, LATENT, LOWER, Draft, Quantity
 from vfmlab.evaluation.pixels import psnr
@@ -31,9 +32,7 @@ def bands(images: Tensor, cut: float = CUT) -> tuple[Tensor, Tensor]:
     """
     h, w = images.shape[-2:]
     power = torch.fft.fft2(images.double()).abs().square().mean(1) / (h * w) ** 2
-    radius = (torch.fft.fftfreq(h)[:, None].square()
-              + torch.fft.fftfreq(w)[None].square()).sqrt().to(images.device)
-    low = radius <= cut + 1e-9
+    low = frequencies(h, w).to(images.device) <= cut + 1e-9
     return power[:, low].sum(1), power[:, ~low].sum(1)
 
 

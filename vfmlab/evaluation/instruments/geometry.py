@@ -83,12 +83,17 @@ def gini(values: Tensor) -> float:
     return float(((2 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1) * x).sum() / (n * x.sum()))
 
 
+def frequencies(h: int, w: int) -> Tensor:
+    """Cycles a cell of each coefficient of `torch.fft.fft2` on a grid: h w."""
+    return (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt()
+
+
 def low_share(maps: Tensor, cut: float = 0.25) -> float:
     """Share of the variance within images (N C h w, without each map's mean) at frequencies of at most `cut`
     cycles a cell."""
     h, w = maps.shape[-2:]
     power = torch.fft.fft2(maps.double()).abs().square().sum((0, 1))
-    radius = (torch.fft.fftfreq(h)[:, None].square() + torch.fft.fftfreq(w)[None].square()).sqrt()
+    radius = frequencies(h, w).to(power.device)
     power[0, 0] = 0
     if not power.sum() > 0:
         raise DataError(f"features on a {h} x {w} grid do not vary within an image; they have no spatial "

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vfmlab.studies.sweep.handout import result
+from vfmlab.studies.sweep.outputs import result
 
 if TYPE_CHECKING:
     from vfmlab.studies.sweep.sweep import Sweep, run

@@ -26,11 +26,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from vfmlab import config
+from vfmlab.config.files import read_mapping
 from vfmlab.errors import ConfigError, nearest
 
 MOST = 10_000  # points of a grid
 LARGEST = 2**63  # what a table's whole numbers stay below
-LONGEST = 2**20  # bytes of a grid's file
 WHERE = ("parameters", "set")
 RESERVED = {
     "headless": "in a sweep it is always true",
@@ -148,7 +148,7 @@ def read(source: str | Path | Mapping[str, Any]) -> Grid:
         range without a search.
     """
     where = "grid" if isinstance(source, Mapping) else str(source)
-    tree = dict(source) if isinstance(source, Mapping) else _load(Path(source))
+    tree = dict(source) if isinstance(source, Mapping) else read_mapping(source, "grid", _Loader, _unique)
     _known(tree, Grid, where)
     points = tree.get("points")
     for i, part in enumerate(points if isinstance(points, list | tuple) else ()):
@@ -253,18 +253,12 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-4 is a number (YAML 1.1 wants 1.0e-4), a key given twice a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen:
-                raise ConfigError(f"'{name}' stands twice (line {key.start_mark.line + 1}); write it once, "
-                                  "with all its values")
-            seen.append(name)
+        _unique([(self.construct_object(key, deep=True), key.start_mark.line + 1) for key, _ in node.value])
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise ConfigError("anchors and aliases (&, *) are not read; write the values where they belong")
+            raise ValueError("anchors and aliases (&, *) are not read; write the values where they belong")
         return super().compose_node(parent, index)
 
 
@@ -273,36 +267,10 @@ FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    path = path.expanduser()
-    if path.exists() and not (path.is_file() and path.stat().st_size < LONGEST):
-        raise ConfigError(f"grid '{path}' is no file of less than {LONGEST >> 20} MiB; name a YAML or JSON "
-                          "file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        of_json = path.suffix == ".json"
-        tree = json.loads(text, object_pairs_hook=_unique) if of_json else yaml.load(text, _Loader)
-    except RecursionError:
-        raise ConfigError(f"grid '{path}' is nested too deeply; a grid is two or three levels") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"grid '{path}' is not JSON: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"grid '{path}' cannot be read: "
-                          f"{getattr(error, 'strerror', None) or 'it is no text'}; name a YAML or JSON "
-                          "file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"grid '{path}' is not YAML: {' '.join(str(error).split())}") from None
-    except ConfigError as error:
-        raise ConfigError(f"grid '{path}': {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"grid '{path}' holds no mapping; write for example 'parameters: {{seed: [0, 1]}}'")
-    return tree
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     names = [name for name, _ in pairs]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ConfigError(f"'{twice[0]}' stands twice; write it once, with all its values")
+        raise ValueError(f"'{twice[0]}' stands twice; write it once, with all its values")
     return dict(pairs)
 
 

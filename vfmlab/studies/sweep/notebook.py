@@ -17,7 +17,7 @@ import filelock
 from vfmlab import api, config, runs
 from vfmlab.errors import ConfigError, Stopped, TrainingError, nearest
 from vfmlab.studies import executor
-from vfmlab.studies.sweep import handout
+from vfmlab.studies.sweep import outputs
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Point
 
@@ -150,7 +150,7 @@ def execute_point(folder: str, root: str) -> None:
             began, job = time.monotonic(), point.job()
             try:
                 notebook = execute(job["notebook"], point.notebook, job["parameters"], job["kernel"])
-                result, picture = handout.harvest(notebook)
+                result, picture = outputs.read(notebook)
                 reported = [Path(root) / run for run in result["runs"]]
                 if name := _ignored(job["point"]["set"], job["phases"], reported):
                     value = json.dumps(job["point"]["set"][name])

@@ -20,7 +20,7 @@ from vfmlab.plots import primitives
 from vfmlab.studies.page import Page, Picture
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Grid, Point, Range, show
-from vfmlab.studies.sweep.handout import numbers
+from vfmlab.studies.sweep.outputs import numbers
 from vfmlab.training.progress import clock
 
 SHOWN = 6  # numbers on the page where the grid names none

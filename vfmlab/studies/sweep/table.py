@@ -11,7 +11,7 @@ from vfmlab import runs
 from vfmlab.evaluation.number import Number
 from vfmlab.studies.sweep.folder import Folder
 from vfmlab.studies.sweep.grid import Point
-from vfmlab.studies.sweep.handout import numbers
+from vfmlab.studies.sweep.outputs import numbers
 
 PROTOCOL = ".protocol"  # a column for each number that has one
 

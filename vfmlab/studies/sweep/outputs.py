@@ -1,4 +1,4 @@
-"""How a notebook hands out its results: `vfmlab.studies.sweep.result(...)` in its last cell.
+"""The numbers that a notebook gives out: `vfmlab.studies.sweep.result(...)` in its last cell.
 
 The numbers are displayed under a MIME type of their own, so the executed notebook itself carries them; a
 sweep reads them from there. Outside of a sweep the call shows a line of text, and the picture if there is
@@ -80,7 +80,7 @@ def numbers(outcome: Mapping[str, Any]) -> dict[str, Number]:
     return every
 
 
-def harvest(notebook: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+def read(notebook: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
     """What an executed notebook handed out: {"numbers", "runs"} of all its calls, later ones winning, and the
     last picture (PNG)."""
     outcome: dict[str, Any] = {"numbers": {}, "runs": []}
