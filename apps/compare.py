@@ -92,7 +92,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         points, points_note = _cloud(results, x, y, known)
         return (gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=cells),
                 about, themed(leaderboard.convergence(results, metric)), listed, listed, points, points_note,
-                gr.update(choices=measurable, value=run), beside_it, *share.tell("compare", state, code))
+                gr.update(choices=measurable, value=run), beside_it, *share.outputs("compare", state, code))
 
     def show(run_id: str | None, other: str | None):
         run_id, other = text(run_id), text(other)
@@ -141,7 +141,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
     measured = measure.click(evaluate, picked, [status, numbers], api_name="evaluate", **COMPUTE)
     measured.then(read_leaderboard, inputs, outputs, **quiet)
     fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y, "run": picked}
-    tab = share.Tab("compare", fields, dict, free=("which", "x", "y", "run"))
+    tab = share.Tab("compare", fields, free=("which", "x", "y", "run"))
     return tab, (read_leaderboard, inputs, outputs)
 
 

@@ -86,13 +86,12 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         state |= {"layers": bool(layers), "numbers": numbers} | box.named(image=image)
         pairs = [x for _, result in done.values() for x in (result.target, result.images)]
         sheet = cards.stack([primitives.tile(x, scale=1) for x in pairs])
-        told = share.tell("reconstruct", state, _code(root, run_ids[0], sigma, keep, bits, seed), sheet)
-        yield cards.cards(parts + depths, True), *told
+        shared = share.outputs("reconstruct", state, _code(root, run_ids[0], sigma, keep, bits, seed), sheet)
+        yield cards.cards(parts + depths, True), *shared
 
     fields = {"image": image, "runs": runs, "sigma": sigma, "seed": seed, "bits": bits, "keep": keep}
     fields |= {"layers": layers}
-    fresh = lambda: {"runs": models.choices(root, "tokenizer")}  # noqa: E731
-    return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel], fresh)
+    return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel])
 
 
 def _against(results: list[tuple[str, explore.Rebuilt]]) -> list[str]:
