@@ -139,8 +139,9 @@ def _samples(root: Path) -> share.Tab:
                     done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began)
                     yield cards.cards(list(done.values())), *share.skip()
             walks.append(primitives.tile(last.images, columns=25, scale=1))
+            given = f"model, *{arguments}, {frames}, {kind!r}, **{how}"
             lines += [f"model = vfmlab.load_diffusion({run_id!r}, {str(root)!r})",
-                      f"*_, last = interpolate.{draw.__name__}(model, *{arguments}, {frames}, {kind!r}, **{how})"]
+                      f"*_, last = interpolate.{draw.__name__}({given})"]
             if stopped():
                 done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began, True)
                 break

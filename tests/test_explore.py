@@ -96,19 +96,19 @@ def test_disturbing_the_latent_costs_detail_step_by_step(tokenizer, images, bank
     noise = explore.Disturbance(sigma=0.5, seed=3)(z) - z
     torch.testing.assert_close(noise, explore.Disturbance(sigma=0.5, seed=3)(z) - z)
     assert noise.std() == pytest.approx(0.5, abs=0.05)
-    fewer = [float((explore.Disturbance(keep=k)(z, bank) - z).square().mean()) for k in (1, 4, 8)]
+    fewer = [float((explore.Disturbance(channels=k)(z, bank) - z).square().mean()) for k in (1, 4, 8)]
     assert fewer[0] > fewer[1] > fewer[2]
 
 
 def test_disturbances_that_make_no_sense_are_refused(tokenizer, images, bank):
-    for wrong in ({"sigma": float("nan")}, {"sigma": -1}, {"bits": 0}, {"bits": 40}, {"keep": 0}):
+    for wrong in ({"sigma": float("nan")}, {"sigma": -1}, {"bits": 0}, {"bits": 40}, {"channels": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             explore.Disturbance(**wrong)
     z = explore.encode(tokenizer, images)
     with pytest.raises(ConfigError, match="bank"):
         explore.Disturbance(bits=2)(z)
     with pytest.raises(ConfigError, match="channels"):
-        explore.Disturbance(keep=64)(z, bank)
+        explore.Disturbance(channels=64)(z, bank)
     with pytest.raises(ConfigError, match="N 3 32 32"):
         explore.reconstruct(tokenizer, torch.zeros(1, 3, 8, 8))
 

@@ -240,7 +240,7 @@ def test_folders_that_cannot_be_loaded(exported, tmp_path):
         (folder("text", content="{"), "not JSON"),
         (folder("old", content=json.dumps({**tree, "format": "other"})), "not of the format vfmlab/1"),
         (folder("cut", tensors=weights[:1000]), "truncated"),
-        (folder("vfm", content=json.dumps({**tree, "run": other_vfm})), "made with VFM weights .*vfm_weights=FILE"),
+        (folder("vfm", content=json.dumps({**tree, "run": other_vfm})), "trained on VFM weights .*vfm_weights=FILE"),
         (tmp_path / "absent", "neither a folder nor a hub repository"),
     ):
         with pytest.raises(CheckpointError, match=complaint):

@@ -461,5 +461,5 @@ def test_ctrl_c_says_how_to_go_on(notebook, tmp_path, capsys, monkeypatch):
     (tmp_path / "g.yaml").write_text("parameters: {x: [1, 2]}\n")
     command = ["sweep", str(notebook), "--grid", str(tmp_path / "g.yaml"), "--out", str(tmp_path / "out")]
     assert main.main(command) == 130
-    assert f"what was done is kept. To go on: vfmlab {shlex.join(command)}" in capsys.readouterr().err
+    assert f"what was done is saved. To go on: vfmlab {shlex.join(command)}" in capsys.readouterr().err
     assert "2 still to be run" in (tmp_path / "out/index.html").read_text()

@@ -1,7 +1,7 @@
 """`vfmlab doctor`: what this machine and this installation can do, and what to do where they cannot.
 
 Nothing heavy is imported here: torch, torchvision and timm are tried in a process of their own, so that an
-installation that crashes on import is told apart instead of crashing the doctor.
+installation that crashes on import is a finding and does not crash the doctor.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def sweep(notebook: NotebookArg, /, grid: Path, out: Path | None = None, jobs: J
     try:
         result = sweeps.run(notebook, grid, out, jobs, retry, cluster)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what was done is kept. To go on: {again}") from None
+        raise Interrupted(f"interrupted; what was done is saved. To go on: {again}") from None
     failed = result.count("failed")
     more = f", {failed} failed; to run them again: {again} --retry" if failed else ""
     print(f"{result.count('finished')} of {len(result.records)} points finished{more}")
@@ -184,7 +184,7 @@ def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", dat
     try:
         report = demonstration.run(preset, baseline, data, changes, root, seed, jobs, cluster)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; what was trained is kept: the same command goes on from there") from None
+        raise Interrupted("stopped; what was trained is saved: the same command goes on from there") from None
     print(f"report: {report}   executed notebooks: {report.parent / 'notebooks'}")
     print(f"look at the runs in the app: vfmlab app --root {report.parent / 'runs'}")
     return 0

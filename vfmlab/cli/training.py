@@ -23,7 +23,8 @@ from vfmlab.cli.arguments import (
 from vfmlab.errors import ConfigError, Stopped
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-SWITCHES = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # as accelerate reads them
+# as accelerate reads them
+SWITCHES = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 
 
 def train(preset: PresetArg, /, sets: Assignments = (), root: Root = Path("runs"), until: str | None = None,

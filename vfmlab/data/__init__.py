@@ -9,18 +9,5 @@ from vfmlab.data.records import RecordSource, readable
 from vfmlab.data.split import class_number
 from vfmlab.data.stream import BatchStream
 
-__all__ = [
-    "Batch",
-    "BatchStream",
-    "ImageSource",
-    "RecordSource",
-    "account",
-    "centre_crop",
-    "class_number",
-    "examples",
-    "open_source",
-    "read_image",
-    "readable",
-    "to_float",
-    "to_uint8",
-]
+__all__ = ["Batch", "BatchStream", "ImageSource", "RecordSource", "account", "centre_crop", "class_number",
+           "examples", "open_source", "read_image", "readable", "to_float", "to_uint8"]

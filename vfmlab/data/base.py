@@ -58,9 +58,8 @@ class ImageSource:
     """
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
-        self.size, self.labels, self.class_names, self.fingerprint = (
-            size, labels, list(class_names), fingerprint
-        )
+        self.size, self.labels = size, labels
+        self.class_names, self.fingerprint = list(class_names), fingerprint
         self.bad: list[str] = []
         self.what, self.sizes = "", (len(labels), len(labels), 0)
         self.dropped: dict[str, list] = {}
@@ -68,9 +67,8 @@ class ImageSource:
         self._cache: Tensor | None = None
         self._used: Tensor | None = None
         if len(labels) * 3 * size * size <= CACHE_BYTES:
-            self._cache = torch.empty(
-                len(labels), 3, size, size, dtype=torch.uint8
-            )  # pages are taken as they fill
+            # pages are taken as they fill
+            self._cache = torch.empty(len(labels), 3, size, size, dtype=torch.uint8)
             self._used = torch.full((len(labels),), -1, dtype=torch.long)
 
     def __len__(self) -> int:

@@ -133,9 +133,7 @@ def _pixels_only(data: bytes) -> bytes:
         parts, at = [data[:2]], 2
         while data[at : at + 1] == b"\xff" and data[at + 1] not in (0xDA, 0xFF):  # start of scan: the pixels
             end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            if (
-                not (0xE1 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE) or data[at + 1] == 0xEE
-            ):  # 0xEE: colours
+            if data[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # 0xEE holds colours
                 parts.append(data[at:end])
             at = end
     return b"".join([*parts, data[at:]])

@@ -38,10 +38,7 @@ def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
     module, name = OPENERS[kind].split(":")
     try:
         source = getattr(importlib.import_module(module), name)(config, rest, split)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # of the file system: no permission, name too long, a loop of links
+    except (OSError, ValueError) as error:  # of the file system: no permission, a loop of links, ...
         reason = f"'{error.filename}': {error.strerror}" if getattr(error, "filename", None) else str(error)
         raise DataError(f"field 'data.source' = '{readable(config.source)}': {reason}; check the "
                         "path") from None

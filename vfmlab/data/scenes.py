@@ -202,9 +202,8 @@ def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.
     """Background, then the object in two tones: uint8 B 3 H W."""
     fore, back, end = (factors[name].astype(np.float32)
                        for name in ("foreground", "background", "background_end"))
-    bright = (
-        fore.max(1, keepdims=True) >= 0.5
-    )  # the second tone lies between the first and the other end of the scale
+    # the second tone lies between the first and the other end of the scale
+    bright = fore.max(1, keepdims=True) >= 0.5
     tone = np.where(bright, np.float32(0.42) * fore, fore + np.float32(0.45) * (1 - fore))
     mix = _background(style, factors, place.axis)
     image = np.empty((len(fore), 3, *mix.shape[1:]), np.uint8)

@@ -105,11 +105,11 @@ class BatchStream(Iterator[Batch]):
         self._batches.close()
 
     def _from_processes(self) -> Iterator[Batch]:
-        told = set(self.source.bad)
+        known = set(self.source.bad)
         for batch, bad in self._loader:
             for line in bad:
-                if line not in told:
-                    told.add(line)
+                if line not in known:
+                    known.add(line)
                     self.source.bad.append(line)
             if isinstance(batch, VfmlabError):
                 raise batch

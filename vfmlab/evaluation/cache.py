@@ -1,4 +1,4 @@
-"""Tensors kept on disk, so that they are computed once. A cache that cannot be read or written costs time,
+"""Tensors cached on disk, so that they are computed once. A cache that cannot be read or written costs time,
 never a number."""
 
 from __future__ import annotations

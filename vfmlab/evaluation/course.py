@@ -87,5 +87,5 @@ def left_out(courses: Iterable[Course]) -> str:
     if not missing:
         return ""
     whose = ", ".join(f"{n} of `{run}`" for run, n in missing.items())
-    reason = "points that were logged under another protocol, or by a version that kept no hash"
+    reason = "points that were logged under another protocol, or by a version that logged no hash"
     return f"Left out: {reason} ({whose})."

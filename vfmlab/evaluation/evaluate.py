@@ -1,5 +1,4 @@
-"""A run's report: every number its kind of run has, with the protocols they were measured under, kept beside
-the run."""
+"""A run's report: every number its kind of run has, with their protocols, stored beside the run."""
 
 from __future__ import annotations
 

@@ -288,8 +288,7 @@ class Draft:
         return Report(dict(self.numbers), curves=dict(self.curves), protocols=dict(self.protocols), **more)
 
 
-# -- orders and groups
-# -------------------------------------------------------------------------------------------------
+# -- orders and groups ---------------------------------------------------------------------------------------
 
 
 def rank(reports: Mapping[str, Mapping[str, Number]], metric: str,

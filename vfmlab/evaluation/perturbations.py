@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vfmlab import data
+from vfmlab.evaluation import cache
 from vfmlab.nn.transforms import resize, scaled_side, turn
 from vfmlab.seeding import SampleRandom, derive
 
@@ -61,18 +63,25 @@ class Perturbation:
 
 
 @torch.no_grad()
-def features(source: data.ImageSource, indices: Tensor, perturbation: Perturbation, seed: int, cell: int,
-             batch: int, read: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
-    """What `read` makes of each perturbed image: (images b 3 s s, their ids) -> b D. N D, in order of `indices`."""
-    rows = []
-    for part in indices.split(batch):
-        images, ids, out = data.to_float(source.batch(part).images), part.tolist(), None
-        for where, perturbed in perturbation(images, ids, seed, cell):
-            values = read(perturbed, [ids[i] for i in where.tolist()])
-            out = values.new_empty(len(images), values.shape[1]) if out is None else out
-            out[where] = values
-        rows.append(out)
-    return torch.cat(rows)
+def features(path: Path | None, source: data.ImageSource, indices: Tensor, perturbation: Perturbation,
+             seed: int, cell: int, batch: int, read: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
+    """What `read` makes of the perturbed images at `indices`, N D; cached in the file `path`.
+
+    read: (images b 3 s s, their ids) -> b D.
+    """
+
+    def measured() -> dict[str, Tensor]:
+        rows = []
+        for part in indices.split(batch):
+            images, ids, out = data.to_float(source.batch(part).images), part.tolist(), None
+            for where, perturbed in perturbation(images, ids, seed, cell):
+                values = read(perturbed, [ids[i] for i in where.tolist()])
+                out = values.new_empty(len(images), values.shape[1]) if out is None else out
+                out[where] = values
+            rows.append(out)
+        return {"features": torch.cat(rows)}
+
+    return cache.stored(path, measured)["features"]
 
 
 def sides_of(size: int, cell: int = 1) -> list[int]:

@@ -151,13 +151,13 @@ def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "
     return Setup(cfg, protocol, data.open_source(cfg, "val"), space)
 
 
-# -- real images' features, kept on disk
-# -------------------------------------------------------------------------------
+# -- real images' features, cached on disk -------------------------------------------------------------------
 
 
 @torch.no_grad()
 def real_features(setup: Setup, cached: bool = True) -> FeatureSet:
-    """Features of the real images, computed once per (images, feature space) and kept in the cache folder."""
+    """Features of the real images, computed once per (images, feature space) and stored in the cache
+    folder."""
     sections, space = setup.resolved().sections, setup.space
     images = {k: v for k, v in sections["images"].items() if k not in ("ema", *NOT_HASHED)}
     path = cache.folder() / "real_features" / f"{config.digest([images, sections['features']])}.safetensors"

@@ -47,7 +47,7 @@ def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, s
     setup = setup or open_setup(cfg, protocol, device=device)
     real = real_features(setup)
     gathered = Pass(setup, setup.resolved(), tokenizer, real, FeatureSet.empty(setup.space.dimension))
-    rows = real.features()  # in the order of the images, as many as are kept
+    rows = real.features()  # in the order of the images, as many as are held
     metrics, done, latents, labels = Metrics(RECONSTRUCTIONS, gathered), 0, [], []
     with evaluating(tokenizer):
         for batch, images in setup.images(device):

@@ -37,7 +37,7 @@ def default(vfm: str | None, features: str) -> str:
 
 
 class Reference:
-    """Token-mean features of a feature space, kept on disk for every perturbation of the images."""
+    """Token-mean features of a feature space, cached on disk for every perturbation of the images."""
 
     def __init__(self, space: FeatureSpace):
         self.space, self.name = space, space.name
@@ -65,5 +65,5 @@ class Reference:
         def read(images: Tensor, ids: list[int]) -> Tensor:
             return self(resize(images.to(device), section["size"]))
 
-        return cache.stored(path, lambda: {"features": perturbations.features(
-            source, selection(resolved, source), perturbation, section["seed"], cell, batch_size, read)})["features"]
+        return perturbations.features(path, source, selection(resolved, source), perturbation,
+                                      section["seed"], cell, batch_size, read)

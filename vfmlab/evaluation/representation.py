@@ -3,7 +3,7 @@
 CKNNA (Huh et al. 2024, "The Platonic Representation Hypothesis", arXiv 2405.07987, appendix A) restricts CKA
 to those pairs (i, j) where j is among the k nearest neighbours of i in both representations. Only k entries
 of each row of the kernels K = A A^T and L = B B^T matter, so nothing of size N x N is ever held: similarities
-are computed in blocks of rows, the k best of each row are kept, and the estimator runs on these N k entries.
+are computed in blocks of rows, the k best of each row are held, and the estimator runs on these N k entries.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ def check_finite(x: Tensor) -> None:
 
 
 def standardiser(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that standardises rows M D with the mean and std of `x` (N D), without columns that do not vary.
+    """A function that standardises rows M D with the mean and std of `x` (N D), without columns that do not
+    vary.
 
     Raises:
         DataError: `x` is not finite, or constant.

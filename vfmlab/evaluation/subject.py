@@ -32,7 +32,7 @@ from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-# of maps kept in memory; wide representations keep fewer images, and their numbers say how many
+# of maps in memory; wide representations keep fewer images, and their numbers say how many
 MAP_BYTES = 2**28
 FEWEST_MAPS = 128
 T, NULL = 0.5, "null"  # where a diffusion model is read, as in VFM-VAE's evaluation
@@ -64,7 +64,7 @@ class Subject:
     Attributes:
         kind: "tokenizer", "diffusion" or "vfm". reads: images B 3 s s in [-1, 1] and their ids -> maps B C h
             w. facts: of the reading; they enter the hash, and are the same for all subjects whose numbers may
-            be compared. weights: digest of what computes the features. modules: kept in eval mode while they
+            be compared. weights: digest of what computes the features. modules: in eval mode while they
             are read. store: folder for features, or None. folder: of the run, where there is one.
     """
 
@@ -184,9 +184,9 @@ class Subject:
         def read(images: Tensor, ids: list[int]) -> Tensor:
             return pool(self.read(images if self.scales else resize(images, self.cfg.size), ids))
 
-        self._pooled[perturbation.name] = cache.stored(path, lambda: {"features": perturbations.features(
-            self.source, selection(self.resolved, self.source), perturbation, self.protocol.seed, self.cell,
-            self.protocol.batch, read)})["features"]
+        self._pooled[perturbation.name] = perturbations.features(
+            path, self.source, selection(self.resolved, self.source), perturbation, self.protocol.seed,
+            self.cell, self.protocol.batch, read)
         return self._pooled[perturbation.name]
 
     def theirs(self, perturbation: Perturbation = CLEAN) -> Tensor:

@@ -70,26 +70,26 @@ def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
 class Disturbance:
     """What is done to latents before they are decoded, to see what breaks. The default does nothing.
 
-    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. keep: number
-    of principal channels (None: all); bits: each of these is rounded to 2^bits levels (None: not rounded).
+    sigma: noise added to each value, in standard deviations of its channel; seed: of that noise. channels:
+    the first principal ones (None: all); bits: each of these is rounded to 2^bits levels (None: not rounded).
     """
 
     sigma: float = 0.0
-    keep: int | None = None
+    channels: int | None = None
     bits: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 10:  # NaN fails too
             raise ConfigError(f"sigma = {self.sigma}: noise is between 0 and 10 standard deviations")
-        for name, value, high in (("keep", self.keep, None), ("bits", self.bits, 16)):
+        for name, value, high in (("channels", self.channels, None), ("bits", self.bits, 16)):
             if value is not None and (value < 1 or (high is not None and value > high)):
                 most = f" to {high}" if high else ""
                 raise ConfigError(f"{name} = {value}: give a whole number from 1{most}, or nothing")
 
     @property
     def rounds(self) -> bool:
-        return self.keep is not None or self.bits is not None
+        return self.channels is not None or self.bits is not None
 
     def __call__(self, z: Tensor, bank: Maps | None = None) -> Tensor:
         """z: N C h w. bank: latents of other images, on which rounding chooses channels and levels.
@@ -99,10 +99,10 @@ class Disturbance:
         """
         if self.rounds:
             if bank is None:
-                raise ConfigError("keep, bits: channels are chosen on latents of other images; give a bank")
-            channels = z.shape[1] if self.keep is None else self.keep
+                raise ConfigError("channels, bits: these are chosen on latents of other images; give a bank")
+            channels = z.shape[1] if self.channels is None else self.channels
             if channels > z.shape[1]:
-                raise ConfigError(f"keep = {channels}: this latent has {z.shape[1]} channels")
+                raise ConfigError(f"channels = {channels}: this latent has {z.shape[1]} channels")
             z, _ = Coder(bank.maps)(z, channels, 16 if self.bits is None else self.bits)
         if self.sigma:
             z = z + self.sigma * SampleRandom(derive("noisy", self.seed), range(len(z))).randn(*z.shape[1:])

@@ -237,7 +237,7 @@ def _begin(run: config.Phase, run_id: str) -> Result:
 
 
 def _instruments(folder: runs.RunDir) -> dict[str, Number]:
-    """Numbers of the instruments kept beside a run; the newest measurement of each."""
+    """Numbers of the instruments beside a run; the newest measurement of each."""
     numbers: dict[str, Number] = {}
     for path in sorted((folder.path / "instruments").glob("*.json"), key=lambda p: p.stat().st_mtime):
         report = number.read(path)
@@ -276,8 +276,7 @@ def sizes(row: Row) -> dict[str, Any]:
     return {"latent": tuple(tokenizer.latent_shape), "parameters": parameters}
 
 
-# -- numbers over seeds
-# -------------------------------------------------------------------------------------------------
+# -- numbers over seeds --------------------------------------------------------------------------------------
 
 
 def means(results: Sequence[Result], metric: str) -> dict[str, list[float]]:

@@ -66,10 +66,7 @@ def agree(run: Any, release: Any, where: str) -> None:
     """:class:`ConfigError` with the first field in which the run's section differs from what the release
     needs."""
     mine, theirs = run.model_dump(mode="json"), release.model_dump(mode="json")
-    for field in (
-        "pretrained",
-        "size",
-    ):  # where weights come from; a preset's name, whose numbers are compared
+    for field in ("pretrained", "size"):  # where weights come from; a preset's name: numbers are compared
         mine.pop(field, None), theirs.pop(field, None)
     if hasattr(run, "sizes") and run.sizes == release.sizes:
         for field in ("width", "depth", "heads"):

@@ -67,7 +67,7 @@ def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor, headles
 
     def figure(shown: Sequence[str], sigma: float, channels: int = 0, bits: int = 0,
                errors: bool = True) -> go.Figure:
-        disturbance = explore.Disturbance(sigma=sigma, keep=channels or None, bits=bits or None)
+        disturbance = explore.Disturbance(sigma=sigma, channels=channels or None, bits=bits or None)
         banks = {name: bank(name) for name in shown} if disturbance.rounds else None
         chosen = {name: tokenizers[name] for name in shown}
         return show.reconstructions(chosen, images, disturbance, banks, errors)

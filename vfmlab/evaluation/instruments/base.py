@@ -5,7 +5,7 @@ A :class:`Metric` belongs to every report: it sees batch after batch while image
 :class:`Instrument` is measured when it is asked for, on the features of a
 :class:`~vfmlab.evaluation.subject.Subject` (tokenizer, diffusion model or vision model);
 :mod:`vfmlab.studies.measure` is its door for runs. A new one is a class in a file of this package: its
-`quantities` say what its numbers are called and where they are shown, and nothing else has to be told.
+`quantities` say what its numbers are called and where they are shown, and nothing else is needed.
 """
 
 from __future__ import annotations

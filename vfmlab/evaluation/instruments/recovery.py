@@ -141,11 +141,11 @@ class Segmentation(Instrument):
 
     def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
-        wanted, kept = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
+        wanted, maps = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
         if wanted is None:
             raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
         section = subject.section({"measure": "few-label segmentation", **linear.FACTS, "draws": DRAWS,
-                                   "test_images": len(kept)})
+                                   "test_images": len(maps)})
         draw = generator("segmentation", subject.protocol.seed)
         for shots in SHOTS:
             if shots > len(train):
@@ -156,17 +156,16 @@ class Segmentation(Instrument):
             for _ in range(DRAWS):
                 chosen = torch.randperm(len(train), generator=draw)[:shots]
                 masks = train.source.masks(train.indices[chosen])
-                scores.append(float(iou(segment(train.maps[chosen], masks, kept, subject.cfg.size),
+                scores.append(float(iou(segment(train.maps[chosen], masks, maps, subject.cfg.size),
                                         wanted).mean()))
-            report.add(f"segmentation_{shots}", fmean(scores), section, len(kept), pstdev(scores))
+            report.add(f"segmentation_{shots}", fmean(scores), section, len(maps), pstdev(scores))
 
 
-# -- rate and accuracy
-# ------------------------------------------------------------------------------------------------
+# -- rate and accuracy ---------------------------------------------------------------------------------------
 
 
 def settings(channels: int) -> list[tuple[int, int]]:
-    """(channels kept, bits): all channels at every number of bits, then ever fewer channels at 8 bits."""
+    """(channels, bits): all channels at every number of bits, then ever fewer channels at 8 bits."""
     fewer = [k for k in (channels // 2, channels // 4, channels // 8, channels // 16) if k >= 1]
     return [(channels, bits) for bits in BITS] + [(k, FINE) for k in dict.fromkeys(fewer)]
 

@@ -197,7 +197,7 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
 
 def _ignored(fields: Mapping[str, Any], expected: Sequence[dict[str, Any]],
              reported: Sequence[Path]) -> str | None:
-    """The first field of `set` in which no reported run is as expected; the numbers tell their protocols."""
+    """The first field of `set` in which no reported run is as expected; numbers carry their protocols."""
     trained = [runs.RunDir(path).raw_config for path in reported if (path / "config.json").exists()]
     for name in fields if trained and expected else ():
         values = [_at(phase, name) for phase in expected]

@@ -147,7 +147,7 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
 
 
 def _short(text: str, length: int) -> str:
-    """The end of it, which tells dotted names apart."""
+    """The end of it, by which dotted names differ."""
     return text if len(text) <= length else "…" + text[1 - length :]
 
 

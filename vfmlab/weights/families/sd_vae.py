@@ -21,12 +21,8 @@ SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_b
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
     "in_channels": 3, "out_channels": 3, "act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
 }  # fmt: skip
-STATISTICS = (
-    "scaling_factor",
-    "shift_factor",
-    "latents_mean",
-    "latents_std",
-)  # read by weights/statistics.py
+# read by weights/statistics.py
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 NOT_READ = ("force_upcast", "sample_size", *STATISTICS)
 
 
