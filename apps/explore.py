@@ -9,6 +9,7 @@ import gradio as gr
 
 from apps import cards, models, pictures, share
 from apps.common import COMPUTE, LIGHT, controls, number, problem, whole
+from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import explore
 
@@ -50,7 +51,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         across, down = number(across, 0, 1, "across"), number(down, 0, 1, "down")
         tokenizer, bank = models.tokenizer(root, run), models.bank(root, run)
         method, name = models.method(root, run), models.label(root, run)
-        picture = explore.side(tokenizer, [path])
+        picture = api.images_for(tokenizer, [path])
         z = explore.encode(tokenizer, picture)
         near = explore.nearest(bank, z, k, bool(pooled))
         channels = explore.channel_maps(z, tokenizer.size, count=32)
@@ -86,7 +87,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         """How much every place resembles the patch at (across, down), 0 to 1, by layer and in the latent."""
         place = number(down, 0, 1, "down"), number(across, 0, 1, "across")
         tokenizer = models.tokenizer(root, run)
-        picture = explore.side(tokenizer, [pictures.given(image)])
+        picture = api.images_for(tokenizer, [pictures.given(image)])
         return _similar(tokenizer, picture, models.method(root, run), models.label(root, run), place)
 
     def click(event: gr.SelectData):

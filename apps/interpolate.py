@@ -13,7 +13,7 @@ from apps.common import LIGHT, controls, number, whole
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
-from vfmlab.studies import explore, interpolate
+from vfmlab.studies import interpolate
 
 KINDS = ("linear", "spherical")
 SEED = 2**31 - 1
@@ -59,7 +59,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             began = time.monotonic()
             tokenizer, name = models.tokenizer(root, run_id), models.label(root, run_id)
             if not parts:
-                ends = [explore.side(tokenizer, path) for path in paths]
+                ends = [api.images_for(tokenizer, path) for path in paths]
                 facts = f"{tokenizer.size} px; what a latent space has to beat"
                 parts.append(_card("pixels, blended", None, interpolate.pixels(*ends, frames), facts))
             walks.append(interpolate.images(tokenizer, *paths, frames, kind))

@@ -337,6 +337,20 @@ def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
     return torch.stack([data.to_float(data.read_image(path, size)) for path in paths])
 
 
+def images_for(tokenizer: Tokenizer, images: Tensor | Sequence[str | Path]) -> Tensor:
+    """Images as `tokenizer` takes them, N 3 S S in [-1, 1]; files are read with the one crop of the bench.
+
+    Raises:
+        DataError: a file that is no image, or too large. ConfigError: tensors of another size.
+    """
+    if not isinstance(images, Tensor):
+        return read_images(images, tokenizer.size)
+    if images.ndim != 4 or images.shape[1:] != (3, tokenizer.size, tokenizer.size):
+        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
+                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
+    return images.float()
+
+
 @torch.no_grad()
 def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | Path],
                 root: str | Path = "runs") -> tuple[Tensor, Tensor, Tensor]:
@@ -352,11 +366,7 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
     from vfmlab.evaluation.pixels import psnr
 
     tokenizer = model if isinstance(model, Tokenizer) else load_tokenizer(model, root)
-    if not isinstance(images, Tensor):
-        images = read_images(images, tokenizer.size)
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (tokenizer.size, tokenizer.size):
-        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
-                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
+    images = images_for(tokenizer, images)
     where = tokenizer.stat_mean.device
     restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu()
                           for part in images.split(64)])

@@ -103,8 +103,7 @@ class Check:
 
 def probe(python: str = sys.executable, timeout: float = 180.0,
           env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Import torch, torchvision and timm in a process of their own; what they say of themselves, and
-    `errors`."""
+    """What torch, torchvision and timm say of themselves in a process of their own, and `errors`."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired:
@@ -260,8 +259,7 @@ def _extras() -> Iterator[Check]:
 
 
 def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
-    """Bundled weights: there, whole, and with their provenance (metadata in the file, sha256 in a sibling
-    .json)."""
+    """Bundled weights: there, whole (sha256 in a sibling .json), and with their provenance."""
     names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
     for name in names:
         path = folder / f"{name}.safetensors"

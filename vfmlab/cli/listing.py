@@ -1,5 +1,4 @@
-"""Commands that look around: `vfmlab runs`, `presets`, `plan` and `doctor`. The first two do not wait for
-torch."""
+"""Commands that look around: `vfmlab runs`, `presets`, `plan` and `doctor`."""
 
 from __future__ import annotations
 

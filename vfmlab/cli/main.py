@@ -51,8 +51,7 @@ QUICK = ("runs", "presets", "stop", "doctor", "demo")  # they begin to speak at 
 
 
 def gather(argv: Sequence[str]) -> list[str]:
-    """Move the values of all `--set` flags behind one last `--set`: the flag may be repeated and stand
-    anywhere."""
+    """Move the values of all `--set` flags, which may be repeated and stand anywhere, behind a last one."""
     rest: list[str] = []
     values: list[str] = []
     inside = False
@@ -71,8 +70,7 @@ def gather(argv: Sequence[str]) -> list[str]:
 
 
 def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """Arguments -> the call of `command` that is to be made, with `~` expanded in paths, after a line on a
-    terminal."""
+    """Arguments -> the call of `command`, with `~` expanded in paths, after a line on a terminal."""
 
     def path(key: str, value: Any) -> Any:
         if isinstance(value, tuple):

@@ -162,8 +162,7 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _begin(out: Path | None, run_path: Path, name: str, facts: dict[str, Any], names: list[str]) -> Path:
-    """The folder for this call, writable, the pictures of the call before moved away, the manifest
-    written."""
+    """The folder for this call, with its manifest; the pictures of the call before are moved away."""
     from vfmlab import runs
 
     folder = runs.output_folder(out or run_path / name, _ours, out is None, within=None if out else run_path)

@@ -1,5 +1,4 @@
-"""Tensors cached on disk, so that they are computed once. A cache that cannot be read or written costs time,
-never a number."""
+"""Tensors cached on disk. A cache that cannot be read or written costs time, never a number."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ def folder() -> Path:
 
 
 def read(path: Path | None) -> dict[str, Tensor] | None:
-    """Tensors that :func:`write` wrote; None where there are none or the file is damaged (it is then written
-    anew)."""
+    """Tensors that :func:`write` wrote; None where there are none or the file is damaged."""
     stored = None if path is None else io.cached(path)
     return None if stored is None else stored[0]
 

@@ -22,8 +22,7 @@ Logged = Mapping[str, Sequence[tuple[int, Number]]]
 
 @dataclass(frozen=True)
 class Course:
-    """One number of one run over training. samples: images seen; values: at each; left_out: points of other
-    protocols, or none."""
+    """One number of one run over training: values at samples (images seen), all of one protocol."""
 
     run: str
     name: str

@@ -70,8 +70,7 @@ def _closed(report: Report, setup: Setup, started: float) -> Report:
 
 
 def request(run: config.Phase, folder: runs.RunDir) -> str:
-    """Digest of all that decides the numbers: protocol, data and their fingerprint, judge, and every weight
-    that is read."""
+    """Digest of all that decides the numbers: protocol, data, judge, and every weight that is read."""
     protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
     judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time
     version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if judge else ""
@@ -81,8 +80,7 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
 
 
 def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
-    """Digests of the weights files behind a run's numbers: its own, its tokenizer's, and those of another
-    decoder."""
+    """Digests of the weights behind a run's numbers: its own, its tokenizer's, another decoder's."""
     run = folder.config()
     others = [ref for ref in (None if run.generator is None else run.parent, protocol.decoder) if ref]
     folders = [folder, *(runs.open_run(ref, folder.path.parent) for ref in others)]

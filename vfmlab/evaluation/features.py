@@ -168,8 +168,7 @@ class InceptionSpace(FeatureSpace):
 
 
 def fetch(url: str, what: str) -> Path:
-    """The copy of `url` in torch's hub folder, downloaded if it is not there; else one clear
-    :class:`ConfigError`."""
+    """The copy of `url` in torch's hub folder, downloaded where it is missing, else a ConfigError."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path

@@ -63,8 +63,7 @@ class Moments:
 
 @dataclass
 class FeatureSet:
-    """What a set of images leaves behind in a feature space: moments of all rows, and the first rows
-    themselves."""
+    """A set of images in a feature space: moments of all rows, and the first rows themselves."""
 
     moments: Moments
     rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most ROWS in all
@@ -90,15 +89,13 @@ class FeatureSet:
 
 
 def frechet_distance(a: Moments | FeatureSet, b: Moments | FeatureSet) -> float:
-    """Frechet distance between the Gaussians of two sets of statistics, >= 0 up to rounding (about 1e-9
-    relative)."""
+    """Frechet distance between the Gaussians of two sets, >= 0 up to rounding (about 1e-9 relative)."""
     a, b = (s.moments if isinstance(s, FeatureSet) else s for s in (a, b))
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Frechet distance between N(mean_a, cov_a) and N(mean_b, cov_b); means [D], covariances D D, any
-    rank."""
+    """Frechet distance of N(mean_a, cov_a) and N(mean_b, cov_b); means D, covariances D D, any rank."""
     mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x, dtype=torch.float64)
                                     for x in (mean_a, cov_a, mean_b, cov_b))
     if mean_a.shape != mean_b.shape:

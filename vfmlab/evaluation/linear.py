@@ -71,8 +71,7 @@ class Ridge:
 
 
 def r2(prediction: Tensor, truth: Tensor, centre: Tensor) -> float:
-    """1 - squared error / squared distance of `truth` (M K) to `centre` (K, the mean of the fitting targets),
-    over all outputs."""
+    """1 - squared error / squared distance of `truth` (M K) to `centre` (K), over all outputs."""
     total = (truth.double() - centre.double()).square().sum()
     if not total > 0:
         raise DataError("the target is constant; there is no variance to explain")
@@ -80,8 +79,7 @@ def r2(prediction: Tensor, truth: Tensor, centre: Tensor) -> float:
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Accuracy of the least-squares classifier (ridge on one-hot labels): close to a linear probe, in closed
-    form."""
+    """Accuracy of the least-squares classifier (ridge on one-hot labels): a probe in closed form."""
     if labels.unique().numel() < 2:
         raise DataError("a probe needs at least two classes; the data has one (no labels?)")
     classes = int(max(labels.max(), test_labels.max())) + 1

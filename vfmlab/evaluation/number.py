@@ -55,15 +55,13 @@ class Quantity:
 
 
 def quantities(*shown: str) -> dict[str, Quantity]:
-    """All registered numbers by name, or those with one of these marks in `shown`; in the order of their
-    instruments."""
+    """Registered numbers by name, in their instruments' order; with `shown`, those with such a mark."""
     parts = sorted((INSTRUMENTS.get(name) for name in INSTRUMENTS), key=lambda part: part.order)
     return {q.name: q for part in parts for q in part.quantities if not shown or set(shown) & set(q.shown)}
 
 
 def quantity(name: str) -> Quantity:
-    """The registered number of that name; one without direction or unit where there is none (plain numbers of
-    a notebook)."""
+    """The registered number of that name, else one without direction or unit."""
     return quantities().get(name) or Quantity(name)
 
 
@@ -183,8 +181,7 @@ class Report(Mapping[str, Number]):
                             protocols={k: v for k, v in self.protocols.items() if k in used})
 
     def joined(self, other: Report) -> Report:
-        """This report with the numbers of another one of the same subject; the other's where both have
-        one."""
+        """This report with the numbers of another one of the same subject, which win."""
         groups = ("numbers", "curves", "protocols", "instruments")
         return self.replace(**{name: {**getattr(self, name), **getattr(other, name)} for name in groups})
 
@@ -244,8 +241,7 @@ def of_run(folder: RunDir) -> Report | None:
 
 
 def save(path: Path, report: Report) -> Report:
-    """Write a report; where that cannot be done the numbers are not lost: it comes back with a warning that
-    says so."""
+    """Write a report; where that fails it comes back with a warning, and the numbers are not lost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report.as_json())

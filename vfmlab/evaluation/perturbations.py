@@ -26,8 +26,7 @@ SCALES = (1.0, 0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Perturbation:
-    """sigma: of the Gaussian noise, on images in [-1, 1], not clipped. moved: a random quarter turn and scale
-    per image."""
+    """sigma: of Gaussian noise on images in [-1, 1]. moved: a random quarter turn and scale each."""
 
     name: str = "clean"
     sigma: float = 0.0

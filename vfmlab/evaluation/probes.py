@@ -82,8 +82,7 @@ def _logistic(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = NEIGHBOURS) -> Tensor:
-    """Class of each test row by its k nearest training rows, votes weighted by exp(cosine / 0.07) as in
-    DINO."""
+    """Class of each test row by its k nearest training rows, weighted by exp(cosine / 0.07) as in DINO."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     votes = []
     for rows in test.split(1024):

@@ -27,8 +27,7 @@ from vfmlab.seeding import generator
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a protocol means, section by section. `images`: data and pixels; `features`; `sampling`;
-    `latents`."""
+    """What a protocol means, by section: `images` (data, pixels), `features`, `sampling`, `latents`."""
 
     sections: Mapping[str, Mapping[str, Any]]
 
@@ -60,8 +59,7 @@ LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None}
 
 
 def dump(protocol: config.Protocol) -> dict[str, Any]:
-    """The protocol as JSON. Fields that came later are left out at their defaults, so that earlier numbers
-    keep their hash."""
+    """The protocol as JSON; fields that came later are absent at their defaults, as in earlier hashes."""
     fields = protocol.model_dump(mode="json")
     fields = {name: value for name, value in fields.items() if LATER_DEFAULTS.get(name, ...) != value}
     for section, names in LATER.items():
@@ -96,8 +94,7 @@ def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSourc
 
 
 def selection(resolved: Resolved, source: data.ImageSource) -> Tensor:
-    """Which images of the split: all in order, or a seeded choice (files are often sorted by class). long
-    n."""
+    """Which images of the split, long n: all in order, or a seeded choice (files are sorted by class)."""
     n, total = resolved.sections["images"]["n"], len(source)
     if n == total:
         return torch.arange(total)
@@ -137,8 +134,7 @@ class Setup:
         return None
 
     def classify(self, logits: Tensor) -> Tensor:
-        """Labels (long B, on the CPU) that the judge gives, among the classes of this data; where it knows
-        them."""
+        """Labels (long B, on the CPU) that the judge gives, among the classes of this data."""
         columns = [self.space.class_names.index(name) for name in self.source.class_names]
         return logits[:, columns].argmax(1).cpu()
 
@@ -156,8 +152,7 @@ def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "
 
 @torch.no_grad()
 def real_features(setup: Setup, cached: bool = True) -> FeatureSet:
-    """Features of the real images, computed once per (images, feature space) and stored in the cache
-    folder."""
+    """Features of the real images, cached by (images, feature space)."""
     sections, space = setup.resolved().sections, setup.space
     images = {k: v for k, v in sections["images"].items() if k not in ("ema", *NOT_HASHED)}
     path = cache.folder() / "real_features" / f"{config.digest([images, sections['features']])}.safetensors"

@@ -41,8 +41,7 @@ def evaluate_reconstruction(tokenizer: Tokenizer, cfg: config.Data, protocol: co
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, setup: Setup | None = None,
             progress: Progress | None = None) -> Pass:
-    """One pass over the protocol's images: the report, features of both sides, and the first latents with
-    their labels."""
+    """One pass over the images: the report, features of both sides, the first latents and labels."""
     device = tokenizer.stat_mean.device
     setup = setup or open_setup(cfg, protocol, device=device)
     real = real_features(setup)

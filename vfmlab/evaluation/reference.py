@@ -23,8 +23,7 @@ FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that 
 
 
 def family(name: str) -> str:
-    """The family of a vision model, feature space or VFM row: "dino" for `dinov2_b14`, else the name
-    itself."""
+    """The family of a model or feature space: "dino" for `dinov2_b14`, else the name itself."""
     bare = name.lower().removeprefix("vfm:").removeprefix("timm:").partition(":")[0]
     return next((f for f in FAMILIES if f in bare), bare)
 

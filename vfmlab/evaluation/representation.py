@@ -22,8 +22,7 @@ K = 10  # neighbours
 
 
 def pool(features: Tensor) -> Tensor:
-    """Feature maps (B C h w), tokens (B T C) or vectors (B C) -> one vector per image (B C): the mean over
-    tokens."""
+    """Feature maps (B C h w), tokens (B T C) or vectors (B C) -> mean over tokens (B C)."""
     if features.ndim == 4:
         return features.mean(dim=(2, 3))
     if features.ndim == 3:
@@ -47,9 +46,9 @@ def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool
         DataError: not finite, or a constant (after pooling) that carries no information.
     """
     x = pool(features).float()
+    check_finite(x)
     if len(x) > 1:
         _check_varied(x)
-    check_finite(x)
     if quantile is not None:
         magnitude = x.abs().flatten()
         bound = magnitude.kthvalue(min(int(quantile * len(magnitude)), len(magnitude) - 1) + 1).values
@@ -61,8 +60,7 @@ def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k most similar other samples of each sample. index: N k (sorted along k); similarity: N k, inner
-    products."""
+    """The k most similar others of each sample. index: N k, sorted along k; similarity: inner products."""
 
     index: Tensor
     similarity: Tensor
@@ -116,8 +114,7 @@ def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: floa
 
 
 def beyond_chance(value: float, k: int, n: int) -> float:
-    """A CKNNA of N = `n` samples with what k neighbours agree on by chance taken away: (value - c) / (1 - c),
-    c = k / (n - 1)."""
+    """CKNNA of n samples beyond chance: (value - c) / (1 - c), c = k / (n - 1)."""
     chance = k / (n - 1)
     return (value - chance) / (1 - chance)
 

@@ -1,5 +1,4 @@
-"""Images through a tokenizer and back, as every metric sees it: posterior mean, decoded, clipped and rounded
-to 8 bits."""
+"""Images through a tokenizer and back as metrics see them: posterior mean, rounded to 8 bits."""
 
 from __future__ import annotations
 

@@ -41,8 +41,7 @@ Reads = Callable[[Tensor, Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Maps:
-    """Feature maps with what is known of their images. maps: N C h w; labels, indices: long N; source: they
-    came from."""
+    """Feature maps N C h w with their images' labels, indices (long N) and source."""
 
     maps: Tensor
     labels: Tensor
@@ -121,8 +120,7 @@ class Subject:
 
     @cached_property
     def scales(self) -> bool:
-        """Whether smaller images can be read as they are, on grids that shrink with them (some networks have
-        one size)."""
+        """Whether smaller images can be read as they are, on grids that shrink with them."""
         if self.kind == "diffusion":
             return False
         size = self.cfg.size
@@ -230,8 +228,7 @@ def of_tokenizer(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protoc
 def of_diffusion(network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                  reference: Reference, num_classes: int, name: str = "diffusion", block: int | None = None,
                  t: float = T, **more: Any) -> Subject:
-    """Tokens after one block (default: the middle one) at time t under the null label, with noise seeded per
-    image."""
+    """Tokens after one block (None: the middle one) at time t, null label, noise seeded per image."""
     block = max(1, network.depth // 2) if block is None else block
     facts = {"of": "diffusion", "block": block, "t": t, "label": NULL}
     if getattr(getattr(network, "config", None), "token", None) is not None:

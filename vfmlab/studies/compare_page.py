@@ -1,5 +1,4 @@
-"""The page of a comparison: verdict, tables by protocol, stages, curves over training and pictures; HTML and
-Markdown."""
+"""The page of a comparison: verdict, tables by protocol, stages, curves over training, pictures."""
 
 from __future__ import annotations
 
@@ -105,8 +104,7 @@ def row_styles(rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int]]:
 
 
 def over_training(results: Sequence[Result]) -> list[go.Figure]:
-    """One figure with a panel per number followed over training; a label has one colour for every seed; none
-    without curves."""
+    """A panel per number over training, one colour per label; no figure where there are no curves."""
     styles, figures = row_styles([(r.label, r.run) for r in results]), []
     for name in curve_names(results):
         figure = primitives.curves({}, y=quantities()[name].label, title=quantities()[name].label)

@@ -65,8 +65,7 @@ def measure_rows(results: Sequence[Result], rows: Sequence[Row], root: str | Pat
 
 
 def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]]:
-    """label -> {seed: value} of a metric or an instrument's number, of the protocol that most results have it
-    under."""
+    """label -> {seed: value} of a number, under the protocol that most results have it under."""
     numbers = [(r, number) for r in results if (number := r.number(metric))]
     common = statistics.mode(number.protocol for _, number in numbers) if numbers else None
     by_label: dict[str, dict[int, float]] = {}
@@ -130,8 +129,7 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation of the ranks along the last axis, equal values sharing their mean rank; NaN where one side
-    is constant."""
+    """Rank correlation along the last axis, ties sharing their mean rank; NaN for a constant side."""
     from scipy.stats import rankdata
 
     a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))

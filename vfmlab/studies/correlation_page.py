@@ -1,5 +1,4 @@
-"""What came of a correlation as Markdown, JSON and one HTML page: rows, correlations, and a picture of every
-metric."""
+"""The page of a correlation: rows, correlations, and a picture of every metric."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ SHOWN = 12  # metrics with a picture
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
-    """One line per row of the comparison, best target first: the target and the headline metrics, with every
-    seed."""
+    """One line per row, best target first: target and headline metrics, with every seed."""
     goal = values(results, target)
     higher = quantity(target).better == HIGHER
     order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=higher)
@@ -100,8 +98,7 @@ def verdict(found: Sequence[Correlation]) -> str:
 
 
 def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
-    """Spearman's rho of every metric as a dot with its interval over rows, strongest on top; small dots: each
-    seed."""
+    """Spearman's rho of every metric with its interval over rows, strongest on top; small dots: seeds."""
     shown = list(reversed(found))
     labels = [quantity(c.metric).label or c.metric for c in shown]
     figure = go.Figure()
@@ -122,8 +119,7 @@ def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
 
 
 def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> go.Figure:
-    """Target against metric, one panel per metric, one point per row (mean of seeds) with a line over its
-    seeds."""
+    """Target against metric, a panel per metric, a line over the seeds per row."""
     goal, labels = values(results, target), list(dict.fromkeys(r.label for r in results))
     runs_of = {r.label: r.run for r in results}
     styles = compare_page.row_styles([(label, runs_of[label]) for label in labels])

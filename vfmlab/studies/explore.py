@@ -32,24 +32,10 @@ Images = Tensor | Sequence[str | Path]
 SHOWN_STD = 2.5  # a latent's channel is drawn from -2.5 to 2.5 of its standard deviations
 
 
-def side(tokenizer: Tokenizer, images: Images) -> Tensor:
-    """Images as `tokenizer` takes them, N 3 S S; files are read with the one crop of the bench.
-
-    Raises:
-        DataError: a file that is no image, or too large. ConfigError: tensors of another size.
-    """
-    if not isinstance(images, Tensor):
-        return api.read_images(images, tokenizer.size)
-    if images.ndim != 4 or images.shape[1:] != (3, tokenizer.size, tokenizer.size):
-        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
-                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
-    return images.float()
-
-
 @torch.no_grad()
 def encode(tokenizer: Tokenizer, images: Images) -> Tensor:
     """The latents (posterior mode, normalised) of images: N C h w."""
-    parts = side(tokenizer, images).split(CPU_PART)
+    parts = api.images_for(tokenizer, images).split(CPU_PART)
     with evaluating(tokenizer):
         on = tokenizer.stat_mean.device
         return torch.cat([tokenizer.encode(part.to(on)).mode().cpu() for part in parts])
@@ -150,7 +136,7 @@ def reconstruct(tokenizer: Tokenizer, images: Images, disturbance: Disturbance |
         images: N 3 S S, or image files. disturbance, bank: see :class:`Disturbance`.
         space: of the feature distance (1 - cosine); None: not measured.
     """
-    target = side(tokenizer, images)
+    target = api.images_for(tokenizer, images)
     z = encode(tokenizer, target)
     if disturbance is not None:
         z = disturbance(z, bank)
@@ -185,7 +171,7 @@ def layer_maps(model: Tokenizer | VisionModel, images: Images,
         x = images if isinstance(images, Tensor) else api.read_images(images, model.size)
         return {f"layer {k}": m.cpu() for k,
                 m in model.features(x.to(model.mean.device), layers).maps.items()}
-    x = side(model, images)
+    x = api.images_for(model, images)
     maps = {} if model.vfm is None else layer_maps(model.vfm, x, layers)
     own = model.own_features(x.to(model.stat_mean.device))
     maps |= {f"encoder {k}": m.float().cpu() for k, m in (own or {}).items()}

@@ -1,5 +1,4 @@
-"""Reconstructions of the same images as pictures to be put into the docs: originals above, one line per
-stage, errors below."""
+"""Pictures for the docs: originals, a line of reconstructions per stage, errors."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ SHOWN = 10
 
 
 def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str] = ()) -> Image.Image:
-    """One labelled line per group [N 3 H W] in [-1, 1], enlarged by a whole factor. columns: what stands
-    above each image."""
+    """One labelled line per group N 3 H W in [-1, 1], enlarged. columns: what stands above each image."""
     first = next(iter(groups.values()))
     scale = max(1, width // (first.shape[0] * first.shape[-1]))
     font = ImageFont.load_default(size=15)
@@ -71,8 +69,7 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """Text broken at blanks and underscores so that a line is at most so many pixels wide, where that is
-    possible."""
+    """Text broken at blanks and underscores into lines of at most `width` pixels where possible."""
     lines = [""]
     for word in re.findall(r"[^ _-]+[ _-]*", text):
         longer = lines[-1] + word

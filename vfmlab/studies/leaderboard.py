@@ -22,8 +22,7 @@ collect = scan
 
 
 def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """(heading, note, rows), one table per protocol: a row per run with its numbers, best generation first
-    where there is one."""
+    """(heading, note, rows) of one table per protocol: a row per run, best generation first."""
     made = []
     for part in groups(results):
         followed = quantities(CURVE)
@@ -90,8 +89,7 @@ def cloud(results: Sequence[Result], x: str, y: str) -> list[list[Point]]:
 
 
 def scatter(points: Sequence[Point], x: str, y: str) -> go.Figure:
-    """One cloud of :func:`cloud` as a figure; a point's `customdata` is its run's id, its colour that of its
-    method."""
+    """One of :func:`cloud` as a figure; `customdata` is the run's id, the colour its method's."""
     figure = go.Figure()
     for method in dict.fromkeys(p.method for p in points):
         mine = [p for p in points if p.method == method]

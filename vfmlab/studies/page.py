@@ -33,8 +33,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG. source: bytes, or a file. seen: its path as seen from a Markdown page. bold: first line of the
-    caption."""
+    """A PNG (bytes or a file). seen: its path for Markdown. bold: first line of the caption."""
 
     source: bytes | Path
     caption: str = ""
@@ -64,8 +63,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Section:
-    """heading: empty goes on under the last one. blocks: Table, Picture, Lines, Folded, plotly figures, or
-    lists of pictures."""
+    """blocks: Table, Picture, Lines, Folded, figures, lists of pictures. No heading: goes on."""
 
     heading: str
     note: str = ""
@@ -74,8 +72,7 @@ class Section:
 
 @dataclass
 class Page:
-    """What a page says. verdict: only with a spread behind it, see :func:`vfmlab.studies.results.verdict`.
-    command: makes it again."""
+    """What a page says. verdict: only with a spread behind it. command: makes it again."""
 
     title: str
     question: str = ""
@@ -137,8 +134,7 @@ def definitions(names: Sequence[str] = DEFINED) -> dict[str, str]:
 
 
 def metrics_table() -> Table:
-    """Every registered number: what it is called, which end is good, what it means. The page
-    `docs/metrics.md`."""
+    """Every registered number: name, good end, meaning. The page `docs/metrics.md`."""
     ends = {"higher": "higher", "lower": "lower", None: ""}
     return Table([{"name": f"`{q.name}`", "called": q.title, "better": ends[q.better],
                    "meaning": q.definition}

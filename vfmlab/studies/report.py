@@ -1,5 +1,4 @@
-"""The page of a few finished pipelines, such as the demo's: pictures, numbers with their protocol, curves,
-configs."""
+"""The page of a few finished pipelines: pictures, numbers with their protocol, curves, configs."""
 
 from __future__ import annotations
 

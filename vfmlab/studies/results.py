@@ -87,8 +87,7 @@ class Result:
         return self.numbers.get(name) or self.instruments.get(name)
 
     def with_report(self, report: Report, kind: str) -> Result:
-        """With the numbers of one more phase; those of a later stage of the tokenizer take the place of an
-        earlier one's."""
+        """With the numbers of one more phase; a later stage's replace those of an earlier one."""
         before = ({}, {}) if kind == "tokenizer" else (self.numbers, self.absent)
         images = dict(report.protocol.get("images", {}))
         images |= {"source": shown_source(images["source"])} if "source" in images else {}
@@ -413,8 +412,7 @@ def courses(results: Sequence[Result], metric: str) -> list[tuple[Result, course
 
 
 def curve_records(results: Sequence[Result], metric: str) -> list[dict[str, str]]:
-    """One table row per label: a number over training, one column per number of images seen by the diffusion
-    model."""
+    """One table row per label: a number over training, a column per number of images seen."""
     curves = [(r.label, dict(zip(c.samples, c.values, strict=True))) for r, c in courses(results, metric)]
     points = sorted({at for _, curve in curves for at in curve})
     table = []

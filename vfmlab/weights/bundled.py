@@ -39,8 +39,7 @@ def pipeline(name: str = "bundled_vfm_vae") -> config.Recipe:
 
 
 def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
-    """Write the bundled tokenizers into `root` as finished runs, where they are not there yet; returns
-    their ids."""
+    """Write the bundled tokenizers into `root` as finished runs where they are missing; their ids."""
     ids = []
     for name in names:
         run = pipeline(name).tokenizer_phase
@@ -80,8 +79,7 @@ def make(root: str | Path, name: str = "bundled_vfm_vae") -> Iterator[tuple[str,
 
 
 def build(root: str | Path) -> None:
-    """Make the assets from finished pocket runs in `root`: weights in half precision, and numbers measured
-    on those."""
+    """Make the assets from finished pocket runs in `root`: half precision, measured as stored."""
     for name, preset in NAMES.items():
         trained = runs.open_run(presets.get(preset).tokenizer_phase.id, root)
         tensors, metadata = io.read(trained.ema)

@@ -1,5 +1,4 @@
-"""What a family of released checkpoints is: how its files are read, and how its module becomes a tokenizer
-of a run."""
+"""A family of released checkpoints: how its files are read and become a tokenizer of a run."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ def family(name: str, **parts: Callable) -> Callable:
 
 
 def agree(run: Any, release: Any, where: str) -> None:
-    """:class:`ConfigError` with the first field in which the run's section differs from what the release
-    needs."""
+    """ConfigError with the first field in which the run's section differs from the release's."""
     mine, theirs = run.model_dump(mode="json"), release.model_dump(mode="json")
     for field in ("pretrained", "size"):  # where weights come from; a preset's name: numbers are compared
         mine.pop(field, None), theirs.pop(field, None)

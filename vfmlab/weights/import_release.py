@@ -41,8 +41,7 @@ MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Release:
-    """A checkpoint that has been read. module: what its importer made of it; settings: the release's
-    config."""
+    """A checkpoint that has been read. module: the importer's; settings: the release's config."""
 
     row: table.Row
     path: Path
@@ -163,7 +162,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
         raise ConfigError(f"'{row.name}' samples latents of a tokenizer that the table does not name; give "
                           "--tokenizer RUN")
     else:
-        imported = [run for run in runs.scan(root) if run.kind == "tokenizer"
+        imported = [run for run in runs.scan(root) if config.kind_of(run.raw_config) == "tokenizer"
                     and (run.raw_config.get("imported") or {}).get("name") == row.tokenizer
                     and not run.raw_config.get("stages")]
         if not imported:
@@ -331,8 +330,7 @@ def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | No
 
 
 def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:
-    """Batches of a fixed, seeded part of the run's training images, [-1, 1]: those that a training would
-    take."""
+    """Batches of a seeded part of the training images, [-1, 1]: those that a training would take."""
     source = data.open_source(run.data, "train")
     order = torch.randperm(len(source), generator=generator("statistics", run.seed))[:MEASURED_IMAGES]
     for part in order.split(batch):

@@ -85,8 +85,7 @@ def tokenizer_from(run: config.Recipe | config.Phase, path: Path, what: str, way
 
 
 def weights_file(folder: runs.RunDir, ema: bool) -> Path:
-    """The weights' file; :class:`CheckpointError` where it is not there: weights as trained do not stand in
-    for averages."""
+    """The weights' file, or CheckpointError: weights as trained do not stand in for averages."""
     path = folder.ema if ema else folder.model
     if path.exists():
         return path
@@ -159,8 +158,7 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
 
 @torch.no_grad()
 def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
-    """`other` in place of `own`, if both encode alike: seen on a few images of noise, to a thousandth of a
-    latent's std."""
+    """`other` in place of `own`, if both encode noise images alike, to a thousandth of a latent's std."""
     if own.latent_shape != other.latent_shape or own.size != other.size:
         raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer "
                           f"'{own_name}' {own.latent_shape}")

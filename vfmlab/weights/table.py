@@ -17,8 +17,7 @@ from vfmlab.registry import IMPORTERS
 
 @dataclass(frozen=True)
 class Statistics:
-    """The file of a release's latent statistics, of `repo` or of the row's own. eps: added to a variance
-    before its root."""
+    """A file of latent statistics, of `repo` or the row's. eps: added to a variance before its root."""
 
     file: str
     repo: str | None = None

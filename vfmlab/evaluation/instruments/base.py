@@ -98,14 +98,12 @@ class Metric:
         """Take in one batch."""
 
     def write(self, draft: Draft) -> None:
-        """Write every number of `quantities`; a :class:`DataError` marks those that are not written as
-        absent."""
+        """Write every number of `quantities`; after a :class:`DataError` those not written are absent."""
         raise NotImplementedError
 
 
 class Metrics:
-    """The metrics over `over` together. Used as a block: opened before the first batch, `write` after the
-    last."""
+    """The metrics over `over` together: `update` with every batch, then `write`."""
 
     def __init__(self, over: str, gathered: Pass):
         kinds = (INSTRUMENTS.get(name) for name in INSTRUMENTS)
@@ -170,8 +168,7 @@ def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
 
 def measure(subject: Subject, wanted: Sequence[str] | None = None,
             progress: Callable[[int, int], object] | None = None) -> Report:
-    """What the instruments measure on one subject; what cannot be had is there with value None and a
-    reason."""
+    """What the instruments measure on one subject; what cannot be had is absent, with a reason."""
     draft, spent = Draft(), {}
     selected = choose(wanted, subject.kind, subject.name)
     for k, name in enumerate(selected):

@@ -86,8 +86,7 @@ def over_training(folder: RunDir, key: str = BLOCK_KEY) -> dict[str, list]:
 
 
 def latents(subject: Subject) -> tuple[Tensor, list[int]]:
-    """The first held-out images' normalised latents (posterior mode) of a diffusion subject, and the images'
-    ids."""
+    """Normalised latents (posterior mode) of the first held-out images, and the images' ids."""
     maps = subject.held_out
     n = min(IMAGES, len(maps))
     z = []
@@ -99,8 +98,7 @@ def latents(subject: Subject) -> tuple[Tensor, list[int]]:
 
 @INSTRUMENTS.register("blocks")
 class Blocks(Instrument):
-    """CKNNA with the reference, and LDS, of every block at several t. `block_cknna`: the best block at t =
-    0.5."""
+    """CKNNA with the reference, and LDS, of every block at several t; the best block at t = 0.5."""
 
     kinds = ("diffusion",)
     quantities = (Quantity("block_cknna", "CKNNA of the best block", HIGHER),

@@ -1,5 +1,4 @@
-"""Class accuracy: how often the judge still sees the class of an image in its reconstruction, or the wanted
-class in a sample."""
+"""Class accuracy: how often the judge sees the right class in a reconstruction or a sample."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from vfmlab.registry import INSTRUMENTS
 
 
 class ClassAccuracy(Metric):
-    """Share of images to which the judge gives the label they should have; absent where it does not know the
-    classes."""
+    """Share of images to which the judge gives the right label; absent where it lacks the classes."""
 
     def __init__(self, gathered: Pass):
         super().__init__(gathered)

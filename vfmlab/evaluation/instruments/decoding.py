@@ -1,5 +1,4 @@
-"""What the decoder makes of latents it was not given: errors by frequency, paths between images, noisy
-latents."""
+"""Decoding of other latents: errors by frequency, paths between images, noisy latents."""
 
 from __future__ import annotations
 
@@ -82,8 +81,7 @@ def pairs(n: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @INSTRUMENTS.register("interpolation")
 class Interpolation(Instrument):
-    """Straight lines between the latents of two images, decoded: how long and how bent their images' path
-    is."""
+    """Straight lines between two images' latents, decoded: length and roughness of their path."""
 
     kinds = ("tokenizer",)
     quantities = (Quantity("path_length", "path length", LOWER, shown=(LATENT,)),
@@ -141,8 +139,7 @@ class Robustness(Instrument):
 
 @INSTRUMENTS.register("noise_psnr")
 class NoisePsnr(Metric):
-    """PSNR of decoding z + sigma * noise, the same noise for every sigma: what errors of a diffusion model
-    cost."""
+    """PSNR of decoding z + sigma noise, same noise for every sigma: the cost of diffusion's errors."""
 
     order = 12
     quantities = (Quantity("noise_psnr", "PSNR under noise", HIGHER, "dB", many=True),)

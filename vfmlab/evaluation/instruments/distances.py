@@ -47,8 +47,7 @@ class FeatureDistance(Metric):
 
 
 def write(draft: Draft, prefix: str, suffix: str, a: FeatureSet, b: FeatureSet, gathered: Pass) -> None:
-    """Frechet and kernel distance side by side: `<prefix>fd<suffix>`, `<prefix>kd<suffix>`; spread of the
-    latter over subsets."""
+    """Frechet and kernel distance, `<prefix>fd<suffix>` and `<prefix>kd<suffix>` (spread over subsets)."""
     n, resolved = min(a.count, b.count), gathered.resolved
     draft.add(f"{prefix}fd{suffix}", frechet_distance(a, b), resolved, n)
     if n < 4:

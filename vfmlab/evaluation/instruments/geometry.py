@@ -43,8 +43,7 @@ def spectrum(x: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of eigenvalues that sum to 1 (Roy and Vetterli 2007): 1 for one direction, C for
-    equal ones."""
+    """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C."""
     p = values / values.sum()
     p = p[p > 0]
     return float((-(p * p.log()).sum()).exp())
@@ -89,8 +88,7 @@ def frequencies(h: int, w: int) -> Tensor:
 
 
 def low_share(maps: Tensor, cut: float = 0.25) -> float:
-    """Share of the variance within images (N C h w, without each map's mean) at frequencies of at most `cut`
-    cycles a cell."""
+    """Share of the variance within images (N C h w, maps centred) up to `cut` cycles a cell."""
     h, w = maps.shape[-2:]
     power = torch.fft.fft2(maps.double()).abs().square().sum((0, 1))
     radius = frequencies(h, w).to(power.device)

@@ -1,5 +1,4 @@
-"""Of the report of a tokenizer: what can be read from its latents, and how they agree with the protocol's
-feature space."""
+"""What can be read from a tokenizer's latents, and how they agree with the feature space."""
 
 from __future__ import annotations
 

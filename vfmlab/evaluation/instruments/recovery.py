@@ -1,5 +1,4 @@
-"""Which details survive: factors of the scene, an object's mask from few labels, classes, and all of it at
-fewer bits."""
+"""Which details survive: factors of the scene, an object's mask, classes, all at fewer bits."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ def factor_targets(source, indices: Tensor) -> dict[str, Tensor]:
 
 def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor],
             test_targets: dict[str, Tensor]) -> dict[str, float]:
-    """R^2 on test of a ridge regression from features (N x ...) to each target; targets that do not vary are
-    left out."""
+    """R^2 of a ridge regression from features (N x ...) to each target; constant targets are left out."""
     fit, found = linear.Ridge(train), {}
     for name, y in train_targets.items():
         centre, truth = y.mean(0), test_targets[name]
@@ -132,8 +130,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 @INSTRUMENTS.register("segmentation")
 class Segmentation(Instrument):
-    """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws of
-    them."""
+    """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws."""
 
     quantities = tuple(Quantity(f"segmentation_{k}", f"IoU, {k} label{'s' * (k > 1)}", HIGHER,
                                 shown=(LATENT,) * (k == 5))

@@ -45,8 +45,7 @@ def time_losses(network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int
 
 @INSTRUMENTS.register("time_loss")
 class TimeLoss(Instrument):
-    """Error of the predicted velocity over t, in units of the target's power; `velocity_error` is the mean
-    over t."""
+    """Error of the predicted velocity over t in units of the target's power, and its mean."""
 
     kinds = ("diffusion",)
     quantities = (Quantity("velocity_error", "velocity error", LOWER),

@@ -81,8 +81,7 @@ def numbers(outcome: Mapping[str, Any]) -> dict[str, Number]:
 
 
 def read(notebook: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
-    """What an executed notebook handed out: {"numbers", "runs"} of all its calls, later ones winning, and the
-    last picture (PNG)."""
+    """{"numbers", "runs"} of all `result` calls of an executed notebook, and the last picture (PNG)."""
     outcome: dict[str, Any] = {"numbers": {}, "runs": []}
     picture = None
     for cell in notebook["cells"]:

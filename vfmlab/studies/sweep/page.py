@@ -43,15 +43,13 @@ class Outcome:
 
 
 def better(metric: str, grid: Grid, results: Sequence[Outcome] = ()) -> str | None:
-    """Which end of a number is good: as the grid says, as the report said, as it is registered; None where
-    nobody does."""
+    """The good end of a number: as the grid says, else the report, else the registry; or None."""
     reported = next((r.numbers[metric].better for r in results if metric in r.numbers), None)
     return grid.metrics.get(metric) or reported or quantity(metric).better
 
 
 def leading(grid: Grid, results: Sequence[Outcome]) -> list[str]:
-    """The numbers to be shown, the first one first: the objective of a search, those the grid names, else the
-    first there are."""
+    """The numbers to show: the objective of a search, those the grid names, else the first ones."""
     there = list(dict.fromkeys(name for r in results for name in r.numbers))
     named = [*([grid.search.objective] if grid.search else []), *grid.metrics]
     return list(dict.fromkeys(name for name in named if name in there)) or there[:SHOWN]
@@ -153,8 +151,7 @@ def _short(text: str, length: int) -> str:
 
 def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str],
              end: str | None) -> go.Figure:
-    """Parallel coordinates: settings, then numbers. Points that lack a number are left out. end: of the first
-    number."""
+    """Parallel coordinates: settings, then numbers, of points that have all. end: of the first number."""
     whole = [r for r in part if all(k in r.numbers for k in shown)]
     axes = []
     for name in names:
