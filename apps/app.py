@@ -2,8 +2,7 @@
 
     vfmlab app --root DIR
 
-It serves this machine only unless another host is named, shows only runs of that folder, and computes one job
-at a time.
+It serves this machine unless another host is named, shows runs of that folder, one job at a time.
 """
 
 from __future__ import annotations

@@ -226,8 +226,7 @@ class RunDir:
         return [r for r in records if kind is None or r.get("kind") == kind]
 
     def truncate(self, step: int, done: Collection[str] | None = None) -> None:
-        """Drop torn lines and the records after `step`, which a killed run had logged past its last
-        checkpoint.
+        """Drop torn lines and records after `step`, logged past the last checkpoint by a killed run.
 
         done: of the records of `step` itself, keep these kinds only ("step", "evaluation", "bad"); None: all.
         """

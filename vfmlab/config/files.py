@@ -163,8 +163,7 @@ def holds_run(path: Path) -> bool:
 
 def output_folder(path: str | Path, made: Callable[[Path], Any], overwrite: bool = False,
                   within: Path | None = None) -> Path:
-    """`path` as a folder that a command may fill: one that is new or empty, or that the command has filled
-    before.
+    """`path` as a folder that a command may fill: new, empty, or filled by that command before.
 
     It is there and can be written when this returns, so that a mistake costs no work.
 
@@ -173,8 +172,7 @@ def output_folder(path: str | Path, made: Callable[[Path], Any], overwrite: bool
             folder. within: the one run in whose directory it may lie.
 
     Raises:
-        ConfigError: a file, a folder inside a run's directory or one that cannot be written, or other files
-            in it.
+        ConfigError: a file, a folder inside a run or not writable, or other files in it.
     """
     folder = expand(path)
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):

@@ -57,8 +57,7 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(config: Config, values: dict[str, Any] | str | None) -> Config:
-    """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "tokenizer.channels":
-    8}`.
+    """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "seed": 1}`.
 
     A dict given for a section changes the fields that it names. Unknown fields and values of the wrong type
     raise :class:`ConfigError` with the field, the value and the nearest right name.

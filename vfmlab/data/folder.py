@@ -21,12 +21,10 @@ LOOKED = 100_000
 
 
 def open_folder(config: Data, path: str, split: str) -> RecordSource:
-    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (or another name of `VAL_NAMES`, in any
-    case).
+    """PATH/CLASS/**/IMAGE, or PATH/train/CLASS/... beside PATH/val (or another of `VAL_NAMES`).
 
-    Without a split of its own a part is held out. Images that lie directly in the folder of a split are used
-    only if it has no class folders; they then form one class. Hidden files are passed over, others that are
-    not read counted.
+    Without a split of its own a part is held out. Images directly in the folder of a split are used only if
+    it has no class folders; they form one class. Hidden files are passed over, others not read are counted.
     """
     what = f"folder:{path}"
     root = existing(what, path)

@@ -1,5 +1,4 @@
-"""`scenes:easy|medium|hard|other`: procedural images, one textured shape before a background; the offline
-default.
+"""`scenes:easy|medium|hard|other`: drawn images, one textured shape before a background.
 
 An image is a pure function of (style, seed, split, index, size); what is shown does not depend on the size.
 Its class is shape x texture; everything else (position, scale, rotation, colours, background) is a nuisance

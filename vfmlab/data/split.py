@@ -66,8 +66,7 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
 
 
 def stratified(hashes: np.ndarray, labels: np.ndarray, spare: bool = False) -> np.ndarray:
-    """Positions in an order of which every prefix holds the classes in proportion, at least one image of each
-    first.
+    """Positions in an order of which every prefix holds the classes in proportion, one of each first.
 
     Args:
         hashes: uint64 N, the order within a class. labels: int64 N. spare: the last image of every class
@@ -120,8 +119,7 @@ def _besides(part: Records) -> str:
 def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Labels of each part as int64 in [0, number of classes), and the names of the classes.
 
-    Text is sorted by name, and by number where all names are whole numbers: then label k is class "k" of
-    0..K-1.
+    Text is sorted by name, or by number where all names are whole numbers.
     """
     without = [name for name, part in parts.items() if part.labels is None]
     first = parts["all" if "all" in parts else "train"]
@@ -160,8 +158,7 @@ def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray]
 
 
 def class_number(text: str, names: Sequence[str]) -> int:
-    """The class that `text` means: the one of this name or, where none is called so, of this number
-    (unchecked).
+    """The class that `text` means: the one of this name, else of this number (unchecked).
 
     Raises:
         ConfigError: neither; names the nearest class.
@@ -182,8 +179,8 @@ def split_of(name: str) -> str | None:
 
 
 def split_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """Sort file or split names by the words in them: {"train": ..., "val": ...} if both are there, else
-    {"all": ...}.
+    """Sort file or split names by their words: {"train": ..., "val": ...} if both are there, else {"all":
+    ...}.
 
     The first of `VAL_NAMES` that occurs is used; others (a test part beside a validation part) are left out.
     """

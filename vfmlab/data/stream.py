@@ -19,8 +19,7 @@ AHEAD = 2  # batches prepared before they are asked for
 
 
 class Order:
-    """Which images make up step k: consecutive pieces of epoch-wise permutations, so every image is seen
-    equally often.
+    """Which images make up step k: consecutive pieces of permutations, one per epoch.
 
     Args:
         count: images. batch: global batch; it may span the end of an epoch, and may be larger than `count`.

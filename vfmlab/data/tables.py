@@ -25,8 +25,7 @@ UNPACKED = 4 * 2**30
 
 
 def open_parquet(config: Data, path: str, split: str) -> RecordSource:
-    """One parquet file, or a folder of them, with a column of encoded images (binary, or a struct of `bytes`,
-    `path`).
+    """Parquet files with a column of encoded images (binary, or a struct of `bytes`, `path`).
 
     In a folder, files with "train" and "val" / "validation" / "test" in their names are the splits. Without a
     label column all images are of one class.

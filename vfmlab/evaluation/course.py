@@ -1,5 +1,4 @@
-"""Numbers over training, as a run logged them: every point keeps the hash of its protocol, and one curve has
-one protocol.
+"""Numbers over training, as a run logged them: every point has its protocol's hash, a curve one protocol.
 
 This is the only reader of logged evaluations. A run's protocol may change while its weights stay (ids leave
 it out), so its log can hold points of several; earlier versions logged some numbers without a hash. Such
@@ -69,8 +68,7 @@ def over_training(folder: RunDir, name: str, protocol: str | None = None) -> Cou
 
 
 def together(runs: Mapping[str, Logged], name: str, protocol: str | None = None) -> dict[str, Course]:
-    """Curves of several runs that may be drawn together: key -> course under one protocol, where the run has
-    such points.
+    """Curves that may be drawn together: key -> course under one protocol, of runs that have points.
 
     runs: key -> what :func:`logged` gave. protocol: None takes the one that most runs ended with.
     """

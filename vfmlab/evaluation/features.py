@@ -1,10 +1,8 @@
-"""Feature spaces in which sets of images are compared: the judge, any vision model of timm, torch-fidelity's
-Inception.
+"""Feature spaces in which sets of images are compared: the judge, timm's vision models, Inception.
 
 A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
 directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, or `inception`. Everything that could
-change its numbers (weights, pre-processing, dimension) is part of what it declares, and so of a protocol's
-hash.
+change its numbers (weights, pre-processing, dimension) is part of what it declares, and of a protocol's hash.
 """
 
 from __future__ import annotations
@@ -133,8 +131,7 @@ def timm_space(name: str, size: int, root: str | Path) -> FeatureSpace:
 
 @FEATURE_SPACES.register("inception")
 class InceptionSpace(FeatureSpace):
-    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features, and logits for its
-    score.
+    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features and logits.
 
     The weights (91 MB) are looked for in torch's hub folder, and downloaded there if that is possible.
     """

@@ -135,8 +135,7 @@ def _range_factor(a: Tensor) -> Tensor:
 
 def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100,
                     subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance (KID): unbiased squared MMD with the kernel (x.y / D + 1)^3, mean and spread over
-    random subsets.
+    """Kernel distance (KID): unbiased squared MMD with kernel (x.y / D + 1)^3 over random subsets.
 
     Args:
         a, b: features N D and M D, or feature sets (their held rows are used). subsets, subset_size: as

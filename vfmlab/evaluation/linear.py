@@ -1,5 +1,4 @@
-"""Ridge regression in closed form, its strength chosen by generalised cross-validation: what can be read out
-linearly.
+"""Ridge regression in closed form, its strength chosen by generalised cross-validation.
 
 Inputs are standardised per column with the fitting set's mean and std, so the answer does not depend on their
 scale. With more columns than samples the kernel form is solved, so the cost follows the smaller of the two.

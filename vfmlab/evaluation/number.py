@@ -71,8 +71,7 @@ class Number:
 
     value: None where it could not be had, and then `reason` says why; a list for curves. protocol: hash of
     all that it depends on. n: images or samples. spread: standard deviation (over images, subsets or draws:
-    as the metric says). facts: what belongs to it: the axes of a curve ({"sigma": [...]}), the accuracy of
-    chance, the block.
+    as the metric says). facts: what belongs to it: the axes of a curve ({"sigma": [...]}), chance, the block.
     """
 
     value: Any
@@ -101,8 +100,7 @@ class Number:
 
     @classmethod
     def from_json(cls, name: str, entry: Any) -> Number:
-        """The inverse of :meth:`as_json`; label, unit and direction come from the registry where the entry
-        has none.
+        """The inverse of :meth:`as_json`; the registry adds label, unit and direction where there are none.
 
         Raises:
             DataError: not an entry of a report.

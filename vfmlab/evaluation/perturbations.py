@@ -1,8 +1,6 @@
-"""What is done to images before an instrument looks at them: nothing, noise, or a quarter turn with a change
-of scale.
+"""What is done to images before they are measured: nothing, noise, or a quarter turn and scale.
 
-Each image's noise, turn and scale depend on (seed, its index, the perturbation) only: neither batch size nor
-order changes them.
+Noise, turn and scale depend on (seed, the image's index, the perturbation) only, not on the batch.
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ class Perturbation:
                  cell: int = 1) -> list[tuple[Tensor, Tensor]]:
         """Images B 3 S S in [-1, 1] -> groups of one size each: (rows long, images b 3 s s).
 
-        ids: one per image. cell: sides are rounded to whole cells of so many pixels, as in equivariance
-        training.
+        ids: one per image. cell: sides are rounded to whole cells of so many pixels.
         """
         random = SampleRandom(derive(self.name, seed), ids)
         rows = torch.arange(len(images))

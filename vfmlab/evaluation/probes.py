@@ -1,5 +1,4 @@
-"""What simple classifiers read from a representation: logistic regression (linear probe) and nearest
-neighbours.
+"""What logistic regression (linear probe) and nearest neighbours read from a representation.
 
 One protocol for latents and VFM features, so that numbers can be compared: features are flattened (or pooled
 first, by the caller), standardised with the training part's mean and std; the linear probe minimises

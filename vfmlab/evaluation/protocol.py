@@ -3,8 +3,7 @@
 A :class:`Resolved` protocol is what a `config.Protocol` means for one data set and one feature space: which
 images, which crop, how pixels are rounded, whose features, which sampler. Its hash stands beside every
 number; numbers of different hashes cannot be ranked. What a number does not depend on is not in its hash: a
-PSNR has the same one in any feature space; batch size and file paths are in none, because they cannot change
-a result.
+PSNR has the same one in any feature space; batch size and file paths are in none.
 """
 
 from __future__ import annotations

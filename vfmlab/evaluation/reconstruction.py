@@ -1,8 +1,6 @@
-"""What a tokenizer keeps of held-out images: one pass, in which every metric over reconstructions sees every
-batch.
+"""What reconstruction loses: one pass, in which every metric over reconstructions sees every batch.
 
-All is streamed: what stays in memory does not grow with the number of images beyond the rows that distances
-keep.
+All is streamed: memory does not grow with the number of images beyond the rows for distances.
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ LATENTS = 1000  # for probes and alignment
 
 def evaluate_reconstruction(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                             setup: Setup | None = None, progress: Progress | None = None) -> Report:
-    """All numbers of a tokenizer's reconstructions (EMA weights or not: the caller's choice, see
-    protocol.ema).
+    """All numbers of a tokenizer's reconstructions, by the weights that it has.
 
     Which numbers these are is registered in :mod:`vfmlab.evaluation.instruments`. What could not be had is
     there with value None and a reason.

@@ -2,8 +2,7 @@
 
 A tokenizer that was built on a vision model, or aligned with it, agrees with that model for a trivial reason.
 So the default is a model of another family: the judge where it is the protocol's feature space (another
-architecture, data order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B for whatever builds on a
-DINO.
+architecture, data order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B where a DINO is inside.
 """
 
 from __future__ import annotations

@@ -225,8 +225,7 @@ def check_finite(x: Tensor) -> None:
 
 
 def standardiser(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that standardises rows M D with the mean and std of `x` (N D), without columns that do not
-    vary.
+    """A function that standardises rows with the mean and std of `x` (N D); constant columns are left out.
 
     Raises:
         DataError: `x` is not finite, or constant.

@@ -17,8 +17,7 @@ CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into
 
 
 def as_saved(images: Tensor) -> Tensor:
-    """Model output as a metric sees it: clipped and rounded to 8 bits, as in an image file, and back in [-1,
-    1].
+    """Model output as a metric sees it: clipped and rounded to 8 bits, in [-1, 1].
 
     Raises:
         DataError: not finite (8 bits would turn that into black).

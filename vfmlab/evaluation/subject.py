@@ -269,11 +269,9 @@ def noise_of(z: Tensor, ids: Sequence[int], seed: int) -> Tensor:
 @torch.no_grad()
 def tokens_at(network: nn.Module, z: Tensor, t: float, noise: Tensor,
               blocks: tuple[int, ...]) -> dict[int, Tensor]:
-    """Maps B D h w after `blocks` of a diffusion network that sees clean latents z (B C h w) noised to time
-    t, label null.
+    """Maps B D h w after `blocks` of a diffusion network for latents z (B C h w) noised to t, label null.
 
-    A class token in front of the latents' tokens is left out. 0 is the embedded input, as in the networks'
-    `features_at`.
+    A class token in front of the latents' tokens is left out. 0 is the embedded input.
     """
     point = flow.of(network).interpolate(z, noise, torch.full((len(z),), float(t), device=z.device))
     null = torch.full((len(z),), network.num_classes, dtype=torch.long, device=z.device)

@@ -33,12 +33,11 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
     """Train and measure all phases of all rows; what is finished is not done again.
 
     Args:
-        jobs, stream, cluster: see :func:`vfmlab.studies.executor.run`. retry: train phases again that failed
-        before.
+        jobs, stream, cluster: see :func:`vfmlab.studies.executor.run`. retry: failed phases are trained
+        again.
 
     Returns:
-        id of a row's last phase -> why it could not be had, for the rows that failed. Ctrl-C saves all and is
-        raised.
+        id of a failed row's last phase -> why. Ctrl-C saves all and is raised.
     """
     root = Path(root).expanduser().resolve()
     names = [f"{row.label}, seed {row.seed}," for row in rows]
@@ -59,15 +58,13 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
 
     Args:
         specs: rows, see :mod:`vfmlab.studies.rows`. seeds: each row is trained with each. jobs, cluster,
-        retry: see :func:`train`. overrides: dotted changes that hold for all rows. until: "tokenizer" leaves
-        diffusion out.
+        retry: see :func:`train`. overrides: dotted changes to all rows. until: see `rows`.
 
     Returns:
         the Markdown file.
 
     Raises:
-        TrainingError: every row failed; the first reason. ConfigError: a row that cannot be, `out` cannot be
-        written.
+        TrainingError: every row failed. ConfigError: a row that cannot be, `out` cannot be written.
     """
     root, out = Path(root).expanduser(), _target(out)
     rows = parse(specs, seeds, overrides, until)

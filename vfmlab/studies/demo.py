@@ -33,12 +33,10 @@ def run(preset: str, baseline: str, source: str, overrides: dict[str, Any], root
 
     Args:
         preset: the pipeline on a VFM. baseline: the pipeline that it is compared with. source: images, "" for
-        the preset's. overrides: dotted changes to both. seed: None: as in `overrides`, else 0. jobs, cluster:
-        see `executor.run`.
+        the preset's. overrides: dotted changes to both. jobs, cluster: see `executor.run`.
 
     Raises:
-        ConfigError: a preset, field or source that cannot be, a seed given twice. TrainingError: a part
-        failed.
+        ConfigError: a preset, field, source or seed that cannot be. TrainingError: a part failed.
     """
     root, began = Path(root).expanduser().resolve(), time.monotonic()
     own = overrides.get("seed", seed)

@@ -73,8 +73,7 @@ def phase_nodes(phases: Sequence[config.Phase], root: Path, label: str, retry: b
     """A node for each phase, each after the one before it, the first after `needs`.
 
     Args:
-        retry: False leaves a phase that failed before as it is. evaluate: with a node that measures each
-        phase.
+        retry: train what failed before. evaluate: add a node that measures each phase.
     """
     nodes, now = [], time.time()
     for phase in phases:

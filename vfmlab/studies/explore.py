@@ -164,8 +164,7 @@ def layer_maps(model: Tokenizer | VisionModel, images: Images,
     """Feature maps N C h w by depth: "layer 0", "layer 2", ... of the VFM, then "latent" of a tokenizer.
 
     model: a tokenizer (with or without a VFM) or a vision model. layers: of the VFM; None: those it reads by
-    default. For a tokenizer that trained an encoder of its own on, that encoder's maps are shown as "encoder
-    ...".
+    default. Maps of a tokenizer's own encoder are called "encoder ...".
     """
     if isinstance(model, VisionModel):
         x = images if isinstance(images, Tensor) else api.read_images(images, model.size)

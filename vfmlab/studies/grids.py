@@ -40,8 +40,7 @@ def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str
 
 
 def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dict[str, Path]:
-    """`<stem>_<label>.png` for each label whose tokenizer is trained (its first seed), and `<stem>.png` with
-    all of them.
+    """`<stem>_<label>.png` for each label with a trained tokenizer (first seed), and `<stem>.png` of all.
 
     The held-out images are the same wherever the data are. Returns label -> file; the overview is under "".
     """

@@ -1,7 +1,6 @@
 """What lies between two images, two noises, two classes; and two models from the same noise.
 
-Everything comes as frames in order, both ends included. Images N 3 S S in [-1, 1], latents normalised, on the
-CPU.
+Frames in order, both ends included; images N 3 S S in [-1, 1], latents normalised, on the CPU.
 """
 
 from __future__ import annotations
@@ -173,8 +172,7 @@ def blended(network: nn.Module, labels: tuple[int, int], frames: int, kind: Kind
 def together(streams: Mapping[str, Iterator[api.Preview]]) -> Iterator[dict[str, api.Preview]]:
     """Several samplings step by step beside each other: the newest preview of each, until all are done.
 
-    Closing this closes all of them. Models with latents of one shape start from the same noise when their
-    seeds agree.
+    Closing this closes all. Models with latents of one shape start from the same noise for one seed.
     """
     newest: dict[str, api.Preview] = {}
     with ExitStack() as stack:

@@ -106,8 +106,7 @@ def scatter(points: Sequence[Point], x: str, y: str) -> go.Figure:
 
 
 def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
-    """A number over the images that the diffusion model saw, of the runs that measured it under the most
-    common protocol.
+    """A number over the images seen by diffusion, of the runs that share the most common protocol.
 
     Runs of one method share their colour, seeds their name in the legend; points of other protocols are left
     out, and the title says so.

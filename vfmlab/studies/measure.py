@@ -31,8 +31,7 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
             protocol: Mapping[str, Any] | None = None, data: config.Data | Mapping[str, Any] | None = None,
             compared_with: str | None = None, of: str | None = None, again: bool = False,
             progress: Progress | None = None) -> Report:
-    """What the instruments say about a run; what was measured before under the same protocol is read, the
-    rest measured.
+    """What the instruments say about a run; what was measured before under the protocol is read.
 
     Args:
         ref: a tokenizer, diffusion or pretraining run (id, prefix, directory), or `vfm:NAME[@LAYER]`. names:

@@ -1,5 +1,4 @@
-"""The one writer of pages: parts in order, as one HTML file that needs no network (`page.html.j2`), or as
-Markdown.
+"""The one writer of pages: one HTML file that needs no network (`page.html.j2`), or Markdown.
 
 A page begins with its question, its verdict and what its words mean. Text is escaped by the template; the
 only parts that bring their own HTML are tables and figures.

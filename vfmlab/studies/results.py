@@ -1,9 +1,7 @@
-"""What runs measured, as records: numbers with their protocols, curves over training, costs, sizes. And their
-tables.
+"""What runs measured, as records and tables: numbers with protocols, curves over training, costs, sizes.
 
 One record per row of a comparison (:func:`collect`, which measures what is missing), or per run of a folder
-(:func:`scan`, which only reads). Numbers of different protocols are never put into one table, one ranking or
-one curve.
+(:func:`scan`, which only reads). Numbers of different protocols never share a table, ranking or curve.
 """
 
 from __future__ import annotations
@@ -256,11 +254,9 @@ def _brief(reason: str) -> str:
 
 
 def sizes(row: Row) -> dict[str, Any]:
-    """{"latent": (C, h, w), "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer, built
-    without storage.
+    """{"latent": (C, h, w), "parameters": {"trained", "tokenizer", "decoder", "vfm"}} of the tokenizer.
 
-    trained: parameters that any stage trains; tokenizer: all of them, without the VFM it reads, which stands
-    apart.
+    Built without storage. trained: parameters that any stage trains; tokenizer: all but those of the VFM.
     """
     (tokenizer,) = plan.empty_tokenizers(row.run.tokenizer_phase)
     stages = [phase for phase in row.tokenizers if phase.imported is None]  # that one is not trained
@@ -311,11 +307,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """Which row is best by the first target that rows of one protocol have; no verdict without a spread over
-    seeds.
+    """Which row is best by the first target that rows have; no verdict without a spread over seeds.
 
-    results: of one of the groups of one protocol. A row is better than the next one only where their seeds do
-    not overlap.
+    results: of one protocol. A row is better than the next one only where their seeds do not overlap.
     """
     for name, q in quantities(TARGET).items():
         values = means(results, name)
@@ -401,8 +395,7 @@ def stage_records(results: Sequence[Result]) -> list[dict[str, str]]:
 def courses(results: Sequence[Result], metric: str) -> list[tuple[Result, course.Course]]:
     """The curve of a number over training of every result that logged it, all under one protocol.
 
-    That is the one of (most of) the results' own numbers; where none has it, the one that most of them ended
-    with.
+    That of most results' own numbers, else the one that most of them ended with.
     """
     marks = [r.numbers[metric].protocol for r in results if metric in r.numbers]
     protocol = statistics.mode(marks) if marks else None

@@ -43,8 +43,7 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
     Raises:
-        ConfigError: a row that is no setting, two rows with one label or one config, an `until` that no row
-        reaches.
+        ConfigError: a row that is no setting, two rows with one label or config, an unknown `until`.
     """
     if until not in (None, "first_stage", "tokenizer"):
         raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' "

@@ -1,5 +1,4 @@
-"""From models to figures in one call, for notebooks, widgets and pages: computed by the library, drawn by
-`vfmlab.plots`.
+"""From models to figures in one call, for notebooks, widgets and pages; drawn by `vfmlab.plots`.
 
 Images are N 3 S S in [-1, 1]; every figure has one row of images per name.
 """
@@ -168,8 +167,7 @@ def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12
 def sampling(model: api.LoadedDiffusion, labels: Sequence[int], view: str = SAMPLING[0], seed: int = 0,
              scale: float | None = None, interval: tuple[float, float] = (0.0, 1.0), steps: int | None = None,
              solver: str | None = None) -> go.Figure:
-    """Samples of `labels` as chosen, and below them the same noise under the run's own protocol; or how they
-    form.
+    """Samples of `labels` as chosen above those of the run's own protocol (same noise); or how they form.
 
     What is None is as in the protocol. interval: of t, in which guidance acts.
     """

@@ -90,8 +90,7 @@ def distances(row: Row, root: str | Path, n: int = 256) -> dict[str, dict[str, f
     """How far each stage of `row` has moved, over `n` held-out images: stage -> numbers.
 
     "latent": mean squared difference to the first stage's latent, in units of that latent's variance per
-    channel. "encoder": 1 - cosine between the encoder's maps and those of the frozen VFM it began as, mean
-    over places.
+    channel. "encoder": 1 - cosine between the encoder's maps and those of the VFM it began as.
     """
     images, _, _ = data.examples(row.run.data, n)
     moves: dict[str, dict[str, float]] = {}

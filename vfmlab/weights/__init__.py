@@ -22,9 +22,8 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
             compiled and latent diffusion models. config: the release's own configuration names.
 
     Raises:
-        ConfigError: unknown family, or a config that does not describe it.
-        CheckpointError: missing, unexpected or mis-shaped tensors, or such as are no real floating-point
-            numbers; one line.
+        ConfigError: unknown family, or a config that does not describe it. CheckpointError: missing,
+        unexpected or mis-shaped tensors, or not of real numbers.
     """
     from vfmlab.weights import io
 

@@ -1,5 +1,4 @@
-"""Two small trained tokenizers that come with the library, for a folder without runs, and a diffusion run on
-one of them.
+"""Two small trained tokenizers for a folder without runs, and a diffusion run on one of them.
 
 They are the pocket VFM-VAE and the pocket plain VAE, stored in half precision, and measured as stored.
 """

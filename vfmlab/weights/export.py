@@ -1,5 +1,4 @@
-"""Tokenizers in the form of the Hugging Face hub, and back: config.json, model.safetensors, README.md (the
-model card).
+"""Tokenizers in the form of the Hugging Face hub, and back: config.json, model.safetensors, a model card.
 
     save_pretrained("pocket_vfm_vae_tokenizer", "exported")      # a run -> a folder
     tokenizer = from_pretrained("exported")                      # a folder or a hub repository -> a tokenizer
@@ -33,8 +32,7 @@ UNSTATED = "not stated"
 
 def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str | Path = "runs",
                     ema: bool = True, licence: str | None = None, overwrite: bool = False) -> Path:
-    """Write the tokenizer of run `ref` (a diffusion run: the one it was trained on) to `folder`, and return
-    that.
+    """Write the tokenizer of run `ref` (of a diffusion run: its own) to `folder`; returns that.
 
     Args:
         folder: new, empty, or an earlier export; None: `exported` in the run's directory. ema: averaged
@@ -111,8 +109,7 @@ def from_pretrained(source: str | Path, revision: str | None = None, vfm_weights
 
 def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: bool = False,
                 licence: str | None = None, hub: Any = None) -> str:
-    """Export run `ref` and upload it to hub repository `repo`, made if it is not there. Returns the
-    repository's address.
+    """Export run `ref` to the hub repository `repo`, which is made if need be; returns its address.
 
     Args:
         hub: what does the upload; by default huggingface_hub's HfApi with the token of this machine's login.

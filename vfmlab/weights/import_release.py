@@ -1,5 +1,4 @@
-"""A released checkpoint -> an ordinary run directory, which notebooks, the command line and the app use like
-any other.
+"""A released checkpoint -> an ordinary run directory, which everything else can use.
 
     release = open_release("va_vae_f16d32")              # or a family's name with file and config_file
     run = draft(release, {"data.source": "folder:PATH"})  # its config, made from what was read
@@ -61,9 +60,8 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
             default the row's, where it is known.
 
     Raises:
-        ConfigError: unknown name; a config that is missing or of another family.
-        CheckpointError: not to be had, unsafe, truncated, another file than expected, tensors that do not
-            fit.
+        ConfigError: unknown name; a config that is missing or of another family. CheckpointError: not to be
+        had, unsafe, truncated, unexpected, or tensors that do not fit.
     """
     row, path = table.get(name), None
     if file is not None:
@@ -180,8 +178,7 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
 def import_run(run: config.Phase, root: str | Path = "runs", file: str | Path | None = None,
                config_file: str | Path | None = None, statistics_from: str | Path | None = None,
                release: Release | None = None) -> Iterator[Event]:
-    """Make the directory of `run`, whose weights are imported, and fill it. Tells what happens; ends with
-    "finish".
+    """Make the directory of `run`, whose weights are imported, and fill it; ends with "finish".
 
     Args:
         run: a phase with imported weights. file, config_file: as in :func:`open_release`. release: one that

@@ -120,8 +120,7 @@ def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
 
     Args:
         decoder: another tokenizer run whose decoder makes the images, for decoders refined after the
-            diffusion model was trained (AlignTok's third stage). Its latents must be those of the run's own
-            tokenizer.
+            diffusion model was trained (AlignTok's third stage). It must have the same latents.
 
     Raises:
         RunError: a run of another kind. ConfigError: `decoder` has other latents.

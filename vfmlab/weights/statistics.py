@@ -30,8 +30,7 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
             or diffusers' config.json. eps: added to a variance before its root, where the release does so.
 
     Raises:
-        CheckpointError: other entries, shapes that are no statistics, values that are no finite numbers, a
-            std <= 0.
+        CheckpointError: other entries or shapes, values that are not finite, a std <= 0.
     """
     where = f"statistics '{path}'"
     content = _content(Path(path).expanduser(), where)
@@ -50,11 +49,9 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
 
 
 def of_config(config: Mapping[str, Any], where: str) -> tuple[Tensor, Tensor] | None:
-    """Statistics in a config of diffusers, where z = (raw - mean) * scaling_factor / std; None where it has
-    none.
+    """Statistics in a config of diffusers, z = (raw - mean) * scaling_factor / std; or None.
 
-    `shift_factor` is a mean; what is not there counts as mean 0, std 1, factor 1. One value, [1], is for all
-    channels.
+    `shift_factor` is a mean; absent: mean 0, std 1, factor 1. One value, [1], is for all channels.
 
     Raises:
         CheckpointError: not finite numbers, or a factor or std <= 0.
@@ -126,8 +123,7 @@ def per_channel(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def released(row: Row, config: Mapping[str, Any]) -> tuple[Tensor, Tensor, str] | None:
-    """(mean, std, origin) of a release, [C] or [C h w]: of its file, else of its `config` as diffusers has
-    it.
+    """(mean, std, origin) of a release, [C] or [C h w]: of its file, else of its `config`.
 
     None where none are published. Raises :class:`CheckpointError` if the file is not to be had.
     """

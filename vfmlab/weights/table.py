@@ -221,8 +221,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Row:
-    """The row called `name`, or that of an importer's name ("va-vae", ...): the row that stands for its
-    family.
+    """The row called `name`, or the row that stands for an importer's name ("va-vae", ...).
 
     Raises:
         ConfigError: neither; with the nearest known name.

@@ -1,5 +1,4 @@
-"""Widgets for notebooks: each chooses what a function of the library draws, and with `headless=True` gives
-just that.
+"""Widgets for notebooks: each chooses what a function draws; `headless=True` gives just that.
 
     widgets.set_up_notebook()                   # in the first cell: figures, and parameters that exist
     await widgets.train(run, root)              # curves, previews, time left, a button that stops and saves

@@ -101,8 +101,7 @@ def features(model: Tokenizer | VisionModel, images: Tensor, headless: bool = Fa
 
 def sampling(model: api.LoadedDiffusion, headless: bool = False, classes: int = 8, seed: int = 0,
              **how: Any) -> Any:
-    """Guidance and steps: samples as chosen above samples of the same noise under the run's protocol, or how
-    they form.
+    """Samples as chosen above samples of the same noise under the run's protocol, or how they form.
 
     classes: how many are shown. how: what to begin with, as in `show.sampling`. headless: just that.
     """

@@ -54,8 +54,7 @@ class Pass:
 
 
 class Part(NamedTuple):
-    """One batch. images: B 3 H W in [-1, 1], None for samples; output: what was decoded, rounded to 8 bits;
-    seen: its features.
+    """One batch. images: B 3 H W in [-1, 1], None for samples; output: decoded, 8 bits; seen: its features.
 
     real: the images' features B D, of reconstructions; latents: B C h w on the CPU; codes: B T, of
     quantised tokenizers; ids: of images or samples, long B.
@@ -127,8 +126,7 @@ class Instrument:
     """Base of what is measured on request; `measure` writes every number named in `quantities`.
 
     Attributes:
-        kinds: of subjects it can measure. quantities: its numbers and curves. order: of its columns in
-        tables.
+        kinds: of subjects. quantities: its numbers and curves. order: of its columns in tables.
     """
 
     registered_name: str

@@ -31,8 +31,8 @@ def block_features(network: nn.Module, z: Tensor, ids: Sequence[int], t: float, 
     """Features after every block, 1 to `network.depth`, at time t under the null label.
 
     Args:
-        z: N C h w clean normalised latents. ids: one per row, which decide its noise. maps: N D h w in place
-        of token means N D.
+        z: N C h w clean normalised latents. ids: one per row, of its noise. maps: N D h w, not token means N
+        D.
 
     Returns:
         {block: features on the CPU}.
@@ -63,8 +63,7 @@ def block_alignment(network: nn.Module, z: Tensor, ids: Sequence[int], theirs: T
 
 
 def over_training(folder: RunDir, key: str = BLOCK_KEY) -> dict[str, list]:
-    """Agreement of blocks over training, from the evaluations that a run logged: {"samples", "block",
-    "value": [[...]]}.
+    """Agreement of blocks over training, as a run logged it: {"samples", "block", "value": [[...]]}.
 
     value: one row per block, of the points under the protocol of the last evaluation. key: with which
     reference; what stands before the block's number in the log.

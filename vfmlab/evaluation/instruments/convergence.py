@@ -20,8 +20,7 @@ HOW = "set diffusion.train.evaluate_at"
 
 
 def area(samples: Sequence[float], values: Sequence[float]) -> float:
-    """Mean height of a convergence curve between its first and last point (trapezoids over samples, in the
-    values' unit).
+    """Mean height of a convergence curve between its first and last point (trapezoids over samples).
 
     Raises:
         DataError: fewer than two points, or points out of order.
@@ -60,8 +59,7 @@ def steps_to_reach(folders: Sequence[RunDir], metric: str = "gfd",
     level: None takes the worst last value among the runs, so that each reaches it.
 
     Raises:
-        RunError: a run without evaluations during training. DataError: runs evaluated under different
-        protocols.
+        RunError: a run without evaluations during training. DataError: different protocols.
     """
     courses: dict[str, Course] = {folder.id: over_training(folder, metric) for folder in folders}
     for run, one in courses.items():

@@ -24,8 +24,7 @@ PAIRS, STEPS = 32, 8
 
 
 def bands(images: Tensor, cut: float = CUT) -> tuple[Tensor, Tensor]:
-    """Mean square of images B C H W in their low and high frequencies (split at `cut` cycles a pixel): B
-    each.
+    """Mean square of images B C H W in frequencies up to `cut` cycles a pixel and above: B each.
 
     The two add up to the mean square of the image (Parseval).
     """
@@ -104,8 +103,7 @@ class Interpolation(Instrument):
 
 @INSTRUMENTS.register("robustness")
 class Robustness(Instrument):
-    """PSNR and feature distance (1 - cosine in the reference's features) of decoding z + sigma noise, against
-    sigma.
+    """PSNR and feature distance (1 - cosine in the reference's features) of decoding z + sigma noise.
 
     The same noise for every sigma. `noise_psnr_loss`: dB lost at sigma 0.5 against no noise.
     """

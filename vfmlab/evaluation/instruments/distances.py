@@ -1,5 +1,4 @@
-"""Distances between sets of images in the protocol's feature space: rFD, gFD, gFD to own reconstructions,
-kernel distances.
+"""Distances of sets of images in the protocol's feature space: rFD, gFD, gFD to own reconstructions, KID.
 
 Distance of samples to real images (gFD) is bounded from below by what the tokenizer loses (rFD), so the two
 are always reported together; distance to the tokenizer's reconstructions of real images (`gfd_own`) says how

@@ -1,5 +1,4 @@
-"""The shape of a latent space, as diffusion sees it: spread over channels, effective rank, density, spatial
-frequencies.
+"""The shape of a latent space: spread over channels, effective rank, density, spatial frequencies.
 
 Tokens are the C-dimensional vectors at the positions of the maps; "images" means their token means.
 """
@@ -50,10 +49,10 @@ def effective_rank(values: Tensor) -> float:
 
 
 def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> float:
-    """log of the mean of exp(-t |u - v|^2) over pairs of rows N D on the unit sphere (Wang and Isola 2020,
-    eq. 2).
+    """log of the mean of exp(-t |u - v|^2) over pairs of rows N D on the unit sphere.
 
-    0 when all rows point the same way; lower is more uniform. Arxiv 2005.10242, t = 2.
+    0 when all rows point the same way; lower is more uniform. Wang and Isola 2020 (arXiv 2005.10242), eq. 2,
+    t = 2.
     """
     n = len(x)
     if n < 2:
@@ -101,8 +100,7 @@ def low_share(maps: Tensor, cut: float = 0.25) -> float:
 
 @INSTRUMENTS.register("geometry")
 class Geometry(Instrument):
-    """Spectrum and rank of the channels' covariance, density of tokens, uniformity of images, share of low
-    frequencies.
+    """Spectrum of the channels' covariance, density of tokens, uniformity, share of low frequencies.
 
     `effective_rank` is out of C channels (`effective_rank_share` is divided by C); `density_gini` is the Gini
     coefficient of the distances to the 10th neighbour among 4096 tokens: 0 for an even cloud, larger for

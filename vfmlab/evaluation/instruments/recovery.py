@@ -81,8 +81,7 @@ def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor],
 class Factors(Instrument):
     """How much of each true factor of the scene can be read linearly from all tokens: R^2 on held-out images.
 
-    `factor_r2` is the mean over the nuisance factors, `factor_class_r2` over shape and texture, which make
-    the class.
+    `factor_class_r2` is the mean over shape and texture, which make the class, `factor_r2` over the others.
     """
 
     quantities = (Quantity("factor_r2", "factors R2", HIGHER, shown=(LATENT,)),

@@ -21,8 +21,7 @@ BINS = 10
 @torch.no_grad()
 def time_losses(network: nn.Module, z: Tensor, labels: Tensor, ids: Sequence[int], seed: int = 0,
                 bins: int = BINS) -> tuple[list[float], list[float]]:
-    """Middle of each of `bins` equal parts of [0, 1], and there the velocity's squared error over the
-    target's power.
+    """Middle of each of `bins` parts of [0, 1], and there the velocity's error over the target's power.
 
     Args:
         z: N C h w clean normalised latents. labels: long N. ids: one per row, which decide its noise.

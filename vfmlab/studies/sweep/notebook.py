@@ -173,8 +173,7 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
     """The executed notebook, which is written to `target` too.
 
     Raises:
-        TrainingError: a cell, or papermill itself, fails: one line. Stopped: the kernel was interrupted, or
-        its run stopped.
+        TrainingError: a cell, or papermill itself, fails. Stopped: the kernel or its run was stopped.
     """
     import papermill
     from traitlets.config import Config

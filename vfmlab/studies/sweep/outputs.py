@@ -1,8 +1,7 @@
 """The numbers that a notebook gives out: `vfmlab.studies.sweep.result(...)` in its last cell.
 
 The numbers are displayed under a MIME type of their own, so the executed notebook itself carries them; a
-sweep reads them from there. Outside of a sweep the call shows a line of text, and the picture if there is
-one.
+sweep reads them from there. Elsewhere the call shows a line of text, and the picture.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The page of a sweep: parallel coordinates, what each setting does, best images, table.
 
-Points whose numbers were measured under different protocols stand in different sections; nothing is ranked
-across them.
+Points of different protocols stand in different sections; nothing is ranked across them.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ PROTOCOL = ".protocol"  # a column for each number that has one
 
 
 def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict[str, Any]]:
-    """One record per point: key, state ("finished", "failed", "open"), what was given, numbers, protocols,
-    seconds, error.
+    """One record per point: key, state ("finished", "failed", "open"), given, numbers, protocols, ...
 
     A value given that shares its name with a number is called `given.NAME`.
     """
