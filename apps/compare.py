@@ -153,11 +153,11 @@ def _cell(column: str, row: dict[str, Any]) -> str:
 
 def _any(root: Path, run_id: Any) -> runs.RunDir:
     """A run of any kind, by its id alone."""
-    found = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
-    if found is None:
+    run = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
+    if run is None:
         way = "Press 'read the folder again' and choose another one."
         raise problem(f"There is no run '{str(run_id)[:80]}' here (any more). {way}")
-    return found
+    return run
 
 
 def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> tuple[Any, str]:

@@ -118,13 +118,13 @@ def probe(python: str = sys.executable, timeout: float = 180.0,
 def checks(root: str | Path = "runs") -> Iterator[Check]:
     """All findings, in the order in which they should be mended."""
     yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
-    found = probe()
-    yield from torch_checks(found)
-    yield from device_checks(found)
-    yield from _machine(found, root_folder(root))
+    probed = probe()
+    yield from torch_checks(probed)
+    yield from device_checks(probed)
+    yield from _machine(probed, root_folder(root))
     yield from _extras()
     yield from asset_checks(ASSETS)
-    if not found["errors"]:  # the table of known VFMs stands beside code that imports timm
+    if not probed["errors"]:  # the table of known VFMs stands beside code that imports timm
         yield _hub()
     yield _browser()
     yield from run_checks(root_folder(root))
@@ -151,9 +151,9 @@ def _build(version: str | None) -> str:
     return (version or "").partition("+")[2]
 
 
-def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
+def torch_checks(probed: dict[str, Any]) -> Iterator[Check]:
     """torch, torchvision, timm: importable, and of one build."""
-    errors, torch, vision = found["errors"], found.get("torch"), found.get("torchvision")
+    errors, torch, vision = probed["errors"], probed.get("torch"), probed.get("torchvision")
     if "torch" in errors:
         yield Check("torch", "fail", _line(errors["torch"]), REINSTALL)
     elif tuple(int(n) for n in re.findall(r"\d+", torch)[:2]) < (2, 11):
@@ -177,7 +177,7 @@ def torch_checks(found: dict[str, Any]) -> Iterator[Check]:
         yield Check("torchvision", "ok", f"{vision}, goes with torch {torch}")
 
     if "timm" not in errors:
-        yield Check("timm", "ok", found["timm"])
+        yield Check("timm", "ok", probed["timm"])
     elif mixed:
         yield Check("timm", "fail", "cannot be imported because of torchvision", "mend torchvision first")
     else:
@@ -197,20 +197,20 @@ def _unmet(package: str, torch: str) -> str:
     return str(bad[0]) if bad else ""
 
 
-def device_checks(found: dict[str, Any]) -> Iterator[Check]:
+def device_checks(probed: dict[str, Any]) -> Iterator[Check]:
     """What training would run on, and whether bf16 is to be had there."""
-    if "torch" in found["errors"]:
+    if "torch" in probed["errors"]:
         return
-    for device in found["devices"]:
+    for device in probed["devices"]:
         state, advice = ("ok", "") if device["bf16"] else ("warn", "set train.precision=fp16 or fp32")
         memory = f"{device['memory'] / 2**30:.0f} GiB, {'bf16' if device['bf16'] else 'no bf16'}"
         yield Check("device", state, f"cuda: {device['name']}, {memory}", advice)
-    if found["mps"]:
+    if probed["mps"]:
         yield Check("device", "ok", "mps (Apple)")
-    if not found["devices"] and not found["mps"]:
-        cpu = f"{found['cpu_capability']}, {'bf16' if found['cpu_bf16'] else 'no bf16'}"
+    if not probed["devices"] and not probed["mps"]:
+        cpu = f"{probed['cpu_capability']}, {'bf16' if probed['cpu_bf16'] else 'no bf16'}"
         if shutil.which("nvidia-smi"):
-            built = f"is built for CUDA {found['cuda_build']}" if found["cuda_build"] else "is a CPU build"
+            built = f"is built for CUDA {probed['cuda_build']}" if probed["cuda_build"] else "is a CPU build"
             detail = f"cpu only ({cpu}): there is a GPU driver, but torch {built}"
             way = "check the driver (nvidia-smi), or install the torch build for it"
             yield Check("device", "warn", detail, way)
@@ -218,10 +218,10 @@ def device_checks(found: dict[str, Any]) -> Iterator[Check]:
             yield Check("device", "ok", f"cpu ({cpu}); tiers tiny and pocket are made for it")
 
 
-def _machine(found: dict[str, Any], root: Path) -> Iterator[Check]:
+def _machine(probed: dict[str, Any], root: Path) -> Iterator[Check]:
     import psutil
 
-    usable, threads = cores(), found.get("threads") or 0
+    usable, threads = cores(), probed.get("threads") or 0
     detail = f"{usable} usable cores" + (f", torch uses {threads} threads" if threads else "")
     advice = f"export OMP_NUM_THREADS={usable}" if threads > usable else ""
     yield Check("threads", "warn" if advice else "ok", detail, advice)
@@ -315,19 +315,19 @@ def _line(text: str) -> str:
     return first if len(first) <= 160 else first[:157] + "..."
 
 
-def table(found: list[Check]) -> str:
+def table(checks: list[Check]) -> str:
     """Findings as text, one line each, advice below its finding."""
     lines = []
-    for check in found:
+    for check in checks:
         lines.append(f"{check.state:<5} {check.name:<12} {check.detail}")
         if check.advice:
             lines.append(f"{'':<18} -> {check.advice}")
-    count = {state: sum(check.state == state for check in found) for state in ("ok", "warn", "fail")}
+    count = {state: sum(check.state == state for check in checks) for state in ("ok", "warn", "fail")}
     lines.append(f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to mend")
     return "\n".join(lines)
 
 
-def as_json(found: list[Check]) -> str:
+def as_json(checks: list[Check]) -> str:
     """The same as JSON: {"ok": bool, "checks": [{name, state, detail, advice}]}."""
-    return json.dumps({"ok": all(c.state != "fail" for c in found), "checks": [asdict(c) for c in found]},
-                      indent=2)
+    whole = all(check.state != "fail" for check in checks)
+    return json.dumps({"ok": whole, "checks": [asdict(check) for check in checks]}, indent=2)

@@ -110,9 +110,9 @@ class SceneSource(ImageSource):
         (radius): float B, fractions of half the side. rotation (radians, clockwise): float B. foreground,
         background, background_end: float B 3, RGB in [0, 1]. background_angle: float B, radians.
         """
-        found = self._factors(np.asarray(indices, dtype=np.int64))
+        factors = self._factors(np.asarray(indices, dtype=np.int64))
         return {name: torch.from_numpy(v if v.dtype == np.int64 else v.astype(np.float32))
-                for name, v in found.items()}
+                for name, v in factors.items()}
 
     def _factors(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         s = self.style

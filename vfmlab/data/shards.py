@@ -106,7 +106,7 @@ class ShardRecords(Records):
                 raise DataError(f"{what}: {self.name(labels.index(None))} has no label, others have")
             self.labels = [str(label) for label in labels] if str in map(type, labels) else labels
 
-    def _index(self, number: int, file: str, found: list) -> None:
+    def _index(self, number: int, file: str, into: list) -> None:
         """Append the samples of one shard; of a damaged one, those before the damage."""
         samples: dict[str, tuple[list, list]] = {}
         path = os.path.join(self.root, file)
@@ -147,7 +147,7 @@ class ShardRecords(Records):
                 self.offset.append(offset)
                 self.length.append(size)
                 self.keys.append(derive(stem.encode("utf-8", "surrogateescape").hex()))
-                found.append(next((label for label in labels if label is not None), None))
+                into.append(next((label for label in labels if label is not None), None))
 
     def _label(self, kind: str, data: bytes) -> int | str | None:
         try:

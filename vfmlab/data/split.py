@@ -130,14 +130,14 @@ def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray]
         return {name: np.zeros(len(part), np.int64) for name, part in parts.items()}, list(UNLABELLED)
     if without:
         raise DataError(f"{what}: the {without[0]} part has no labels, the other has")
-    found = {name: np.asarray(part.labels) for name, part in parts.items()}
-    kinds = {values.dtype.kind for values in found.values()}
+    labels = {name: np.asarray(part.labels) for name, part in parts.items()}
+    kinds = {values.dtype.kind for values in labels.values()}
     if kinds == {"U"}:
-        names, known = np.unique(found["all" if "all" in parts else "train"]).tolist(), {}
+        names, known = np.unique(labels["all" if "all" in parts else "train"]).tolist(), {}
         if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
             names.sort(key=lambda name: (int(name), name))
         number = {name: i for i, name in enumerate(names)}
-        for name, values in found.items():
+        for name, values in labels.items():
             strange = next((str(value) for value in np.unique(values) if str(value) not in number), None)
             if strange is not None:
                 strange, near = readable(strange), nearest(strange, names)
@@ -147,13 +147,13 @@ def classes(what: str, parts: dict[str, Records]) -> tuple[dict[str, np.ndarray]
         return known, [readable(name) for name in names]
     if not kinds <= {"i", "u"}:
         raise DataError(f"{what}: labels are neither whole numbers nor text; name another data.label_column")
-    low, high = min(int(v.min()) for v in found.values()), max(int(v.max()) for v in found.values())
+    low, high = min(int(v.min()) for v in labels.values()), max(int(v.max()) for v in labels.values())
     limit = len(first.names) if first.names is not None else 100_000
     if low < 0 or high >= limit:
         odd = low if low < 0 else high
         raise DataError(f"{what}: label {odd} is outside 0..{limit - 1}; is it the class column?")
     names = first.names if first.names is not None else [str(i) for i in range(high + 1)]
-    numbers = {name: values.astype(np.int64) for name, values in found.items()}
+    numbers = {name: values.astype(np.int64) for name, values in labels.items()}
     return numbers, [readable(name) for name in names]
 
 

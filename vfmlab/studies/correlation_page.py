@@ -31,25 +31,25 @@ def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
             for label in order]
 
 
-def correlations(found: Sequence[Correlation]) -> list[dict[str, str]]:
+def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
     """One line per metric, strongest first."""
     return [
         {
             "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
             "95 % over rows": f"{c.low:+.2f} … {c.high:+.2f}", "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
         }
-        for c in found
+        for c in ranked
     ]  # fmt: skip
 
 
-def reading(found: Sequence[Correlation], target: str) -> str:
+def reading(ranked: Sequence[Correlation], target: str) -> str:
     """What the table may be read for, and what luck alone would give."""
-    chance, small = 0.05 * len(found), sum(c.p < 0.05 for c in found)
+    chance, small = 0.05 * len(ranked), sum(c.p < 0.05 for c in ranked)
     good = "smaller" if quantity(target).better == LOWER else "larger"
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
             f"95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. "
-            f"{small} of {len(found)} metrics have p < .05; {chance:.1f} would by luck if they were "
+            f"{small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
             "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
             "independent draws either.")
 
@@ -68,28 +68,28 @@ def left_out(results: Sequence[Result], target: str) -> list[str]:
     return [f"`{label}`: {why}" for label, why in reasons.items()]
 
 
-def build(results: Sequence[Result], found: Sequence[Correlation], target: str, command: str,
+def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str, command: str,
           title: str) -> Page:
     """Rows, correlations, and a picture of the strongest."""
     goal = values(results, target)
     mine = [r for r in results if r.label in goal and target in r.numbers]
     label = quantity(target).label
     page = Page(title, f"Which numbers of a tokenizer, measured before any diffusion model is trained, go along with {label}?",
-                verdict(found), compare_page.note(mine, "mean (each seed)"), definitions(), command=command)  # fmt: skip
-    ranked = [c.metric for c in found]
-    shown = [metric for metric in quantities(HEADLINE) if metric in ranked]
-    shown += [metric for metric in ranked if metric not in shown][: SHOWN - len(shown)]
-    page.add("", "", strengths(found, target), scatters(results, shown, target))
+                verdict(ranked), compare_page.note(mine, "mean (each seed)"), definitions(), command=command)  # fmt: skip
+    metrics = [c.metric for c in ranked]
+    shown = [metric for metric in quantities(HEADLINE) if metric in metrics]
+    shown += [metric for metric in metrics if metric not in shown][: SHOWN - len(shown)]
+    page.add("", "", strengths(ranked, target), scatters(results, shown, target))
     page.add("Rows", "Best first.", primitives.table(table(results, target)))
-    page.add(f"What goes along with {label}", reading(found, target), primitives.table(correlations(found)))
+    page.add(f"What goes along with {label}", reading(ranked, target), primitives.table(correlations(ranked)))
     if missing := left_out(results, target):
         page.add("Left out, or only in part", "", Lines(missing))
     return page
 
 
-def verdict(found: Sequence[Correlation]) -> str:
+def verdict(ranked: Sequence[Correlation]) -> str:
     """The strongest correlation whose interval over rows leaves out 0; none where there is no such metric."""
-    clear = [c for c in found if c.low * c.high > 0]
+    clear = [c for c in ranked if c.low * c.high > 0]
     if not clear:
         return "None: the interval over rows of every metric holds 0."
     one = clear[0]
@@ -97,9 +97,9 @@ def verdict(found: Sequence[Correlation]) -> str:
     return f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} ({interval}), over {one.rows} rows."
 
 
-def strengths(found: Sequence[Correlation], target: str) -> go.Figure:
+def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
     """Spearman's rho of every metric with its interval over rows, strongest on top; small dots: seeds."""
-    shown = list(reversed(found))
+    shown = list(reversed(ranked))
     labels = [quantity(c.metric).label or c.metric for c in shown]
     figure = go.Figure()
     figure.add_vline(x=0, line={"color": "#888", "width": 1})

@@ -100,7 +100,7 @@ def _real(source: data.ImageSource, classes: int) -> Tensor:
     batch = source.batch(torch.arange(min(len(source), 512)))
     images, blank = data.to_float(batch.images), torch.ones_like(data.to_float(batch.images[0]))
     of_class = [(batch.labels == k).nonzero().flatten().tolist() for k in range(classes)]
-    return torch.stack([images[found[0]] if found else blank for found in of_class])
+    return torch.stack([images[rows[0]] if rows else blank for rows in of_class])
 
 
 def _picture(groups: Mapping[str, Tensor], caption: str, columns: list[str] | None = None) -> Picture:

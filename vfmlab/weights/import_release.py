@@ -111,10 +111,10 @@ def _imported(release: Release) -> dict[str, Any]:
 
 
 def _tokenizer_run(release: Release, overrides: dict[str, Any] | str | None) -> config.Phase:
-    found = IMPORTERS.get(release.row.family).sections(release.module, release.settings)
+    sections = IMPORTERS.get(release.row.family).sections(release.module, release.settings)
     run = config.parse({"name": f"{release.row.name.replace('-', '_')}_imported", "tier": "paper",
-                        "data": {"size": found["size"], "train": 20_000},
-                        "vfm": release.row.vfm or found["vfm"], "tokenizer": found["tokenizer"],
+                        "data": {"size": sections["size"], "train": 20_000},
+                        "vfm": release.row.vfm or sections["vfm"], "tokenizer": sections["tokenizer"],
                         "imported": _imported(release), "protocol": {"features": "inception", "batch": 64}},
                        f"import {release.row.name}")
     return config.override(run, overrides).phases()[0]
@@ -268,22 +268,23 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
 
     left = IMPORTERS.get(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
-        origin = f"latent statistics are measured on {run.data.source}"
-        message = f"{origin}; the release publishes none, or they were not asked for"
+        message = (f"latent statistics are measured on {run.data.source}; the release publishes none, or they "
+                   "were not asked for")
         yield Event("warning", run.id, run.stage, data={"message": message})
-        found, origin = (measure(tokenizer, batches(), data.open_source(run.data, "train").fingerprint),
-                         MEASURED)
+        fingerprint = data.open_source(run.data, "train").fingerprint
+        moments, origin = measure(tokenizer, batches(), fingerprint), MEASURED
     else:
         mean, std = (value.cpu().clone() if value.ndim == 3 else value.cpu().expand(channels).clone()
                      for value in left)
         origin = known[2]
-        found = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
-    tokenizer.set_statistics(found)
-    facts = {"fingerprint": found.fingerprint, "statistics": origin}
+        moments = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
+    tokenizer.set_statistics(moments)
+    facts = {"fingerprint": moments.fingerprint, "statistics": origin}
     if tokenizer.vfm is not None:
         facts["vfm_fingerprint"] = tokenizer.vfm.fingerprint
     write(folder, tokenizer.state_dict(), release, facts)
-    io.write(folder.latent_stats, {"mean": found.mean, "std": found.std}, {"count": found.count, **facts})
+    latent = {"mean": moments.mean, "std": moments.std}
+    io.write(folder.latent_stats, latent, {"count": moments.count, **facts})
     yield Event("step", run.id, run.stage, data={"statistics": origin, "sha256": release.sha256})
 
 

@@ -55,26 +55,26 @@ def factor_targets(source, indices: Tensor) -> dict[str, Tensor]:
     factors = source.factors(indices)
     if factors is None:
         raise DataError("this data has no known factors; scenes have them (data.source=scenes:medium)")
-    classes, found = getattr(source, "factor_classes", {}), {}
+    classes, targets = getattr(source, "factor_classes", {}), {}
     for name, value in factors.items():
         if name in classes:
-            found[name] = F.one_hot(value, classes[name]).double()
+            targets[name] = F.one_hot(value, classes[name]).double()
         elif name in ANGLES:
-            found[name] = torch.stack([value.cos(), value.sin()], 1).double()
+            targets[name] = torch.stack([value.cos(), value.sin()], 1).double()
         else:
-            found[name] = value.double().view(len(value), -1)
-    return found
+            targets[name] = value.double().view(len(value), -1)
+    return targets
 
 
 def recover(train: Tensor, test: Tensor, train_targets: dict[str, Tensor],
             test_targets: dict[str, Tensor]) -> dict[str, float]:
     """R^2 of a ridge regression from features (N x ...) to each target; constant targets are left out."""
-    fit, found = linear.Ridge(train), {}
+    fit, scores = linear.Ridge(train), {}
     for name, y in train_targets.items():
         centre, truth = y.mean(0), test_targets[name]
         if float((truth - truth.mean(0)).abs().max()) > 1e-9 and float((y - centre).abs().max()) > 1e-9:
-            found[name] = linear.r2(fit.fit(y)(test), truth, centre)
-    return found
+            scores[name] = linear.r2(fit.fit(y)(test), truth, centre)
+    return scores
 
 
 @INSTRUMENTS.register("factors")
@@ -91,17 +91,17 @@ class Factors(Instrument):
     def measure(self, subject: Subject, report: Draft) -> None:
         train, test = subject.training, subject.held_out
         targets = factor_targets(train.source, train.indices), factor_targets(test.source, test.indices)
-        found = recover(train.maps, test.maps, *targets)
+        r2 = recover(train.maps, test.maps, *targets)
         section = subject.section({"measure": "R^2 of factors", **linear.FACTS, "fitted_on": len(train),
                                    "angles": "cosine and sine"})
-        classes = [v for k, v in found.items() if k in ("shape", "texture")]
-        nuisance = [v for k, v in found.items() if k not in ("shape", "texture")]
+        classes = [v for k, v in r2.items() if k in ("shape", "texture")]
+        nuisance = [v for k, v in r2.items() if k not in ("shape", "texture")]
         for name, values in (("factor_class_r2", classes), ("factor_r2", nuisance)):
             if values:
                 report.add(name, fmean(values), section, len(test))
             else:
                 report.absent(name, "no such factor varies in this data")
-        report.add("factors", list(found.values()), section, len(test), factor=list(found))
+        report.add("factors", list(r2.values()), section, len(test), factor=list(r2))
 
 
 # -- segmentation ------------------------------------------------------------------------------------------
