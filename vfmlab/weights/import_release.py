@@ -268,8 +268,8 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
 
     left = IMPORTERS.get(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
-        message = (f"latent statistics are measured on {run.data.source}; the release publishes none, or they "
-                   "were not asked for")
+        message = (f"latent statistics are measured on {run.data.source}; the release publishes none, or "
+                   "they were not asked for")
         yield Event("warning", run.id, run.stage, data={"message": message})
         fingerprint = data.open_source(run.data, "train").fingerprint
         moments, origin = measure(tokenizer, batches(), fingerprint), MEASURED
