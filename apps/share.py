@@ -104,7 +104,8 @@ def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
     for name, component in tab.fields.items():
         fresh = getattr(component, "fresh", None)
         change: dict[str, Any] = {"choices": fresh()} if fresh else {}
-        known = [value for _, value in change.get("choices") or getattr(component, "choices", None) or []]
+        pairs = change["choices"] if fresh else getattr(component, "choices", None) or []
+        known = [value for _, value in pairs]
         value = mine.get(name)
         short = isinstance(value, str) and len(value) < 300
         fits, value = (short, value) if name in tab.free else fit(component, value, known)
