@@ -55,7 +55,7 @@ IDS = {
     "pocket_rae": "ea0072ac 7d68de3f",
     "pocket_judge": "887d4852",
     "small_vfm_vae_joint": "202665d0 3e822bfa 384c45f1 0bdb55a4 b981daa9",
-    "paper_vfm_vae_joint": "dd483d46 249a0ace 8a5eb724 41ca5719 0f6fc34e",
+    "paper_vfm_vae_joint": "964c3369 9b69dc75 b67436f8 7c25d1e4 6960f52c",
     "paper_fae": "a6adb6dc 8f588414 1821e712",
     "paper_sd_vae": "d9af9d11 776a24f6",
 }
@@ -137,3 +137,16 @@ def test_tiny_runs_to_samples_and_numbers(name, tmp_path):
         *_, last = api.sample(run.id, [0, 1], root=tmp_path, previews=0)
         assert last.images.shape == (2, 3, 16, 16)
         assert math.isfinite(report["gfd"].value)
+
+
+def test_paper_recipes_as_released():
+    """Facts of the released configurations that the published text does not have."""
+    for name in ("paper_plain_vae", "paper_va_vae", "paper_plain_vae_repa_e"):  # reconstruction summed over pixels there
+        assert presets.get(name).losses["kl"].weight == pytest.approx(5.1e-12, rel=0.01)
+    last = presets.get("paper_vfm_vae").phases()[3]
+    assert last.stage == "patchgan"
+    losses = {name: loss.weight for name, loss in last.losses.items()}
+    assert losses["adversarial"] == losses["adversarial:patch"] == 1
+    assert {"l1", "lpips", "ssim"}.isdisjoint(losses)
+    assert last.train.clip is None
+    assert presets.get("paper_rae").diffusion.time.kind == "lognormal"

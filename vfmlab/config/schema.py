@@ -228,7 +228,7 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = Field(0, ge=0)
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this; null: never")
     ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False

@@ -28,7 +28,8 @@ POCKET = {"channels": 8, "factor": 4, **POCKET_CONV, "linear_start": True, "deco
 SMALL = {"channels": 16, "factor": 4, "width": 96, "multipliers": [1, 2, 4], "blocks": 2, "attention": [8],
          "decoder": SMALL_DECODER}  # fmt: skip
 PAPER = {"channels": 32, "factor": 16}
-PAPER_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6}
+# LDM and VA-VAE sum the reconstruction over the 3 x 256 x 256 values of an image; here it is their mean.
+PAPER_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6 / (3 * 256**2)}
 PAPER_GAN = GAN | {"start": 2_000_000}
 DINO = {"name": "dinov2_s14", "upscale": 7.0}
 

@@ -33,12 +33,11 @@ PAPER_GAN = {"weight": 0.75, "discriminator": "rae_dino", "adaptive": True, "sta
              "betas": [0.9, 0.95]}  # fmt: skip
 
 
-def _with(tier: str, network: Tree, channels: int, side: int, time: str = "lognormal",
-          **changes: Any) -> Tree:
+def _with(tier: str, network: Tree, channels: int, side: int, **changes: Any) -> Tree:
     """The tier's recipe with RAE's network and its time shift in training and sampling."""
     shift = (channels * side**2 / 4096) ** 0.5
     return base(
-        tier, diffusion__network=network, diffusion__time={"kind": time, "shift": shift}, protocol__sampler__shift=shift,
+        tier, diffusion__network=network, diffusion__time={"kind": "lognormal", "shift": shift}, protocol__sampler__shift=shift,
         **{"diffusion__cache": False, "diffusion__cosine_loss": 0.0, **changes},
     )  # fmt: skip
 
@@ -66,14 +65,14 @@ def _small(method: str, **more: Any) -> Tree:
 
 def _paper(method: str, channels: int, vfm: Tree, **more: Any) -> Tree:
     tree = _with(
-        "paper", PAPER_DDT, channels, 16, time="uniform", vfm=vfm, losses={"l1": 1.0, "lpips": 1.0, "adversarial": PAPER_GAN},
+        "paper", PAPER_DDT, channels, 16, vfm=vfm, losses={"l1": 1.0, "lpips": 1.0, "adversarial": PAPER_GAN},
         tokenizer={"channels": channels, "factor": 16, "method": method, "noise_law": "uniform", **more}, protocol__sampler__steps=50,
     )  # fmt: skip
     # Decoder: 16 epochs of AdamW, rate falling by a cosine (in the release to a tenth, here to zero),
     # gradients not clipped.
     tree["train"] |= {
         "samples": 16 * EPOCH, "batch": 512, "optimizer": "adamw", "lr": 2e-4, "betas": [0.9, 0.95], "schedule": "cosine", "warmup": EPOCH,
-        "ema_halflife": 161_000, "clip": 1e9,
+        "ema_halflife": 161_000, "clip": None,
     }  # fmt: skip
     tree["diffusion"]["train"] |= {"samples": 80 * EPOCH, "batch": 1024, "lr": 2e-4, "betas": [0.9, 0.95],
                                    "ema_halflife": 1_420_000}

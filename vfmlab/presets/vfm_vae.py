@@ -5,10 +5,9 @@
     ssim      decoder alone, encoder and so the latent fixed: no KL, no VF, SSIM instead
     patchgan  the decoder's upper resolutions against a PatchGAN with feature matching, without equivariance
 
-From the released configuration: which losses with which weights, budgets and learning rates of each stage.
-Unknown, so
-ours: the weight of the first discriminator's term (1), that it goes when the PatchGAN comes, and everything
-below `paper`.
+From the released configuration: which losses with which weights, budgets and learning rates of each stage; the
+first discriminator stays on beside the PatchGAN, whose norms run over virtual batches of 8; gradients are not
+clipped. Unknown, so ours: everything below `paper`.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ POCKET_STAGES = stages(3840, 960, 2880, vf=0.06, upper=["decoder.blocks.1.*", "d
 SMALL_STAGES = stages(1_500_000, 500_000, 500_000, vf=0.2, upper=["decoder.blocks.1.*", "decoder.blocks.2.*"], writes=["decoder.*"], lr=1e-4,
                       ssim_losses={"lpips": 0.2}, patchgan_losses=against({"width": 64, "scales": 2}, l1=0.0, lpips=0.0))  # fmt: skip
 PAPER_STAGES = stages(20_000_000, 1_000_000, 3_000_000, vf=1.0, upper=["decoder.blocks.[345].*"], writes=["decoder.*"], lr=5e-5,
-                      ssim_losses={"lpips": 2.0}, patchgan_losses=against({"width": 64, "norm": "batch"}, l1=0.0, lpips=0.0, adversarial=0.0))  # fmt: skip
+                      ssim_losses={"lpips": 2.0}, patchgan_losses=against({"width": 64, "norm": "virtual_batch"}, l1=0.0, lpips=0.0))  # fmt: skip
 FOUR, CONTROL = "about four minutes on one core", "as long as pocket_vfm_vae"
 SIT = {"kind": "sit", "patch": 1, "qk_norm": True}
 
@@ -140,7 +139,7 @@ ROWS = (
     Preset(
         "paper_vfm_vae", "VFM-VAE f16d32 on SigLIP2-L/16 at 512 px in four stages (44 M images); LightningDiT-XL/1, 64 epochs.",
         base("paper", tokenizer={"method": "vfm_vae", "channels": 32, "factor": 16}, stages=PAPER_STAGES,
-             vfm={"name": "siglip2_l16_512", "layers": [0, 12, -1], "upscale": 2.0}, equivariance={"p_latent": 0.5, "p_prior": 0.25},
+             vfm={"name": "siglip2_l16_512", "layers": [0, 12, -1], "upscale": 2.0}, equivariance={"p_latent": 0.5, "p_prior": 0.25}, train__clip=None,
              losses={"l1": 1.0, "lpips": 10.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 5_000_000}, "vf": {"weight": 5.0},
                      "adversarial": {"weight": 1.0, "loss": "hinge", "discriminator": "projected"}}),
         result="published: rFID 0.52, gFID 3.80 without guidance; not run here", ours="learning-rate schedule, weight decay and the DiT's EMA",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from statistics import median
@@ -67,7 +68,7 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
                     step * task.train.batch if task.discriminators is None else task.discriminators.all_on()
                 )
                 backward(on, batch, step, samples)
-                torch.nn.utils.clip_grad_norm_(on.parameters, task.train.clip)
+                torch.nn.utils.clip_grad_norm_(on.parameters, task.train.clip or math.inf)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)

@@ -81,7 +81,8 @@ class Guard:
                     "or set train.precision=fp32")
         fp32 = "" if self.precision == "fp32" else "train.precision=fp32, "
         lower = f"try a lower train.lr (now {self.lr:g}), "
-        return f"{lower}{fp32}train.clip (now {self.clip:g}) or more train.warmup"
+        clip = "none" if self.clip is None else f"{self.clip:g}"
+        return f"{lower}{fp32}train.clip (now {clip}) or more train.warmup"
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "in_a_row": self.in_a_row, "total": self.total}

@@ -8,6 +8,7 @@ are means over the global batch, however it is cut into processes and accumulati
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -245,10 +246,11 @@ class _Loop:
 
         metrics = backward(on, batch, self.step, self.samples)
 
-        gradient = acc.clip_grad_norm_(on.parameters, self.train.clip)
+        clip = math.inf if self.train.clip is None else self.train.clip
+        gradient = acc.clip_grad_norm_(on.parameters, clip)
         if learns:
             metrics["discriminator_grad_norm"] = acc.clip_grad_norm_(
-                task.discriminators.parameters(), self.train.clip)
+                task.discriminators.parameters(), clip)
         numbers = self._agree(metrics, gradient)
         reason = state.guard.reason_to_skip(numbers, self._overflows())
         if reason is None:

@@ -51,13 +51,13 @@ class VirtualBatchNorm(nn.Module):
         self.batch, self.eps = batch, eps
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # B C N
+    def forward(self, x: Tensor) -> Tensor:  # B C N, or B C h w
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            shape, x = x.shape, x.float().flatten(2)
             groups = math.ceil(len(x) / self.batch)
             parts = [standardise(part, self.eps) for part in x.tensor_split(groups)]
             x = parts[0] if groups == 1 else torch.cat(parts)
-            return x * self.weight[:, None] + self.bias[:, None]
+            return (x * self.weight[:, None] + self.bias[:, None]).view(shape)
 
 
 def standardise(x: Tensor, eps: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.losses.discriminators.base import Discriminator, DiscriminatorConfig, Features
+from vfmlab.losses.discriminators.heads import VirtualBatchNorm
 from vfmlab.registry import DISCRIMINATORS
 
 WIDEST = 512
@@ -59,6 +60,7 @@ NORMS = {
     # Always the batch's own statistics: a discriminator is only ever used on batches, and running ones would
     # mix real and generated images.
     "batch": lambda channels: nn.BatchNorm2d(channels, track_running_stats=False),
+    "virtual_batch": VirtualBatchNorm,
     "instance": lambda channels: nn.InstanceNorm2d(channels),
     "none": lambda channels: nn.Identity(),
 }
@@ -68,17 +70,19 @@ NORMS = {
 class PatchGAN(Discriminator):
     """`scales` networks of one shape on images halved 0, 1, 2 ... times; logits: B 1 h w each, finest first.
 
-    Defaults suit 32 px on a CPU. VFM-VAE's last stage trains against width 64, 3 layers, 3 scales, batch
-    norm, with the LSGAN loss and feature matching 10 (released config). Weights start as in pix2pixHD: N(0,
-    0.02), norms N(1, 0.02).
+    Defaults suit 32 px on a CPU. VFM-VAE's last stage trains against width 64, 3 layers, 3 scales, norms over
+    virtual batches, with the LSGAN loss and feature matching 10 (released config). Weights start as in
+    pix2pixHD: N(0, 0.02), norms N(1, 0.02).
     """
 
     class Config(DiscriminatorConfig):
         width: int = Field(16, ge=1, description="channels of the first layer; doubled by each one up to 512")
         layers: int = Field(3, ge=1, description="convolutions of stride 2")
         scales: int = Field(3, ge=1, description="image pyramid; 1: the plain PatchGAN")
-        norm: Literal["batch", "instance", "none"] = Field(
-            "instance", description="'batch' shares statistics over the images of one process's (micro-)batch"
+        norm: Literal["batch", "virtual_batch", "instance", "none"] = Field(
+            "instance",
+            description="'batch' shares statistics over the images of one process's (micro-)batch, "
+                        "'virtual_batch' over 8 images of it"
         )
 
     def __init__(self, config: PatchGAN.Config, size: int, vfm: nn.Module | None = None):
@@ -89,7 +93,7 @@ class PatchGAN(Discriminator):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d | VirtualBatchNorm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def score(self, images: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Features]:
