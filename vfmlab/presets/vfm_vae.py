@@ -5,9 +5,9 @@
     ssim      decoder alone, encoder and so the latent fixed: no KL, no VF, SSIM instead
     patchgan  the decoder's upper resolutions against a PatchGAN with feature matching, without equivariance
 
-From the released configuration: which losses with which weights, budgets and learning rates of each stage; the
-first discriminator stays on beside the PatchGAN, whose norms run over virtual batches of 8; gradients are not
-clipped. Unknown, so ours: everything below `paper`.
+From the released configuration: which losses with which weights, budgets and learning rates of each stage;
+the first discriminator stays on beside the PatchGAN, whose norms run over virtual batches of 8; gradients are
+not clipped. Unknown, so ours: everything below `paper`.
 """
 
 from __future__ import annotations
