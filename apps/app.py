@@ -2,8 +2,7 @@
 
     vfmlab app --root DIR
 
-It serves this machine only unless another host is named, shows only runs of that folder, and computes one job
-at a time.
+It serves this machine unless another host is named, shows runs of that folder, one job at a time.
 """
 
 from __future__ import annotations
@@ -85,11 +84,9 @@ def build(root: str | Path, temporary: Path) -> Page:
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 
-def launch(
-    root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None,
-    auth: tuple[str, str] | None = None, mcp: bool = False, block: bool = True, quiet: bool = False,
-    hosts: Iterable[str] = (), **limits: tuple[float, float],
-) -> Page:  # fmt: skip
+def launch(root: str | Path = "runs", host: str = "127.0.0.1", port: int | None = None,
+           auth: tuple[str, str] | None = None, mcp: bool = False, block: bool = True, quiet: bool = False,
+           hosts: Iterable[str] = (), **limits: tuple[float, float]) -> Page:
     """Serve the app; the served page, whose `local_url` is the address.
 
     Args:
@@ -128,13 +125,12 @@ def launch(
     rules = guard.middleware(host, hosts, folder=temporary, listening=page.listening, mcp=mcp, **limits)
     closed = [str(Path(root).expanduser().resolve())]
     try:
-        page.launch(
-            server_name=host, server_port=port, share=False, auth=auth, max_file_size=f"{guard.UPLOAD_MB}mb",
-            show_error=True, prevent_thread_lock=not block, allowed_paths=[], blocked_paths=closed,
-            quiet=quiet, mcp_server=mcp, ssr_mode=False, run_history=False, enable_monitoring=False,
-            footer_links=["api", "settings"], css_paths=HERE / "page.css", js=(HERE / "page.js").read_text(),
-            app_kwargs={"middleware": rules, "lifespan": lifespan},
-        )  # fmt: skip
+        page.launch(server_name=host, server_port=port, share=False, auth=auth,
+                    max_file_size=f"{guard.UPLOAD_MB}mb", show_error=True, prevent_thread_lock=not block,
+                    allowed_paths=[], blocked_paths=closed, quiet=quiet, mcp_server=mcp, ssr_mode=False,
+                    run_history=False, enable_monitoring=False, footer_links=["api", "settings"],
+                    css_paths=HERE / "page.css", js=(HERE / "page.js").read_text(),
+                    app_kwargs={"middleware": rules, "lifespan": lifespan})
     except BaseException as error:
         until_closed.close()
         if isinstance(error, OSError):

@@ -84,10 +84,8 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> 
     return f'<div class="vl-table"><table>{body}</table></div>'
 
 
-def card(
-    title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (),
-    facts: str = "", full: bool = False, many: bool = False,
-) -> str:  # fmt: skip
+def card(title: str, method: str | None, figures: Sequence[str], numbers: Sequence[tuple[str, str]] = (),
+         facts: str = "", full: bool = False, many: bool = False) -> str:
     """One result. method: decides the colour. numbers: (name, value). facts: N, protocol, weights, seconds.
 
     full: a row for itself. many: of small figures.

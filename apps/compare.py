@@ -28,10 +28,8 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         with gr.Row():
             phases = gr.Checkbox(False, label=EVERY_PHASE, min_width=240, scale=3)
             again = gr.Button("read the folder again", min_width=180)
-        board = gr.Dataframe(
-            interactive=False, wrap=False, datatype=["str", "html", *["str"] * 20], label="leaderboard",
-            show_search="filter", elem_id="vl-board",
-        )  # fmt: skip
+        board = gr.Dataframe(interactive=False, wrap=False, datatype=["str", "html", *["str"] * 20],
+                             label="leaderboard", show_search="filter", elem_id="vl-board")
         note = gr.Markdown(elem_classes="vl-facts")
         with gr.Row():
             with gr.Column(min_width=300):
@@ -92,11 +90,9 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         cells = [[_cell(column, row) for column in columns] for row in rows]
         listed, beside_it = gr.update(choices=named), gr.update(choices=[("none", ""), *measurable])
         points, points_note = _cloud(results, x, y, known)
-        return (
-            gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=cells), about,
-            themed(leaderboard.convergence(results, metric)), listed, listed, points, points_note,
-            gr.update(choices=measurable, value=run), beside_it, *share.tell("compare", state, code),
-        )  # fmt: skip
+        return (gr.update(choices=list(tables), value=heading), gr.update(headers=columns, value=cells),
+                about, themed(leaderboard.convergence(results, metric)), listed, listed, points, points_note,
+                gr.update(choices=measurable, value=run), beside_it, *share.outputs("compare", state, code))
 
     def show(run_id: str | None, other: str | None):
         run_id, other = text(run_id), text(other)
@@ -145,7 +141,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
     measured = measure.click(evaluate, picked, [status, numbers], api_name="evaluate", **COMPUTE)
     measured.then(read_leaderboard, inputs, outputs, **quiet)
     fields = {"which": which, "phases": phases, "metric": metric, "x": x, "y": y, "run": picked}
-    tab = share.Tab("compare", fields, dict, free=("which", "x", "y", "run"))
+    tab = share.Tab("compare", fields, free=("which", "x", "y", "run"))
     return tab, (read_leaderboard, inputs, outputs)
 
 
@@ -157,11 +153,11 @@ def _cell(column: str, row: dict[str, Any]) -> str:
 
 def _any(root: Path, run_id: Any) -> runs.RunDir:
     """A run of any kind, by its id alone."""
-    found = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
-    if found is None:
+    run = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
+    if run is None:
         way = "Press 'read the folder again' and choose another one."
         raise problem(f"There is no run '{str(run_id)[:80]}' here (any more). {way}")
-    return found
+    return run
 
 
 def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> tuple[Any, str]:

@@ -79,9 +79,9 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             "maps = explore.layer_maps(tokenizer, ['picture.png'])\n"
             f"alike = {{name: explore.likeness(m, ({down:g}, {across:g})) for name, m in maps.items()}}"
         )
-        numbers = {"indices": near.indices, "labels": near.labels, "distances": near.distances}
-        told = share.tell("explore", {**state, "numbers": numbers}, code, primitives.tile(channels, scale=1))
-        return cards.cards(parts), *_similar(tokenizer, picture, method, name, (down, across)), *told
+        state |= {"numbers": {"indices": near.indices, "labels": near.labels, "distances": near.distances}}
+        shared = share.outputs("explore", state, code, primitives.tile(channels, scale=1))
+        return cards.cards(parts), *_similar(tokenizer, picture, method, name, (down, across)), *shared
 
     def similarity(run: str, image: str | None, across: float, down: float):
         """How much every place resembles the patch at (across, down), 0 to 1, by layer and in the latent."""
@@ -104,8 +104,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     clicked.then(similarity, query, results, api_name="similarity", **quiet)
     for slider in (across, down):
         slider.release(similarity, query, results, api_visibility="private", **quiet)
-    fresh = lambda: {"run": models.choices(root, "tokenizer")}  # noqa: E731
-    return share.connect("explore", look_inside, buttons, fields, [shown, canvas, alike, *panel], fresh)
+    return share.connect("explore", look_inside, buttons, fields, [shown, canvas, alike, *panel])
 
 
 def _similar(tokenizer, picture, method: str, name: str, place: tuple[float, float]):

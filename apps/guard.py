@@ -105,10 +105,8 @@ class Guard:
             session and by job. mcp: whether its endpoint is served. uploads, passwords: a client's shares.
     """
 
-    def __init__(
-        self, app: Any, folder: Path, listening: Counter[str], mcp: bool = False,
-        uploads: tuple[float, float] = UPLOADED, passwords: tuple[float, float] = PASSWORDS,
-    ):  # fmt: skip
+    def __init__(self, app: Any, folder: Path, listening: Counter[str], mcp: bool = False,
+                 uploads: tuple[float, float] = UPLOADED, passwords: tuple[float, float] = PASSWORDS):
         self.app, self.folder, self.listening, self.mcp = app, folder, listening, mcp
         self.uploads, self.passwords = Budget(*uploads), Budget(*passwords)
 

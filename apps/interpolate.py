@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from apps import cards, models, pictures, share
-from apps.common import LIGHT, controls, number, problem, whole
+from apps.common import LIGHT, controls, number, whole
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
@@ -52,8 +52,6 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         """
         paths = [[pictures.given(path)] for path in (first, second)]
         run_ids = models.several(root, runs, "tokenizer")
-        if kind not in KINDS:
-            raise problem(f"There is no path '{kind}'; choose linear or spherical.")
         frames, parts, numbers, walks = whole(frames, 3, 25, "frames"), [], {}, []
         for run_id in run_ids:
             if stopped():
@@ -80,22 +78,20 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             "print(walk.length, walk.roughness)  # walk.frames"
         )
         sheet = cards.stack([primitives.tile(walk.frames, columns=25, scale=1) for walk in walks])
-        yield cards.cards(parts), *share.tell("interpolate", state, code, sheet)
+        yield cards.cards(parts), *share.outputs("interpolate", state, code, sheet)
 
     fields = {"first": first, "second": second, "runs": runs, "kind": kind, "frames": frames}
-    fresh = lambda: {"runs": models.choices(root, "tokenizer")}  # noqa: E731
-    outputs, named = [shown, *panel], {"endpoint": "interpolate_images"}
-    return share.connect("interpolate", interpolate_images, buttons, fields, outputs, fresh, **named)
+    return share.connect("interpolate", interpolate_images, buttons, fields, [shown, *panel],
+                         endpoint="interpolate_images")
 
 
 def _samples(root: Path) -> share.Tab:
-    ids = models.finished(root, "diffusion")
-    names = models.class_names(root, ids[0]) if ids else []
     with gr.Row():
         with controls("interpolate") as buttons:
             runs = models.several_dropdown(root, "diffusion", "diffusion runs")
             what = gr.Radio(["noises", "classes"], value="noises", label="between two")
             look = {"allow_custom_value": True, "min_width": 130}
+            names = models.class_names(root, next(iter(runs.value), None))
             ends = (names[0], names[1 % len(names)]) if names else (None, None)
             with gr.Row():
                 label = gr.Dropdown(names, value=ends[0], label="class", **look)
@@ -113,19 +109,14 @@ def _samples(root: Path) -> share.Tab:
             shown = gr.HTML(label="results")
             panel = share.panel()
 
-    def interpolate_samples(
-        runs: list[str], what: str, label: str, other: str, seed: int, other_seed: int, kind: str,
-        frames: int, steps: int, scale: float,
-    ):  # fmt: skip
+    def interpolate_samples(runs: list[str], what: str, label: str, other: str, seed: int, other_seed: int,
+                            kind: str, frames: int, steps: int, scale: float):
         """Samples between two noises (seed, other_seed; one class) or classes (label, other; one seed).
 
         runs: ids of diffusion runs. label, other: names or numbers of classes. frames: with both ends.
         Returns HTML, a PNG, a link, Python lines, the state as JSON.
         """
         run_ids = models.several(root, runs, "diffusion")
-        if what not in ("noises", "classes") or kind not in KINDS:
-            way = "choose linear or spherical, noises or classes"
-            raise problem(f"There is no {kind} path between {what}; {way}.")
         seeds = whole(seed, 0, SEED, "seed"), whole(other_seed, 0, SEED, "other seed")
         frames = whole(frames, 3, 25, "frames")
         how = {"steps": whole(steps, 1, 100, "steps"), "guidance": number(scale, 0, 8, "guidance scale")}
@@ -136,26 +127,30 @@ def _samples(root: Path) -> share.Tab:
             began, model, last = time.monotonic(), models.diffusion(root, run_id), None
             chosen = (label, other) if what == "classes" else (label, label)
             ends = tuple(models.class_index(model, name) for name in chosen)
-            between = _between(model, what, ends, seeds)
-            arguments = {"noises": (ends[0], seeds), "classes": (ends, seeds[0])}[what]
-            with closing(getattr(interpolate, what)(model, *arguments, frames, kind, **how)) as stream:
+            first, second = (model.class_names[i] for i in ends)
+            if what == "classes":
+                between = f"from {first} to {second}, seed {seeds[0]}"
+                draw, arguments = interpolate.classes, (ends, seeds[0])
+            else:
+                between = f"{first}, from seed {seeds[0]} to seed {seeds[1]}"
+                draw, arguments = interpolate.noises, (ends[0], seeds)
+            with closing(draw(model, *arguments, frames, kind, **how)) as stream:
                 for last in until_stopped(stream):
                     done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began)
                     yield cards.cards(list(done.values())), *share.skip()
             walks.append(primitives.tile(last.images, columns=25, scale=1))
+            given = f"model, *{arguments}, {frames}, {kind!r}, **{how}"
             lines += [f"model = vfmlab.load_diffusion({run_id!r}, {str(root)!r})",
-                      f"*_, last = interpolate.{what}(model, *{arguments}, {frames}, {kind!r}, **{how})"]
+                      f"*_, last = interpolate.{draw.__name__}({given})"]
             if stopped():
                 done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began, True)
                 break
-        state = {
-            "runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seeds[0],
-            "other_seed": seeds[1], "kind": kind, "frames": frames, "steps": how["steps"],
-            "scale": how["guidance"],
-        }  # fmt: skip
+        state = {"runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seeds[0],
+                 "other_seed": seeds[1], "kind": kind, "frames": frames, "steps": how["steps"],
+                 "scale": how["guidance"]}
         code = "\n".join(["import vfmlab", "from vfmlab.studies import interpolate", "", *lines])
-        told = share.tell("interpolate_samples", state, code, cards.stack(walks))
-        yield cards.cards(list(done.values())), *told
+        shared = share.outputs("interpolate_samples", state, code, cards.stack(walks))
+        yield cards.cards(list(done.values())), *shared
 
     def classes(run_ids: list[str] | None):
         names = models.class_names(root, run_ids[0]) if isinstance(run_ids, list) and run_ids else []
@@ -164,9 +159,9 @@ def _samples(root: Path) -> share.Tab:
     runs.input(classes, runs, [label, other], **LIGHT)
     keys = ("runs", "what", "label", "other", "seed", "other_seed", "kind", "frames", "steps", "scale")
     inputs = [runs, what, label, other, seed, other_seed, kind, frames, steps, scale]
-    fresh = lambda: {"runs": models.choices(root, "diffusion")}  # noqa: E731
-    fields, outputs, free = dict(zip(keys, inputs, strict=True)), [shown, *panel], ("label", "other")
-    return share.connect("interpolate_samples", interpolate_samples, buttons, fields, outputs, fresh, free)
+    fields = dict(zip(keys, inputs, strict=True))
+    return share.connect("interpolate_samples", interpolate_samples, buttons, fields, [shown, *panel],
+                         ("label", "other"))
 
 
 def _card(title: str, method: str | None, walk: interpolate.Walk, facts: str) -> str:
@@ -177,17 +172,8 @@ def _card(title: str, method: str | None, walk: interpolate.Walk, facts: str) ->
     return cards.card(title, method, figures, lines, facts, full=True)
 
 
-def _between(model: api.LoadedDiffusion, what: str, ends: tuple[int, ...], seeds: tuple[int, int]) -> str:
-    first, second = (model.class_names[i] for i in ends)
-    if what == "noises":
-        return f"{first}, from seed {seeds[0]} to seed {seeds[1]}"
-    return f"from {first} to {second}, seed {seeds[0]}"
-
-
-def _forming(
-    root: Path, run_id: str, preview: api.Preview, between: str, kind: str, seconds: float,
-    early: bool = False,
-) -> str:  # fmt: skip
+def _forming(root: Path, run_id: str, preview: api.Preview, between: str, kind: str, seconds: float,
+             early: bool = False) -> str:
     at = f"step {preview.step} of {preview.total}"
     state = "done" if preview.final else f"stopped at {at}" if early else at
     figures = [cards.strip(preview.images, f"{between}: {state}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,28 @@ def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
 
 def one_dropdown(root: Path, kind: str, label: str, **more: Any) -> gr.Dropdown:
     """A list to choose one run from."""
-    names = choices(root, kind)
-    first = names[0][1] if names else None
-    return gr.Dropdown(names, value=first, label=label, allow_custom_value=True, **more)
+    return _dropdown(lambda: choices(root, kind), lambda ids: next(iter(ids), None), label, **more)
 
 
 def several_dropdown(root: Path, kind: str, label: str = "tokenizers") -> gr.Dropdown:
     """A list to choose up to MOST_RUNS runs from."""
-    names = choices(root, kind)
-    many = {"multiselect": True, "max_choices": MOST_RUNS, "allow_custom_value": True}
-    return gr.Dropdown(names, value=[run_id for _, run_id in names[:2]], label=label, **many)
+    return _dropdown(lambda: choices(root, kind), lambda ids: ids[:2], label, multiselect=True,
+                     max_choices=MOST_RUNS)
+
+
+def beside_dropdown(root: Path, none: str, label: str) -> gr.Dropdown:
+    """A list to choose a diffusion run from, or `none`."""
+    return _dropdown(lambda: [(none, none), *choices(root, "diffusion")], lambda ids: none, label)
+
+
+def _dropdown(fresh: Callable[[], list], first: Callable[[list[str]], Any], label: str,
+              **more: Any) -> gr.Dropdown:
+    """fresh: choices as they are now, (name, id). first: the value to begin with, of the ids."""
+    names = fresh()
+    value = first([run_id for _, run_id in names])
+    dropdown = gr.Dropdown(names, value=value, label=label, allow_custom_value=True, **more)
+    dropdown.fresh, dropdown.first = fresh, first
+    return dropdown
 
 
 def label(root: Path, run_id: str) -> str:

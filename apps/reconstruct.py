@@ -29,25 +29,24 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 sigma = gr.Slider(0, 2, 0, step=0.05, label="noise (standard deviations of the latent)")
                 seed = gr.Number(0, label="seed of the noise", precision=0, minimum=0, maximum=2**31 - 1)
                 bits = gr.Slider(0, 8, 0, step=1, label="bits per value (0: not rounded)")
-                keep = gr.Slider(0, 64, 0, step=1, label="principal channels kept (0: all)")
+                channels = gr.Slider(0, 64, 0, step=1, label="principal channels (0: all)")
             layers = gr.Checkbox(True, label="show the layers of the VFM")
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(label="results")
             panel = share.panel()
     box = image
 
-    def reconstruct(
-        image: str | None, runs: list[str], sigma: float, seed: int, bits: int, keep: int, layers: bool
-    ):  # fmt: skip
+    def reconstruct(image: str | None, runs: list[str], sigma: float, seed: int, bits: int, channels: int,
+                    layers: bool):
         """An image through tokenizers and back: cards with both images, error map, latent, PSNR, SSIM, LPIPS.
 
         runs: ids of tokenizer runs. sigma: noise on the latent, in its standard deviations, drawn from seed.
-        bits: of each value (0: not rounded). keep: principal channels (0: all). Returns HTML, a PNG, a link,
-        Python lines, and the state with all numbers as JSON.
+        bits: of each value (0: not rounded). channels: principal channels (0: all). Returns HTML, a PNG, a
+        link, Python lines, and the state with all numbers as JSON.
         """
         path, run_ids = pictures.given(image), models.several(root, runs, "tokenizer")
         sigma, seed = checked_number(sigma, 0, 2, "noise"), whole(seed, 0, 2**31 - 1, "seed")
-        bits, keep = whole(bits, 0, 8, "bits"), whole(keep, 0, 64, "channels kept")
+        bits, channels = whole(bits, 0, 8, "bits"), whole(channels, 0, 64, "channels")
         parts, depths, numbers, done, vfms = [], [], {}, {}, set()
         for run_id in run_ids:
             if stopped():
@@ -55,7 +54,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             began = time.monotonic()
             tokenizer, name = models.tokenizer(root, run_id), models.label(root, run_id)
             c, h, w = tokenizer.map_shape
-            how = explore.Disturbance(sigma, keep if 0 < keep < c else None, bits or None, seed)
+            how = explore.Disturbance(sigma, channels if 0 < channels < c else None, bits or None, seed)
             bank = models.bank(root, run_id) if how.rounds else None
             result = explore.reconstruct(tokenizer, [path], how, bank)
             numbers[run_id] = {metric: values[0] for metric, values in result.metrics.items()}
@@ -83,17 +82,17 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         parts += _against(list(done.values()))
         if len(done) < len(run_ids):
             parts.append(cards.card(f"stopped after {len(done)} of {len(run_ids)} tokenizers", None, []))
-        state = {"runs": run_ids, "sigma": sigma, "seed": seed, "bits": bits, "keep": keep}
+        state = {"runs": run_ids, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
         state |= {"layers": bool(layers), "numbers": numbers} | box.named(image=image)
         pairs = [x for _, result in done.values() for x in (result.target, result.images)]
         sheet = cards.stack([primitives.tile(x, scale=1) for x in pairs])
-        told = share.tell("reconstruct", state, _code(root, run_ids[0], sigma, keep, bits, seed), sheet)
-        yield cards.cards(parts + depths, True), *told
+        code = _code(root, run_ids[0], sigma, channels, bits, seed)
+        shared = share.outputs("reconstruct", state, code, sheet)
+        yield cards.cards(parts + depths, True), *shared
 
-    fields = {"image": image, "runs": runs, "sigma": sigma, "seed": seed, "bits": bits, "keep": keep}
+    fields = {"image": image, "runs": runs, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
     fields |= {"layers": layers}
-    fresh = lambda: {"runs": models.choices(root, "tokenizer")}  # noqa: E731
-    return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel], fresh)
+    return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel])
 
 
 def _against(results: list[tuple[str, explore.Rebuilt]]) -> list[str]:
@@ -115,12 +114,12 @@ def _words(how: explore.Disturbance) -> str:
     return ", ".join(words) or "undisturbed"
 
 
-def _code(root: Path, run_id: str, sigma: float, keep: int, bits: int, seed: int) -> str:
+def _code(root: Path, run_id: str, sigma: float, channels: int, bits: int, seed: int) -> str:
     bank = f"explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})"
-    how = f"explore.Disturbance(sigma={sigma}, channels={keep or None}, bits={bits or None}, seed={seed})"
+    how = f"explore.Disturbance(sigma={sigma}, channels={channels or None}, bits={bits or None}, seed={seed})"
     return (
         f"import vfmlab\nfrom vfmlab.studies import explore\n\nRUN, ROOT = {run_id!r}, {str(root)!r}\n"
-        f"tokenizer = vfmlab.load_tokenizer(RUN, ROOT)\nbank = {bank if keep or bits else None}\n"
+        f"tokenizer = vfmlab.load_tokenizer(RUN, ROOT)\nbank = {bank if channels or bits else None}\n"
         f"result = explore.reconstruct(tokenizer, ['picture.png'], {how}, bank)\n"
         "print(result.metrics)  # result.images, result.error(), result.latent_map()"
     )

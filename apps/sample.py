@@ -28,14 +28,12 @@ FIELDS = tuple("run beside label count seed steps solver scale low high shift em
 
 def build(root: Path) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
-    names = models.choices(root, "diffusion")
-    first = names[0][1] if names else None
     with gr.Row():
         with controls("sample") as buttons:
             run = models.one_dropdown(root, "diffusion", "diffusion run")
-            look, classes = {"allow_custom_value": True}, models.class_names(root, first)
-            beside = gr.Dropdown([NONE, *names], value=NONE, label="beside it, from the same noise", **look)
-            label = gr.Dropdown([EVERY, *classes], value=EVERY, label="class", **look)
+            beside = models.beside_dropdown(root, NONE, "beside it, from the same noise")
+            classes = [EVERY, *models.class_names(root, run.value)]
+            label = gr.Dropdown(classes, value=EVERY, label="class", allow_custom_value=True)
             count = gr.Slider(1, 16, 2, step=1, label="samples per class")
             with gr.Row():
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=SEED, min_width=70)
@@ -58,7 +56,7 @@ def build(root: Path) -> share.Tab:
                     down = gr.Dropdown(list(AXES), value="steps", label="down", min_width=100)
                     rows = gr.Textbox("5, 20", label="values (runs: empty for all)", **look)
                 table = gr.Button("sample the table")
-            with gr.Group(visible=not names) as nothing:
+            with gr.Group(visible=run.value is None) as nothing:
                 gr.Markdown("There is no diffusion run here yet. A small one takes one to two minutes.")
                 make = gr.Button("train a small diffusion run now")
                 progress = gr.Markdown()
@@ -69,10 +67,9 @@ def build(root: Path) -> share.Tab:
                 before = gr.HTML()
             history = gr.State([])
 
-    def sample(
-        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
-        low: float, high: float, shift: float, ema: bool, history: list[str] | None = None,
-    ):  # fmt: skip
+    def sample(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
+               scale: float, low: float, high: float, shift: float, ema: bool,
+               history: list[str] | None = None):
         """Samples of a diffusion run, streamed as they form; the last message holds the finished images.
 
         run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
@@ -99,13 +96,13 @@ def build(root: Path) -> share.Tab:
         html = _cards(root, newest, loaded, classes, ema, time.monotonic() - began, not done)
         calls = [_past(root, state, pictures[0], done), *(history or [])][:8]
         lines = [_code(root, run_id, classes[run_id], how, bool(ema)) for run_id in ids]
-        told = share.tell("sample", state, "\n".join(["import vfmlab", "", *lines]), cards.stack(pictures))
-        yield html, *told, calls, cards.cards(calls)
+        code = "\n".join(["import vfmlab", "", *lines])
+        shared = share.outputs("sample", state, code, cards.stack(pictures))
+        yield html, *shared, calls, cards.cards(calls)
 
-    def sample_table(
-        run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str, scale: float,
-        low: float, high: float, shift: float, ema: bool, across: str, columns: str, down: str, rows: str,
-    ):  # fmt: skip
+    def sample_table(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
+                     scale: float, low: float, high: float, shift: float, ema: bool, across: str,
+                     columns: str, down: str, rows: str):
         """One picture per pair of settings, `across` by `down`: guidance, steps, seed, shift, class, run.
 
         columns, rows: their values with commas between; empty runs: all. The rest as in sample. Returns
@@ -135,7 +132,7 @@ def build(root: Path) -> share.Tab:
         given = f"run, labels, ema={bool(ema)}, root={str(root)!r}, **how"
         lines += ["for run, labels, how in calls:", f"    *_, last = vfmlab.sample({given})  # last.images"]
         shared = _state(call, _call(root, call)[2])
-        yield html, *share.tell("sample", shared, "\n".join(lines), cards.stack(images))
+        yield html, *share.outputs("sample", shared, "\n".join(lines), cards.stack(images))
 
     def train():
         for event, line, images in until_stopped(bundled.make(root)):
@@ -146,7 +143,7 @@ def build(root: Path) -> share.Tab:
             yield line, html, gr.skip(), gr.skip(), gr.update(visible=event != "finish")
         new = models.choices(root, "diffusion")
         value = {"value": new[0][1]} if new else {}
-        lists = gr.update(choices=new, **value), gr.update(choices=[NONE, *new])
+        lists = gr.update(choices=new, **value), gr.update(choices=beside.fresh())
         line = "" if new else f"stopped: {line}; press again to go on"
         yield line, gr.skip(), *lists, gr.update(visible=not new)
 
@@ -160,13 +157,8 @@ def build(root: Path) -> share.Tab:
     table.click(sample_table, inputs, [shown, *panel], api_name="sample_table", **COMPUTE)
     make.click(train, None, [progress, shown, run, beside, nothing], api_visibility="private", **COMPUTE)
 
-    def fresh() -> dict[str, list[Any]]:
-        names = models.choices(root, "diffusion")
-        return {"run": names, "beside": [NONE, *names]}
-
     fields = dict(zip(FIELDS, settings, strict=True)) | {"history": history}
-    outputs = [shown, *panel, history, before]
-    return share.connect("sample", sample, buttons, fields, outputs, fresh, ("label",))
+    return share.connect("sample", sample, buttons, fields, [shown, *panel, history, before], ("label",))
 
 
 def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[int], dict[str, Any]]:
@@ -174,13 +166,9 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[i
     low, high = number(call["low"], 0, 1, "guided from t"), number(call["high"], 0, 1, "guided to t")
     if low >= high:
         raise problem(f"The guidance interval is empty: it begins at t = {low:g} and ends at t = {high:g}.")
-    if call["solver"] not in ("euler", "heun", "sde"):
-        raise problem(f"There is no sampler '{call['solver']}'; choose euler, heun or sde.")
-    how = {
-        "seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
-        "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
-        "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")},
-    }  # fmt: skip
+    how = {"seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
+           "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
+           "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")}}
     count = whole(call["count"], 1, 16, "samples per class")
     model = models.diffusion(root, call["run"], bool(call["ema"]))
     if call["label"] in (None, EVERY):

@@ -25,14 +25,13 @@ LONGEST = 4000  # characters of a state
 
 @dataclass(frozen=True)
 class Tab:
-    """What a tab shares. fields: name -> component. fresh: name -> choices as they are now, of lists of runs.
+    """What a tab shares. fields: name -> component.
 
     free: lists whose choices are not known before the tab is filled; its handler checks them.
     """
 
     name: str
     fields: Mapping[str, gr.components.Component]
-    fresh: Callable[[], dict[str, list[Any]]]
     free: tuple[str, ...] = ()
 
 
@@ -47,7 +46,7 @@ def panel() -> list[gr.components.Component]:
 
 
 def skip() -> tuple[Any, ...]:
-    """In place of :func:`tell` while a result still forms."""
+    """In place of :func:`outputs` while a result still forms."""
     return tuple(gr.skip() for _ in range(4))
 
 
@@ -55,7 +54,7 @@ def href(tab: str, state: Mapping[str, Any]) -> str:
     return escape("?" + urlencode({"state": json.dumps({"tab": tab, **state})}))
 
 
-def tell(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | None = None) -> tuple:
+def outputs(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | None = None) -> tuple:
     """Values for :func:`panel`: a PNG to save, link, Python, JSON."""
     file = gr.skip()
     if picture is not None:
@@ -68,17 +67,15 @@ def tell(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | N
     return file, note, code, json.dumps({"tab": tab, **state})
 
 
-def connect(
-    tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
-    outputs: list[Any], fresh: Callable[[], dict[str, list]], free: tuple[str, ...] = (), endpoint: str = "",
-) -> Tab:  # fmt: skip
+def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
+            outputs: list[Any], free: tuple[str, ...] = (), endpoint: str = "") -> Tab:
     """A tab whose first button calls `compute` with its fields, as an endpoint of the
     tab's name or another one, and whose second stops it."""
     start, stop = buttons
     start.click(compute, list(fields.values()), outputs, api_name=endpoint or tab, **COMPUTE)
     stopping(stop)
     shared = {name: field for name, field in fields.items() if not isinstance(field, gr.State)}
-    return Tab(tab, shared, fresh, free)
+    return Tab(tab, shared, free)
 
 
 def stopping(button: gr.Button) -> None:
@@ -94,34 +91,30 @@ def stopping(button: gr.Button) -> None:
 def parse(text: str | None) -> dict[str, Any]:
     """A state from JSON; {} where it is none."""
     try:
-        found = json.loads(text) if isinstance(text, str) and len(text) <= LONGEST else {}
+        state = json.loads(text) if isinstance(text, str) and len(text) <= LONGEST else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
 def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
     """One update per field: its value from the state where it fits, fresh choices for lists of runs."""
     mine = state if state.get("tab") == tab.name else {}
-    fresh = tab.fresh()
-    found = []
+    changes = []
     for name, component in tab.fields.items():
-        change: dict[str, Any] = {}
-        choices = fresh.get(name)
-        if choices is not None:
-            change["choices"] = choices
-        pairs = choices if choices is not None else getattr(component, "choices", None) or []
-        known = [pair[1] if isinstance(pair, tuple) else pair for pair in pairs]
+        fresh = getattr(component, "fresh", None)
+        change: dict[str, Any] = {"choices": fresh()} if fresh else {}
+        pairs = change["choices"] if fresh else getattr(component, "choices", None) or []
+        known = [value for _, value in pairs]
         value = mine.get(name)
         short = isinstance(value, str) and len(value) < 300
         fits, value = (short, value) if name in tab.free else fit(component, value, known)
         if fits:
             change["value"] = value
-        elif choices is not None:
-            many = getattr(component, "multiselect", False)
-            change["value"] = known[:2] if many else (known[0] if known else None)
-        found.append(gr.update(**change) if change else gr.skip())
-    return found
+        elif fresh:
+            change["value"] = component.first(known)
+        changes.append(gr.update(**change) if change else gr.skip())
+    return changes
 
 
 def fit(component: Any, value: Any, known: list[Any]) -> tuple[bool, Any]:
