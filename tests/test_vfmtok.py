@@ -10,6 +10,7 @@ from vfmlab.config import override
 from vfmlab.errors import ConfigError
 from vfmlab.nn.regions import RegionDecoder, causal
 from vfmlab.registry import TOKENIZERS
+from vfmlab.training import plan
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -130,3 +131,11 @@ def test_paper_sizes():
     assert tokenizer.latent_shape == (256,)
     options = presets.get("paper_vqrae").tokenizer
     assert (options.channels, options.quantizer.kind, options.quantizer.size) == (1536, "simvq", 16_384)
+
+
+@pytest.mark.parametrize("name", ["tiny_vfmtok", "tiny_vqrae", "tiny_vqgan"])
+def test_a_plan_counts_the_real_parts(name):
+    found = plan.plan(presets.get(name))["phases"][0]
+    assert found["latent_shape"] == [16]
+    assert sum(found["parameters"].values()) == sum(p.numel() for p in build(name).parameters())
+    assert found["flops"]["encode"] > 0

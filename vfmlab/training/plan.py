@@ -322,7 +322,9 @@ def table(found: dict[str, Any]) -> str:
     """The plan as text."""
     lines = [f"{found['name']}  tier {found['tier']}  run {found['id']}"]
     for phase in found["phases"]:
-        lines += ["", f"{phase['phase']}  latent {' x '.join(map(str, phase['latent_shape']))}"]
+        shape = phase["latent_shape"]
+        latent = " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} codes"
+        lines += ["", f"{phase['phase']}  latent {latent}"]
         for name, count in phase["parameters"].items():
             lines.append(f"  {name:<22} {count:>15,} parameters")
         lines.append(f"  {'sum':<22} {sum(phase['parameters'].values()):>15,} parameters")

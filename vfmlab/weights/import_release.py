@@ -79,9 +79,8 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
     if not settings:
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
-        where = f" ({row.note})" if row.note else ""
-        raise CheckpointError(f"'{name}' is not on the hub{where}; download {row.file or 'it'} and pass it: "
-                              "--file PATH")
+        where, what = f" ({row.note})" if row.note else "", f"'{row.file}'" if row.file else "it"
+        raise CheckpointError(f"'{name}' is not on the hub{where}; download {what} and pass it: --file PATH")
     path = path or io.fetch(row.repo, row.file, row.revision)
     digest = io.sha256(path, sha256 or row.sha256)
     state = io.unwrap(io.read_released(path), path)
@@ -256,9 +255,9 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
     if known is not None and known[0].shape[0] not in (1, channels):
         raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents "
                               f"{channels}")
-    if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.latent_shape:
+    if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.map_shape:
         raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run "
-                              f"has {tokenizer.latent_shape}")
+                              f"has {tokenizer.map_shape}")
     tokenizer.to(load.device())
     where = tokenizer.stat_mean.device
     release.module.to(where)

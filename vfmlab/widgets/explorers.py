@@ -77,7 +77,7 @@ def reconstructions(tokenizers: Mapping[str, Tokenizer], images: Tensor, headles
             "sigma": _slider(0.0, 2.0, 0.05, 0.0, "noise on z"),
             "errors": widgets.Checkbox(True, description="errors x4")}
     if data is not None:
-        most = max(tokenizer.latent_shape[0] for tokenizer in tokenizers.values())
+        most = max(tokenizer.map_shape[0] for tokenizer in tokenizers.values())
         for name, numbers in (("channels", range(1, most + 1)), ("bits", (1, 2, 3, 4, 6, 8))):
             options = [("all", 0), *((str(k), k) for k in numbers)]
             used[name] = widgets.Dropdown(options=options, description=name)
