@@ -16,7 +16,7 @@ seed = 0
 headless = False
 entries = 1024
 steps = 300
-quantisers = "vq,cosine,simvq"  # trained in place of the preset's, in section 5
+quantisers = "vq,cosine,simvq"  # variants of the preset in section 5; more: fsq, lfq, ema
 
 # %%
 import torch
@@ -46,7 +46,8 @@ print(tuple(tokens.shape), "tokens of the pocket VFM's last layer")
 torch.manual_seed(seed)
 width = tokens.shape[-1]
 codebook = torch.empty(entries, width).uniform_(-1 / entries, 1 / entries).requires_grad_()
-distance = torch.cdist(tokens.flatten(0, 1), codebook).square()  # BN K
+# |z - e|^2 but for |z|^2, which is the same for all entries and would take digits from their differences
+distance = codebook.square().sum(-1) - 2 * tokens.flatten(0, 1) @ codebook.t()  # BN K
 codes = distance.argmin(-1)
 counts = codes.bincount(minlength=entries)
 assert counts.sum() == len(codes)
@@ -69,7 +70,7 @@ library = QUANTIZERS.get("vq")(QUANTIZERS.get("vq").Config(size=entries), width)
 library.weight.data = codebook.detach().clone()
 out = library(tokens)
 print(f"by hand {loss.item():.6f}, the library's {out.loss.item():.6f}; {int(moved.sum())} entries move")
-assert torch.equal(out.indices.flatten(), codes)
+assert (out.indices.flatten() == codes).float().mean() > 0.999  # the order of a sum may decide a tie
 
 # %% [markdown]
 # ## 3. Many steps
@@ -83,7 +84,7 @@ for kind in kinds:
     torch.manual_seed(seed)
     quantiser = QUANTIZERS.get(kind)(QUANTIZERS.get(kind).Config(size=entries), width).train()
     weights = list(quantiser.parameters())
-    optimiser = torch.optim.Adam(weights, lr=1e-2) if weights else None
+    optimiser = torch.optim.Adam(weights, lr=3e-3) if weights else None
     use[kind] = ([], [])
     for step in range(steps):
         out = quantiser(tokens)
@@ -117,8 +118,7 @@ primitives.curves({kinds[-1]: (range(entries), ordered.tolist())}, x="entry, by 
 # %%
 trained, reports = {}, {}
 for kind in quantisers.split(","):
-    change = {"tokenizer.quantizer": {"kind": kind, "size": run.tokenizer.quantizer.size}}
-    one = vfmlab.resolve(vfmlab.config.override(run.recipe, change), seed=seed).tokenizer_phase
+    one = vfmlab.resolve(f"{preset}+{kind}", overrides, seed=seed).tokenizer_phase
     await widgets.train(one, root, headless)
     trained[kind], reports[kind] = vfmlab.load_tokenizer(one.id, root), vfmlab.evaluate(one.id, root)
 shown = ("codebook_used", "codebook_perplexity", "psnr", "rfd")
@@ -145,7 +145,7 @@ primitives.rows({"image": images[:8], "codes": tokenizer.decode_codes(codes).cpu
 
 # %% [markdown]
 # ## Finding
-# Write down, from sections 3 and 5, which quantiser ends with the most entries in use, and whether more use
+# No runs are recorded here yet. Write down, from sections 3 and 5, which quantiser ends with the most entries in use, and whether more use
 # went with a higher PSNR. They need not agree: the use of a codebook says how many words are spoken, not what
 # they say.
 #

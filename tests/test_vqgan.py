@@ -119,3 +119,25 @@ def test_use_is_counted_over_a_whole_set(images):
     assert numbers["codebook_dead"].facts["dead"] == [2, 3, 4, 6, 7]
     assert numbers["codebook_perplexity"].value == pytest.approx(2**1.5)
     assert numbers["codebook_used"].n == 4
+
+
+@pytest.mark.parametrize("kind", ["vq", "cosine", "simvq", "fsq", "lfq", "ema"])
+def test_every_quantiser_is_a_variant_that_trains(images, kind):
+    run = presets.get(f"tiny_vqgan+{kind}")
+    assert run.name == f"tiny_vqgan_{kind}"
+    tokenizer = TOKENIZERS.get("vqgan")(run.tokenizer, run.data.size).train()
+    assert tokenizer.codebook_size == 32
+    posterior = tokenizer.posterior(images)
+    tokenizer.decode_raw(posterior.mean)[0].square().mean().backward()
+    assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
+    assert ("codebook" in run.losses) == (kind != "fsq")
+
+
+def test_a_variant_of_the_quantiser_needs_one():
+    with pytest.raises(ConfigError, match="variant 'simvq' of 'tiny_plain_vae'.*pocket_vqgan"):
+        presets.get("tiny_plain_vae+simvq")
+
+
+def test_a_generator_of_codes_takes_any_of_them():
+    for name in ("tiny_vfmtok@tiny_ar", "tiny_vqrae@tiny_ar", "tiny_vqgan+fsq@tiny_ar"):
+        assert presets.get(name).ar is not None

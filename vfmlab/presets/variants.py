@@ -1,14 +1,16 @@
 """Variants: the same, but for one named change. `pocket_vfm_vae+no_style`, `pocket_plain_vae+repa`, several
 after each other.
 
-The same config has the same id, whichever way it was written. Three groups, all in :data:`VARIANTS`:
+The same config has the same id, whichever way it was written. Four groups, all in :data:`VARIANTS`:
 
 * *decoder and latent*, on any run with a progressive decoder. The paper of VFM-VAE (arXiv 2510.18457) names
-the four rows
-  of its decoder table and not the fields behind them; the grouping is ours. These keep the run's name.
+  the four rows of its decoder table and not the fields behind them; the grouping is ours. These keep the
+  run's name.
 * *controls*: one ingredient is taken away. If a control does as well as the method, the ingredient was not
-the reason. * *diffusion-side alignment*: REPA, iREPA, REG, REPA-E, the joint recipe of VFM-VAE, and a split
-DiT for encoder reuse.
+  the reason.
+* *quantisers*, on any run with one: another one of about as many entries.
+* *diffusion-side alignment*: REPA, iREPA, REG, REPA-E, the joint recipe of VFM-VAE, and a split DiT for
+  encoder reuse.
   They share the run's tokenizer. At `tiny` and `pocket` the target is the bundled pocket VFM, which has never
   seen the scenes' labels. For VFM-VAE it is the tokenizer's own VFM: the target tells the network nothing
   that is not in the latents, and what it can add is the order in which things are learnt; in the paper the
@@ -17,6 +19,7 @@ DiT for encoder reuse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +165,27 @@ def _discrete(run: Recipe) -> Changes:
     return {f"tokenizer.{name}": value for name, value in tokenizer.items()} | losses
 
 
+# About 2^5, and the sets of the paper (arXiv 2309.15505, table 1) for 2^8, 2^10, 2^12, 2^14, 2^16 entries.
+FSQ_LEVELS = ((8, 4), (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5))
+
+
+def _quantiser(kind: str) -> Callable[[Recipe], Changes]:
+    """Another quantiser of about as many entries, with the width and the loss that it needs."""
+
+    def changes(run: Recipe) -> Changes:
+        size = getattr(run.tokenizer.quantizer, "size", 1024)
+        if kind == "fsq":
+            levels = min(FSQ_LEVELS, key=lambda levels: abs(math.log(math.prod(levels) / size)))
+            return {"tokenizer.quantizer": {"kind": kind, "levels": levels},
+                    "tokenizer.channels": len(levels), "losses.codebook": 0.0}  # it has no loss
+        if kind == "lfq":
+            return {"tokenizer.quantizer": {"kind": kind, "commitment": 0.25},
+                    "tokenizer.channels": round(math.log2(size)), "losses.codebook.entropy": 0.1}
+        return {"tokenizer.quantizer": {"kind": kind, "size": size}}
+
+    return changes
+
+
 def _on_a_sphere(run: Recipe) -> Changes:
     """Latents on the sphere of the mean length of a normal vector and the spherical path (HAE's), in fp32;
     solver and cosine term as that path allows."""
@@ -202,6 +226,10 @@ VARIANTS: dict[str, Variant] = {
     "last_layer": Variant("control: the VFM's last layer only", _LAST, named=True),
     "sphere": Variant("latents on a sphere, joined with noise along great circles", _on_a_sphere),
     "discrete": Variant("a quantised latent in place of the Gaussian", _discrete, named=True),
+    **{kind: Variant(f"the quantiser is {about}", _quantiser(kind), True, "quantiser") for kind, about in (
+        ("vq", "the plain one: the nearest entry of a learned codebook"), ("cosine", "the nearest by angle"),
+        ("simvq", "SimVQ: one linear map of frozen vectors"), ("fsq", "FSQ: channels rounded to levels"),
+        ("lfq", "LFQ: signs of the channels"), ("ema", "a codebook of moving averages"))},
     "repa": Variant("REPA: an early block is aligned with a VFM's patch tokens", _aligned(True), True, "diffusion"),
     "irepa": Variant("REPA with a convolution and spatially normalised targets", _aligned(True, projector="conv", spatial_norm=1.0), True, "diffusion"),
     "reg": Variant("REG: a VFM's global token is denoised beside the latents", _aligned(reg=True), True, "diffusion"),
@@ -211,6 +239,7 @@ VARIANTS: dict[str, Variant] = {
     "muon": Variant("Muon trains the matrices inside the diffusion model's blocks", {"diffusion.train.optimizer": "muon"}, True, "diffusion"),
     "ddt": Variant("a DiT of encoder and head, whose encoder can serve several sampling steps", _split, True, "diffusion"),
 }  # fmt: skip
+WHOLE = {"diffusion.network", "tokenizer.quantizer"}
 FITTED = ("plain_matched", "fusion_matched")
 PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
     "decoder": (
@@ -218,6 +247,10 @@ PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
         "it changes a progressive decoder, which this run does not have", "pocket_vfm_vae",
     ),
     "diffusion": (lambda run: run.diffusion is not None, "it changes a diffusion model, and the run has none", "pocket_vfm_vae"),
+    "quantiser": (
+        lambda run: run.tokenizer is not None and run.tokenizer.quantised,
+        "it changes a quantiser, which this run does not have", "pocket_vqgan",
+    ),
     "vfm": (lambda run: run.vfm is not None, "it changes the VFM, and the run has no 'vfm' section", "pocket_vfm_vae"),
 }  # fmt: skip
 
@@ -242,14 +275,14 @@ def apply(recipe: Recipe, name: str) -> Recipe:
 
 
 def change(recipe: Recipe, changes: Changes) -> Recipe:
-    """`recipe` with dotted changes, of which "diffusion.network" replaces the whole network."""
-    network = changes.get("diffusion.network")
-    if network is not None:
-        tree = recipe.model_dump(mode="json")
-        recipe = parse(tree | {"diffusion": tree["diffusion"] | {"network": network}})
-    return override(
-        recipe, {field: value for field, value in changes.items() if field != "diffusion.network"}
-    )
+    """`recipe` with dotted changes, of which those of :data:`WHOLE` replace a whole part."""
+    tree = recipe.model_dump(mode="json")
+    for field in WHOLE & changes.keys():
+        section, part = field.split(".")
+        tree[section][part] = changes[field]
+    if WHOLE & changes.keys():
+        recipe = parse(tree)
+    return override(recipe, {field: value for field, value in changes.items() if field not in WHOLE})
 
 
 def _check(recipe: Recipe, name: str, part: str) -> None:
