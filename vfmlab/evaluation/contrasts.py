@@ -44,9 +44,8 @@ class Block:
         seeds = tuple(sorted(set().union(*values.values()))) if values else ()
         for label, mine in values.items():
             if missing := sorted(set(seeds) - set(mine)):
-                raise ConfigError(
-                    f"row '{label}' has no value of seed {missing[0]}; train it or leave the row out"
-                )
+                raise ConfigError(f"row '{label}' has no value of seed {missing[0]}; train it or leave the "
+                                  "row out")
         table = [[float(mine[seed]) for seed in seeds] for mine in values.values()]
         return cls(tuple(values), seeds, np.array(table, dtype=float).reshape(len(values), len(seeds)))
 
@@ -79,12 +78,8 @@ class Block:
         if abs(sum(weights.values())) > 1e-9:
             raise ConfigError(f"weights {dict(weights)} do not add up to 0, so seeds do not cancel")
         w = np.array([weights.get(label, 0.0) for label in self.labels])
-        return Interval(
-            float(w @ self.values.mean(1)),
-            self.spread * float(np.sqrt(w @ w)),
-            len(self.seeds),
-            len(self.labels),
-        )
+        return Interval(float(w @ self.values.mean(1)), self.spread * float(np.sqrt(w @ w)), len(self.seeds),
+                        len(self.labels))
 
 
 @dataclass(frozen=True)
@@ -114,9 +109,8 @@ class Interval:
         """Half of the 95 % interval, at this number of seeds or at another one."""
         seeds = seeds or self.seeds
         freedom = (self.rows - 1) * (seeds - 1)
-        return (
-            _t().ppf((1 + LEVEL) / 2, freedom) * self.deviation / np.sqrt(seeds) if freedom else float("inf")
-        )
+        return (_t().ppf((1 + LEVEL) / 2, freedom) * self.deviation / np.sqrt(seeds) if freedom
+                else float("inf"))
 
     @property
     def low(self) -> float:
@@ -170,9 +164,8 @@ def decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0) -> Decisi
     else:
         apart = interval.p_beyond(0.0)
         options = [("supported", apart if e > 0 else 1.0), ("refuted", min(within, apart if e < 0 else 1.0))]
-    verdict, p = next(
-        ((v, p) for v, p in options if p <= 1 - LEVEL), ("undecided", min(p for _, p in options))
-    )
+    verdict, p = next(((v, p) for v, p in options if p <= 1 - LEVEL),
+                      ("undecided", min(p for _, p in options)))
     return Decision(verdict, p)
 
 
@@ -189,9 +182,8 @@ def seeds_to_decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0) 
     """How many seeds would decide, if the estimate and the spread stay as they are; None: more than 99, or
     unknown."""
     e = interval.estimate
-    borders = (
-        [delta, -delta] if kind == "no gap" else [0.0, *([delta, -delta] if delta and abs(e) < delta else [])]
-    )
+    borders = ([delta, -delta] if kind == "no gap"
+               else [0.0, *([delta, -delta] if delta and abs(e) < delta else [])])
     if (
         kind == "gap" and len(borders) == 3
     ):  # decided by whichever comes first: apart from 0, or within +-delta

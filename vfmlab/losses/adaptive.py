@@ -22,9 +22,8 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
 
     Args:
         reconstruction: the sum of the weighted reconstruction terms. loss: the term to be weighed, without
-        its weight.
-        parameter: `tokenizer.last_encoder_layer()`, or its last decoder layer; at: which of the two, for the
-        message.
+            its weight. parameter: `tokenizer.last_encoder_layer()`, or its last decoder layer; at: which of
+            the two, for the message.
     """
     grads = []
     for what, value in (("reconstruction", reconstruction), ("loss", loss)):
@@ -32,11 +31,9 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
         if value.requires_grad and parameter.requires_grad:
             grad = torch.autograd.grad(value, parameter, retain_graph=True, allow_unused=True)[0]
         if grad is None:
-            raise TrainingError(
-                f"adaptive weight: the {what} does not depend on the {at}'s last layer (frozen by 'trains', "
-                "or "
-                "reconstruction weight 0?); set adaptive=false for this term"
-            )
+            raise TrainingError(f"adaptive weight: the {what} does not depend on the {at}'s last layer "
+                                "(frozen by 'trains', or reconstruction weight 0?); set adaptive=false for "
+                                "this term")
         grads.append(grad.float())
     both = torch.stack(grads)
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:

@@ -27,8 +27,7 @@ class CodebookLoss(Loss):
     def value(self, r: Reconstruction) -> Tensor:
         codes = getattr(r.posterior, "codes", None)
         if codes is None:
-            raise ConfigError(
-                "losses.codebook: the tokenizer's latent is continuous; choose a quantised tokenizer, set "
-                "tokenizer.discrete=true where there is that field, or remove this loss"
-            )
+            raise ConfigError("losses.codebook: the tokenizer's latent is continuous; choose a quantised "
+                              "tokenizer, set tokenizer.discrete=true where there is that field, or remove "
+                              "this loss")
         return codes.loss + self.config.entropy * codes.entropy if self.config.entropy else codes.loss

@@ -20,14 +20,11 @@ def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[T
 
     Args:
         fake, real: the maps of each scale without its logits. The released code's factor 4 / (n_layers + 1)
-        is 1 for
-            three layers of stride 2, which have four maps.
+            is 1 for three layers of stride 2, which have four maps.
     """
-    scales = [
-        4 / len(ours) * sum((a.float() - b.detach().float()).abs().mean()
-                            for a, b in zip(ours, theirs, strict=True))
-        for ours, theirs in zip(fake, real, strict=True)
-    ]
+    scales = [4 / len(ours) * sum((a.float() - b.detach().float()).abs().mean()
+                                  for a, b in zip(ours, theirs, strict=True))
+              for ours, theirs in zip(fake, real, strict=True)]
     return sum(scales) / len(scales)
 
 

@@ -45,19 +45,16 @@ class LPIPS(Loss):
             url = getattr(torchvision.models, WEIGHTS[config.network]).DEFAULT.url
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                f"losses.lpips.network '{config.network}': its backbone could not be downloaded ({why}); put "
-                f"{url} "
-                f"into {folder}, or use losses.perceptual, which needs no download"
-            ) from None
+            raise ConfigError(f"losses.lpips.network '{config.network}': its backbone could not be "
+                              f"downloaded ({why}); put {url} into {folder}, or use losses.perceptual, which "
+                              "needs no download") from None
         self.hide("network", metric.net)
 
     def value(self, r: Reconstruction) -> Tensor:
         image, target = r.images[0], r.target
         side = min(image.shape[-2:])
         if side < SMALLEST:
-            image, target = (
-                F.interpolate(x.float(), scale_factor=SMALLEST / side, mode="bilinear", align_corners=False)
-                for x in (image, target)
-            )
+            image, target = (F.interpolate(x.float(), scale_factor=SMALLEST / side, mode="bilinear",
+                                           align_corners=False)
+                             for x in (image, target))
         return self.hidden["network"](image, target).mean()

@@ -22,9 +22,7 @@ class Multiscale(Loss):
 
     def value(self, r: Reconstruction) -> Tensor:
         if len(r.images) < 2:
-            raise ConfigError(
-                "loss 'multiscale' needs a decoder with lower-resolution outputs, and this one gives a "
-                "single image; "
-                "remove losses.multiscale or choose tokenizer.decoder.kind=progressive"
-            )
+            raise ConfigError("loss 'multiscale' needs a decoder with lower-resolution outputs, and this one "
+                              "gives a single image; remove losses.multiscale or choose "
+                              "tokenizer.decoder.kind=progressive")
         return sum((image.float() - resize(r.target, image.shape[-1])).abs().mean() for image in r.images[1:])

@@ -45,9 +45,7 @@ class Perceptual(Loss):
         network = self.hidden["network"]
         ours = network.features(r.images[0], self.read).maps
         theirs = network.features(r.target, self.read).maps
-        terms = [
-            (F.normalize(ours[k].float(), dim=1) - F.normalize(theirs[k].float(),
-                                                               dim=1)).square().sum(1).mean()
-            for k in self.read
-        ]
+        terms = [(F.normalize(ours[k].float(),
+                              dim=1) - F.normalize(theirs[k].float(), dim=1)).square().sum(1).mean()
+                 for k in self.read]
         return sum(terms) / len(terms)

@@ -47,15 +47,12 @@ class Preservation(Loss):
         old = r.reference.get(self.anchor)
         new = r.posterior.mode() if self.anchor == "after" else r.encoded
         if old is None or new is None:
-            raise ConfigError(
-                f"losses.preservation.anchor '{self.anchor}' has no reference: it needs a stage before this "
-                "one"
-                + ("" if self.anchor == "after" else " and a tokenizer with an adapter")
-                + "; remove losses.preservation or give the run a parent stage"
-            )
+            raise ConfigError(f"losses.preservation.anchor '{self.anchor}' has no reference: it needs a "
+                              "stage before this one"
+                              + ("" if self.anchor == "after" else " and a tokenizer with an adapter")
+                              + "; remove losses.preservation or give the run a parent stage")
         if old.shape != new.shape:
-            raise ConfigError(
-                f"losses.preservation: the stage before encodes to {list(old.shape[1:])}, this one to "
-                f"{list(new.shape[1:])}; keep tokenizer.channels and tokenizer.factor over the stages"
-            )
+            raise ConfigError(f"losses.preservation: the stage before encodes to {list(old.shape[1:])}, this "
+                              f"one to {list(new.shape[1:])}; keep tokenizer.channels and tokenizer.factor "
+                              "over the stages")
         return preservation(new, old, self.config.distance)

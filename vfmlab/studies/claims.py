@@ -71,9 +71,8 @@ class Contrast:
 def better(metric: str, first: str, second: str) -> Contrast:
     """`first` is better than `second`."""
     sign = 1.0 if quantity(metric).better == "higher" else -1.0
-    return Contrast(
-        metric, {first: sign, second: -sign}, f"{first} has the better {quantity(metric).label} than {second}"
-    )
+    return Contrast(metric, {first: sign, second: -sign},
+                    f"{first} has the better {quantity(metric).label} than {second}")
 
 
 def same(metric: str, first: str, second: str) -> Contrast:
@@ -156,9 +155,8 @@ class Ledger:
                 raise ConfigError(f"unknown claim '{name}'{nearest(name, known)}")
         return [known[name] for name in only] or list(self.claims)
 
-    def study(
-        self, domain: str, claims: Sequence[Claim], seeds: Sequence[int], overrides: Mapping[str, Any]
-    ) -> list[Row]:
+    def study(self, domain: str, claims: Sequence[Claim], seeds: Sequence[int],
+              overrides: Mapping[str, Any]) -> list[Row]:
         """The rows that `claims` need in a domain, seeds outermost; rows that the domain does not have are
         left out."""
         if domain not in self.domains:
@@ -167,14 +165,10 @@ class Ledger:
         wanted = dict.fromkeys(row for claim in claims for row in claim.rows)
         rows = []
         for until in dict.fromkeys(self.rows[label].until for label in wanted):
-            mine = [
-                label
-                for label in wanted
-                if self.rows[label].until == until and domain in self.rows[label].spec
-            ]
-            rows += parse(
-                [f"{label}={self.rows[label].spec[domain]}" for label in mine], seeds, changes, until
-            )
+            mine = [label for label in wanted if self.rows[label].until == until
+                    and domain in self.rows[label].spec]
+            rows += parse([f"{label}={self.rows[label].spec[domain]}" for label in mine], seeds, changes,
+                          until)
         return sorted(rows, key=lambda row: row.seed)
 
 
@@ -218,14 +212,8 @@ class Decided:
     @property
     def lacks(self) -> list[str]:
         """What stands between it and a verdict."""
-        return list(
-            dict.fromkeys(
-                [
-                    *([self.claim.open] if self.claim.open else []),
-                    *(f.lacks for f in self.findings if f.lacks),
-                ]
-            )
-        )
+        return list(dict.fromkeys([*([self.claim.open] if self.claim.open else []),
+                                   *(f.lacks for f in self.findings if f.lacks)]))
 
 
 def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[str, str]) -> list[Decided]:
@@ -243,9 +231,8 @@ def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[s
     for finding, decision, p in zip(flat, decisions, adjusted, strict=True):
         verdict = decision.verdict if p <= 1 - contrasts.LEVEL else "undecided"
         needed = contrasts.seeds_to_decide(finding.interval, finding.contrast.kind, finding.contrast.bound)
-        closed[id(finding)] = dataclasses.replace(
-            finding, p=p, verdict=verdict, alone=decision.verdict, seeds=needed
-        )
+        closed[id(finding)] = dataclasses.replace(finding, p=p, verdict=verdict, alone=decision.verdict,
+                                                  seeds=needed)
     pairs = zip(claims, found, strict=True)
     return [Decided(claim, tuple(closed.get(id(f), f) for f in findings)) for claim, findings in pairs]
 
@@ -258,9 +245,8 @@ def _finding(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str,
     interval = block.contrast(contrast.weights)
     if not interval.freedom:
         return Finding(
-            contrast,
-            interval,
-            lacks=f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3",
+            contrast, interval,
+            lacks=f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3"
         )
     return Finding(contrast, interval)
 
@@ -287,14 +273,12 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
         marks |= {(row, seed): number.protocol for seed, number in numbers.items()}
     if len(set(marks.values())) > 1:
         one, other = list(dict.fromkeys(marks.values()))[:2]
-        raise ConfigError(
-            f"{quantity(metric).label}: rows of two protocols ({one}, {other}) are not compared"
-        )
+        raise ConfigError(f"{quantity(metric).label}: rows of two protocols ({one}, {other}) are not "
+                          "compared")
     common = set.intersection(*(set(mine) for mine in values.values()))
     if uneven := [row for row, mine in values.items() if set(mine) != set.union(*map(set, values.values()))]:
-        raise ConfigError(
-            f"row '{uneven[0]}' lacks a seed that others have; train every row with the same seeds"
-        )
+        raise ConfigError(f"row '{uneven[0]}' lacks a seed that others have; train every row with the same "
+                          "seeds")
     mine = {blocks[row.partition("#")[0]] for row in contrast.rows}
     for label in dict.fromkeys(
         r.label for r in results if blocks[r.label] in mine
@@ -331,9 +315,8 @@ def check(one: Ledger) -> None:
     for claim in one.claims:
         for contrast in claim.contrasts:
             if contrast.metric not in known:
-                raise ConfigError(
-                    f"claim '{claim.id}': unknown number '{contrast.metric}'{nearest(contrast.metric, known)}"
-                )
+                raise ConfigError(f"claim '{claim.id}': unknown number "
+                                  f"'{contrast.metric}'{nearest(contrast.metric, known)}")
         for row in claim.rows:
             if row not in one.rows:
                 raise ConfigError(f"claim '{claim.id}': unknown row '{row}'{nearest(row, one.rows)}")
@@ -350,12 +333,8 @@ class Price:
     seconds: float
 
 
-def prices(
-    study: Mapping[str, Sequence[Row]],
-    claims: Sequence[Claim],
-    root: Path,
-    price: Callable[[Row], Mapping[str, float]],
-) -> list[Price]:
+def prices(study: Mapping[str, Sequence[Row]], claims: Sequence[Claim], root: Path,
+           price: Callable[[Row], Mapping[str, float]]) -> list[Price]:
     """Seconds of each claim, in order; a phase that two claims share is paid once.
 
     Args:

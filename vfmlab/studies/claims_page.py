@@ -39,25 +39,16 @@ def number(metric: str, value: float) -> str:
 def line(finding: Finding) -> dict[str, str]:
     """A contrast as a row of a table."""
     one, c = finding.interval, finding.contrast
-    record = {
-        "contrast": c.says,
-        "number": c.unit.replace("log ratio of ", ""),
-        "estimate": "–",
-        "95 % interval": "–",
-        "none within": number(c.metric, c.bound).replace("+", "±"),
-    }
+    record = {"contrast": c.says, "number": c.unit.replace("log ratio of ", ""), "estimate": "–",
+              "95 % interval": "–", "none within": number(c.metric, c.bound).replace("+", "±")}
     if one is not None:
         record["estimate"] = number(c.metric, one.estimate)
     if one is not None and one.freedom:
         record["95 % interval"] = f"{number(c.metric, one.low)} … {number(c.metric, one.high)}"
-        record |= {
-            "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001",
-            "alone": finding.alone,
-            "verdict": finding.verdict,
-        }
-        record["seeds that would decide"] = (
-            "–" if finding.verdict != "undecided" else str(finding.seeds or "more than 99")
-        )
+        record |= {"p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001", "alone": finding.alone,
+                   "verdict": finding.verdict}
+        record["seeds that would decide"] = ("–" if finding.verdict != "undecided"
+                                             else str(finding.seeds or "more than 99"))
     return record
 
 
@@ -73,17 +64,12 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
     for finding in shown:
         scale, one = finding.contrast.bound, finding.interval
         colour = COLOURS[finding.verdict]
-        figure.add_scatter(
-            x=[one.estimate / scale],
-            y=[finding.contrast.says],
-            mode="markers",
-            showlegend=False,
-            name=finding.verdict,
-            marker={"size": 10, "color": colour},
-            error_x={"type": "data", "array": [one.half_width() / scale], "color": colour, "thickness": 2},
-            text=number(finding.contrast.metric, one.estimate),
-            hovertemplate="%{text}, %{fullData.name}<extra></extra>",
-        )
+        figure.add_scatter(x=[one.estimate / scale], y=[finding.contrast.says], mode="markers",
+                           showlegend=False, name=finding.verdict, marker={"size": 10, "color": colour},
+                           error_x={"type": "data", "array": [one.half_width() / scale], "color": colour,
+                                    "thickness": 2},
+                           text=number(finding.contrast.metric, one.estimate),
+                           hovertemplate="%{text}, %{fullData.name}<extra></extra>")
     figure.update_yaxes(automargin=True)
     title = "contrast in units of the difference that counts as none (grey); the claim says: to the right"
     return primitives.framed(figure, title, "", "", 120 + 36 * len(shown))
@@ -91,59 +77,36 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
 
 def summary(decided: Sequence[Decided]) -> list[dict[str, str]]:
     """One line a claim."""
-    return [
-        {
-            "claim": d.claim.id,
-            "statement": d.claim.statement,
-            "verdict": d.verdict,
-            "the paper's figures": d.claim.figures,
-            "source": d.claim.source,
-        }
-        for d in decided
-    ]
+    return [{"claim": d.claim.id, "statement": d.claim.statement, "verdict": d.verdict,
+             "the paper's figures": d.claim.figures, "source": d.claim.source}
+            for d in decided]
 
 
 def verdict(decided: Sequence[Decided]) -> str:
     """How many claims came out how."""
-    count = {
-        word: sum(d.verdict == word for d in decided)
-        for word in ("supported", "refuted", "undecided", "not run")
-    }
+    count = {word: sum(d.verdict == word for d in decided)
+             for word in ("supported", "refuted", "undecided", "not run")}
     return f"Of {len(decided)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items() if n) + "."
 
 
-def build(
-    decided: Sequence[Decided],
-    results: Sequence[Result],
-    title: str,
-    command: str,
-    sources: Sequence[str],
-    left_out: Sequence[Claim] = (),
-) -> Page:
+def build(decided: Sequence[Decided], results: Sequence[Result], title: str, command: str,
+          sources: Sequence[str], left_out: Sequence[Claim] = ()) -> Page:
     """The page. sources: files that the numbers come from. left_out: claims that the budget did not reach."""
     lead = compare_page.note([r for r in results if r.numbers], "mean (each seed)") + " " + RULE
     if sources:
         lead += f" Numbers from {', '.join(f'`{name}`' for name in sources)}."
-    page = Page(
-        title,
-        "Which claims of the papers hold here, which do not, and which cannot be told yet?",
-        verdict(decided),
-        lead,
-        definitions(),
-        command=command,
-    )
+    page = Page(title, "Which claims of the papers hold here, which do not, and which cannot be told yet?",
+                verdict(decided), lead, definitions(), command=command)
     page.add("Claims", "", primitives.table(summary(decided)))
     for d in decided:
         note = f"{d.claim.statement} Source: {d.claim.source}; {d.claim.figures}. Verdict: {d.verdict}."
         table = primitives.table([line(f) for f in d.findings if f.interval is not None])
         blocks = [forest(d.findings), table if table.records else None]
-        page.add(
-            d.claim.id, note, *blocks, Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None
-        )
+        page.add(d.claim.id, note, *blocks,
+                 Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None)
     if left_out:
-        page.add(
-            "Not run for want of budget", "", Lines([f"{claim.id}: {claim.statement}" for claim in left_out])
-        )
+        page.add("Not run for want of budget", "",
+                 Lines([f"{claim.id}: {claim.statement}" for claim in left_out]))
     return page
 
 
@@ -152,41 +115,20 @@ def record(decided: Decided) -> dict[str, Any]:
     claim = decided.claim
     findings = []
     for f in decided.findings:
-        entry: dict[str, Any] = {
-            "metric": f.contrast.metric,
-            "weights": dict(f.contrast.weights),
-            "says": f.contrast.says,
-            "kind": f.contrast.kind,
-            "delta": f.contrast.bound,
-            "verdict": f.verdict,
-            "alone": f.alone,
-            "p": f.p,
-            "lacks": f.lacks,
-        }
+        entry: dict[str, Any] = {"metric": f.contrast.metric, "weights": dict(f.contrast.weights),
+                                 "says": f.contrast.says, "kind": f.contrast.kind, "delta": f.contrast.bound,
+                                 "verdict": f.verdict, "alone": f.alone, "p": f.p, "lacks": f.lacks}
         if f.interval is not None and f.interval.freedom:
-            entry |= {
-                "estimate": f.interval.estimate,
-                "low": f.interval.low,
-                "high": f.interval.high,
-                "freedom": f.interval.freedom,
-                "seeds": f.interval.seeds,
-                "rows": f.interval.rows,
-                "seeds_to_decide": f.seeds,
-            }
+            entry |= {"estimate": f.interval.estimate, "low": f.interval.low, "high": f.interval.high,
+                      "freedom": f.interval.freedom, "seeds": f.interval.seeds, "rows": f.interval.rows,
+                      "seeds_to_decide": f.seeds}
         findings.append(entry)
-    return {
-        "id": claim.id,
-        "statement": claim.statement,
-        "source": claim.source,
-        "figures": claim.figures,
-        "verdict": decided.verdict,
-        "contrasts": findings,
-    }
+    return {"id": claim.id, "statement": claim.statement, "source": claim.source, "figures": claim.figures,
+            "verdict": decided.verdict, "contrasts": findings}
 
 
-def write(
-    page: Page, decided: Sequence[Decided], results: Sequence[Result], facts: Mapping[str, Any], out: Path
-) -> Path:
+def write(page: Page, decided: Sequence[Decided], results: Sequence[Result], facts: Mapping[str, Any],
+          out: Path) -> Path:
     """`out`.md, `out`.json and `out`.html; returns the first."""
     out.parent.mkdir(parents=True, exist_ok=True)
     whole = {**facts, "claims": [record(d) for d in decided], "results": [r.as_json() for r in results]}

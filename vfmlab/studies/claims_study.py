@@ -28,20 +28,9 @@ def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out:
     return _write(book, chosen, results, out, command, [Path(file).name for file in files])
 
 
-def run(
-    name: str,
-    domain: str,
-    root: str | Path,
-    out: Path,
-    command: str,
-    seeds: Sequence[int] = (0, 1, 2),
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    jobs: int | None = None,
-    cluster: str | None = None,
-    retry: bool = False,
-) -> Path:
+def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds: Sequence[int] = (0, 1, 2),
+        only: Sequence[str] = (), budget: float | None = None, overrides: Mapping[str, Any] | None = None,
+        jobs: int | None = None, cluster: str | None = None, retry: bool = False) -> Path:
     """Train, measure, decide and write the page of a ledger in a domain.
 
     Args:
@@ -65,14 +54,8 @@ def run(
     return _write(book, chosen, results, out, command, (), left)
 
 
-def listed(
-    name: str,
-    domain: str,
-    root: str | Path,
-    seeds: Sequence[int] = (0, 1, 2),
-    only: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> list[Price]:
+def listed(name: str, domain: str, root: str | Path, seeds: Sequence[int] = (0, 1, 2),
+           only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> list[Price]:
     """What each claim costs, in seconds of one core of this machine: steps are timed once per kind of
     phase."""
     book = claims.ledger(name)
@@ -108,25 +91,14 @@ def _together(parts: Sequence[Sequence[Result]]) -> list[Result]:
     for result in (result for part in parts for result in part):
         key = (result.label, result.seed)
         before = merged.get(key)
-        merged[key] = (
-            result
-            if before is None
-            else before.replace(instruments={**before.instruments, **result.instruments})
-        )
+        merged[key] = (result if before is None
+                       else before.replace(instruments={**before.instruments, **result.instruments}))
     return list(merged.values())
 
 
-def _write(
-    book: claims.Ledger,
-    chosen: Sequence[Claim],
-    results: Sequence[Result],
-    out: Path,
-    command: str,
-    sources: Sequence[str],
-    left: Sequence[Claim] = (),
-) -> Path:
+def _write(book: claims.Ledger, chosen: Sequence[Claim], results: Sequence[Result], out: Path, command: str,
+           sources: Sequence[str], left: Sequence[Claim] = ()) -> Path:
     decided = claims.decide(chosen, results, book.blocks)
     page = claims_page.build(decided, results, book.title, command, sources, left)
-    return claims_page.write(
-        page, decided, results if not sources else (), {"title": book.title, "command": command}, out
-    )
+    return claims_page.write(page, decided, results if not sources else (),
+                             {"title": book.title, "command": command}, out)

@@ -111,23 +111,17 @@ class Result:
             DataError: of another version.
         """
         if data.get("version") != VERSION:
-            raise DataError(
-                f"results of version {data.get('version', 1)}, this library reads {VERSION}; "
-                "make them anew with vfmlab compare"
-            )
+            raise DataError(f"results of version {data.get('version', 1)}, this library reads {VERSION}; "
+                            "make them anew with vfmlab compare")
 
         def numbers(entries: Mapping[str, Any]) -> dict[str, Number]:
             return {name: Number.from_json(name, entry) for name, entry in entries.items()}
 
         groups = {name: numbers(data[name]) for name in ("numbers", "instruments")}
         stages = tuple(Stage(**{**stage, "numbers": numbers(stage["numbers"])}) for stage in data["stages"])
-        logged = {
-            name: [
-                (at["samples"], Number.from_json(name, {k: at[k] for k in at if k != "samples"}))
-                for at in points
-            ]
-            for name, points in data["logged"].items()
-        }
+        logged = {name: [(at["samples"], Number.from_json(name, {k: at[k] for k in at if k != "samples"}))
+                         for at in points]
+                  for name, points in data["logged"].items()}
         fields = {f.name for f in dataclasses.fields(cls)}
         more = {**groups, "stages": stages, "logged": logged}
         return cls(**{name: value for name, value in data.items() if name in fields} | more)

@@ -75,9 +75,8 @@ class Metric:
 
     Attributes:
         quantities: its numbers. order: of its columns in tables. over: RECONSTRUCTIONS (reports and
-        evaluations during the
-            training of tokenizers), LATENTS (reports of tokenizers: what a pass has gathered), SAMPLES,
-            CODES (of an ar generator, beside its samples).
+            evaluations during the training of tokenizers), LATENTS (reports of tokenizers: what a pass has
+            gathered), SAMPLES, CODES (of an ar generator, beside its samples).
     """
 
     registered_name: str

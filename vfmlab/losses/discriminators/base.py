@@ -49,17 +49,14 @@ class Discriminator(nn.Module):
         """Logits, and the maps behind them by scale or depth from early to late, of images as they are."""
         raise NotImplementedError
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
-        features: bool = False
-    ) -> list[Tensor] | tuple[list[Tensor], Features]:
+    def forward(self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
+                features: bool = False) -> list[Tensor] | tuple[list[Tensor], Features]:
         """Logits of each scale or depth (fp32, one row per image), and on request the maps they come from.
 
         Args:
-            images: B 3 H W in [-1, 1]. labels: long B, needed only by a conditional discriminator.
-            rng: of exactly these rows; draws augmentation and crops. None: neither.
-            features: return `(logits, features)`; `features[i]` lists the maps behind `logits[i]`, early to
-            late.
+            images: B 3 H W in [-1, 1]. labels: long B, needed only by a conditional discriminator. rng: of
+                exactly these rows; draws augmentation and crops. None: neither. features: return `(logits,
+                features)`; `features[i]` lists the maps behind `logits[i]`, early to late.
         """
         if rng is not None:
             images = self.crop(self.augment(images, rng), rng)

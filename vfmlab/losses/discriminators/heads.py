@@ -83,16 +83,12 @@ class Head(nn.Module):
 
     Args:
         channels: of the tokens. kernel: of the second convolution (odd). batch, eps: of the virtual batch
-        norm.
-        condition: width of the condition vector, 0 for an unconditional head. mapped: width in which
-        condition and
-            tokens are compared: logit = <tokens, condition> / sqrt(mapped).
+            norm. condition: width of the condition vector, 0 for an unconditional head. mapped: width in
+            which condition and tokens are compared: logit = <tokens, condition> / sqrt(mapped).
     """
 
-    def __init__(
-        self, channels: int, kernel: int = 9, batch: int = 8, eps: float = 1e-5, condition: int = 0,
-        mapped: int = 64
-    ):
+    def __init__(self, channels: int, kernel: int = 9, batch: int = 8, eps: float = 1e-5, condition: int = 0,
+                 mapped: int = 64):
         super().__init__()
         self.first = Block(channels, 1, batch, eps)
         self.second = Block(channels, kernel, batch, eps)

@@ -30,9 +30,8 @@ class PatchJudge(nn.Module):
         super().__init__()
         widths = [3, *(min(width * 2**k, WIDEST) for k in range(layers + 1))]
         strides = [2] * layers + [1]
-        self.layers = nn.ModuleList(
-            Layer(widths[k], widths[k + 1], strides[k], norm if k else "none") for k in range(layers + 1)
-        )
+        self.layers = nn.ModuleList(Layer(widths[k], widths[k + 1], strides[k], norm if k else "none")
+                                    for k in range(layers + 1))
         self.out = nn.Conv2d(widths[-1], 1, 4, padding=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -87,9 +86,8 @@ class PatchGAN(Discriminator):
 
     def __init__(self, config: PatchGAN.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        self.scales = nn.ModuleList(
-            PatchJudge(config.width, config.layers, config.norm) for _ in range(config.scales)
-        )
+        self.scales = nn.ModuleList(PatchJudge(config.width, config.layers, config.norm)
+                                    for _ in range(config.scales))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)

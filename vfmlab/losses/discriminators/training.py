@@ -70,21 +70,16 @@ class Discriminators(nn.Module):
 
     def groups(self, train: Train) -> list[dict[str, Any]]:
         """Parameter groups of their optimiser: each with its own learning rate and betas."""
-        return [
-            {"params": list(self.objectives[name].parameters()), "lr": term.lr or train.lr,
-             "betas": term.betas or train.betas}
-            for name, term in self.terms.items()
-        ]
+        return [{"params": list(self.objectives[name].parameters()), "lr": term.lr or train.lr,
+                 "betas": term.betas or train.betas}
+                for name, term in self.terms.items()]
 
-    def outputs(
-        self, fake: Tensor, real: Tensor, labels: Tensor, rng: StepRandom, samples: int
-    ) -> dict[str, Discriminated]:
+    def outputs(self, fake: Tensor, real: Tensor, labels: Tensor, rng: StepRandom,
+                samples: int) -> dict[str, Discriminated]:
         """Outputs of those that a term reads after `samples` images; gradients reach `fake` alone."""
-        return {
-            name: discriminate(self[name], fake, real, labels, rng, name in self.matched)
-            for name, readers in self.readers.items()
-            if any(reader.factor(samples) > 0 for reader in readers)
-        }
+        return {name: discriminate(self[name], fake, real, labels, rng, name in self.matched)
+                for name, readers in self.readers.items()
+                if any(reader.factor(samples) > 0 for reader in readers)}
 
     def forward(self, pairs: Pairs, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses of those that learn now, and their metrics as `<term>_real`, `_fake`,
@@ -98,14 +93,8 @@ class Discriminators(nn.Module):
         return total, metrics
 
 
-def discriminate(
-    discriminator: Discriminator,
-    fake: Tensor,
-    real: Tensor,
-    labels: Tensor | None = None,
-    rng: StepRandom | None = None,
-    features: bool = False,
-) -> Discriminated:
+def discriminate(discriminator: Discriminator, fake: Tensor, real: Tensor, labels: Tensor | None = None,
+                 rng: StepRandom | None = None, features: bool = False) -> Discriminated:
     """The discriminator on decoded images `fake`; gradients reach the images, never its own parameters.
 
     features: also the maps of `fake` and `real`, under the same augmentation and crop, for feature matching.
@@ -143,9 +132,8 @@ class DiscriminatorObjective(nn.Module):
         super().__init__()
         self.discriminator, self.kind = discriminator, kind
 
-    def forward(
-        self, fake: Tensor, real: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, fake: Tensor, real: Tensor, labels: Tensor | None = None,
+                rng: StepRandom | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(mean of the losses on real and on generated images, fp32 scalar; detached metrics).
 
         Metrics: the mean logit of real and of generated images, and the share of logits on the right side of
@@ -159,9 +147,7 @@ class DiscriminatorObjective(nn.Module):
             middle = 0.5 if self.kind == "lsgan" else 0.0
             right = [(x > middle).float().mean()
                      for x in on_real] + [(x < middle).float().mean() for x in on_fake]
-            metrics = {
-                "real": sum(x.mean() for x in on_real) / len(on_real),
-                "fake": sum(x.mean() for x in on_fake) / len(on_fake),
-                "accuracy": sum(right) / len(right),
-            }
+            metrics = {"real": sum(x.mean() for x in on_real) / len(on_real),
+                       "fake": sum(x.mean() for x in on_fake) / len(on_fake),
+                       "accuracy": sum(right) / len(right)}
         return 0.5 * (loss_real + loss_fake), metrics

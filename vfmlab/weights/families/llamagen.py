@@ -84,7 +84,7 @@ def llamagen_vq(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VQGAN:
         "channels": c["codebook_embed_dim"], "factor": factor, "blocks": blocks, **shared,
         "quantizer": {"kind": "cosine", "size": c["codebook_size"], "beta": c["commit_loss_beta"]},
         "decoder": {"kind": "conv", "blocks": blocks + 1, **shared},
-    })  # fmt: skip
+    })
     tokenizer = TOKENIZERS.get("vqgan")(options, size)
     renamed = {rename(key): value for key, value in state_dict.items() if not key.endswith("codebook_used")}
     if not renamed:

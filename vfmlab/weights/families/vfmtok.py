@@ -130,7 +130,7 @@ def import_vfmtok(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMT
         "decoder_hidden": gated, "registers": t["registers"], "registers_first": False,
         "pixel_width": v["ch"], "pixel_multipliers": tuple(v["ch_mult"]), "pixel_blocks": blocks,
         "quantizer": {"kind": "cosine", "size": c["codebook_size"], "beta": c["commit_loss_beta"]},
-    })  # fmt: skip
+    })
     shape = LayerShape(int(c["vfm_width"]), int(c["feature_grid"]))
     tokenizer = VFMTok(options, size, shapes=dict.fromkeys(layers, shape))
     renamed = {rename(key): value for key, value in state_dict.items()
