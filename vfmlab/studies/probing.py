@@ -17,6 +17,7 @@ from vfmlab.evaluation.instruments.time_loss import time_losses
 from vfmlab.evaluation.linear import Ridge
 from vfmlab.evaluation.number import TARGET, quantities
 from vfmlab.evaluation.pixels import decibels
+from vfmlab.nn.grids import fold
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
 
@@ -58,12 +59,15 @@ def linear_decodability(vfm: VisionModel, cfg: config.Data, n: int = 1000) -> li
     held-out images. PSNR is that of the mean squared error over the second half.
     """
     maps, images, _ = _features(vfm, cfg, n)
+    size = images.shape[-1]
+    # Maps finer than the image, of a VFM that sees it enlarged, are folded to its pixels.
+    maps = {layer: fold(m, max(1, m.shape[-1] / size)) for layer, m in maps.items()}
     half, smallest = len(images) // 2, min(m.shape[-1] for m in maps.values())
     named = {f"layer {layer}": value for layer, value in maps.items()}
-    named["all layers"] = torch.cat([F.pixel_unshuffle(m, m.shape[-1] // smallest) for m in maps.values()], 1)
+    named["all layers"] = torch.cat([fold(m, m.shape[-1] / smallest) for m in maps.values()], 1)
     records = []
     for name, value in named.items():
-        patches = F.pixel_unshuffle(images, images.shape[-1] // value.shape[-1])
+        patches = F.pixel_unshuffle(images, size // value.shape[-1])
         x, y = (m.permute(0, 2, 3, 1).flatten(1, 2).double() for m in (value, patches))
         read = Ridge(x[:half].flatten(0, 1)).fit(y[:half].flatten(0, 1))
         error = (read(x[half:].flatten(0, 1)) - y[half:].flatten(0, 1)).square().mean() / 4

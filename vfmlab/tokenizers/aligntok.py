@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
+from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
@@ -57,7 +58,7 @@ class AlignTok(Tokenizer):
         config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
 
     Raises:
-        ConfigError: no VFM; a layer's grid that is not a multiple of the latent's.
+        ConfigError: no VFM; grids of layers that do not fit the latent's.
     """
 
     class Config(config.TokenizerConfig):
@@ -82,24 +83,15 @@ class AlignTok(Tokenizer):
             )
         channels, side, _ = self.latent_shape
         self.encoder = vfm.trainable_copy(config.read)
-        self.unshuffle = {layer: self._ratio(layer, vfm.grid(layer)[0], side)
-                          for layer in self.encoder.layers}
-        gathered = sum(vfm.width(layer) * ratio**2 for layer, ratio in self.unshuffle.items())
+        grids = {layer: vfm.grid(layer)[0] for layer in self.encoder.layers}
+        self.ratios = ratios(grids, side, "tokenizer.read", f"vfm.upscale, or tokenizer.factor {config.factor}")
+        gathered = sum(vfm.width(layer) * steps(part) ** 2 for layer, part in self.ratios.items())
         self.adapter = Adapter(gathered, config.adapter_width, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.start = None
         if config.linear_start:
             self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.encoder.layers)
             self.start.logvar.requires_grad_(False)  # a deterministic code has none
-
-    def _ratio(self, layer: int, grid: int, side: int) -> int:
-        if grid % side:
-            raise ConfigError(
-                f"tokenizer.read: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's "
-                f"{side}; set "
-                f"vfm.upscale, or tokenizer.factor {self.config.factor} (grid / latent is {grid / side:.3g})"
-            )
-        return grid // side
 
     # -- encoder --------------------------------------------------------------------------------------------
 
@@ -117,14 +109,9 @@ class AlignTok(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features)
         parts = []
-        for layer, ratio in self.unshuffle.items():
-            if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
-                raise ConfigError(
-                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not "
-                    "divide by "
-                    f"{ratio}; use images of {self.size} px or a size whose grid does"
-                )
-            parts.append(F.pixel_unshuffle(maps[layer], ratio))
+        for layer, fraction in self.ratios.items():
+            check_divides(layer, maps[layer], fraction, self.size)
+            parts.append(fold(maps[layer], fraction))
         mean = self.adapter(torch.cat(parts, dim=1)).float()
         if self.start is not None:
             mean, _ = self.start.encode(mean, None, maps)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
+from vfmlab.nn.grids import fold, steps
 
 # of the mean variance of the regressors: enough for rank-deficient features, invisible otherwise
 RIDGE = 1e-4
@@ -59,7 +60,7 @@ class LinearStart(nn.Module):
             )
         known = (
             pixels if widths is None
-            else sum(width * _unshuffle(ratio) ** 2 for width, ratio in widths.values())
+            else sum(width * steps(ratio) ** 2 for width, ratio in widths.values())
         )
         self.read = nn.Conv2d(known, channels, 1)
         self.write = nn.Conv2d(channels, pixels, 3, padding=1)
@@ -108,11 +109,7 @@ class LinearStart(nn.Module):
             return F.pixel_unshuffle(source, self.factor)
         maps = []
         for layer, (_, ratio) in self.widths.items():
-            x, step = source[layer], _unshuffle(ratio)
-            x = F.pixel_unshuffle(x, step) if step > 1 else x
-            if x.shape[-2:] != torch.Size(grid):
-                x = F.interpolate(x, size=tuple(grid), mode="bilinear", align_corners=False)
-            maps.append(x)
+            maps.append(fold(source[layer], ratio, grid))
         return torch.cat(maps, dim=1)
 
     @torch.no_grad()
@@ -189,11 +186,6 @@ class LinearWrite(nn.Module):
         back = moments.ridge(noise or None)
         self.write.weight.copy_(back.T.reshape(self.write.weight.shape))
         self.write.bias.copy_(moments.mean_y - moments.mean_x @ back)
-
-
-def _unshuffle(ratio: float) -> int:
-    """How often a map is pixel-unshuffled: the whole number by which it is finer than the latent, else 1."""
-    return int(ratio) if ratio >= 1 and float(ratio).is_integer() else 1
 
 
 def rows(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """VFM-VAE: a frozen vision foundation model as the encoder of a latent-diffusion tokenizer (arXiv
 2510.18457).
 
-    VFM maps of several depths -> projection each -> pixel-unshuffle to the latent grid -> concatenate
+    VFM maps of several depths -> projection each -> on the latent's grid (pixel-unshuffle) -> concatenate
         -> projection -> mean, log-variance (or codes) -> any registered decoder (default: `progressive`)
 
 Only the small adapter and the decoder are trained. How the fields map to the release's argument names, in
@@ -22,11 +22,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.attention_projection import Gelu, Kind, projection
+from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer
@@ -81,7 +81,7 @@ class VFMVAE(Tokenizer):
             :meth:`encode_features`, or a VFM is attached later.
 
     Raises:
-        ConfigError: neither `vfm` nor `shapes`; a layer's grid that is not a multiple of the latent's; a
+        ConfigError: neither `vfm` nor `shapes`; grids that do not fit the latent's (:func:`ratios`); a
         number of
             `widths` that is not the number of layers.
     """
@@ -136,14 +136,16 @@ class VFMVAE(Tokenizer):
                 "width "
                 f"for all or {len(shapes)}"
             )
-        self.unshuffle = tuple(self._ratio(layer, shape.side, side) for layer, shape in shapes.items())
+        way = f"vfm.upscale, vfm.layers or tokenizer.factor {config.factor}"
+        grids = {layer: shape.side for layer, shape in shapes.items()}
+        self.ratios = tuple(ratios(grids, side, "vfm.layers", way).values())
 
         def project(inputs: int, outputs: int) -> nn.Module:
             return projection(config.projection, inputs, outputs, config.projection_layers, config.gelu)
 
         self.projections = nn.ModuleList(project(s.width, w)
                                          for s, w in zip(shapes.values(), widths, strict=True))
-        gathered = sum(w * r * r for w, r in zip(widths, self.unshuffle, strict=True))
+        gathered = sum(w * steps(r) ** 2 for w, r in zip(widths, self.ratios, strict=True))
         gaussian = config.kl and not config.discrete
         self.final_projection = project(gathered, 2 * channels if gaussian else channels)
         self.quantizer = (
@@ -162,16 +164,6 @@ class VFMVAE(Tokenizer):
         if config.linear_start:
             self.start = LinearStart(channels, config.factor,
                                      {k: (s.width, s.side / side) for k, s in shapes.items()})
-
-    def _ratio(self, layer: int, grid: int, side: int) -> int:
-        if grid % side:
-            raise ConfigError(
-                f"vfm.layers: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}; "
-                "set "
-                f"vfm.upscale, vfm.layers or tokenizer.factor {self.config.factor} (grid / latent is "
-                f"{grid / side:.3g})"
-            )
-        return grid // side
 
     def attach(self, vfm: nn.Module) -> VFMVAE:
         """Give imported weights their VFM, so that :meth:`posterior` takes images. Returns self.
@@ -195,14 +187,9 @@ class VFMVAE(Tokenizer):
 
     def _encode(self, maps: dict[int, Tensor]) -> Posterior:
         parts = []
-        for layer, project, ratio in zip(self.layers, self.projections, self.unshuffle, strict=True):
-            if maps[layer].shape[-1] % ratio or maps[layer].shape[-2] % ratio:
-                raise ConfigError(
-                    f"images: layer {layer} has a {tuple(maps[layer].shape[-2:])} grid, which does not "
-                    "divide by "
-                    f"{ratio}; use images of {self.size} px or a size whose grid does"
-                )
-            parts.append(F.pixel_unshuffle(project(maps[layer]), ratio))
+        for layer, project, fraction in zip(self.layers, self.projections, self.ratios, strict=True):
+            check_divides(layer, maps[layer], fraction, self.size)
+            parts.append(fold(project(maps[layer]), fraction))
         out = self.final_projection(torch.cat(parts, dim=1)).float()
         mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
         if self.start is not None:

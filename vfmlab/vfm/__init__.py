@@ -23,12 +23,12 @@ def facts(name: str) -> Facts:
     """The row of `name`, or facts of `timm:NAME` from timm's own record; :class:`ConfigError` with the
     nearest name."""
     if name.startswith("timm:"):
-        from vfmlab.vfm.vit import describe
+        from vfmlab.vfm.describe import describe
 
         return describe(name.removeprefix("timm:"))
     if name not in TABLE:
         raise ConfigError(
-            f"unknown VFM '{name}'{nearest(name, TABLE)}; any other vision transformer of timm is 'timm:NAME'"
+            f"unknown VFM '{name}'{nearest(name, TABLE)}; any other vision model of timm is 'timm:NAME'"
         )
     return TABLE[name]
 
@@ -44,10 +44,16 @@ def build(cfg: config.VFM, size: int) -> VisionModel:
         CheckpointError: weights are missing or do not fit; the message says which file to put where.
     """
     row = facts(cfg.name)
+    if cfg.stride is not None and not row.hierarchical:
+        raise ConfigError(f"vfm.stride {cfg.stride}: '{cfg.name}' has one grid for all layers; leave it out")
     if not row.timm:
         from vfmlab.vfm.pocket import PocketModel
 
         return PocketModel(row, size, cfg.layers, cfg.weights, cfg.upscale, cfg.seed)
+    if row.hierarchical:
+        from vfmlab.vfm.hierarchical import HierarchicalModel
+
+        return HierarchicalModel(row, size, cfg.layers, cfg.weights, cfg.upscale, cfg.seed, cfg.stride)
     from vfmlab.vfm.vit import TimmModel
 
     return TimmModel(row, size, cfg.layers, cfg.weights, cfg.upscale, cfg.seed)

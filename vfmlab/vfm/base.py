@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,19 @@ class VisionModel(nn.Module):
 
     Layers are numbered as in the papers: 0 is the sequence that enters block 1 (patch + position embedding),
     k what block k puts out, -1 the output after the final norm, -2 the last block before that norm. Class and
-    register tokens are never part of a map. The model is always in eval mode, and its parameters never take
+    register tokens are never part of a map. Of a hierarchical model k is stage k, each with a width and a grid
+    of its own (`vfmlab/vfm/hierarchical.py`). The model is always in eval mode, and its parameters never take
     gradients; gradients with respect to the images flow if the images ask for them.
 
     Attributes:
         facts: the model's row of the table. layers: read when none are asked for. size: side of the images in
             pixels.
-        fingerprint: first 16 hex digits of the SHA-256 of the weights. depth: number of blocks.
+        fingerprint: first 16 hex digits of the SHA-256 of the weights. depth: number of blocks or stages.
     """
 
     depth: int
+    # what messages call the layers k, 0 and -1
+    naming: ClassVar = ("blocks", "patch embedding", "after the final norm", "last block before the norm")
 
     def __init__(self, facts: Facts, size: int, layers: Iterable[int] | None, upscale: float, depth: int):
         super().__init__()
@@ -94,11 +97,10 @@ class VisionModel(nn.Module):
         """`layers` as a tuple; :class:`ConfigError` if one of them does not exist or is named twice."""
         layers = tuple(layers)
         if not layers or len(set(layers)) < len(layers) or any(not -2 <= k <= self.depth for k in layers):
+            parts, first, last, before = self.naming
             raise ConfigError(
-                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} blocks; name different "
-                "layers among "
-                f"0 (patch embedding), 1..{self.depth}, -1 (after the final norm), -2 (last block before the "
-                "norm)"
+                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} {parts}; name different "
+                f"layers among 0 ({first}), 1..{self.depth}, -1 ({last}), -2 ({before})"
             )
         return layers
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.nn.attention import attend
+from vfmlab.nn.norms import settle, smooth_noise
 from vfmlab.seeding import derive
 from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
@@ -152,18 +153,11 @@ class PocketModel(VisionModel):
         return {layer: maps[layer] for layer in layers}, maps[-1].mean(dim=(2, 3))
 
 
-@torch.no_grad()
 def untrained() -> PocketNet:
-    """A random network whose batch norms hold the statistics of smooth noise images.
-
-    With the initial statistics (mean 0, variance 1) the signal would shrink in every convolution and the
-    position embedding would drown it: a control must be fair. Draws from torch's global generator.
-    """
-    net = PocketNet().train()
-    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = 1.0
-    images = F.interpolate(torch.randn(64, 3, 8, 8), (32, 32), mode="bicubic", align_corners=False)
-    net(images.clamp(-1, 1))
+    """A random network whose batch norms hold the statistics of smooth noise images; otherwise the position
+    embedding would drown the signal. Draws from torch's global generator."""
+    net = PocketNet()
+    settle(net, smooth_noise(64, 32))
     return net
 
 

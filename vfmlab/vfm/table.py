@@ -1,5 +1,7 @@
 """Known vision foundation models, one row each. A new one is a new row; `timm:NAME` needs none.
 
+The weights of some come inside packages; files and origins are in `vfmlab/vfm/shipped.py`.
+
 Mean, std and the weights' file come from timm; its tests hold every row against timm's own record. Licences
 are those that the publishers state for the weights on the hub; read them before you use or share a model
 built on them.
@@ -9,15 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vfmlab.vfm.shipped import SHIPPED, Shipped
+
 
 @dataclass(frozen=True)
 class Facts:
     """What is known about a model.
 
     name: in `vfm.name`. timm: model name in timm, "" for the pocket models. layers: read by default. size:
-    native side
-    in pixels. patch: pixels per token. interpolation: how its training images were resized. licence: of the
-    weights.
+    native side in pixels. patch: pixels per token, of hierarchical models in the last map. interpolation: how
+    its training images were resized. licence: of the weights. hierarchical: maps of several widths and grids.
     """
 
     name: str
@@ -27,11 +30,18 @@ class Facts:
     patch: int
     interpolation: str
     licence: str
+    hierarchical: bool = False
+
+    @property
+    def shipped(self) -> Shipped | None:
+        """The package's file that holds the weights; None where no package does."""
+        return SHIPPED.get(self.name)
 
     @property
     def hub(self) -> str:
-        """Repository on the Hugging Face hub that holds `model.safetensors`, "" for bundled models."""
-        return f"timm/{self.timm}" if self.timm else ""
+        """Repository on the Hugging Face hub that holds `model.safetensors`, "" for bundled models and
+        packages'."""
+        return f"timm/{self.timm}" if self.timm and self.shipped is None else ""
 
 
 # The middle layer is block depth/2: SigLIP2-L reads (0, 12, -1) in VFM-VAE's released config; the others
@@ -67,6 +77,10 @@ clip_b16             vit_base_patch16_clip_224.openai            0,6,-1   224  1
 clip_l14             vit_large_patch14_clip_224.openai           0,12,-1  224  14  bicubic  apache-2.0
 dino_s16             vit_small_patch16_224.dino                  0,6,-1   224  16  bicubic  apache-2.0
 dino_b16             vit_base_patch16_224.dino                   0,6,-1   224  16  bicubic  apache-2.0
+efficientnet_lite0   tf_efficientnet_lite0                       0,3,-1   224  32  bicubic  apache-2.0
+efficientnet_lite1   tf_efficientnet_lite1                       0,3,-1   240  32  bicubic  apache-2.0
+efficientnet_lite2   tf_efficientnet_lite2                       0,3,-1   260  32  bicubic  apache-2.0
+mobilenetv2          mobilenetv2_100                             0,3,-1   224  32  bicubic  mit
 pocket               -                                           0,2,-1   32   4   bicubic  mit
 pocket_leaky         -                                           0,2,-1   32   4   bicubic  mit
 pocket_random        -                                           0,2,-1   32   4   bicubic  mit
@@ -76,7 +90,8 @@ pocket_random        -                                           0,2,-1   32   4
 def _parse(line: str) -> Facts:
     name, timm, layers, size, patch, interpolation, licence = line.split()
     numbers = tuple(int(k) for k in layers.split(","))
-    return Facts(name, timm.strip("-"), numbers, int(size), int(patch), interpolation, licence)
+    hierarchical = name in SHIPPED
+    return Facts(name, timm.strip("-"), numbers, int(size), int(patch), interpolation, licence, hierarchical)
 
 
 TABLE: dict[str, Facts] = {facts.name: facts for facts in map(_parse, _ROWS.strip().splitlines())}

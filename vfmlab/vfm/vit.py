@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.errors import ConfigError
 from vfmlab.seeding import derive
 from vfmlab.vfm.base import VisionModel
+from vfmlab.vfm.describe import is_plain
+from vfmlab.vfm.source import load_into, locate
 from vfmlab.vfm.table import Facts
 from vfmlab.weights import io
-
-FILE = "model.safetensors"
 
 
 class TimmModel(VisionModel):
@@ -53,7 +51,8 @@ class TimmModel(VisionModel):
                     f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); choose a plain "
                     "ViT"
                 ) from None
-        check_plain(net, facts.name)
+        if not is_plain(net):
+            raise ConfigError(f"vfm.name '{facts.name}': {type(net).__name__} is not a plain vision transformer")
         super().__init__(facts, size, layers, upscale, len(net.blocks))
         self.net = net
         data = timm.data.resolve_model_data_config(net)
@@ -111,90 +110,3 @@ class TimmModel(VisionModel):
         if getattr(self.net, "attn_pool", None) is not None:
             return self.net.attn_pool(final)
         return final[:, 0] if getattr(self.net, "cls_token", None) is not None else None
-
-
-def describe(name: str) -> Facts:
-    """Facts of any timm model, from timm's own record. name: without the "timm:" in front.
-
-    Raises:
-        ConfigError: not a timm model.
-    """
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    known = timm.list_pretrained(f"{architecture}*") if timm.is_model(architecture) else []
-    if not timm.is_model(architecture) or (tag and name not in known):
-        hint = nearest(name, known or timm.list_models())
-        raise ConfigError(f"vfm.name 'timm:{name}': timm knows no such model{hint}")
-    record = timm.get_pretrained_cfg(name)
-    if not tag and record is not None and record.tag:
-        name = f"{name}.{record.tag}"  # timm's default weights of this architecture
-    with torch.device("meta"):
-        net = timm.create_model(name, num_classes=0)
-    check_plain(net, f"timm:{name}")
-    depth, patch = len(net.blocks), net.patch_embed.patch_size
-    size = record.input_size[-1] if record is not None else 224
-    licence = (record.license if record is not None else None) or "see model card"
-    interpolation = (
-        record.interpolation
-        if record is not None and record.interpolation in ("bilinear", "bicubic")
-        else "bicubic"
-    )
-    return Facts(
-        f"timm:{name}",
-        name,
-        (0, depth // 2, -1),
-        size,
-        patch[0] if isinstance(patch, tuple) else patch,
-        interpolation,
-        licence,
-    )
-
-
-def check_plain(net: nn.Module, name: str) -> None:
-    """:class:`ConfigError` unless `net` is a plain ViT: blocks of one width on one grid, with prefix
-    tokens apart."""
-    parts = ("patch_embed", "blocks", "norm", "embed_dim", "num_prefix_tokens", "forward_intermediates")
-    plain = all(hasattr(net, part) for part in parts) and isinstance(
-        net.blocks, nn.ModuleList | nn.Sequential
-    )
-    if plain:
-        plain = len({(info["num_chs"], info.get("reduction")) for info in net.feature_info}) == 1
-    if not plain:
-        raise ConfigError(
-            f"vfm.name '{name}': {type(net).__name__} is not a plain vision transformer; choose a ViT, "
-            "for example dinov2_s14"
-        )
-
-
-def locate(facts: Facts, weights: str) -> Path:
-    """The weights' file: `weights` itself, or from the hub's cache, or fetched from the hub."""
-    if weights != "pretrained":
-        return Path(weights).expanduser()
-    return io.fetch(facts.hub, FILE, way=f"copy that file here, for '{facts.name}': vfm.weights=PATH/{FILE}")
-
-
-def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
-    """Load a safetensors file into a timm model, strictly. Returns the fingerprint.
-
-    timm's own checkpoint filter of the model's family renames publishers' keys and interpolates position
-    embeddings; what it leaves must fit exactly, apart from a classifier that a feature extractor does not
-    have.
-    """
-    what = f"vfm.weights of '{facts.name}'"
-    tensors, _ = io.read(path, what)
-    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            tensors = convert(tensors, net)
-        except (
-            Exception
-        ) as error:  # timm indexes keys and reshapes without checks: whatever fails, the file does not fit
-            raise CheckpointError(
-                f"{what}: '{path}' does not fit {type(net).__name__} ({type(error).__name__}: {error})"
-            ) from None
-    own = net.state_dict()
-    heads = ("head.", "head_dist.", "fc_norm.", "mask_token", "lm_head.")
-    tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(heads)}
-    io.load(net, tensors, f"{what}: '{path}'")
-    return io.sha256(path)[:16]

@@ -192,6 +192,8 @@ def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
         return {"vision foundation model": "none"}
     row = vfm.facts(run.vfm.name)
     hub = f", `{row.hub}`" if row.hub else ", bundled with vfmlab"
+    if row.shipped is not None:
+        hub = f", shipped by the package `{row.shipped.package}`; {row.shipped.origin}"
     weights = ("random weights" if run.vfm.weights == "random"
                else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}")
     return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})",

@@ -1,4 +1,4 @@
-"""Projected discriminators: small trained heads on the tokens of a frozen vision transformer.
+"""Projected discriminators: small trained heads on the tokens of a frozen vision model.
 
 - `projected`: StyleGAN-T's (Sauer et al. 2023, arXiv 2301.09515), as VFM-VAE trains against it (2510.18457,
 released
@@ -160,9 +160,9 @@ def chosen_layers(config: ProjectedConfig, backbone: VisionModel) -> tuple[int, 
         layers = (*dict.fromkeys(math.ceil(backbone.depth * k / 4) for k in (1, 2, 3, 4)), 0)
     if not layers or any(not -2 <= k <= backbone.depth for k in layers):
         raise ConfigError(
-            f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has {backbone.depth} blocks; name "
-            f"layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after the final norm), -2 (before "
-            "that norm)"
+            f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has {backbone.depth} "
+            f"{backbone.naming[0]}; name layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after the "
+            "final norm), -2 (before that norm)"
         )
     return layers
 

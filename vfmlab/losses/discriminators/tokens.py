@@ -20,7 +20,7 @@ def read_tokens(model: VisionModel, images: Tensor, layers: tuple[int, ...], add
         images: B 3 H W in [-1, 1], of the size that `model.prepare` takes.
     """
     net = getattr(model, "net", None)
-    if add_class and getattr(net, "cls_token", None) is not None:
+    if add_class and getattr(net, "cls_token", None) is not None and hasattr(model, "prefix_tokens"):
         found = hooked(net, model.prepare(images), {model.depth if k == -2 else k for k in layers})
         prefix = model.prefix_tokens
         found = {k: x[:, prefix:] + x[:, :1] for k, x in found.items()}

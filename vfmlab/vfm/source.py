@@ -1,0 +1,59 @@
+"""Where a VFM's weights come from, and how they are loaded: a file of yours, an installed package, the hub or its
+cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from vfmlab.errors import CheckpointError
+from vfmlab.vfm.shipped import renamed
+from vfmlab.vfm.table import Facts
+from vfmlab.weights import io
+
+FILE = "model.safetensors"
+
+
+def locate(facts: Facts, weights: str) -> Path:
+    """The weights' file: `weights` itself, in an installed package, in the hub's cache, or fetched from the
+    hub."""
+    if weights != "pretrained":
+        return Path(weights).expanduser()
+    if facts.shipped is not None:
+        try:
+            return facts.shipped.path()
+        except CheckpointError as error:
+            raise CheckpointError(f"vfm.name '{facts.name}': {error}") from None
+    return io.fetch(facts.hub, FILE, way=f"copy that file here, for '{facts.name}': vfm.weights=PATH/{FILE}")
+
+
+def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
+    """Load a file into a timm model, strictly. Returns the fingerprint.
+
+    timm's own checkpoint filter of the model's family renames publishers' keys and interpolates position
+    embeddings; what it leaves must fit exactly, apart from a classifier that a feature extractor does not
+    have. A package's file is renamed here.
+    """
+    what = f"vfm.weights of '{facts.name}'"
+    shipped = facts.shipped
+    if shipped is not None and path.name == Path(shipped.file).name:
+        tensors = renamed(io.unwrap(io.read_released(path), path), net, shipped.keys)
+    else:
+        tensors, _ = io.read(path, what)
+        convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        if convert is not None:
+            try:
+                tensors = convert(tensors, net)
+            except Exception as error:  # timm indexes and reshapes without checks: the file does not fit
+                raise CheckpointError(
+                    f"{what}: '{path}' does not fit {type(net).__name__} ({type(error).__name__}: {error})"
+                ) from None
+    own = net.state_dict()
+    classifier = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    heads = ("head.", "head_dist.", "fc_norm.", "mask_token", "lm_head.", *(f"{name}." for name in classifier))
+    tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(heads)}
+    io.load(net, tensors, f"{what}: '{path}'")
+    return io.sha256(path)[:16]
