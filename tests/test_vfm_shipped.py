@@ -65,6 +65,7 @@ def test_features_are_known(name):
     assert [float(pooled[0]), float(pooled.mean()), float(pooled.max())] == pytest.approx(MEANS[name], rel=1e-3)
     assert vfm.facts(name).licence in ("apache-2.0", "mit")
     assert vfm.facts(name).hub == ""
+    assert vfm.facts(name).side % 32 == 0, "opened as a judge at its native size"
     assert SHIPPED[name].origin
 
 

@@ -112,11 +112,11 @@ class VisionModelSpace(FeatureSpace):
         super().__init__()
         facts = vfm.facts(row)
         # the model's own resolution
-        self.model = vfm.build(config.VFM(name=row, upscale=facts.size / size), size)
+        self.model = vfm.build(config.VFM(name=row, upscale=facts.side / size), size)
         with torch.no_grad():
             self.dimension = self(torch.zeros(1, 3, size, size)).features.shape[1]
         self.version = self.model.fingerprint
-        self.preprocessing = f"{facts.interpolation} to {facts.size}, own mean and std"
+        self.preprocessing = f"{facts.interpolation} to {facts.side}, own mean and std"
 
     def forward(self, images: Tensor) -> Seen:
         maps, pooled = self.model.features(images, (-1,))

@@ -128,7 +128,7 @@ def _open(kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | N
         section = config.VFM(name="pocket", weights=str(folder.path))
     else:
         name = str(ref).removeprefix("vfm:").partition("@")[0]
-        section = config.VFM(name=name, upscale=vfm.facts(name).size / images.size)
+        section = config.VFM(name=name, upscale=vfm.facts(name).side / images.size)
     with torch.no_grad():
         model = vfm.build(section, images.size).to(api.device())
     return subject.of_vision_model(model, images, settings, theirs, layer, folder=folder, **more)

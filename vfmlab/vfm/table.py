@@ -33,6 +33,11 @@ class Facts:
     hierarchical: bool = False
 
     @property
+    def side(self) -> int:
+        """`size` at the nearest whole number of tokens, in pixels."""
+        return max(1, round(self.size / self.patch)) * self.patch
+
+    @property
     def shipped(self) -> Shipped | None:
         """The package's file that holds the weights; None where no package does."""
         return SHIPPED.get(self.name)

@@ -134,7 +134,7 @@ def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionMod
             )
         return vfm
     try:
-        native = config.resolution or models.facts(config.backbone.name).size
+        native = config.resolution or models.facts(config.backbone.name).side
         backbone = models.build(config.backbone, round(native / config.backbone.upscale))
     except VfmlabError as error:  # the line speaks of the run's VFM
         line = str(error).replace("vfm.", "discriminator.backbone.")
