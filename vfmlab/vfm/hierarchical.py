@@ -96,16 +96,19 @@ class HierarchicalModel(VisionModel):
     def _read(self, x: Tensor, layers: tuple[int, ...]) -> tuple[dict[int, Tensor], Tensor | None]:
         wanted = sorted({self.depth if k == -2 else k for k in layers if k not in (0, -1)})
         last, first = -1 in layers, []
-        hook = self._first[0].register_forward_hook(lambda _, args, out: first.append(out))
+        hooks = []
+        if 0 in layers:  # a copy, because activations may work in place
+            hooks.append(self._first[0].register_forward_hook(lambda _, args, out: first.append(out.clone())))
         try:
             found = self.net.forward_intermediates(
                 x, [k - 1 for k in wanted] or [0], norm=False, output_fmt="NCHW", stop_early=not last,
                 intermediates_only=not last,
             )  # fmt: skip
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         final, middle = found if last else (None, found)
-        maps = dict(zip(wanted, middle, strict=False)) | {0: first[0]}
+        maps = dict(zip(wanted, middle, strict=False)) | dict(enumerate(first))
         pooled = None
         if last:
             maps[-1] = self._channels_first(final)
