@@ -18,7 +18,7 @@ from vfmlab.vfm.describe import describe
 from vfmlab.vfm.hierarchical import HierarchicalModel
 
 FAMILIES = {  # name in timm -> what makes it small
-    "tf_efficientnet_lite0": {"channel_divisor": 8},
+    "tf_efficientnet_lite0": {},
     "mobilenetv2_035": {},
     "mobilenetv3_small_050": {},
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},

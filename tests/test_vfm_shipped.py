@@ -19,8 +19,9 @@ from vfmlab.weights import io
 
 ROOT = Path(__file__).resolve().parents[1]
 rows = pytest.mark.parametrize("name", SHIPPED)
-MEANS = {  # of the global token of the gradient picture below at 64 px: first value, mean, largest
-    "efficientnet_lite0": None, "efficientnet_lite1": None, "efficientnet_lite2": None, "mobilenetv2": None,
+KNOWN = {  # mean and largest value of the global token of the picture below
+    "efficientnet_lite0": (0.148252, 4.015587), "efficientnet_lite1": (0.143644, 4.744601),
+    "efficientnet_lite2": (0.189829, 5.666879), "mobilenetv2": (0.332709, 3.476491),
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def test_features_are_known(name):
     model = build(name)
     assert model.fingerprint == SHIPPED[name].sha256[:16]
     pooled = model.features(picture(), (-1,)).pooled[0]
-    assert [float(pooled[0]), float(pooled.mean()), float(pooled.max())] == pytest.approx(MEANS[name], rel=1e-3)
+    assert (float(pooled.mean()), float(pooled.max())) == pytest.approx(KNOWN[name], rel=1e-3)
     assert vfm.facts(name).licence in ("apache-2.0", "mit")
     assert vfm.facts(name).hub == ""
     assert vfm.facts(name).side % 32 == 0, "opened as a judge at its native size"
@@ -71,10 +72,10 @@ def test_features_are_known(name):
 
 @pytest.fixture(scope="module")
 def cifar(shared_data):
-    """500 training and 300 test images with labels."""
+    """240 training and 160 test images with labels."""
     cfg = config.Data(source=f"parquet:{shared_data / 'cifar10'}", size=32)
     parts = []
-    for split, n in (("train", 500), ("val", 300)):
+    for split, n in (("train", 240), ("val", 160)):
         source = data.open_source(cfg, split)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:n].sort().values
         batch = source.batch(order)
