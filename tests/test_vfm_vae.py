@@ -247,7 +247,7 @@ def test_layers_of_different_grids_and_widths():
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     q = tokenizer.posterior(x)
     assert tokenizer.layers == (0, 2, -1)
-    assert tokenizer.unshuffle == (2, 1, 1)
+    assert tokenizer.ratios == (2, 1, 1)
     assert q.mean.shape == q.logvar.shape == (2, 8, 8, 8)
     images = tokenizer.decode_raw(q.mode())
     assert [x.shape[-1] for x in images] == [32, 16]
@@ -319,8 +319,8 @@ def test_registered():
 
 
 def test_clear_errors():
-    with pytest.raises(ConfigError, match=r"layer 2 has a 8 x 8 grid.*latent's 16"):
-        pocket(factor=2)
+    with pytest.raises(ConfigError, match=r"layer 0 has a 16 x 16 grid.*latent's 32"):
+        pocket(factor=1)
     with pytest.raises(ConfigError, match=r"tokenizer.widths \[8, 8\].*\[0, 2, -1\]"):
         pocket(widths=(8, 8))
     with pytest.raises(ConfigError, match="no 'vfm' section"):

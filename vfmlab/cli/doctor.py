@@ -298,7 +298,7 @@ def _hub() -> Check:
             if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
     if here:
         return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
-    detail = f"none of its {len(rows)} known VFMs is in the cache; the pocket VFM and the shipped ones need none"
+    detail = f"none of its {len(rows)} known VFMs is in the cache; those bundled or shipped need none"
     return Check("hub cache", "ok", detail)
 
 
@@ -306,10 +306,11 @@ def shipped_checks() -> Iterator[Check]:
     """Weights that packages ship: there and whole, or the command that installs them."""
     from vfmlab.errors import CheckpointError
     from vfmlab.vfm.shipped import SHIPPED
+    from vfmlab.vfm.source import find
 
     for name, shipped in SHIPPED.items():
         try:
-            shipped.path()
+            find(shipped)
         except CheckpointError as error:
             detail, _, command = str(error).rpartition("; run: ")
             yield Check("shipped", "warn", f"{name}: {detail}", command)

@@ -78,14 +78,15 @@ class VFM(Section):
     """A frozen vision foundation model: a row of `vfmlab.vfm`'s table, or `timm:NAME` for any timm model."""
 
     name: str = "pocket"
-    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block or stage k, -1 "
-                                                             "after the final norm; None: the row's default")
+    layers: tuple[int, ...] | None = Field(None, description="0 patch embedding, k after block or stage k, "
+                                                             "-1 after the final norm; None: the row's "
+                                                             "default")
     weights: str = Field("pretrained", description="'pretrained', 'random', or a safetensors file")
     upscale: float = Field(1.0, gt=0,
                            description="images are resized by this factor before they enter the VFM")
     seed: int = Field(0, description="initialisation of random weights")
-    stride: Literal[8, 16, 32] | None = Field(None, description="of a convolutional model's last map, which is "
-        "then dilated; null: the model's own")
+    stride: Literal[8, 16, 32] | None = Field(None, description="of a convolutional model's last map, which "
+                                                                "is then dilated; null: the model's own")
 
 
 class DecoderConfig(Section):

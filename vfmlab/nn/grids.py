@@ -12,8 +12,8 @@ from vfmlab.errors import ConfigError
 
 
 def steps(ratio: float) -> int:
-    """How often a map is pixel-unshuffled whose grid is `ratio` times the latent's: `ratio` where that is whole,
-    else 1."""
+    """How often a map is pixel-unshuffled whose grid is `ratio` times the latent's: `ratio` where that is
+    whole, else 1."""
     return int(ratio) if ratio >= 1 and float(ratio).is_integer() else 1
 
 
@@ -21,11 +21,12 @@ def ratios(grids: Mapping[int, int], side: int, field: str, way: str) -> dict[in
     """Grid of each layer over the latent's: whole, or one over a whole number.
 
     Args:
-        grids: layer -> side of its grid. side: of the latent's. field, way: whose layers they are and what else to
-            set, for messages.
+        grids: layer -> side of its grid. side: of the latent's. field, way: whose layers they are and what
+            else to set, for messages.
 
     Raises:
-        ConfigError: a grid and the latent's of which neither divides the other; or all are coarser than the latent.
+        ConfigError: a grid and the latent's of which neither divides the other; or all are coarser than the
+            latent.
     """
     for layer, grid in grids.items():
         if (grid % side and side % grid) or max(grids.values()) < side:
@@ -53,9 +54,10 @@ def fold(x: Tensor, ratio: float, grid: Iterable[int] | None = None) -> Tensor:
 
 
 def check_divides(layer: int, x: Tensor, ratio: float, size: int) -> None:
-    """:class:`ConfigError` where a map of images of another size than the run's `size` cannot be unshuffled."""
+    """:class:`ConfigError` where a map of images of another size than the run's `size` cannot be
+    unshuffled."""
     if any(side % steps(ratio) for side in x.shape[-2:]):
         raise ConfigError(
-            f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by {steps(ratio)}; use "
-            f"images of {size} px or a size whose grid does"
+            f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by "
+            f"{steps(ratio)}; use images of {size} px or a size whose grid does"
         )

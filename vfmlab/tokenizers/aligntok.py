@@ -84,7 +84,8 @@ class AlignTok(Tokenizer):
         channels, side, _ = self.latent_shape
         self.encoder = vfm.trainable_copy(config.read)
         grids = {layer: vfm.grid(layer)[0] for layer in self.encoder.layers}
-        self.ratios = ratios(grids, side, "tokenizer.read", f"vfm.upscale, or tokenizer.factor {config.factor}")
+        way = f"vfm.upscale, or tokenizer.factor {config.factor}"
+        self.ratios = ratios(grids, side, "tokenizer.read", way)
         gathered = sum(vfm.width(layer) * steps(part) ** 2 for layer, part in self.ratios.items())
         self.adapter = Adapter(gathered, config.adapter_width, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)

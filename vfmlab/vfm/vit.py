@@ -52,7 +52,8 @@ class TimmModel(VisionModel):
                     "ViT"
                 ) from None
         if not is_plain(net):
-            raise ConfigError(f"vfm.name '{facts.name}': {type(net).__name__} is not a plain vision transformer")
+            kind = type(net).__name__
+            raise ConfigError(f"vfm.name '{facts.name}': {kind} is not a plain vision transformer")
         super().__init__(facts, size, layers, upscale, len(net.blocks))
         self.net = net
         data = timm.data.resolve_model_data_config(net)

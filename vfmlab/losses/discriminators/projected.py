@@ -161,8 +161,8 @@ def chosen_layers(config: ProjectedConfig, backbone: VisionModel) -> tuple[int, 
     if not layers or any(not -2 <= k <= backbone.depth for k in layers):
         raise ConfigError(
             f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has {backbone.depth} "
-            f"{backbone.naming[0]}; name layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after the "
-            "final norm), -2 (before that norm)"
+            f"{backbone.naming[0]}; name layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after "
+            "the final norm), -2 (before that norm)"
         )
     return layers
 
