@@ -25,7 +25,7 @@ FAMILIES = {  # name in timm -> what makes it small
     "resnet10t": {"channels": (8, 16, 24, 32)},
     "regnetx_002": {},
     "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
-    "pvt_v2_b0": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)},
+    "pvt_v2_b0": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
 }
 SIZE, UPSCALE = 32, 2.0  # 64 px enter: the last map is 2 x 2
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -38,9 +38,15 @@ def build(name: str, seed: int = 0, **more) -> HierarchicalModel:
     return HierarchicalModel(describe(name), SIZE, seed=seed, **options)
 
 
+class Built(dict):
+    def __missing__(self, name: str) -> HierarchicalModel:
+        return self.setdefault(name, build(name))
+
+
 @pytest.fixture(scope="module")
 def models():
-    return {name: build(name) for name in FAMILIES}
+    """Each family's model, built when it is first asked for."""
+    return Built()
 
 
 @pytest.fixture(scope="module")

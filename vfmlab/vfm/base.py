@@ -27,8 +27,8 @@ class VisionModel(nn.Module):
     Layers are numbered as in the papers: 0 is the sequence that enters block 1 (patch + position embedding),
     k what block k puts out, -1 the output after the final norm, -2 the last block before that norm. Class and
     register tokens are never part of a map. Of a hierarchical model k is stage k, each with a width and a
-    grid of its own (`vfmlab/vfm/hierarchical.py`). The model is always in eval mode, and its parameters never take
-    gradients; gradients with respect to the images flow if the images ask for them.
+    grid of its own (`vfmlab/vfm/hierarchical.py`). The model is always in eval mode, and its parameters never
+    take gradients; gradients with respect to the images flow if the images ask for them.
 
     Attributes:
         facts: the model's row of the table. layers: read when none are asked for. size: side of the images in

