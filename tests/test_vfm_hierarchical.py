@@ -24,7 +24,7 @@ FAMILIES = {  # name in timm -> what makes it small
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
     "resnet10t": {"channels": (8, 16, 24, 32)},
     "regnetx_002": {},
-    "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "pvt_v2_b0": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
 }
 SIZE, UPSCALE = 32, 2.0  # 64 px enter: the last map is 2 x 2
@@ -219,7 +219,7 @@ def test_alignment_targets(models, monkeypatch):
 
 def test_discriminator_reads_stages(convnext):
     part = DISCRIMINATORS.get("projected")
-    heads = part(part.Config(backbone=None, layers=(1, 2, 3), kernel=3, augment=()), SIZE, convnext)
+    heads = part(part.Config(kind="projected", backbone=None, layers=(1, 2, 3), kernel=3, augment=()), SIZE, convnext)
     logits = heads.score(images(), None)[0]
     assert [x.shape[-1] for x in logits] == [256, 64, 16]
 
