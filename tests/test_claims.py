@@ -120,7 +120,8 @@ def test_page_json_and_results_go_round(tmp_path: Path):
     whole = rows()
     decided = decide([claim(better("gfd", "a", "b")), claim(open="it needs more rows")], whole, BLOCKS)
     page = claims_page.build(decided, whole, "Ledger", "vfmlab claims", (), [claim(better("gfd", "c", "d"))])
-    written = claims_page.write(page, decided, whole, {"title": "Ledger"}, tmp_path / "ledger")
+    record = {"claims": [claims_page.record(one) for one in decided], "results": [r.as_json() for r in whole]}
+    written = page.publish(tmp_path / "ledger", record)
     text = written.read_text()
     assert "Of 2 claims: 1 supported, 1 not run." in text
     assert "Not run for want of budget" in text

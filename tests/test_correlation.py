@@ -78,7 +78,7 @@ def test_p_is_uniform_enough_under_luck():
     for _ in range(60):
         x, y = random.normal(size=(2, 8))
         goal, mine = ({str(i): {0: float(v)} for i, v in enumerate(values)} for values in (y, x))
-        ps.append(correlation._one("psnr", mine, goal, 0).p)
+        ps.append(correlation._one("psnr", mine, goal, {}, 0).p)
     assert 0.35 < statistics.fmean(ps) < 0.65
 
 
@@ -150,3 +150,13 @@ def test_one_command(tmp_path, capsys):
     capsys.readouterr()
     assert main.main(["correlate", *specs[:2]]) == 2
     assert "need at least 4" in capsys.readouterr().err
+
+
+def test_partial_correlation_takes_out_what_is_shared():
+    random = np.random.default_rng(0)
+    z = random.normal(size=400)
+    x, y = z + random.normal(size=400), z + random.normal(size=400)
+    assert correlation.spearman(x, y) > 0.4
+    assert abs(correlation.partial(x, y, z)) < 0.1
+    assert correlation.partial(x, y, random.normal(size=400)) == pytest.approx(float(correlation.spearman(x, y)), abs=0.01)
+    assert correlation.partial(x, y, x) is None

@@ -4,13 +4,11 @@ it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from vfmlab import runs
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
 from vfmlab.studies.claims import RATIOS, Claim, Decided, Finding
@@ -125,14 +123,3 @@ def record(decided: Decided) -> dict[str, Any]:
         findings.append(entry)
     return {"id": claim.id, "statement": claim.statement, "source": claim.source, "figures": claim.figures,
             "verdict": decided.verdict, "contrasts": findings}
-
-
-def write(page: Page, decided: Sequence[Decided], results: Sequence[Result], facts: Mapping[str, Any],
-          out: Path) -> Path:
-    """`out`.md, `out`.json and `out`.html; returns the first."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    whole = {**facts, "claims": [record(d) for d in decided], "results": [r.as_json() for r in results]}
-    runs.write_json(out.with_name(f"{out.name}.json"), whole)
-    page.write(out.with_name(f"{out.name}.html"))
-    runs.write_atomic(out.with_name(f"{out.name}.md"), page.markdown())
-    return out.with_name(f"{out.name}.md")

@@ -100,5 +100,5 @@ def _write(book: claims.Ledger, chosen: Sequence[Claim], results: Sequence[Resul
            sources: Sequence[str], left: Sequence[Claim] = ()) -> Path:
     decided = claims.decide(chosen, results, book.blocks)
     page = claims_page.build(decided, results, book.title, command, sources, left)
-    return claims_page.write(page, decided, results if not sources else (),
-                             {"title": book.title, "command": command}, out)
+    rows = [] if sources else [r.as_json() for r in results]
+    return page.publish(out, {"claims": [claims_page.record(one) for one in decided], "results": rows})

@@ -21,8 +21,10 @@ from vfmlab.studies.results import Result
 from vfmlab.studies.rows import Row
 
 NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "geometry", "frequency",
-         "interpolation", "robustness")
+         "interpolation", "robustness", "velocity_variance", "neighbours", "midpoints", "dct_energy")
+GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond it is its own
 LEAST = 4  # rows, below which ranks say nothing
+ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
 DRAWS = 2000  # of rows, for the interval; of permutations, for p
 
 
@@ -31,7 +33,8 @@ class Correlation(NamedTuple):
 
     rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 %
     of rho when rows are drawn with replacement. p: share of permutations of the rows with as large an |rho|,
-    two-sided. rows: how many.
+    two-sided. rows: how many. partial: rho with what both share with the ranks of :data:`GIVEN` taken out,
+    None where that cannot be had.
     """
 
     metric: str
@@ -41,6 +44,7 @@ class Correlation(NamedTuple):
     high: float
     p: float
     rows: int
+    partial: float | None = None
 
 
 def measure_rows(results: Sequence[Result], rows: Sequence[Row], root: str | Path,
@@ -86,7 +90,8 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     if len(goal) < LEAST:
         raise ConfigError(f"{len(goal)} rows have '{target}' under one protocol; ranks need at least "
                           f"{LEAST}: compare more rows, or wait for their diffusion runs")
-    every = (_one(metric, values(results, metric), goal, seed) for metric in candidates(results))
+    given = values(results, GIVEN)
+    every = (_one(metric, values(results, metric), goal, given, seed) for metric in candidates(results))
     return sorted((one for one in every if one is not None), key=lambda c: -abs(c.rho))
 
 
@@ -103,7 +108,7 @@ def candidates(results: Sequence[Result]) -> list[str]:
 
 
 def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[int, float]],
-         seed: int) -> Correlation | None:
+         given: dict[str, dict[int, float]], seed: int) -> Correlation | None:
     """None where fewer than four rows have the metric, or where it is the same in all of them."""
     labels = [label for label in goal if label in mine]
     if len(labels) < LEAST:
@@ -125,7 +130,17 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
     shuffled = spearman(np.broadcast_to(x, drawn.shape),
                         random.permuted(np.broadcast_to(y, drawn.shape), axis=1))
     p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + DRAWS)
-    return Correlation(metric, rho, tuple(seeds), float(low), float(high), p, len(labels))
+    rest = None
+    if metric != GIVEN and all(label in given for label in labels):
+        rest = partial(x, y, np.array([statistics.fmean(given[label].values()) for label in labels]))
+    return Correlation(metric, rho, tuple(seeds), float(low), float(high), p, len(labels), rest)
+
+
+def partial(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float | None:
+    """Rank correlation of x and y given z; None where z is constant, or says one of them exactly."""
+    xy, xz, yz = (float(spearman(*pair)) for pair in ((x, y), (x, z), (y, z)))
+    left = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / left**0.5 if left > 1e-12 else None
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LOWER, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
-from vfmlab.studies.correlation import DRAWS, Correlation, values
+from vfmlab.studies.correlation import DRAWS, ENOUGH, GIVEN, Correlation, values
 from vfmlab.studies.page import Lines, Page, definitions
 from vfmlab.studies.results import Result, spread
 
@@ -37,6 +37,7 @@ def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
         {
             "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
             "95 % over rows": f"{c.low:+.2f} … {c.high:+.2f}", "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
+            f"given the {quantity(GIVEN).label}": "–" if c.partial is None else f"{c.partial:+.2f}",
         }
         for c in ranked
     ]  # fmt: skip
@@ -51,7 +52,8 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
             f"95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. "
             f"{small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
             "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
-            "independent draws either.")
+            f"independent draws either. Last column: the correlation with what both sides share with the "
+            f"{quantity(GIVEN).label} taken out.")
 
 
 def left_out(results: Sequence[Result], target: str) -> list[str]:
@@ -93,8 +95,9 @@ def verdict(ranked: Sequence[Correlation]) -> str:
     if not clear:
         return "None: the interval over rows of every metric holds 0."
     one = clear[0]
-    interval = f"95 % over rows {one.low:+.2f} … {one.high:+.2f}"
-    return f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} ({interval}), over {one.rows} rows."
+    few = f" Fewer than {ENOUGH} rows: this describes them, and decides nothing." * (one.rows < ENOUGH)
+    return (f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows {one.low:+.2f} … "
+            f"{one.high:+.2f}), over {one.rows} rows.{few}")
 
 
 def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
