@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.modulation import Style, modulated_conv
 from vfmlab.nn.norms import group_norm
+from vfmlab.nn.pointwise import PointwiseConv, pointwise
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "leaky_relu"]
 
@@ -57,7 +58,7 @@ class ModulatedConvNeXt(nn.Module):
         self.style = Style(style, channels) if style else None
         self.expand_weight = nn.Parameter(torch.randn(hidden, channels, 1, 1) / math.sqrt(channels))
         self.expand_bias = nn.Parameter(torch.zeros(hidden))
-        self.contract = nn.Conv2d(hidden, channels, 1)
+        self.contract = PointwiseConv(hidden, channels)
         self.scale = nn.Parameter(torch.full((channels, 1, 1), layer_scale))
         self.legacy_noise = legacy_noise
         if legacy_noise:
@@ -70,11 +71,16 @@ class ModulatedConvNeXt(nn.Module):
             y = y + self._noise(y.shape[-2:]).to(y.dtype)
         y = self.norm(y)
         if self.style is None:
-            y = F.conv2d(y, self.expand_weight, self.expand_bias)
+            y = pointwise(y, self.expand_weight.flatten(1), self.expand_bias)
         else:
             y = modulated_conv(y, self.expand_weight, self.style(w), bias=self.expand_bias)
-        y = self.contract(self.activation(y))
-        return torch.addcmul(x, y.to(x.dtype), self.scale.to(x.dtype))
+        y = self.activation(y)
+        if y.dtype == torch.float16:  # whose range the product of weight and layer scale leaves
+            return torch.addcmul(x, self.contract(y).to(x.dtype), self.scale.to(x.dtype))
+        # The scale on the weights: no pass over the map, and backward needs no copy of what it scales.
+        scale = self.scale.flatten()
+        y = pointwise(y, self.contract.weight.flatten(1) * scale[:, None], self.contract.bias * scale)
+        return x + y.to(x.dtype)
 
     def _noise(self, shape: torch.Size) -> Tensor:
         noise = self.noise[None, None]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from vfmlab.nn.convnext import ACTIVATIONS, Activation
 from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.norms import group_norm
+from vfmlab.nn.pointwise import PointwiseConv
 
 
 class LatentFusion(nn.Module):
@@ -27,9 +28,9 @@ class LatentFusion(nn.Module):
         self.up, self.down, self.activation = up, down, ACTIVATIONS[activation]
         inputs, inner = inputs * down**2, outputs * up**2
         self.depthwise = DepthwiseConv(inputs, 3, bias=False)
-        self.pointwise = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.pointwise = PointwiseConv(inputs, inner, bias=False)
         self.norm = group_norm(inner, least=1)
-        self.mix = nn.Conv2d(outputs, outputs, 1, bias=False)
+        self.mix = PointwiseConv(outputs, outputs, bias=False)
         self.norm_out = group_norm(outputs, least=1)
 
     def forward(self, z: Tensor) -> Tensor:

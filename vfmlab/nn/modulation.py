@@ -2,11 +2,13 @@
 scales.
 
 A modulated convolution multiplies its weight's input channels by a style s of the sample, and (demodulated)
-divides each output channel by the norm of what results. Written with per-sample weights it is one grouped
-convolution with `batch` times the weights; moving the scales to the activations gives the same numbers with
-shared weights:
+divides each output channel by the norm of what results. Moving the scales to the activations gives the same
+numbers with shared weights:
 
     conv(x, w s / |w s|) = conv(x s, w) * rsqrt(sum_i (w_oi s_i)^2 + eps)
+
+Of the two the one whose scales meet fewer numbers is taken: on large maps a 1x1 layer has per-sample weights,
+one matrix product an image, and two passes over the activations (and what backward saves of them) go away.
 """
 
 from __future__ import annotations
@@ -17,19 +19,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.nn.pointwise import pointwise
+
 EPS = 1e-8
 
 
 def modulated_conv(
     x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolution (odd kernel, same size) whose input channels are scaled by a style per sample, with shared
-    weights.
+    """Convolution (odd kernel, same size) whose input channels are scaled by a style per sample.
 
     Args:
         x: B I H W. weight: O I k k. style: B I. bias: O, added after demodulation. Returns B O H W.
     """
-    y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=weight.shape[-1] // 2)
+    outputs, inputs, kernel, _ = weight.shape
+    if kernel == 1 and 2 * outputs * inputs <= (outputs + inputs) * x.shape[-2] * x.shape[-1]:
+        with torch.autocast(x.device.type, enabled=False):
+            own = weight.float().flatten(1) * style.float()[:, None]  # B O I
+            if demodulate:
+                own = own * (own.square().sum(dim=2, keepdim=True) + EPS).rsqrt()
+        return pointwise(x, own.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=kernel // 2)
     if demodulate:
         # The norm is a sum over many squares: taken in fp32 whatever the activations are.
         with torch.autocast(x.device.type, enabled=False):
@@ -129,7 +139,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor | None) -> Tensor:
         if self.style is None:
-            y = F.conv2d(x, self.weight.to(x.dtype) * self.gain)
+            y = pointwise(x, self.weight.to(x.dtype).flatten(1) * self.gain)
         else:
             y = modulated_conv(x, self.weight, self.style(w) * self.gain, demodulate=False)
         return y.float() + self.bias.view(1, -1, 1, 1)

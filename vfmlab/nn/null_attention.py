@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vfmlab.nn.attention import attend
 from vfmlab.nn.norms import RMSNorm
+from vfmlab.nn.pointwise import PointwiseConv
 
 
 class NullAttention(nn.Module):
@@ -28,16 +29,16 @@ class NullAttention(nn.Module):
         self.heads, width = heads, max(1, channels // heads)
         inner = heads * width
         self.norm = RMSNorm(channels, dim=1)
-        self.q = nn.Conv2d(channels, inner, 1, bias=False)
+        self.q = PointwiseConv(channels, inner, bias=False)
         if context:
             self.norm_context = RMSNorm(context, dim=-1)
             self.kv = nn.Linear(context, 2 * inner, bias=False)
         else:
             self.norm_context = None
-            self.k = nn.Conv2d(channels, inner, 1, bias=False)
-            self.v = nn.Conv2d(channels, inner, 1, bias=False)
+            self.k = PointwiseConv(channels, inner, bias=False)
+            self.v = PointwiseConv(channels, inner, bias=False)
         self.null = nn.Parameter(torch.randn(2, heads, width))  # key, value
-        self.out = nn.Conv2d(inner, channels, 1, bias=False)
+        self.out = PointwiseConv(inner, channels, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -72,8 +73,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.attention = NullAttention(channels, heads, context)
         self.norm = RMSNorm(channels, dim=1)
-        self.expand = nn.Conv2d(channels, expansion * channels, 1)
-        self.contract = nn.Conv2d(expansion * channels, channels, 1)
+        self.expand = PointwiseConv(channels, expansion * channels)
+        self.contract = PointwiseConv(expansion * channels, channels)
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
 

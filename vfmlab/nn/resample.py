@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.norms import group_norm
+from vfmlab.nn.pointwise import PointwiseConv
 
 
 class BinomialBlur(nn.Module):
@@ -48,7 +49,7 @@ class ShuffleUpsample(nn.Module):
         self.norm_after = norm_after
         self.norm = group_norm(outputs if norm_after else inputs)
         self.depthwise = DepthwiseConv(inputs, 3, bias=False)
-        self.pointwise = nn.Conv2d(inputs, 4 * outputs, 1, bias=False)
+        self.pointwise = PointwiseConv(inputs, 4 * outputs, bias=False)
         self.blur = BinomialBlur(taps) if taps else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
