@@ -235,6 +235,9 @@ class Train(Section):
     ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    vfm_cache: float | None = Field(None, gt=0, description="of tokenizers: gigabytes on disk that the "
+        "frozen VFM's features of the training images may take, computed once, in fp16; null, or where they "
+        "take more: the VFM is asked at every step")
     log_every: int = Field(640, ge=1)
     preview_every: int = Field(8_000, ge=1)
     checkpoint_every: int = Field(8_000, ge=1)

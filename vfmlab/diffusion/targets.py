@@ -85,6 +85,15 @@ class Teacher:
             self.token_width = found.shape[1]
 
     @property
+    def name(self) -> str:
+        return self.cfg.name
+
+    def facts(self) -> dict[str, Any]:
+        """What its cache says about it."""
+        return {"vfm": self.name, "weights": self.model.fingerprint, "layer": self.layer, "grid": self.grid,
+                "token": self.token_width}
+
+    @property
     def width(self) -> int:
         """Of the map's tokens."""
         return self.model.width(self.layer)
@@ -155,17 +164,19 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
 
 
 def build(
-    directory: Path, teacher: Teacher, source: ImageSource, flip: bool = False, batch: int = 64,
+    directory: Path, teacher: Any, source: ImageSource, flip: bool = False, batch: int = 64,
     rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, int]]:
     """Encode `source` into `directory`, or find it encoded; yields (images done, images in all). As
-    `latents.build`."""
+    `latents.build`.
+
+    teacher: a :class:`Teacher`, or what offers its `name`, `facts`, `fingerprint`, `read` and `device`.
+    """
     wanted, directory = teacher.fingerprint(source, flip), Path(directory)
     meta = shards.read_meta(directory, FORMAT, "target cache") or {
-        "format": FORMAT, "fingerprint": wanted, "count": len(source), "shard": latents.SHARD, "flip": flip, "vfm": teacher.cfg.name,
-        "weights": teacher.model.fingerprint, "layer": teacher.layer, "grid": teacher.grid, "token": teacher.token_width,
-        "data": source.fingerprint,
-    }  # fmt: skip
+        "format": FORMAT, "fingerprint": wanted, "count": len(source), "shard": latents.SHARD, "flip": flip,
+        **teacher.facts(), "data": source.fingerprint,
+    }
     if meta["fingerprint"] != wanted:
         raise CheckpointError(f"targets in '{directory}' are of another VFM, data set or options; delete the "
                               "folder to encode again")
@@ -177,7 +188,7 @@ def build(
                 kept |= {f"{key}{suffix}": value.half().cpu() for key, value in teacher.read(view).items()}
         for key, value in kept.items():
             if not torch.isfinite(value).all():
-                raise CheckpointError(f"'{teacher.cfg.name}' gives a {key} that is not finite in fp16 for "
+                raise CheckpointError(f"'{teacher.name}' gives a {key} that is not finite in fp16 for "
                                       f"one of the images {int(indices[0])} to {int(indices[-1])}")
         return kept
 

@@ -99,8 +99,8 @@ class TokenizerObjective(nn.Module):
         """Loss and metrics of one batch (see :meth:`score`), and what the discriminators learn from.
 
         Args:
-            batch: `images` uint8 B 3 H W, `labels` long B. rng: of exactly these rows. samples: images seen
-            before.
+            batch: `images` uint8 B 3 H W, `labels` long B, perhaps `features` of the frozen VFM by layer. rng:
+            of exactly these rows. samples: images seen before.
         """
         r = self.reconstruct(batch, rng, samples)
         return *self.score(r, samples), Pairs(r.images[0].detach(), r.target, batch.labels)
@@ -111,8 +111,8 @@ class TokenizerObjective(nn.Module):
         choice = self.plan(rng)
         images = to_float(batch.images).contiguous(memory_format=torch.channels_last)
         inputs = transforms.input_images(images, choice)
-        features: dict[int, Tensor] = {}
-        if self.layers:
+        features: dict[int, Tensor] = getattr(batch, "features", {}) if inputs is images else {}
+        if self.layers and not features:
             with torch.no_grad():
                 features = self.tokenizer.vfm.features(inputs, self.layers).maps
         own = self.tokenizer.own_features(inputs)

@@ -4,21 +4,24 @@ statistics."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfmlab import config, vfm
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.diffusion import targets
 from vfmlab.errors import ConfigError
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive, generator
 from vfmlab.tokenizers.base import Tokenizer, measure
-from vfmlab.training import checkpoint
+from vfmlab.training import checkpoint, features
 from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import Task
 
@@ -66,6 +69,7 @@ class TokenizerTask(Task):
             inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None
         self.root: str = "runs"
+        self.cached: targets.Targets | None = None
         self._setup: Any = None
 
     @property
@@ -91,16 +95,37 @@ class TokenizerTask(Task):
         """What a method solves or measures before its first stage, on a seeded part of the training
         images."""
         self.root = str(run_dir.path.parent)
+        yield from self._prepare_features()
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
             note = self.weights.begin(list(self.some_images("start", START_IMAGES)))
-            self.started = {"note": note} if note else {}
+            self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
             yield "closed-form start", 1, 1
 
-    def stream(self, start_step: int, rows: slice) -> BatchStream:
-        data = self.run.data
-        return BatchStream(self.source, self.train.batch, self.seed, start_step, rows, data.flip,
-                           data.workers)
+    def _prepare_features(self) -> Iterator[tuple[str, int, int]]:
+        """The frozen VFM's maps of all training images, where they fit in what the run allows."""
+        most, layers, flip = self.train.vfm_cache, self.objective.layers, self.run.data.flip
+        if most is None or not layers:
+            return
+        reader = features.Reader(self.weights.vfm, layers)
+        needed = reader.size(len(self.source), flip)
+        if needed > most:
+            self.started = {"note": f"the VFM is asked at every step: its features take {needed:.2g} GB, "
+                                    f"train.vfm_cache allows {most:g}"}
+            return
+        folder = Path(self.root) / ".latents" / f"features-{reader.fingerprint(self.source, flip)}"
+        state = PartialState()
+        parts = {"rank": state.process_index, "world": state.num_processes}
+        for done, of in targets.build(folder, reader, self.source, flip, **parts):
+            yield "VFM features", done, of
+        self.cached = targets.Targets(folder)
+
+    def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
+        data, batch = self.run.data, self.train.batch
+        images = BatchStream(self.source, batch, self.seed, start_step, rows, data.flip, data.workers)
+        if self.cached is None:
+            return images
+        return features.beside(images, self.cached, batch, self.seed, start_step, rows)
 
     def costly_steps(self, n: int) -> list[int]:
         """Steps that decode at full size: equivariance makes others cheaper."""

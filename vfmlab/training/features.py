@@ -1,0 +1,76 @@
+"""What the frozen VFM says about the training images of a tokenizer, computed once: a folder of targets.
+
+The maps of all layers that the tokenizer and its losses read, in fp16, with those of the mirrored images
+where the run flips. The files are those of :mod:`vfmlab.diffusion.targets`; a folder belongs to the VFM's weights,
+the size at which it sees images, the layers and the images, and all runs that share these share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vfmlab.data import Batch, BatchStream, ImageSource
+from vfmlab.diffusion import targets
+from vfmlab.vfm.base import VisionModel
+
+FORMAT = "vfmlab-features/1"
+
+
+class FeatureBatch(NamedTuple):
+    """:class:`~vfmlab.data.Batch` with the VFM's maps of its images by layer, B D h w, fp32."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    features: dict[int, Tensor]
+
+
+class Reader:
+    """The maps of `layers` of a frozen VFM, as :func:`vfmlab.diffusion.targets.build` stores them."""
+
+    def __init__(self, model: VisionModel, layers: tuple[int, ...]):
+        self.model, self.layers, self.name = model, layers, model.facts.name
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.mean.device
+
+    def size(self, count: int, flip: bool) -> float:
+        """Gigabytes on disk of `count` images."""
+        values = sum(self.model.width(k) * self.model.grid(k)[0] * self.model.grid(k)[1] for k in self.layers)
+        return 2e-9 * values * count * (2 if flip else 1)
+
+    def facts(self) -> dict[str, Any]:
+        return {"vfm": self.name, "weights": self.model.fingerprint, "input": self.model.input_size,
+                "layers": list(self.layers)}
+
+    def fingerprint(self, source: ImageSource, flip: bool) -> str:
+        """Digest of all that decides the folder."""
+        what = [FORMAT, self.facts(), source.fingerprint, len(source), flip]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """Images B 3 H W in [-1, 1] -> map B D h w by layer, fp32."""
+        return {str(k): value for k, value in self.model.features(images, self.layers).maps.items()}
+
+
+def beside(images: BatchStream, cached: targets.Targets, batch: int, seed: int, start_step: int,
+           rows: slice) -> Iterator[FeatureBatch]:
+    """Each batch of `images`, `start_step`'s first, with the maps that `cached` holds of its images."""
+    pairs = targets.beside(images, [cached], None, batch, seed, start_step, rows)
+    try:
+        for found, maps in pairs:
+            yield _joined(found, maps)
+    finally:
+        pairs.close()
+
+
+def _joined(found: Batch, maps: dict[str, Tensor]) -> FeatureBatch:
+    return FeatureBatch(*found, {int(layer): value for layer, value in maps.items()})
