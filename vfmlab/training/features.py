@@ -1,8 +1,8 @@
 """What the frozen VFM says about the training images of a tokenizer, computed once: a folder of targets.
 
 The maps of all layers that the tokenizer and its losses read, in fp16, with those of the mirrored images
-where the run flips. The files are those of :mod:`vfmlab.diffusion.targets`; a folder belongs to the VFM's weights,
-the size at which it sees images, the layers and the images, and all runs that share these share it.
+where the run flips. The files are those of :mod:`vfmlab.diffusion.targets`; a folder belongs to the VFM's
+weights, the size at which it sees images, the layers and the images, and all runs that share these share it.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class TokenizerObjective(nn.Module):
         """Loss and metrics of one batch (see :meth:`score`), and what the discriminators learn from.
 
         Args:
-            batch: `images` uint8 B 3 H W, `labels` long B, perhaps `features` of the frozen VFM by layer. rng:
-            of exactly these rows. samples: images seen before.
+            batch: `images` uint8 B 3 H W, `labels` long B, perhaps `features` of the frozen VFM by layer.
+            rng: of exactly these rows. samples: images seen before.
         """
         r = self.reconstruct(batch, rng, samples)
         return *self.score(r, samples), Pairs(r.images[0].detach(), r.target, batch.labels)
