@@ -221,8 +221,7 @@ class Train(Section):
     batch: int = Field(32, ge=1, le=65_536,
                        description="global batch over all devices and accumulation steps")
     accumulation: int = Field(1, ge=1)
-    optimizer: Literal["adam", "adamw", "muon"] = Field("adamw", description="muon: for the matrices inside "
-        "blocks, AdamW for the rest")
+    optimizer: Literal["adam", "adamw", "muon"] = Field("adamw", description="muon: of matrices inside blocks")
     lr: float = Field(1e-3, gt=0)
     matrix_lr: float | None = Field(None, gt=0, description="muon's rate for the matrices; null: 0.02")
     lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> "
@@ -235,9 +234,8 @@ class Train(Section):
     ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-    vfm_cache: float | None = Field(None, gt=0, description="of tokenizers: gigabytes on disk that the "
-        "frozen VFM's features of the training images may take, computed once, in fp16; null, or where they "
-        "take more: the VFM is asked at every step")
+    vfm_cache: float | None = Field(None, gt=0, description="of tokenizers: gigabytes that the frozen VFM's "
+        "features of all training images may take on disk; null, or where they take more: asked at every step")
     log_every: int = Field(640, ge=1)
     preview_every: int = Field(8_000, ge=1)
     checkpoint_every: int = Field(8_000, ge=1)
@@ -249,8 +247,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _rates(self) -> Train:
         if self.matrix_lr is not None and self.optimizer != "muon":
-            raise ValueError(f"matrix_lr {self.matrix_lr:g} is read by optimizer=muon only, and this is "
-                             f"{self.optimizer}; use lr and lr_for")
+            raise ValueError(f"matrix_lr is read by optimizer=muon only, and this is {self.optimizer}; use lr")
         return self
 
 
