@@ -122,7 +122,7 @@ def test_rates_of_groups(tasks):
 
 
 def test_a_rate_that_nothing_reads_is_one_line():
-    with pytest.raises(ConfigError, match="matrix_lr is read by optimizer=muon only, and this is adamw; use lr"):
+    with pytest.raises(ConfigError, match="matrix_lr is read by optimizer=muon only, not adamw; use lr"):
         override(presets.get("tiny_vfm_vae"), {"train.matrix_lr": 0.1})
 
 

@@ -221,7 +221,7 @@ class Train(Section):
     batch: int = Field(32, ge=1, le=65_536,
                        description="global batch over all devices and accumulation steps")
     accumulation: int = Field(1, ge=1)
-    optimizer: Literal["adam", "adamw", "muon"] = Field("adamw", description="muon: of matrices inside blocks")
+    optimizer: Literal["adam", "adamw", "muon"] = Field("adamw", description="muon: of matrices in blocks")
     lr: float = Field(1e-3, gt=0)
     matrix_lr: float | None = Field(None, gt=0, description="muon's rate for the matrices; null: 0.02")
     lr_for: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="glob on parameter names -> "
@@ -235,7 +235,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     vfm_cache: float | None = Field(None, gt=0, description="of tokenizers: gigabytes that the frozen VFM's "
-        "features of all training images may take on disk; null, or where they take more: asked at every step")
+        "features of all images may take on disk; null, or where they take more: asked at every step")
     log_every: int = Field(640, ge=1)
     preview_every: int = Field(8_000, ge=1)
     checkpoint_every: int = Field(8_000, ge=1)
@@ -247,7 +247,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _rates(self) -> Train:
         if self.matrix_lr is not None and self.optimizer != "muon":
-            raise ValueError(f"matrix_lr is read by optimizer=muon only, and this is {self.optimizer}; use lr")
+            raise ValueError(f"matrix_lr is read by optimizer=muon only, not {self.optimizer}; use lr")
         return self
 
 
