@@ -121,6 +121,7 @@ def test_reference_is_of_another_family():
     assert reference.default("siglip2_l16_512", "inception") == "dinov2_b14"
     assert reference.default(None, "inception") == "dinov2_b14"
     assert reference.family("eva_clip_l14") == "eva"
+    assert reference.family("mobilenetv2@128") == "mobilenet"
 
 
 # -- structure --------------------------------------------------------------------------------------------------------

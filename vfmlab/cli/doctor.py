@@ -307,6 +307,7 @@ def shipped_checks() -> Iterator[Check]:
     from vfmlab.errors import CheckpointError
     from vfmlab.vfm.shipped import SHIPPED
     from vfmlab.vfm.source import find
+    from vfmlab.vfm.table import TABLE
 
     for name, shipped in SHIPPED.items():
         try:
@@ -315,7 +316,8 @@ def shipped_checks() -> Iterator[Check]:
             detail, _, command = str(error).rpartition("; run: ")
             yield Check("shipped", "warn", f"{name}: {detail}", command)
         else:
-            yield Check("shipped", "ok", f"{name}, sha256 {shipped.sha256[:12]}, of {shipped.package}")
+            facts = f"{TABLE[name].licence}, sha256 {shipped.sha256[:12]}, of {shipped.package}"
+            yield Check("shipped", "ok", f"{name}: {shipped.origin}; {facts}")
 
 
 def _browser() -> Check:

@@ -17,6 +17,7 @@ from vfmlab.evaluation.instruments.base import LATENTS, Metrics
 from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.protocol import Setup, dump, open_setup
 from vfmlab.evaluation.reconstruction import Progress, measure
+from vfmlab.evaluation.reference import related
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
@@ -33,7 +34,7 @@ def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Pr
     setup = setup or open_setup(cfg, protocol, device=tokenizer.stat_mean.device)
     gathered = measure(tokenizer, cfg, protocol, setup, progress)
     report = gathered.report.joined(Metrics(LATENTS, gathered).write().report())
-    return _closed(report, setup, started)
+    return _closed(report, setup, started, tokenizer)
 
 
 def generator_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
@@ -45,13 +46,15 @@ def generator_report(network: Any, tokenizer: Tokenizer, cfg: config.Data, proto
     baseline = measure(tokenizer, cfg, protocol, setup)
     given = (network, tokenizer, cfg, protocol, num_classes, progress, setup, baseline, seed)
     report = evaluate_generation(*given)
-    return _closed(report.replace(curves=baseline.report.curves), setup, started)
+    return _closed(report.replace(curves=baseline.report.curves), setup, started, tokenizer)
 
 
-def _closed(report: Report, setup: Setup, started: float) -> Report:
+def _closed(report: Report, setup: Setup, started: float, tokenizer: Tokenizer) -> Report:
     """The report with what a reader must be warned of."""
     wanted, there, bad = setup.protocol.n, len(setup.source), setup.source.bad
-    warnings = [few_samples_warning(report.protocol["images"]["n"])]
+    model = None if tokenizer.vfm is None else tokenizer.vfm.facts.name
+    few = few_samples_warning(report.protocol["images"]["n"])
+    warnings = [few, related(model, setup.protocol.features)]
     used = report.value("codebook_used")
     if used is not None and used < FEW_CODES:
         warnings.append(f"the quantiser collapsed: {used:.2%} of the codebook's entries are used; fewer "

@@ -1,8 +1,10 @@
 """Feature spaces in which sets of images are compared: the judge, timm's vision models, Inception.
 
 A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
-directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, or `inception`. Everything that could
-change its numbers (weights, pre-processing, dimension) is part of what it declares, and of a protocol's hash.
+directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, either with `@SIDE` for a side in
+pixels, `classifier:VFM@SIDE` (with a linear head that knows the data's classes), or `inception`. Everything
+that could change its numbers (weights, pre-processing, dimension) is part of what it declares, and so of a
+protocol's hash.
 """
 
 from __future__ import annotations
@@ -49,6 +51,10 @@ class FeatureSpace(nn.Module):
             "preprocessing": self.preprocessing,
         }
 
+    def prepare(self, cfg: config.Data) -> None:
+        """Before images of `cfg` are judged: what is to be learnt from its training images. Here:
+        nothing."""
+
     def forward(self, images: Tensor) -> Seen:
         raise NotImplementedError
 
@@ -72,7 +78,7 @@ def open_space(name: str, size: int, root: str | Path = "runs") -> FeatureSpace:
         space = FEATURE_SPACES.get(kind)(rest, size, root)
     elif Path(name).expanduser().is_dir():
         space = FEATURE_SPACES.get("judge")(name, size, root)
-    elif name in vfm.names():
+    elif name.partition("@")[0] in vfm.names():
         space = FEATURE_SPACES.get("vfm")(name, size, root)
     else:
         known = [*FEATURE_SPACES.names(), *vfm.names()]
@@ -106,17 +112,28 @@ class JudgeSpace(FeatureSpace):
 
 @FEATURE_SPACES.register("vfm")
 class VisionModelSpace(FeatureSpace):
-    """Global features of a vision foundation model: its pooled token, else the mean of the last map."""
+    """Global features of a vision foundation model: its pooled token, else the mean of the last map.
+
+    Args:
+        row: name of the model, and `@SIDE` where it is to see another side than its native one.
+    """
 
     def __init__(self, row: str, size: int, root: str | Path):
         super().__init__()
+        row, at, given = row.partition("@")
         facts = vfm.facts(row)
-        # the model's own resolution
-        self.model = vfm.build(config.VFM(name=row, upscale=facts.side / size), size)
+        if at and not (given.isdigit() and 0 < int(given) <= 4096):
+            raise ConfigError(f"protocol.features '{row}@{given}': the side after '@' is a number of pixels, "
+                              f"for example {row}@{facts.side}")
+        side = int(given) if at else facts.side
+        try:
+            self.model = vfm.build(config.VFM(name=row, upscale=side / size), size)
+        except ConfigError as error:  # the line speaks of the run's VFM
+            raise ConfigError(f"protocol.features '{row}@{side}': {error}") from None
         with torch.no_grad():
             self.dimension = self(torch.zeros(1, 3, size, size)).features.shape[1]
         self.version = self.model.fingerprint
-        self.preprocessing = f"{facts.interpolation} to {facts.side}, own mean and std"
+        self.preprocessing = f"{facts.interpolation} to {side}, own mean and std"
 
     def forward(self, images: Tensor) -> Seen:
         maps, pooled = self.model.features(images, (-1,))

@@ -339,7 +339,7 @@ def groups(results: Sequence[Any]) -> list[list[Any]]:
     return [members for _, members in parts]
 
 
-NOT_HASHED = ("source",)  # fields of a protocol that are shown, but cannot change a number
+NOT_HASHED = ("source", "accuracy")  # fields of a protocol that are shown, but cannot change a number
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any], at: str = "") -> str:

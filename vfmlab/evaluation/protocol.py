@@ -143,6 +143,7 @@ def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "
     """Held-out images and feature space of a protocol; errors as
     :func:`~vfmlab.evaluation.features.open_space`."""
     space = open_space(protocol.features, cfg.size, root).to(device)
+    space.prepare(cfg)
     return Setup(cfg, protocol, data.open_source(cfg, "val"), space)
 
 

@@ -2,7 +2,9 @@
 
 A tokenizer that was built on a vision model, or aligned with it, agrees with that model for a trivial reason.
 So the default is a model of another family: the judge where it is the protocol's feature space (another
-architecture, data order and seed than the pocket VFM), else DINOv2-B, or SigLIP2-B where a DINO is inside.
+architecture, data order and seed than the pocket VFM), a network that a package ships where the protocol
+looks with one, else DINOv2-B, or SigLIP2-B for whatever builds on a DINO. Networks of two families may still
+have been trained on the same images and labels: both families that packages ship have seen ImageNet's.
 """
 
 from __future__ import annotations
@@ -18,19 +20,45 @@ from vfmlab.evaluation.perturbations import Perturbation, sides_of
 from vfmlab.evaluation.protocol import Resolved, selection
 from vfmlab.nn.transforms import resize
 
-FAMILIES = ("siglip", "dino", "eva", "mae", "clip", "pocket")  # the first that a name contains
+# The first that a name contains.
+FAMILIES = (
+    "siglip", "dino", "eva", "mae", "clip", "pocket", "efficientnet", "mobilenet", "convnext", "resnet", "regnet", "swin",
+)  # fmt: skip
+SHIPPED = ("mobilenetv2@128", "efficientnet_lite2@128")  # there without a network
+
+
+def bare(name: str) -> str:
+    """The vision model behind the name of a feature space, subject or VFM: `mobilenetv2` of
+    `classifier:mobilenetv2@128`."""
+    for prefix in ("vfm:", "classifier:", "timm:"):
+        name = name.removeprefix(prefix)
+    return name.partition(":")[0].partition("@")[0]
 
 
 def family(name: str) -> str:
-    """The family of a model or feature space: "dino" for `dinov2_b14`, else the name itself."""
-    bare = name.lower().removeprefix("vfm:").removeprefix("timm:").partition(":")[0]
-    return next((f for f in FAMILIES if f in bare), bare)
+    """The family of a vision model, feature space or VFM row: "dino" for `dinov2_b14`, else the name
+    itself."""
+    model = bare(name).lower()
+    return next((f for f in FAMILIES if f in model), model)
+
+
+def related(vfm: str | None, features: str) -> str:
+    """What a reader must know where a judge looks with the eyes of the VFM that it judges, else ""."""
+    if vfm is None or family(vfm) != family(features):
+        return ""
+    what = "are the same vision model" if bare(vfm) == bare(features) else "are of one family"
+    other = next(name for name in SHIPPED if family(name) != family(vfm))
+    return (f"the VFM '{vfm}' and protocol.features '{features}' {what}: distances and class accuracy favour "
+            f"what is built on it; look with another one too, for example classifier:{other}")
 
 
 def default(vfm: str | None, features: str) -> str:
     """Feature space of the reference for something built on `vfm` (or on none) under `protocol.features`."""
     if family(features) == "judge":
         return features
+    if features.startswith("classifier:") or bare(features) in map(bare, SHIPPED):
+        known = (features.removeprefix("classifier:"), *SHIPPED)
+        return next(name for name in known if vfm is None or family(name) != family(vfm))
     return "siglip2_b16_256" if vfm is not None and family(vfm) == "dino" else "dinov2_b14"
 
 

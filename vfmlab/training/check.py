@@ -13,6 +13,7 @@ from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
+from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
 from vfmlab.training import ar, diffusion
 from vfmlab.training.meter import weightless
@@ -47,7 +48,10 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 shape = (phase.tokenizer.channels, side, side)
                 diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
         if phase.train.evaluate_at:
-            spaces.add((phase.protocol.features, size))
+            space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
+            if own is not None and space.startswith("classifier:") and bare(space) == bare(own):
+                raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
+            spaces.add((space, size))
             protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)

@@ -142,7 +142,7 @@ def public(run: config.Phase) -> config.Phase:
     pretrained = getattr(run.tokenizer, "pretrained", None)
     if pretrained is not None and Path(pretrained).expanduser().is_dir():
         changes["tokenizer.pretrained"] = None
-    if ":" in run.protocol.features:
+    if run.protocol.features.partition(":")[0] == "judge":  # of a run's directory
         changes["protocol.features"] = run.protocol.features.partition(":")[0]
     recipe = config.override(run.recipe, changes)
     if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
