@@ -127,7 +127,7 @@ def test_warning_in_the_report():
     assert any("of one family" in line for line in report.warnings)
 
 
-@pytest.mark.parametrize("name", ("efficientnet_lite2", "mobilenetv2"))
+@pytest.mark.parametrize("name", ["efficientnet_lite2", "mobilenetv2"])
 def test_shipped_networks_as_judges_of_photographs(name, shared_data):
     try:
         source.find(SHIPPED[name])
