@@ -1,10 +1,8 @@
-"""The door to the instruments: what they say about a run, or a vision model, measured once and kept beside
-it.
+"""The door to the instruments: what they say about a run or a vision model, measured once, stored beside it.
 
-    report = vfmlab.studies.measure.measure("pocket_vfm_vae_tokenizer")          # all that fit, kept in
-    <run>/instruments/ report["se_cknna"].value, report.curves["rate"].value
-    vfmlab.studies.measure.measure("vfm:pocket", data=run.data)                  # a vision model's last
-    layer; vfm:NAME@LAYER
+    report = measure("pocket_vfm_vae_tokenizer")  # all that fit, in <run>/instruments/
+    report["se_cknna"].value, report.curves["rate"].value
+    measure("vfm:pocket", data=run.data)          # a vision model's last layer; vfm:NAME@LAYER
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 iREPA ("What matters for representation alignment: global information or spatial structure?", arXiv
 2512.10794) defines
 
-    LDS(X) = E[K(t, t') | d(t, t') < r_near] - E[K(t, t') | d(t, t') >= r_far],   K: cosine of the tokens at t
-    and t'.
+    LDS(X) = E[K(t, t') | d(t, t') < r_near] - E[K(t, t') | d(t, t') >= r_far]    (K: cosine of tokens)
 
 Its released evaluation takes the four neighbours as near and a Manhattan distance of at least 6 cells as far,
 on a grid of 16 x 16. Here the far bound is the same share of the grid's side, 6/16 (so exactly 6 on that
