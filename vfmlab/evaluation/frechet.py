@@ -135,15 +135,12 @@ def _range_factor(a: Tensor) -> Tensor:
 
 def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100,
                     subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance (KID): unbiased squared MMD with kernel (x.y / D + 1)^3 over random subsets.
+    """Kernel distance (KID): unbiased MMD^2, kernel (x.y / D + 1)^3; mean and std over subsets.
 
     Args:
         a, b: features N D and M D, or feature sets (their held rows are used). subsets, subset_size: as
             published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller set, because
             equal subsets would show no spread. seed: of the subsets.
-
-    Returns:
-        mean and standard deviation over subsets.
     """
     a, b = (s.features() if isinstance(s, FeatureSet) else s for s in (a, b))
     if a.shape[1] != b.shape[1]:

@@ -31,7 +31,7 @@ def labels_of(ids: Tensor, num_classes: int) -> Tensor:
 def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
                         num_classes: int, progress: Progress | None = None, setup: Setup | None = None,
                         baseline: Pass | None = None, seed: int = 0) -> Report:
-    """Draw protocol.n samples and measure them.
+    """Draw protocol.n samples and measure them; with the tokenizer's own numbers in `BESIDE`.
 
     Args:
         network: `(x, t, y) -> v`, or a token network where the protocol has a `token_sampler`.
@@ -41,9 +41,6 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
             :func:`~vfmlab.evaluation.reconstruction.measure` gave for the same tokenizer and protocol: spares
             work when a network is evaluated again and again.
         seed: of the run; the noise follows it where protocol.noise is "run".
-
-    Returns:
-        the metrics over samples, and the tokenizer's in `BESIDE`.
 
     Raises:
         DataError: samples are not finite. CheckpointError: a tokenizer without statistics.

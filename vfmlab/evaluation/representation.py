@@ -33,14 +33,11 @@ def pool(features: Tensor) -> Tensor:
 
 
 def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool = True) -> Tensor:
-    """Features as the published alignment figures take them: token mean, outliers clamped, unit length.
+    """Features as the published alignment figures take them: token mean, clamped, unit length; N C, fp32.
 
     Args:
         features: N C h w, N T C or N C. quantile: values are clamped to +- this quantile of |features| over
             the whole set; None: no clamp. normalise: divide each row by its L2 norm.
-
-    Returns:
-        N C in fp32.
 
     Raises:
         DataError: not finite, or a constant (after pooling) that carries no information.

@@ -31,14 +31,11 @@ def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out:
 def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds: Sequence[int] = (0, 1, 2),
         only: Sequence[str] = (), budget: float | None = None, overrides: Mapping[str, Any] | None = None,
         jobs: int | None = None, cluster: str | None = None, retry: bool = False) -> Path:
-    """Train, measure, decide and write the page of a ledger in a domain.
+    """Train, measure, decide and write the page of a ledger in a domain: .md (returned), .json, .html.
 
     Args:
         domain: one of the ledger's. budget: seconds of one core; None: no end. The rest as in
             :func:`vfmlab.studies.compare.run`.
-
-    Returns:
-        the Markdown file; .json and .html stand beside it.
 
     Raises:
         ConfigError: no such ledger, claim or domain. TrainingError: every row failed.

@@ -54,14 +54,11 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
 def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
         jobs: int | None = None, overrides: dict[str, Any] | None = None, title: str = TITLE,
         until: Until = None, cluster: str | None = None, retry: bool = True) -> Path:
-    """Train what is missing, evaluate, and write `out`.md, `out`.json, `out`.html and images/<out>*.png.
+    """Train what is missing, evaluate, write `out`.md (returned), .json, .html and images/<out>*.png.
 
     Args:
         specs: rows, see :mod:`vfmlab.studies.rows`. seeds: each row is trained with each. jobs, cluster,
         retry: see :func:`train`. overrides: dotted changes to all rows. until: see `rows`.
-
-    Returns:
-        the Markdown file.
 
     Raises:
         TrainingError: every row failed. ConfigError: a row that cannot be, `out` cannot be written.
@@ -83,15 +80,12 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
               jobs: int | None = None, overrides: dict[str, Any] | None = None, target: str = "gfd",
               names: Sequence[str] = correlation.NAMES, compared_with: str | None = None,
               say: Callable[[str], object] = print, cluster: str | None = None, retry: bool = True) -> Path:
-    """Train what is missing, measure every tokenizer, and write which numbers go along with `target`.
+    """Train what is missing, measure tokenizers, write what goes along with `target`; `out`.md.
 
     Args:
         specs, seeds, jobs, overrides, cluster, retry: as in :func:`run`. target: "gfd", "gfd_own" or
         "class_accuracy". names: instruments. compared_with: reference model of all rows; None: each row's
         default, see `vfmlab.evaluation.reference`.
-
-    Returns:
-        the Markdown file; `out`.json and `out`.html stand beside it.
 
     Raises:
         ConfigError: unknown target or instrument, or too few rows with the target.

@@ -28,14 +28,10 @@ BLOCK_KEY = "cknna_block_"  # of the evaluations that are logged during training
 @torch.no_grad()
 def block_features(network: nn.Module, z: Tensor, ids: Sequence[int], t: float, seed: int = 0,
                    maps: bool = False) -> dict[int, Tensor]:
-    """Features after every block, 1 to `network.depth`, at time t under the null label.
+    """Block (1 to `network.depth`) -> its features on the CPU, at time t under the null label.
 
     Args:
-        z: N C h w clean normalised latents. ids: one per row, of its noise. maps: N D h w, not token means N
-        D.
-
-    Returns:
-        {block: features on the CPU}.
+        z: N C h w clean normalised latents. ids: one per row, of its noise. maps: N D h w, not means N D.
     """
     blocks, features = tuple(range(1, network.depth + 1)), {}
     device = next(network.parameters()).device
