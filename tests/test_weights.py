@@ -734,7 +734,7 @@ def test_a_diffusion_release_needs_its_tokenizer(golden, tmp_path):
     with pytest.raises(RunError, match="first: vfmlab import va_vae_f16d32"):
         draft(named, root=tmp_path)
     small = tokenizer_for((8, 8, 8), tmp_path, "small")
-    with pytest.raises(ConfigError, match=r"latents of \(16, 8, 8\).*has \(8, 8, 8\); name another run"):
+    with pytest.raises(ConfigError, match=r"latents .*\(16, 8, 8\).*has \(8, 8, 8\); name another run"):
         draft(release, root=tmp_path, tokenizer=small.id)
     parent = tokenizer_for((16, 8, 8), tmp_path, "measured", measured=True)
     run = draft(release, root=tmp_path, tokenizer=parent.id)
