@@ -52,8 +52,7 @@ class FeatureSpace(nn.Module):
         }
 
     def prepare(self, cfg: config.Data) -> None:
-        """Before images of `cfg` are judged: what is to be learnt from its training images. Here:
-        nothing."""
+        """Before images of `cfg` are judged: what is to be learnt from its training images. Here: nothing."""
 
     def forward(self, images: Tensor) -> Seen:
         raise NotImplementedError

@@ -33,9 +33,8 @@ class Residual(nn.Module):
         self.norm_a = nn.BatchNorm2d(out)
         self.b = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.norm_b = nn.BatchNorm2d(out)
-        self.skip = (
-            nn.Conv2d(channels, out, 1, bias=False) if stride > 1 or channels != out else nn.Identity()
-        )
+        self.skip = (nn.Conv2d(channels, out, 1, bias=False) if stride > 1 or channels != out
+                     else nn.Identity())
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,12 +55,8 @@ class Judge(nn.Module):
         self.class_names, self.width = list(class_names), width
         self.fingerprint = ""  # of the weights; set by load()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.stages = nn.Sequential(
-            Residual(width, width, 2),
-            Residual(width, 2 * width, 2),
-            Residual(2 * width, 4 * width, 2),
-            Residual(4 * width, 4 * width, 1),
-        )
+        self.stages = nn.Sequential(Residual(width, width, 2), Residual(width, 2 * width, 2),
+                                    Residual(2 * width, 4 * width, 2), Residual(4 * width, 4 * width, 1))
         self.head = nn.Linear(4 * width, len(self.class_names))
 
     @property
@@ -82,11 +77,9 @@ class Judge(nn.Module):
         """
         unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
-            raise ConfigError(
-                f"the judge has not learnt class '{unknown[0]}'{nearest(unknown[0], self.class_names)}; "
-                "train "
-                "one on this data with pretrain.objective=classify and give its run directory"
-            )
+            raise ConfigError("the judge has not learnt class "
+                              f"'{unknown[0]}'{nearest(unknown[0], self.class_names)}; train one on this "
+                              "data with pretrain.objective=classify and give its run directory")
         return [self.class_names.index(name) for name in class_names]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,8 +169,7 @@ def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tenso
              f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to "
              f"latents of {latent.partition(' (')[0]} and back.",
              "", "```python", "from vfmlab.weights.export import from_pretrained", "",
-             'tokenizer = from_pretrained("PATH OR REPOSITORY")',
-             *back, "```", "", "| | |", "|---|---|"]
+             'tokenizer = from_pretrained("PATH OR REPOSITORY")', *back, "```", "", "| | |", "|---|---|"]
     rows = {"method": t.method, "latent": latent, "numbers in the weights": f"{count:,}"}
     rows |= _vfm_rows(run, facts)
     rows |= _origin_rows(run, facts)

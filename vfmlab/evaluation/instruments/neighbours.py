@@ -50,8 +50,7 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
 
 def spectral_clusters(x: Tensor, clusters: int, seed: int, k: int = NEAREST_GRAPH) -> Tensor:
     """Clusters (long N) of rows N D: k-means on the unit rows of the normalised neighbour graph's leading
-    eigenvectors.
-    """
+    eigenvectors."""
     from scipy.cluster.vq import kmeans2
 
     near = nearest(x, k)

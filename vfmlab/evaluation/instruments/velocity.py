@@ -25,8 +25,7 @@ def gaussian_variance(eigenvalues: Tensor) -> float:
 
 def kronecker(x: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of the channels' and of the places' covariance of centred maps N C h w, with the trace of
-    the whole: the covariance of all C h w values is taken as their Kronecker product.
-    """
+    the whole: the covariance of all C h w values is taken as their Kronecker product."""
     x = x.double().flatten(2)
     channels = torch.einsum("ncp,ndp->cd", x, x) / len(x)
     space = torch.einsum("ncp,ncq->pq", x, x) / len(x)

@@ -31,9 +31,8 @@ from vfmlab.vfm.base import VisionModel
 class ProjectedConfig(DiscriminatorConfig):
     """Options of the discriminators on a frozen backbone; the defaults are those of VFM-VAE's."""
 
-    backbone: configs.VFM | None = Field(
-        configs.VFM(name="dino_s16"), description="the frozen model; null: the tokenizer's own VFM"
-    )
+    backbone: configs.VFM | None = Field(configs.VFM(name="dino_s16"),
+                                         description="the frozen model; null: the tokenizer's own VFM")
     layers: tuple[int, ...] | None = Field(None, description="a head on each; null: each quarter of the "
                                                              "depth, and 0")
     resolution: int | None = Field(None, ge=8,
@@ -88,8 +87,7 @@ class Projected(OnTokens, Discriminator):
 
     Raises:
         ConfigError: no backbone, one that is the tokenizer's own VFM without saying so, or fewer tokens than
-        the kernel
-            reaches. CheckpointError: the backbone's weights cannot be had.
+            the kernel reaches. CheckpointError: the backbone's weights cannot be had.
     """
 
     Config = ProjectedConfig
@@ -105,10 +103,8 @@ class RAEDino(OnTokens, Discriminator):
     """
 
     class Config(ProjectedConfig):
-        backbone: configs.VFM | None = Field(
-            configs.VFM(name="timm:vit_small_patch8_224.dino"),
-            description="the frozen model; null: the tokenizer's own VFM",
-        )
+        backbone: configs.VFM | None = Field(configs.VFM(name="timm:vit_small_patch8_224.dino"),
+                                             description="the frozen model; null: the tokenizer's own VFM")
         layers: tuple[int, ...] | None = Field((-2, 3, 6, 9, 12), description="a head on each")
         interpolation: Literal["bilinear", "bicubic"] = "bicubic"
         add_class: bool = False
@@ -122,16 +118,13 @@ def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionMod
     """The backbone of the config, or the run's VFM where the config leaves it open.
 
     A discriminator that looks through the tokenizer's own VFM is blind to what that VFM is blind to, and
-    pulls the
-    decoder towards it: that must be asked for with `backbone=null`.
+    pulls the decoder towards it: that must be asked for with `backbone=null`.
     """
     if config.backbone is None:
         if vfm is None:
-            raise ConfigError(
-                "discriminator.backbone null means the run's own VFM, but the run has no 'vfm' section; "
-                "set discriminator.backbone.name=dino_s16, or discriminator.kind=patchgan, which needs no "
-                "backbone"
-            )
+            raise ConfigError("discriminator.backbone null means the run's own VFM, but the run has no 'vfm' "
+                              "section; set discriminator.backbone.name=dino_s16, or "
+                              "discriminator.kind=patchgan, which needs no backbone")
         return vfm
     try:
         native = config.resolution or models.facts(config.backbone.name).side
@@ -140,11 +133,9 @@ def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionMod
         line = str(error).replace("vfm.", "discriminator.backbone.")
         raise type(error)(f"{line}; discriminator.kind=patchgan needs no backbone") from None
     if vfm is not None and backbone.fingerprint == vfm.fingerprint:
-        raise ConfigError(
-            f"discriminator.backbone.name '{config.backbone.name}' is the tokenizer's own VFM; choose "
-            "another one or "
-            "discriminator.kind=patchgan, or say that you mean it with discriminator.backbone=null"
-        )
+        raise ConfigError(f"discriminator.backbone.name '{config.backbone.name}' is the tokenizer's own VFM; "
+                          "choose another one or discriminator.kind=patchgan, or say that you mean it with "
+                          "discriminator.backbone=null")
     return backbone
 
 
@@ -159,11 +150,9 @@ def chosen_layers(config: ProjectedConfig, backbone: VisionModel) -> tuple[int, 
     if layers is None:
         layers = (*dict.fromkeys(math.ceil(backbone.depth * k / 4) for k in (1, 2, 3, 4)), 0)
     if not layers or any(not -2 <= k <= backbone.depth for k in layers):
-        raise ConfigError(
-            f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has {backbone.depth} "
-            f"{backbone.naming[0]}; name layers among 0 (patch embedding), 1..{backbone.depth}, -1 (after "
-            "the final norm), -2 (before that norm)"
-        )
+        raise ConfigError(f"discriminator.layers {list(layers)}: '{backbone.facts.name}' has "
+                          f"{backbone.depth} {backbone.naming[0]}; name layers among 0 (patch embedding), "
+                          f"1..{backbone.depth}, -1 (after the final norm), -2 (before that norm)")
     return layers
 
 
@@ -172,11 +161,9 @@ def make_heads(config: ProjectedConfig, backbone: VisionModel, layers: tuple[int
     scale = (config.resolution or backbone.input_size) / backbone.input_size
     few = min(round(h * scale) * round(w * scale) for h, w in map(backbone.grid, layers))
     if few < config.kernel // 2:
-        raise ConfigError(
-            f"discriminator.kernel {config.kernel} is too wide for the {few} tokens that "
-            f"'{backbone.facts.name}' "
-            f"gives; use a kernel of at most {2 * few + 1} or a larger discriminator.resolution"
-        )
+        raise ConfigError(f"discriminator.kernel {config.kernel} is too wide for the {few} tokens that "
+                          f"'{backbone.facts.name}' gives; use a kernel of at most {2 * few + 1} or a larger "
+                          "discriminator.resolution")
     options = (config.kernel, config.virtual_batch, config.eps, config.classes, config.mapped)
     return nn.ModuleList(Head(backbone.width(k), *options) for k in layers)
 
@@ -189,10 +176,8 @@ def condition(labels: Tensor | None, classes: int) -> Tensor | None:
     if labels is None:
         raise ConfigError(f"discriminator.classes {classes}: it needs labels; without labels set it to 0")
     if int(labels.max()) >= classes or int(labels.min()) < 0:
-        raise ConfigError(
-            f"discriminator.classes {classes}: labels run from {int(labels.min())} to {int(labels.max())}; "
-            "set it to the number of classes of the data"
-        )
+        raise ConfigError(f"discriminator.classes {classes}: labels run from {int(labels.min())} to "
+                          f"{int(labels.max())}; set it to the number of classes of the data")
     return F.one_hot(labels, classes) * math.sqrt(classes)
 
 
