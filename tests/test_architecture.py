@@ -39,7 +39,7 @@ LONGEST, WIDEST, MOST_FLOORS = 450, 110, 15
 PRIVATE_WORDS = {
     "lane", "lanes", "opponent", "opponents", "rival", "rivals", "starter", "blends", "views", "heard", "conduct",
 }
-STARTS_PROCESSES = {"vfmlab.studies.executor", "vfmlab.studies.cluster"}
+STARTS_PROCESSES = {"vfmlab.studies.executor", "vfmlab.studies.cluster", "vfmlab.studies.kernels"}
 ASKS_OTHERS = {"vfmlab.runs", "vfmlab.cli.doctor"}  # git, and imports that may take the process down
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,19 +11,26 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from vfmlab import runs
+from vfmlab.errors import TrainingError
 from vfmlab.studies.sweep import outputs
+from vfmlab.studies.sweep.notebook import execute
 
-papermill = pytest.importorskip("papermill")
+pytest.importorskip("papermill")
+jupytext = pytest.importorskip("jupytext")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo at `tiny`, interrupted once a run is finished, then run to its end: (folder, output of the second start)."""
+    """The demo at `tiny`, interrupted once a run is finished, then run to its end: (folder, output of the second start).
+
+    First over a process for each core, then in one, which imports once.
+    """
     root = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "vfmlab", "demo", "--preset", "tiny_vfm_vae", "--baseline", "tiny_plain_vae", "--root", str(root)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": FOLDER.parent, "start_new_session": True}
@@ -38,7 +46,7 @@ def demo(tmp_path_factory):
     assert first.returncode == 130, told
     assert "the same command goes on from there" in told
     assert not (root / "report.html").exists()
-    second = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=1500, **options)
+    second = subprocess.run([*command, "--jobs", "1"], env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=1500, **options)
     assert second.returncode == 0, second.stdout
     after = {folder.id: folder.status() for folder in runs.scan(root / "runs")}
     assert all(after[run].created == created for run, created in kept.items())
@@ -78,7 +86,7 @@ def test_runs_headless(name, demo):
     root, _ = demo
     if name[:2] in OWN:
         parameters = {"preset": "tiny_vfm_vae", "root": str(root / "runs"), "headless": True, **OWN[name[:2]]}
-        book = papermill.execute_notebook(FOLDER / f"{name}.ipynb", root / f"{name}.ipynb", parameters, progress_bar=False, kernel_name="python3")
+        book = execute(FOLDER / f"{name}.ipynb", root / f"{name}.ipynb", parameters)
     else:
         suffix = ".tiny_vfm_vae" if name[:2] in ("02", "07") else ""
         book = nbformat.read(root / "notebooks" / f"{name}{suffix}.ipynb", as_version=4)
@@ -96,7 +104,6 @@ def test_runs_headless(name, demo):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_two_files_of_a_pair_agree(name):
     """In what a person writes: outputs, counts and the kernel's header may differ."""
-    jupytext = pytest.importorskip("jupytext")
     sides = [jupytext.read(FOLDER / f"{name}{ending}") for ending in (".py", ".ipynb")]
     cells = [[(c.cell_type, c.source.strip(), c.metadata.get("tags", [])) for c in side.cells] for side in sides]
     assert cells[0] == cells[1], f"{name}.py and {name}.ipynb differ: make notebooks"
@@ -111,8 +118,47 @@ def test_no_outputs_are_committed(name):
 
 
 def test_a_misspelt_parameter_is_refused_in_the_first_cell(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="this notebook has no parameter 'sede'"):
-        papermill.execute_notebook(FOLDER / "00_start_here.ipynb", tmp_path / "a.ipynb", {"sede": 1}, progress_bar=False, kernel_name="python3")
+    with pytest.raises(TrainingError, match="this notebook has no parameter 'sede'"):
+        execute(FOLDER / "00_start_here.ipynb", tmp_path / "a.ipynb", {"sede": 1})
+
+
+FORKED = """# %% tags=["parameters"]
+said = ""
+
+# %%
+import json, os, sys
+from vfmlab import runs
+
+ready = "torch._dynamo" in sys.modules
+import numpy, torch
+
+own = [os.getppid(), os.getcwd(), os.environ.get("SAID"), ready, torch.cuda.is_initialized(), said]
+print(json.dumps(own + [numpy.random.rand()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kernel starts as jupyter starts it")
+def test_kernels_are_forks_of_one_process(tmp_path, monkeypatch):
+    """Each has the imports, and a folder, variables and random numbers of its own; without that process they start anew."""
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "n.ipynb"
+    book = jupytext.reads(FORKED, fmt="py:percent")
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    jupytext.write(book, source)
+
+    def run(said):
+        monkeypatch.setenv("SAID", said)
+        done = execute(source, tmp_path / f"{said}.ipynb", {"said": said})
+        return json.loads("".join(o.get("text", "") for cell in done.cells for o in cell.get("outputs", ())))
+
+    (parent, *one, first), (same, *other, second) = run("a"), run("b")
+    assert parent == same != os.getpid()
+    assert [one, other] == [[str(tmp_path), said, True, False, said] for said in "ab"]
+    assert first != second
+    os.kill(parent, signal.SIGKILL)
+    psutil.Process(parent).wait(60)
+    assert run("c")[2] == "c"
+    assert run("d")[0] not in (parent, os.getpid()), "and the next is a fork again"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

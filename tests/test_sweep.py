@@ -33,7 +33,7 @@ headless = False
 # %%
 import os, time
 from pathlib import Path
-from vfmlab.studies import cluster, executor, sweep
+from vfmlab.studies import sweep  # alone, so that a kernel need not wait for torch
 
 Path(root).mkdir(parents=True, exist_ok=True)
 open(f"{root}/begun", "a").write(f"{x} {y} {kind}\\n")
@@ -445,7 +445,7 @@ def test_a_search_ranks_one_protocol_only(tmp_path):
 def test_a_search_on_a_notebook(notebook, tmp_path):
     pytest.importorskip("optuna")
     spec = {"parameters": {"x": [1, 2], "y": {"low": 0.0, "high": 1.0}}, "search": {"objective": "loss", "trials": 1, "direction": "minimize"}}
-    sweep.run(notebook, spec, tmp_path / "out", stream=io.StringIO())
+    sweep.run(notebook, spec, tmp_path / "out", jobs=1, stream=io.StringIO())
     more = spec | {"search": spec["search"] | {"trials": 2}}
     found = sweep.run(notebook, more, tmp_path / "out", stream=io.StringIO())
     assert found.count("finished") == 2 == len(lines(tmp_path / "out/runs/begun"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import psutil
 from tqdm import tqdm
 
 from vfmlab import api, config, runs
@@ -124,6 +124,7 @@ def evaluate_run(run: str, root: str) -> None:
 _one = threading.Lock()  # random numbers and threads belong to a process, so it does one node at a time
 _running: set[str] = set()
 _stopping: set[str] = set()
+_kernels: list[subprocess.Popen[Any]] = []
 _interrupted = -AGAIN
 
 
@@ -153,6 +154,11 @@ def stopping(key: str) -> bool:
     return key in _stopping
 
 
+def interruptible(kernel: subprocess.Popen[Any]) -> None:
+    """From now on, a study that stops interrupts this process, which a node of this process started."""
+    _kernels.append(kernel)
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:1000]
 
@@ -168,10 +174,10 @@ def _stop(folders: Mapping[str, str | None]) -> int:
             run.request_stop()
         elif not run and time.monotonic() - _interrupted > AGAIN:
             _interrupted = time.monotonic()
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):
-                    if any("ipykernel" in word for word in child.cmdline()):
-                        child.send_signal(signal.SIGINT)
+            _kernels[:] = [kernel for kernel in _kernels if kernel.poll() is None]
+            for kernel in _kernels:
+                with contextlib.suppress(OSError):
+                    kernel.send_signal(signal.SIGINT)
     return len(mine)
 
 

@@ -133,6 +133,7 @@ def _literal(text: str) -> Any:
         return None
 
 
+IMPORTS = ("import vfmlab", "from vfmlab import")  # lines of a notebook that uses the library at large
 PATIENCE = 600  # seconds that a kernel has to start in: on a busy machine importing takes minutes
 
 # -- on a worker -------------------------------------------------------------------------------------------
@@ -178,12 +179,17 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
     import papermill
     from traitlets.config import Config
 
+    from vfmlab.studies.kernels import Kernels
+
     options = {"progress_bar": False, "kernel_name": kernel, "start_timeout": PATIENCE}
+    options["kernel_manager_class"] = Kernels
     try:
+        text = Path(source).read_text(encoding="utf-8")
+        settings = {"Kernels": {"forks": any(f'"{line}' in text for line in IMPORTS)}}
         with tempfile.TemporaryDirectory(prefix="vfmlab-") as folder:
             if os.name != "nt":  # sockets that only this user opens, in a folder of this kernel alone
-                sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
-                options["config"] = Config({"KernelManager": sockets})
+                settings["KernelManager"] = {"transport": "ipc", "ip": f"{folder}/kernel"}
+            options["config"] = Config(settings)
             return papermill.execute_notebook(source, target, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
         if error.ename in ("KeyboardInterrupt", "Stopped"):

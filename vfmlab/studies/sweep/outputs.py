@@ -7,6 +7,7 @@ sweep reads them from there. Elsewhere the call shows a line of text, and the pi
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,15 +58,17 @@ def result(*reports: Report, images: Any = None, **numbers: float) -> None:
 
 
 def _png(images: Any) -> bytes:
-    from vfmlab.plots import primitives
-
     if not hasattr(images, "save"):
         import torch
+
+        from vfmlab.plots import primitives
 
         rows = isinstance(images, list | tuple)
         images = (primitives.tile(torch.cat(images), columns=len(images[0])) if rows
                   else primitives.tile(images))
-    return primitives.png(images)
+    buffer = io.BytesIO()
+    images.save(buffer, "PNG")  # a PIL image does not wait for torch
+    return buffer.getvalue()
 
 
 def numbers(outcome: Mapping[str, Any]) -> dict[str, Number]:
