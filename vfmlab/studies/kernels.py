@@ -72,8 +72,9 @@ class Kernels(AsyncKernelManager):
         executor.interruptible(self.provisioner.process)
 
     def _forked(self, arguments: list[str], env: dict[str, str], cwd: str | None = None, **_: Any) -> bool:
-        """Whether the kernel is there; not where the library cannot be imported, which the notebook will say."""
-        origin = _origin(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(READ_BY_IMPORTS))))
+        """Whether the kernel is there; not where the imports fail, which the notebook will say."""
+        read = (item for item in os.environ.items() if item[0].startswith(READ_BY_IMPORTS))
+        origin = _origin(tuple(sorted(read)))
         job = {"arguments": arguments, "environment": env, "cwd": cwd or os.getcwd()}
         pid = ""
         with contextlib.suppress(BrokenPipeError):
