@@ -17,6 +17,7 @@ from vfmlab.studies import explore
 from vfmlab.weights import io
 
 KEEP = 6  # models in memory at a time; the one unused for longest goes first
+GENERATORS = ("diffusion", "ar")  # kinds of runs that draw samples
 BANK = 400  # held-out images among which neighbours are looked for
 MOST_RUNS = 6  # side by side
 
@@ -76,9 +77,10 @@ def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
     return [(printable(name), i) for i, name in unique.items()]
 
 
-def one_dropdown(root: Path, kind: str, label: str, **more: Any) -> gr.Dropdown:
-    """A list to choose one run from."""
-    return _dropdown(lambda: choices(root, kind), lambda ids: next(iter(ids), None), label, **more)
+def one_dropdown(root: Path, kind: str | tuple[str, ...], label: str, **more: Any) -> gr.Dropdown:
+    """A list to choose one run from, of one kind or of some."""
+    kinds = (kind,) if isinstance(kind, str) else kind
+    return _dropdown(lambda: choices(root, *kinds), lambda ids: next(iter(ids), None), label, **more)
 
 
 def several_dropdown(root: Path, kind: str, label: str = "tokenizers") -> gr.Dropdown:
@@ -88,8 +90,8 @@ def several_dropdown(root: Path, kind: str, label: str = "tokenizers") -> gr.Dro
 
 
 def beside_dropdown(root: Path, none: str, label: str) -> gr.Dropdown:
-    """A list to choose a diffusion run from, or `none`."""
-    return _dropdown(lambda: [(none, none), *choices(root, "diffusion")], lambda ids: none, label)
+    """A list to choose a generator from, or `none`."""
+    return _dropdown(lambda: [(none, none), *choices(root, *GENERATORS)], lambda ids: none, label)
 
 
 def _dropdown(fresh: Callable[[], list], first: Callable[[list[str]], Any], label: str,
@@ -104,7 +106,7 @@ def _dropdown(fresh: Callable[[], list], first: Callable[[list[str]], Any], labe
 
 def label(root: Path, run_id: str) -> str:
     """The readable name of a run, as in the lists."""
-    return {i: name for name, i in choices(root, "diffusion", "tokenizer")}.get(run_id, run_id)
+    return {i: name for name, i in choices(root, *GENERATORS, "tokenizer")}.get(run_id, run_id)
 
 
 def checked(root: Path, run_id: Any, *kinds: str) -> runs.RunDir:
@@ -116,20 +118,20 @@ def checked(root: Path, run_id: Any, *kinds: str) -> runs.RunDir:
     return folder
 
 
-def several(root: Path, run_ids: Any, kind: str) -> list[str]:
+def several(root: Path, run_ids: Any, *kinds: str) -> list[str]:
     """One to MOST_RUNS different ids, all checked."""
     texts = isinstance(run_ids, list) and all(isinstance(run_id, str) for run_id in run_ids)
     chosen = list(dict.fromkeys(run_ids)) if texts else []
     if not chosen:
-        raise problem(f"Choose at least one {kind} run.")
+        raise problem(f"Choose at least one {' or '.join(kinds)} run.")
     if len(chosen) > MOST_RUNS:
         raise problem(f"{len(chosen)} runs are chosen; at most {MOST_RUNS} stand side by side.")
-    return [checked(root, run_id, kind).id for run_id in chosen]
+    return [checked(root, run_id, *kinds).id for run_id in chosen]
 
 
 @lru_cache(maxsize=KEEP)
 def _load(kind: str, path: str, stamp: float, ema: bool) -> Any:
-    return (api.load_tokenizer if kind == "tokenizer" else api.load_diffusion)(path, ema=ema)
+    return (api.load_tokenizer if kind == "tokenizer" else api.load_generator)(path, ema=ema)
 
 
 @lru_cache(maxsize=KEEP)
@@ -154,6 +156,12 @@ def diffusion(root: Path, run_id: Any, ema: bool = True) -> Any:
     return _load("diffusion", str(folder.path), _stamp(folder), ema)
 
 
+def generator(root: Path, run_id: Any, ema: bool = True) -> Any:
+    """The generator of a run, diffusion or ar, with its tokenizer."""
+    folder = checked(root, run_id, *GENERATORS)
+    return _load(folder.kind, str(folder.path), _stamp(folder), ema)
+
+
 def bank(root: Path, run_id: Any) -> Any:
     """Latents of held-out images of a tokenizer's own data."""
     folder = checked(root, run_id, "tokenizer")
@@ -161,9 +169,9 @@ def bank(root: Path, run_id: Any) -> Any:
 
 
 def class_names(root: Path, run_id: Any) -> list[str]:
-    """Names of a diffusion run's classes, read without loading it; [] where it cannot be read."""
+    """Names of a generator's classes, read without loading it; [] where it cannot be read."""
     try:
-        folder = checked(root, run_id, "diffusion")
+        folder = checked(root, run_id, *GENERATORS)
         stored = io.metadata(folder.ema if folder.ema.exists() else folder.model).get("class_names", "[]")
         return [printable(str(name)) for name in json.loads(stored)]
     except (VfmlabError, OSError, ValueError):

@@ -30,7 +30,7 @@ def build(root: Path) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
     with gr.Row():
         with controls("sample") as buttons:
-            run = models.one_dropdown(root, "diffusion", "diffusion run")
+            run = models.one_dropdown(root, models.GENERATORS, "diffusion or ar run")
             beside = models.beside_dropdown(root, NONE, "beside it, from the same noise")
             classes = [EVERY, *models.class_names(root, run.value)]
             label = gr.Dropdown(classes, value=EVERY, label="class", allow_custom_value=True)
@@ -70,7 +70,7 @@ def build(root: Path) -> share.Tab:
     def sample(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
                scale: float, low: float, high: float, shift: float, ema: bool,
                history: list[str] | None = None):
-        """Samples of a diffusion run, streamed as they form; the last message holds the finished images.
+        """Samples of a run, streamed as they form (codes as they are drawn); the last message holds the images.
 
         run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
         count: images per class. Guidance acts for t in [low, high], t = 0 data, t = 1 noise. Returns HTML, a
@@ -141,7 +141,7 @@ def build(root: Path) -> share.Tab:
                 picture = cards.figure(primitives.tile(images, columns=8), "samples while it trains")
                 html = cards.cards([cards.card("a small diffusion run", None, [picture], (), line)])
             yield line, html, gr.skip(), gr.skip(), gr.update(visible=event != "finish")
-        new = models.choices(root, "diffusion")
+        new = models.choices(root, *models.GENERATORS)
         value = {"value": new[0][1]} if new else {}
         lists = gr.update(choices=new, **value), gr.update(choices=beside.fresh())
         line = "" if new else f"stopped: {line}; press again to go on"
@@ -170,7 +170,9 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[i
            "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
            "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")}}
     count = whole(call["count"], 1, 16, "samples per class")
-    model = models.diffusion(root, call["run"], bool(call["ema"]))
+    model = models.generator(root, call["run"], bool(call["ema"]))
+    if model.run.ar is not None:  # one step a token, guided by scale alone; the other fields are diffusion's
+        how = {"seed": how["seed"], "guidance": {"scale": how["guidance"]["scale"]}}
     if call["label"] in (None, EVERY):
         return model, [i for i in range(model.num_classes) for _ in range(count)][:MOST], how
     return model, [models.class_index(model, call["label"])] * count, how
@@ -178,12 +180,13 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[i
 
 def _state(call: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
     """The fields of a call as they were understood."""
-    low, high = how["guidance"]["interval"]
+    low, high = how["guidance"].get("interval", (call["low"], call["high"]))
     count = round(float(call["count"]))
     given = {"beside": call["beside"] or NONE, "label": str(call["label"]), "count": count}
     given |= {"ema": bool(call["ema"])}
-    used = {"seed": how["seed"], "steps": how["steps"], "scale": how["guidance"]["scale"]}
-    return call | given | used | {"low": low, "high": high, "shift": how["sampler"]["shift"]}
+    used = {"seed": how["seed"], "steps": how.get("steps", call["steps"]), "scale": how["guidance"]["scale"]}
+    shift = how.get("sampler", call)["shift"]
+    return call | given | used | {"low": low, "high": high, "shift": shift}
 
 
 def _values(root: Path, axis: Any, values: Any) -> list[tuple[str, Any]]:
@@ -192,9 +195,9 @@ def _values(root: Path, axis: Any, values: Any) -> list[tuple[str, Any]]:
         raise problem(f"There is no setting '{str(axis)[:60]}'; choose one of {', '.join(AXES)}.")
     parts = [part.strip() for part in text(values).split(",") if part.strip()]
     if axis == "run":
-        known = dict(models.choices(root, "diffusion"))
+        known = dict(models.choices(root, *models.GENERATORS))
         ids = [known.get(part, part) for part in parts] or list(known.values())
-        return [(models.label(root, i), i) for i in models.several(root, ids, "diffusion")]
+        return [(models.label(root, i), i) for i in models.several(root, ids, *models.GENERATORS)]
     if not parts:
         raise problem(f"Give values of {axis}, with commas between.")
     return [(f"{axis} {part}", part) for part in parts]

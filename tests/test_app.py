@@ -298,7 +298,7 @@ def test_primary_buttons_and_results_are_in_view_on_a_laptop(server, browser):
 
 def test_two_runs_of_one_name_are_told_apart(server, page):
     opened(page, server, "sample", run=server[1]["tiny_vfm_vae"], beside=TWIN)
-    inputs = [page.get_by_label(label).input_value() for label in ("diffusion run", "beside it, from the same noise")]
+    inputs = [page.get_by_label(label).input_value() for label in ("diffusion or ar run", "beside it, from the same noise")]
     assert len(set(inputs)) == 2
     assert all(text.startswith("tiny_vfm_vae") for text in inputs)
 

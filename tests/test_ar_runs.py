@@ -150,6 +150,21 @@ def test_plan_counts_the_network():
     assert "latent 256" in table(found)
 
 
+def test_the_app_draws_tokens_as_they_come(trained):
+    sample = pytest.importorskip("apps.sample")
+    root, recipe, _ = trained
+    call = dict.fromkeys(sample.FIELDS, None) | {
+        "run": recipe.id, "count": 1, "seed": 4, "steps": 9, "solver": "heun", "scale": 3.0, "low": 0.1, "high": 0.9, "shift": 2.0, "ema": True,
+    }  # fmt: skip
+    model, labels, how = sample._call(root, call)
+    assert how == {"seed": 4, "guidance": {"scale": 3.0}}
+    steps = list(api.sample(model, labels, previews=16, **how))
+    assert len(steps) == 16
+    assert sample._state(call, how)["shift"] == 2.0
+    assert sample.models.class_names(root, recipe.id) == model.class_names
+    assert recipe.id in {i for _, i in sample.models.choices(root, *sample.models.GENERATORS)}
+
+
 def released(tmp_path, entries, tokens):
     """A network in the release's form: (file, config file, network)."""
     names = {"class_embedding": "cls_embedding.embedding_table", "token_embedding": "tok_embeddings", "head": "output",
