@@ -15,6 +15,7 @@ from vfmlab.ar.llamagen import CodeShape, LlamaGen
 from vfmlab.config import override
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.evaluation.number import groups, rank
+from vfmlab.studies import interpolate, measure
 from vfmlab.studies.results import scan
 from vfmlab.training.ar import ARTask
 from vfmlab.training.plan import plan, table
@@ -217,6 +218,9 @@ def test_what_does_not_fit_is_one_line(trained):
         (lambda: list(api.sample(model, [0], noise=torch.zeros(1))), "noise"),
         (lambda: list(api.sample(model, [0], sampler={"solver": "heun"})), "token_sampler.solver"),
         (lambda: api.load_diffusion(recipe.id, root), "is an ar run"),
+        (lambda: next(interpolate.noises(model, 0, (0, 1))), "nothing lies between two codes"),
+        (lambda: next(interpolate.classes(model, (0, 1))), "nothing lies between two codes"),
+        (lambda: measure.measure(recipe.id, root=root), "of='tokenizer'"),
     ]
     for call, words in cases:
         with pytest.raises((ConfigError, RunError)) as caught:

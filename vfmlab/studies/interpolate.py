@@ -124,6 +124,7 @@ def noises(model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frame
     frames: how many, both ends included. seeds: the ends are the first sample of each seed, as `api.sample`
     draws it. how: as in `api.sample`.
     """
+    _need_noise(model)
     ends = [SampleRandom(seed, [0]).randn(*model.tokenizer.latent_shape)[0] for seed in seeds]
     points = walk(ends[0], ends[1], frames, kind)
     yield from _frames(model, [label] * len(points), points, seeds[0], how)
@@ -135,6 +136,7 @@ def classes(model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, 
 
     frames, how: as in :func:`noises`.
     """
+    _need_noise(model)
     wrong = [label for label in labels if not 0 <= label < model.num_classes]
     if wrong:
         raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes")
@@ -144,6 +146,12 @@ def classes(model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, 
     mixed = replace(model, network=network, num_classes=frames, class_names=names)
     noise = SampleRandom(seed, [0]).randn(*model.tokenizer.latent_shape).expand(frames, -1, -1, -1)
     yield from _frames(mixed, list(range(frames)), noise, seed, how)
+
+
+def _need_noise(model: api.LoadedDiffusion) -> None:
+    if model.run.ar is not None:
+        raise ConfigError(f"run '{model.folder.id}' draws codes one after the other: there is no noise, "
+                          "and nothing lies between two codes; interpolate a diffusion run")
 
 
 def _frames(model: api.LoadedDiffusion, labels: list[int], noise: Tensor, seed: int,
