@@ -16,7 +16,7 @@ from vfmlab.ar import codes as cache
 from vfmlab.ar import sampling
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.ar.objective import ARObjective
-from vfmlab.data import BatchStream, ImageSource, to_float
+from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.registry import TOKEN_NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive
@@ -44,6 +44,9 @@ class ARTask(Task):
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.versions = cache.Versions(run.data, run.ar.ten_crops)
         self.source: ImageSource = self.versions.source
+        if run.ar.ten_crops is not None:  # the run's own images; the larger ones are cut from the same files
+            self.source = open_source(run.data, "train")
+            self.source.bad = self.versions.source.bad
         self.num_classes = self.source.num_classes
         with torch.random.fork_rng(devices=[]):
             self.weights = build(run.ar, run.seed, CodeShape.of(tokenizer), self.num_classes)
