@@ -70,7 +70,7 @@ def build(root: Path) -> share.Tab:
     def sample(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
                scale: float, low: float, high: float, shift: float, ema: bool,
                history: list[str] | None = None):
-        """Samples of a run, streamed as they form (codes as they are drawn); the last message holds the images.
+        """Samples of a run, streamed as they form (codes as they are drawn); the last message has all.
 
         run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
         count: images per class. Guidance acts for t in [low, high], t = 0 data, t = 1 noise. Returns HTML, a
