@@ -30,6 +30,7 @@ from vfmlab.weights.load import (
     load_generator,
     load_tokenizer,
     tokenizer_run,
+    with_weaker,
 )
 
 __all__ = [
@@ -283,6 +284,7 @@ def sample(
     )
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
+    with_weaker(loaded.network, protocol.guidance, root)
     previews = previews if len(labels) <= CHUNK else 0
     total = protocol.sampler.steps if loaded.run.ar is None else loaded.network.codes.tokens
     stride, images, step = max(1, -(-total // max(1, previews))), [], None

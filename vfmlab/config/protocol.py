@@ -10,8 +10,8 @@ from vfmlab.config.section import Section
 
 
 class Guidance(Section):
-    """Classifier-free guidance v = v_null + scale (v_cond - v_null), inside `interval` of t and on
-    `channels`.
+    """Guidance v = v_weak + scale (v - v_weak), inside `interval` of t and on `channels`. `kind` says what is
+    weak: the null label (classifier-free), a second read-out, or a weaker model.
     """
 
     scale: float = Field(1.0, ge=0)
@@ -20,6 +20,9 @@ class Guidance(Section):
                                                          "modes); None: all")
     token: float | None = Field(None, ge=0, description="scale for the class token of networks that have "
                                                         "one; None: as the latents")
+    kind: Literal["internal", "auto"] | None = Field(None, description="internal: against the network's "
+        "second read-out; auto: against the weaker model `weaker`; None: against the null label")
+    weaker: str | None = Field(None, description="run of the weaker model, for kind auto")
 
     @model_validator(mode="after")
     def _forward(self) -> Guidance:
@@ -27,6 +30,11 @@ class Guidance(Section):
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval [{low:g}, {high:g}]: needs 0 <= low <= high <= 1 (t = 0: data, 1: "
                              "noise)")
+        if (self.kind == "auto") != (self.weaker is not None):
+            raise ValueError(f"kind {self.kind!r} with weaker {self.weaker!r}: auto-guidance needs the run of a "
+                             "weaker model, the other kinds none; set both or neither")
+        if self.kind is not None and (self.channels is not None or self.token is not None):
+            raise ValueError(f"kind '{self.kind}' guides the whole state; leave channels and token null")
         return self
 
 

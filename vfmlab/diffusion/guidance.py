@@ -1,9 +1,10 @@
-"""Classifier-free guidance (arXiv 2207.12598) limited to an interval of time (arXiv 2404.07724) and to
-channels."""
+"""Guidance: against the null label (classifier-free, arXiv 2207.12598), limited to an interval of time (arXiv
+2404.07724) and to channels; against a network's own second read-out; against a weaker model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,48 @@ from vfmlab.config import Guidance
 from vfmlab.errors import ConfigError
 
 EDGE = 1e-6  # times on the interval's edge count as inside in spite of rounding
+Pair = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Steered:
+    """A velocity field led away from a weaker one: w + scale (v - w) inside an interval of t, v elsewhere.
+
+    Of the clean latents that networks predict the same holds, since both velocities stand at one x and t.
+
+    Args:
+        pair: (x, t B, y B) -> v, w: the field's velocity and the weaker one's.
+    """
+
+    def __init__(self, pair: Pair, scale: float, interval: tuple[float, float] = (0.0, 1.0)):
+        self.pair, self.scale, self.interval = pair, scale, interval
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        (v, w), (low, high) = self.pair(x, t, y), self.interval
+        inside = ((t >= low - EDGE) & (t <= high + EDGE)).view(-1, *[1] * (v.ndim - 1))
+        return torch.where(inside, w + self.scale * (v - w), v)
+
+
+def internal(network: Any) -> Pair:
+    """Both read-outs of one evaluation (RAEv2, arXiv 2605.18324).
+
+    Raises:
+        ConfigError: a network with one read-out only.
+    """
+    if not getattr(network, "base_weight", 0.0) > 0:
+        kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
+        raise ConfigError(f"guidance.kind 'internal': network '{kind}' has no second read-out; train one with "
+                          "network.kind=raev2 and network.base_depth, or set guidance.kind=null")
+    return lambda x, t, y: tuple(network(x, t, y, readouts=True))
+
+
+def auto(network: Any, velocity: Callable[..., Tensor], wrap: Callable[[Any], Callable[..., Tensor]]) -> Pair:
+    """The network's velocity and that of the weaker model which was set as its attribute `weaker`
+    (autoguidance, arXiv 2406.02507). wrap: network -> velocity of states."""
+    if getattr(network, "weaker", None) is None:
+        raise ConfigError("guidance.kind 'auto': the weaker model is not loaded; sample through vfmlab.sample or "
+                          "vfmlab.evaluate, which load guidance.weaker, or set network.weaker = (model,)")
+    weak = wrap(network.weaker[0])
+    return lambda x, t, y: (velocity(x, t, y), weak(x, t, y))
 
 
 class Guided:

@@ -26,6 +26,7 @@ class Terms:
     token: Tensor | None
     alignment: Tensor | None
     t: Tensor
+    base: Tensor | None = None  # velocity of the second read-out, of networks that have one
 
 
 class Flow:
@@ -61,14 +62,20 @@ class Flow:
             more["token"] = beside.x
         if projection is not None:
             more["features_at"] = (projection.config.block,)
+        if getattr(network, "least_time", None):
+            point = path.as_seen(point, network.least_time)
+        second = getattr(network, "base_weight", 0.0) > 0
+        if second:
+            more["readouts"] = True
         out = network(point.x, point.t, labels, **more)
         out, kept = out if projection is not None else (out, {})
         joint = self.config.class_token is not None
         return Terms(
-            along.loss(out.v if joint else out, point, self.config.cosine_loss),
+            along.loss(out.v if joint or second else out, point, self.config.cosine_loss),
             path.velocity_loss(out.v_class, beside.v) if joint else None,
             None if projection is None else projection(kept[projection.config.block], target, token),
             t,
+            along.loss(out.base, point, self.config.cosine_loss) * network.base_weight if second else None,
         )
 
     def loss(self, found: Terms) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,16 +83,19 @@ class Flow:
 
         Parts: `loss_data`, `loss_middle`, `loss_noise`, the latents' loss weighted towards t = 0, 1/2 and 1,
         each divided by the expected weight, not the drawn one, so that means over ranks and micro-batches are
-        exact. With alignment or class token also `velocity` (the latents' loss), `token_velocity`, and
-        `alignment`, the mean cosine.
+        exact. With alignment, class token or second read-out also `velocity` (the latents' loss),
+        `token_velocity`, `base` (the second read-out's, weighted), and `alignment`, the mean cosine.
         """
         self.expected = self.expected.to(found.t.device)
         with torch.no_grad():
             parts = (found.velocity[:, None] * _near(found.t)).mean(0) / self.expected
         total, metrics = found.velocity.mean(), dict(zip(NEAR, parts, strict=True))
-        if found.token is None and found.alignment is None:
+        if found.token is None and found.alignment is None and found.base is None:
             return total, metrics
         metrics["velocity"] = total.detach()
+        if found.base is not None:
+            metrics["base"] = found.base.mean().detach()
+            total = total + found.base.mean()
         if found.token is not None:
             metrics["token_velocity"] = found.token.mean().detach()
             total = total + self.config.class_token.weight * found.token.mean()

@@ -14,6 +14,7 @@ B or a number.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +53,12 @@ def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
     if not isinstance(t, Tensor):
         t = torch.full((z.shape[0],), t, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
     return PathSample(torch.lerp(z, noise, over(t, z)), noise - z, t)
+
+
+def as_seen(point: PathSample, least: float) -> PathSample:
+    """`point` with the velocity that networks which predict the clean latent z learn: (x - z) / max(t, least)."""
+    share = over((point.t / least).clamp(max=1.0), point.v)
+    return dataclasses.replace(point, v=point.v * share)
 
 
 def reverse(t: Tensor | float) -> Tensor | float:

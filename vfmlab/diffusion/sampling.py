@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion import path
-from vfmlab.diffusion.guidance import Guided
+from vfmlab.diffusion.guidance import Guided, Steered, auto, internal
 from vfmlab.diffusion.joint import State, token_width
 from vfmlab.diffusion.reuse import Reused
 from vfmlab.errors import ConfigError
@@ -170,7 +170,15 @@ def trajectory(
                               "euler, heun or sde, or reuse=null")
         network = Reused(network, sampler.reuse)
     x = along.prior(state.noise(random, noise).to(labels.device, torch.float32))
-    field = Guided(state.velocity(network), labels, guidance, null, state.scales(guidance))
+    scales, velocity = state.scales(guidance), state.velocity(network)
+    if guidance.kind is not None:
+        if sampler.reuse is not None:
+            raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both read-outs "
+                              "need the whole network; set one of them to null")
+        pair = internal(network) if guidance.kind == "internal" else auto(network, velocity, state.velocity)
+        velocity, scales = Steered(pair, guidance.scale, guidance.interval), None
+        guidance = Guidance()
+    field = Guided(velocity, labels, guidance, null, scales)
     if sampler.solver == "dopri5":
         total, steps = len(labels), dopri5(field, x)
     else:

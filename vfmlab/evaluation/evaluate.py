@@ -20,6 +20,7 @@ from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.evaluation.reference import related
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
+from vfmlab.weights.load import with_weaker
 
 FEW_CODES = 0.03  # of a codebook's entries
 
@@ -122,6 +123,7 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
         model, classes = loaded.network, loaded.num_classes
+        with_weaker(model, run.protocol.guidance, folder.path.parent)
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     return number.save(path, report.replace(run=folder.id, request=key))

@@ -53,7 +53,7 @@ class Resolved:
         return self.sections.get("sampling", self.sections["images"])["n"]
 
 
-LATER = {"sampler": ("reuse",), "guidance": ("token",)}
+LATER = {"sampler": ("reuse",), "guidance": ("token", "kind", "weaker")}
 LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None}
 
 

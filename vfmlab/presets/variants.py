@@ -156,6 +156,22 @@ def _split(run: Recipe) -> Changes:
     }}  # fmt: skip
 
 
+def _in_context(run: Recipe) -> Changes:
+    """RAEv2's network of the recipe's width and depth, the second read-out at a quarter of the depth, sampled with
+    internal guidance; scale and interval are the paper's."""
+    net, (width, depth, heads) = run.diffusion.network, run.diffusion.network.sizes
+    return {
+        "diffusion.network": {
+            "kind": "raev2", "width": width, "depth": depth, "heads": heads, "patch": net.patch,
+            "head_width": getattr(net, "head_width", width), "head_depth": getattr(net, "head_depth", 1),
+            "head_heads": getattr(net, "head_heads", heads), "base_depth": max(1, depth // 4),
+            "time_tokens": 4, "class_tokens": 8,
+        },
+        "diffusion.cosine_loss": 0.0,
+        "protocol.guidance": {"kind": "internal", "scale": 1.78, "interval": (0.1, 1.0)},
+    }  # fmt: skip
+
+
 def _discrete(run: Recipe) -> Changes:
     """Codebook loss (beta 0.25) with a little entropy in place of KL. Numbers of codebooks and entries:
     ours.
@@ -237,6 +253,7 @@ VARIANTS: dict[str, Variant] = {
     "repa_e": Variant("REPA-E: the tokenizer learns on through the alignment loss", _tuned, True, "diffusion"),
     "adamw": Variant("AdamW trains the whole diffusion model", {"diffusion.train.optimizer": "adamw", "diffusion.train.matrix_lr": None}, True, "diffusion"),
     "muon": Variant("Muon trains the matrices inside the diffusion model's blocks", {"diffusion.train.optimizer": "muon"}, True, "diffusion"),
+    "raev2": Variant("RAEv2's network: conditions as tokens, clean latents predicted, internal guidance", _in_context, True, "diffusion"),
     "ddt": Variant("a DiT of encoder and head, whose encoder can serve several sampling steps", _split, True, "diffusion"),
 }  # fmt: skip
 WHOLE = {"diffusion.network", "tokenizer.quantizer"}

@@ -86,9 +86,13 @@ class RAE(Tokenizer):
     def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
         """Images (B 3 H W) -> the VFM's normalised tokens before standardisation (B C h w)."""
         maps = self.read_features(images, features, self.layers)
-        blocks = [plain_norm(maps[layer]) for layer in self.layers]
+        return self.fuse([plain_norm(maps[layer]) for layer in self.layers], self.config.pooled)
+
+    @staticmethod
+    def fuse(blocks: list[Tensor], pooled: bool) -> Tensor:
+        """The mean of blocks' maps (B C h w each), with the deepest's, the last's, mean over places if `pooled`."""
         mean = sum(blocks) / len(blocks)
-        return mean + blocks[-1].mean(dim=(2, 3), keepdim=True) if self.config.pooled else mean
+        return mean + blocks[-1].mean(dim=(2, 3), keepdim=True) if pooled else mean
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return Posterior(self.standardise(self.tokens(images, features)))

@@ -27,6 +27,7 @@ from vfmlab.training import repa_e
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.training.tokenizer import inherit, write_statistics
+from vfmlab.weights.load import with_weaker
 
 SHOWN = 16  # samples of a preview
 # of evaluations: agreement of a block with the VFM that the network is aligned with
@@ -213,6 +214,7 @@ class DiffusionTask(Task):
         """Samples of fixed seeds and labels, decoded: N 3 H W. Solver and guidance are the protocol's."""
         protocol, ids = self.run.protocol, range(self.columns)
         network, tokenizer = self._parts(weights)
+        with_weaker(network, protocol.guidance, self.root)
         labels = torch.arange(self.columns, device=self.device) % self.num_classes
         random, shape = SampleRandom(self.run.seed, ids, self.device), tokenizer.latent_shape
         z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape,
@@ -226,6 +228,7 @@ class DiffusionTask(Task):
 
         data, protocol = self.run.data, self.run.protocol
         network, tokenizer = self._parts(weights)
+        with_weaker(network, protocol.guidance, self.root)
         if self._setup is None:  # real images do not change from one evaluation to the next
             self._setup = open_setup(data, protocol, self.root, self.device)
         # reconstructions only where the tokenizer does

@@ -155,6 +155,22 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     return loaded
 
 
+def with_weaker(network: nn.Module, guidance: config.Guidance, root: str | Path) -> None:
+    """Set `network.weaker`, the model that auto-guidance leads away from, where `guidance` names one.
+
+    Raises:
+        RunError: no such run. ConfigError: it makes other latents or other classes.
+    """
+    if guidance.kind != "auto":
+        return
+    other = load_diffusion(guidance.weaker, root, on=next(network.parameters()).device).network
+    mine, theirs = ((n.latent_shape, n.num_classes) for n in (network, other))
+    if mine != theirs:
+        raise ConfigError(f"guidance.weaker '{guidance.weaker}' has latents and classes {theirs}, the model "
+                          f"itself {mine}; name a run on the same tokenizer and data")
+    network.weaker = (other,)  # in a tuple: no part of the network
+
+
 @torch.no_grad()
 def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
     """`other` in place of `own`, if both encode noise images alike, to a thousandth of a latent's std."""

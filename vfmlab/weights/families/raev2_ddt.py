@@ -1,0 +1,88 @@
+"""Released network of RAEv2 (nanovisionx/RAEv2, CC BY-NC 4.0; arXiv 2605.18324) -> our `raev2`. Its time is
+ours: t = 1 is noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmlab.diffusion.raev2 import RAEv2
+from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.weights import io
+from vfmlab.weights.families.dit_dh import pair
+from vfmlab.weights.families.lightningdit import check_rope, settings
+from vfmlab.weights.family import family, find
+
+DEFAULTS = {  # of the release's constructor, as its paper's largest network sets them
+    "input_size": 16, "patch_size": 1, "in_channels": 1024, "hidden_size": [1440, 2048], "depth": [28, 2],
+    "num_heads": [20, 16], "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000,
+    "cond_arch": {"num_t_tokens": 4, "num_c_tokens": 8}, "base_model_depth": 8,
+}  # fmt: skip
+PARTS = {
+    "s_embedder.proj.": "patch_embed.", "x_embedder.proj.": "head_patch_embed.", "s_projector.": "to_head.",
+    "t_embedder.W": "time_embed.frequencies", "t_embedder.mlp.": "time_embed.mlp.",
+    "t_embedder.learnable_tokens": "time_tokens", "ctx_embedder.learnable_tokens": "class_tokens",
+    "ctx_embedder.embedding_table.": "label_embed.", "base_final_layer.": "base.", "final_layer.": "final.",
+}  # fmt: skip
+INSIDE = {"adaln_modulation.1.": "modulation.", "mlp.w3.": "mlp.fc2."}
+JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.w1", "mlp.w2")}
+
+
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """RAEv2's YAML: the first section with `hidden_size` and `cond_arch`, or `stage_2.params`."""
+    section = find(tree, "hidden_size", "depth") or tree.get("stage_2", tree)
+    return section.get("params", section)
+
+
+@family("raev2-ddt", arguments=arguments)
+def import_raev2(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RAEv2:
+    """A :class:`vfmlab.diffusion.raev2.RAEv2` called `(x, t, y)`; its `predict` gives the release's outputs.
+
+    Args:
+        state_dict: keys as released. config: arguments of the release's constructor, or a mapping that holds
+        them as "config".
+    """
+    c = settings(config.get("config", config), DEFAULTS, "raev2-ddt")
+    (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
+    heads, head_heads = pair(c["num_heads"], "num_heads")
+    patch, head_patch = pair(c["patch_size"], "patch_size")
+    if patch != head_patch:
+        raise ConfigError(f"raev2-ddt: patch_size {c['patch_size']} must be the same for stack and head")
+    side = c["input_size"]
+    network = RAEv2(RAEv2.Config(
+        width=width, depth=depth, heads=heads, patch=patch, head_width=wide, head_depth=shallow,
+        head_heads=head_heads, mlp_ratio=c["mlp_ratio"], time_tokens=c["cond_arch"]["num_t_tokens"],
+        class_tokens=c["cond_arch"]["num_c_tokens"], base_depth=c["base_model_depth"],
+    ), (c["in_channels"], side, side), c["num_classes"])  # fmt: skip
+    state = joined({rename(key, depth): value for key, value in state_dict.items()})
+    check_rope(state, "enc_rope.", network.rope, "raev2-ddt")
+    check_rope(state, "dec_rope.", network.head_rope, "raev2-ddt")
+    return io.load(network, state, "raev2-ddt checkpoint")
+
+
+def rename(key: str, depth: int) -> str:
+    """A key of the release under our name; blocks behind the first `depth` are the head's."""
+    prefix = next((part for part in PARTS if key.startswith(part)), "")
+    key = PARTS.get(prefix, "") + key.removeprefix(prefix)
+    for theirs, ours in INSIDE.items():
+        key = key.replace(theirs, ours)
+    if key.startswith("blocks."):
+        number, rest = key.removeprefix("blocks.").split(".", 1)
+        if number.isdigit() and int(number) >= depth:
+            key = f"head_blocks.{int(number) - depth}.{rest}"
+    return key
+
+
+def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that the release holds apart as one: queries, keys and values; gate and value of SwiGLU."""
+    state = dict(state)
+    for whole, parts in JOINED.items():
+        for key in [key for key in state if f".{parts[0]}." in key]:
+            names = [key.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+            missing = next((name for name in names if name not in state), None)
+            if missing is not None:
+                raise CheckpointError(f"raev2-ddt checkpoint lacks '{missing}', which stands beside '{key}'")
+            state[key.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat([state.pop(name) for name in names])
+    return state
