@@ -35,11 +35,14 @@ class StepRandom:
     Args:
         seed: the run's seed. step: optimiser step, from 0. total: rows of the global batch. rows: this rank's
         rows.
+
+    Attributes:
+        samples: images seen before this step, where every step has `total`.
     """
 
     def __init__(self, seed: int, step: int, total: int, rows: slice | None = None,
                  device: str | torch.device = "cpu"):
-        self.generator = generator("step", seed, step)
+        self.generator, self.samples = generator("step", seed, step), step * total
         self.total, self.rows, self.device = total, rows if rows is not None else slice(0, total), device
 
     def _keep(self, value: Tensor) -> Tensor:

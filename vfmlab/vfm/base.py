@@ -65,6 +65,38 @@ class VisionModel(nn.Module):
                 {k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float()
             )
 
+    @property
+    def embedding(self) -> nn.Module:
+        """The module whose output :meth:`features_from` replaces: what turns pixels into patch tokens."""
+        raise NotImplementedError
+
+    def features_from(self, images: Tensor, tokens: Tensor, layers: Iterable[int] | None = None) -> Features:
+        """:meth:`features` with `tokens` (B C h w) in the place of the patch embedding, with gradients.
+
+        images: B 3 H W, of which only the size matters then. Positions are added, blocks run as they do.
+
+        Raises:
+            ConfigError: tokens of another width or grid than the patch embedding's.
+        """
+        layers = self.layers if layers is None else self.check_layers(layers)
+
+        def instead(_module: nn.Module, _args: Any, found: Tensor) -> Tensor:
+            own = tokens if found.shape[1:] == tokens.shape[1:] else tokens.permute(0, 2, 3, 1)
+            own = own.flatten(1, 2) if found.ndim == 3 else own
+            if own.shape != found.shape:
+                raise ConfigError(f"tokens B C h w of {list(tokens.shape[1:])} do not fit the patch "
+                                  "embedding of "
+                                  f"'{self.facts.name}', which gives {list(found.shape[1:])}; check "
+                                  "tokenizer.factor and vfm.upscale")
+            return own.to(found.dtype)
+
+        hook = self.embedding.register_forward_hook(instead)
+        try:
+            maps, pooled = self._read(self.prepare(images), layers)
+        finally:
+            hook.remove()
+        return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
+
     def forward(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
         return self.features(images, layers)
 

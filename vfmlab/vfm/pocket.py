@@ -139,6 +139,10 @@ class PocketModel(VisionModel):
         self.net = net
         self.freeze((0.5,) * 3, (0.5,) * 3, fingerprint or io.digest(net)[:16])
 
+    @property
+    def embedding(self) -> nn.Module:
+        return self.net.stem
+
     def width(self, layer: int) -> int:
         self.check_layers((layer,))
         return self.net.early_width if layer == 0 else self.net.width

@@ -65,6 +65,10 @@ class TimmModel(VisionModel):
         """Class and register tokens in front of the patch tokens."""
         return self.net.num_prefix_tokens
 
+    @property
+    def embedding(self) -> nn.Module:
+        return self.net.patch_embed
+
     def width(self, layer: int) -> int:
         self.check_layers((layer,))
         return self.net.embed_dim

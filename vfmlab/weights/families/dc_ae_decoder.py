@@ -1,0 +1,81 @@
+"""The decoder of HAE / DINO-SAE as released (wkdgnsgo/HAE, MIT; arXiv 2601.22904) -> our `dc_ae` decoder.
+
+Its blocks of linear attention hold no norm, whatever the release's configuration says of one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from vfmlab.decoders.dc_ae import DCDecoder
+from vfmlab.errors import ConfigError
+from vfmlab.weights import io
+from vfmlab.weights.family import family, find
+
+DEFAULTS = {  # of the release's configuration; other values of these are not supported
+    "in_channels": 3, "norm": "trms2d", "act": "silu", "upsample_match_channel": True,
+    "upsample_shortcut": "duplicating", "out_norm": "trms2d", "out_act": "relu",
+}  # fmt: skip
+BLOCKS = {"ResBlock": "residual", "EViT_GLU": "vit"}
+UPSAMPLE = {"InterpolateConv": "interpolate", "ConvPixelShuffle": "shuffle"}
+RENAMES = [
+    (r"^project_in\.(main\.)?conv\.", "project_in.conv."),
+    (r"^project_out\.op_list\.0\.", "norm_out."),
+    (r"^project_out\.op_list\.2\.conv\.conv\.", "conv_out.conv."),
+    (r"^project_out\.op_list\.2\.conv\.", "conv_out."),
+    (r"\.op_list\.", "."),
+    (r"\bcontext_module\.main\.(qkv|proj)\.conv\.", r"context.\1."),
+    (r"\blocal_module\.main\.(inverted|depth|point)_conv\.conv\.", r"local.\1."),
+    (r"\.main\.conv2\.norm\.", ".norm."),
+    (r"\.main\.(conv[12])\.conv\.", r".\1."),
+    (r"\.main\.conv\.conv\.", ".conv."),
+]
+
+
+def arguments(tree: dict[str, Any]) -> dict[str, Any]:
+    """The section of the release's configuration that has `width_list`."""
+    section = find(tree, "width_list", "depth_list")
+    if section is None:
+        raise ConfigError("dc-ae-decoder config: no section has 'width_list' and 'depth_list'; give the "
+                          "release's")
+    return section
+
+
+@family("dc-ae-decoder", arguments=arguments)
+def import_dc_ae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DCDecoder:
+    """Release names and values -> :class:`vfmlab.decoders.dc_ae.DCDecoder`.
+
+    Args:
+        config: `latent_channels`, `width_list`, `depth_list`, `block_type` (one, or a list, finest first),
+            `in_shortcut`, `upsample_block_type`; `latent_side`, ours: of the latents (default 16).
+    """
+    for name, value in DEFAULTS.items():
+        if config.get(name, value) != value:
+            raise ConfigError(f"dc-ae-decoder config: {name} = {config[name]!r} is not supported, only "
+                              f"{value!r}")
+    try:
+        widths, depths = tuple(config["width_list"]), tuple(config["depth_list"])
+        kinds, channels = config["block_type"], int(config["latent_channels"])
+        kinds = [kinds] * len(widths) if isinstance(kinds, str) else kinds
+        options = DCDecoder.Config(
+            widths=widths, depths=depths, blocks=tuple(BLOCKS[kind] for kind in kinds),
+            upsample=UPSAMPLE[config.get("upsample_block_type", "InterpolateConv")],
+            in_shortcut=config.get("in_shortcut", "duplicating") is not None,
+        )  # fmt: skip
+    except KeyError as error:
+        raise ConfigError(f"dc-ae-decoder config: {error} is missing or unknown; give the "
+                          "release's") from None
+    side = int(config.get("latent_side", 16))
+    decoder = DCDecoder(options, channels, side, side * 2 ** (len(widths) - 1))
+    return io.load(decoder, {rename(key): value for key, value in state_dict.items()}, "dc-ae-decoder "
+                                                                                       "checkpoint")
+
+
+def rename(key: str) -> str:
+    """A key of the release under our name."""
+    for pattern, new in RENAMES:
+        key = re.sub(pattern, new, key)
+    return key
