@@ -25,11 +25,14 @@ def shorter(run):
     return override(run, SHORT | more)
 
 
-@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("method", TOKENIZERS.names())
-def test_every_tokenizer_has_a_preset(method, tier):
-    run = presets.get(f"{tier}_{method}")
-    assert (run.tokenizer.method, run.tier) == (method, tier)
+def test_every_tokenizer_has_a_preset(method):
+    """A tiny one; larger ones of its name are of the method, too."""
+    tiers = [tier for tier in TIERS if f"{tier}_{method}" in presets.names()]
+    assert tiers[0] == "tiny"
+    for tier in tiers:
+        run = presets.get(f"{tier}_{method}")
+        assert (run.tokenizer.method, run.tier) == (method, tier)
 
 
 @pytest.mark.parametrize("name", presets.names())

@@ -365,7 +365,8 @@ class Diffusion(Section):
     def _straight(self) -> Diffusion:
         if self.path is not None and self.path.kind != "linear":
             if "least_time" in type(self.network).model_fields:
-                raise ValueError(f"network '{self.network.kind}' predicts the clean latent of the straight path; "
+                raise ValueError(f"network '{self.network.kind}' predicts the clean latent of the straight "
+                                 "path; "
                                  f"take another network for the path '{self.path.kind}'")
             for field in ("class_token", "tune"):
                 if getattr(self, field) is not None:

@@ -42,7 +42,8 @@ def internal(network: Any) -> Pair:
     """
     if not getattr(network, "base_weight", 0.0) > 0:
         kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
-        raise ConfigError(f"guidance.kind 'internal': network '{kind}' has no second read-out; train one with "
+        raise ConfigError(f"guidance.kind 'internal': network '{kind}' has no second read-out; train one "
+                          "with "
                           "network.kind=raev2 and network.base_depth, or set guidance.kind=null")
     return lambda x, t, y: tuple(network(x, t, y, readouts=True))
 
@@ -51,7 +52,8 @@ def auto(network: Any, velocity: Callable[..., Tensor], wrap: Callable[[Any], Ca
     """The network's velocity and that of the weaker model which was set as its attribute `weaker`
     (autoguidance, arXiv 2406.02507). wrap: network -> velocity of states."""
     if getattr(network, "weaker", None) is None:
-        raise ConfigError("guidance.kind 'auto': the weaker model is not loaded; sample through vfmlab.sample or "
+        raise ConfigError("guidance.kind 'auto': the weaker model is not loaded; sample through "
+                          "vfmlab.sample or "
                           "vfmlab.evaluate, which load guidance.weaker, or set network.weaker = (model,)")
     weak = wrap(network.weaker[0])
     return lambda x, t, y: (velocity(x, t, y), weak(x, t, y))

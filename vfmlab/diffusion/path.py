@@ -56,7 +56,8 @@ def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
 
 
 def as_seen(point: PathSample, least: float) -> PathSample:
-    """`point` with the velocity that networks which predict the clean latent z learn: (x - z) / max(t, least)."""
+    """`point` with the velocity that networks which predict the clean latent z learn: (x - z) / max(t,
+    least)."""
     share = over((point.t / least).clamp(max=1.0), point.v)
     return dataclasses.replace(point, v=point.v * share)
 

@@ -2,12 +2,13 @@
 read-out.
 
     patch tokens, time tokens, class tokens -> blocks without modulation -> patch tokens
-    head: SiLU(time + patch tokens) -> per-token modulation of wide blocks on the noisy latents -> clean latent
+    head: SiLU(time + patch tokens) -> modulation, per token, of wide blocks on noisy latents -> clean latent
     base: the same sum after block `base_depth` -> last layer that it conditions itself -> clean latent
 
-Each condition token is a vector of its own plus the embedding of time or class; it has no place. Both read-outs
-are trained, and the difference between them guides sampling at the cost of one evaluation
-(`vfmlab.diffusion.guidance`, kind "internal"). The velocity of a clean estimate z' is (x - z') / max(t, 0.05).
+Each condition token is a vector of its own plus the embedding of time or class; it has no place. Both
+read-outs are trained, and the difference between them guides sampling at the cost of one evaluation
+(`vfmlab.diffusion.guidance`, kind "internal"). The velocity of a clean estimate z' is (x - z') / max(t,
+0.05).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class RAEv2(nn.Module):
         mlp_ratio: float = Field(4.0, gt=0)
         time_tokens: int = Field(4, ge=1, description="tokens that carry the time")
         class_tokens: int = Field(8, ge=1, description="tokens that carry the class")
-        base_depth: int | None = Field(8, ge=1, description="block after which the second read-out stands; null: "
+        base_depth: int | None = Field(8, ge=1, description="block after which the second read-out stands; "
+                                                            "null: "
                                                             "none, and no internal guidance")
         base_weight: float = Field(1.0, gt=0, description="of its loss")
         least_time: float = Field(0.05, gt=0, lt=1, description="divisor of velocities at earlier times")
@@ -85,7 +87,8 @@ class RAEv2(nn.Module):
                                  f"({4 * self.head_heads})")
             depth = self.sizes[1]
             if self.base_depth is not None and self.base_depth > depth:
-                raise ValueError(f"base_depth {self.base_depth}: the stack has blocks 1 to {depth}; choose one of "
+                raise ValueError(f"base_depth {self.base_depth}: the stack has blocks 1 to {depth}; choose "
+                                 "one of "
                                  "them, or null")
             return self
 
@@ -114,7 +117,8 @@ class RAEv2(nn.Module):
         still = torch.zeros(2, config.time_tokens + config.class_tokens, table.shape[-1])
         still[1] = 1  # sine 0, cosine 1: no turn
         self.register_buffer("rope", torch.cat([table, still], dim=1), persistent=False)
-        self.register_buffer("head_rope", rotary_table(self.grid, wide // config.head_heads), persistent=False)
+        table = rotary_table(self.grid, wide // config.head_heads)
+        self.register_buffer("head_rope", table, persistent=False)
         initialise(self)
 
     @property
@@ -155,8 +159,8 @@ class RAEv2(nn.Module):
         return unpatchify(self.base(h, F.silu(h)), self.config.patch, self.grid)
 
     def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Velocity B C h w under the stack's last patch tokens (B N D), and the tokens after each block of the
-        head."""
+        """Velocity B C h w under the stack's last patch tokens (B N D), and the tokens after each block of
+        the head."""
         clean, states = self._head(x, t, tokens)
         return self._velocity(x, t, clean), states
 

@@ -173,7 +173,8 @@ def trajectory(
     scales, velocity = state.scales(guidance), state.velocity(network)
     if guidance.kind is not None:
         if sampler.reuse is not None:
-            raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both read-outs "
+            raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both "
+                              "read-outs "
                               "need the whole network; set one of them to null")
         pair = internal(network) if guidance.kind == "internal" else auto(network, velocity, state.velocity)
         velocity, scales = Steered(pair, guidance.scale, guidance.interval), None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vfmlab.config import LossConfig
 from vfmlab.errors import ConfigError
 from vfmlab.nn.frozen import Frozen
+from vfmlab.nn.teacher import Taught
 from vfmlab.registry import LOSSES
 
 if TYPE_CHECKING:  # the tokenizers are a floor above
@@ -53,6 +54,8 @@ class Reconstruction:
     reference: of the parent stage's frozen copy, for the same images: "after" the adapter (raw posterior
     mode) and "before".
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
+    taught: code and maps of the tokenizer's teacher, of those that have one.
+    perturbed: images decoded from perturbed latents, ever more so, for terms that ask for them.
     """
 
     target: Tensor
@@ -64,6 +67,8 @@ class Reconstruction:
     encoded: Tensor | None = None
     reference: dict[str, Tensor] = field(default_factory=dict)
     rebuilt: dict[int, Tensor] | None = None
+    taught: Taught | None = None
+    perturbed: list[Tensor] = field(default_factory=list)
 
 
 class Loss(nn.Module):

@@ -114,6 +114,7 @@ ROWS = (
     Preset(
         "paper_multi_layer_rae_raev2", "RAEv2 with K = 7 and its own network: 28 blocks 1440 wide, a head 2048 wide, a second read-out at block 8.",
         {"diffusion.network": {"kind": "raev2", "width": 1440, "depth": 28, "heads": 20}, "diffusion.time.kind": "lognormal",
+         "diffusion.tokenizer_of": "paper_multi_layer_rae",
          "protocol.sampler.steps": 100, "protocol.guidance": {"kind": "internal", "scale": 1.78, "interval": [0.1, 1.0]}},
         of="paper_multi_layer_rae", result="published: gFID 1.65 at 80 epochs, 1.06 with internal guidance; not run here",
         ours="AdamW in place of Muon, and no decay of its rate",

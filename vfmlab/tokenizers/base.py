@@ -22,6 +22,7 @@ from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import Quantised, Quantizer
 from vfmlab.nn.sphere import lengths, onto
+from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
 
 NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
@@ -121,11 +122,13 @@ class Tokenizer(nn.Module):
 
     Attributes:
         layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
+        teacher_layers: those that `teach` reads, in training only.
         size: side of the images in pixels.
     """
 
     Config: type[TokenizerConfig] = TokenizerConfig
     layers: tuple[int, ...] = ()
+    teacher_layers: tuple[int, ...] = ()
 
     def __init__(self, config: TokenizerConfig, size: int, vfm: nn.Module | None = None):
         super().__init__()
@@ -203,6 +206,10 @@ class Tokenizer(nn.Module):
     def rebuild(self, z: Tensor) -> dict[int, Tensor] | None:
         """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature
         decoder."""
+        return None
+
+    def teach(self, features: dict[int, Tensor]) -> Taught | None:
+        """What the tokenizer's teacher says of the VFM's maps; None for tokenizers without one."""
         return None
 
     # -- what the rest of the project uses

@@ -90,7 +90,8 @@ class RAE(Tokenizer):
 
     @staticmethod
     def fuse(blocks: list[Tensor], pooled: bool) -> Tensor:
-        """The mean of blocks' maps (B C h w each), with the deepest's, the last's, mean over places if `pooled`."""
+        """The mean of blocks' maps (B C h w each), with the deepest's, the last's, mean over places if
+        `pooled`."""
         mean = sum(blocks) / len(blocks)
         return mean + blocks[-1].mean(dim=(2, 3), keepdim=True) if pooled else mean
 

@@ -15,6 +15,7 @@ from vfmlab.evaluation.pixels import psnr
 from vfmlab.losses import base
 from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.cascade import Cascade, turned
 from vfmlab.losses.discriminators.training import Discriminators, Pairs
 from vfmlab.losses.feature_matching import FeatureMatching
 from vfmlab.losses.feature_reconstruction import FeatureReconstruction
@@ -55,7 +56,8 @@ class TokenizerObjective(nn.Module):
         self.tokenizer, self.equivariance = tokenizer, equivariance
         self.losses = nn.ModuleDict(base.build(terms, LossContext(size, channels, side, tokenizer.vfm)))
         discriminators = Discriminators(terms, size, tokenizer.vfm)
-        needed = [*tokenizer.layers, *(layer for loss in self.losses.values() for layer in loss.layers)]
+        needed = [*tokenizer.layers, *tokenizer.teacher_layers]
+        needed += [layer for loss in self.losses.values() for layer in loss.layers]
         self.layers = tuple(dict.fromkeys(needed))
         if self.layers and tokenizer.vfm is None:
             raise ConfigError(f"VFM layers {list(self.layers)} are read but the run has no 'vfm' section; "
@@ -128,7 +130,15 @@ class TokenizerObjective(nn.Module):
             encoded=None if not own else own[list(own)[-1]],
             reference=self._reference(inputs, features),
             rebuilt=self.tokenizer.rebuild(z) if self.rebuilds else None,
+            taught=self.tokenizer.teach(features) if self.tokenizer.teacher_layers else None,
         )
+        cascades = [loss for loss in self.losses.values() if isinstance(loss, Cascade)]
+        if cascades:
+            noise = rng.randn(*z.shape[1:])
+            latents = (turned(z, noise, angle) for angle in cascades[0].config.degrees)
+            latents = (transforms.latent(part, choice) for part in latents)
+            perturbed = [self.tokenizer.decode_raw(part)[0].float() for part in latents]
+            r = dataclasses.replace(r, perturbed=perturbed)
         if self.discriminators is None:
             return r
         outputs = self.discriminators.outputs(r.images[0], r.target, batch.labels, rng, samples)

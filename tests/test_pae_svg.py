@@ -1,0 +1,208 @@
+"""PAE, SVG, PS-VAE and TriKD's attention: reference values, priors, statistics that do not depend on the batch, tiny runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vfmlab import api, config, presets, vfm
+from vfmlab.config import override
+from vfmlab.diffusion import path
+from vfmlab.errors import ConfigError
+from vfmlab.losses.cascade import turned
+from vfmlab.losses.gram import gram
+from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder
+from vfmlab.nn.frequency_attention import FrequencyAttention, filtered
+from vfmlab.nn.residual_branch import ResidualBranch, matched, spread
+from vfmlab.nn.sphere import lengths, rms_over_channels
+from vfmlab.registry import TOKENIZERS
+from vfmlab.seeding import StepRandom, generator
+
+VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
+SIZES = {
+    "pae": {"channels": 4, "factor": 4, "depth": 1, "heads": 4, "teacher": {"heads": 4}, "decoder": VIT},
+    "svg": {"channels": 132, "factor": 4, "extra": 4, "width": 16, "depth": 1, "heads": 2, "hidden": 16, "decoder": VIT},
+    "ps_vae": {"channels": 6, "factor": 4, "depth": 1, "heads": 4, "decoder": VIT},
+}
+SHORT = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 16}
+
+
+def part(tensors, prefix):
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def close(got, wanted, atol):
+    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vfm.build(config.VFM(name="pocket"), 16)
+
+
+def make(model, method, **fields):
+    torch.manual_seed(0)
+    kind = TOKENIZERS.get(method)
+    return kind(kind.Config.model_validate({**SIZES[method], **fields}), 16, model)
+
+
+def images(n=4):
+    return torch.rand(n, 3, 16, 16, generator=generator("pae images")) * 2 - 1
+
+
+# -- reference values --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_parts_of_pae(golden):
+    g = load_file(golden / "continuous" / "pae_parts.safetensors")
+    for mode in ("sft", "add"):
+        encoder = DeltaEncoder(4, 7, 48, 2, 4, mode)
+        state = part(g, f"delta.{mode}.sd.")
+        encoder.load_state_dict({k.replace("patch_embed.proj", "patch_embed").replace(".mlp.", "."): v for k, v in state.items()})
+        close(encoder(g["x"], g["u"]), g[f"delta.{mode}.out"], 2e-5)
+    compressor, decompressor = Compressor(48, 8, 4), Decompressor(8, 48, 4)
+    compressor.load_state_dict({k.replace("0.", "attn.", 1) if k[0] == "0" else f"conv.{k[2:]}": v for k, v in part(g, "compressor.sd.").items()})
+    decompressor.load_state_dict({("conv." if k[0] == "0" else "attn.") + k[2:]: v for k, v in part(g, "decompressor.sd.").items()})
+    close(compressor(g["delta.sft.out"], (4, 4)), g["z_pre"], 2e-5)
+    z = rms_over_channels(g["z_pre"])
+    close(z, g["z_token"], 2e-5)
+    close(decompressor(z).flatten(2).transpose(1, 2), g["hidden_out"], 2e-5)
+
+
+@torch.no_grad()
+def test_branch_of_svg(golden):
+    g = load_file(golden / "continuous" / "svg_branch.safetensors")
+    names = [("^conv_proj", "patch_embed"), (r"^encoder\.pos_embedding", "position"), (r"^encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"),
+             ("ln_1", "norm1"), ("ln_2", "norm2"), (r"self_attention\.in_proj_", "qkv."), (r"self_attention\.out_proj", "proj"),
+             (r"mlp\.0", "expand"), (r"mlp\.3", "contract"), (r"^encoder\.ln\.", "norm."), ("^heads", "head")]  # fmt: skip
+
+    def ours(key):
+        for theirs, name in names:
+            key = re.sub(theirs, name, key)
+        return key
+
+    branch = ResidualBranch(64, 16, 32, 2, 4, 64, 8)
+    branch.load_state_dict({ours(k): v for k, v in part(g, "sd.").items()})
+    out, maps = branch(g["x"]), g["vfm"].unflatten(2, (4, 4))
+    close(out.flatten(2), g["branch"], 1e-5)
+    close(matched(out, spread(out), spread(maps)).flatten(2), g["aligned"], 1e-5)
+    alone = matched(out[:1], spread(out[:1]), spread(maps[:1]))
+    close(alone.flatten(2), g["aligned_first_alone"], 1e-5)
+    masked = torch.where(g["mask_flags"].bool(), g["mask_token"], g["branch"])
+    close(masked, g["masked"], 0)
+    masked = masked.unflatten(2, (4, 4))
+    close(matched(masked, spread(masked), spread(maps)).flatten(2), g["masked_aligned"], 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("band", ["low", "high"])
+def test_frequency_attention(golden, band):
+    g = load_file(golden / "continuous" / "trikd_frequency.safetensors")
+    layer = FrequencyAttention(10, 6, band)
+    layer.load_state_dict({k.replace("conv_atten", "attention"): v for k, v in part(g, f"{band}.sd.").items()})
+    for i in (0, 1):
+        close(filtered(g[f"x{i}"], band), g[f"{band}.filtered{i}"], 1e-5)
+        close(layer(g[f"x{i}"]), g[f"{band}.out{i}"], 1e-5)
+
+
+def test_the_wide_field_of_a_small_one(golden):
+    """PS-VAE's toy: v_8(x) = Q v_2(Q^T x) + (x - Q Q^T x) / t."""
+    g = load_file(golden / "continuous" / "formulas.safetensors")
+    q, x = g["psvae.Q"], g["psvae.x"]
+    for k, t in enumerate((0.3, 0.7, 0.95)):
+        inside = x @ q @ q.T
+        empty = path.velocity_from_clean(x - inside, torch.zeros_like(x), t)
+        close(g[f"psvae.v_z.t{k}"] @ q.T + empty, g[f"psvae.v_x.t{k}"], 1e-8)
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", SIZES)
+def test_gradients_everywhere(model, method):
+    tokenizer, x = make(model, method), images()
+    q = tokenizer.posterior(x)
+    z = q.mean
+    assert z.shape[1:] == tokenizer.latent_shape
+    loss = tokenizer.decode_raw(z)[0].square().mean() + gram(z).square().mean()
+    if method == "pae":
+        taught = tokenizer.teach(model.features(x, (-1,)).maps)
+        loss = loss + taught.rebuilt.square().mean() + (z - taught.code).square().mean()
+    if method == "svg":
+        loss = loss + tokenizer.mask_token.sum()
+    if method == "ps_vae":
+        loss = loss + tokenizer.rebuild(z)[-1].square().mean() + q.logvar.square().mean()
+    loss.backward()
+    named = [(n, p) for n, p in tokenizer.named_parameters() if p.requires_grad]
+    # PAE's modulation begins at zero, so that what lies before it learns from the second step on.
+    dead = {n.split(".")[0] for n, p in named if p.grad is None or not p.grad.any()}
+    assert dead <= ({"encoder"} if method == "pae" else set())
+
+
+def test_pae_starts_as_the_norm_of_the_tokens_and_lies_on_a_sphere(model):
+    tokenizer, x = make(model, "pae"), images()
+    close(lengths(tokenizer.posterior(x).mean), torch.full((4, 1, 4, 4), 2.0), 1e-4)
+    u = model.features(x, (-1,)).maps[-1].flatten(2).transpose(1, 2)
+    close(tokenizer.encoder(x, u), tokenizer.encoder.final_ln(u), 1e-5)
+
+
+def test_turned_tokens_have_their_length_and_angle():
+    g = generator("turned")
+    z, noise = torch.randn(2, 5, 3, 3, generator=g), torch.randn(2, 5, 3, 3, generator=g)
+    for degrees in (42.5, 85.0):
+        moved = turned(z, noise, degrees)
+        close(lengths(moved), lengths(z), 1e-5)
+        cosine = torch.nn.functional.cosine_similarity(moved, z, dim=1)
+        close(cosine, torch.full_like(cosine, torch.tensor(degrees).deg2rad().cos().item()), 1e-5)
+
+
+def test_svg_gives_the_same_in_any_batch(model):
+    x, fixed, batch = images(), make(model, "svg"), make(model, "svg", match="batch")
+    fixed.begin([x])
+    z = fixed.posterior(x).mean
+    close(fixed.posterior(x[:1]).mean, z[:1], 1e-5)
+    maps, branch = z.split((128, 4), dim=1)
+    assert spread(branch).std.item() == pytest.approx(spread(maps).std.item(), rel=1e-3)
+    assert (batch.posterior(x[:1]).mean - batch.posterior(x).mean[:1]).abs().max() > 1e-3
+    gone = fixed.perturb(z, StepRandom(0, 0, 4))
+    assert torch.equal(gone[:, :128], maps)
+    assert torch.equal(make(model, "svg", mask=0.0).perturb(z, StepRandom(0, 0, 4)), z)
+    every = make(model, "svg", mask=1.0).perturb(z, StepRandom(0, 0, 4))
+    assert every[:, 128:].std() == 0
+
+
+def test_pixels_shape_ps_vaes_latent_only_where_the_vfm_trains(model):
+    tokenizer, x = make(model, "ps_vae"), images()
+    tokenizer.backbone.requires_grad_(False)
+    z = tokenizer.posterior(x).mean
+    tokenizer.decode_raw(z)[0].square().mean().backward()
+    assert tokenizer.moments.weight.grad is None
+    twin = make(model, "ps_vae")
+    twin.decode_raw(twin.posterior(x).mean)[0].square().mean().backward()
+    assert twin.moments.weight.grad.any()
+    assert any(p.grad is not None and p.grad.any() for p in twin.backbone.parameters())
+
+
+@pytest.mark.parametrize("method", SIZES)
+def test_refusals(model, method):
+    with pytest.raises(ConfigError, match="no 'vfm' section; add vfm.name=pocket"):
+        make(None, method)
+    with pytest.raises(ConfigError, match="tokenizer.heads 5"):
+        make(model, method, heads=5)
+    if method == "svg":
+        with pytest.raises(ConfigError, match="set tokenizer.channels=132"):
+            make(model, method, channels=130)
+
+
+@pytest.mark.parametrize("method", SIZES)
+def test_tiny_tokenizers_train(method, tmp_path):
+    run = override(presets.get(f"tiny_{method}"), SHORT)
+    for phase in run.phases()[:-1]:
+        list(api.train(phase, tmp_path))
+    tokenizer = api.load_tokenizer(run.last.parent, tmp_path)
+    x = images(2)
+    assert tokenizer.decode(tokenizer.encode(x).mode()).shape == (2, 3, 16, 16)
