@@ -68,8 +68,8 @@ class VisionModel(nn.Module):
     @property
     def embedding(self) -> nn.Module:
         """The module whose output :meth:`features_from` replaces: what turns pixels into patch tokens."""
-        raise ConfigError(f"vfm.name '{self.facts.name}' has no patch embedding that another stem can stand in "
-                          "for; choose a plain ViT, for example dinov2_s14")
+        raise ConfigError(f"vfm.name '{self.facts.name}' has no patch embedding that another stem can "
+                          "stand in for; choose a plain ViT, for example dinov2_s14")
 
     def features_from(self, images: Tensor, tokens: Tensor, layers: Iterable[int] | None = None) -> Features:
         """:meth:`features` with `tokens` (B C h w) in the place of the patch embedding, with gradients.
