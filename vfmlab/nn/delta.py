@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vfmlab.nn.attention import attend
 from vfmlab.nn.rope import sincos_table
 
-EPS = 1e-6
+EPS = 1e-5
 Fusion = Literal["sft", "add", "concat", "none"]
 
 

@@ -34,6 +34,14 @@ def onto(x: Tensor, radius: float) -> Tensor:
     return x * (radius / length)
 
 
+def rms_over_image(x: Tensor, centred: bool = False, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) of B C h w over channels and places of each image together; centred: their mean taken off
+    first."""
+    x = x.float()
+    x = x - x.mean((1, 2, 3), keepdim=True) if centred else x
+    return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + eps)
+
+
 def rms_over_channels(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / rms(x) per token over the channels of B C h w, no weights, in fp32: tokens of length sqrt(C)."""
     x = x.float()

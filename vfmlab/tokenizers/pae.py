@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder, Fusion
-from vfmlab.nn.sphere import rms_over_channels
+from vfmlab.nn.sphere import rms_over_channels, rms_over_image
 from vfmlab.nn.teacher import Taught
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import Posterior, Tokenizer
@@ -43,6 +43,8 @@ class PAE(Tokenizer):
         layer: int = Field(-1, description="VFM layer whose tokens are mended")
         depth: int = Field(6, ge=1, description="blocks of the delta encoder, as wide as the VFM")
         heads: int = Field(16, ge=1, description="of all attention here")
+        norm: Literal["token", "image"] = Field("token", description="what has unit RMS: each token, or the "
+                                                                     "image")
         fusion: Fusion = Field("sft", description="how pixels and tokens are joined")
         teacher: TeacherConfig | None = Field(None, description="null: none, and no loss `semantic`")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
@@ -72,7 +74,8 @@ class PAE(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features, self.layers)[self.config.layer].float()
         tokens = self.encoder(self.vfm.prepare(images), maps.flatten(2).transpose(1, 2))
-        return Posterior(rms_over_channels(self.compressor(tokens, maps.shape[-2:])))
+        z = self.compressor(tokens, maps.shape[-2:])
+        return Posterior(rms_over_channels(z) if self.config.norm == "token" else rms_over_image(z))
 
     def teach(self, features: dict[int, Tensor]) -> Taught | None:
         return None if self.teacher is None else self.teacher(features[self.teacher_layers[0]].float())
