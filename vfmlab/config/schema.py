@@ -23,33 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from vfmlab.config.section import Section
+from vfmlab.config.section import Section, by_name, under
 from vfmlab.errors import ConfigError
-from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS, Registry
-
-
-def by_name(registry: Registry, key: str) -> BeforeValidator:
-    """Validate a section with the `Config` of the registered part that its field `key` names."""
-
-    def choose(value: Any) -> Any:
-        if isinstance(value, str):
-            value = {key: value}
-        if not isinstance(value, dict):
-            return value
-        if key not in value:
-            raise ValueError(f"needs the field '{key}' (choose from: {', '.join(registry.names())})")
-        return registry.get(value[key]).Config.model_validate(value)
-
-    return BeforeValidator(choose)
-
-
-def under(key: str, error: ValidationError) -> ValidationError:
-    """`error` with `key` put before the place of each of its complaints, so that a message names the whole
-    path.
-    """
-    lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])}
-             for line in error.errors(include_url=False)]
-    return ValidationError.from_exception_data(error.title, lines)
+from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS
 
 
 class Data(Section):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
+
+if TYPE_CHECKING:
+    from vfmlab.registry import Registry
 
 
 class Section(BaseModel):
@@ -46,3 +50,27 @@ class Section(BaseModel):
 def _problem(field: str, message: str, value: Any) -> ValidationError:
     line = {"type": "value_error", "loc": (field,), "input": value, "ctx": {"error": ValueError(message)}}
     return ValidationError.from_exception_data("Section", [line])
+
+
+def by_name(registry: Registry, key: str) -> BeforeValidator:
+    """Validate a section with the `Config` of the registered part that its field `key` names."""
+
+    def choose(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if not isinstance(value, dict):
+            return value
+        if key not in value:
+            raise ValueError(f"needs the field '{key}' (choose from: {', '.join(registry.names())})")
+        return registry.get(value[key]).Config.model_validate(value)
+
+    return BeforeValidator(choose)
+
+
+def under(key: str, error: ValidationError) -> ValidationError:
+    """`error` with `key` put before the place of each of its complaints, so that a message names the whole
+    path.
+    """
+    lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])}
+             for line in error.errors(include_url=False)]
+    return ValidationError.from_exception_data(error.title, lines)

@@ -157,8 +157,8 @@ def _split(run: Recipe) -> Changes:
 
 
 def _in_context(run: Recipe) -> Changes:
-    """RAEv2's network of the recipe's width and depth, the second read-out at a quarter of the depth, sampled with
-    internal guidance; scale and interval are the paper's."""
+    """RAEv2's network of the recipe's width and depth, the second read-out at a quarter of the depth, sampled
+    with internal guidance; scale and interval are the paper's."""
     net, (width, depth, heads) = run.diffusion.network, run.diffusion.network.sizes
     return {
         "diffusion.network": {
