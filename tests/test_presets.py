@@ -45,6 +45,18 @@ def test_a_preset_says_what_to_know_before_it_is_started(name):
     assert (recipe.name, recipe.tier) == (name, row.tier)
 
 
+@pytest.mark.parametrize("name", [name for name in presets.names() if name.startswith("photo_")])
+def test_rows_of_the_photo_tier_differ_in_the_tokenizer_alone(name):
+    run, plain = presets.get(name), presets.get("photo_plain_vae")
+    assert (run.data, run.diffusion, run.protocol) == (plain.data, plain.diffusion, plain.protocol)
+    assert run.diffusion.train.optimizer == "muon"
+    tokenizer = [phase for phase in run.phases() if phase.kind == "tokenizer"]
+    assert sum(phase.train.samples for phase in tokenizer) == plain.train.samples
+    if run.tokenizer.method != "sd_vae":
+        assert run.tokenizer.decoder == plain.tokenizer.decoder
+    assert run.vfm is None or run.vfm.name not in run.protocol.features, "the judge is of another family"
+
+
 # Runs of earlier versions are found by these.
 IDS = {
     "tiny_vfm_vae_stages": "880b4b0c 43384556 5c6d3003 4673707c 2a3afd0e",

@@ -63,7 +63,7 @@ class Recipe(Section):
     """A whole pipeline; `phases()` lists what is trained, first to last."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=160)
-    tier: Literal["tiny", "pocket", "small", "paper"] = "pocket"
+    tier: Literal["tiny", "pocket", "photo", "small", "paper"] = "pocket"
     seed: int = 0
     data: Data = Data()
     vfm: VFM | None = None

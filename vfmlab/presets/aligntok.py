@@ -11,9 +11,10 @@ rates, discriminator.
 
 from __future__ import annotations
 
-from vfmlab.presets.conv_vae import GAN
+from vfmlab.presets.conv_vae import GAN, PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
+    PHOTO_VFM,
     POCKET_DECODER,
     POCKET_LOSSES,
     SMALL_DECODER,
@@ -71,6 +72,13 @@ ROWS = (
     Preset(
         "pocket_aligntok_random", "Control: AlignTok from an encoder of random weights, with the same anchor. Is it the semantics or the recipe?",
         of="pocket_aligntok+random", cost="as long as pocket_aligntok",
+    ),
+    Preset(
+        "photo_aligntok", "AlignTok (f4d8) from EfficientNet-Lite0 on photographs: decoder, pixel losses and images in all as photo_vfm_vae, then the same DiT.",
+        base("photo", vfm=PHOTO_VFM, losses=without(POCKET_LOSSES, "kl"),
+             tokenizer={"method": "aligntok", "channels": 8, "factor": 4, "adapter_width": 64, "linear_start": True, "decoder": POCKET_DECODER},
+             stages=stages(12_800, 51_200, 12_800, True, tuned={"multiscale": {"until": 25_600}}, last={"multiscale": 0.0})),
+        needs=PHOTO_NEEDS, ours="no GAN, as in the other tokenizers of the tier; sizes, budgets",
     ),
     Preset(
         "small_aligntok", "AlignTok from DINOv2-S (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_VFM,
     POCKET_CONV,
     POCKET_DECODER,
     POCKET_LOSSES,
@@ -31,6 +32,8 @@ PAPER = {"channels": 32, "factor": 16}
 # LDM and VA-VAE sum the reconstruction over the 3 x 256 x 256 values of an image; here it is their mean.
 PAPER_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6 / (3 * 256**2)}
 PAPER_GAN = GAN | {"start": 2_000_000}
+# The judge's features, and the VFM where a row has one.
+PHOTO_NEEDS = "the extra `photo` (EfficientNet-Lite0) and the package of MobileNetV2's weights: vfmlab doctor"
 DINO = {"name": "dinov2_s14", "upscale": 7.0}
 
 ROWS = (
@@ -50,6 +53,20 @@ ROWS = (
         "pocket_va_vae", "VA-VAE (f4d8): the plain VAE's network, aligned with the pocket VFM by the VF loss.",
         base("pocket", tokenizer={"method": "va_vae", **POCKET}, vfm={"name": "pocket"},
              losses=POCKET_LOSSES | {"vf": VF | {"weight": 0.3, "adaptive": False}}),
+    ),
+    Preset(
+        "photo_plain_vae", "The baseline on photographs: plain convolutional VAE (f4d8) with decoder, losses, budget and DiT of photo_vfm_vae.",
+        base("photo", tokenizer={"method": "plain_vae", **POCKET}, losses=POCKET_LOSSES), needs=PHOTO_NEEDS, ours="sizes, budgets",
+    ),
+    Preset(
+        "photo_va_vae", "VA-VAE (f4d8) on photographs: the plain VAE's network, aligned with EfficientNet-Lite0 by the VF loss, margins 0.5 and 0.25.",
+        base("photo", tokenizer={"method": "va_vae", **POCKET}, vfm=PHOTO_VFM,
+             losses=POCKET_LOSSES | {"vf": VF | {"weight": 0.3, "adaptive": False}}),
+        needs=PHOTO_NEEDS, ours="sizes, budgets, weight of the VF loss",
+    ),
+    Preset(
+        "photo_va_vae_no_margins", "photo_va_vae with margins of 0: every token is aligned, all the way.",
+        {"losses.vf.cos_margin": 0.0, "losses.vf.distance_margin": 0.0}, of="photo_va_vae", needs=PHOTO_NEEDS,
     ),
     Preset(
         "small_plain_vae", "Plain convolutional VAE (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import POCKET_LOSSES, TINY_LOSSES, Tree, base, without
 
@@ -29,6 +30,13 @@ ROWS = (
                         "linear_start": True}),
         cost="a little longer than pocket_plain_vae", result="docs/results/tokenizers.md", needs="diffusers",
         ours="its decoder is the network's own convolutional one, not the one that the other pocket tokenizers share",
+    ),
+    Preset(
+        "photo_sd_vae", "SD-VAE's network (f4d8) in miniature on photographs, at the budget of photo_vfm_vae, then the same DiT.",
+        base("photo", losses=without(POCKET_LOSSES, "multiscale"),
+             tokenizer={"method": "sd_vae", "channels": 8, "factor": 4, "block_out_channels": [16, 32, 48], "layers_per_block": 1, "norm_num_groups": 8,
+                        "linear_start": True}),
+        needs=f"diffusers; {PHOTO_NEEDS}", ours="its decoder is the network's own convolutional one; sizes, budgets",
     ),
     Preset(
         "small_sd_vae", "The released SD-VAE (f8d4), not trained, on 32 px images (CIFAR-10); LightningDiT-S/1 on its 4 x 4 latents.",

@@ -115,6 +115,7 @@ def _width(channels: int) -> Callable[[Recipe], Changes]:
 
 SETTINGS = ("repa", "irepa", "reg", "joint")
 _POCKET = {"vfm": {"name": "pocket"}}
+_PHOTO = {"vfm": {"name": "efficientnet_lite0", "upscale": 4.0, "stride": 16}}
 # At 32 px DINOv2 reads images enlarged to 224: 16 x 16 tokens, brought to the network's 8 x 8.
 _SMALL = {"vfm": {"name": "dinov2_s14", "upscale": 7.0}}
 _PAPER = {
@@ -126,6 +127,7 @@ _PAPER = {
 TARGETS: dict[str, tuple[Changes, int, Changes]] = {
     "tiny": (_POCKET, 128, {"block": 1, "hidden": 32}),
     "pocket": (_POCKET, 128, {"block": 2, "hidden": 256}),
+    "photo": (_PHOTO, 1280, {"block": 2, "hidden": 256}),
     "small": (_SMALL, 384, {"block": 4, "hidden": 2048}),
     "paper": (_PAPER, 768, {"block": 8, "hidden": 2048, "weight": 0.5}),
 }

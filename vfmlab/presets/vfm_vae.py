@@ -12,9 +12,11 @@ not clipped. Unknown, so ours: everything below `paper`.
 
 from __future__ import annotations
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_VFM,
     POCKET_DECODER,
     POCKET_LOSSES,
     SMALL_DECODER,
@@ -125,6 +127,15 @@ ROWS = (
            of="pocket_vfm_vae+joint", cost=FOUR, result="docs/results/alignment.md"),
     Preset("pocket_vfm_vae_ddt", "A split DiT: three of four blocks are the encoder, whose output can serve several steps (eval --set sampler.reuse=2).",
            of="pocket_vfm_vae+ddt", cost=FOUR, result="docs/results/alignment.md"),
+    Preset(
+        "photo_vfm_vae", "VFM-VAE (f4d8) on frozen EfficientNet-Lite0 for 32 px photographs: an early, a middle and the last layer; then LightningDiT with Muon.",
+        base("photo", vfm=PHOTO_VFM, losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "adaptive": False}},
+             tokenizer={"method": "vfm_vae", "channels": 8, "factor": 4, "widths": [32], "projection": "conv", "linear_start": True, "decoder": POCKET_DECODER}),
+        needs=PHOTO_NEEDS, ours="sizes, budgets, layers",
+    ),
+    Preset("photo_vfm_vae_random", "Control: EfficientNet-Lite0 of random weights, as encoder and as target. What did ImageNet bring?", of="photo_vfm_vae+random"),
+    Preset("photo_vfm_vae_no_vf", "Control: photo_vfm_vae with VF weight 0. Is it the alignment loss, or the frozen encoder?", of="photo_vfm_vae+no_vf"),
+    Preset("photo_vfm_vae_last_layer", "Control: photo_vfm_vae that reads the last layer alone.", of="photo_vfm_vae+last_layer"),
     Preset(
         "small_vfm_vae", "VFM-VAE on DINOv2-S (f4d16) for 32 px images (CIFAR-10), then LightningDiT-S/1.",
         base("small", vfm={"name": "dinov2_s14", "upscale": 7.0}, losses=SMALL_LOSSES | {"vf": {"weight": 1.0}}, stages=SMALL_STAGES,
