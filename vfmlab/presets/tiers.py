@@ -19,7 +19,8 @@ RESULT = {
     "photo": "not run to its end yet: no result is claimed",
     "small": "not run to its end yet: no result is claimed", "paper": "not run here: no result is claimed",
 }  # fmt: skip
-SOURCE = {"tiny": "", "pocket": "", "photo": " --set data.source=parquet:PATH", "small": " --set data.source=parquet:PATH",
+SOURCE = {"tiny": "", "pocket": "", "photo": " --set data.source=parquet:PATH",
+          "small": " --set data.source=parquet:PATH",
           "paper": " --set data.source=folder:PATH"}
 EPOCH = 1_281_167  # images of ImageNet
 
