@@ -17,7 +17,7 @@ WORKERS     ?= $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_ge
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest notebooks bench lab app lock clean
+.PHONY: help install demo test lint pytest notebooks site bench lab app lock clean
 
 help:
 	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... BASELINE=... OVERRIDES=... ROOT=...)"
@@ -27,6 +27,7 @@ help:
 	@echo "make app        the app on the runs of the demo (ROOT=...)"
 	@echo "make lint       ruff"
 	@echo "make notebooks  bring the two files of every notebook (.py, .ipynb) together"
+	@echo "make site       pages of manual, results, API and executed notebooks, in docs/site (PRESET=... BASELINE=... ROOT=...)"
 	@echo "make bench      time the library's choices against their alternatives"
 	@echo "make lock       choose versions anew for constraints.txt"
 	@echo "make clean      remove $(VENV)"
@@ -45,11 +46,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # The values go through the environment, so that quotes in them are only characters.
-demo app: export ARG_DATA = $(DATA)
-demo app: export ARG_PRESET = $(PRESET)
-demo app: export ARG_BASELINE = $(BASELINE)
-demo app: export ARG_OVERRIDES = $(OVERRIDES)
-demo app: export ARG_ROOT = $(or $(ROOT),demo)
+demo app site: export ARG_DATA = $(DATA)
+demo app site: export ARG_PRESET = $(PRESET)
+demo app site: export ARG_BASELINE = $(BASELINE)
+demo app site: export ARG_OVERRIDES = $(OVERRIDES)
+demo app site: export ARG_ROOT = $(or $(ROOT),demo)
 
 demo: $(STAMP)
 	@$(BIN)/python -m vfmlab demo $(if $(DATA),--data "$$ARG_DATA") $(if $(PRESET),--preset "$$ARG_PRESET") \
@@ -67,6 +68,9 @@ pytest: $(STAMP)
 notebooks: $(STAMP)
 	@mkdir -p notebooks/.ipynb_checkpoints && cp -p notebooks/[0-9]* notebooks/.ipynb_checkpoints
 	@$(BIN)/jupytext --sync notebooks/[0-9]*.ipynb | grep -Ev 'Reading|Unchanged' || echo "notebook pairs agree"
+
+site: $(STAMP)
+	@$(BIN)/python -m vfmlab site $(if $(PRESET),--preset "$$ARG_PRESET") $(if $(BASELINE),--baseline "$$ARG_BASELINE") --root "$$ARG_ROOT/runs"
 
 bench: $(STAMP)
 	@$(BIN)/python tests/benchmarks.py

@@ -5,7 +5,8 @@
 # and what does each of them do to a picture?
 #
 # This notebook trains nothing. It looks at the images, at what a frozen VFM sees in them, at what the
-# diffusion model will have to learn, and at the plan of the run that the next notebooks carry out.
+# diffusion model will have to learn, at one training step of each of the two trained parts, tensor by tensor,
+# and at the plan of the run that the next notebooks carry out.
 
 # %% tags=["parameters"]
 preset = "pocket_vfm_vae"  # any name from `vfmlab presets`
@@ -15,14 +16,21 @@ seed = 0
 headless = False  # True: no widgets; every result is the same
 
 # %%
+import torch
+
 import vfmlab
 from vfmlab import presets, runs, widgets
-from vfmlab.plots import primitives
+from vfmlab.plots import figures, primitives
 from vfmlab.studies import show
+from vfmlab.widgets import close, expect, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 print(f"{run.name}: images from {run.data.source} at {run.data.size} px, run id {run.id}")
+
+# %%
+expect("a latent has at most a quarter of the image's numbers", lambda: latent.numel() <= images[0].numel() / 4)
+expect("half way (t = 0.5) data and noise have equal shares", lambda: close(shares[0.5][0], shares[0.5][1], 0.05))
 
 # %% [markdown]
 # ## 1. The images
@@ -46,15 +54,49 @@ show.features(vfm, images[:8])
 
 # %% [markdown]
 # ## 3. What diffusion has to undo
-# Training mixes data with noise on a straight line, $x_t = (1-t)\,x + t\,\epsilon$, and learns the velocity
-# $v = \epsilon - x$. Here on pixels; the library does it on latents. *Prediction:* the class is readable
+# Training mixes data x with noise n on a straight line, x_t = (1 - t) x + t n, and learns the velocity
+# v = n - x. Here on pixels; the library does it on latents. *Prediction:* the class is readable
 # until about t = 0.6.
 
 # %%
 show.noising(images[:6], times=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), seed=seed)
 
+# %%
+x, noise = images[:1], torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(seed))
+shares = {}
+for t in (0.1, 0.5, 0.9):
+    state = (1 - t) * x + t * noise  # x_t
+    assert torch.allclose(state - t * (noise - x), x, atol=1e-6)  # the velocity leads back to the data
+    shares[t] = (1 - t) / 1.0, t / 1.0
+primitives.table([{"t": t, "of the data": a, "of the noise": b} for t, (a, b) in shares.items()])
+
 # %% [markdown]
-# ## 4. The plan
+# ## 4. One training step of the tokenizer, tensor by tensor
+# `open_step` is the door to any training step. The weights are fresh, so the picture is not yet one.
+
+# %%
+step = vfmlab.open_step(run, root, fp32=True)
+latent = step.z[0]
+shapes = {"images": step.images, **{f"VFM layer {k}": m for k, m in step.features.items()}}
+shapes |= {"z": step.z, "decoded": step.decoded}
+primitives.table([{"tensor": name, "B C H W": str(list(t.shape))} for name, t in shapes.items()])
+
+# %%
+figures.loss_terms(step.explain().records)
+
+# %% [markdown]
+# ## 5. One training step of the generator
+# On the latents of a tokenizer (until `02` has trained one: an untrained one), the network is asked for the
+# velocity at a random time for each image.
+
+# %%
+flow = vfmlab.open_step(run, root, phase="diffusion", fp32=True)
+assert torch.allclose(flow.noisy, flow.z + flow.t[:, None, None, None] * flow.target, atol=1e-5)
+print(flow.note or "the tokenizer is a trained one")
+flow.explain()
+
+# %% [markdown]
+# ## 6. The plan
 # A run is a frozen config. Its phases are trained one after the other, each in a directory of its own whose
 # name ends in the hash of its config: the same config is never trained twice, and an interrupted one goes
 # on.
@@ -70,6 +112,12 @@ primitives.table([{"preset": k, "tier": tier, "what": presets.summary(k)} for k,
 # %%
 trained = [{"run": d.id, "state": d.status().state, "images": d.status().samples} for d in runs.scan(root)]
 primitives.table(trained or [{"run": "none yet"}])
+
+# %% [markdown]
+# ## Predictions
+
+# %%
+verdicts()
 
 # %% [markdown]
 # ## Finding

@@ -13,10 +13,13 @@ headless = False
 n = 1000  # images for the probes
 
 # %%
+import torch
+
 import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
-from vfmlab.studies import probing, show
+from vfmlab.studies import explore, probing, show
+from vfmlab.widgets import expect, less, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -25,7 +28,14 @@ images, labels, names = vfmlab.data.examples(run.data, n=8, seed=seed)
 layers = [{"layer": k, "channels": vfm.width(k), "grid": "{}x{}".format(*vfm.grid(k))} for k in vfm.layers]
 primitives.table(layers)
 
+# %%
+first, last = vfm.layers[0], vfm.layers[-1]
+expect("pixels are read better from the first layer than from the last", lambda: less(pixels[-1], pixels[0]))
+expect("by hand: a linear map explains more of the pixels from the first layer than from the last",
+       lambda: less(explained[last], explained[first]))
+
 # %% [markdown]
+# # Step by step
 # ## 1. The maps
 # *Prediction:* from the early to the last layer, colour and texture fade and object parts appear.
 
@@ -33,15 +43,56 @@ primitives.table(layers)
 show.features(vfm, images)
 
 # %% [markdown]
+# The same by hand for one layer: positions as rows, the mean taken off, the directions of largest variance.
+
+# %%
+maps = vfm.features(images, vfm.layers).maps  # layer -> B D h w
+rows = maps[last].permute(0, 2, 3, 1).flatten(0, 2)  # B h w positions of D numbers
+rows = rows - rows.mean(0)
+_, size, directions = torch.linalg.svd(rows, full_matrices=False)
+shares = (size**2 / size.square().sum())[:12].tolist()
+print(f"{len(rows)} positions of {rows.shape[1]} numbers; three directions hold {sum(shares[:3]):.0%} of the variance")
+primitives.curves({"variance": (range(1, len(shares) + 1), shares)}, x="principal component", y="share")
+
+# %% [markdown]
 # ## 2. Which patches look alike to the VFM?
 # The cosine similarity of every position to one query position (marked by a white square). *Prediction:* in
 # the last layer the whole object lights up, in the first only what has the same colour.
 
 # %%
+h, w = maps[last].shape[-2:]
+query = maps[last][:, :, h // 2, w // 2]  # B D, the position in the middle
+length = maps[last].norm(dim=1) * query.norm(dim=1)[:, None, None]
+cosine = (maps[last] * query[:, :, None, None]).sum(1) / length  # B h w
+torch.testing.assert_close(cosine, explore.likeness(maps[last], (0.5, 0.5)), rtol=0, atol=1e-5)
+
+# %%
 widgets.features(vfm, images[:6], headless, view="similarity", query=(0.5, 0.5))
 
 # %% [markdown]
-# ## 3. Meaning: linear probe and nearest neighbours, layer by layer
+# ## 3. How much of the pixels does each layer hold? By hand
+# Least squares from the features of a position to the mean colour of its patch, on these few images; the
+# share of variance that is explained. Section 5 does it properly, on held-out images and all pixels.
+
+# %%
+def linear(features, values):
+    """Rows N D and N 3 -> share of the variance of `values` that a linear map of `features` explains."""
+    x = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    y = values.double()
+    weights = torch.linalg.lstsq(x, y, driver="gelsd").solution
+    return 1 - ((y - x @ weights).square().sum() / (y - y.mean(0)).square().sum()).item()
+
+
+explained = {}
+many, _, _ = vfmlab.data.examples(run.data, n=256, seed=seed)
+for layer, m in vfm.features(many, vfm.layers).maps.items():
+    patches = torch.nn.functional.adaptive_avg_pool2d(many, m.shape[-2:])
+    explained[layer] = linear(*(x.permute(0, 2, 3, 1).flatten(0, 2)[:4096] for x in (m, patches)))
+primitives.bars({f"layer {k}": v for k, v in explained.items()}, y="explained variance of the patches' colours")
+
+# %% [markdown]
+# # At scale
+# ## 4. Meaning: linear probe and nearest neighbours, layer by layer
 # A logistic classifier and a kNN vote on features averaged over positions, on held-out images. The same
 # network with random weights is the control. *Prediction:* the trained network gains with depth, the random
 # one does not.
@@ -53,14 +104,21 @@ probes = probing.probe_layers({"trained": vfm, "random": random}, run.data, n=n,
 figures.probe_figure(probes)
 
 # %% [markdown]
-# ## 4. Detail: how much of the image do the features still hold?
+# ## 5. Detail: how much of the image do the features still hold?
 # A linear map from the features back to the pixels, fitted on one half of the images and measured on the
 # other. *Prediction:* the first layer is by far the best, and the last layer alone loses texture: this is
 # why VFM-VAE reads several depths.
 
 # %%
 detail = probing.linear_decodability(vfm, run.data, n=n)
+pixels = [record["psnr"] for record in detail]
 primitives.table(detail)
+
+# %% [markdown]
+# ## Predictions
+
+# %%
+verdicts()
 
 # %% [markdown]
 # ## Finding

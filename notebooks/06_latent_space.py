@@ -19,10 +19,14 @@ seed = 0
 headless = False
 
 # %%
+import torch
+
 import vfmlab
 from vfmlab import widgets
+from vfmlab.evaluation.instruments import geometry
 from vfmlab.plots import latents, primitives
 from vfmlab.studies import measure, show
+from vfmlab.widgets import expect, less, verdicts
 
 widgets.set_up_notebook()
 chosen = {name: vfmlab.resolve(name, overrides, seed=seed).tokenizer_phase for name in (preset, baseline)}
@@ -32,8 +36,82 @@ refs = {name: run.id for name, run in chosen.items()} | {name: name for name in 
 tokenizers = {name: vfmlab.load_tokenizer(ref, root) for name, ref in refs.items()}
 images, labels, names = vfmlab.data.examples(chosen[preset].data, n=8, seed=seed)
 
+# %%
+def of(name, number):
+    return reports[name][number]
+
+
+expect("the VFM tokenizer agrees more with the reference (SE-CKNNA)",
+       lambda: less(of(baseline, "se_cknna"), of(preset, "se_cknna")))
+expect("the plain VAE has the higher effective rank",
+       lambda: less(of(preset, "effective_rank"), of(baseline, "effective_rank")))
+expect("by hand: neighbours in the VFM tokenizer's latent share a class more often",
+       lambda: less(same_class[baseline], same_class[preset]))
+
 # %% [markdown]
-# ## 1. By eye
+# # Step by step
+# ## 1. A latent in your hands
+# Latents of a few hundred images: mean 0 and variance 1 per channel by construction, and then? The
+# correlation of channels, its eigenvalues, and how many directions they amount to.
+
+# %%
+many, classes, _ = vfmlab.data.examples(chosen[preset].data, n=256, seed=seed)
+z = {}
+for name, tokenizer in tokenizers.items():
+    with torch.no_grad():
+        z[name] = torch.cat([tokenizer.encode(part.to(tokenizer.stat_mean.device)).mode().cpu() for part in many.split(64)])
+primitives.table([{"run": name, "shape": str(list(x.shape)), "mean": x.mean().item(), "std": x.std().item(),
+                   "largest": x.abs().max().item()} for name, x in z.items()])
+
+# %%
+def effective_rank(x):
+    """Positions N C -> exp of the entropy of the covariance's eigenvalues: 1 for one direction, C for equal ones."""
+    values = torch.linalg.eigvalsh(x.double().T.cov(correction=0)).clamp_min(0)
+    p = values / values.sum()
+    return torch.exp(-torch.special.xlogy(p, p).sum()).item()
+
+
+rank = {}
+for name, x in z.items():
+    positions = x.permute(0, 2, 3, 1).flatten(0, 2)
+    rank[name] = effective_rank(positions)
+    theirs = geometry.effective_rank(geometry.spectrum(positions))
+    assert abs(rank[name] - theirs) < 1e-3, (rank[name], theirs)
+primitives.bars(rank, y="effective rank, by hand")
+
+# %% [markdown]
+# ## 2. Do neighbours share a class?
+# The nearest latent of every image, by cosine of the mean over positions. Chance is one in the number of
+# classes.
+
+# %%
+same_class = {}
+for name, x in z.items():
+    unit = torch.nn.functional.normalize(x.mean((2, 3)), dim=1)
+    alike = unit @ unit.T
+    nearest = alike.fill_diagonal_(-2).argmax(1)
+    same_class[name] = (classes[nearest] == classes).float().mean().item()
+primitives.bars(same_class, y="nearest neighbour of the same class")
+
+# %% [markdown]
+# ## 3. One channel under your hand
+# A channel moved by some standard deviations everywhere: what does it hold? And where does noise hurt?
+
+# %%
+def moved(name, channel, by):
+    tokenizer = tokenizers[name]
+    latent = z[name][:8].clone()
+    latent[:, channel] += by
+    shown = tokenizer.decode(latent.to(tokenizer.stat_mean.device)).cpu()
+    return primitives.rows({"image": many[:8], f"channel {channel} {by:+g}": shown})
+
+
+fewest = min(tokenizer.latent_shape[0] for tokenizer in tokenizers.values())
+widgets.choose(moved, headless, name=list(tokenizers), channel=range(fewest), by=[2.0, 1.0, -1.0, -2.0])
+
+# %% [markdown]
+# # At scale
+# ## 4. By eye
 # The first three principal components of each latent as colours. *Prediction:* with a VFM the object is one
 # region, without it the latent is a small picture of edges and shades.
 
@@ -41,7 +119,7 @@ images, labels, names = vfmlab.data.examples(chosen[preset].data, n=8, seed=seed
 show.latent_maps(tokenizers, images)
 
 # %% [markdown]
-# ## 2. All instruments
+# ## 5. All instruments
 # Measured once and kept beside each run. SE-CKNNA is agreement under noise, rotation and scale; LDS is how
 # much more a token resembles its neighbours than distant ones. *Prediction:* the VFM tokenizer leads in
 # both, and the plain VAE has the higher effective rank, because nothing asks it for structure.
@@ -54,14 +132,14 @@ primitives.table(latents.numbers(reports))
 primitives.table(latents.missing(reports) or [{"run": "all", "number": "none missing", "reason": ""}])
 
 # %% [markdown]
-# ## 3. How the variance is spread
+# ## 6. How the variance is spread
 # *Prediction:* the steeper curve is the one with the lower effective rank in the table.
 
 # %%
 latents.spectra(reports)
 
 # %% [markdown]
-# ## 4. Does the agreement survive disturbance?
+# ## 7. Does the agreement survive disturbance?
 # Solid: the reference sees the disturbed image too; dashed: it sees the undisturbed one. *Prediction:* all
 # curves fall with noise, and dashed ones faster, because there the reference stays where it was.
 
@@ -69,7 +147,7 @@ latents.spectra(reports)
 latents.sensitivity(reports)
 
 # %% [markdown]
-# ## 5. Which details survive?
+# ## 8. Which details survive?
 # How well the scene's true factors can be read linearly, and the object's mask from 1, 5 and 20 labelled
 # images. *Prediction:* colours and position survive everywhere; texture and shape are linear only where the
 # VFM put them.
@@ -81,7 +159,7 @@ latents.factors(reports)
 latents.segmentation(reports)
 
 # %% [markdown]
-# ## 6. How many bits does it take?
+# ## 9. How many bits does it take?
 # Latents rounded to ever fewer bits (solid) or cut to fewer principal channels (dashed). *Prediction:* the
 # class survives at fewer bits than the pixels do.
 
@@ -89,7 +167,7 @@ latents.segmentation(reports)
 latents.rate(reports)
 
 # %% [markdown]
-# ## 7. On the way from one image to another
+# ## 10. On the way from one image to another
 # The straight line between two latents, decoded. *Prediction:* no latent here is so smooth that the middle
 # is an object; look for a fade of pixels (bad sign: the latent is a picture) against a change of shape.
 
@@ -97,7 +175,7 @@ latents.rate(reports)
 widgets.interpolation(tokenizers, images, headless)
 
 # %% [markdown]
-# ## 8. Errors that diffusion will make
+# ## 11. Errors that diffusion will make
 # A sampler never hits a latent exactly. *Prediction:* the latent whose curve falls least here forgives the
 # most.
 
@@ -106,6 +184,12 @@ latents.robustness(reports)
 
 # %%
 widgets.choose(lambda sigma: show.noisy(tokenizers, images, sigma, seed), headless, sigma=[0.5, 0.25, 1.0])
+
+# %% [markdown]
+# ## Predictions
+
+# %%
+verdicts()
 
 # %% [markdown]
 # ## Finding
@@ -119,7 +203,7 @@ widgets.choose(lambda sigma: show.noisy(tokenizers, images, sigma, seed), headle
 #
 # Agreement, probe and effective rank go as predicted in both seeds; LDS does not: the plain VAE's is higher.
 #
-# Read the table of section 2 as a list of hypotheses: each column orders the latents, and only what a
+# Read the table of section 5 as a list of hypotheses: each column orders the latents, and only what a
 # diffusion model makes of them can say which column matters. Rows with different marks under "protocols" do
 # not belong in one order.
 #

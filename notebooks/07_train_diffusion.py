@@ -1,7 +1,10 @@
 # %% [markdown]
-# # Train a diffusion model on the latents
+# # Train latent diffusion
 #
 # **Question.** How fast does the same small DiT learn the latents of this tokenizer?
+#
+# First half: flow matching by hand, one step and one sampler, checked against a case with a closed form.
+# Second half: the whole training.
 
 # %% tags=["parameters"]
 preset = "pocket_vfm_vae"
@@ -11,20 +14,108 @@ seed = 0
 headless = False
 
 # %%
+import torch
+
 import vfmlab
 from vfmlab import runs, widgets
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import probing, show, sweep
+from vfmlab.widgets import close, expect, less, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
 primitives.table([{"part": k, "value": v} for k, v in show.describe_run(run).items()])
 
+# %%
+expect("an untrained network, which says 0, scores 2: the variance of noise minus data",
+       lambda: close(by_hand[0], 2, within=0.3))
+expect("half the step, half the error of Euler", lambda: close(errors[100] / errors[200], 2, within=0.1))
+expect("gFD falls over the training", lambda: less(gfd[-1], gfd[0]))
+expect("samples are nearer to reconstructions than to images", lambda: less(report["gfd_own"], report["gfd"]))
+
 # %% [markdown]
-# ## 1. Train
-# The tokenizer is trained first if it is not there yet; then the images are encoded once into a latent
-# cache, and the DiT learns the velocity from noise to data. *Prediction:* the loss flattens early, long
-# before the samples are good: in flow matching the loss says little about sample quality.
+# # Step by step
+# ## 1. One step, opened
+# The tokenizer is trained first if it is not there yet. Then one step of the diffusion training: clean
+# latents, a time for each, the noisy latent, the velocity that is wanted and the one that is predicted.
+# Latents have zero mean and unit variance, so that noise is as large as what it is mixed with.
+
+# %%
+await widgets.train(run.tokenizer_phase, root, headless)
+step = vfmlab.open_step(run, root, phase="diffusion", fp32=True)
+tensors = {"z": step.z, "t": step.t, "noisy": step.noisy, "target": step.target, "predicted": step.velocity}
+primitives.table([{"tensor": name, "shape": str(list(x.shape)), "mean": float(x.mean()), "std": float(x.std())}
+                  for name, x in tensors.items()])
+
+# %% [markdown]
+# ## 2. The same by hand
+# The path is a straight line from data (t = 0) to noise (t = 1), so its velocity is noise minus data. From
+# what the step wants, the noise can be solved for; it must be a standard normal. The loss is a mean square.
+
+# %%
+noise = step.target + step.z
+t = step.t[:, None, None, None]  # B 1 1 1
+noisy = (1 - t) * step.z + t * noise
+loss = (step.velocity - (noise - step.z)).square().mean()
+print(f"noise: mean {noise.mean():+.3f}, std {noise.std():.3f}; loss by hand {loss:.6f}")
+torch.testing.assert_close(noisy, step.noisy, rtol=0, atol=1e-5)
+if not run.diffusion.cosine_loss:
+    torch.testing.assert_close(loss, step.terms["velocity"].value, rtol=0, atol=1e-6)
+
+# %%
+step.explain()
+
+# %% [markdown]
+# ## 3. Which times are drawn, and where is it hard?
+# Each dot is an image of a few batches: its time, and its loss. Near data the noise cannot be told from a
+# latent that hardly has any, near noise the data cannot.
+
+# %%
+optimizer = torch.optim.AdamW(step.parameters, lr=run.diffusion.train.lr)
+by_hand, dots = [], []
+for _ in range(10):
+    optimizer.zero_grad()
+    step.loss.backward()
+    optimizer.step()
+    by_hand.append(step.loss.item())
+    dots += zip(step.t.tolist(), step.pieces.flow.velocity.tolist(), strict=True)
+    step = step.next()
+figure = primitives.curves({"loss of a batch": (range(10), by_hand)}, x="step", y="loss")
+figure
+
+# %%
+dots = dict(sorted(dots))
+primitives.curves({"loss of an image": (list(dots), list(dots.values()))}, x="t (0 data, 1 noise)", y="loss")
+
+# %% [markdown]
+# ## 4. A sampler in five lines
+# Start from noise, follow the velocity back to the data. Where data are a Gaussian, N(m, s^2), the perfect
+# velocity is known, and the way from noise x to data is the line m + s x: the error is all Euler's.
+
+# %%
+def euler(velocity, x, steps):
+    """From noise (t = 1) to data (t = 0) in equal steps."""
+    for k in range(steps):
+        x = x - velocity(x, 1 - k / steps) / steps
+    return x
+
+
+def gaussian(x, t, m=2.0, s=0.5):
+    """E[noise - data | x at t] for data N(m, s^2)."""
+    off = (x - (1 - t) * m) / ((1 - t) ** 2 * s**2 + t**2)
+    return t * off - (m + (1 - t) * s**2 * off)
+
+
+x = torch.randn(4096, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+errors = {n: (euler(gaussian, x, n) - (2.0 + 0.5 * x)).abs().mean().item() for n in (25, 50, 100, 200, 400)}
+assert errors[400] < 0.01
+primitives.curves({"error of Euler": (list(errors), list(errors.values()))}, x="steps", y="error", log_y=True)
+
+# %% [markdown]
+# # At scale
+# ## 5. Train
+# The images are encoded once into a latent cache, and the DiT learns the velocity. *Prediction:* the loss
+# flattens early, long before the samples are good: in flow matching it says little about sample quality.
 
 # %% tags=["train:diffusion"]
 await widgets.train(run, root, headless)
@@ -32,23 +123,67 @@ folder = runs.open_run(run.id, root)
 figures.training_curves([folder])
 
 # %% [markdown]
-# ## 2. Quality over training
-# Frechet distance of samples (gFD) to real images and to the tokenizer's own reconstructions, and how many
-# samples a judge recognises as the class they were asked to be. *Prediction:* both distances fall together;
-# the one to the reconstructions ends lower, since it does not see the decoder's own error (rFD).
+# ## 6. Your sampler on the trained network
+# The five lines above, the library's noise, guidance off: the pictures are the library's.
 
 # %%
+model = vfmlab.load_diffusion(run.id, root)
+labels = torch.arange(min(8, model.num_classes), device=model.device)
+start = torch.randn(len(labels), *model.tokenizer.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def velocity(x, t):
+    return model.network(x, torch.full((len(x),), t, device=x.device), labels)
+
+
+pictures = {"noise": start[:, :3].clamp(-1, 1)}
+if run.diffusion.class_token is None:
+    mine = model.tokenizer.decode(euler(velocity, start.to(model.device), 20)).cpu()
+    how = {"guidance": 1.0, "steps": 20, "sampler": {"solver": "euler", "shift": 1.0}}
+    *_, theirs = vfmlab.sample(model, labels.tolist(), noise=start, previews=0, **how)
+    torch.testing.assert_close(mine, theirs.images, rtol=0, atol=1e-2)
+    pictures = {"by hand": mine, "the library": theirs.images}
+primitives.rows(pictures)
+
+# %% [markdown]
+# ## 7. Quality over training
+# Frechet distance of samples (gFD) to real images and to the tokenizer's own reconstructions, and how many
+# samples a judge recognises as the class they were asked to be. *Prediction:* both distances fall together.
+
+# %%
+gfd = [point["gfd"]["value"] for point in folder.metrics("evaluation") if "gfd" in point]
 figures.convergence([folder])
 
 # %% [markdown]
-# ## 3. Samples, raw weights and averaged weights
+# ## 8. Samples, raw weights and averaged weights
 # One column per class, same noise. *Prediction:* the averaged (EMA) weights draw cleaner shapes.
 
 # %%
 show.sample_rows(run.id, root, variants={"EMA": {"ema": True}, "raw": {"ema": False}}, per_class=1, seed=seed)
 
 # %% [markdown]
-# ## 4. Where on the path is the error?
+# ## 9. One step back from any time
+# The estimate of the clean latent from one call of the network, x - t v, decoded, for images noised to
+# time t.
+
+# %%
+images, classes, _ = vfmlab.data.examples(run.data, n=len(labels), seed=seed)
+
+
+@torch.no_grad()
+def one_call(t):
+    z = model.tokenizer.encode(images.to(model.device)).mode()
+    x = (1 - t) * z + t * start.to(z)
+    v = model.network(x, torch.full((len(x),), t, device=x.device), classes.to(x.device))
+    return primitives.rows({"image": images, f"estimate from t = {t:g}": model.tokenizer.decode(x - t * v).cpu()})
+
+
+alone = run.diffusion.class_token is None  # a network with a class token needs one beside the latents
+widgets.choose(one_call, headless, t=[0.5, 0.2, 0.8, 0.95]) if alone else "this network denoises a token, too"
+
+# %% [markdown]
+# ## 10. Where on the path is the error?
 # The loss by time bin on held-out latents. *Prediction:* highest in the middle-to-noisy part, where the
 # class is decided.
 
@@ -57,12 +192,19 @@ lines = probing.loss_by_time(run.id, root, seed=seed)
 primitives.curves(lines, x="t (0 data, 1 noise)", y="velocity error / target power")
 
 # %% [markdown]
-# ## 5. What a sweep collects
+# ## 11. What a sweep collects
 # The numbers under the run's protocol, and one sample per class; see `vfmlab sweep`.
 
 # %%
 samples = show.class_samples(run.id, root, seed=seed)
-sweep.result(vfmlab.evaluate(run.id, root, protocol=run.protocol), images=samples)
+report = vfmlab.evaluate(run.id, root, protocol=run.protocol)
+sweep.result(report, images=samples)
+
+# %% [markdown]
+# ## Predictions
+
+# %%
+verdicts()
 
 # %% [markdown]
 # ## Finding

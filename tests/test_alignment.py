@@ -133,7 +133,7 @@ def test_reg_and_repa_as_released(golden):
     rng = Given([stored["loss.noise"], stored["loss.noise_cls"]], [stored["loss.t"].flatten(), torch.ones(n)])
     # the release aligns the class token with the first of `zs`; the stored one is not the stored class token
     found = objective.flow.terms(network, batch.z, batch.labels, rng, project, target, tokens[:, 0], batch.token)
-    loss, parts = objective.flow.loss(found)
+    loss, parts = objective.flow.loss(found, objective.flow.weigh(found))
     for key, name in (("velocity", "denoise"), ("token_velocity", "denoise_cls")):
         torch.testing.assert_close(parts[key], stored[f"qknorm.linear.{name}"].mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(parts["alignment"], -stored["qknorm.linear.proj"], rtol=1e-5, atol=1e-6)

@@ -193,7 +193,7 @@ def test_repa_e_stops_the_diffusion_loss_at_the_latents(tuned):
 
     rng = fresh()
     r = objective.own.reconstruct(batch, rng, 0)
-    own, _ = objective.own.score(r, 0)
+    own, _ = objective.own.score(r, objective.own.terms(r, 0))
     own.backward(retain_graph=True)
     of_own = gradients(weights.tokenizer)
     objective._follow(r.z.detach())

@@ -28,7 +28,7 @@ FLOORS = [
     ["evaluation", "training", "weights"],
     ["api", "training.plan"],
     ["weights.export", "weights.bundled", "plots.primitives"],
-    ["studies", "plots"],
+    ["studies", "plots", "training.open_step"],
     ["widgets", "cli"],
     ["__main__"],
 ]

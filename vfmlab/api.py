@@ -8,7 +8,7 @@ A *reference* to a run is its id, a unique prefix of it, or its directory. A *pr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from vfmlab import config, data, presets, runs
 from vfmlab.config import files
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.nn import parts as given
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
 from vfmlab.training.task import Task
@@ -48,15 +49,16 @@ STRONGEST = 1000.0  # scale of guidance
 Described = config.Recipe | config.Phase | dict[str, Any] | str | Path
 
 
-def resolve(run: Described, overrides: dict[str, Any] | str | None = None,
-            seed: int | None = None) -> config.Recipe:
+def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed: int | None = None,
+            parts: Mapping[str, Any] | None = None) -> config.Recipe:
     """A recipe, from one as JSON (a dict), a phase, or a name, with dotted `overrides` applied.
 
     A name is `PRESET[+VARIANT...][@PRESET]`, see `vfmlab.presets.table`; a config file (.json) may stand for
     a preset.
 
     `seed` stands for the field of that name. Where `overrides` name it too, a `seed` that only repeats the
-    preset's own (the default of a notebook's parameter) gives way.
+    preset's own (the default of a notebook's parameter) gives way. parts: functions and classes from a
+    notebook's cell, by the place where they go; see :mod:`vfmlab.nn.parts`.
 
     Raises:
         ConfigError: an unknown preset or field, a value that cannot be, `seed` and overrides that contradict
@@ -74,7 +76,8 @@ def resolve(run: Described, overrides: dict[str, Any] | str | None = None,
     values = config.located(config.parse_overrides(overrides))
     if seed is not None and seed != values.setdefault("seed", seed) and seed != with_({}).seed:
         raise ConfigError(f"seed = {seed}, and overrides say seed = {values['seed']}; give one of them")
-    return with_(values)
+    recipe = with_(values)
+    return recipe if not parts else recipe.model_copy(update={"parts": given.take(parts)})
 
 
 def train(
@@ -82,6 +85,7 @@ def train(
     root: str | Path = "runs",
     overrides: dict[str, Any] | str | None = None,
     until: str | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> Iterator[Event]:
     """Train all phases of `run` that are not finished yet, and tell what happens.
 
@@ -89,11 +93,12 @@ def train(
         run: a preset's name, a recipe (as JSON, a dict or a file), or a phase.
         overrides: dotted names, e.g. `{"train.samples": 5000}`.
         root: folder of the run directories. until: stop after this phase: a stage's name, or "tokenizer" (all
-        stages).
+        stages). parts: a loss, a module or a callback given from a notebook's cell, as in
+        :mod:`vfmlab.nn.parts`; the run's id carries the hash of their source, which is saved in its `parts/`.
 
     Closing the generator (or Ctrl-C) saves the state; calling again with the same config goes on from there.
     """
-    whole = resolve(run, overrides)
+    whole = resolve(run, overrides, parts=parts)
     phases = whole.phases()
     ends = [i for i, phase in enumerate(phases) if until in (phase.stage, phase.kind)]
     if until is not None and not ends:
@@ -121,6 +126,7 @@ def train(
                         check.check(phases, root)
                         checked = True
                     task = open_task(phase, root)
+                given.save(phase.recipe.parts, folder.path / "parts")
                 yield from loop.fit(task, folder)
 
 

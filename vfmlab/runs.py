@@ -425,7 +425,9 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
         same = [run for run in runs if run.raw_config["name"] == name]
         changed = differences([{**run.raw_config, "protocol": None} for run in same])
         for i, run in enumerate(same):
-            shown = [f"{field}={json.dumps(values[i])}" for field, values in changed.items()]
+            own = [f"own {name}" for name in run.raw_config.get("parts") or {}]
+            shown = own + [f"{field}={json.dumps(values[i])}" for field, values in changed.items()
+                           if not field.startswith("parts")]
             texts[run.id] = " ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")
     return texts
 

@@ -20,7 +20,7 @@ from vfmlab.cli.arguments import Interrupted
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
 from vfmlab.cli.serve import app
-from vfmlab.cli.studies import claims, compare, correlate, demo, stop, sweep
+from vfmlab.cli.studies import claims, compare, correlate, demo, site, stop, sweep
 from vfmlab.cli.training import evaluate, train
 from vfmlab.cli.weights import export, import_
 from vfmlab.config.files import expand, root_folder
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "correlate": correlate,
     "app": app,
     "demo": demo,
+    "site": site,
 }
 QUICK = ("runs", "presets", "stop", "doctor", "demo")  # they begin to speak at once
 

@@ -190,6 +190,26 @@ def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", dat
     return 0
 
 
+def site(
+    out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae",
+    overrides: str = "{}", root: Root = Path("runs"), notebooks: tuple[str, ...] = (),
+) -> int:  # fmt: skip
+    """Pages of the manual, the results, the API and the executed notebooks, to be read without a network.
+
+    Args:
+        out: folder of the pages.
+        preset: of the notebooks; what it trains is taken from root where it is there.
+        baseline: of the notebooks that compare.
+        overrides: JSON with dotted names.
+        notebooks: numbers such as 02; all by default.
+    """
+    from vfmlab.studies import site as pages
+
+    given = {"overrides": overrides, "root": str(root.expanduser().resolve()), "headless": True}
+    print(f"site: {pages.build(out, pages.parameters(preset, baseline, given, notebooks))}")
+    return 0
+
+
 def stop(run: RunArg, /, root: Root = Path("runs")) -> int:
     """Ask a run to save and end, whichever process or machine trains it; started again, it goes on."""
     from vfmlab import runs

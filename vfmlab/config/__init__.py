@@ -19,6 +19,7 @@ from vfmlab.config.schema import (
     LossConfig,
     Losses,
     NetworkConfig,
+    Part,
     PathConfig,
     Permuted,
     Pretrain,
@@ -32,7 +33,7 @@ from vfmlab.config.section import Section
 
 __all__ = [
     "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
+    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Part", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
     "Section", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
     "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from vfmlab.config.schema import (
     Equivariance,
     Imported,
     Losses,
+    Part,
     Pretrain,
     Section,
     TokenizerConfig,
@@ -83,6 +84,7 @@ class Recipe(Section):
     ar: AR | None = None
     pretrain: Pretrain | None = None
     protocol: Protocol = Protocol()
+    parts: dict[str, Part] | None = Field(None, description="given from a notebook's cell; name -> its hash")
 
     @model_validator(mode="before")
     @classmethod
@@ -226,7 +228,8 @@ class Recipe(Section):
         if self.pretrain is not None:
             return [PretrainPhase(self)]
         generator = self.generator
-        bare = self.model_copy(update={"diffusion": None, "ar": None})
+        own = {k: part for k, part in (self.parts or {}).items() if k.partition(".")[0] != "network"}
+        bare = self.model_copy(update={"diffusion": None, "ar": None, "parts": own or None})
         name = self.name if self.stage is None else self.name.removesuffix(f"_{self.stages[-1].name}")
         if generator is not None and generator.tokenizer_of is not None:
             name = generator.tokenizer_of

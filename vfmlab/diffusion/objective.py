@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vfmlab.config import Diffusion
 from vfmlab.diffusion import path
 from vfmlab.diffusion.alignment import Projection, TokenScale
+from vfmlab.losses.terms import Pieces, Term, total
 from vfmlab.seeding import StepRandom
 
 NEAR = ("loss_data", "loss_middle", "loss_noise")
@@ -20,12 +21,19 @@ NEAR = ("loss_data", "loss_middle", "loss_noise")
 @dataclass(frozen=True)
 class Terms:
     """Losses per image [B], unweighted: velocity of the latents, and where they are on, of the class token
-    and of alignment."""
+    and of alignment.
+
+    t: times [B]. point: where on the path, with the velocity that is to be predicted there; prediction: the
+    network's (both B C h w). read: block -> tokens B N D after it, where a projection reads them.
+    """
 
     velocity: Tensor
     token: Tensor | None
     alignment: Tensor | None
     t: Tensor
+    point: path.PathSample
+    prediction: Tensor
+    read: dict[int, Tensor]
     base: Tensor | None = None  # velocity of the second read-out, of networks that have one
 
 
@@ -70,15 +78,27 @@ class Flow:
         out = network(point.x, point.t, labels, **more)
         out, kept = out if projection is not None else (out, {})
         joint = self.config.class_token is not None
+        prediction = out.v if joint or second else out
         return Terms(
-            along.loss(out.v if joint or second else out, point, self.config.cosine_loss),
+            along.loss(prediction, point, self.config.cosine_loss),
             path.velocity_loss(out.v_class, beside.v) if joint else None,
             None if projection is None else projection(kept[projection.config.block], target, token),
-            t,
+            t, point, prediction, kept,
             along.loss(out.base, point, self.config.cosine_loss) * network.base_weight if second else None,
         )
 
-    def loss(self, found: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+    def weigh(self, found: Terms) -> dict[str, Term]:
+        """The terms, means over images, with their weights."""
+        terms = {"velocity": Term(found.velocity.mean(), 1.0)}
+        if found.base is not None:
+            terms["base"] = Term(found.base.mean(), 1.0)
+        if found.token is not None:
+            terms["token_velocity"] = Term(found.token.mean(), self.config.class_token.weight)
+        if found.alignment is not None:
+            terms["alignment"] = Term(found.alignment.mean(), self.config.alignment.weight)
+        return terms
+
+    def loss(self, found: Terms, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, a mean over images, and its parts.
 
         Parts: `loss_data`, `loss_middle`, `loss_noise`, the latents' loss weighted towards t = 0, 1/2 and 1,
@@ -89,20 +109,12 @@ class Flow:
         self.expected = self.expected.to(found.t.device)
         with torch.no_grad():
             parts = (found.velocity[:, None] * _near(found.t)).mean(0) / self.expected
-        total, metrics = found.velocity.mean(), dict(zip(NEAR, parts, strict=True))
-        if found.token is None and found.alignment is None and found.base is None:
-            return total, metrics
-        metrics["velocity"] = total.detach()
-        if found.base is not None:
-            metrics["base"] = found.base.mean().detach()
-            total = total + found.base.mean()
-        if found.token is not None:
-            metrics["token_velocity"] = found.token.mean().detach()
-            total = total + self.config.class_token.weight * found.token.mean()
-        if found.alignment is not None:
-            metrics["alignment"] = 1 - found.alignment.mean().detach()
-            total = total + self.config.alignment.weight * found.alignment.mean()
-        return total, metrics
+        metrics = dict(zip(NEAR, parts, strict=True))
+        if len(terms) > 1:
+            metrics |= {name: term.value.detach() for name, term in terms.items()}
+        if "alignment" in terms:
+            metrics["alignment"] = 1 - metrics["alignment"]
+        return total(terms), metrics
 
 
 class DiffusionObjective(nn.Module):
@@ -121,22 +133,25 @@ class DiffusionObjective(nn.Module):
         self.scale = TokenScale(network.config.token) if config.class_token is not None else None
 
     def forward(self, batch: Any, rng: StepRandom, samples: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch.
+        """Loss and metrics of one batch, see :meth:`pieces` and :meth:`Flow.loss`."""
+        found = self.pieces(batch, rng, samples)
+        return found.loss, found.metrics
+
+    def pieces(self, batch: Any, rng: StepRandom, samples: int = 0) -> Pieces:
+        """One batch on its way to the loss.
 
         Args:
             batch: (z B C h w normalised latents, labels B, ...), with `target` and `token` where they are
             read. rng:
                 randomness for exactly these rows. samples: images seen so far; alignment may end after some.
-
-        Returns:
-            the mean loss and its parts, see :meth:`Flow.loss`.
         """
         on = self.projection is not None and self.projection.on(samples)
         target, token = getattr(batch, "target", None), getattr(batch, "token", None)
         scaled = self.scale(token) if self.scale is not None else None
         found = self.flow.terms(self.network, batch[0].float(), batch[1], rng,
                                 self.projection if on else None, target, token, scaled)
-        return self.flow.loss(found)
+        terms = self.flow.weigh(found)
+        return Pieces(*self.flow.loss(found, terms), terms, flow=found)
 
 
 def _near(t: Tensor) -> Tensor:

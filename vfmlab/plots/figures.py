@@ -21,6 +21,7 @@ NO_METRIC = (
     "step", "samples", "seconds", "samples_per_second", "kind", "lr", "bad_steps", "ema_samples",
     "parameter_norm",
 )  # fmt: skip
+AT = "gradient at "  # how columns of an opened step's table begin
 
 # -- runs ----------------------------------------------------------------------
 
@@ -41,6 +42,21 @@ def training_curves(folders: Sequence[RunDir]) -> go.Figure:
             log_y = positive and name.startswith(("loss", "l1", "l2"))
             parts.append(primitives.curves(lines, y=name, title=name, log_y=log_y))
     return primitives.panels(parts, columns=3)
+
+
+def loss_terms(records: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Rows of an opened step's table: each term's share of the loss, and its gradient's norm by place."""
+    terms = [row["term"] for row in records]
+    shares = go.Bar(x=terms, y=[row["share"] for row in records], marker_color=primitives.PALETTE[7],
+                    name="share")
+    sheet = make_subplots(1, 2, subplot_titles=("share of the loss", "gradient norm of weight x value"))
+    sheet.add_trace(shares, 1, 1)
+    for i, place in enumerate(dict.fromkeys(key for row in records for key in row if key.startswith(AT))):
+        values = [row.get(place) or None for row in records]  # no bar for 0 on a logarithmic axis
+        hue = primitives.PALETTE[i % len(primitives.PALETTE)]
+        sheet.add_trace(go.Bar(x=terms, y=values, name=place.removeprefix(AT), marker_color=hue), 1, 2)
+    sheet.update_yaxes(type="log", row=1, col=2)
+    return sheet.update_layout(template=primitives.TEMPLATE, height=340, margin=MARGIN)
 
 
 def convergence(folders: Sequence[RunDir], dashed: Sequence[str] = (),

@@ -220,7 +220,7 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Records as a table: one row each, columns as they first appear. A cell in ** is bold.
 
@@ -250,6 +250,9 @@ class Table:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     _repr_html_ = __html__
+
+    def __repr__(self) -> str:
+        return self.markdown()
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]

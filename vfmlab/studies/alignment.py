@@ -21,7 +21,7 @@ from vfmlab.presets.variants import SETTINGS
 from vfmlab.seeding import SampleRandom
 from vfmlab.studies import show
 from vfmlab.studies.results import Result, means, spread
-from vfmlab.studies.rows import Row
+from vfmlab.studies.rows import Row, listed
 from vfmlab.training.diffusion import TARGET_KEY
 
 NONE, SPLIT = "none", "split"  # without alignment; the DiT of encoder and head
@@ -30,8 +30,8 @@ NONE, SPLIT = "none", "split"  # without alignment; the DiT of encoder and head
 # -- rows ----------------------------------------------------------------------
 
 
-def rows(preset: str, baseline: str, overrides: dict[str, Any], seeds: Sequence[int],
-         names: Sequence[str]) -> list[Row]:
+def rows(preset: str, baseline: str, overrides: dict[str, Any] | str, seeds: Sequence[int],
+         names: str | Sequence[str]) -> list[Row]:
     """One row per tokenizer, setting and seed, labelled "<preset> <setting>"; its settings share a tokenizer.
 
     Args:
@@ -41,6 +41,7 @@ def rows(preset: str, baseline: str, overrides: dict[str, Any], seeds: Sequence[
     Raises:
         ConfigError: unknown setting, a preset without diffusion.
     """
+    names = listed(names)
     if unknown := [how for how in names if how not in (NONE, *SETTINGS)]:
         raise ConfigError(f"unknown alignment '{unknown[0]}'{nearest(unknown[0], SETTINGS)}")
     study = []
@@ -60,7 +61,7 @@ def label(preset: str, how: str) -> str:
     return f"{preset} {how}"
 
 
-def split_row(preset: str, overrides: dict[str, Any], seed: int) -> Row:
+def split_row(preset: str, overrides: dict[str, Any] | str, seed: int) -> Row:
     """The preset with a split DiT, for the reuse of its encoder."""
     return Row(label(preset, SPLIT), seed, api.resolve(f"{preset}+ddt", overrides, seed=seed))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import collect, groups, records, spread, stage_records
+from vfmlab.studies.results import Result, collect, groups, records, spread, stage_records
 from vfmlab.studies.rows import Row, Until, parse
 
 __all__ = ["Row", "collect", "correlate", "groups", "parse", "records", "run"]
@@ -49,6 +50,20 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
         if error := next((outcomes[node.key].error for node in nodes if outcomes[node.key].error), None):
             failed[row.phases[-1].id] = error
     return failed
+
+
+def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1,
+             stream: TextIO | None = None) -> list[Result]:
+    """Train and measure all rows, for notebooks: a line now and then, and one for every row that failed.
+
+    stream: where the lines go; None: the cell's output. Ctrl-C saves all and is raised.
+    """
+    stream = stream or sys.stdout
+    found = collect(rows, root, train(rows, root, jobs, stream))
+    for result in found:
+        if result.failed:
+            print(f"failed: {result.label}, seed {result.seed}: {result.failed}", file=stream)
+    return found
 
 
 def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,

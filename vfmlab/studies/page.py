@@ -61,6 +61,13 @@ class Folded:
 
 
 @dataclass(frozen=True)
+class Html:
+    """A part that is HTML already: an exported notebook, Markdown."""
+
+    body: str
+
+
+@dataclass(frozen=True)
 class Section:
     """blocks: Table, Picture, Lines, Folded, figures, lists of pictures. No heading: goes on."""
 

@@ -38,6 +38,12 @@ class Row:
         return self.tokenizers if self.until else self.run.phases()
 
 
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Names as a notebook's parameter has them, separated by commas, or a list of them."""
+    names = names.split(",") if isinstance(names, str) else names
+    return [name.strip() for name in names if name.strip()]
+
+
 def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None,
           until: Until = None) -> list[Row]:
     """All rows, seeds outermost, so that the first seed is complete before the second begins.

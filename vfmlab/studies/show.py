@@ -41,6 +41,8 @@ def describe_run(run: config.Recipe | config.Phase) -> dict[str, Any]:
         facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
     if run.generator is not None:
         facts["network"] = run.generator.network.kind
+    if run.recipe.parts:
+        facts["your own parts"] = ", ".join(f"{k} ({part.source})" for k, part in run.recipe.parts.items())
     if run.imported is not None:
         return facts | {"weights": f"released: {run.imported.name}", "seed": run.seed}
     facts |= {"images seen": run.budget, "batch": run.train.batch}

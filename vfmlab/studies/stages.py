@@ -16,7 +16,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.plots import primitives
 from vfmlab.studies import show
 from vfmlab.studies.results import Result, means, spread
-from vfmlab.studies.rows import Row
+from vfmlab.studies.rows import Row, listed
 from vfmlab.tokenizers.base import Tokenizer
 
 FIRST, TUNED = "latent", "perceptual"  # the stages after which the ablations compare
@@ -40,13 +40,14 @@ PAPER_STAGES = {FIRST: (1.63, 41.53), TUNED: (0.36, 35.09), "refine": (0.26, 35.
 # -- rows ----------------------------------------------------------------------
 
 
-def ablation_rows(preset: str, overrides: dict[str, Any], seeds: Sequence[int],
-                  names: Sequence[str]) -> list[Row]:
+def ablation_rows(preset: str, overrides: dict[str, Any] | str, seeds: Sequence[int],
+                  names: str | Sequence[str]) -> list[Row]:
     """One row per ablation and seed, up to stage 2; `BASE` has all its stages. Rows share the first stage.
 
     Raises:
         ConfigError: a name that is not in `ABLATIONS`, a preset without a stage 2 and its preservation loss.
     """
+    names = listed(names)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise ConfigError(f"ablations: unknown '{unknown[0]}' (choose from: {', '.join(ABLATIONS)})")
     rows = []

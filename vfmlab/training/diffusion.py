@@ -4,7 +4,7 @@ not."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.number import Number
+from vfmlab.nn import parts as given
 from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive, generator
@@ -65,7 +66,8 @@ class DiffusionTask(Task):
         self.num_classes = self.source.num_classes
         with torch.random.fork_rng(devices=[]):
             network, self.targets, projection = build(
-                run.diffusion, run.data.size, run.seed, tokenizer.latent_shape, self.num_classes
+                run.diffusion, run.data.size, run.seed, tokenizer.latent_shape, self.num_classes,
+                run.recipe.parts,
             )
             network.path = path.of_run(run.diffusion, run.tokenizer)
             self.weights, self.objective = network, None
@@ -278,15 +280,17 @@ class Parts(NamedTuple):
 
 
 def build(
-    cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, int, int], num_classes: int
+    cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, int, int], num_classes: int,
+    parts: Mapping[str, config.Part] | None = None,
 ) -> Parts:
     """Network, targets and alignment of a run, drawn from its seed (the global generator's state changes).
 
-    size: side of the images in pixels. Raises :class:`ConfigError` for an alignment that does not fit the
+    size: side of the images in pixels. parts: those given from a notebook's cell. Raises :class:`ConfigError` for an alignment that does not fit the
     network.
     """
     torch.manual_seed(derive("diffusion", seed))
     network = NETWORKS.get(cfg.network.kind)(cfg.network, latent_shape, num_classes)
+    network = given.replace(network, parts, "network", seed)
     align = cfg.alignment
     if align is None and cfg.class_token is None:
         return Parts(network, None, None)

@@ -262,6 +262,7 @@ class _Loop:
         else:
             self._skip(reason, batch, numbers, before)
         state.step += 1
+        task.stepped(state.step, numbers)
         self.stop.busy = False
         elapsed = time.perf_counter() - begin
         state.seconds += elapsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from vfmlab import config
 from vfmlab.data import to_float
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.pixels import psnr
-from vfmlab.losses import base
+from vfmlab.losses import base, own
 from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.base import LossContext, Reconstruction
 from vfmlab.losses.cascade import Cascade, turned
@@ -20,6 +21,7 @@ from vfmlab.losses.discriminators.training import Discriminators, Pairs
 from vfmlab.losses.feature_matching import FeatureMatching
 from vfmlab.losses.feature_reconstruction import FeatureReconstruction
 from vfmlab.losses.preservation import Preservation
+from vfmlab.losses.terms import Pieces, Term, total
 from vfmlab.nn import transforms
 from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
@@ -32,7 +34,8 @@ class TokenizerObjective(nn.Module):
     Args:
         tokenizer: what is trained; its frozen VFM stays outside of parameters. terms: the recipe's losses;
         those of weight 0
-            are left out. parent: the stage before, for terms that preserve its latents; it is frozen.
+            are left out. parent: the stage before, for terms that preserve its latents; it is frozen. parts:
+            terms given from a notebook's cell are among them.
 
     Attributes:
         discriminators: those of the adversarial terms, or None. Another optimiser's, so no part of these
@@ -48,13 +51,16 @@ class TokenizerObjective(nn.Module):
         terms: dict[str, config.LossConfig],
         equivariance: config.Equivariance,
         parent: Tokenizer | None = None,
+        parts: Mapping[str, config.Part] | None = None,
     ):
         super().__init__()
         if not terms:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
         size, (channels, side, _) = tokenizer.size, tokenizer.map_shape
         self.tokenizer, self.equivariance = tokenizer, equivariance
-        self.losses = nn.ModuleDict(base.build(terms, LossContext(size, channels, side, tokenizer.vfm)))
+        context = LossContext(size, channels, side, tokenizer.vfm)
+        built = base.build(terms, context)
+        self.losses = nn.ModuleDict(built | own.build(parts, context, built))
         discriminators = Discriminators(terms, size, tokenizer.vfm)
         needed = [*tokenizer.layers, *tokenizer.teacher_layers]
         needed += [layer for loss in self.losses.values() for layer in loss.layers]
@@ -98,14 +104,21 @@ class TokenizerObjective(nn.Module):
                                self.tokenizer.config.factor)
 
     def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
-        """Loss and metrics of one batch (see :meth:`score`), and what the discriminators learn from.
+        """Loss and metrics of one batch (see :meth:`pieces`), and what the discriminators learn from."""
+        found = self.pieces(batch, rng, samples)
+        r = found.reconstruction
+        return found.loss, found.metrics, Pairs(r.images[0].detach(), r.target, batch.labels)
+
+    def pieces(self, batch: Any, rng: StepRandom, samples: int) -> Pieces:
+        """One batch on its way to the loss.
 
         Args:
             batch: `images` uint8 B 3 H W, `labels` long B, perhaps `features` of the frozen VFM by layer.
             rng: of exactly these rows. samples: images seen before.
         """
         r = self.reconstruct(batch, rng, samples)
-        return *self.score(r, samples), Pairs(r.images[0].detach(), r.target, batch.labels)
+        terms = self.terms(r, samples)
+        return Pieces(*self.score(r, terms), terms, r)
 
     def reconstruct(self, batch: Any, rng: StepRandom, samples: int) -> Reconstruction:
         """All that the terms read: the batch on its way through VFM, encoder, latent, decoder and
@@ -154,31 +167,35 @@ class TokenizerObjective(nn.Module):
         reference = {"after": parent.posterior(inputs, own or features or None).mode().float()}
         return reference if not own else {**reference, "before": own[list(own)[-1]]}
 
-    def score(self, r: Reconstruction, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the terms times their weights; adaptive ones are weighed against the reconstruction terms.
+    def terms(self, r: Reconstruction, samples: int) -> dict[str, Term]:
+        """The terms that are on after `samples` images; adaptive ones come last, weighed against the
+        reconstruction terms."""
+        weights = {name: loss.config.weight * loss.config.factor(samples)
+                   for name, loss in self.losses.items()}
+        values = {name: loss(r) for name, loss in self.losses.items() if weights[name] > 0}
+        fixed = {name: Term(value, weights[name]) for name, value in values.items()
+                 if not self.losses[name].adaptive}
+        pixels = [term.weighted for name, term in fixed.items() if self.losses[name].on_images]
+        return fixed | {name: Term(value, weights[name] * self._adaptive(name, value, pixels))
+                        for name, value in values.items() if name not in fixed}
+
+    def score(self, r: Reconstruction, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the terms times their weights.
 
         Returns:
             the sum; each term without its weight, `weight_<term>` where the weight is adaptive, `psnr` (dB,
             mean over images) of what was decoded against its target, `codebook_usage` (percent) of discrete
             tokenizers.
         """
-        weights = {name: loss.config.weight * loss.config.factor(samples)
-                   for name, loss in self.losses.items()}
-        terms = {name: loss(r) for name, loss in self.losses.items() if weights[name] > 0}
-        metrics = {name: term.detach() for name, term in terms.items()}
-        fixed = {name: term * weights[name] for name, term in terms.items() if not self.losses[name].adaptive}
-        total = sum(fixed.values()) if fixed else torch.zeros((), device=r.target.device)
-        pixels = [term for name, term in fixed.items() if self.losses[name].on_images]
-        for name, term in terms.items():
-            if self.losses[name].adaptive:
-                weight = weights[name] * self._adaptive(name, term, pixels)
-                total, metrics[f"weight_{name}"] = total + weight * term, weight
+        metrics = {name: term.value.detach() for name, term in terms.items()}
+        metrics |= {f"weight_{name}": term.weight for name, term in terms.items()
+                    if self.losses[name].adaptive}
         with torch.no_grad():
             metrics["psnr"] = psnr(r.images[0].clamp(-1, 1), r.target).mean()
             codes = getattr(r.posterior, "codes", None)
             if codes is not None:
                 metrics["codebook_usage"] = codes.usage.mean()
-        return total, metrics
+        return total(terms) if terms else torch.zeros((), device=r.target.device), metrics
 
     def _adaptive(self, name: str, term: Tensor, pixels: list[Tensor]) -> Tensor:
         if not pixels:

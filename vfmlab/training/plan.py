@@ -118,7 +118,7 @@ def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
         meter.watch(tokenizer, method, part)
     if objective.frozen.get("parent") is not None:
         meter.watch(objective, "_reference", "parent")
-    meter.watch(objective, "score", "losses")
+    meter.watch(objective, "terms", "losses")
     if discriminators is not None:
         meter.watch(discriminators, "outputs", "discriminators")
         meter.watch(discriminators, "forward", "discriminators")

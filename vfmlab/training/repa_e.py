@@ -26,6 +26,8 @@ from vfmlab.diffusion.alignment import Projection, TokenScale
 from vfmlab.diffusion.objective import Flow
 from vfmlab.errors import ConfigError
 from vfmlab.losses.discriminators.training import Pairs
+from vfmlab.losses.terms import Pieces
+from vfmlab.nn import parts
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Tokenizer
@@ -99,11 +101,17 @@ class TunedObjective(nn.Module):
 
     def forward(self, batch: TunedBatch, rng: StepRandom,
                 samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
-        """Loss of one batch; parts as :meth:`vfmlab.diffusion.objective.Flow.loss` and the tokenizer's own,
-        as `tokenizer_*`."""
+        """Loss and metrics of one batch, and what the tokenizer's discriminators learn from."""
+        found = self.pieces(batch, rng, samples)
+        r = found.reconstruction
+        return found.loss, found.metrics, Pairs(r.images[0].detach(), r.target, batch.labels)
+
+    def pieces(self, batch: TunedBatch, rng: StepRandom, samples: int) -> Pieces:
+        """One batch on its way to the loss; terms and metrics as :meth:`vfmlab.diffusion.objective.Flow.loss`
+        and the tokenizer's own, as `tokenizer_*`."""
         tokenizer = self.weights.tokenizer
-        r = self.own.reconstruct(batch, rng, samples)
-        own, metrics = self.own.score(r, samples)
+        found = self.own.pieces(batch, rng, samples)
+        r = found.reconstruction
         raw = r.z if self.config.sample_posterior else r.posterior.mode()
         self._follow(raw.detach())
         z = tokenizer.normalise(raw)
@@ -114,8 +122,9 @@ class TunedObjective(nn.Module):
         terms = self.flow.terms(
             self.weights.network, cut, batch.labels, rng, projection, batch.target, batch.token, scaled
         )
-        loss, parts = self.flow.loss(terms)
-        loss = loss + own
+        weighed = self.flow.weigh(terms)
+        loss, parts = self.flow.loss(terms, weighed)
+        loss = loss + found.loss
         if on:
             # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term
             # which is zero.
@@ -123,8 +132,9 @@ class TunedObjective(nn.Module):
                                        retain_graph=True)
             through = (z * g).sum()
             loss = loss + (through - through.detach())
-        parts |= {f"tokenizer_{key}": value for key, value in metrics.items()}
-        return loss, parts, Pairs(r.images[0].detach(), r.target, batch.labels)
+        parts |= {f"tokenizer_{key}": value for key, value in found.metrics.items()}
+        weighed |= {f"tokenizer_{name}": term for name, term in found.terms.items()}
+        return Pieces(loss, parts, weighed, r, terms)
 
     @torch.no_grad()
     def _follow(self, raw: Tensor) -> None:
@@ -144,6 +154,7 @@ def trains(tune: Tune) -> tuple[str, ...]:
 def copy_of(tokenizer: Tokenizer, run: Phase) -> Tokenizer:
     """A trainable tokenizer with the weights and statistics of `tokenizer`, on the same VFM."""
     twin: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, tokenizer.vfm)
+    parts.replace(twin, run.recipe.parts, "tokenizer", run.seed)
     twin.load_state_dict(tokenizer.state_dict())
     twin.fingerprint = tokenizer.fingerprint
     return twin

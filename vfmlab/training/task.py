@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vfmlab.config import Phase, Train
 from vfmlab.data import Batch, ImageSource, to_uint8
 from vfmlab.errors import ConfigError, nearest
+from vfmlab.nn import parts
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom
 
@@ -132,6 +133,15 @@ class Task:
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any] | None:
         """Numbers by the run's protocol, at the sample counts in `train.evaluate_at`."""
         return None
+
+    def stepped(self, step: int, numbers: Mapping[str, float]) -> None:
+        """After every step, of which `step` are done: a callback given from a notebook's cell.
+
+        numbers: the loss and its parts, means over the global batch.
+        """
+        part = (self.run.recipe.parts or {}).get("on_step")
+        if part is not None:
+            parts.fetch("on_step", part)(self, step, numbers)
 
     def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
         """Last act, once, with the averaged weights: buffers that need trained weights, files besides the

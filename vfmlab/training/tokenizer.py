@@ -16,6 +16,7 @@ from vfmlab import config, vfm
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.diffusion import targets
 from vfmlab.errors import ConfigError
+from vfmlab.nn import parts
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
@@ -59,7 +60,9 @@ class TokenizerTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("tokenizer", self.seed))
             tokenizer: Tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
-            self.objective = TokenizerObjective(tokenizer, run.losses, run.equivariance, parent)
+            parts.replace(tokenizer, run.recipe.parts, "tokenizer", run.seed)
+            self.objective = TokenizerObjective(tokenizer, run.losses, run.equivariance, parent,
+                                                run.recipe.parts)
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
         self.weights: Tokenizer = tokenizer

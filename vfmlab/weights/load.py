@@ -13,6 +13,7 @@ from vfmlab import config, runs, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.diffusion.path import of_run as path_of_run
 from vfmlab.errors import CheckpointError, ConfigError, RunError
+from vfmlab.nn import parts
 from vfmlab.registry import NETWORKS, TOKEN_NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
@@ -48,7 +49,10 @@ def build_tokenizer(run: config.Recipe | config.Phase) -> Tokenizer:
     if run.tokenizer is None:
         raise ConfigError(f"run '{run.name}' has no 'tokenizer' section")
     model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
-    return TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+    tokenizer = TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
+    recipe = run.recipe if isinstance(run, config.Phase) else run
+    parts.replace(tokenizer, recipe.parts, "tokenizer", recipe.seed)
+    return tokenizer
 
 
 def load_tokenizer(ref: str | Path, root: str | Path = "runs", ema: bool = True,
@@ -136,6 +140,7 @@ def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     if section is None:
         section, registry, shape = run.ar, TOKEN_NETWORKS, CodeShape.of(tokenizer)
     network = registry.get(section.network.kind)(section.network, shape, len(names))
+    network = parts.replace(network, run.recipe.parts, "network", run.seed)
     if run.diffusion is not None:
         network.path = path_of_run(run.diffusion, run.tokenizer)
     io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)

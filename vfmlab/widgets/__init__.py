@@ -5,14 +5,16 @@
     widgets.pick_run(root)                      widgets.reconstructions(tokenizers, images)
     widgets.features(vfm, images)               widgets.sampling(diffusion_model)
     widgets.interpolation(tokenizers, images)   widgets.choose(draw, name=[values, ...])
+    widgets.expect(statement, holds)            widgets.verdicts()   # predictions, and what became of them
 """
 
 from __future__ import annotations
 
+from vfmlab.studies.predictions import close, expect, less, verdicts
 from vfmlab.widgets.explorers import features, interpolation, pick_run, reconstructions, sampling
 from vfmlab.widgets.monitor import Monitor, Stopped, train
 from vfmlab.widgets.notebook import set_up_notebook
 from vfmlab.widgets.panel import Panel, choose
 
-__all__ = ["Monitor", "Panel", "Stopped", "choose", "features", "interpolation", "pick_run",
-           "reconstructions", "sampling", "set_up_notebook", "train"]
+__all__ = ["Monitor", "Panel", "Stopped", "choose", "close", "expect", "features", "interpolation", "less",
+           "pick_run", "reconstructions", "sampling", "set_up_notebook", "train", "verdicts"]

@@ -1,0 +1,97 @@
+"""Predictions of a notebook: written down before the measurement, and set beside the numbers at its end.
+
+    expect("VFM-VAE is ahead", lambda: less(gfd["vfm_vae"], gfd["plain"]))   # nothing is evaluated yet
+    ...                                                                       # the measurement
+    verdicts()                                                                # right, wrong or undecided
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from vfmlab.errors import VfmlabError
+from vfmlab.evaluation.number import Number
+from vfmlab.plots import primitives
+
+Values = float | Number | Sequence[float]
+_made: dict[str, Callable[[], bool | Comparison]] = {}  # of this notebook, in order
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """holds: None where the spreads overlap. numbers: both sides, as text."""
+
+    holds: bool | None
+    numbers: str
+
+
+def expect(statement: str, holds: Callable[[], bool | Comparison]) -> None:
+    """Write a prediction down, before what it is about is measured.
+
+    holds: a function without arguments, called by :func:`verdicts`; it gives a bool, or a comparison with its
+    numbers (:func:`less`, :func:`close`). The same statement again takes the place of the earlier one.
+    """
+    _made[statement] = holds
+
+
+def less(a: Values, b: Values) -> Comparison:
+    """Whether a lies below b: by their means, and undecided where their ranges over seeds (or +- one spread)
+    overlap."""
+    (low, high), (low_, high_) = _range(a), _range(b)
+    spreads = high > low or high_ > low_
+    holds = None if spreads and high >= low_ and high_ >= low else _mean(a) < _mean(b)
+    return Comparison(holds, f"{_text(a)} < {_text(b)}")
+
+
+def close(a: Values, b: Values, within: float) -> Comparison:
+    """Whether the means differ by at most `within`."""
+    return Comparison(abs(_mean(a) - _mean(b)) <= within, f"|{_text(a)} - {_text(b)}| <= {within:g}")
+
+
+def verdicts() -> primitives.Table:
+    """Every prediction of this notebook with its verdict and its numbers."""
+    rows = []
+    for statement, holds in _made.items():
+        try:
+            found = holds()
+        except (LookupError, NameError, VfmlabError) as error:
+            rows.append({"prediction": statement, "verdict": "not measured",
+                         "numbers": f"{type(error).__name__}: {error}"})
+            continue
+        found = found if isinstance(found, Comparison) else Comparison(bool(found), "")
+        verdict = "undecided" if found.holds is None else "right" if found.holds else "wrong"
+        rows.append({"prediction": statement, "verdict": verdict, "numbers": found.numbers})
+    return primitives.table(rows or [{"prediction": "none was made", "verdict": "", "numbers": ""}])
+
+
+def forget() -> None:
+    """At the start of a notebook."""
+    _made.clear()
+
+
+def _all(values: Values) -> list[float]:
+    if isinstance(values, Number):
+        if values.absent:
+            raise LookupError(f"{values.label or 'a number'} could not be had: {values.reason}")
+        return [float(values.value)]
+    found = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
+    if not found:
+        raise LookupError("there is no value")
+    return found
+
+
+def _mean(values: Values) -> float:
+    return mean(_all(values))
+
+
+def _range(values: Values) -> tuple[float, float]:
+    found, spread = _all(values), (values.spread or 0.0) if isinstance(values, Number) else 0.0
+    return min(found) - spread, max(found) + spread
+
+
+def _text(values: Values) -> str:
+    low, high = _range(values)
+    middle = primitives.number(_mean(values))
+    return middle if low == high else f"{middle} ({primitives.number(low)} to {primitives.number(high)})"

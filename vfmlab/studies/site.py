@@ -1,0 +1,231 @@
+"""The site: README, manual, results, executed notebooks and API, as pages that are read without a network.
+
+    make site        or        vfmlab site --out docs/site --preset pocket_vfm_vae
+
+Pages lie as their sources do (docs/app.md is docs/app.html), so that links stay what they are; plotly.js is
+one file beside them. A cell that fails, a link that leads nowhere and a page that is too large end the build.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import vfmlab
+from vfmlab import runs
+from vfmlab.errors import ConfigError
+from vfmlab.plots import primitives
+from vfmlab.studies.page import Html, Page
+from vfmlab.studies.sweep.notebook import execute
+
+TREE = Path(__file__).resolve().parents[2]
+LARGEST = 3_000_000  # bytes of a page
+SCRIPT = "plotly.min.js"
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def build(out: str | Path, parameters: Mapping[str, Mapping[str, Any]], tree: Path = TREE) -> Path:
+    """Write the site and return its first page.
+
+    Args:
+        out: folder, made anew page by page. parameters: name of a notebook (without ending) -> what papermill
+            sets in it; these notebooks are executed, below `out`/.executed. tree: a checkout.
+
+    Raises:
+        TrainingError: a cell fails. ConfigError: a link that leads nowhere, a page of more than `LARGEST`
+        bytes, a package that is missing.
+    """
+    out = Path(out).expanduser().resolve()
+    executed = out / ".executed"
+    executed.mkdir(parents=True, exist_ok=True)
+    bodies = {Path("index.html"): _markdown((tree / "README.md").read_text(encoding="utf-8"))}
+    for source in sorted((tree / "docs").glob("**/*.md")):
+        if out not in source.parents:
+            page = source.relative_to(tree).with_suffix(".html")
+            bodies[page] = _markdown(source.read_text(encoding="utf-8"))
+    for name, given in parameters.items():
+        target = executed / f"{name}.ipynb"
+        execute(tree / "notebooks" / f"{name}.ipynb", target, given)
+        bodies[Path("notebooks", f"{name}.html")] = _notebook(target)
+    for room, body in _api():
+        bodies[Path("api", f"{room}.html")] = body
+    _copy(tree, out)
+    for path, body in bodies.items():
+        page = Page(_title(body) or path.stem, sections=[])
+        rest = re.sub(r"<h1\b.*?</h1>", "", body, count=1, flags=re.S)  # the page has a title of its own
+        page.add("", "", Html(_menu(path, bodies)), Html(rest))
+        page.write(out / path)
+    check(out)
+    return out / "index.html"
+
+
+def parameters(preset: str, baseline: str, given: Mapping[str, Any], only: Sequence[str] = (),
+               tree: Path = TREE) -> dict[str, dict[str, Any]]:
+    """What each notebook is executed with: `given`, and preset and baseline where it has such parameters.
+
+    only: numbers of notebooks, such as "02"; none: all. AlignTok's notebook has its own preset of the tier.
+    """
+    found = {}
+    for path in sorted((tree / "notebooks").glob("[0-9]*.py")):
+        if only and path.name[:2] not in only:
+            continue
+        text = path.read_text(encoding="utf-8")
+        names = {"preset": f"{preset.partition('_')[0]}_aligntok" if '"pocket_aligntok"' in text else preset,
+                 "baseline": baseline}
+        found[path.stem] = dict(given) | {k: v for k, v in names.items() if f"\n{k} = " in text}
+    return found
+
+
+def check(out: Path) -> None:
+    """Every link and source of every page leads to a file, or a place, of the site; no page is too large.
+
+    Raises:
+        ConfigError: with all that is wrong, one line each.
+    """
+    pages = {path: _Links(path.read_text(encoding="utf-8")) for path in sorted(out.glob("**/*.html"))}
+    wrong = [f"{path.relative_to(out)}: {size:,} bytes, more than {LARGEST:,}" for path in pages
+             if (size := path.stat().st_size) > LARGEST]
+    for path, found in pages.items():
+        for link in found.links:
+            name, _, place = unquote(link).partition("#")
+            target = Path(os.path.normpath(path.parent / name)) if name else path
+            places = pages[target].places if target in pages else {place.lower()}
+            if not target.exists() or (place and place.lower() not in places):
+                wrong.append(f"{path.relative_to(out)}: '{link}' leads nowhere")
+    if wrong:
+        raise ConfigError("the site is not whole:\n" + "\n".join(wrong))
+
+
+class _Links(HTMLParser):
+    """links: of a page, to files of the site. places: its ids."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links: list[str] = []
+        self.places: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.places.add(value.lower())
+            if name in ("href", "src") and value and not re.match(r"[a-z]+:|//", value):
+                self.links.append(value)
+
+
+# -- bodies -------------------------------------------------------------------------------------------------
+
+
+def _filters() -> Any:
+    try:
+        from nbconvert import filters
+    except ImportError:
+        raise ConfigError("the site is made with nbconvert, which is not installed: pip install "
+                          "'vfmlab[notebooks]'") from None
+    return filters
+
+
+def _markdown(text: str) -> str:
+    return _linked(_filters().markdown2html(text))
+
+
+def _linked(body: str) -> str:
+    """Links to sources become links to their pages; anchors are written as GitHub writes them."""
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+    body = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", body)
+    return re.sub(r'(<h\d id=")([^"]*)"', lambda m: f'{m[1]}{m[2].lower()}"', body)
+
+
+def _notebook(path: Path) -> str:
+    """An executed notebook; its figures draw with the site's copy of plotly.js."""
+    import nbformat
+    import plotly.io
+    from nbconvert import HTMLExporter
+
+    _filters()
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        shown = [o for o in cell.get("outputs", []) if PLOTLY in o.get("data", {})
+                 or "plotly.js v" not in str(o.get("data", {}).get("text/html", ""))]
+        for output in shown:
+            if PLOTLY in output.get("data", {}):
+                text = plotly.io.json.to_json_plotly(output.data[PLOTLY])
+                figure = plotly.io.from_json(text, skip_invalid=True)
+                output.data = nbformat.NotebookNode({"text/html": primitives.fragment(figure)})
+        if "outputs" in cell:
+            cell.outputs = shown
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
+    return _linked(body)
+
+
+def _api() -> Iterator[tuple[str, str]]:
+    """Room -> its public classes and functions: signature and docstring, from the modules themselves."""
+    rooms = sorted(m.name for m in pkgutil.iter_modules(vfmlab.__path__) if not m.name.startswith("_"))
+    links = "".join(f'<li><a href="{room}.html">vfmlab.{room}</a></li>' for room in rooms)
+    yield "index", f"<h1>API</h1><ul>{links}</ul>"
+    for room in rooms:
+        package = importlib.import_module(f"vfmlab.{room}")
+        inside = [m.name for m in pkgutil.walk_packages(getattr(package, "__path__", []), f"vfmlab.{room}.")]
+        parts = [f"<h1>vfmlab.{room}</h1>"]
+        for name in (package.__name__, *inside):
+            module = importlib.import_module(name)
+            parts.append(f'<h2 id="{name}">{name}</h2><pre>{_escape(inspect.getdoc(module) or "")}</pre>')
+            own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == name
+                   and (inspect.isclass(thing) or inspect.isfunction(thing))]
+            parts += [_described(thing) for thing in own
+                      if not thing.__name__.startswith("_") and inspect.getdoc(thing)]
+        yield room, "\n".join(parts)
+
+
+def _described(thing: Any) -> str:
+    try:
+        signature = str(inspect.signature(thing))
+    except (TypeError, ValueError):
+        signature = ""
+    text = _escape(inspect.getdoc(thing) or "")
+    head = f"<code>{thing.__name__}{_escape(signature)}</code>"
+    return f"<details open><summary>{head}</summary><pre>{text}</pre></details>"
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+# -- around them --------------------------------------------------------------------------------------------
+
+
+def _title(body: str) -> str:
+    found = re.search(r"<h1\b[^>]*>(.*?)</h1>", body, re.S)
+    return re.sub(r"<[^>]+>", "", found[1]).strip() if found else ""
+
+
+def _menu(here: Path, pages: Sequence[Path] | Mapping[Path, str]) -> str:
+    """Links to the other pages, by folder, and the script that figures need."""
+    up = "../" * (len(here.parts) - 1)
+    groups: dict[str, list[str]] = {}
+    for path in pages:
+        name = f"<b>{path.stem}</b>" if path == here else f'<a href="{up}{path.as_posix()}">{path.stem}</a>'
+        groups.setdefault(str(path.parent).replace(".", "home"), []).append(name)
+    lines = "".join(f"<p class='note'>{group}: {' · '.join(names)}</p>" for group, names in groups.items())
+    return f'<nav>{lines}</nav><script src="{up}{SCRIPT}"></script>'
+
+
+def _copy(tree: Path, out: Path) -> None:
+    """What pages link to besides pages: pictures and data of the manual, the licence, and plotly.js."""
+    from plotly.offline import get_plotlyjs
+
+    for source in (tree / "docs").glob("**/*"):
+        if source.suffix in (".png", ".svg", ".json") and out not in source.parents:
+            target = out / source.relative_to(tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    runs.write_atomic(out / SCRIPT, get_plotlyjs())
