@@ -285,7 +285,9 @@ def build(
 ) -> Parts:
     """Network, targets and alignment of a run, drawn from its seed (the global generator's state changes).
 
-    size: side of the images in pixels. parts: those given from a notebook's cell. Raises :class:`ConfigError` for an alignment that does not fit the
+    size: side of the images in pixels. parts: those given from a notebook's cell.
+
+    Raises :class:`ConfigError` for an alignment that does not fit the
     network.
     """
     torch.manual_seed(derive("diffusion", seed))
