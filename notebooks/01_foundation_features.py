@@ -30,7 +30,8 @@ primitives.table(layers)
 
 # %%
 first, last = vfm.layers[0], vfm.layers[-1]
-expect("pixels are read better from the first layer than from the last", lambda: less(pixels[-1], pixels[0]))
+expect("pixels are read better from the first layer than from the last",
+       lambda: less(pixels[f"layer {last}"], pixels[f"layer {first}"]))
 expect("by hand: a linear map explains more of the pixels from the first layer than from the last",
        lambda: less(explained[last], explained[first]))
 
@@ -111,7 +112,7 @@ figures.probe_figure(probes)
 
 # %%
 detail = probing.linear_decodability(vfm, run.data, n=n)
-pixels = [record["psnr"] for record in detail]
+pixels = {record["features"]: record["PSNR (dB)"] for record in detail}
 primitives.table(detail)
 
 # %% [markdown]

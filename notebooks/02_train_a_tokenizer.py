@@ -166,7 +166,8 @@ def edges(r):
 
 
 short = {"train.samples": min(own_steps * run.train.batch, recipe.phases()[0].budget)}
-rows = {"without it": vfmlab.resolve(recipe, short), "with it": vfmlab.resolve(recipe, short, parts={"losses.edges": edges})}
+rows = {"without it": vfmlab.resolve(recipe, short),
+        "with it": vfmlab.resolve(recipe, short, parts={"losses.edges": edges})}
 first = {name: row.phases()[0] for name, row in rows.items()}
 for phase in first.values():
     await widgets.train(phase, root, headless)

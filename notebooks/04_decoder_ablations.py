@@ -67,8 +67,9 @@ with torch.no_grad():
     pictures = tokenizer.decoder(z)
 for hook in hooks:
     hook.remove()
-primitives.table([{"block": k, "in": str(list(x.shape[1:])), "out": str(list(y.shape[1:])), "parameters": sum(
-    p.numel() for p in block.parameters())} for k, ((x, y), block) in enumerate(zip(seen, tokenizer.decoder.blocks, strict=True))])
+sizes = [sum(p.numel() for p in block.parameters()) for block in tokenizer.decoder.blocks]
+primitives.table([{"block": k, "in": str(list(x.shape[1:])), "out": str(list(y.shape[1:])), "parameters": n}
+                  for k, ((x, y), n) in enumerate(zip(seen, sizes, strict=True))])
 
 # %%
 def enlarged(image):

@@ -93,6 +93,7 @@ def drift(step):
     return after.item(), before.item()
 
 
+# %%
 optimizer, path = torch.optim.AdamW(tuned.parameters, lr=tuned.task.train.lr), []
 for _ in range(10):
     path.append(drift(tuned))

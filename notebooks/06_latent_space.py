@@ -58,8 +58,9 @@ expect("by hand: neighbours in the VFM tokenizer's latent share a class more oft
 many, classes, _ = vfmlab.data.examples(chosen[preset].data, n=256, seed=seed)
 z = {}
 for name, tokenizer in tokenizers.items():
+    device = tokenizer.stat_mean.device
     with torch.no_grad():
-        z[name] = torch.cat([tokenizer.encode(part.to(tokenizer.stat_mean.device)).mode().cpu() for part in many.split(64)])
+        z[name] = torch.cat([tokenizer.encode(part.to(device)).mode().cpu() for part in many.split(64)])
 primitives.table([{"run": name, "shape": str(list(x.shape)), "mean": x.mean().item(), "std": x.std().item(),
                    "largest": x.abs().max().item()} for name, x in z.items()])
 

@@ -39,7 +39,8 @@ expect("Heun at 10 steps is nearer to the limit than Euler at 20", lambda: less(
 # %%
 alone = run.diffusion.class_token is None
 labels = torch.arange(min(8, model.num_classes), device=model.device)
-noise = torch.randn(len(labels), *model.tokenizer.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+drawn = torch.randn(len(labels), *model.tokenizer.latent_shape, generator=torch.Generator().manual_seed(seed))
+noise = drawn.to(model.device)
 
 
 @torch.no_grad()
@@ -55,6 +56,7 @@ def euler(x, steps, scale):
     return x
 
 
+# %%
 shown = {"noise": noise.cpu()[:, :3].clamp(-1, 1)}
 how = {"guidance": {"scale": 2.0, "interval": [0.0, 1.0], "channels": None}, "previews": 0}
 if alone:
@@ -95,8 +97,8 @@ def heun(x, steps, scale):
 off = {}
 if alone:
     limit = heun(noise, 200, 1.0)
-    for name, found in {"Euler 10": euler(noise, 10, 1.0), "Euler 20": euler(noise, 20, 1.0), "Heun 10": heun(noise, 10, 1.0)}.items():
-        off[name] = (found - limit).square().mean().sqrt().item()
+    for name, solver, steps in (("Euler 10", euler, 10), ("Euler 20", euler, 20), ("Heun 10", heun, 10)):
+        off[name] = (solver(noise, steps, 1.0) - limit).square().mean().sqrt().item()
 primitives.bars(off or {"none": 0.0}, y="distance of latents from 200 steps")
 
 # %% [markdown]

@@ -47,8 +47,8 @@ expect(f"the first velocity loss after training is lower on the latents of {a}",
 steps = {name: vfmlab.open_step(run.id, root, number=0, fp32=True) for name, run in chosen.items()}
 assert torch.equal(*(step.t for step in steps.values())), "same times"
 loss = {name: step.terms["velocity"].value.item() for name, step in steps.items()}
-primitives.table([{"run": name, "velocity loss": loss[name], "z": str(list(step.z.shape[1:])), "std of z": step.z.std().item()}
-                  for name, step in steps.items()])
+primitives.table([{"run": name, "velocity loss": loss[name], "z": str(list(step.z.shape[1:])),
+                   "std of z": step.z.std().item()} for name, step in steps.items()])
 
 # %% [markdown]
 # ## 2. What each network takes the noisy latents for

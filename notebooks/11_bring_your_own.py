@@ -39,7 +39,7 @@ size = base[preset].data.size
 expect("the own loss lowers what it measures", lambda: less(slopes["with your loss"], slopes["on a VFM"]))
 expect("the baseline has the higher PSNR", lambda: less(reports["on a VFM"]["psnr"], reports["baseline"]["psnr"]))
 expect("your VFM tells these classes better than the plain latent",
-       lambda: less(reports["baseline"]["linear_probe"], reports["on a VFM"]["linear_probe"]))
+       lambda: less(reports["baseline"]["probe_linear"], reports["on a VFM"]["probe_linear"]))
 
 # %% [markdown]
 # # Step by step
@@ -102,7 +102,8 @@ figures.loss_terms(step.explain().records)
 # Stop it whenever you like and run the cell again: it goes on.
 
 # %%
-rows = {"on a VFM": vfmlab.resolve(base[preset], changed), "with your loss": vfmlab.resolve(base[preset], changed, parts=given),
+rows = {"on a VFM": vfmlab.resolve(base[preset], changed),
+        "with your loss": vfmlab.resolve(base[preset], changed, parts=given),
         "baseline": vfmlab.resolve(base[baseline], own)}
 chosen = {name: row.tokenizer_phase for name, row in rows.items()}
 for phase in chosen.values():

@@ -47,7 +47,7 @@ def less(a: Values, b: Values) -> Comparison:
 
 def close(a: Values, b: Values, within: float) -> Comparison:
     """Whether the means differ by at most `within`."""
-    return Comparison(abs(_mean(a) - _mean(b)) <= within, f"|{_text(a)} - {_text(b)}| <= {within:g}")
+    return Comparison(abs(_mean(a) - _mean(b)) <= within, f"{_text(a)} and {_text(b)}, within {within:g}?")
 
 
 def verdicts() -> primitives.Table:
