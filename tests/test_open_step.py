@@ -29,6 +29,8 @@ def test_every_phase_of_every_preset_opens(name, tmp_path):
     """From fresh weights, without any run: the terms sum to the loss, and the table says where gradients go."""
     recipe = small(name)
     for phase in recipe.phases():
+        if phase.diffusion is None and phase.tokenizer_phase is not phase:
+            continue  # a generator of another kind
         step = vfmlab.open_step(phase, tmp_path, device="cpu")
         assert len(step.images) == 8
         assert step.images.abs().max() <= 1

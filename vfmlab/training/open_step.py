@@ -294,7 +294,9 @@ def _phase(recipe: config.Recipe, name: str | None) -> config.Phase:
 
 def _task(phase: config.Phase, root: str | Path) -> tuple[Task, str]:
     """What trains the phase, and what differs from a training."""
-    if phase.parent is None or phase.before.imported is not None or runs.finished(phase.before, root):
+    known = phase.diffusion is not None or isinstance(phase, config.TokenizerPhase)
+    if not known or phase.parent is None or phase.before.imported is not None or runs.finished(
+        phase.before, root):
         return api.open_task(phase, root), ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("tokenizer", phase.seed))
