@@ -17,6 +17,7 @@ the run, to be read, and never executed from there: a kernel that has not run th
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import inspect
 import linecache
@@ -176,10 +177,9 @@ def _constant(value: Any) -> bool:
 
 
 def _source(name: str, thing: Any, functions: list[Callable[..., Any]]) -> str:
-    try:
-        text = inspect.getsource(thing)
-    except (OSError, TypeError):  # of a class in a notebook, before Python 3.13
-        text = _of_class(thing, functions) if inspect.isclass(thing) else ""
+    text = _of_class(thing, functions) if inspect.isclass(thing) else ""
+    with contextlib.suppress(OSError, TypeError):
+        text = text or inspect.getsource(thing)
     if not text:
         raise ConfigError(f"parts['{name}']: {thing.__name__} has no source that could be saved; define it "
                           "in a cell or a file")
@@ -187,7 +187,8 @@ def _source(name: str, thing: Any, functions: list[Callable[..., Any]]) -> str:
 
 
 def _of_class(thing: type, functions: list[Callable[..., Any]]) -> str:
-    """The source of a class in the cell where its methods stand."""
+    """The source of a class in the cell where its methods stand: before Python 3.13 inspect does not look
+    there."""
     for function in functions:
         text = "".join(linecache.getlines(function.__code__.co_filename))
         for node in ast.walk(ast.parse(text)):
