@@ -64,8 +64,10 @@ expect("the latent loses something: PSNR stays below 40 dB", lambda: less(psnr, 
 def encode(tokenizer, maps):
     """VFM maps by layer -> mean and log-variance, B C h w each."""
     folded = []
-    for layer, project, ratio in zip(tokenizer.layers, tokenizer.projections, tokenizer.unshuffle, strict=True):
-        folded.append(F.pixel_unshuffle(project(maps[layer]), ratio))  # B (C r r) h w
+    for layer, project in zip(tokenizer.layers, tokenizer.projections, strict=True):
+        projected = project(maps[layer])  # B C (r h) (r w)
+        ratio = projected.shape[-1] // tokenizer.latent_shape[-1]
+        folded.append(F.pixel_unshuffle(projected, ratio))  # B (C r r) h w
     mean, logvar = tokenizer.final_projection(torch.cat(folded, dim=1)).chunk(2, dim=1)
     if tokenizer.start is not None:  # a linear map beside the network, solved before the first step
         mean, logvar = tokenizer.start.encode(mean, logvar, maps)

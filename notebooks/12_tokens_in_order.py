@@ -27,15 +27,24 @@ from vfmlab.evaluation.instruments.codebook import perplexity
 from vfmlab.plots import primitives
 from vfmlab.registry import QUANTIZERS
 from vfmlab.studies import show
+from vfmlab.widgets import expect, less, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_phase
 images, labels, names = vfmlab.data.examples(run.data, n=64, seed=seed)
 vision = vfm.build(config.VFM(name="pocket"), run.data.size)
+
+# %%
 maps = vision.features(images, (-1,)).maps[-1]  # B D h w
 tokens = maps.flatten(2).transpose(1, 2)  # B N D
 tokens = (tokens - tokens.mean((0, 1))) / tokens.std((0, 1))
 print(tuple(tokens.shape), "tokens of the pocket VFM's last layer")
+
+# %%
+expect("exactly the chosen entries get a gradient", lambda: torch.equal(moved, counts > 0))
+expect("SimVQ ends with more entries in use than the plain codebook",
+       lambda: less(use["vq"][1][-1], use["simvq"][1][-1]))
+expect("the plain codebook loses entries on the way", lambda: less(use["vq"][1][-1], max(use["vq"][1])))
 
 # %% [markdown]
 # ## 1. A quantiser by hand
@@ -142,6 +151,12 @@ wrong = torch.rand(codes.shape, generator=random).to(codes.device) < 0.25
 spoiled = tokenizer.decode_codes(torch.where(wrong, other, codes)).cpu()
 print(f"{codes.shape[1]} codes of {tokenizer.codebook_size}: {codes[0, :8].tolist()} ...")
 primitives.rows({"image": images[:8], "codes": tokenizer.decode_codes(codes).cpu(), "a quarter wrong": spoiled})
+
+# %% [markdown]
+# ## Predictions
+
+# %%
+verdicts()
 
 # %% [markdown]
 # ## Finding

@@ -122,7 +122,7 @@ def test_training_weighs_both_read_outs():
     network, config = awake(make(base_weight=0.5)), presets.get("tiny_multi_layer_rae_raev2").diffusion
     flow, z, y = Flow(config), torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.long)
     terms = flow.terms(network, z, y, StepRandom(0, 0, 4))
-    loss, parts = flow.loss(terms)
+    loss, parts = flow.loss(terms, flow.weigh(terms))
     torch.testing.assert_close(loss, terms.velocity.mean() + terms.base.mean())
     whole = flow.terms(awake(make(base_weight=1.0)), z, y, StepRandom(0, 0, 4))
     torch.testing.assert_close(2 * terms.base, whole.base)

@@ -19,7 +19,6 @@ from vfmlab.config.schema import (
     LossConfig,
     Losses,
     NetworkConfig,
-    Part,
     PathConfig,
     Permuted,
     Pretrain,
@@ -29,11 +28,12 @@ from vfmlab.config.schema import (
     Train,
     Tune,
 )
-from vfmlab.config.section import Section
+from vfmlab.config.section import Part, Section
 
 __all__ = [
-    "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig", "Diffusion", "Equivariance", "Guidance",
-    "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig", "Part", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
-    "Section", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune", "digest", "explain", "kind_of", "located", "override",
-    "parse", "parse_assignments", "parse_overrides",
+    "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig",
+    "Diffusion", "Equivariance", "Guidance", "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig",
+    "Part", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
+    "Section", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune",
+    "digest", "explain", "kind_of", "located", "override", "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

@@ -30,7 +30,6 @@ from vfmlab.config.schema import (
     Equivariance,
     Imported,
     Losses,
-    Part,
     Pretrain,
     Section,
     TokenizerConfig,
@@ -38,6 +37,7 @@ from vfmlab.config.schema import (
     by_name,
     under,
 )
+from vfmlab.config.section import Part
 from vfmlab.registry import TOKENIZERS
 
 Kind = Literal["pretrain", "tokenizer", "diffusion", "ar"]

@@ -176,13 +176,6 @@ AnyQuantizer = Annotated[SerializeAsAny[QuantizerConfig], by_name(QUANTIZERS, "k
 AnyDecoder = Annotated[SerializeAsAny[DecoderConfig], by_name(DECODERS, "kind")]
 
 
-class Part(Section):
-    """A part of a run that is given from a notebook's cell; see `vfmlab/nn/parts.py`."""
-
-    source: str = Field(..., pattern="^[0-9a-f]{8}$", description="hash of its source")
-    weight: float = Field(1.0, gt=0, description="of a loss")
-
-
 class Equivariance(Section):
     """Equivariance regularisation of VFM-VAE: per batch either the latent or the prior path (arXiv
     2510.18457, released config).

@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -74,3 +75,10 @@ def under(key: str, error: ValidationError) -> ValidationError:
     lines = [{k: v for k, v in line.items() if k in ("type", "input", "ctx")} | {"loc": (key, *line["loc"])}
              for line in error.errors(include_url=False)]
     return ValidationError.from_exception_data(error.title, lines)
+
+
+class Part(Section):
+    """A part of a run that is given from a notebook's cell; see `vfmlab/nn/parts.py`."""
+
+    source: str = Field(..., pattern="^[0-9a-f]{8}$", description="hash of its source")
+    weight: float = Field(1.0, gt=0, description="of a loss")
