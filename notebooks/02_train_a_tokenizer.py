@@ -74,6 +74,7 @@ def encode(tokenizer, maps):
     return mean, logvar
 
 
+# %%
 tokenizer = step.tokenizer
 on_features = run.tokenizer.method == "vfm_vae"
 pixels = tokenizer.posterior(step.images)
