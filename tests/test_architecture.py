@@ -21,7 +21,7 @@ FLOORS = [
     ["registry", "seeding", "training.events"],
     ["config"],
     ["runs", "training.progress"],
-    ["nn", "weights.io", "evaluation.judge"],
+    ["nn", "weights.io", "evaluation.judge", "diffusion.path"],
     ["vfm", "decoders", "data"],
     ["losses", "presets", "tokenizers"],
     ["diffusion", "ar"],

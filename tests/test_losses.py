@@ -73,7 +73,8 @@ def rows(r, part):
 
 # What needs nothing but a record. A new loss is tested for free; one that needs more is named here and has a test.
 NEED_MORE = {"lpips": "download", "codebook": "codes", "adversarial": "discriminator", "feature_matching": "discriminator"}
-NEED_MORE |= {"preservation": "an earlier stage", "teacher": "a teacher", "semantic": "a teacher", "token_cosine": "a wide latent", "cascade": "perturbed latents"}
+NEED_MORE |= {"preservation": "an earlier stage", "teacher": "a teacher", "semantic": "a teacher", "token_cosine": "a wide latent"}
+NEED_MORE |= {"cascade": "perturbed latents", "denoising": "a decoder that denoises"}
 OFFLINE = [name for name in LOSSES.names() if name not in NEED_MORE]
 
 

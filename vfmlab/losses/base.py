@@ -55,6 +55,7 @@ class Reconstruction:
     mode) and "before".
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
     taught: code and maps of the tokenizer's teacher, of those that have one.
+    denoising: velocity's squared error of decoders that denoise, B.
     perturbed: images decoded from perturbed latents, ever more so, for terms that ask for them.
     """
 
@@ -69,6 +70,7 @@ class Reconstruction:
     rebuilt: dict[int, Tensor] | None = None
     taught: Taught | None = None
     perturbed: list[Tensor] = field(default_factory=list)
+    denoising: Tensor | None = None
 
 
 class Loss(nn.Module):

@@ -203,6 +203,16 @@ class Tokenizer(nn.Module):
         """Training noise on the raw sampled latent (B C h w) before it is decoded."""
         return z
 
+    def decode_in_training(
+        self, z: Tensor, target: Tensor, rng: StepRandom
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """What training decodes from raw latents z: images as `decode_raw` gives them, and, for decoders that
+        denoise, the velocity's squared error of each image (B).
+
+        target: B 3 H W in [-1, 1], what the first image should be.
+        """
+        return self.decode_raw(z), None
+
     def rebuild(self, z: Tensor) -> dict[int, Tensor] | None:
         """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature
         decoder."""

@@ -133,9 +133,12 @@ class TokenizerObjective(nn.Module):
         own = self.tokenizer.own_features(inputs)
         posterior = _fp32(self.tokenizer.posterior(inputs, own or features or None))
         z = posterior.sample(noise=rng.randn(*posterior.mean.shape[1:]))
-        decoded = self.tokenizer.decode_raw(transforms.latent(self.tokenizer.perturb(z, rng), choice))
+        target = transforms.target_images(images, choice)
+        latent = transforms.latent(self.tokenizer.perturb(z, rng), choice)
+        decoded, denoising = self.tokenizer.decode_in_training(latent, target, rng)
         r = Reconstruction(
-            target=transforms.target_images(images, choice),
+            target=target,
+            denoising=denoising,
             images=[image.float() for image in decoded],
             posterior=posterior,
             z=z,
