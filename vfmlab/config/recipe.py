@@ -114,8 +114,7 @@ class Recipe(Section):
         if self.diffusion is not None and self.tokenizer is not None and self.tokenizer.quantised:
             raise ValueError(
                 f"diffusion: the latent of tokenizer '{self.tokenizer.method}' is codes, which diffusion "
-                "does not make; "
-                "use the 'ar' section, the generator of tokens in order, in its place"
+                "does not make; use the 'ar' section, the generator of tokens in order, in its place"
             )
         if self.tokenizer is not None and self.data.size % self.tokenizer.factor:
             size, over = self.data.size, self.data.size % self.tokenizer.factor

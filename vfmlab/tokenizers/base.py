@@ -349,8 +349,7 @@ class Tokenizer(nn.Module):
         quantizer = self._need_codes()
         if codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
             raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at "
-                            f"{self.size} px "
-                            f"has B x {self.latent_shape[0]}")
+                            f"{self.size} px has B x {self.latent_shape[0]}")
         tokens = quantizer.look_up(quantizer.check(codes))
         raw = tokens.transpose(1, 2).unflatten(2, self.map_shape[1:])
         return self.decode_raw(raw)[0].float().clamp(-1, 1)
@@ -365,8 +364,7 @@ class Tokenizer(nn.Module):
     def _need_codes(self) -> Quantizer:
         if not self.quantised:
             raise ConfigError(f"tokenizer '{self.config.method}' has a continuous latent and no codes; use "
-                              "encode() and "
-                              "decode(), and a diffusion section")
+                              "encode() and decode(), and a diffusion section")
         return self.quantizer
 
     @torch.no_grad()

@@ -35,8 +35,7 @@ class ConvEncoderConfig(config.TokenizerConfig):
     middle: bool = Field(True, description="two more residual blocks at the latent's resolution")
     middle_attention: bool = Field(True, description="attention between those two")
     inner: int | None = Field(None, ge=1, description="channels before the last 1x1 convolution, for each of "
-                                                      "mean and "
-                                                      "log-variance; None: those of the latent")
+                                                      "mean and log-variance; None: those of the latent")
     patch: int = Field(1, ge=1, description="the image is pixel-unshuffled by this much first: faster")
     decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 

@@ -101,8 +101,7 @@ class Quantizer(nn.Module):
                             "returns")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.size:
             raise DataError(f"codes from {int(indices.min())} to {int(indices.max())}: the codebook has "
-                            "entries "
-                            f"0 to {self.size - 1}; these belong to another tokenizer")
+                            f"entries 0 to {self.size - 1}; these belong to another tokenizer")
         return indices
 
     def effective(self) -> float:

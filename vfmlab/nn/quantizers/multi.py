@@ -46,8 +46,7 @@ class MultiCodebookQuantizer(Quantizer):
         super().__init__(config, channels, config.size)
         if channels % self.parts or config.size % self.parts:
             raise ConfigError(f"codebooks {self.parts} must divide tokenizer.channels {channels} and the "
-                              "vocabulary of "
-                              f"{config.size} entries; choose a common divisor")
+                              f"vocabulary of {config.size} entries; choose a common divisor")
         each = CosineQuantizer.Config(size=config.size // self.parts, beta=config.beta,
                                       temperature=config.temperature, floor=config.floor)
         self.codebooks = nn.ModuleList(CosineQuantizer(each, channels // self.parts)
@@ -84,6 +83,5 @@ class MultiCodebookQuantizer(Quantizer):
         if indices.shape[1] % self.parts or (book.unflatten(1, (-1, self.parts)) != torch.arange(
                 self.parts, device=indices.device)).any():
             raise DataError(f"each token has {self.parts} codes, of codebooks 0 to {self.parts - 1} in this "
-                            "order; "
-                            "these belong to another tokenizer")
+                            "order; these belong to another tokenizer")
         return indices
