@@ -114,7 +114,10 @@ class Quantizer(nn.Module):
     def count(self, indices: Tensor) -> Tensor:
         """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in
         eval)."""
-        share = indices.flatten().bincount(minlength=self.size).float()
+        chosen = indices.flatten()
+        # not bincount, whose shape depends on values: a plan has none
+        share = torch.zeros(self.size, device=chosen.device).index_add_(0, chosen, torch.ones_like(
+            chosen, dtype=torch.float32))
         if self.training:
             share = over_ranks(share)  # in eval a rank may be alone
         share = share / share.sum()
