@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,8 +45,17 @@ class Sampler(Section):
     solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
     steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
     shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
-    reuse: int | None = Field(None, ge=1, description="run the encoder of a split network only at every so "
-                                                      "many-th evaluation; None: always")
+    reuse: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="run the encoder of a split network only at every so many-th evaluation, or at the "
+                          "evaluations listed, from 0; None: always")
+
+    @model_validator(mode="after")
+    def _keys(self) -> Sampler:
+        keys = self.reuse
+        if isinstance(keys, tuple) and (keys[:1] != (0,) or list(keys) != sorted(set(keys))):
+            raise ValueError(f"reuse {list(keys)}: key steps rise from 0, for example [0, 1, 2, 3, 5, 10, "
+                             "15]")
+        return self
 
 
 class TokenSampler(Section):

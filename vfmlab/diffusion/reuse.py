@@ -9,7 +9,7 @@ whatever encoding it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,18 @@ from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
 
+KEYS_50 = (0, 1, 2, 3, 5, 10, 15, 25, 35)  # of 50 steps, as Faster Diffusion's release has them
+
+
+def groups(keys: Sequence[int], steps: int) -> list[list[int]]:
+    """Steps that share an encoding: one group from each key step up to the next."""
+    ends = [*keys[1:], steps]
+    return [list(range(key, end)) for key, end in zip(keys, ends, strict=True)]
+
 
 class Reused:
-    """A split network whose encoder runs at the first of every `every` evaluations; the rest reuse its
-    output.
+    """A split network whose encoder runs at the first of every `every` evaluations, or at those that `every`
+    lists (key steps, dense at noise: :data:`KEYS_50`); the rest reuse its output.
 
     With 1 it computes exactly what the network does. The encoder also runs where the batch changes its size,
     that is where guidance switches on or off. A stateful object: make a new one for each sampling.
@@ -37,7 +45,7 @@ class Reused:
         ConfigError: a network that is not split.
     """
 
-    def __init__(self, network: nn.Module, every: int):
+    def __init__(self, network: nn.Module, every: int | Sequence[int]):
         if not all(callable(getattr(network, part, None)) for part in ("encode", "head")):
             kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
             raise ConfigError(f"sampler.reuse {every}: network '{kind}' is not split into encoder and head; "
@@ -46,7 +54,8 @@ class Reused:
         self.encodings = self.evaluations = self._since = 0
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if self.tokens is None or self._since >= self.every or len(self.tokens) != len(x):
+        due = self._since >= self.every if isinstance(self.every, int) else self.evaluations in self.every
+        if self.tokens is None or due or len(self.tokens) != len(x):
             self.tokens, self._since = self.network.encode(x, t, y)[-1], 0
             self.encodings += 1
         self._since += 1
