@@ -181,7 +181,7 @@ class Step:
 
         Places: the encoder's and the decoder's last layer, where adaptive weights are taken; the first and
         the last block and the output layer of a generator (a fresh one's output is zero, and so are the
-        velocity's gradients before it). A place that is frozen has no column.
+        velocity's gradients before it); all that trains. A place that is frozen has no column.
         """
         places, loss = self._places(), self.loss.item()
         rows = []
@@ -207,6 +207,7 @@ class Step:
             places |= {f"block {k}": list(block.parameters()) for k, block in ends.items()}
             last = getattr(self.network, "final", self.network)  # a network given from a cell: all of it
             places["output"] = list(last.parameters())
+        places["all parameters"] = self.parameters
         trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in places.items()}
         return {name: parameters for name, parameters in trained.items() if parameters}
 
