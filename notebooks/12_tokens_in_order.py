@@ -103,6 +103,8 @@ for kind in kinds:
         optimiser.zero_grad(), (error + out.loss).backward(), optimiser.step()
         use[kind][0].append(step), use[kind][1].append(len(out.indices.unique()))
     lost[kind], ends[kind] = float(error.detach() / variance), out.indices.flatten()
+
+# %%
 primitives.curves(use, x="step", y="entries used")
 
 # %%

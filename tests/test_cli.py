@@ -219,10 +219,10 @@ def loaded(monkeypatch, tmp_path):
 
     def sample(model, labels, **how):
         asked.append((list(labels), how))
-        yield SimpleNamespace(images=torch.ones(len(labels), 3, 8, 8))
-        yield SimpleNamespace(images=torch.zeros(len(labels), 3, 8, 8))
+        yield SimpleNamespace(images=torch.ones(len(labels), 3, 8, 8), note="")
+        yield SimpleNamespace(images=torch.zeros(len(labels), 3, 8, 8), note="")
 
-    monkeypatch.setattr(api, "load_diffusion", lambda run, root, ema=True, decoder=None: model)
+    monkeypatch.setattr(api, "load_generator", lambda run, root, ema=True, decoder=None: model)
     monkeypatch.setattr(api, "sample", sample)
     return asked
 

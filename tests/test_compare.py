@@ -31,7 +31,7 @@ def test_rows_are_settings_times_seeds():
         (["tiny_plane_vae"], "did you mean 'tiny_plain_vae'"),
         (["tiny_vfm_vae+fusoin"], "did you mean 'fusion'"),
         (["pocket_judge"], "trains no tokenizer"),
-        (["tiny_rae@tiny_vfm"], "did you mean 'tiny_vfm_vae'"),
+        (["tiny_rae@tiny_vfm_va"], "did you mean 'tiny_vfm_vae'"),
         (["tiny_rae@pocket_judge"], "'pocket_judge' has no diffusion section"),
     ):
         with pytest.raises(ConfigError, match=complaint):

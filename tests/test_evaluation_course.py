@@ -66,7 +66,7 @@ def test_every_page_leaves_out_points_of_other_protocols(mixed, tmp_path):
     assert results.curve_records(found, "gfd") == [{"row": "mixed", "16": "8", "24": "7"}, {"row": "other", "16": "5", "24": "4"}]
     text = compare_page.build(found, "vfmlab compare", "Title").markdown()
     assert "99" not in text
-    assert "Left out: points that were logged under another protocol, or by a version that kept no hash (2 of `mixed`)" in text
+    assert "Left out: points that were logged under another protocol, or by a version that logged no hash (2 of `mixed`)" in text
     third = run(tmp_path / "third", (16, 1.0, "a"))
     drawn = [*compare_page.over_training(found), leaderboard.convergence(found, "gfd"), figures.convergence([other, mixed, third])]
     for figure in drawn:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from vfmlab.data import open_source, to_float
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.losses.base import Reconstruction
 from vfmlab.losses.terms import Pieces, Term
-from vfmlab.plots import primitives
 from vfmlab.seeding import StepRandom, derive, generator
 from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
 from vfmlab.training.diffusion import DiffusionTask
@@ -33,6 +32,9 @@ from vfmlab.training.state import State
 from vfmlab.training.step import make_accelerator, make_optimizers
 from vfmlab.training.task import Task, apply, select
 from vfmlab.training.tokenizer import TokenizerTask
+
+if TYPE_CHECKING:
+    from vfmlab.plots.primitives import Table
 
 RUN_ID = re.compile(r"-[0-9a-f]{8}$")
 FEW = 256  # images on which the latents of an untrained tokenizer are normalised
@@ -175,7 +177,7 @@ class Step:
 
     # -- what it does ---------------------------------------------------------------------------------------
 
-    def explain(self) -> primitives.Table:
+    def explain(self) -> Table:
         """One row per term: value, weight (an adaptive one as it came out), weight times value, its share of
         the loss, and the norm of the gradient of weight times value at a few places.
 
@@ -183,6 +185,8 @@ class Step:
         the last block and the output layer of a generator (a fresh one's output is zero, and so are the
         velocity's gradients before it); all that trains. A place that is frozen has no column.
         """
+        from vfmlab.plots import primitives  # plotly is for people who look, not for training
+
         places, loss = self._places(), self.loss.item()
         rows = []
         for name, term in self.terms.items():
