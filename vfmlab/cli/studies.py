@@ -93,7 +93,7 @@ def claims(
 
     Args:
         sets: changes that hold for all rows.
-        domain: the images: scenes, ...
+        domain: scenes, or photo (then --set data.source=parquet:PATH).
         only: ids of claims; all without.
         budget: of one core, such as 90m or 2h; claims beyond it are listed as not run.
         dry: only show what each claim costs.
