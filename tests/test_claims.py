@@ -185,6 +185,6 @@ def test_the_page_in_docs_follows_from_its_files(tmp_path: Path):
     record = json.loads((RESULTS / "claims.json").read_text())
     words = record["command"].split()
     files = [RESULTS.parents[1] / word for word in words[words.index("--from") + 1 :] if word.endswith(".json")]
-    claims_study.from_files("a", files, (), tmp_path / "claims", record["command"])
-    again = json.loads((tmp_path / "claims.json").read_text())
+    claims_study.from_files("a", files, (), tmp_path / "new" / "claims.md", record["command"])
+    again = json.loads((tmp_path / "new" / "claims.json").read_text())
     assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]

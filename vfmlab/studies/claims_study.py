@@ -24,7 +24,7 @@ def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out:
     """
     book = claims.ledger(name)
     results = _together([read(path) for path in files])
-    chosen = book.chosen(only)
+    chosen, out = book.chosen(only), compare.writable(out)
     return _write(book, chosen, results, out, command, [Path(file).name for file in files])
 
 
@@ -40,7 +40,7 @@ def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds
     Raises:
         ConfigError: no such ledger, claim or domain. TrainingError: every row failed.
     """
-    book, root = claims.ledger(name), Path(root).expanduser()
+    book, root, out = claims.ledger(name), Path(root).expanduser(), compare.writable(out)
     chosen, left = book.chosen(only), []
     if budget is not None:
         chosen, left = claims.affordable(listed(name, domain, root, seeds, only, overrides), budget)

@@ -78,7 +78,7 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
     Raises:
         TrainingError: every row failed. ConfigError: a row that cannot be, `out` cannot be written.
     """
-    root, out = Path(root).expanduser(), _target(out)
+    root, out = Path(root).expanduser(), writable(out)
     rows = parse(specs, seeds, overrides, until)
     results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
     if not any(r.numbers for r in results):
@@ -107,7 +107,7 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     """
     correlation.check_target(target)
     choose(names, "tokenizer", "the rows")
-    root, out = Path(root).expanduser(), _target(out)
+    root, out = Path(root).expanduser(), writable(out)
     rows = parse(specs, seeds, overrides)
     failed = train(rows, root, jobs, None, cluster, retry)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
@@ -121,7 +121,7 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     return correlation_page.build(results, strengths, target, command, title).publish(out, record)
 
 
-def _target(out: str | Path) -> Path:
+def writable(out: str | Path) -> Path:
     """The name of the files to write, without an ending. A folder that cannot be written is refused now."""
     out = Path(out).expanduser()
     out = out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
