@@ -306,7 +306,9 @@ def ledger(name: str) -> Ledger:
     Raises:
         ConfigError: no such ledger.
     """
-    return LEDGERS.get(name)
+    one = LEDGERS.get(name)
+    check(one)
+    return one
 
 
 def check(one: Ledger) -> None:

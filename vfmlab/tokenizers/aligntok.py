@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab import config
-from vfmlab.errors import ConfigError
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 
 
@@ -75,12 +74,7 @@ class AlignTok(Tokenizer):
 
     def __init__(self, config: AlignTok.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError(
-                "tokenizer 'aligntok' starts from a vision foundation model, but the run has no 'vfm' "
-                "section; add "
-                "vfm.name=pocket"
-            )
+        need_vfm(vfm, config.method, "starts from a vision foundation model")
         channels, side, _ = self.latent_shape
         self.encoder = vfm.trainable_copy(config.read)
         grids = {layer: vfm.grid(layer)[0] for layer in self.encoder.layers}

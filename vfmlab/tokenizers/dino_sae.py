@@ -22,7 +22,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.dc_blocks import ConvStem
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
 
 
@@ -49,10 +49,7 @@ class DinoSAE(Tokenizer):
 
     def __init__(self, config: DinoSAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'dino_sae' encodes with a vision foundation model, but the run has "
-                              "no 'vfm' "
-                              "section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "encodes with a vision foundation model")
         channels, side, _ = self.map_shape
         check_grid(vfm, config.layer, side, config.factor)
         if vfm.width(config.layer) != channels:

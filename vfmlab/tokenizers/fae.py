@@ -34,7 +34,7 @@ from vfmlab.nn.rope import rotary_table
 from vfmlab.nn.standardise import Standardise
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.tokenizers.rae import check_grid
 
@@ -123,9 +123,7 @@ class FAE(Tokenizer):
 
     def __init__(self, config: FAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'fae' encodes a vision foundation model's map, but the run has no "
-                              "'vfm' section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "encodes a vision foundation model's map")
         self.layers = (config.layer,)
         channels, side, _ = self.latent_shape
         check_grid(vfm, config.layer, side, config.factor)

@@ -23,7 +23,7 @@ from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder, Fusion
 from vfmlab.nn.sphere import rms_over_channels, rms_over_image
 from vfmlab.nn.teacher import Taught
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.gae import TeacherConfig, teacher_of
 from vfmlab.tokenizers.rae import check_grid
 
@@ -51,10 +51,7 @@ class PAE(Tokenizer):
 
     def __init__(self, config: PAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'pae' mends a vision foundation model's tokens, but the run has no "
-                              "'vfm' "
-                              "section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "mends a vision foundation model's tokens")
         self.layers = (config.layer,)
         channels, side, _ = self.map_shape
         check_grid(vfm, config.layer, side, config.factor)

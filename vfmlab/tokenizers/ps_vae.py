@@ -23,7 +23,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -61,10 +61,7 @@ class PSVAE(Tokenizer):
 
     def __init__(self, config: PSVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'ps_vae' encodes a vision foundation model's tokens, but the run "
-                              "has no 'vfm' "
-                              "section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "encodes a vision foundation model's tokens")
         channels, side, _ = self.map_shape
         check_grid(vfm, config.layer, side, config.factor)
         width = vfm.width(config.layer)

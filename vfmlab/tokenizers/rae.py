@@ -30,7 +30,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearWrite
 
 EPS = 1e-6  # of the layer norm, as in the large models
@@ -64,9 +64,7 @@ class RAE(Tokenizer):
 
     def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError(f"tokenizer '{config.method}' encodes with a vision foundation model, but the "
-                              "run has no 'vfm' section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "encodes with a vision foundation model")
         self.layers = last_blocks(vfm.depth, config.last, config.stride)
         channels, side, _ = self.latent_shape
         for layer in self.layers:

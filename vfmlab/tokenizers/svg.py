@@ -22,7 +22,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.residual_branch import ResidualBranch, Spread, matched, spread
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
 
 
@@ -51,10 +51,7 @@ class SVG(Tokenizer):
 
     def __init__(self, config: SVG.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'svg' adds to a vision foundation model's tokens, but the run has "
-                              "no 'vfm' "
-                              "section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "adds to a vision foundation model's tokens")
         self.layers = (config.layer,)
         channels, side, _ = self.map_shape
         check_grid(vfm, config.layer, side, config.factor)

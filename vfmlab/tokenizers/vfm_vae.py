@@ -29,7 +29,7 @@ from vfmlab.nn.attention_projection import Gelu, Kind, projection
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer
+from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
@@ -120,12 +120,7 @@ class VFMVAE(Tokenizer):
     ):
         super().__init__(config, size, vfm)
         if shapes is None:
-            if vfm is None:
-                raise ConfigError(
-                    "tokenizer 'vfm_vae' encodes with a vision foundation model, but the run has no 'vfm' "
-                    "section; "
-                    "add vfm.name=pocket"
-                )
+            need_vfm(vfm, config.method, "encodes with a vision foundation model")
             shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
         self.layers, self.shapes = tuple(shapes), shapes
         channels, side, _ = self.latent_shape

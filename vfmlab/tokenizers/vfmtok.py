@@ -23,7 +23,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.conv_blocks import ConvUpsampler, levels
 from vfmlab.nn.regions import Attends, RegionDecoder, RegionEncoder
 from vfmlab.registry import QUANTIZERS, TOKENIZERS
-from vfmlab.tokenizers.base import CodePosterior, Tokenizer
+from vfmlab.tokenizers.base import CodePosterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.vfm_vae import LayerShape, as_maps, check_shapes
 
 
@@ -88,9 +88,7 @@ class VFMTok(Tokenizer):
                  shapes: dict[int, LayerShape] | None = None):
         super().__init__(config, size, vfm)
         if shapes is None:
-            if vfm is None:
-                raise ConfigError("tokenizer 'vfmtok' encodes with a vision foundation model, but the run "
-                                  "has no 'vfm' section; add vfm.name=pocket")
+            need_vfm(vfm, config.method, "encodes with a vision foundation model")
             shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
         c, self.layers, self.shapes = config, tuple(shapes), shapes
         target = shapes[self.layers[-1]]

@@ -17,10 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, QUANTIZERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import CodePosterior, Tokenizer
+from vfmlab.tokenizers.base import CodePosterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
 
 SO400M = {"width": 1152, "depth": 27, "heads": 16, "hidden": 4304}  # SigLIP2-so400m's
@@ -48,9 +47,7 @@ class VQRAE(Tokenizer):
 
     def __init__(self, config: VQRAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        if vfm is None:
-            raise ConfigError("tokenizer 'vqrae' starts from a vision foundation model, but the run has no "
-                              "'vfm' section; add vfm.name=pocket")
+        need_vfm(vfm, config.method, "starts from a vision foundation model")
         channels, side, _ = self.map_shape
         check_grid(vfm, config.layer, side, config.factor)
         width = vfm.width(config.layer)
