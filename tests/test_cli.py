@@ -276,7 +276,7 @@ def test_values_that_no_sample_can_have(capsys, loaded, tmp_path, given, said):
 
 
 def test_names_of_classes_win_over_their_numbers(capsys, loaded, tmp_path, monkeypatch):
-    model = api.load_diffusion("r", tmp_path)
+    model = api.load_generator("r", tmp_path)
     model.class_names[:] = ["2", "0", "b"]
     assert call(capsys, "sample", "r", "--labels", "2", "0", "1", "b")[0] == 0
     assert loaded[0][0] == [0, 1, 1, 2]

@@ -32,7 +32,7 @@ def test_rows_are_settings_times_seeds():
         (["tiny_vfm_vae+fusoin"], "did you mean 'fusion'"),
         (["pocket_judge"], "trains no tokenizer"),
         (["tiny_rae@tiny_vfm_va"], "did you mean 'tiny_vfm_vae'"),
-        (["tiny_rae@pocket_judge"], "'pocket_judge' has no diffusion section"),
+        (["tiny_rae@pocket_judge"], "'pocket_judge' has no diffusion or ar section"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             compare.parse(specs, [0])

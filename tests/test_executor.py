@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import signal
@@ -157,10 +158,11 @@ def test_a_cluster_that_cannot_be_is_one_line(cluster, jobs, complaint, tmp_path
 
     (tmp_path / "bad.yaml").write_text("slorm: {memory: 1GB}")
     monkeypatch.chdir(tmp_path)
-    if cluster and cluster.endswith(".yaml"):
-        pytest.importorskip("dask_jobqueue")
+    if cluster and cluster.endswith(".yaml") and importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("dask-jobqueue is not installed")
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(ConfigError, match=complaint):
         executor.run([], jobs, cluster)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is the caller's, whatever was imported"
 
 
 def test_each_gpu_has_a_process_that_sees_it_alone(tmp_path, monkeypatch):
