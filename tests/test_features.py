@@ -10,11 +10,12 @@ from tiny import COMMON, tiny_run, train_tiny
 from toy import outcome
 
 from vfmlab import presets, vfm
+from vfmlab.api import load_tokenizer
 from vfmlab.config import override
 from vfmlab.data import open_source
-from vfmlab.diffusion import targets
+from vfmlab.diffusion import latents, targets
 from vfmlab.errors import CheckpointError, ConfigError, TrainingError
-from vfmlab.training.features import Reader
+from vfmlab.training.features import Reader, stored
 from vfmlab.weights import io
 
 CACHED = {"train.vfm_cache": 1.0, "train.precision": "fp32"}
@@ -51,6 +52,37 @@ def test_a_frozen_vfm_costs_once(tmp_path, monkeypatch):
     monkeypatch.undo()
     whole, _ = train_tiny("vfm_vae", tmp_path / "whole", **more)
     assert outcome(again) == outcome(whole)
+
+
+def test_the_latent_cache_reads_what_is_stored(tmp_path, monkeypatch):
+    """Mirrored images too: the generator's latents are those of the VFM asked anew, within fp16 rounding."""
+    run, _ = train_tiny("vfm_vae", tmp_path, **CACHED)
+    tokenizer = load_tokenizer(run.path)
+    images = open_source(tiny_run("vfm_vae").data, "train")
+    maps = stored(tmp_path / ".latents", tokenizer, images, flip=True)
+    calls = asked(monkeypatch)
+    *_, done = latents.build(tmp_path / "read", tokenizer, images, flip=True, maps=maps)
+    assert done == (len(images), len(images))
+    assert not calls
+    monkeypatch.undo()
+    list(latents.build(tmp_path / "asked", tokenizer, images, flip=True))
+    one, other = latents.LatentSource(tmp_path / "read"), latents.LatentSource(tmp_path / "asked")
+    every, flip = torch.arange(len(images)), torch.arange(len(images)) % 2 == 0
+    torch.testing.assert_close(one.latents(every, flip), other.latents(every, flip), rtol=0.02, atol=0.02)
+    assert not torch.equal(one.latents(every, flip), other.latents(every, flip)), "it does read what fp16 has rounded"
+
+
+def test_maps_of_others_are_not_read(tmp_path):
+    run, _ = train_tiny("vfm_vae", tmp_path, **CACHED)
+    tokenizer, folder = load_tokenizer(run.path), tmp_path / ".latents"
+    images = open_source(tiny_run("vfm_vae").data, "train")
+    fewer = open_source(tiny_run("vfm_vae", **{"data.train": 24}).data, "train")
+    assert stored(folder, tokenizer, images, flip=True) is not None
+    assert stored(folder, tokenizer, fewer, flip=True) is None
+    plain, _ = train_tiny("plain_vae", tmp_path)
+    assert stored(folder, load_tokenizer(plain.path), images, flip=False) is None
+    next(folder.glob("features-*/targets-00000.safetensors")).unlink()
+    assert stored(folder, tokenizer, images, flip=True) is None
 
 
 def test_more_than_allowed_is_said_and_asked_at_every_step(tmp_path):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from vfmlab.weights import io
 
 FORMAT = "vfmlab-latents/1"
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
+Maps = Callable[[Tensor, bool], dict[int, Tensor]]  # (indices long B, mirrored) -> B D h w by layer
 SHARD = 4096  # images a shard: at 16 x 16 x 32 about 128 MB with both copies
 
 
@@ -65,6 +66,7 @@ def build(
     batch: int = 64,
     rank: int = 0,
     world: int = 1,
+    maps: Maps | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Encode `source` into `directory`, or find it encoded; yields (images done, images in all) on the way.
 
@@ -74,6 +76,7 @@ def build(
         drawn anew
             each time; otherwise (and for a deterministic tokenizer) only the mode.
         rank, world: of several processes each encodes every world-th shard, then waits for the others.
+        maps: the frozen VFM's maps of these images by layer, where they are stored; else the VFM is asked.
 
     Raises:
         CheckpointError: the tokenizer has no statistics, the directory holds other latents, or a latent is
@@ -103,14 +106,15 @@ def build(
     _check(meta, wanted, directory)
 
     def encode(indices: Tensor) -> dict[str, Tensor]:
-        return _encode(tokenizer, source, indices, flip, sampled)
+        return _encode(tokenizer, source, indices, flip, sampled, maps)
 
     yield from shards.write(directory, "latents", meta, encode, batch, rank, world, PATIENCE)
 
 
 @torch.no_grad()
 def _encode(
-    tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool
+    tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool,
+    maps: Maps | None,
 ) -> dict[str, Tensor]:
     """One batch as it is stored."""
     batch = source.batch(indices)
@@ -119,7 +123,7 @@ def _encode(
     for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
         if suffix and not flip:
             continue
-        posterior = tokenizer.encode(view)
+        posterior = tokenizer.encode(view, maps and maps(indices, bool(suffix)))
         kept[f"mean{suffix}"] = posterior.mean.half().cpu()
         if sampled and posterior.logvar is not None:
             kept[f"std{suffix}"] = posterior.std.half().cpu()

@@ -24,7 +24,7 @@ from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive, generator
 from vfmlab.tokenizers.base import Tokenizer
-from vfmlab.training import repa_e
+from vfmlab.training import features, repa_e
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.training.tokenizer import inherit, write_statistics
@@ -133,7 +133,10 @@ class DiffusionTask(Task):
             options = {"flip": flip, "sampled": self.run.diffusion.sample_posterior}
             wanted = latents.fingerprint(self.tokenizer, self.source, **options)
             folder = self.cache_root / wanted
-            for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share):
+            train = self.run.recipe.train
+            stores = train is not None and train.vfm_cache is not None
+            maps = features.stored(self.cache_root, self.tokenizer, self.source, flip) if stores else None
+            for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share, maps=maps):
                 yield "latents", done, of
             self.cached = latents.LatentSource(folder, wanted)
         if self.targets is not None:

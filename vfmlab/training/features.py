@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vfmlab.data import Batch, BatchStream, ImageSource
-from vfmlab.diffusion import targets
+from vfmlab.diffusion import latents, shards, targets
+from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
 
 FORMAT = "vfmlab-features/1"
@@ -59,6 +61,29 @@ class Reader:
     def read(self, images: Tensor) -> dict[str, Tensor]:
         """Images B 3 H W in [-1, 1] -> map B D h w by layer, fp32."""
         return {str(k): value for k, value in self.model.features(images, self.layers).maps.items()}
+
+
+def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool) -> latents.Maps | None:
+    """The maps of all that `tokenizer` reads, if a run has stored them for these images inside `folder`."""
+    if tokenizer.vfm is None or not tokenizer.layers:
+        return None
+    own = Reader(tokenizer.vfm, tuple(tokenizer.layers)).facts()
+    for file in sorted(folder.glob("features-*/meta.json")):
+        meta = shards.read_meta(file.parent, targets.FORMAT, "target cache")
+        same = all(meta[key] == own[key] for key in ("vfm", "weights", "input"))
+        same = same and (meta["data"], meta["count"]) == (source.fingerprint, len(source))
+        whole = all(part.exists() for part in shards.files(file.parent, "targets", meta))
+        if same and whole and set(own["layers"]) <= set(meta["layers"]) and meta["flip"] >= flip:
+            return _maps(targets.Targets(file.parent), tokenizer.stat_mean.device)
+    return None
+
+
+def _maps(cached: targets.Targets, device: torch.device) -> latents.Maps:
+    def read(indices: Tensor, mirrored: bool) -> dict[int, Tensor]:
+        found = cached[indices, torch.full_like(indices, mirrored, dtype=torch.bool)]
+        return {int(layer): value.to(device) for layer, value in found.items()}
+
+    return read
 
 
 def beside(images: BatchStream, cached: targets.Targets, batch: int, seed: int, start_step: int,
