@@ -15,7 +15,7 @@ from torch import Tensor
 from vfmlab.errors import ConfigError
 from vfmlab.losses.adversarial import Discriminated, discriminator_losses, generator_loss, ramp
 from vfmlab.losses.base import LossContext, Reconstruction
-from vfmlab.losses.discriminators.training import DiscriminatorObjective, discriminate
+from vfmlab.losses.discriminators.training import DiscriminatorObjective, Pairs, discriminate, gradient_penalty
 from vfmlab.losses.feature_matching import feature_matching
 from vfmlab.losses.preservation import preservation
 from vfmlab.registry import DISCRIMINATORS, LOSSES
@@ -252,28 +252,45 @@ def small_patchgan(**options):
 def test_judging_leaves_the_discriminator_alone():
     net = small_patchgan()
     fake, real = torch.rand(3, 3, 16, 16, requires_grad=True), torch.rand(3, 3, 16, 16)
-    outputs = discriminate(net, fake, real, features=True)
+    outputs = discriminate(net, Pairs(fake, real), features=True)
     (generator_loss(outputs.fake, "hinge") + feature_matching(outputs.fake_features, outputs.real_features)).backward()
     assert fake.grad.abs().sum() > 0
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
-    assert not discriminate(net, fake, real).fake_features
+    assert not discriminate(net, Pairs(fake, real)).fake_features
 
 
 def test_feature_matching_of_equal_images_is_zero_under_augmentation():
     net = small_patchgan(augment=("colour", "translation", "cutout"))
     same = torch.rand(4, 3, 16, 16) * 2 - 1
-    outputs = discriminate(net, same, same, rng=StepRandom(0, 0, 4), features=True)
+    outputs = discriminate(net, Pairs(same, same), rng=StepRandom(0, 0, 4), features=True)
     assert float(feature_matching(outputs.fake_features, outputs.real_features)) == 0
 
 
 def test_own_step_sends_nothing_to_the_decoder():
     fake = torch.rand(3, 3, 16, 16, requires_grad=True)
     net = small_patchgan()
-    value, metrics = DiscriminatorObjective(net, "hinge")(fake, torch.rand(3, 3, 16, 16))
+    value, metrics = DiscriminatorObjective(net, "hinge")(Pairs(fake, torch.rand(3, 3, 16, 16)))
     value.backward()
     assert fake.grad is None
     assert all(p.grad is not None for p in net.parameters())
     assert set(metrics) == {"real", "fake", "accuracy"}
+
+
+def test_r1_is_the_squared_gradient_of_the_mean_logit():
+    """D(x) = sum of a x^2 / 2 over 4 pixels, as one logit: the gradient is a x, so R1 = mean of a^2 |x|^2."""
+    a, x = torch.tensor(3.0, requires_grad=True), torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+    images = x.clone().requires_grad_()
+    penalty = gradient_penalty(images, [(a * images.square() / 2).sum(1, keepdim=True)])
+    assert penalty.item() == pytest.approx(9 * (5 + 4) / 2)
+    penalty.backward()
+    assert a.grad.item() == pytest.approx(2 * 3 * 9 / 2)
+    net, pairs = small_patchgan(), Pairs(torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16))
+    plain, _ = DiscriminatorObjective(net, "nonsaturating")(pairs)
+    punished, metrics = DiscriminatorObjective(net, "nonsaturating", r1=10.0)(pairs)
+    assert punished.item() == pytest.approx(plain.item() + 5 * metrics["r1"].item(), rel=1e-5)
+    assert metrics["r1"] > 0
+    with pytest.raises(ValidationError, match="r1 1 takes second derivatives"):
+        loss("adversarial", discriminator="rae_dino", r1=1.0)
 
 
 @pytest.mark.parametrize("kind", ["hinge", "lsgan", "nonsaturating"])
@@ -291,10 +308,10 @@ def test_a_game_brings_images_closer(kind: str):
         rng = StepRandom(0, step, 16)
         if step >= 25:
             decoder.zero_grad()
-            generator_loss(discriminate(net, fake, stripes, rng=rng).fake, kind).backward()
+            generator_loss(discriminate(net, Pairs(fake, stripes), rng).fake, kind).backward()
             decoder.step()
         own.zero_grad()
-        value, metrics = objective(fake, stripes, rng=rng)
+        value, metrics = objective(Pairs(fake, stripes), rng)
         value.backward()
         own.step()
         accuracies.append(float(metrics["accuracy"]))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vfmlab import config
+from vfmlab.decoders.diffusion import State
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.losses.discriminators.augment import POLICIES
 from vfmlab.losses.discriminators.heads import Head, VirtualBatchNorm
@@ -321,6 +322,29 @@ def test_rae_variant():
     torch.testing.assert_close(net(x[:1])[0], logits[0][:1], atol=1e-4, rtol=1e-4)  # statistics per image
 
 
+# -- trajectory ----------------------------------------------------------------------------------------------------
+
+
+def test_a_trajectory_is_judged_by_image_state_and_time():
+    torch.manual_seed(0)
+    net = make("trajectory", width=8, layers=2)
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    x, state = images(4, 32), State(images(4, 32, 1), torch.linspace(0.1, 0.9, 4))
+    logits, maps = net(x, features=True, state=state)
+    assert ([out.shape for out in logits], len(maps[0])) == ([(4, 1, 8, 8)], 2)
+    for other in (State(state.x.flip(0), state.t), State(state.x, state.t.flip(0))):
+        assert not torch.allclose(net(x, state=other)[0], logits[0], atol=1e-3)
+    part = net(x[1:2], state=State(state.x[1:2], state.t[1:2]))  # rows are independent
+    torch.testing.assert_close(part[0], logits[0][1:2], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="decoder has none; use tokenizer.method=epsilon_vae") as error:
+        net(x)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="judged as it is; leave augment empty"):
+        make("trajectory", augment=("colour",))
+
+
 # -- randomness ----------------------------------------------------------------------------------------------------
 
 
@@ -398,12 +422,13 @@ def test_window_is_taken_half_of_the_time_and_only_of_larger_images():
 
 @pytest.mark.parametrize("kind", DISCRIMINATORS.names())
 def test_every_kind_keeps_its_promise(kind: str):
-    options = {} if kind == "patchgan" else {"backbone": None, "layers": (0, 2)}
+    on_tokens = "backbone" in DISCRIMINATORS.get(kind).Config.model_fields
+    options = {"backbone": None, "layers": (0, 2)} if on_tokens else {}
     net = make(kind, vfm=tiny_vit(), **options).train()
     assert net.registered_name == kind
-    x = images(5, 32).requires_grad_()
+    x, state = images(5, 32).requires_grad_(), State(images(5, 32, 1), torch.linspace(0, 1, 5))
     with torch.autocast("cpu", torch.bfloat16):
-        logits = net(x, rng=StepRandom(0, 0, 5))
+        logits = net(x, rng=StepRandom(0, 0, 5), state=state)
     assert isinstance(logits, list)
     assert all(out.dtype == torch.float32 and len(out) == 5 for out in logits)
     sum(out.mean() for out in logits).backward()
@@ -411,7 +436,7 @@ def test_every_kind_keeps_its_promise(kind: str):
     again = make(kind, vfm=tiny_vit(), **options)
     again.load_state_dict(net.state_dict())
     with torch.no_grad():
-        for a, b in zip(net.eval()(x), again.eval()(x), strict=True):
+        for a, b in zip(net.eval()(x, state=state), again.eval()(x, state=state), strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -13,6 +13,7 @@ from vfmlab.config import override
 from vfmlab.decoders.diffusion import DiffusionDecoder, log_grid
 from vfmlab.diffusion import path
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
 from vfmlab.tokenizers.base import Statistics
@@ -75,14 +76,16 @@ def test_a_perfect_velocity_gives_the_image_in_any_number_of_steps():
 def test_training_forward():
     tokenizer, images = make(), torch.rand(6, 3, 16, 16) * 2 - 1
     z = tokenizer.posterior(images).mean
-    (image,), error = tokenizer.decode_in_training(z, images, StepRandom(0, 0, 6))
-    assert (image.shape, error.shape) == (images.shape, (6,))
-    (error.mean() + image.abs().mean()).backward()
+    (image,), whole = tokenizer.decode_in_training(z, images, StepRandom(0, 0, 6))
+    assert (image.shape, whole.error.shape, whole.state.t.shape) == (images.shape, (6,), (6,))
+    assert not whole.state.x.requires_grad, "the estimate alone is the decoder's"
+    (whole.error.mean() + image.abs().mean()).backward()
     assert not [n for n, p in tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
     with torch.no_grad():
         (part,), rest = tokenizer.decode_in_training(z[2:4], images[2:4], StepRandom(0, 0, 6, slice(2, 4)))
         torch.testing.assert_close(part, image[2:4], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(rest, error[2:4], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(rest.error, whole.error[2:4], atol=1e-5, rtol=1e-4)
+        assert torch.equal(rest.state.x, whole.state.x[2:4])
 
 
 def test_refusals(tmp_path):
@@ -90,15 +93,23 @@ def test_refusals(tmp_path):
         make(decoder={"kind": "conv", "width": 8, "multipliers": [1, 1, 1], "blocks": 1, "attention": []})
     with pytest.raises(ConfigError, match="must divide by 32"):
         make(decoder={**DECODER, "multipliers": [1] * 6})
+    plain = override(presets.get("tiny_plain_vae"), {"losses.adversarial": {"discriminator": "trajectory"}})
+    with pytest.raises(ConfigError, match="'trajectory' judges an image beside the noisy state"):
+        list(api.train(plain.phases()[0], tmp_path))
     with pytest.raises(ConfigError, match="losses.denoising: this tokenizer's decoder does not denoise"):
         list(api.train(override(presets.get("tiny_plain_vae"), {"losses.denoising": 1.0}).phases()[0], tmp_path))
 
 
 def test_a_tiny_run(tmp_path):
-    run = override(presets.get("tiny_epsilon_vae"), {"data.train": 48, "data.val": 16, "train.samples": 16})
+    run = override(presets.get("tiny_epsilon_vae_gan"), {"data.train": 48, "data.val": 16, "train.samples": 16})
     phase = run.phases()[0]
-    list(api.train(phase, tmp_path))
+    steps = [event.data for event in api.train(phase, tmp_path) if event.kind == "step"]
+    assert {"denoising", "adversarial", "adversarial_r1", "adversarial_accuracy"} <= steps[-1].keys()
     tokenizer = api.load_tokenizer(phase.id, tmp_path)
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     z = tokenizer.encode(x).mode()
     assert torch.equal(tokenizer.decode(z), tokenizer.decode(z))
+    protocols = [run.protocol.model_copy(update={"batch": batch}) for batch in (16, 5)]
+    reports = [evaluate_reconstruction(tokenizer, run.data, protocol) for protocol in protocols]
+    for name in ("psnr", "rfd"):
+        assert reports[0][name].value == pytest.approx(reports[1][name].value, rel=1e-4), name

@@ -35,12 +35,20 @@ def log_grid(steps: int, m: float = 1.0, n: float = 100.0) -> list[float]:
     return [(math.log(m) - math.log(i / steps * (m - n) + n)) / whole for i in range(steps + 1)]
 
 
+class State(NamedTuple):
+    """Images on their way to noise. x: B 3 H W. t: B in [0, 1], 1 is noise."""
+
+    x: Tensor
+    t: Tensor
+
+
 class Denoised(NamedTuple):
     """One training forward. image: the estimate of the clean image, B 3 H W. error: of the velocity, squared,
-    per image B."""
+    per image B. state: what the estimate is of."""
 
     image: Tensor
     error: Tensor
+    state: State
 
 
 @DECODERS.register("diffusion")
@@ -92,7 +100,8 @@ class DiffusionDecoder(nn.Module):
         noise, t = rng.randn(*images.shape[1:]), torch.sigmoid(rng.randn())
         point = path.interpolate(self.config.gamma * images.float(), noise, t)
         v = self.velocity(point.x, t, z)
-        return Denoised(self.estimate(point.x, v, t), path.velocity_loss(v, point.v))
+        state = State(point.x, t)
+        return Denoised(self.estimate(point.x, v, t), path.velocity_loss(v, point.v), state)
 
     def forward(self, z: Tensor, seeds: Sequence[int] | None = None) -> list[Tensor]:
         side = [n * self.factor for n in z.shape[-2:]]

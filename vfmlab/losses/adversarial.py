@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,9 +123,18 @@ class Adversarial(Loss):
         )
         adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last "
                                                   "decoder layer")
+        r1: float | None = Field(None, gt=0, description="weight of R1, half the squared gradient at real "
+                                                         "images; null: none")
         lr: float | None = Field(None, gt=0, description="of the discriminator; null: the run's")
         betas: tuple[Beta, Beta] | None = Field(None,
                                                 description="of the discriminator's Adam; null: the run's")
+
+        @model_validator(mode="after")
+        def _smooth(self) -> Adversarial.Config:
+            if self.r1 is not None and hasattr(self.discriminator, "backbone"):
+                raise ValueError(f"r1 {self.r1:g} takes second derivatives, which a frozen backbone's attention "
+                                 "does not give; use discriminator.kind=patchgan or trajectory, or r1=null")
+            return self
 
         def trains_discriminator(self, samples: int) -> bool:
             """Whether the discriminator takes a step after `samples` images of the stage."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import LossConfig
+from vfmlab.decoders.diffusion import Denoised
 from vfmlab.errors import ConfigError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.teacher import Taught
@@ -55,7 +56,7 @@ class Reconstruction:
     mode) and "before".
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
     taught: code and maps of the tokenizer's teacher, of those that have one.
-    denoising: velocity's squared error of decoders that denoise, B.
+    denoising: velocity's squared error and noisy state of decoders that denoise.
     perturbed: images decoded from perturbed latents, ever more so, for terms that ask for them.
     """
 
@@ -70,7 +71,7 @@ class Reconstruction:
     rebuilt: dict[int, Tensor] | None = None
     taught: Taught | None = None
     perturbed: list[Tensor] = field(default_factory=list)
-    denoising: Tensor | None = None
+    denoising: Denoised | None = None
 
 
 class Loss(nn.Module):

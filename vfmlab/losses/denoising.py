@@ -19,4 +19,4 @@ class Denoising(Loss):
         if r.denoising is None:
             raise ConfigError(f"losses.{self.name}: this tokenizer's decoder does not denoise; use "
                               "tokenizer.method=epsilon_vae, or remove the term")
-        return r.denoising.mean()
+        return r.denoising.error.mean()

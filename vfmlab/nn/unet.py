@@ -30,6 +30,19 @@ class TimedBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
 
 
+class TimeEmbedding(nn.Sequential):
+    """Times B in [0, 1] -> B 4 width: sines and cosines of 1000 t, then two layers; SiLU at the end."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(2 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.width = width
+
+    def forward(self, t: Tensor) -> Tensor:
+        place = torch.arange(self.width, device=t.device, dtype=torch.float32) / self.width
+        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10_000.0) * place)
+        return F.silu(super().forward(torch.cat([angle.cos(), angle.sin()], dim=1).to(self[0].weight)))
+
+
 class UNet(nn.Module):
     """Images B inputs H W at times t (B, in [0, 1]) -> B out H W; sides must divide by 2^(levels - 1).
 
@@ -41,8 +54,7 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, out: int, base: int, multipliers: tuple[int, ...], blocks: int):
         super().__init__()
         embedding, widths = 4 * base, [base * m for m in multipliers]
-        self.base = base
-        self.embed = nn.Sequential(nn.Linear(2 * base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = TimeEmbedding(base)
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, self.up, skips, width = nn.ModuleList(), nn.ModuleList(), [widths[0]], widths[0]
         for level, target in enumerate(widths):
@@ -63,9 +75,7 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(width), nn.Conv2d(width, out, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        place = torch.arange(self.base, device=x.device, dtype=torch.float32) / self.base
-        angle = 1000 * t.float()[:, None] * torch.exp(-math.log(10_000.0) * place)
-        time = F.silu(self.embed(torch.cat([angle.cos(), angle.sin()], dim=1).to(x.dtype)))
+        time = self.embed(t)
         h = self.conv_in(x)
         kept = [h]
         for layer in self.down:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import TokenizerConfig
+from vfmlab.decoders.diffusion import Denoised
 from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import Quantised, Quantizer
@@ -205,9 +206,9 @@ class Tokenizer(nn.Module):
 
     def decode_in_training(
         self, z: Tensor, target: Tensor, rng: StepRandom
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[list[Tensor], Denoised | None]:
         """What training decodes from raw latents z: images as `decode_raw` gives them, and, for decoders that
-        denoise, the velocity's squared error of each image (B).
+        denoise, the velocity's error and the noisy state.
 
         target: B 3 H W in [-1, 1], what the first image should be.
         """

@@ -1,9 +1,9 @@
 """Epsilon-VAE (arXiv 2410.04081): a convolutional encoder and a decoder that denoises in one to three steps.
 
 The latent is deterministic: the paper mentions no KL. Losses: `denoising` (of the velocity), `lpips` and
-others on the clean estimate of a random time, which stands for the decoded image in training. The paper's
-discriminator of pairs of estimate and state is not part of this. `decode` takes a seed for each image;
-without one, all have seed 0.
+others on the clean estimate of a random time, which stands for the decoded image in training; `adversarial`
+with a discriminator of kind `trajectory`, which judges pairs of estimate and noisy state. `decode` takes a
+seed for each image; without one, all have seed 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.decoders.diffusion import DiffusionDecoder
+from vfmlab.decoders.diffusion import Denoised, DiffusionDecoder
 from vfmlab.errors import ConfigError
 from vfmlab.nn.conv_blocks import ConvEncoder, levels
 from vfmlab.registry import DECODERS, TOKENIZERS
@@ -60,9 +60,9 @@ class EpsilonVAE(Tokenizer):
 
     def decode_in_training(
         self, z: Tensor, target: Tensor, rng: StepRandom
-    ) -> tuple[list[Tensor], Tensor | None]:
-        image, error = self.decoder.denoise(z, target, rng)
-        return [image], error
+    ) -> tuple[list[Tensor], Denoised | None]:
+        denoised = self.decoder.denoise(z, target, rng)
+        return [denoised.image], denoised
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.encoder.conv_out.weight

@@ -107,7 +107,7 @@ class TokenizerObjective(nn.Module):
         """Loss and metrics of one batch (see :meth:`pieces`), and what the discriminators learn from."""
         found = self.pieces(batch, rng, samples)
         r = found.reconstruction
-        return found.loss, found.metrics, Pairs(r.images[0].detach(), r.target, batch.labels)
+        return found.loss, found.metrics, Pairs.of(r, batch.labels).detached()
 
     def pieces(self, batch: Any, rng: StepRandom, samples: int) -> Pieces:
         """One batch on its way to the loss.
@@ -157,7 +157,7 @@ class TokenizerObjective(nn.Module):
             r = dataclasses.replace(r, perturbed=perturbed)
         if self.discriminators is None:
             return r
-        outputs = self.discriminators.outputs(r.images[0], r.target, batch.labels, rng, samples)
+        outputs = self.discriminators.outputs(Pairs.of(r, batch.labels), rng, samples)
         return dataclasses.replace(r, discriminated=outputs)
 
     @torch.no_grad()

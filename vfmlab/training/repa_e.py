@@ -104,7 +104,7 @@ class TunedObjective(nn.Module):
         """Loss and metrics of one batch, and what the tokenizer's discriminators learn from."""
         found = self.pieces(batch, rng, samples)
         r = found.reconstruction
-        return found.loss, found.metrics, Pairs(r.images[0].detach(), r.target, batch.labels)
+        return found.loss, found.metrics, Pairs.of(r, batch.labels).detached()
 
     def pieces(self, batch: TunedBatch, rng: StepRandom, samples: int) -> Pieces:
         """One batch on its way to the loss; terms and metrics as :meth:`vfmlab.diffusion.objective.Flow.loss`

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab.config import Section
+from vfmlab.decoders.diffusion import State
 from vfmlab.losses.discriminators.augment import POLICIES, Policy
 from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
@@ -45,22 +46,24 @@ class Discriminator(nn.Module):
         self.config, self.size = config, size
         self.hidden = Frozen()
 
-    def score(self, images: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Features]:
+    def score(self, images: Tensor, labels: Tensor | None,
+              state: State | None = None) -> tuple[list[Tensor], Features]:
         """Logits, and the maps behind them by scale or depth from early to late, of images as they are."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
-                features: bool = False) -> list[Tensor] | tuple[list[Tensor], Features]:
+                features: bool = False, state: State | None = None) -> list[Tensor] | tuple[list[Tensor], Features]:
         """Logits of each scale or depth (fp32, one row per image), and on request the maps they come from.
 
         Args:
             images: B 3 H W in [-1, 1]. labels: long B, needed only by a conditional discriminator. rng: of
                 exactly these rows; draws augmentation and crops. None: neither. features: return `(logits,
-                features)`; `features[i]` lists the maps behind `logits[i]`, early to late.
+                features)`; `features[i]` lists the maps behind `logits[i]`, early to late. state: the noisy
+                images of a decoder that denoises, for kinds that judge pairs.
         """
         if rng is not None:
             images = self.crop(self.augment(images, rng), rng)
-        logits, maps = self.score(images, labels)
+        logits, maps = self.score(images, labels, state)
         logits = [x.float() for x in logits]
         return (logits, maps) if features else logits
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.decoders.diffusion import State
 from vfmlab.losses.discriminators.base import Discriminator, DiscriminatorConfig, Features
 from vfmlab.losses.discriminators.heads import VirtualBatchNorm
 from vfmlab.registry import DISCRIMINATORS
@@ -94,8 +95,9 @@ class PatchGAN(Discriminator):
             elif isinstance(module, nn.BatchNorm2d | VirtualBatchNorm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def score(self, images: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Features]:
-        """Labels are not looked at."""
+    def score(self, images: Tensor, labels: Tensor | None,
+              state: State | None = None) -> tuple[list[Tensor], Features]:
+        """Labels and states are not looked at."""
         logits, features = [], []
         for k, scale in enumerate(self.scales):
             if k:

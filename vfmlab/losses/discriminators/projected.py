@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vfmlab import config as configs
 from vfmlab import vfm as models
+from vfmlab.decoders.diffusion import State
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.losses.discriminators.augment import Policy
 from vfmlab.losses.discriminators.base import Discriminator, DiscriminatorConfig, Features
@@ -70,7 +71,8 @@ class OnTokens:
     def crop(self, images: Tensor, rng: StepRandom) -> Tensor:
         return random_window(images, rng, self.pixels, self.config.crop)
 
-    def score(self, images: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Features]:
+    def score(self, images: Tensor, labels: Tensor | None,
+              state: State | None = None) -> tuple[list[Tensor], Features]:
         """Logits B N of every head, and the heads' hidden maps B C N."""
         if images.shape[-2:] != (self.pixels, self.pixels):
             size, mode = (self.pixels, self.pixels), self.config.interpolation

@@ -2,14 +2,13 @@
 own update.
 
     discriminators = Discriminators(recipe, size, vfm)
-    outputs = discriminators.outputs(images[0], target, labels, rng, samples)     # -> r.discriminated: the
-    decoder's terms
-    loss, metrics = discriminators(Pairs(images[0].detach(), target, labels), rng, samples)  # their own step
+    outputs = discriminators.outputs(Pairs.of(r, labels), rng, samples)   # -> r.discriminated: decoder's terms
+    loss, metrics = discriminators(Pairs.of(r, labels).detached(), rng, samples)            # their own step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import LossConfig, Train
+from vfmlab.decoders.diffusion import State
 from vfmlab.losses.adversarial import Adversarial, Discriminated, Kind, discriminator_losses
+from vfmlab.losses.base import Reconstruction
 from vfmlab.losses.discriminators.base import Discriminator
 from vfmlab.losses.feature_matching import FeatureMatching
 from vfmlab.registry import DISCRIMINATORS
@@ -25,11 +26,21 @@ from vfmlab.seeding import StepRandom
 
 
 class Pairs(NamedTuple):
-    """What discriminators learn from. fake, real: B 3 H W in [-1, 1], detached; labels: long B."""
+    """What discriminators judge. fake, real: B 3 H W in [-1, 1]; labels: long B; state: the noisy images that
+    `fake` was estimated from, of decoders that denoise."""
 
     fake: Tensor
     real: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
+    state: State | None = None
+
+    @classmethod
+    def of(cls, r: Reconstruction, labels: Tensor | None) -> Pairs:
+        return cls(r.images[0], r.target, labels, None if r.denoising is None else r.denoising.state)
+
+    def detached(self) -> Pairs:
+        """For the discriminators' own step."""
+        return self._replace(fake=self.fake.detach())
 
 
 class Discriminators(nn.Module):
@@ -50,7 +61,7 @@ class Discriminators(nn.Module):
                 self.readers[term.of].append(term)
                 self.matched.add(term.of)
         self.objectives = nn.ModuleDict({
-            name: DiscriminatorObjective(DISCRIMINATORS.get(term.discriminator.kind)(term.discriminator, size, vfm), term.loss)
+            name: DiscriminatorObjective(DISCRIMINATORS.get(term.discriminator.kind)(term.discriminator, size, vfm), term.loss, term.r1 or 0.0)
             for name, term in self.terms.items()
         })  # fmt: skip
 
@@ -74,10 +85,9 @@ class Discriminators(nn.Module):
                  "betas": term.betas or train.betas}
                 for name, term in self.terms.items()]
 
-    def outputs(self, fake: Tensor, real: Tensor, labels: Tensor, rng: StepRandom,
-                samples: int) -> dict[str, Discriminated]:
-        """Outputs of those that a term reads after `samples` images; gradients reach `fake` alone."""
-        return {name: discriminate(self[name], fake, real, labels, rng, name in self.matched)
+    def outputs(self, pairs: Pairs, rng: StepRandom, samples: int) -> dict[str, Discriminated]:
+        """Outputs of those that a term reads after `samples` images; gradients reach `pairs.fake` alone."""
+        return {name: discriminate(self[name], pairs, rng, name in self.matched)
                 for name, readers in self.readers.items()
                 if any(reader.factor(samples) > 0 for reader in readers)}
 
@@ -87,28 +97,29 @@ class Discriminators(nn.Module):
         total, metrics = torch.zeros((), device=pairs.fake.device), {}
         for name, term in self.terms.items():
             if term.trains_discriminator(samples):
-                loss, own = self.objectives[name](pairs.fake, pairs.real, pairs.labels, rng)
+                loss, own = self.objectives[name](pairs, rng)
                 total = total + loss
                 metrics |= {f"{name}_{key}": value for key, value in {"loss": loss.detach(), **own}.items()}
         return total, metrics
 
 
-def discriminate(discriminator: Discriminator, fake: Tensor, real: Tensor, labels: Tensor | None = None,
-                 rng: StepRandom | None = None, features: bool = False) -> Discriminated:
+def discriminate(discriminator: Discriminator, pairs: Pairs, rng: StepRandom | None = None,
+                 features: bool = False) -> Discriminated:
     """The discriminator on decoded images `fake`; gradients reach the images, never its own parameters.
 
     features: also the maps of `fake` and `real`, under the same augmentation and crop, for feature matching.
     """
+    fake, real, labels, state = pairs
     with frozen(discriminator):
         if not features:
-            return Discriminated(discriminator(fake, labels, rng))
+            return Discriminated(discriminator(fake, labels, rng, state=state))
         before = None if rng is None else rng.generator.get_state()
-        logits, ours = discriminator(fake, labels, rng, features=True)
+        logits, ours = discriminator(fake, labels, rng, features=True, state=state)
         if rng is not None:
             # the same numbers again: differences are the decoder's, not augmentation's
             rng.generator.set_state(before)
         with torch.no_grad():
-            _, theirs = discriminator(real, labels, rng, features=True)
+            _, theirs = discriminator(real, labels, rng, features=True, state=state)
         return Discriminated(logits, ours, theirs)
 
 
@@ -126,22 +137,25 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class DiscriminatorObjective(nn.Module):
-    """One discriminator's own training forward."""
+    """One discriminator's own training forward. r1: weight of its penalty on real images' gradients."""
 
-    def __init__(self, discriminator: Discriminator, kind: Kind):
+    def __init__(self, discriminator: Discriminator, kind: Kind, r1: float = 0.0):
         super().__init__()
-        self.discriminator, self.kind = discriminator, kind
+        self.discriminator, self.kind, self.r1 = discriminator, kind, r1
 
-    def forward(self, fake: Tensor, real: Tensor, labels: Tensor | None = None,
-                rng: StepRandom | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(mean of the losses on real and on generated images, fp32 scalar; detached metrics).
+    def forward(self, pairs: Pairs, rng: StepRandom | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(mean of the losses on real and on generated images, and the penalty, fp32 scalar; detached metrics).
 
         Metrics: the mean logit of real and of generated images, and the share of logits on the right side of
         the midpoint between "real" and "generated" (accuracy: 0.5 is a guess; 1: the discriminator is always
         right).
         """
-        on_real = self.discriminator(real, labels, rng)
-        on_fake = self.discriminator(fake.detach(), labels, rng)
+        fake, real, labels, state = pairs
+        punished = self.r1 > 0 and torch.is_grad_enabled()
+        with torch.autocast(real.device.type, enabled=not punished and torch.is_autocast_enabled(real.device.type)):
+            real = real.detach().requires_grad_(punished)
+            on_real = self.discriminator(real, labels, rng, state=state)
+        on_fake = self.discriminator(fake.detach(), labels, rng, state=state)
         loss_real, loss_fake = discriminator_losses(on_real, on_fake, self.kind)
         with torch.no_grad():
             middle = 0.5 if self.kind == "lsgan" else 0.0
@@ -150,4 +164,17 @@ class DiscriminatorObjective(nn.Module):
             metrics = {"real": sum(x.mean() for x in on_real) / len(on_real),
                        "fake": sum(x.mean() for x in on_fake) / len(on_fake),
                        "accuracy": sum(right) / len(right)}
-        return 0.5 * (loss_real + loss_fake), metrics
+        loss = 0.5 * (loss_real + loss_fake)
+        if punished:
+            penalty = gradient_penalty(real, on_real)
+            loss = loss + 0.5 * self.r1 * penalty
+            metrics["r1"] = penalty.detach()
+        return loss, metrics
+
+
+def gradient_penalty(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
+    """R1 (Mescheder et al., 1801.04406, eq. 9) without its weight: mean over the images of the squared norm of
+    the gradient of an image's mean logit."""
+    score = sum(x.flatten(1).mean(1).sum() for x in logits) / len(logits)
+    (gradient,) = torch.autograd.grad(score, images, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1).mean()
