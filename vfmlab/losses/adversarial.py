@@ -132,8 +132,9 @@ class Adversarial(Loss):
         @model_validator(mode="after")
         def _smooth(self) -> Adversarial.Config:
             if self.r1 is not None and hasattr(self.discriminator, "backbone"):
-                raise ValueError(f"r1 {self.r1:g} takes second derivatives, which a frozen backbone's attention "
-                                 "does not give; use discriminator.kind=patchgan or trajectory, or r1=null")
+                raise ValueError(f"r1 {self.r1:g} takes second derivatives, which a frozen backbone's "
+                                 "attention does not give; use discriminator.kind=patchgan or trajectory, "
+                                 "or r1=null")
             return self
 
         def trains_discriminator(self, samples: int) -> bool:

@@ -2,8 +2,8 @@
 own update.
 
     discriminators = Discriminators(recipe, size, vfm)
-    outputs = discriminators.outputs(Pairs.of(r, labels), rng, samples)   # -> r.discriminated: decoder's terms
-    loss, metrics = discriminators(Pairs.of(r, labels).detached(), rng, samples)            # their own step
+    outputs = discriminators.outputs(Pairs.of(r, labels), rng, samples)       # -> r.discriminated
+    loss, metrics = discriminators(Pairs.of(r, labels).detached(), rng, samples)  # their own step
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class DiscriminatorObjective(nn.Module):
         self.discriminator, self.kind, self.r1 = discriminator, kind, r1
 
     def forward(self, pairs: Pairs, rng: StepRandom | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(mean of the losses on real and on generated images, and the penalty, fp32 scalar; detached metrics).
+        """(mean of the losses on real and on generated images, plus the penalty, fp32 scalar; detached
+        metrics).
 
         Metrics: the mean logit of real and of generated images, and the share of logits on the right side of
         the midpoint between "real" and "generated" (accuracy: 0.5 is a guess; 1: the discriminator is always
@@ -152,7 +153,8 @@ class DiscriminatorObjective(nn.Module):
         """
         fake, real, labels, state = pairs
         punished = self.r1 > 0 and torch.is_grad_enabled()
-        with torch.autocast(real.device.type, enabled=not punished and torch.is_autocast_enabled(real.device.type)):
+        kind = real.device.type
+        with torch.autocast(kind, enabled=not punished and torch.is_autocast_enabled(kind)):
             real = real.detach().requires_grad_(punished)
             on_real = self.discriminator(real, labels, rng, state=state)
         on_fake = self.discriminator(fake.detach(), labels, rng, state=state)
@@ -173,8 +175,8 @@ class DiscriminatorObjective(nn.Module):
 
 
 def gradient_penalty(images: Tensor, logits: Sequence[Tensor]) -> Tensor:
-    """R1 (Mescheder et al., 1801.04406, eq. 9) without its weight: mean over the images of the squared norm of
-    the gradient of an image's mean logit."""
+    """R1 (Mescheder et al., 1801.04406, eq. 9) without its weight: the squared norm of the gradient of an
+    image's mean logit, mean over the images."""
     score = sum(x.flatten(1).mean(1).sum() for x in logits) / len(logits)
     (gradient,) = torch.autograd.grad(score, images, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean()

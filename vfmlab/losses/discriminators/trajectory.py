@@ -1,8 +1,8 @@
 """A discriminator of steps on the way from noise: is this the clean image of that noisy state?
 
 Epsilon-VAE (arXiv 2410.04081): the pair (estimate, x_t) against the pair (image, x_t), channels concatenated,
-with the time in the norms; trained with the non-saturating loss and R1 (`losses.adversarial.loss`, `.r1`). The
-network behind it is not specified: here residual blocks that know the time, halved in between (ours).
+with the time in the norms; trained with the non-saturating loss and R1 (`losses.adversarial.loss`, `.r1`).
+The network behind it is not specified: here residual blocks that know the time, halved in between (ours).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ WIDEST = 512
 
 @DISCRIMINATORS.register("trajectory")
 class TrajectoryDiscriminator(Discriminator):
-    """Images B 3 H W and their noisy states -> logits B 1 h w. Images are judged one by one: no statistics over
-    the batch."""
+    """Images B 3 H W and their noisy states -> logits B 1 h w. Images are judged one by one: no statistics
+    over the batch."""
 
     class Config(DiscriminatorConfig):
         kind: Literal["trajectory"] = "trajectory"
-        width: int = Field(32, ge=1, description="channels at full resolution; doubled by each level up to 512")
+        width: int = Field(32, ge=1, description="channels at full resolution; doubled by each level, up to "
+                                                 "512")
         layers: int = Field(3, ge=1, description="times that the resolution is halved")
 
         @field_validator("augment")
