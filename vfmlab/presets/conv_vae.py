@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_VF,
     PHOTO_VFM,
     POCKET_CONV,
     POCKET_DECODER,
@@ -61,7 +62,7 @@ ROWS = (
     Preset(
         "photo_va_vae", "VA-VAE (f4d8) on photographs: the plain VAE's network, aligned with EfficientNet-Lite0 by the VF loss, margins 0.5 and 0.25.",
         base("photo", tokenizer={"method": "va_vae", **POCKET}, vfm=PHOTO_VFM,
-             losses=POCKET_LOSSES | {"vf": VF | {"weight": 0.3, "adaptive": False}}),
+             losses=POCKET_LOSSES | {"vf": VF | PHOTO_VF}),
         needs=PHOTO_NEEDS, ours="sizes, budgets, weight of the VF loss",
     ),
     Preset(

@@ -60,6 +60,12 @@ def _off(*parts: str) -> Changes:
 
 
 _LAST = {"vfm.layers": [-1]}
+
+
+def _last_layer(run: Recipe) -> Changes:
+    return {"vfm.layers": [(run.vfm.layers or (-1,))[-1]]}
+
+
 _PLAIN = _off("style", "attention", "running_sum", "multiscale", "blur") | _LAST | {
     "tokenizer.decoder.layer": "conv", "tokenizer.decoder.upsample": "nearest", "losses.multiscale": 0,
 }  # fmt: skip
@@ -241,7 +247,7 @@ VARIANTS: dict[str, Variant] = {
 } | {
     "random": Variant("control: a VFM of random weights, as encoder and as target", {"vfm.weights": "random"}, named=True),
     "no_vf": Variant("control: without the VF loss", {"losses.vf.weight": 0.0}, named=True),
-    "last_layer": Variant("control: the VFM's last layer only", _LAST, named=True),
+    "last_layer": Variant("control: the last of the VFM's layers only", _last_layer, named=True, needs="vfm"),
     "sphere": Variant("latents on a sphere, joined with noise along great circles", _on_a_sphere),
     "discrete": Variant("a quantised latent in place of the Gaussian", _discrete, named=True),
     **{kind: Variant(f"the quantiser is {about}", _quantiser(kind), True, "quantiser") for kind, about in (

@@ -16,6 +16,7 @@ from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_VF,
     PHOTO_VFM,
     POCKET_DECODER,
     POCKET_LOSSES,
@@ -129,7 +130,7 @@ ROWS = (
            of="pocket_vfm_vae+ddt", cost=FOUR, result="docs/results/alignment.md"),
     Preset(
         "photo_vfm_vae", "VFM-VAE (f4d8) on frozen EfficientNet-Lite0 for 32 px photographs: an early, a middle and the last layer; then LightningDiT with Muon.",
-        base("photo", vfm=PHOTO_VFM, losses=POCKET_LOSSES | {"vf": {"weight": 0.3, "adaptive": False}},
+        base("photo", vfm=PHOTO_VFM, losses=POCKET_LOSSES | {"vf": PHOTO_VF},
              tokenizer={"method": "vfm_vae", "channels": 8, "factor": 4, "widths": [32], "projection": "conv", "linear_start": True, "decoder": POCKET_DECODER}),
         needs=PHOTO_NEEDS, ours="sizes, budgets, layers",
     ),
