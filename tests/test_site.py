@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(tree, tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
-    return out, site.build(out, {"00_small": {}}, tree)
+    return out, site.build(out, site.executed({"00_small": {"broken": False}}, out / ".executed", tree), tree)
 
 
 def test_pages_are_whole_and_need_no_network(built):
@@ -76,13 +77,40 @@ def test_what_is_broken_is_named(built, tree, tmp_path):
     finally:
         first.write_text(text)
     with pytest.raises(TrainingError, match="this cell fails"):
-        site.build(tmp_path, {"00_small": {"broken": True}}, tree)
+        site.executed({"00_small": {"broken": True}}, tmp_path, tree)
+
+
+def test_a_notebook_is_executed_once_for_its_cells_and_parameters(built, tree, monkeypatch):
+    (book,) = site.executed({"00_small": {"broken": False}}, built[0] / ".executed", tree)
+    asked, whole = [], book.read_text()
+    monkeypatch.setattr(site.notebook, "execute", lambda *given: asked.append(given))
+    site.executed({"00_small": {"broken": False}}, book.parent, tree)
+    assert not asked
+    for changed in (whole[: len(whole) // 2], whole.replace("y=[1, 2]", "y=[1, 3]"), whole.replace('"execution_count": 2', '"execution_count": null')):
+        book.write_text(changed)
+        site.executed({"00_small": {"broken": False}}, book.parent, tree)
+    book.write_text(whole)
+    site.executed({"00_small": {"broken": True}}, book.parent, tree)
+    assert len(asked) == 4
+
+
+def test_a_page_says_when_and_with_what_it_was_executed(built):
+    out, _ = built
+    for name in ("00_small", "index"):
+        text = (out / "notebooks" / f"{name}.html").read_text()
+        assert "broken = False" in text
+        assert re.search(r"executed on \d{4}-\d\d-\d\d", text)
+    assert str(out) not in text
 
 
 def test_every_notebook_of_the_project_has_its_parameters():
-    given = site.parameters("tiny_vfm_vae", "tiny_plain_vae", {"headless": True})
+    given = site.parameters("tiny_vfm_vae", "tiny_plain_vae", {"headless": True}, own={"04": {"seeds": 1}})
     assert len(given) == len(list((TREE / "notebooks").glob("[0-9]*.ipynb")))
     assert given["05_aligntok_three_stages"]["preset"] == "tiny_aligntok"
+    assert given["12_tokens_in_order"]["preset"] == "tiny_vqgan"
+    assert [name for name, values in given.items() if "seeds" in values] == ["04_decoder_ablations"]
+    with pytest.raises(ConfigError, match="there is no notebook '99'; their numbers are 00, 01"):
+        site.parameters("a", "b", {}, ["99"])
     assert given["10_compare_and_report"]["baseline"] == "tiny_plain_vae"
     assert "baseline" not in given["00_start_here"]
     assert list(site.parameters("a", "b", {}, ["02"])) == ["02_train_a_tokenizer"]

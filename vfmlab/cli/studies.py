@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import arg
@@ -173,12 +173,7 @@ def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", dat
         seed: of both pipelines.
     """
     print(f"vfmlab demo: {preset} beside {baseline}", flush=True)  # first: what comes takes seconds to import
-    try:
-        changes = json.loads(overrides)
-    except ValueError as error:
-        raise ConfigError(f"--overrides: not JSON ({error}): {overrides!r}") from None
-    if not isinstance(changes, dict):
-        raise ConfigError(f"--overrides: expected a JSON object with dotted names, got {overrides!r}")
+    changes = _object(overrides, "--overrides")
     from vfmlab.studies import demo as demonstration
 
     try:
@@ -190,9 +185,20 @@ def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", dat
     return 0
 
 
+def _object(text: str, option: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: not JSON ({error}): {text!r}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option}: expected a JSON object, got {text!r}")
+    return found
+
+
 def site(
     out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae",
-    overrides: str = "{}", root: Root = Path("runs"), notebooks: tuple[str, ...] = (),
+    overrides: str = "{}", root: Root = Path("runs"), seed: int = 0, notebooks: tuple[str, ...] = (),
+    parameters: str = "{}",
 ) -> int:  # fmt: skip
     """Pages of the manual, the results, the API and the executed notebooks, to be read without a network.
 
@@ -201,12 +207,17 @@ def site(
         preset: of the notebooks; what it trains is taken from root where it is there.
         baseline: of the notebooks that compare.
         overrides: JSON with dotted names.
+        seed: of the notebooks.
         notebooks: numbers such as 02; all by default.
+        parameters: JSON, what is set in one notebook alone: '{"04": {"seeds": 1}}'.
     """
     from vfmlab.studies import site as pages
 
-    given = {"overrides": overrides, "root": str(root.expanduser().resolve()), "headless": True}
-    print(f"site: {pages.build(out, pages.parameters(preset, baseline, given, notebooks))}")
+    given = {"overrides": overrides, "root": str(root.expanduser().resolve()), "seed": seed, "headless": True}
+    own = _object(parameters, "--parameters")
+    chosen = pages.parameters(preset, baseline, given, notebooks, own)
+    out = out.expanduser().resolve()
+    print(f"site: {pages.build(out, pages.executed(chosen, out / '.executed'))}")
     return 0
 
 

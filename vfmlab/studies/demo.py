@@ -6,7 +6,6 @@ is not done again, so an interrupted demo goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from vfmlab.data.records import RecordSource
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import executor
 from vfmlab.studies.executor import Node
-from vfmlab.studies.sweep.notebook import execute
+from vfmlab.studies.sweep.notebook import executed
 from vfmlab.training.progress import clock
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -111,18 +110,11 @@ def _notebook(root: Path, name: str, parameters: dict[str, Any], needs: tuple[st
 
 
 def show_notebook(source: str, target: str, parameters: dict[str, Any]) -> None:
-    """Execute a notebook and export it as HTML beside `target`, unless it was, with these parameters."""
+    """Execute a notebook, unless it was, with these parameters, and export it as HTML beside `target`."""
     from nbconvert import HTMLExporter
 
-    page = Path(target).with_suffix(".html")
-    text = Path(source).read_text() + json.dumps(parameters, sort_keys=True)
-    stamp = f"<!-- vfmlab {hashlib.sha256(text.encode()).hexdigest()} -->"
-    if page.exists() and stamp in page.read_text()[-200:]:
-        return
-    page.unlink(missing_ok=True)
-    execute(source, target, parameters)
-    html, _ = HTMLExporter().from_filename(target)
-    runs.write_atomic(page, f"{html}\n{stamp}\n")
+    page, _ = HTMLExporter().from_notebook_node(executed(source, target, parameters))
+    runs.write_atomic(Path(target).with_suffix(".html"), page)
 
 
 def _numbers(whole: config.Recipe, root: Path) -> str:

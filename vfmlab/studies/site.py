@@ -25,7 +25,8 @@ from vfmlab import runs
 from vfmlab.errors import ConfigError
 from vfmlab.plots import primitives
 from vfmlab.studies.page import Html, Page
-from vfmlab.studies.sweep.notebook import execute
+from vfmlab.studies.sweep import notebook
+from vfmlab.training.progress import clock
 
 TREE = Path(__file__).resolve().parents[2]
 LARGEST = 3_000_000  # bytes of a page
@@ -33,29 +34,40 @@ SCRIPT = "plotly.min.js"
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
-def build(out: str | Path, parameters: Mapping[str, Mapping[str, Any]], tree: Path = TREE) -> Path:
+def executed(parameters: Mapping[str, Mapping[str, Any]], folder: Path, tree: Path = TREE) -> list[Path]:
+    """Execute notebooks of a checkout into `folder`, where they are not there with these parameters.
+
+    parameters: name of a notebook (without ending) -> what papermill sets in it.
+
+    Raises:
+        TrainingError: a cell fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    books = [folder / f"{name}.ipynb" for name in parameters]
+    for book in books:
+        notebook.executed(tree / "notebooks" / book.name, book, parameters[book.stem])
+    return books
+
+
+def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
     """Write the site and return its first page.
 
     Args:
-        out: folder, made anew page by page. parameters: name of a notebook (without ending) -> what papermill
-            sets in it; these notebooks are executed, below `out`/.executed. tree: a checkout.
+        out: folder, made anew page by page. books: executed notebooks. tree: a checkout.
 
     Raises:
-        TrainingError: a cell fails. ConfigError: a link that leads nowhere, a page of more than `LARGEST`
-        bytes, a package that is missing.
+        ConfigError: a link that leads nowhere, a page of more than `LARGEST` bytes, a package that is
+        missing.
     """
     out = Path(out).expanduser().resolve()
-    executed = out / ".executed"
-    executed.mkdir(parents=True, exist_ok=True)
     bodies = {Path("index.html"): _markdown((tree / "README.md").read_text(encoding="utf-8"))}
     for source in sorted((tree / "docs").glob("**/*.md")):
         if out not in source.parents:
             page = source.relative_to(tree).with_suffix(".html")
             bodies[page] = _markdown(source.read_text(encoding="utf-8"))
-    for name, given in parameters.items():
-        target = executed / f"{name}.ipynb"
-        execute(tree / "notebooks" / f"{name}.ipynb", target, given)
-        bodies[Path("notebooks", f"{name}.html")] = _notebook(target)
+    if books:
+        bodies[Path("notebooks", "index.html")] = _list(books)
+    bodies |= {Path("notebooks", f"{book.stem}.html"): _notebook(book, tree) for book in books}
     for room, body in _api():
         bodies[Path("api", f"{room}.html")] = body
     _copy(tree, out)
@@ -69,19 +81,28 @@ def build(out: str | Path, parameters: Mapping[str, Mapping[str, Any]], tree: Pa
 
 
 def parameters(preset: str, baseline: str, given: Mapping[str, Any], only: Sequence[str] = (),
-               tree: Path = TREE) -> dict[str, dict[str, Any]]:
+               own: Mapping[str, Mapping[str, Any]] | None = None, tree: Path = TREE) -> dict[str, dict[str, Any]]:
     """What each notebook is executed with: `given`, and preset and baseline where it has such parameters.
 
-    only: numbers of notebooks, such as "02"; none: all. AlignTok's notebook has its own preset of the tier.
+    A notebook on another method than VFM-VAE takes its own preset, of the tier of `preset`.
+
+    only: numbers of notebooks, such as "02"; none: all. own: number -> what is set in that notebook alone.
+
+    Raises:
+        ConfigError: a number that no notebook has.
     """
-    found = {}
-    for path in sorted((tree / "notebooks").glob("[0-9]*.py")):
-        if only and path.name[:2] not in only:
-            continue
-        text = path.read_text(encoding="utf-8")
-        names = {"preset": f"{preset.partition('_')[0]}_aligntok" if '"pocket_aligntok"' in text else preset,
-                 "baseline": baseline}
-        found[path.stem] = dict(given) | {k: v for k, v in names.items() if f"\n{k} = " in text}
+    paths = {path.name[:2]: path for path in sorted((tree / "notebooks").glob("[0-9]*.ipynb"))}
+    for number in (*only, *(own or ())):
+        if number not in paths:
+            raise ConfigError(f"there is no notebook '{number}'; their numbers are {', '.join(paths)}")
+    tier, found = preset.partition("_")[0], {}
+    for number in only or paths:
+        defaults = notebook.read(paths[number]).parameters
+        names = {"preset": preset, "baseline": baseline}
+        if (method := str(defaults.get("preset")).partition("_")[2]) != "vfm_vae":
+            names["preset"] = f"{tier}_{method}"
+        mine = {k: v for k, v in names.items() if k in defaults}
+        found[paths[number].stem] = {**given, **mine, **(own or {}).get(number, {})}
     return found
 
 
@@ -145,14 +166,15 @@ def _linked(body: str) -> str:
     return re.sub(r'(<h\d id=")([^"]*)"', lambda m: f'{m[1]}{m[2].lower()}"', body)
 
 
-def _notebook(path: Path) -> str:
-    """An executed notebook; its figures draw with the site's copy of plotly.js."""
+def _notebook(path: Path, tree: Path) -> str:
+    """An executed notebook; its figures draw with the site's copy of plotly.js, and its paths begin at the
+    checkout."""
     import nbformat
     import plotly.io
     from nbconvert import HTMLExporter
 
     _filters()
-    book = nbformat.read(path, as_version=4)
+    book = nbformat.reads(path.read_text(encoding="utf-8").replace(f"{tree}{os.sep}", ""), as_version=4)
     for cell in book.cells:
         shown = [o for o in cell.get("outputs", []) if PLOTLY in o.get("data", {})
                  or "plotly.js v" not in str(o.get("data", {}).get("text/html", ""))]
@@ -164,7 +186,32 @@ def _notebook(path: Path) -> str:
         if "outputs" in cell:
             cell.outputs = shown
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
-    return _linked(body)
+    return f'<p class="note">{_escape(" · ".join(_when(book).values()))}</p>{_linked(body)}'
+
+
+def _when(book: Any) -> dict[str, str]:
+    """Of an executed notebook: the day, how long it took, and what was set in it."""
+    facts = book.metadata.papermill
+    hidden = {"root", "headless"} | ({"overrides"} if facts.parameters.get("overrides") == "{}" else set())
+    given = {k: v for k, v in facts.parameters.items() if k not in hidden}
+    return {"executed": f"executed on {facts.start_time[:10]}", "time": f"in {clock(facts.duration)}",
+            "with": ", ".join(f"{k} = {v}" for k, v in given.items())}
+
+
+def _list(books: Sequence[Path]) -> str:
+    """The executed notebooks: title, question, day, and what was set."""
+    import nbformat
+
+    rows = []
+    for path in books:
+        book = nbformat.read(path, as_version=4)
+        text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+        title, question = text.splitlines()[0].lstrip("# "), text.partition("**Question.**")[2].partition("\n\n")[0]
+        rows.append([f'<a href="{path.stem}.html">{_escape(title)}</a>', _escape(question),
+                     *map(_escape, _when(book).values())])
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return ("<h1>Executed notebooks</h1><p>What trained in them before is taken from its run, so a time is that "
+            "of the notebook, not of the trainings.</p><table class='text'>" + body + "</table>")
 
 
 def _api() -> Iterator[tuple[str, str]]:
