@@ -81,7 +81,8 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
 
 
 def parameters(preset: str, baseline: str, given: Mapping[str, Any], only: Sequence[str] = (),
-               own: Mapping[str, Mapping[str, Any]] | None = None, tree: Path = TREE) -> dict[str, dict[str, Any]]:
+               own: Mapping[str, Mapping[str, Any]] | None = None,
+               tree: Path = TREE) -> dict[str, dict[str, Any]]:
     """What each notebook is executed with: `given`, and preset and baseline where it has such parameters.
 
     A notebook on another method than VFM-VAE takes its own preset, of the tier of `preset`.
@@ -206,12 +207,13 @@ def _list(books: Sequence[Path]) -> str:
     for path in books:
         book = nbformat.read(path, as_version=4)
         text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-        title, question = text.splitlines()[0].lstrip("# "), text.partition("**Question.**")[2].partition("\n\n")[0]
-        rows.append([f'<a href="{path.stem}.html">{_escape(title)}</a>', _escape(question),
+        question = text.partition("**Question.**")[2].partition("\n\n")[0]
+        link = f'<a href="{path.stem}.html">{_escape(text.splitlines()[0].lstrip("# "))}</a>'
+        rows.append([link, _escape(question),
                      *map(_escape, _when(book).values())])
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return ("<h1>Executed notebooks</h1><p>What trained in them before is taken from its run, so a time is that "
-            "of the notebook, not of the trainings.</p><table class='text'>" + body + "</table>")
+    return ("<h1>Executed notebooks</h1><p>A run that was there already is not trained again, so that a time "
+            f"may be without the trainings.</p><table class='text'>{body}</table>")
 
 
 def _api() -> Iterator[tuple[str, str]]:
