@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +20,15 @@ from vfmlab.config import QuantizerConfig
 from vfmlab.errors import DataError
 
 CHUNK = 4096  # tokens whose distances to all entries are in memory at a time
+
+
+class EntriesConfig(QuantizerConfig):
+    """Options of quantisers that take the nearest of so many entries."""
+
+    size: int = Field(16_384, ge=2, description="entries")
+    beta: float = Field(0.25, ge=0, description="weight of the commitment term")
+    temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the entropy")
+    floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,25 @@ class Quantizer(nn.Module):
         """The rule, on fp32 tokens (B N C) outside of autocast."""
         raise NotImplementedError
 
+    def assign(self, x: Tensor, codebook: float, commitment: float, unit: bool = False,
+               turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Quantised:
+        """The nearest entries to tokens x (B N C), with the terms of :func:`pull`.
+
+        unit: tokens and entries have length 1. turn: what is handed the gradient, of tokens and entries.
+        """
+        entries = self.entries()
+        indices = nearest(x, entries)
+        chosen = entries[indices]
+
+        def entropy() -> Tensor:
+            # -|x - e|^2 but for |x|^2, which the softmax drops; of unit vectors it drops |e|^2 too
+            near = 2 * (x @ entries.t())
+            near = near if unit else near - entries.square().sum(-1)
+            return soft_entropy(near / self.config.temperature, self.config.floor)
+
+        latent = straight_through(x if turn is None else turn(x, chosen), chosen)
+        return Quantised(latent, indices, pull(x, chosen, codebook, commitment), self.count(indices), entropy)
+
     def entries(self) -> Tensor:
         """All entries as decoding uses them, size x width, fp32, with gradients."""
         raise NotImplementedError
@@ -116,8 +145,8 @@ class Quantizer(nn.Module):
         eval)."""
         chosen = indices.flatten()
         # not bincount, whose shape depends on values: a plan has none
-        share = torch.zeros(self.size, device=chosen.device).index_add_(0, chosen, torch.ones_like(
-            chosen, dtype=torch.float32))
+        ones = torch.ones_like(chosen, dtype=torch.float32)
+        share = torch.zeros(self.size, device=chosen.device).index_add_(0, chosen, ones)
         if self.training:
             share = over_ranks(share)  # in eval a rank may be alone
         share = share / share.sum()

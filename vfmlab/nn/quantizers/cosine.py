@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab import config
-from vfmlab.nn.quantizers.base import Quantised, Quantizer, nearest, pull, soft_entropy, straight_through
+from vfmlab.nn.quantizers.base import EntriesConfig, Quantised, Quantizer
 from vfmlab.registry import QUANTIZERS
 
 
@@ -25,13 +23,8 @@ class CosineQuantizer(Quantizer):
     their stored lengths are free.
     """
 
-    class Config(config.QuantizerConfig):
+    class Config(EntriesConfig):
         kind: Literal["cosine"] = "cosine"
-        size: int = Field(16_384, ge=2, description="entries")
-        beta: float = Field(0.25, ge=0, description="weight of the commitment term")
-        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the "
-                                                           "entropy")
-        floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: CosineQuantizer.Config, channels: int):
         super().__init__(config, channels, config.size)
@@ -42,13 +35,4 @@ class CosineQuantizer(Quantizer):
         return F.normalize(self.weight.float(), dim=-1)
 
     def quantise(self, x: Tensor) -> Quantised:
-        x, entries = F.normalize(x, dim=-1), self.entries()
-        indices = nearest(x, entries)
-        chosen = entries[indices]
-
-        def entropy() -> Tensor:
-            # |x - e|^2 = 2 - 2 cos for unit vectors; the constant drops out of the softmax.
-            return soft_entropy(2 * (x @ entries.t()) / self.config.temperature, self.config.floor)
-
-        loss = pull(x, chosen, 1.0, self.config.beta)
-        return Quantised(straight_through(x, chosen), indices, loss, self.count(indices), entropy)
+        return self.assign(F.normalize(x, dim=-1), 1.0, self.config.beta, unit=True)

@@ -9,16 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfmlab import config
-from vfmlab.nn.quantizers.base import (
-    Quantised,
-    Quantizer,
-    nearest,
-    over_ranks,
-    pull,
-    soft_entropy,
-    straight_through,
-)
+from vfmlab.nn.quantizers.base import EntriesConfig, Quantised, Quantizer, over_ranks
 from vfmlab.registry import QUANTIZERS
 
 
@@ -28,13 +19,11 @@ class EMAQuantizer(Quantizer):
     moves: e = normalise(decay e + (1 - decay) normalise(mean of its tokens)); the others stay.
     """
 
-    class Config(config.QuantizerConfig):
+    class Config(EntriesConfig):
         kind: Literal["ema"] = "ema"
         size: int = Field(8192, ge=2, description="entries")
         beta: float = Field(1.0, ge=0, description="weight of the commitment term")
         decay: float = Field(0.99, ge=0, lt=1)
-        temperature: float = Field(0.01, gt=0, description="divides squared distances in the entropy")
-        floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: EMAQuantizer.Config, channels: int):
         super().__init__(config, channels, config.size)
@@ -45,17 +34,11 @@ class EMAQuantizer(Quantizer):
         return F.normalize(self.weight.float(), dim=-1)
 
     def quantise(self, x: Tensor) -> Quantised:
-        x, entries = F.normalize(x, dim=-1), self.entries()
-        indices = nearest(x, entries)
-        chosen = entries[indices]
-
-        def entropy() -> Tensor:
-            return soft_entropy(2 * (x @ entries.t()) / self.config.temperature, self.config.floor)
-
+        x = F.normalize(x, dim=-1)
+        found = self.assign(x, 0.0, self.config.beta, unit=True)
         if self.training:
-            self._move(x.detach(), indices)
-        loss = pull(x, chosen, 0.0, self.config.beta)
-        return Quantised(straight_through(x, chosen), indices, loss, self.count(indices), entropy)
+            self._move(x.detach(), found.indices)
+        return found
 
     @torch.no_grad()
     def _move(self, x: Tensor, indices: Tensor) -> None:

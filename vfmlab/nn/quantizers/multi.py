@@ -12,9 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmlab import config
 from vfmlab.errors import ConfigError, DataError
-from vfmlab.nn.quantizers.base import Quantised, Quantizer
+from vfmlab.nn.quantizers.base import EntriesConfig, Quantised, Quantizer
 from vfmlab.nn.quantizers.cosine import CosineQuantizer
 from vfmlab.registry import QUANTIZERS
 
@@ -29,13 +28,10 @@ class MultiCodebookQuantizer(Quantizer):
         ConfigError: channels or entries do not divide by the codebooks.
     """
 
-    class Config(config.QuantizerConfig):
+    class Config(EntriesConfig):
         kind: Literal["multi"] = "multi"
         size: int = Field(32_768, ge=2, description="entries of all codebooks together")
         codebooks: int = Field(8, ge=1)
-        beta: float = Field(0.25, ge=0, description="weight of the commitment term")
-        temperature: float = Field(0.01, gt=0, description="squared distances are divided by it in the "
-                                                           "entropy")
         floor: float = Field(1e-7, gt=0, description="added inside the logarithm of the mean assignment")
 
         @property

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab import config
-from vfmlab.nn.quantizers.base import Quantised, Quantizer, nearest, pull, soft_entropy, straight_through
+from vfmlab.nn.quantizers.base import EntriesConfig, Quantised, Quantizer
 from vfmlab.registry import QUANTIZERS
 
 
@@ -24,17 +23,13 @@ class SimVQ(Quantizer):
     Loss |sg(z) - q|^2 + beta |z - sg(q)|^2, as the paper has it; `legacy`: beta on the other term.
     """
 
-    class Config(config.QuantizerConfig):
+    class Config(EntriesConfig):
         kind: Literal["simvq"] = "simvq"
-        size: int = Field(16_384, ge=2, description="entries")
-        beta: float = Field(0.25, ge=0, description="weight of the commitment term")
         legacy: bool = Field(False, description="beta on the codebook term instead")
         frozen: bool = Field(True, description="only the map is trained; false: the vectors too")
         bias: bool = Field(False, description="of the map: the paper has none, its release one")
         estimator: Literal["straight_through", "rotation"] = Field(
             "straight_through", description="gradient of the input: handed over, or turned with it")
-        temperature: float = Field(0.01, gt=0, description="divides squared distances in the entropy")
-        floor: float = Field(1e-5, gt=0, description="added inside the logarithm of the mean assignment")
 
     def __init__(self, config: SimVQ.Config, channels: int):
         super().__init__(config, channels, config.size)
@@ -51,17 +46,8 @@ class SimVQ(Quantizer):
         return F.linear(self.vectors.float(), self.map.weight.float(), bias)
 
     def quantise(self, x: Tensor) -> Quantised:
-        entries, beta = self.entries(), self.config.beta
-        indices = nearest(x, entries)
-        chosen = entries[indices]
-
-        def entropy() -> Tensor:
-            distance = entries.square().sum(-1) - 2 * (x @ entries.t())
-            return soft_entropy(-distance / self.config.temperature, self.config.floor)
-
-        loss = pull(x, chosen, *((beta, 1.0) if self.config.legacy else (1.0, beta)))
-        turned = rotated(x, chosen) if self.config.estimator == "rotation" else x
-        return Quantised(straight_through(turned, chosen), indices, loss, self.count(indices), entropy)
+        weights = (self.config.beta, 1.0) if self.config.legacy else (1.0, self.config.beta)
+        return self.assign(x, *weights, turn=rotated if self.config.estimator == "rotation" else None)
 
 
 def rotated(x: Tensor, chosen: Tensor) -> Tensor:
