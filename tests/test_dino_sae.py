@@ -12,7 +12,7 @@ from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.decoders.dc_ae import DCDecoder
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.losses.token_cosine import token_cosine
+from vfmlab.losses.preservation import preservation
 from vfmlab.nn.dc_blocks import ConvStem, EfficientViTBlock, RMSNorm2d
 from vfmlab.nn.sphere import lengths
 from vfmlab.registry import TOKENIZERS
@@ -56,7 +56,7 @@ def test_stem(golden):
     state = {".".join((f"{k.split('.')[2]}s", k.split(".")[1], "weight")): v for k, v in part(g, "stem.sd.").items()}
     stem.load_state_dict(state)
     close(stem(g["stem.x"]).permute(0, 2, 3, 1), g["stem.out"], 2e-5)
-    torch.testing.assert_close(token_cosine(g["align.zs"].mT, g["align.zt"].mT), g["align.loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(preservation(g["align.zs"].mT, g["align.zt"].mT, "cosine"), g["align.loss"], rtol=1e-5, atol=0)
     c = json.loads((golden / "continuous" / "dino_sae_stem.json").read_text())
     close(smoothed(g["align.zs"], c["smooth_tau"] * float(g["smooth.u"]), g["smooth.eps"]), g["smooth.out"], 2e-5)
 
@@ -115,10 +115,10 @@ def test_stem_and_decoder_train_and_the_vfm_does_not(model):
     tokenizer, x = make(model), torch.rand(2, 3, 16, 16) * 2 - 1
     z = tokenizer.posterior(x).mean
     assert z.shape == (2, 128, 4, 4)
-    (tokenizer.decode_raw(z)[0].square().mean() + token_cosine(z, model.features(x, (-1,)).maps[-1])).backward()
+    (tokenizer.decode_raw(z)[0].square().mean() + preservation(z, model.features(x, (-1,)).maps[-1], "cosine")).backward()
     assert not [n for n, p in tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
     assert all(p.grad is None for p in model.parameters())
-    assert token_cosine(z, 3 * z) < 1e-6, "length is free"
+    assert preservation(z, 3 * z, "cosine") < 1e-6, "length is free"
 
 
 def test_noise_has_one_scale_a_batch_and_rises(model):

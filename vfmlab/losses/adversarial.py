@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.config.schema import Beta
+from vfmlab.config.section import by_name
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, LossContext, Reconstruction
 from vfmlab.registry import DISCRIMINATORS, LOSSES
@@ -83,17 +84,7 @@ def outputs_of(r: Reconstruction, loss: str, name: str) -> Discriminated:
     return outputs
 
 
-def _discriminator(value: Any) -> Any:
-    if isinstance(value, str):
-        value = {"kind": value}
-    if not isinstance(value, dict):
-        return value
-    if "kind" not in value:
-        raise ValueError(f"needs the field 'kind' (choose from: {', '.join(DISCRIMINATORS.names())})")
-    return DISCRIMINATORS.get(value["kind"]).Config.model_validate(value)
-
-
-AnyDiscriminator = Annotated[SerializeAsAny[config.Section], BeforeValidator(_discriminator)]
+AnyDiscriminator = Annotated[SerializeAsAny[config.Section], by_name(DISCRIMINATORS, "kind")]
 
 
 class Scheduled(config.LossConfig):
@@ -121,8 +112,7 @@ class Adversarial(Loss):
         discriminator_start: int | None = Field(
             None, ge=0, description="the discriminator trains from here on; null: from `start` on"
         )
-        adaptive: bool = Field(False, description="weight scaled by the gradient-norm ratio at the last "
-                                                  "decoder layer")
+        adaptive: bool = Field(False, description="scaled by the gradients' ratio at the last decoder layer")
         r1: float | None = Field(None, gt=0, description="weight of R1, half the squared gradient at real "
                                                          "images; null: none")
         lr: float | None = Field(None, gt=0, description="of the discriminator; null: the run's")

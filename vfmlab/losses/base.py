@@ -115,19 +115,11 @@ class Loss(nn.Module):
         with torch.autocast(r.target.device.type, enabled=False):
             return self.value(r).float()
 
-    def hide(self, name: str, network: nn.Module) -> None:
-        """Freeze a network and hold it as `self.hidden[name]`: neither trained nor saved, but moved by
-        `.to()`."""
-        self.hidden[name] = network.requires_grad_(False).eval()
-
     def need_vfm(self) -> nn.Module:
         """The run's VFM; :class:`ConfigError` when the run has none."""
         if self.context.vfm is None:
-            raise ConfigError(
-                f"loss '{self.registered_name}' compares with a VFM's features but the run has no 'vfm' "
-                "section; "
-                "add vfm.name=pocket"
-            )
+            raise ConfigError(f"loss '{self.registered_name}' compares with a VFM's features but the run has "
+                              "no 'vfm' section; add vfm.name=pocket")
         return self.context.vfm
 
 

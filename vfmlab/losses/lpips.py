@@ -48,7 +48,7 @@ class LPIPS(Loss):
             raise ConfigError(f"losses.lpips.network '{config.network}': its backbone could not be "
                               f"downloaded ({why}); put {url} into {folder}, or use losses.perceptual, which "
                               "needs no download") from None
-        self.hide("network", metric.net)
+        self.hidden.freeze("network", metric.net)
 
     def value(self, r: Reconstruction) -> Tensor:
         image, target = r.images[0], r.target

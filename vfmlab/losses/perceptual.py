@@ -39,7 +39,7 @@ class Perceptual(Loss):
 
             network = vfm.build(config.model, context.size)
         self.read = network.check_layers(config.read) if config.read is not None else network.layers
-        self.hide("network", network)
+        self.hidden.freeze("network", network)
 
     def value(self, r: Reconstruction) -> Tensor:
         network = self.hidden["network"]

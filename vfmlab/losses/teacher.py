@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, Reconstruction
+from vfmlab.losses.preservation import preservation
 from vfmlab.registry import LOSSES
 
 
@@ -27,9 +27,5 @@ class TeacherLoss(Loss):
     def value(self, r: Reconstruction) -> Tensor:
         if r.taught is None:
             raise ConfigError(f"losses.{self.name}: this tokenizer has no teacher to train; use "
-                              "tokenizer.method=gae "
-                              "with tokenizer.teacher={}, or remove the term")
-        rebuilt, target = r.taught.rebuilt.float(), r.taught.target.float()
-        if self.config.distance == "l2":
-            return F.mse_loss(rebuilt, target)
-        return (1 - F.cosine_similarity(rebuilt, target, dim=1)).mean()
+                              "tokenizer.method=gae with tokenizer.teacher={}, or remove the term")
+        return preservation(r.taught.rebuilt, r.taught.target, self.config.distance)

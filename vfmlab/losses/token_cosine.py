@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, LossContext, Reconstruction
+from vfmlab.losses.preservation import preservation
 from vfmlab.registry import LOSSES
-
-
-def token_cosine(z: Tensor, tokens: Tensor) -> Tensor:
-    """1 - cosine over dim 1, mean over the rest: B C h w twice."""
-    return (1 - F.cosine_similarity(z.float(), tokens.detach().float(), dim=1)).mean()
 
 
 @LOSSES.register("token_cosine")
@@ -32,10 +27,8 @@ class TokenCosine(Loss):
         width = self.need_vfm().width(config.layer)
         if width != context.channels:
             raise ConfigError("losses.token_cosine compares tokens one to one: the latent has "
-                              f"{context.channels} "
-                              f"channels, the VFM's layer {config.layer} {width}; use "
-                              "tokenizer.method=dino_sae, or "
-                              "the loss vf, which has a linear map in between")
+                              f"{context.channels} channels, the VFM's layer {config.layer} {width}; use "
+                              "tokenizer.method=dino_sae, or the loss vf, which has a linear map in between")
 
     def value(self, r: Reconstruction) -> Tensor:
-        return token_cosine(r.posterior.mode(), r.features[self.config.layer])
+        return preservation(r.posterior.mode(), r.features[self.config.layer], "cosine")

@@ -29,6 +29,10 @@ class Frozen(nn.Module):
     def __setitem__(self, name: str, part: nn.Module) -> None:
         self.parts[name] = part
 
+    def freeze(self, name: str, part: nn.Module) -> None:
+        """Hold a part that nobody trains: without gradients, in eval mode."""
+        self.parts[name] = part.requires_grad_(False).eval()
+
     def __len__(self) -> int:
         return len(self.parts)
 

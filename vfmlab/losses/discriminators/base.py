@@ -33,9 +33,8 @@ class Discriminator(nn.Module):
 
     A kind subclasses this in one file, registers itself, declares its options as a nested `Config`, and
     implements `score`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm
-    the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone is kept out of
-    `parameters()`, `state_dict()` and `.train()` (see :meth:`hide`), so all parameters are to be trained and
-    saved.
+    the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone stands in `hidden`, outside
+    of `parameters()`, `state_dict()` and `.train()`, so all parameters are to be trained and saved.
     """
 
     Config: type[DiscriminatorConfig] = DiscriminatorConfig
@@ -78,8 +77,3 @@ class Discriminator(nn.Module):
     def crop(self, images: Tensor, rng: StepRandom) -> Tensor:
         """A random window of the batch, for kinds that judge windows."""
         return images
-
-    def hide(self, name: str, network: nn.Module) -> None:
-        """Freeze a network and keep it as `self.hidden[name]`: neither trained nor saved, but moved by
-        `.to()`."""
-        self.hidden[name] = network.requires_grad_(False).eval()

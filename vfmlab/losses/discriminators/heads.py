@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.nn.modulation import EqualLinear
+
 
 class SpectralConv1d(nn.Conv1d):
     """Conv1d whose weight is divided by its largest singular value; padding wraps around.
@@ -93,7 +95,7 @@ class Head(nn.Module):
         self.first = Block(channels, 1, batch, eps)
         self.second = Block(channels, kernel, batch, eps)
         self.out = SpectralConv1d(channels, mapped if condition else 1)
-        self.condition = Equalised(condition, mapped) if condition else None
+        self.condition = EqualLinear(condition, mapped) if condition else None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Logits B N and the two hidden maps. condition: B D, for conditional heads."""
@@ -102,18 +104,5 @@ class Head(nn.Module):
         logits = self.out(second)
         if self.condition is None:
             return logits[:, 0], [first, second]
-        mapped = self.condition(condition)
+        mapped = self.condition(condition.to(self.condition.weight))
         return (logits * mapped[:, :, None]).sum(1) / math.sqrt(mapped.shape[1]), [first, second]
-
-
-class Equalised(nn.Module):
-    """Linear layer that keeps its weight at unit variance and divides by sqrt(inputs) when used
-    (StyleGAN)."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(outputs,
-                                                          inputs)), nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight), self.weight / math.sqrt(self.weight.shape[1]), self.bias)

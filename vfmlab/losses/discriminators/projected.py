@@ -66,7 +66,7 @@ class OnTokens:
         self.layers = chosen_layers(config, backbone)
         self.heads = make_heads(config, backbone, self.layers)
         self.pixels = side(config, backbone)
-        self.hide("backbone", backbone)
+        self.hidden.freeze("backbone", backbone)
 
     def crop(self, images: Tensor, rng: StepRandom) -> Tensor:
         return random_window(images, rng, self.pixels, self.config.crop)
