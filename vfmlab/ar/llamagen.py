@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.config import NetworkConfig
+from vfmlab.config import SizedConfig
 from vfmlab.errors import ConfigError
 from vfmlab.nn.attention import attend
 from vfmlab.nn.rope import rotary_line, rotary_table, rotate
@@ -56,15 +56,13 @@ class CodeShape(NamedTuple):
         return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid)
 
 
-class Shape(NetworkConfig):
-    """Size of a transformer: a preset, or numbers, or a preset with some numbers replaced."""
+class Shape(SizedConfig):
+    """Options of :class:`LlamaGen`."""
 
+    SIZES = SIZES
     kind: str = "llamagen"
     size: Literal["B", "L", "XL", "XXL", "2B", "3B"] | None = Field(
-        None, description="LlamaGen's preset of width, depth and heads")
-    width: int | None = Field(None, ge=4)
-    depth: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
+        None, description="LlamaGen's width, depth and heads")
     multiple: int = Field(256, ge=1, description="the feed-forward's hidden width, 8/3 of the width, is "
                                                  "rounded up to a multiple of this")
     dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and of what each block adds")
@@ -72,23 +70,6 @@ class Shape(NetworkConfig):
         "zeros", description="what turns the class token's query and key: zeros, as released, or nothing")
     target_places: bool = Field(False, description="add the place that is predicted (RAR); needed for "
                                                    "training in other orders")
-
-    @model_validator(mode="after")
-    def _sized(self) -> Shape:
-        if self.size is None and None in (self.width, self.depth, self.heads):
-            raise ValueError(f"needs either size={'|'.join(SIZES)} or all of width, depth, heads")
-        width, _, heads = self.sizes
-        if width % (4 * heads):
-            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or "
-                             "heads")
-        return self
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """(width, depth, heads)."""
-        preset = SIZES[self.size] if self.size else (None, None, None)
-        given = (self.width, self.depth, self.heads)
-        return tuple(p if g is None else g for g, p in zip(given, preset, strict=True))  # type: ignore
 
     @property
     def hidden(self) -> int:

@@ -23,6 +23,7 @@ from vfmlab.config.schema import (
     Permuted,
     Pretrain,
     QuantizerConfig,
+    SizedConfig,
     TimeSampling,
     TokenizerConfig,
     Train,
@@ -34,6 +35,6 @@ __all__ = [
     "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig",
     "Diffusion", "Equivariance", "Guidance", "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig",
     "Part", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
-    "Section", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune",
+    "Section", "SizedConfig", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune",
     "digest", "explain", "kind_of", "located", "override", "parse", "parse_assignments", "parse_overrides",
 ]  # fmt: skip

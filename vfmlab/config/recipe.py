@@ -182,12 +182,8 @@ class Recipe(Section):
         """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the
         first.
         """
-        settings = {
-            "trains": self.trains,
-            "equivariance": self.equivariance,
-            "train": self.train,
-            "losses": self.losses,
-        }
+        settings = {"trains": self.trains, "equivariance": self.equivariance, "train": self.train,
+                    "losses": self.losses}
         if stage is None:
             return Settings.model_construct(**settings)
         tree = {name: part.model_dump() for name, part in settings.items() if isinstance(part, Section)}
@@ -195,10 +191,7 @@ class Recipe(Section):
         settings |= {"train": {}} | tree
         for i, change in enumerate(self.stages[: stage + 1]):
             for name, term in change.losses.items():
-                losses[name] = {
-                    **losses.get(name, {}),
-                    **(term if isinstance(term, dict) else {"weight": term}),
-                }
+                losses[name] = losses.get(name, {}) | (term if isinstance(term, dict) else {"weight": term})
             settings["trains"] = settings["trains"] if change.trains is None else change.trains
             settings["equivariance"] = {**settings["equivariance"], **change.equivariance}
             settings["train"] = {**settings["train"], **change.train}
@@ -206,9 +199,8 @@ class Recipe(Section):
                 valid = Settings.model_validate(settings | {"losses": losses})
             except ValidationError as error:
                 raise under("stages", under(str(i), error)) from None
-            losses = {
-                name: term for name, term in losses.items() if name in valid.losses
-            }  # a removed term begins anew
+            # a removed term begins anew
+            losses = {name: term for name, term in losses.items() if name in valid.losses}
         return valid
 
     @property
@@ -234,23 +226,12 @@ class Recipe(Section):
             name = generator.tokenizer_of
         parts: list[Recipe] = []
         if self.imported is not None:
-            fresh = {
-                "trains": ("*",),
-                "losses": {},
-                "equivariance": Equivariance(),
-                "train": None,
-                "stages": (),
-                "stage": None,
-            }
-            parts.append(
-                bare.model_copy(update={"name": f"{name.removesuffix('_imported')}_imported", **fresh})
-            )
+            fresh = {"trains": ("*",), "losses": {}, "equivariance": Equivariance(), "train": None,
+                     "stages": (), "stage": None, "name": f"{name.removesuffix('_imported')}_imported"}
+            parts.append(bare.model_copy(update=fresh))
         for i, stage in enumerate(self.stages):
-            parts.append(
-                bare.model_copy(
-                    update={"name": f"{name}_{stage.name}", "stages": self.stages[: i + 1], "stage": i}
-                )
-            )
+            update = {"name": f"{name}_{stage.name}", "stages": self.stages[: i + 1], "stage": i}
+            parts.append(bare.model_copy(update=update))
         if not parts:
             alone = name if self.diffusion is None else f"{name}_tokenizer"
             parts.append(bare.model_copy(update={"name": alone}))
@@ -395,16 +376,21 @@ class TokenizerPhase(Phase):
 
 
 @dataclass(frozen=True)
-class DiffusionPhase(Phase):
-    """Training, or import, of a diffusion network on a tokenizer's latents."""
-
-    kind = "diffusion"
+class GeneratorPhase(Phase):
+    """Training, or import, of what is trained on a tokenizer."""
 
     tokenizer_phase = property(attrgetter("before"))
     losses = property(attrgetter("before.losses"))
     trains = ("*",)
-    train = property(attrgetter("recipe.diffusion.train"))
-    imported = property(attrgetter("recipe.diffusion.imported"))
+    train = property(attrgetter("recipe.generator.train"))
+    imported = property(attrgetter("recipe.generator.imported"))
+
+
+@dataclass(frozen=True)
+class DiffusionPhase(GeneratorPhase):
+    """A diffusion network on a tokenizer's latents."""
+
+    kind = "diffusion"
 
     @property
     def tuned(self) -> bool:
@@ -412,16 +398,10 @@ class DiffusionPhase(Phase):
 
 
 @dataclass(frozen=True)
-class ARPhase(Phase):
-    """Training, or import, of a network that draws a quantised tokenizer's codes."""
+class ARPhase(GeneratorPhase):
+    """A network that draws a quantised tokenizer's codes."""
 
     kind = "ar"
-
-    tokenizer_phase = property(attrgetter("before"))
-    losses = property(attrgetter("before.losses"))
-    trains = ("*",)
-    train = property(attrgetter("recipe.ar.train"))
-    imported = property(attrgetter("recipe.ar.imported"))
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:

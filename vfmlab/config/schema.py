@@ -12,7 +12,7 @@ any unknown field.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -248,6 +248,34 @@ class NetworkConfig(Section):
     kind: str
 
 
+class SizedConfig(NetworkConfig):
+    """A transformer's size: one of `SIZES`, or numbers, or one of these with some numbers replaced."""
+
+    SIZES: ClassVar[dict[str, tuple[int, int, int]]] = {}  # name: (width, depth, heads)
+
+    size: str | None = None
+    width: int | None = Field(None, ge=4)
+    depth: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if self.size is None and None in (self.width, self.depth, self.heads):
+            raise ValueError(f"needs either size={'|'.join(self.SIZES)} or all of width, depth, heads")
+        width, _, heads = self.sizes
+        if width % (4 * heads):
+            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or "
+                             "heads")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(width, depth, heads)."""
+        preset = self.SIZES[self.size] if self.size else (None, None, None)
+        given = (self.width, self.depth, self.heads)
+        return tuple(p if g is None else g for g, p in zip(given, preset, strict=True))  # type: ignore
+
+
 class Imported(Section):
     """Weights released by others; see `vfmlab.weights`. They are not trained: `vfmlab import NAME` makes the
     run.
@@ -309,33 +337,36 @@ class Tune(Section):
     losses: Losses | None = Field(None, description="the tokenizer's own; null: those of its last stage")
 
 
-class Diffusion(Section):
-    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents: trained,
-    or imported.
-    """
+class Generator(Section):
+    """What is trained on a tokenizer's latents, or imported."""
 
-    network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
     train: Train | None = None
     imported: Imported | None = Field(None, description="released weights in place of `train`")
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    cache: bool = Field(True, description="train on cached latents or codes; False encodes on the fly")
+    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$",
+                                     description="run name whose tokenizer is taken; null: the run's own")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.train is None) == (self.imported is None):
+            raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
+        return self
+
+
+class Diffusion(Generator):
+    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""
+
+    network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
     path: Annotated[SerializeAsAny[PathConfig], by_name(PATHS, "kind")] | None = Field(
         None, description="null: linear; 'sphere' for tokenizers with a radius")
     time: TimeSampling = TimeSampling()
     cosine_loss: float = Field(0.0, ge=0, description="weight of 1 - cos(v, v_target), LightningDiT's option")
     sample_posterior: bool = Field(True, description="cache mean and std and draw z anew each time; False: "
                                                      "the mode")
-    class_dropout: float = Field(0.1, ge=0, le=1)
-    cache: bool = Field(True, description="train on cached latents; False encodes on the fly")
-    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$",
-                                     description="run name whose tokenizer is taken; null: the run's own")
     alignment: Alignment | None = Field(None, description="REPA; null: off")
     class_token: ClassToken | None = Field(None, description="REG; null: off")
     tune: Tune | None = Field(None, description="REPA-E; null: the tokenizer stays as it is")
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Diffusion:
-        if (self.train is None) == (self.imported is None):
-            raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
-        return self
 
     @model_validator(mode="after")
     def _straight(self) -> Diffusion:
@@ -394,25 +425,17 @@ class Permuted(Section):
         return max(0.0, 1 - (samples - self.until) / max(1, self.raster - self.until))
 
 
-class AR(Section):
-    """A generator that draws a quantised tokenizer's codes one after the other: trained, or imported."""
+class AR(Generator):
+    """A generator that draws a quantised tokenizer's codes one after the other."""
 
     network: Annotated[SerializeAsAny[NetworkConfig], by_name(TOKEN_NETWORKS, "kind")]
-    train: Train | None = None
-    imported: Imported | None = Field(None, description="released weights in place of `train`")
-    class_dropout: float = Field(0.1, ge=0, le=1)
-    cache: bool = Field(True, description="train on cached codes; False encodes on the fly")
     ten_crops: float | None = Field(None, gt=1, le=4, description="cache codes of ten crops (corners and "
         "centre, mirrored too) of images larger by this factor; null: of the image, and with data.flip of "
         "its mirror image")
     permuted: Permuted | None = Field(None, description="RAR's orders; null: raster order")
-    tokenizer_of: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$",
-                                     description="run name whose tokenizer is taken; null: the run's own")
 
     @model_validator(mode="after")
     def _fits(self) -> AR:
-        if (self.train is None) == (self.imported is None):
-            raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
         if self.ten_crops is not None and not self.cache:
             raise ValueError("ten_crops: crops are cached; set cache=true, or leave ten_crops out")
         if self.permuted is not None and not getattr(self.network, "target_places", False):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.config import NetworkConfig
+from vfmlab.config import NetworkConfig, SizedConfig
 from vfmlab.diffusion.blocks import Block, FinalLayer, LayerNorm, TimeEmbedding, initialise, unpatchify
 from vfmlab.errors import ConfigError
 from vfmlab.nn.rope import rotary_table, sincos_table
@@ -28,33 +28,13 @@ SIZES = {  # name: (width, depth, heads), table 1 of DiT
 }
 
 
-class Shape(NetworkConfig):
-    """Size and patch of a transformer: a preset, or numbers, or a preset with some numbers replaced."""
+class Shape(SizedConfig):
+    """Size and patch of a transformer."""
 
-    size: Literal["S", "B", "L", "XL"] | None = Field(None,
-                                                      description="DiT's preset of width, depth and heads")
+    SIZES = SIZES
+    size: Literal["S", "B", "L", "XL"] | None = Field(None, description="DiT's width, depth and heads")
     width: int | None = Field(None, ge=8)
-    depth: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
     patch: int = Field(1, ge=1, description="side of a patch in latent pixels")
-
-    @model_validator(mode="after")
-    def _sized(self) -> Shape:
-        if self.size is None and None in (self.width, self.depth, self.heads):
-            raise ValueError("needs either size=S|B|L|XL or all of width, depth, heads")
-        width, _, heads = self.sizes
-        if width % (4 * heads):
-            raise ValueError(f"width {width} is not a multiple of 4 x heads ({4 * heads}); change width or "
-                             "heads")
-        return self
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """(width, depth, heads)."""
-        preset = SIZES[self.size] if self.size else (None, None, None)
-        given = (self.width, self.depth, self.heads)
-        return tuple(p if g is None else g
-                     for g, p in zip(given, preset, strict=True))  # type: ignore[return-value]
 
 
 def token_grid(latent_shape: tuple[int, int, int], patch: int) -> tuple[int, int]:
