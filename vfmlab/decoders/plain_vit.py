@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
-from vfmlab.nn.plain_vit import PlainBlock, positions, rms
+from vfmlab.nn.plain_vit import PlainBlock, rms
+from vfmlab.nn.rope import positions
 from vfmlab.registry import DECODERS
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
-from vfmlab.nn.rope import sincos_table
+from vfmlab.nn.rope import positions, sincos_table
 from vfmlab.nn.vit_block import Activation, ViTBlock
 from vfmlab.registry import DECODERS
 
@@ -92,12 +92,7 @@ class ViTDecoder(nn.Module):
         """Raw latents B C h w -> values of every patch B (h w) (p p 3): rows, columns, colours."""
         h, w = z.shape[-2:]
         x = self.embed(z.flatten(2).transpose(1, 2))
-        position = self.position.to(x.dtype)
-        if (h, w) != (self.side, self.side):
-            grid = position[:, 1:].transpose(1, 2).unflatten(2, (self.side, self.side))
-            grid = F.interpolate(grid.float(), (h, w), mode="bicubic", antialias=True,
-                                 align_corners=False).to(x.dtype)
-            position = torch.cat([position[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        position = positions(self.position.to(x.dtype), (h, w), prefix=1)
         x = x + position[:, 1:]
         if self.class_token is not None:
             x = torch.cat([(self.class_token + position[:, :1]).to(x.dtype).expand(len(x), -1, -1), x], dim=1)

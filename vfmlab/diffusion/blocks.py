@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.nn.attention import attend
-from vfmlab.nn.rope import rotate
+from vfmlab.nn.attention import SelfAttention
 
 
 class RMSNorm(nn.Module):
@@ -28,19 +27,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
-    """Layer norm over the last axis, in fp32, returned in x's dtype. `affine=False`: adaLN brings scale and
-    shift."""
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, in fp32, returned in x's dtype; adaLN brings scale and shift if not
+    `affine`."""
 
     def __init__(self, width: int, eps: float = 1e-6, affine: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
-        self.shape, self.eps = (width,), eps
+        super().__init__(width, eps, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
-        return F.layer_norm(x.float(), self.shape, weight, bias, self.eps).to(x.dtype)
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 def frequencies(count: int = 128, longest: float = 10_000.0) -> Tensor:
@@ -75,27 +71,8 @@ class FourierEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.mlp[0].weight.dtype))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with optional norm of queries and keys and rotary positions.
-
-    Args:
-        qk_norm: "rms", "layer" (affine, eps 1e-5: torch's default, as in the releases) or None.
-    """
-
-    def __init__(self, width: int, heads: int, qk_norm: str | None = None):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        makers = {"rms": RMSNorm, "layer": lambda d: LayerNorm(d, 1e-5, affine=True),
-                  None: lambda _: nn.Identity()}
-        self.q_norm, self.k_norm = (makers[qk_norm](width // heads) for _ in range(2))
-
-    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B heads N d
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+# Of queries and keys; layer norm with weights and torch's default eps, as in the releases.
+QK_NORMS = {"rms": RMSNorm, "layer": lambda width: LayerNorm(width, 1e-5, affine=True)}
 
 
 def feed_forward(width: int, ratio: float, swiglu: bool) -> nn.Module:
@@ -131,7 +108,7 @@ class Block(nn.Module):
                  shift_free: bool):
         super().__init__()
         self.norm1, self.norm2 = (RMSNorm(width) if norm == "rms" else LayerNorm(width) for _ in range(2))
-        self.attn = Attention(width, heads, norm if qk_norm else None)
+        self.attn = SelfAttention(width, heads, qk_norm=QK_NORMS[norm] if qk_norm else nn.Identity)
         self.mlp = feed_forward(width, ratio, swiglu)
         self.modulation, self.shift_free = nn.Linear(width, (4 if shift_free else 6) * width), shift_free
 

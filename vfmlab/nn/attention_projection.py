@@ -20,14 +20,8 @@ from torch.nn import functional as F
 
 from vfmlab.nn.attention import attend
 
-Gelu = Literal["tanh", "erf"]
+Gelu = Literal["tanh", "erf"]  # the papers' approximation; the exact one, faster on the CPU in bf16
 Kind = Literal["attention", "conv"]
-
-
-def gelu(x: Tensor, kind: Gelu) -> Tensor:
-    """GELU; "tanh" is the approximation of the papers' adapters, "erf" the exact one (faster on the CPU in
-    bf16)."""
-    return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
 def head_count(wide: int, narrow: int) -> int:
@@ -77,7 +71,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, kind: Gelu):
         super().__init__()
-        self.kind: Gelu = kind
+        self.approximate = "tanh" if kind == "tanh" else "none"
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.gate = nn.Linear(width, hidden)
         self.value = nn.Linear(width, hidden)
@@ -85,7 +79,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.out(gelu(self.gate(x), self.kind) * self.value(x))
+        return self.out(F.gelu(self.gate(x), approximate=self.approximate) * self.value(x))
 
 
 class AttentionProjectionLayer(nn.Module):
@@ -142,11 +136,9 @@ class ConvProjection(nn.Conv2d):
         return self.weight
 
 
-def projection(
-    how: Kind, inputs: int, outputs: int, layers: int = 1, kind: Gelu = "tanh"
-) -> AttentionProjection | ConvProjection:
+def projection(how: Kind, inputs: int, outputs: int, layers: int = 1,
+               kind: Gelu = "tanh") -> AttentionProjection | ConvProjection:
     """The projection named in a config; `layers` and `kind` concern attention only."""
-    return (
-        AttentionProjection(inputs, outputs, layers, kind) if how == "attention"
-        else ConvProjection(inputs, outputs)
-    )
+    if how == "attention":
+        return AttentionProjection(inputs, outputs, layers, kind)
+    return ConvProjection(inputs, outputs)

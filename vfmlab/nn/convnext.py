@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -15,16 +13,9 @@ from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.modulation import Style, modulated_conv
 from vfmlab.nn.norms import group_norm
 from vfmlab.nn.pointwise import PointwiseConv, pointwise
+from vfmlab.nn.vit_block import ACTIVATIONS
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "leaky_relu"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
-}
 
 
 class ModulatedConvNeXt(nn.Module):
@@ -40,16 +31,8 @@ class ModulatedConvNeXt(nn.Module):
             training): none.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        style: int,
-        kernel: int = 7,
-        expansion: int = 4,
-        layer_scale: float = 1e-5,
-        activation: Activation = "gelu",
-        legacy_noise: int = 0,
-    ):
+    def __init__(self, channels: int, style: int, kernel: int = 7, expansion: int = 4,
+                 layer_scale: float = 1e-5, activation: Activation = "gelu", legacy_noise: int = 0):
         super().__init__()
         hidden = expansion * channels
         self.activation = ACTIVATIONS[activation]

@@ -10,24 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.nn.attention import attend
+from vfmlab.nn.attention import SelfAttention, attend
 from vfmlab.nn.rope import sincos_table
 
 EPS = 1e-5
 Fusion = Literal["sft", "add", "concat", "none"]
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of B N D."""
-
-    def __init__(self, width: int, heads: int, qkv_bias: bool = True):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

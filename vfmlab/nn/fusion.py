@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.nn.convnext import ACTIVATIONS, Activation
+from vfmlab.nn.convnext import Activation
 from vfmlab.nn.depthwise import DepthwiseConv
 from vfmlab.nn.norms import group_norm
 from vfmlab.nn.pointwise import PointwiseConv
+from vfmlab.nn.vit_block import ACTIVATIONS
 
 
 class LatentFusion(nn.Module):

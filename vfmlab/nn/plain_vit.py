@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.nn.attention import attend
+from vfmlab.nn.attention import SelfAttention
+from vfmlab.nn.rope import positions
 
 EPS = 1e-6
 
@@ -22,17 +23,9 @@ def hidden_width(width: int) -> int:
     return -(-int(width * 4 * 2 / 3) // 256) * 256
 
 
-class Attention(nn.Module):
+def attention(width: int, heads: int) -> SelfAttention:
     """Self-attention of B N D; queries and keys are normalised per head."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B heads N d
-        return self.proj(attend(rms(q), rms(k), v).transpose(1, 2).flatten(2))
+    return SelfAttention(width, heads, qkv_bias=False, bias=False, qk_norm=lambda _: rms)
 
 
 class SwiGLU(nn.Module):
@@ -53,21 +46,11 @@ class PlainBlock(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attn, self.mlp = Attention(width, heads), SwiGLU(width)
+        self.attn, self.mlp = attention(width, heads), SwiGLU(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(rms(x))
         return x + self.mlp(rms(x))
-
-
-def positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Learned positions 1 N D of a square grid, interpolated where tokens stand on another one."""
-    side = round(table.shape[1] ** 0.5)
-    if (side, side) == tuple(grid):
-        return table
-    square = table.transpose(1, 2).unflatten(2, (side, side)).float()
-    square = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
-    return square.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 class PlainEncoder(nn.Module):

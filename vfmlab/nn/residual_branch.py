@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vfmlab.nn.rope import positions
 from vfmlab.nn.vit_block import ViTBlock
 
 EPS = 1e-6
@@ -30,18 +30,10 @@ class ResidualBranch(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.patch_embed(images)
         x = torch.cat([self.class_token.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
-        x = x + self._position(maps.shape[-2:])
+        x = x + positions(self.position, maps.shape[-2:], prefix=1)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 1:]).transpose(1, 2).unflatten(2, maps.shape[-2:])
-
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        side = round((self.position.shape[1] - 1) ** 0.5)
-        if (side, side) == tuple(grid):
-            return self.position
-        square = self.position[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        square = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
-        return torch.cat([self.position[:, :1], square.flatten(2).transpose(1, 2)], dim=1)
 
 
 class Spread(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
@@ -44,6 +45,19 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     sin, cos = table.to(x.dtype)
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     return x * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin
+
+
+def positions(table: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
+    """Positions 1 N D of a square grid, interpolated where tokens stand on another one.
+
+    prefix: of class tokens in front, whose positions stay.
+    """
+    side = round((table.shape[1] - prefix) ** 0.5)
+    if (side, side) == tuple(grid):
+        return table
+    square = table[:, prefix:].transpose(1, 2).unflatten(2, (side, side)).float()
+    square = F.interpolate(square, tuple(grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table[:, :prefix], square.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
 def sincos_table(grid: tuple[int, int], width: int) -> Tensor:

@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vfmlab.errors import ConfigError
-from vfmlab.nn.plain_vit import Attention, PlainBlock, positions, rms
+from vfmlab.nn.plain_vit import PlainBlock, attention, rms
+from vfmlab.nn.rope import positions
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,14 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         if side % window:
-            raise ConfigError(f"tokenizer.teacher.window {window} does not divide the map of {side} x "
-                              f"{side}; 1 "
-                              "always does")
+            raise ConfigError(f"tokenizer.teacher.window {window} does not divide the map of {side} x {side}; "
+                              "1 always does")
         if width % heads:
-            raise ConfigError(f"tokenizer.teacher.heads {heads}: the VFM's width {width} is no multiple of "
-                              "it")
+            raise ConfigError(f"tokenizer.teacher.heads {heads}: the VFM's width {width} is no multiple of it")
         self.window, area = window, window**2
         self.pos_embed_pro = nn.Parameter(0.02 * torch.randn(1, side**2, width))
         self.pos_embed_dec = nn.Parameter(0.02 * torch.randn(1, side**2, width))
-        self.projector = Attention(width, heads)
+        self.projector = attention(width, heads)
         self.to_latent = nn.Linear(area * width, area * channels, bias=False)
         self.recon_head = nn.Linear(channels, width, bias=False)
         self.decoder_layers = nn.ModuleList(PlainBlock(width, heads) for _ in range(depth))
@@ -74,6 +73,5 @@ class Teacher(nn.Module):
         x = self.recon_head(code) + positions(self.pos_embed_dec, grid)
         for block in self.decoder_layers:
             x = block(x)
-        whole = (part.transpose(1, 2).unflatten(2, grid) for part in (code, rms(x)))
-        code, rebuilt = whole
+        code, rebuilt = (part.transpose(1, 2).unflatten(2, grid) for part in (code, rms(x)))
         return Taught(code, target, rebuilt)

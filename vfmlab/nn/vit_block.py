@@ -4,6 +4,7 @@ around."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,10 +17,11 @@ from vfmlab.nn.rope import rotate
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # the exact one: torch's tanh form is several times slower on CPUs
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
 }
 
 
@@ -33,16 +35,15 @@ class ViTBlock(nn.Module):
 
     def __init__(
         self, width: int, heads: int, hidden: int, activation: Activation = "gelu", eps: float = 1e-6,
-        qkv_bias: bool = True,
-        norm: Literal["layer", "rms"] = "layer", gated: bool = False,
+        qkv_bias: bool = True, norm: Literal["layer", "rms"] = "layer", gated: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.heads, self.gated, self.activation = heads, gated, ACTIVATIONS["silu" if gated else activation]
         make_norm = nn.LayerNorm if norm == "layer" else nn.RMSNorm
         self.norm1, self.norm2 = make_norm(width, eps=eps), make_norm(width, eps=eps)
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)
-        self.expand, self.contract = nn.Linear(width,
-                                               2 * hidden if gated else hidden), nn.Linear(hidden, width)
+        self.expand = nn.Linear(width, 2 * hidden if gated else hidden)
+        self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """rope: rotary table of the tokens' grid (`vfmlab.nn.rope`), or None. mask: N N, True = attend; None:

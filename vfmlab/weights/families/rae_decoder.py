@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vfmlab.decoders.vit import ViTDecoder
 from vfmlab.errors import CheckpointError, ConfigError, nearest
-from vfmlab.nn.vit_block import ACTIVATIONS
+from vfmlab.nn.vit_block import Activation
 from vfmlab.tokenizers.rae import RAE
 from vfmlab.weights import io
 from vfmlab.weights.family import Batches, Moments, agree, family
@@ -33,9 +33,8 @@ WITHOUT_EFFECT = {  # on the decoder in use: the masked autoencoder's own encode
     "initializer_range", "mask_ratio", "norm_pix_loss", "model_type", "architectures", "transformers_version", "torch_dtype",
     "num_patches",
 }  # fmt: skip
-HIDDEN_ACT = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"} | {
-    name: name for name in ACTIVATIONS
-}
+HIDDEN_ACT = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+HIDDEN_ACT |= {name: name for name in get_args(Activation)}
 
 NAMES = {
     "decoder_embed.": "embed.",
