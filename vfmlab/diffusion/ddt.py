@@ -9,6 +9,8 @@ serve several steps of the head.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -20,17 +22,53 @@ from vfmlab.nn.rope import rotary_table, sincos_table
 from vfmlab.registry import NETWORKS
 
 
+class HeadShape(Shape):
+    """Size of a transformer, and of the head behind it."""
+
+    head_width: int = Field(2048, ge=8, description="wider than the latents have channels")
+    head_depth: int = Field(2, ge=1)
+    head_heads: int = Field(16, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _head(self) -> Self:
+        if self.head_width % (4 * self.head_heads):
+            raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads "
+                             f"({4 * self.head_heads})")
+        return self
+
+
+class Split(nn.Module):
+    """What networks of an encoder and a head share; a subclass builds their parts and brings `encode`."""
+
+    @property
+    def depth(self) -> int:
+        """Blocks of encoder and head together, as `features_at` counts them."""
+        return len(self.blocks) + len(self.head_blocks)
+
+    def width_at(self, block: int) -> int:
+        """Width of the tokens after a block: those of the head are wider."""
+        return self.config.sizes[0] if block <= len(self.blocks) else self.config.head_width
+
+    def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the network predicts, B C h w, under the encoder's last `tokens` (B N D), and the tokens after
+        each block of the head."""
+        # B N wide: a condition per token
+        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))
+        h, states = self.head_patch_embed(x).flatten(2).transpose(1, 2), []
+        for block in self.head_blocks:
+            h = block(h, c, self.head_rope)
+            states.append(h)
+        return unpatchify(self.final(h, c), self.config.patch, self.grid), states
+
+
 @NETWORKS.register("ddt")
-class DDT(nn.Module):
+class DDT(Split):
     """Velocity network with encoder and head; arguments and contract as
     :class:`vfmlab.diffusion.dit.LightningDiT`."""
 
-    class Config(Shape):
+    class Config(HeadShape):
         kind: str = "ddt"
-        head_width: int = Field(2048, ge=8, description="RAE: wider than the latents have channels")
-        head_depth: int = Field(2, ge=1)
-        head_heads: int = Field(16, ge=1)
-        mlp_ratio: float = Field(4.0, gt=0)
         qk_norm: bool = Field(False, description="norm of queries and keys; off in RAE")
         swiglu: bool = True
         rope: bool = True
@@ -38,14 +76,6 @@ class DDT(nn.Module):
         shift_free: bool = Field(False, description="modulation by scale and gate only")
         pos_embed: bool = Field(True,
                                 description="add a fixed sine-cosine position code to the encoder's tokens")
-
-        @model_validator(mode="after")
-        def _head(self) -> DDT.Config:
-            if self.head_width % (4 * self.head_heads):
-                multiple = 4 * self.head_heads
-                raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads "
-                                 f"({multiple})")
-            return self
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
@@ -65,25 +95,12 @@ class DDT(nn.Module):
         self.head_blocks = nn.ModuleList(Block(wide, config.head_heads, *style)
                                          for _ in range(config.head_depth))
         self.final = FinalLayer(wide, config.patch**2 * channels, norm)
-        self.pos_embed = (
-            nn.Parameter(sincos_table(self.grid, width)[None], False) if config.pos_embed else None
-        )
-        tables = (
-            [rotary_table(self.grid, d) for d in (width // heads, wide // config.head_heads)] if config.rope
-            else []
-        )
-        self.register_buffer("rope", tables[0] if tables else None, persistent=False)
-        self.register_buffer("head_rope", tables[1] if tables else None, persistent=False)
+        places = sincos_table(self.grid, width)[None]
+        self.pos_embed = nn.Parameter(places, False) if config.pos_embed else None
+        for name, size in {"rope": width // heads, "head_rope": wide // config.head_heads}.items():
+            table = rotary_table(self.grid, size) if config.rope else None
+            self.register_buffer(name, table, persistent=False)
         initialise(self)
-
-    @property
-    def depth(self) -> int:
-        """Blocks of encoder and head together, as `features_at` counts them."""
-        return len(self.blocks) + len(self.head_blocks)
-
-    def width_at(self, block: int) -> int:
-        """Width of the tokens after a block: those of the head are wider."""
-        return self.config.sizes[0] if block <= len(self.blocks) else self.config.head_width
 
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
         """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as
@@ -98,18 +115,6 @@ class DDT(nn.Module):
             h = block(h, c, self.rope)
             states.append(h)
         return states
-
-    def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Velocity B C h w under the encoder's last `tokens` (B N D), and the tokens after each block of the
-        head."""
-        # B N wide: a condition per token
-        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))
-        h = self.head_patch_embed(x).flatten(2).transpose(1, 2)
-        states = []
-        for block in self.head_blocks:
-            h = block(h, c, self.head_rope)
-            states.append(h)
-        return unpatchify(self.final(h, c), self.config.patch, self.grid), states
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()

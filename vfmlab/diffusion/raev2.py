@@ -20,17 +20,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.diffusion.blocks import (
-    Attention,
-    Block,
-    FinalLayer,
-    FourierEmbedding,
-    RMSNorm,
-    feed_forward,
-    initialise,
-    unpatchify,
-)
-from vfmlab.diffusion.dit import Shape, pick, token_grid
+from vfmlab.diffusion import blocks
+from vfmlab.diffusion.blocks import Block, FinalLayer, FourierEmbedding, RMSNorm, unpatchify
+from vfmlab.diffusion.ddt import HeadShape, Split
+from vfmlab.diffusion.dit import pick, token_grid
+from vfmlab.nn.attention import SelfAttention
 from vfmlab.nn.rope import rotary_table
 from vfmlab.registry import NETWORKS
 
@@ -49,7 +43,8 @@ class PlainBlock(nn.Module):
     def __init__(self, width: int, heads: int, ratio: float):
         super().__init__()
         self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-        self.attn, self.mlp = Attention(width, heads, "rms"), feed_forward(width, ratio, swiglu=True)
+        self.attn = SelfAttention(width, heads, qk_norm=RMSNorm)
+        self.mlp = blocks.feed_forward(width, ratio, swiglu=True)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), rope)
@@ -57,7 +52,7 @@ class PlainBlock(nn.Module):
 
 
 @NETWORKS.register("raev2")
-class RAEv2(nn.Module):
+class RAEv2(Split):
     """Network with tokens of condition, head and base; arguments and contract as
     :class:`vfmlab.diffusion.dit.LightningDiT`: called, it gives the head's velocity.
 
@@ -66,30 +61,21 @@ class RAEv2(nn.Module):
         base_weight: of the base read-out's loss; 0 where there is none.
     """
 
-    class Config(Shape):
+    class Config(HeadShape):
         kind: str = "raev2"
-        head_width: int = Field(2048, ge=8, description="wider than the latents have channels")
-        head_depth: int = Field(2, ge=1)
-        head_heads: int = Field(16, ge=1)
-        mlp_ratio: float = Field(4.0, gt=0)
         time_tokens: int = Field(4, ge=1, description="tokens that carry the time")
         class_tokens: int = Field(8, ge=1, description="tokens that carry the class")
         base_depth: int | None = Field(8, ge=1, description="block after which the second read-out stands; "
-                                                            "null: "
-                                                            "none, and no internal guidance")
+                                                            "null: none, and no internal guidance")
         base_weight: float = Field(1.0, gt=0, description="of its loss")
         least_time: float = Field(0.05, gt=0, lt=1, description="divisor of velocities at earlier times")
 
         @model_validator(mode="after")
         def _fits(self) -> RAEv2.Config:
-            if self.head_width % (4 * self.head_heads):
-                raise ValueError(f"head_width {self.head_width} is not a multiple of 4 x head_heads "
-                                 f"({4 * self.head_heads})")
             depth = self.sizes[1]
             if self.base_depth is not None and self.base_depth > depth:
                 raise ValueError(f"base_depth {self.base_depth}: the stack has blocks 1 to {depth}; choose "
-                                 "one of "
-                                 "them, or null")
+                                 "one of them, or null")
             return self
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
@@ -119,16 +105,7 @@ class RAEv2(nn.Module):
         self.register_buffer("rope", torch.cat([table, still], dim=1), persistent=False)
         table = rotary_table(self.grid, wide // config.head_heads)
         self.register_buffer("head_rope", table, persistent=False)
-        initialise(self)
-
-    @property
-    def depth(self) -> int:
-        """Blocks of stack and head together, as `features_at` counts them."""
-        return len(self.blocks) + len(self.head_blocks)
-
-    def width_at(self, block: int) -> int:
-        """Width of the tokens after a block: those of the head are wider."""
-        return self.config.sizes[0] if block <= len(self.blocks) else self.config.head_width
+        blocks.initialise(self)
 
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
         """Patch tokens after the embedding and after each block of the stack, B N D each; arguments as
@@ -146,14 +123,6 @@ class RAEv2(nn.Module):
     def _velocity(self, x: Tensor, t: Tensor, clean: Tensor) -> Tensor:
         return (x - clean) / t.clamp_min(self.least_time).view(-1, 1, 1, 1).to(x)
 
-    def _head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        c = F.silu(self.to_head(F.silu(self.time_embed(t).unsqueeze(1) + tokens)))
-        h, states = self.head_patch_embed(x).flatten(2).transpose(1, 2), []
-        for block in self.head_blocks:
-            h = block(h, c, self.head_rope)
-            states.append(h)
-        return unpatchify(self.final(h, c), self.config.patch, self.grid), states
-
     def _base(self, t: Tensor, tokens: Tensor) -> Tensor:
         h = F.silu(self.time_embed(t).unsqueeze(1) + tokens)
         return unpatchify(self.base(h, F.silu(h)), self.config.patch, self.grid)
@@ -161,13 +130,13 @@ class RAEv2(nn.Module):
     def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Velocity B C h w under the stack's last patch tokens (B N D), and the tokens after each block of
         the head."""
-        clean, states = self._head(x, t, tokens)
+        clean, states = super().head(x, t, tokens)
         return self._velocity(x, t, clean), states
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor) -> Readouts:
         """The clean latents of both read-outs, in place of velocities; arguments as :meth:`forward`."""
         states = self.encode(x, t, y)
-        return Readouts(self._head(x, t, states[-1])[0], self._base(t, states[self.config.base_depth]))
+        return Readouts(super().head(x, t, states[-1])[0], self._base(t, states[self.config.base_depth]))
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (), readouts: bool = False
