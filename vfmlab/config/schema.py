@@ -373,8 +373,7 @@ class Diffusion(Generator):
         if self.path is not None and self.path.kind != "linear":
             if "least_time" in type(self.network).model_fields:
                 raise ValueError(f"network '{self.network.kind}' predicts the clean latent of the straight "
-                                 "path; "
-                                 f"take another network for the path '{self.path.kind}'")
+                                 f"path; take another network for the path '{self.path.kind}'")
             for field in ("class_token", "tune"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field}: works on the straight path only, not on '{self.path.kind}'; "
