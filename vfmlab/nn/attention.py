@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, with the one formulation that is fast in training on each device; and its layer."""
+"""Scaled dot-product attention, with the formulation that is fast in training on each device; its layer."""
 
 from __future__ import annotations
 

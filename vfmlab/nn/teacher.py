@@ -43,10 +43,11 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         if side % window:
-            raise ConfigError(f"tokenizer.teacher.window {window} does not divide the map of {side} x {side}; "
-                              "1 always does")
+            raise ConfigError(f"tokenizer.teacher.window {window} does not divide the map of {side} x "
+                              f"{side}; 1 always does")
         if width % heads:
-            raise ConfigError(f"tokenizer.teacher.heads {heads}: the VFM's width {width} is no multiple of it")
+            raise ConfigError(f"tokenizer.teacher.heads {heads}: the VFM's width {width} is no multiple of "
+                              "it")
         self.window, area = window, window**2
         self.pos_embed_pro = nn.Parameter(0.02 * torch.randn(1, side**2, width))
         self.pos_embed_dec = nn.Parameter(0.02 * torch.randn(1, side**2, width))

@@ -33,8 +33,8 @@ class Discriminator(nn.Module):
 
     A kind subclasses this in one file, registers itself, declares its options as a nested `Config`, and
     implements `score`. Its constructor takes `(config, size, vfm)`: size is the image's side in pixels, vfm
-    the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone stands in `hidden`, outside
-    of `parameters()`, `state_dict()` and `.train()`, so all parameters are to be trained and saved.
+    the frozen :class:`vfmlab.vfm.VisionModel` of the run, or None. A frozen backbone stands in `hidden`,
+    outside of `parameters()`, `state_dict()` and `.train()`, so all parameters are to be trained and saved.
     """
 
     Config: type[DiscriminatorConfig] = DiscriminatorConfig
