@@ -193,7 +193,7 @@ def test_set_may_be_repeated_and_stand_anywhere(given, gathered):
 def test_eval_prints_numbers_with_their_hash(capsys, monkeypatch, tmp_path):
     asked = {}
 
-    def evaluate(ref, root, protocol=None, again=False):
+    def evaluate(ref, root, protocol=None, again=False, progress=None):
         asked.update(ref=ref, protocol=protocol, again=again)
         return Report({"gfd": Number(12.34567), "lpips": Number(None, reason="no weights")}, run="r-1", hash="abcd1234", warnings=("N = 2",))
 

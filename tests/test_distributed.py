@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 
+import processes
 import pytest
 import tiny
 import torch
@@ -19,19 +15,8 @@ from vfmlab.weights import io
 
 
 def launch(root, wait=True, **options):
-    """`accelerate launch` of tests/tiny.py with two processes on the CPU.
-
-    Its flag --cpu starts several processes through mpirun only; --multi_gpu takes torchrun's launcher, and the variable
-    keeps the processes on the CPU.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    flags = ["--num_machines", "1", "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*accelerate, *flags, tiny.__file__, json.dumps({"root": str(root), **options})]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    """`accelerate launch` of tests/tiny.py with two processes on the CPU."""
+    process = processes.start(tiny.__file__, {"root": str(root), **options})
     if not wait:
         return process
     output, _ = process.communicate(timeout=290)

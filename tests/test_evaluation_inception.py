@@ -39,3 +39,14 @@ def test_space(hub):
     assert "torch-fidelity" in space.facts()["version"]
     direct = space.net(images(2, 0))[0]
     torch.testing.assert_close(seen.features, direct)
+
+
+def test_spatial_features_are_seven_channels_at_every_place(hub):
+    """Of the first convolution of the block that TensorFlow calls mixed_6; N H W C laid out in a row, as ADM keeps them."""
+    space, maps = open_space("inception", 16), []
+    space.net.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: maps.append(out))
+    spatial = space(to_float(images(2, 1))).spatial
+    assert spatial.shape == (2, 17 * 17 * 7)
+    assert maps[0].shape == (2, 192, 17, 17)
+    for image, row, column, channel in ((0, 0, 0, 0), (1, 3, 5, 2), (1, 16, 16, 6)):
+        assert spatial[image, (row * 17 + column) * 7 + channel] == maps[0][image, channel, row, column]

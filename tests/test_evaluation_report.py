@@ -101,7 +101,7 @@ def run_dir(tmp_path, monkeypatch):
     run = config.Recipe.model_construct(
         name="toy", data=CFG, protocol=protocol, tokenizer=Lossless().config, pretrain=None, diffusion=None
     )
-    monkeypatch.setattr(evaluate, "open_setup", lambda cfg, protocol, root, device: setup(protocol, cfg))
+    monkeypatch.setattr(evaluate, "open_setup", lambda cfg, protocol, root, device, ranks: setup(protocol, cfg))
     return run, Folder(tmp_path, run)
 
 

@@ -14,7 +14,7 @@ from vfmlab import api, config
 from vfmlab.cli import main
 from vfmlab.errors import ConfigError
 from vfmlab.registry import NETWORKS
-from vfmlab.training import plan
+from vfmlab.training import plan, price
 from vfmlab.training.meter import Meter
 
 TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
@@ -161,3 +161,24 @@ def test_command_prints_and_dumps(capsys):
     assert "memory" in text
     assert main.main(["plan", "tiny_plain_vae", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tier"] == "tiny"
+
+
+def test_hours_are_flops_over_peak_and_share(planned):
+    _, found = planned
+    priced = price.price(found, n=100, images=64, gpus=4, mfu=0.5)
+    rows = {row["what"]: row for row in priced["rows"]}
+    tokenizer, generator = found["phases"]
+    encode = tokenizer["flops"].get("vfm", 0) + tokenizer["flops"]["encode"]
+    expected = {
+        "tokenizer: training": tokenizer["total_flops"], "diffusion: training": generator["total_flops"],
+        "diffusion: latents of 64 images": 64 * encode, "diffusion: 100 samples": 100 * generator["sampling_flops"],
+    }  # fmt: skip
+    assert {what: row["flops"] for what, row in rows.items() if what != "in all"} == expected
+    assert rows["in all"]["flops"] == sum(expected.values())
+    for row in rows.values():
+        for gpu, peak in price.PEAK.items():
+            assert row["hours"][gpu] == pytest.approx(row["flops"] / (4 * 0.5 * peak) / 3600)
+    for wrong in ({"gpus": 0}, {"mfu": 0.0}, {"mfu": 1.5}):
+        with pytest.raises(ConfigError, match="at least one GPU"):
+            price.price(found, 1, 1, **wrong)
+    assert "35%" in price.table(price.price(found, 1, 1))

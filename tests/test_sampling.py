@@ -105,15 +105,18 @@ def test_batch_size_changes_nothing(solver, network):
     assert not torch.allclose(together[0], together[4])  # same label, another id
 
 
-@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 5), ("heun", 10), ("sde", 5)])
-def test_steps_count_intervals(solver, evaluations):
+@pytest.mark.parametrize(
+    ("solver", "steps", "evaluations"), [("euler", 5, 5), ("heun", 5, 10), ("sde", 5, 5), ("euler", 250, 250), ("sde", 250, 250)]
+)
+def test_steps_count_intervals(solver, steps, evaluations):
+    """The papers' 250 evaluations are 250 intervals."""
     calls = []
 
     def counting(x, t, y):
         calls.append(t[0].item())
         return gaussian(x, t, y)
 
-    sample(counting, torch.zeros(1, dtype=torch.long), SampleRandom(0, [0]), Sampler(solver=solver, steps=5),
+    sample(counting, torch.zeros(1, dtype=torch.long), SampleRandom(0, [0]), Sampler(solver=solver, steps=steps),
            latent_shape=SHAPE, null=1)  # fmt: skip
     assert len(calls) == evaluations
     assert calls[0] == path.NOISE

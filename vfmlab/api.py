@@ -8,7 +8,7 @@ A *reference* to a run is its id, a unique prefix of it, or its directory. A *pr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,12 @@ from vfmlab.weights.load import (
 
 __all__ = [
     "LoadedDiffusion", "Preview", "build_tokenizer", "device", "evaluate", "load_diffusion", "load_generator", "load_tokenizer", "open_task",
-    "read_images", "reconstruct", "resolve", "sample", "sampling_protocol", "tokenizer_run", "train",
+    "read_images", "reconstruct", "resolve", "sample", "sample_npz", "sampling_protocol", "tokenizer_run", "train",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from vfmlab.evaluation.number import Report
+    from vfmlab.evaluation.ranks import Ranks
 
 CHUNK = 256  # images drawn at a time
 STRONGEST = 1000.0  # scale of guidance
@@ -174,18 +175,32 @@ def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
 
 
 def evaluate(ref: str | Path, root: str | Path = "runs",
-             protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False) -> Report:
+             protocol: dict[str, Any] | config.Protocol | None = None, again: bool = False,
+             progress: Callable[[int, int], object] | None = None) -> Report:
     """All numbers of a run under a protocol; written to the run's report.json, and read from there the next
-    time.
+    time. All processes of an `accelerate launch` take part.
 
     Args:
         protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another
-        one. again: measure anew.
+        one. again: measure anew. progress: called with (images or samples done, in all), on the
+        first process.
 
     Returns:
         a mapping of :class:`~vfmlab.evaluation.number.Number`: `report["psnr"].value`.
     """
     from vfmlab.evaluation import evaluate as measure
+
+    folder, run, ranks = _under(ref, root, protocol)
+    load = functools.partial(load_tokenizer, folder.path, root)
+    if run.generator is not None:
+        load = functools.partial(load_generator, folder.path, root, decoder=run.protocol.decoder)
+    return measure.cached(run, folder, load, again=again, progress=progress, ranks=ranks)
+
+
+def _under(ref: str | Path, root: str | Path, protocol: dict[str, Any] | config.Protocol | None
+           ) -> tuple[runs.RunDir, config.Phase, Ranks]:
+    """A run's directory, its config with the changed protocol, and the processes that work together."""
+    from vfmlab.evaluation.ranks import launched
 
     folder = runs.open_run(ref, root)
     run = folder.config()
@@ -193,10 +208,40 @@ def evaluate(ref: str | Path, root: str | Path = "runs",
         run = config.override(run, {"protocol": protocol.model_dump(mode="json")})
     elif protocol:
         run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
-    load = functools.partial(load_tokenizer, folder.path, root)
-    if run.generator is not None:
-        load = functools.partial(load_generator, folder.path, root, decoder=run.protocol.decoder)
-    return measure.cached(run, folder, load, again=again)
+    return folder, run, launched()
+
+
+def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, root: str | Path = "runs",
+               protocol: dict[str, Any] | config.Protocol | None = None,
+               progress: Callable[[int, int], object] | None = None) -> Path:
+    """Draw n samples of a generator run into one npz file for ADM's evaluator (`arr_0`, uint8 N H W 3).
+
+    They are those that :func:`evaluate` measures under the same protocol. Called again, it goes on where it
+    was broken off; all processes of an `accelerate launch` take part.
+
+    Args:
+        out: the file; None: npz/ in the run's directory. protocol: as in :func:`evaluate`.
+        progress: called with (samples drawn, n), on the first process.
+
+    Raises:
+        ConfigError: processes that disagree, a protocol that cannot be. DataError: a file of other samples.
+    """
+    from vfmlab.evaluation import evaluate as measure
+    from vfmlab.evaluation import samples
+
+    folder, run, ranks = _under(ref, root, protocol)
+    if run.generator is None:
+        raise ConfigError(f"run '{folder.id}' is a {run.kind} run and draws no samples; give a generator's")
+    protocol = config.override(run, {"protocol.n": n}).protocol
+    loaded = load_generator(folder.path, root, protocol.ema, decoder=protocol.decoder)
+    with_weaker(loaded.network, protocol.guidance, folder.path.parent)
+    about = samples.facts(protocol, run=folder.id, weights=measure.weights(folder, protocol))
+    path = folder.path / "npz" / f"{n}-{config.digest(about)}.npz" if out is None else Path(out)
+    if path.suffix != ".npz":
+        raise ConfigError(f"out = '{path}': the file's name ends in .npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return samples.write(loaded.network, loaded.tokenizer, protocol, loaded.num_classes, path, about,
+                         run.seed, ranks, progress)
 
 
 @dataclass(frozen=True)

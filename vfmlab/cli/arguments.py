@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ RunArg = Annotated[
 ]
 Json = Annotated[bool, arg(name="json", help="print JSON")]
 Root = Annotated[Path, arg(help="folder of the run directories; runs is $VFMLAB_ROOT where that is set")]
+MANY = 5000  # images of which a log says how many are done
 Progress = Literal["auto", "bar", "plain", "none"]
 
 
@@ -31,6 +33,23 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
     from vfmlab.config import parse_assignments
 
     return parse_assignments(list(items))
+
+
+def counting(what: str) -> Callable[[int, int], None]:
+    """Called with (done, total): writes a line about it on stderr, on a terminal over the one before;
+    elsewhere a line for every tenth of many."""
+    said = [-1]
+
+    def say(done: int, total: int) -> None:
+        tenth = 10 * done // total
+        if sys.stderr.isatty():
+            end = "\n" if done >= total else ""
+            print(f"\r{done} of {total} {what}", end=end, file=sys.stderr, flush=True)
+        elif tenth > said[0] and total >= MANY:
+            print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
+        said[0] = tenth
+
+    return say
 
 
 def root_flag(root: Path) -> list[str]:

@@ -71,17 +71,24 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
     return 0
 
 
-def plan(preset: PresetArg, /, sets: Assignments = (), measure: bool = False, as_json: Json = False) -> int:
-    """What a preset would cost: parameters, latent shape, FLOPs, memory.
+def plan(preset: PresetArg, /, sets: Assignments = (), measure: bool = False, gpus: int = 8,
+         mfu: float = 0.35, as_json: Json = False) -> int:
+    """What a preset would cost: parameters, latent shape, FLOPs, memory, hours on named GPUs.
 
     Args:
         measure: also run the most expensive step on this machine and report its time and peak memory.
+        gpus: how many GPUs the hours are for.
+        mfu: share of their peak that is reached, an assumption.
     """
     from vfmlab import api
     from vfmlab.training import plan as planning
+    from vfmlab.training import price
 
-    costs = planning.plan(api.resolve(preset, assignments(sets)), measure=measure)
-    print(json.dumps(costs, indent=2) if as_json else planning.table(costs))
+    run = api.resolve(preset, assignments(sets))
+    costs = planning.plan(run, measure=measure)
+    costs["price"] = price.price(costs, run.protocol.n, run.data.train or price.IMAGENET, gpus, mfu)
+    print(json.dumps(costs, indent=2) if as_json
+          else f"{planning.table(costs)}\n\n{price.table(costs['price'])}")
     return 0
 
 

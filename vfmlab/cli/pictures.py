@@ -7,6 +7,7 @@ are moved to `earlier/N` in it.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vfmlab.cli.arguments import Root, RunArg, arg
+from vfmlab.cli.arguments import Assignments, Root, RunArg, arg, assignments, counting
 from vfmlab.errors import ConfigError, DataError, VfmlabError
 
 ImageArgs = Annotated[
@@ -28,7 +29,7 @@ MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0, steps: int | None = None,
            guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
            out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
-           decoder: str | None = None) -> int:
+           decoder: str | None = None, npz: int | None = None, sets: Assignments = ()) -> int:
     """Draw images from a diffusion run.
 
     Args:
@@ -42,9 +43,20 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
         raw: weights as trained instead of their average.
         decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion
         model.
+        npz: draw so many samples under the run's protocol into one npz file for ADM's evaluator instead;
+        --out names it. Goes on where it was broken off, also under accelerate launch.
+        sets: changes to the protocol, with --npz, e.g. labels=random precision=bf16 batch=64.
     """
     from vfmlab import api, data
 
+    if npz is not None:
+        flags = {"seed": seed, "sampler.steps": steps, "sampler.solver": solver, "guidance.scale": guidance,
+                 "decoder": decoder, "ema": False if raw else None}
+        flags = {name: value for name, value in flags.items() if value is not None}
+        return _npz(run, npz, labels, out, root, assignments(sets) | flags)
+    if sets:
+        raise ConfigError(f"--set {sets[0]}: changes the protocol of --npz N; give N too, or use --steps, "
+                          "--guidance, --solver")
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
     model = api.load_generator(run, root, ema=not raw, decoder=decoder)
@@ -122,6 +134,23 @@ def reconstruct(run: RunArg, images: ImageArgs, /, out: Path | None = None, root
     left = f", {len(failed)} left out" if failed else ""
     print(f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: "
           f"{_grid(folder, first)}")
+    return 0
+
+
+def _npz(run: str, n: int, labels: tuple[str, ...] | None, out: Path | None, root: Path,
+         changes: dict[str, Any]) -> int:
+    from vfmlab import api
+    from vfmlab.cli.training import check_environment
+
+    check_environment()
+    if labels is not None:
+        raise ConfigError("--labels with --npz: its classes are the protocol's; give --set labels=balanced "
+                          "or labels=random")
+    if n < 1:
+        raise ConfigError(f"--npz {n}: give the number of samples, for example 50000")
+    path = api.sample_npz(run, n, out, root, changes, progress=counting("samples"))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{n} samples: {path}")
     return 0
 
 

@@ -18,6 +18,7 @@ from vfmlab.cli.arguments import (
     Root,
     RunArg,
     assignments,
+    counting,
     root_flag,
 )
 from vfmlab.errors import ConfigError, Stopped
@@ -84,7 +85,10 @@ def evaluate(run: RunArg, /, sets: Assignments = (), root: Root = Path("runs"), 
     """
     from vfmlab import api
 
-    report = api.evaluate(run, root, protocol=assignments(sets), again=again)
+    check_environment()
+    report = api.evaluate(run, root, protocol=assignments(sets), again=again, progress=counting("images"))
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
         return 0

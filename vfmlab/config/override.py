@@ -50,7 +50,8 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
             return value
         if field == "source":
             return absolute_source(value)
-        local = field in ("weights", "pretrained") and (value.startswith("~") or os.path.exists(value))
+        files = field in ("weights", "pretrained", "reference")
+        local = files and (value.startswith("~") or os.path.exists(value))
         return os.path.abspath(expand(value)) if local else value
 
     return absolute("", values)

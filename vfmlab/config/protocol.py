@@ -43,7 +43,8 @@ class Sampler(Section):
     """How the probability-flow ODE (or the SDE) is integrated from t = 1 to t = 0."""
 
     solver: Literal["euler", "heun", "dopri5", "sde"] = "euler"
-    steps: int = Field(25, ge=1, description="intervals; network evaluations for euler, twice that for heun")
+    steps: int = Field(25, ge=1, description="intervals, not times: 250 steps are a grid of 251 times, "
+                       "with 250 network evaluations for euler and sde, 500 for heun")
     shift: float = Field(1.0, gt=0, description="time shift of the grid, as in TimeSampling")
     reuse: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
         None, description="run the encoder of a split network only at every so many-th evaluation, or at the "
@@ -80,6 +81,12 @@ class Protocol(Section):
     sampler: Sampler = Sampler()
     guidance: Guidance = Guidance()
     token_sampler: TokenSampler | None = Field(None, description="of the ar generator, in place of `sampler`")
+    labels: Literal["balanced", "random"] = Field("balanced", description="of samples: every class in turn, "
+        "or one drawn for each sample")
+    reference: str | None = Field(None, description="npz file of ADM's evaluator, with which samples are "
+        "compared; null: the held-out images")
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of encoding, sampling and "
+        "decoding; features and statistics are fp32")
     ema: bool = True
     decoder: str | None = Field(None, description="tokenizer run whose decoder makes the images, where a "
                                                   "stage was trained after diffusion; null: the run's own")

@@ -14,8 +14,10 @@ from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
 from vfmlab.evaluation.instruments.base import LATENTS, Metrics
+from vfmlab.evaluation.npz import open_reference
 from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.protocol import Setup, dump, open_setup
+from vfmlab.evaluation.ranks import ALONE, Ranks
 from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.evaluation.reference import related
 from vfmlab.tokenizers.base import Tokenizer
@@ -79,8 +81,10 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
     judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time
     version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if judge else ""
     source = data.open_source(run.data, "val").fingerprint
-    return config.digest([protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol),
-                          version])
+    facts = [protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol), version]
+    if run.protocol.reference is not None:
+        facts.append(open_reference(run.protocol.reference).digest)
+    return config.digest(facts)
 
 
 def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
@@ -93,7 +97,7 @@ def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
 
 
 def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], again: bool = False,
-           progress: Progress | None = None) -> Report:
+           progress: Progress | None = None, ranks: Ranks = ALONE) -> Report:
     """The report of a run under `run.protocol`: read where it was measured before, else measured and written.
 
     report.json holds the report under the run's own protocol; others lie beside it in reports/. One that
@@ -102,9 +106,10 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     Args:
         run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
             tokenizer, or the loaded generator (`.network`, `.tokenizer`, `.num_classes`); called with
-            `ema=False` for raw weights.
+            `ema=False` for raw weights. ranks: the processes that measure together.
 
     Raises:
+        ConfigError: processes that disagree.
         RunError: neither a tokenizer nor a generator run.
     """
     if run.tokenizer is None:
@@ -114,11 +119,14 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     own = run.protocol == folder.config().protocol
     path = Path(folder.path) / "report.json" if own else Path(folder.path) / "reports" / f"{key}.json"
     report = None if again else number.read(path)
-    if report is not None and report.request == key:
+    there = report is not None and report.request == key
+    ranks.agree("evaluation", f"{key}{' measured' if there else ''}")
+    if there:
         return report
     loaded = load() if run.protocol.ema else load(ema=False)
     device = (loaded if run.generator is None else loaded.tokenizer).stat_mean.device
-    setup = open_setup(run.data, run.protocol, folder.path.parent, device)
+    setup = open_setup(run.data, run.protocol, folder.path.parent, device, ranks)
+    progress = progress if ranks.main else None
     if run.generator is None:
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
@@ -126,4 +134,5 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         with_weaker(model, run.protocol.guidance, folder.path.parent)
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
-    return number.save(path, report.replace(run=folder.id, request=key))
+    report = report.replace(run=folder.id, request=key)
+    return number.save(path, report) if ranks.main else report

@@ -22,10 +22,12 @@ from vfmlab.registry import FEATURE_SPACES
 
 
 class Seen(NamedTuple):
-    """What a space makes of B images: features B D (fp32), and logits B K where it is a classifier."""
+    """What a space makes of B images: features B D (fp32), logits B K where it is a classifier, and spatial
+    features B S where sFID is defined."""
 
     features: Tensor
     logits: Tensor | None
+    spatial: Tensor | None = None
 
 
 class FeatureSpace(nn.Module):
@@ -147,7 +149,8 @@ def timm_space(name: str, size: int, root: str | Path) -> FeatureSpace:
 
 @FEATURE_SPACES.register("inception")
 class InceptionSpace(FeatureSpace):
-    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features and logits.
+    """torch-fidelity's InceptionV3 (the 2015-12-05 TensorFlow weights): pool features, logits without bias,
+    and the first 7 channels of `mixed_6/conv` (17 x 17), places before channels, as ADM's evaluator has them.
 
     The weights (91 MB) are looked for in torch's hub folder, and downloaded there if that is possible.
     """
@@ -170,22 +173,28 @@ class InceptionSpace(FeatureSpace):
             why = str(error).splitlines()[0]
             raise CheckpointError(f"protocol.features 'inception': '{path}' does not hold its weights "
                                   f"({why}); delete it") from None
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
         self.dimension = 2048
-        self.version = f"torch-fidelity {torch_fidelity.__version__}, {path.name}"
+        self.version = f"torch-fidelity {torch_fidelity.__version__}, {path.name}, ADM's counts"
         self.preprocessing = "uint8, TensorFlow 1.x bilinear to 299"
 
     def forward(self, images: Tensor) -> Seen:
         from vfmlab.data import to_uint8
 
-        return Seen(*self.net(to_uint8(images)))
+        return Seen(*self.net(to_uint8(images)), self._spatial)
+
+    def _keep(self, _: nn.Module, __: tuple[Tensor, ...], maps: Tensor) -> None:
+        self._spatial = maps[:, :7].permute(0, 2, 3, 1).flatten(1).float()
 
 
-def fetch(url: str, what: str) -> Path:
+def fetch(url: str, what: str, download: bool = True) -> Path:
     """The copy of `url` in torch's hub folder, downloaded where it is missing, else a ConfigError."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
     help_ = f"put {url} into {path.parent}"
+    if not download:
+        raise ConfigError(f"{what}: weights are not here and are too large to download for a number; {help_}")
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         raise ConfigError(f"{what}: weights are not here and HF_HUB_OFFLINE forbids downloads; {help_}")
     try:

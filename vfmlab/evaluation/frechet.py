@@ -11,6 +11,7 @@ number of every class (drawn scenes, samples with balanced labels), equal sets c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -31,9 +32,17 @@ class Moments:
     """
 
     def __init__(self, dimension: int):
-        self.count = 0
+        self.count: float = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+        self.known: Tensor | None = None
+
+    @classmethod
+    def given(cls, mean: Tensor, covariance: Tensor) -> Moments:
+        """Statistics of a set that is not here, which count as those of the whole population."""
+        moments = cls(len(mean))
+        moments.count, moments.mean, moments.known = math.inf, mean, covariance
+        return moments
 
     def update(self, features: Tensor) -> Moments:
         """Add rows of features (B D); :class:`DataError` if one is not finite."""
@@ -56,6 +65,8 @@ class Moments:
     @property
     def covariance(self) -> Tensor:
         """Unbiased covariance D D in float64."""
+        if self.known is not None:
+            return self.known
         if self.count < 2:
             raise DataError(f"a covariance needs at least 2 samples, got {self.count}; raise protocol.n")
         return self.scatter / (self.count - 1)
@@ -80,7 +91,7 @@ class FeatureSet:
         return self
 
     @property
-    def count(self) -> int:
+    def count(self) -> float:
         return self.moments.count
 
     def features(self) -> Tensor:

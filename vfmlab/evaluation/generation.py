@@ -1,18 +1,24 @@
 """How good samples are: one pass over them, in which every metric over samples sees every batch; the
 tokenizer's own beside.
 
-Sample i is made from (seed, i) with class i modulo the number of classes, whatever the batch size.
+Sample i is made from (seed, i) with a class that i decides, whatever the batch size.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor, nn
 
-from vfmlab import config
+from vfmlab import config, data
+from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.instruments.base import CODES, SAMPLES, Metrics, Part, Pass
 from vfmlab.evaluation.number import Report
+from vfmlab.evaluation.precision import precise, tf32
 from vfmlab.evaluation.protocol import Setup, open_setup
 from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.evaluation.roundtrip import as_saved, evaluating
@@ -22,9 +28,12 @@ from vfmlab.tokenizers.base import Tokenizer
 BESIDE = ("rfd", "rkd", "psnr", "class_accuracy_own")  # of the tokenizer, beside the generation numbers
 
 
-def labels_of(ids: Tensor, num_classes: int) -> Tensor:
-    """The class of each sample: balanced over any run of ids, and fixed by the id."""
-    return ids % max(num_classes, 1)
+def labels_of(ids: Tensor, num_classes: int, protocol: config.Protocol | None = None) -> Tensor:
+    """The class of each sample, fixed by its id: balanced over any run of ids, or drawn for each."""
+    if protocol is None or protocol.labels == "balanced":
+        return ids % max(num_classes, 1)
+    drawn = [derive("label", protocol.seed, i) % max(num_classes, 1) for i in ids.tolist()]
+    return torch.tensor(drawn, dtype=torch.long)
 
 
 @torch.no_grad()
@@ -51,15 +60,21 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     resolved, samples = setup.resolved(sampling=True), FeatureSet.empty(setup.space.dimension)
     gathered = Pass(setup, resolved, tokenizer, baseline.real, baseline.own, samples, network=network)
     metrics = Metrics(SAMPLES, gathered)
-    with evaluating(network, tokenizer):
-        for ids in torch.arange(protocol.n).split(protocol.batch):
-            labels = labels_of(ids, num_classes)
-            images = as_saved(draw(network, tokenizer, protocol, ids, labels.to(device), num_classes, seed))
-            seen = setup.space(images)
+    ranks, done = setup.ranks, 0
+    batches = torch.arange(protocol.n).split(protocol.batch * ranks.count)
+    shares = (ranks.share(ids) for ids in batches)
+    with evaluating(network, tokenizer), tf32(False), contextlib.closing(
+        drawn(network, tokenizer, protocol, shares, num_classes, seed)) as images:
+        for ids, own in zip(batches, images, strict=True):
+            own = as_saved(own)
+            seen = setup.space(own)
+            whole, *parts = ranks.join(len(ids), data.to_uint8(own), *seen)
+            whole, seen = own if ranks.count == 1 else data.to_float(whole), Seen(*parts)
             samples.update(seen.features)
-            metrics.update(Part(None, images, seen, labels, ids))
+            metrics.update(Part(None, whole, seen, labels_of(ids, num_classes, protocol), ids))
+            done += len(ids)
             if progress is not None:
-                progress(int(ids[-1]) + 1, protocol.n)
+                progress(done, protocol.n)
         draft, kind = metrics.write(), "diffusion"
         if protocol.token_sampler is not None:
             draft, kind = Metrics(CODES, gathered).write(draft), "ar"
@@ -69,18 +84,60 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     return report.replace(numbers=numbers, protocols=protocols)
 
 
-def draw(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, ids: Tensor, labels: Tensor,
-         num_classes: int, seed: int = 0) -> Tensor:
-    """Samples `ids` as images B 3 H W in [-1, 1]. seed: of the run, see :class:`~vfmlab.config.Protocol`."""
+def drawn(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, batches: Iterable[Tensor],
+          num_classes: int, seed: int = 0) -> Iterator[Tensor]:
+    """Images B 3 H W in [-1, 1] of batch after batch of ids; one is decoded while the next is sampled.
+
+    seed: of the run, see :class:`~vfmlab.config.Protocol`. TF32, a switch of the whole process, is decoded in
+    its turn.
+    """
+    device = next(network.parameters()).device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" and protocol.precision != "tf32" else None
+
+    @torch.no_grad()
+    def decode(z: Tensor) -> Tensor:
+        with precise(protocol.precision, device):
+            return (tokenizer.decode if z.is_floating_point() else tokenizer.decode_codes)(z).float()
+
+    def beside(z: Tensor, ready: torch.cuda.Event | None) -> Tensor:
+        if stream is None:
+            return decode(z)
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            images = decode(z)
+        stream.synchronize()
+        images.record_stream(torch.cuda.default_stream(device))
+        return images
+
+    if protocol.precision == "tf32":
+        yield from (decode(latents(network, tokenizer, protocol, ids, num_classes, seed)) for ids in batches)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for ids in batches:
+            z = latents(network, tokenizer, protocol, ids, num_classes, seed)
+            ready = None if stream is None else torch.cuda.current_stream(device).record_event()
+            before, waiting = waiting, pool.submit(beside, z, ready)
+            if before is not None:
+                yield before.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
+@torch.no_grad()
+def latents(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, ids: Tensor,
+            num_classes: int, seed: int = 0) -> Tensor:
+    """Samples `ids` as normalised latents B C h w, or as codes B T of a token network."""
     from vfmlab.ar import sampling as tokens
     from vfmlab.diffusion import sampling
 
+    device = next(network.parameters()).device
+    labels = labels_of(ids, num_classes, protocol).to(device)
     own = protocol.noise == "run"
     noise = derive("samples of a run", protocol.seed, seed) if own else protocol.seed
-    random = SampleRandom(noise, ids.tolist(), labels.device)
-    if protocol.token_sampler is not None:
-        return tokenizer.decode_codes(tokens.sample(network, labels, random, protocol.token_sampler,
-                                                    protocol.guidance))
-    z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, tokenizer.latent_shape,
-                        num_classes)
-    return tokenizer.decode(z)
+    random = SampleRandom(noise, ids.tolist(), device)
+    with precise(protocol.precision, device):
+        if protocol.token_sampler is not None:
+            return tokens.sample(network, labels, random, protocol.token_sampler, protocol.guidance)
+        return sampling.sample(network, labels, random, protocol.sampler, protocol.guidance,
+                               tokenizer.latent_shape, num_classes)

@@ -23,14 +23,19 @@ def psnr(images: Tensor, restored: Tensor) -> Tensor:
 
 
 @functools.cache
-def perceptual(device: str = "cpu") -> nn.Module | str:
-    """LPIPS (arXiv 1801.03924; AlexNet, as its authors measure) by torchmetrics, or why there is none."""
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    from torchvision.models import AlexNet_Weights
+def perceptual(device: str = "cpu", network: str = "alex") -> nn.Module | str:
+    """LPIPS (arXiv 1801.03924; AlexNet, as its authors measure, or VGG) by torchmetrics, or why there is
+    none.
 
+    VGG's weights are not downloaded for this.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+    weights = {"alex": AlexNet_Weights, "vgg": VGG16_Weights}[network]
     try:
-        fetch(AlexNet_Weights.DEFAULT.url, "LPIPS")
-        return LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device)
+        fetch(weights.DEFAULT.url, f"LPIPS ({network})", download=network == "alex")
+        return LearnedPerceptualImagePatchSimilarity(net_type=network).net.to(device)
     except ConfigError as error:
         return str(error)
 
@@ -54,10 +59,14 @@ def compare(images: Tensor, restored: Tensor, masks: Tensor | None,
         values["psnr_mask"] = decibels(inside)[covered > 0]  # an image without object has no inside
     ssim = structural_similarity_index_measure(restored, images, data_range=(-1.0, 1.0), reduction="none")
     values["ssim"] = ssim.reshape(-1)
+    return values | {"lpips": distances(images, restored, lpips)}
+
+
+def distances(images: Tensor, restored: Tensor, lpips: nn.Module | str) -> Tensor | str:
+    """LPIPS of each of B images (both B 3 H W in [-1, 1]) by a network of :func:`perceptual`, or why there is
+    none."""
     if isinstance(lpips, str):
-        values["lpips"] = lpips
-    elif min(images.shape[-2:]) < 32:
-        values["lpips"] = f"images of {images.shape[-1]} px are too small for its backbone (32)"
-    else:
-        values["lpips"] = lpips(restored, images).reshape(-1)
-    return values
+        return lpips
+    if min(images.shape[-2:]) < 32:
+        return f"images of {images.shape[-1]} px are too small for its backbone (32)"
+    return lpips(restored, images).reshape(-1)

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from vfmlab import config, data
+from vfmlab.errors import DataError
 from vfmlab.evaluation import cache
 from vfmlab.evaluation.features import FeatureSpace, open_space
 from vfmlab.evaluation.frechet import FeatureSet, Moments
+from vfmlab.evaluation.npz import STATISTICS, Reference, open_reference
 from vfmlab.evaluation.number import NOT_HASHED
+from vfmlab.evaluation.precision import tf32
+from vfmlab.evaluation.ranks import ALONE, Ranks
 from vfmlab.seeding import generator
 
 
@@ -54,7 +58,10 @@ class Resolved:
 
 
 LATER = {"sampler": ("reuse",), "guidance": ("token", "kind", "weaker")}
-LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None}
+LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None, "labels": "balanced", "reference": None,
+                  "precision": "fp32"}
+DTYPES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
+LABELS = {"balanced": "id modulo classes", "random": "drawn by id"}
 
 
 def dump(protocol: config.Protocol) -> dict[str, Any]:
@@ -67,23 +74,28 @@ def dump(protocol: config.Protocol) -> dict[str, Any]:
 
 
 def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSource,
-            space: FeatureSpace | None = None, sampling: bool = False) -> Resolved:
+            space: FeatureSpace | None = None, sampling: bool = False,
+            reference: Reference | None = None) -> Resolved:
     """What `protocol` means for held-out images `source` of `cfg`, and for `space`.
 
     Images: protocol.n of the val split, or all of them where there are fewer; the protocol then says so.
+    reference: the npz file that is compared with in their place.
     """
-    base = {"version": protocol.version, "ema": protocol.ema, "dtype": "float32", "seed": protocol.seed}
+    base = {"version": protocol.version, "ema": protocol.ema,
+            "dtype": DTYPES[protocol.precision], "seed": protocol.seed}
     sections: dict[str, dict[str, Any]] = {"images": base
                                            | {"source": cfg.source, "fingerprint": source.fingerprint,
                                               "split": "val", "n": min(protocol.n, len(source)),
                                               "crop": "adm_centre", "size": cfg.size, "pixels": "uint8"}}
     if space is not None:
         sections["features"] = space.facts()
+    if reference is not None:
+        sections["reference"] = reference.facts()
     if sampling and protocol.decoder is not None:
         sections["decoder"] = {"run": protocol.decoder}
     if sampling:
         fields = dump(protocol)
-        labels = {"guidance": fields["guidance"], "labels": "id modulo classes"}
+        labels = {"guidance": fields["guidance"], "labels": LABELS[protocol.labels]}
         if protocol.token_sampler is not None:
             labels["guidance"] = {"scale": protocol.guidance.scale}
         how = fields.get("token_sampler") or fields["sampler"]
@@ -110,15 +122,33 @@ class Setup:
     protocol: config.Protocol
     source: data.ImageSource
     space: FeatureSpace
+    reference: Reference | None = None
+    ranks: Ranks = ALONE
 
-    def resolved(self, sampling: bool = False) -> Resolved:
-        return resolve(self.protocol, self.cfg, self.source, self.space, sampling)
+    def resolved(self, sampling: bool = False, compared: bool = False) -> Resolved:
+        """sampling: of numbers of samples. compared: of numbers against the reference, as those of samples
+        are where there is one."""
+        reference = self.reference if sampling or compared else None
+        return resolve(self.protocol, self.cfg, self.source, self.space, sampling, reference)
 
     def images(self, device: str | torch.device) -> Iterator[tuple[data.Batch, Tensor]]:
         """The protocol's real images in [-1, 1], batch by batch."""
         for part in selection(self.resolved(), self.source).split(self.protocol.batch):
             batch = self.source.batch(part)
             yield batch, data.to_float(batch.images).to(device)
+
+    def shares(self, device: str | torch.device) -> Iterator[tuple[data.Batch, Tensor, Tensor]]:
+        """The same in larger batches, each process's share of them, with the ids of the whole batch."""
+        for ids in selection(self.resolved(), self.source).split(self.protocol.batch * self.ranks.count):
+            batch = self.source.batch(self.ranks.share(ids))
+            yield batch, data.to_float(batch.images).to(device), ids
+
+    def joined(self, ids: Tensor, images: Tensor, restored: Tensor, *more: Tensor | None) -> list[Any]:
+        """Rows of all processes for a batch of `ids`; images, restored (8 bits, in [-1, 1]) go as bytes."""
+        if self.ranks.count == 1:
+            return [images, restored, *more]
+        pixels = self.ranks.join(len(ids), data.to_uint8(images), data.to_uint8(restored))
+        return [*map(data.to_float, pixels), *self.ranks.join(len(ids), *more)]
 
     @property
     def unknown_classes(self) -> str | None:
@@ -139,34 +169,87 @@ class Setup:
 
 
 def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "runs",
-               device: str | torch.device = "cpu") -> Setup:
-    """Held-out images and feature space of a protocol; errors as
-    :func:`~vfmlab.evaluation.features.open_space`."""
+               device: str | torch.device = "cpu", ranks: Ranks = ALONE) -> Setup:
+    """Held-out images, feature space and reference of a protocol; errors as
+    :func:`~vfmlab.evaluation.features.open_space` and :func:`~vfmlab.evaluation.npz.open_reference`."""
     space = open_space(protocol.features, cfg.size, root).to(device)
     space.prepare(cfg)
-    return Setup(cfg, protocol, data.open_source(cfg, "val"), space)
+    reference = None if protocol.reference is None else open_reference(protocol.reference, cfg.size)
+    setup = Setup(cfg, protocol, data.open_source(cfg, "val"), space, reference, ranks)
+    if reference is not None:
+        given(setup, "features")
+    return setup
 
 
 # -- real images' features, cached on disk -------------------------------------------------------------------
 
 
 @torch.no_grad()
-def real_features(setup: Setup, cached: bool = True) -> FeatureSet:
-    """Features of the real images, cached by (images, feature space)."""
-    sections, space = setup.resolved().sections, setup.space
-    images = {k: v for k, v in sections["images"].items() if k not in ("ema", *NOT_HASHED)}
-    path = cache.folder() / "real_features" / f"{config.digest([images, sections['features']])}.safetensors"
+def real_features(setup: Setup, cached: bool = True, of: str = "features") -> FeatureSet:
+    """Features of the real images, cached by (images, feature space); of: which output of the space."""
+    images = setup.resolved().sections["images"]
+    images = {k: v for k, v in images.items() if k not in ("ema", *NOT_HASHED)} | {"dtype": "float32"}
+    device = next((p.device for p in setup.space.parameters()), "cpu")
+    batches = ((batch, len(ids)) for _, batch, ids in setup.shares(device))
+    return _features(setup, images, batches, images["n"], cached, of)
+
+
+def compared_features(setup: Setup, of: str = "features") -> FeatureSet:
+    """What samples are compared with: the reference where the protocol names one, else the real images."""
+    reference = setup.reference
+    if reference is None:
+        return real_features(setup, of=of)
+    moments, rows = given(setup, of), []
+    if reference.n and (moments is None or of == "features"):
+        device = next((p.device for p in setup.space.parameters()), "cpu")
+        ranks, batch = setup.ranks, setup.protocol.batch
+        parts = reference.images(batch * ranks.count)
+        batches = ((data.to_float(ranks.share(part)).to(device), len(part)) for part in parts)
+        key = {"sha256": reference.digest}
+        features = _features(setup, key, batches, reference.n, True, of)
+        moments, rows = moments or features.moments, features.rows
+    if moments is None:
+        raise DataError(f"'{reference.path}' has neither images nor {' and '.join(STATISTICS[of])}")
+    return FeatureSet(moments, rows)
+
+
+def given(setup: Setup, of: str) -> Moments | None:
+    """The statistics that the reference gives of an output of the space; None where it gives none.
+
+    Raises:
+        DataError: of another space.
+    """
+    moments, space = setup.reference.moments(of), setup.space
+    if moments is None:
+        return None
+    if space.name != "inception" or (of == "features" and len(moments.mean) != space.dimension):
+        raise DataError(f"'{setup.reference.path}' gives statistics of {len(moments.mean)} Inception "
+                        f"features, protocol.features '{space.name}' has {space.dimension} of its own; set "
+                        "protocol.features=inception")
+    return moments
+
+
+@torch.no_grad()
+def _features(setup: Setup, images: Mapping[str, Any], batches: Iterator[tuple[Tensor, int]], n: int,
+              cached: bool, of: str) -> FeatureSet:
+    """Features of n images, kept under what `images` says of them. batches: this process's share of each
+    (B 3 H W in [-1, 1]), and how many images it has in all."""
+    space = setup.space
+    key = [images, space.facts(), *([of] if of != "features" else [])]
+    path = cache.folder() / "real_features" / f"{config.digest(key)}.safetensors"
     tensors = cache.read(path) if cached else None
     if tensors is not None and {"count", "mean", "scatter", "rows"} <= tensors.keys():
-        moments = Moments(space.dimension)
+        moments = Moments(len(tensors["mean"]))
         moments.count, moments.mean, moments.scatter = int(
             tensors["count"]), tensors["mean"], tensors["scatter"]
-        if moments.count == images["n"] and moments.mean.shape == (space.dimension,):
+        if moments.count == n and (of != "features" or moments.mean.shape == (space.dimension,)):
             return FeatureSet(moments, [tensors["rows"]])
-    device = next((p.device for p in space.parameters()), "cpu")
-    features = FeatureSet.empty(space.dimension)
-    for _, batch in setup.images(device):
-        features.update(space(batch).features)
+    features = None
+    with tf32(False):
+        for batch, count in batches:
+            (seen,) = setup.ranks.join(count, getattr(space(batch), of))
+            features = features or FeatureSet.empty(seen.shape[1])
+            features.update(seen)
     if cached:
         moments = features.moments
         count = torch.tensor(moments.count)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 import torch
 
 from vfmlab import config
+from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.instruments.base import RECONSTRUCTIONS, Metrics, Part, Pass
 from vfmlab.evaluation.number import Report
+from vfmlab.evaluation.precision import precise, tf32
 from vfmlab.evaluation.protocol import Setup, open_setup, real_features
 from vfmlab.evaluation.roundtrip import evaluating, through
 from vfmlab.tokenizers.base import Tokenizer
@@ -45,21 +47,25 @@ def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, s
     gathered = Pass(setup, setup.resolved(), tokenizer, real, FeatureSet.empty(setup.space.dimension))
     rows = real.features()  # in the order of the images, as many as are held
     metrics, done, latents, labels = Metrics(RECONSTRUCTIONS, gathered), 0, [], []
-    with evaluating(tokenizer):
-        for batch, images in setup.images(device):
-            raw, restored, codes = through(tokenizer, images)
-            codes = None if codes is None else codes.cpu()
-            seen = setup.space(restored)
+    with evaluating(tokenizer), tf32(False):
+        for batch, images, ids in setup.shares(device):
+            with precise(protocol.precision, images.device):
+                trip = through(tokenizer, images)
+            seen = setup.space(trip.restored)
+            z = tokenizer.normalise(trip.raw).cpu()
+            images, restored, codes, z, y, *parts = setup.joined(
+                ids, images, trip.restored, trip.codes, z, batch.labels, *seen)
+            seen = Seen(*parts)
             gathered.own.update(seen.features)
-            theirs = rows[done : done + len(images)]
-            if len(theirs) < len(images):
+            theirs = rows[done : done + len(ids)]
+            if len(theirs) < len(ids):
                 theirs = setup.space(images).features
-            z = tokenizer.normalise(raw).cpu()
-            metrics.update(Part(images, restored, seen, batch.labels, batch.indices, theirs, z, codes))
+            metrics.update(Part(images, restored, seen, y, ids, theirs, z,
+                                None if codes is None else codes.cpu()))
             if done < LATENTS:
                 latents.append(z[: LATENTS - done])
-                labels.append(batch.labels[: LATENTS - done])
-            done += len(images)
+                labels.append(y[: LATENTS - done])
+            done += len(ids)
             if progress is not None:
                 progress(done, gathered.resolved.n)
         gathered.latents, gathered.labels = torch.cat(latents), torch.cat(labels)

@@ -13,6 +13,7 @@ from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
+from vfmlab.evaluation.npz import open_reference
 from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
 from vfmlab.training import ar, diffusion
@@ -28,7 +29,7 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on.
+        too few held-out images to measure on. DataError: a reference that cannot serve.
     """
     spaces, protocols = set(), set()
     for phase in phases:
@@ -52,6 +53,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             if own is not None and space.startswith("classifier:") and bare(space) == bare(own):
                 raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
             spaces.add((space, size))
+            if phase.protocol.reference is not None:
+                open_reference(phase.protocol.reference, size)
             protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)

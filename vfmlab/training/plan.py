@@ -217,6 +217,7 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
               diffusion.example(1, shape, size, num_classes, parts.targets, tune is not None))
     costs = {
         "kind": "diffusion",
+        "cached": run.diffusion.cache and tune is None and run.imported is None,
         "id": run.id,
         "latent_shape": list(original.latent_shape),
         "num_classes": num_classes,
@@ -249,6 +250,7 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
         _step(meter, objective, None, ar.example(1, codes, num_classes))
     costs = {
         "kind": "ar",
+        "cached": run.ar.cache and run.imported is None,
         "id": run.id,
         "latent_shape": list(tokenizer.latent_shape),
         "num_classes": num_classes,

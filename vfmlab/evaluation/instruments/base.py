@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from vfmlab.errors import ConfigError, DataError, nearest
 from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.number import Draft, Quantity, Report
-from vfmlab.evaluation.protocol import Resolved, Setup
+from vfmlab.evaluation.protocol import Resolved, Setup, compared_features
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.tokenizers.base import Tokenizer
@@ -51,6 +52,11 @@ class Pass:
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     report: Report = field(default_factory=lambda: Report({}))
     network: nn.Module | None = None
+
+    @cached_property
+    def compared(self) -> FeatureSet:
+        """What samples are compared with: the protocol's reference, else the real images."""
+        return self.real if self.setup.reference is None else compared_features(self.setup)
 
 
 class Part(NamedTuple):

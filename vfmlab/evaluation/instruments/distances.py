@@ -70,6 +70,26 @@ class OfReconstructions(Metric):
         write(draft, "r", "", self.gathered.own, self.gathered.real, self.gathered)
 
 
+@INSTRUMENTS.register("reference_distance")
+class ToReference(Metric):
+    """Reconstructions against the protocol's reference, where it names one: another rFID."""
+
+    order = 21
+    quantities = (
+        Quantity("rfd_reference", "rFD to reference", LOWER,
+                 definition="Frechet distance between features of reconstructions and of protocol.reference"),
+    )  # fmt: skip
+
+    @classmethod
+    def fits(cls, gathered: Pass) -> bool:
+        return gathered.setup.reference is not None
+
+    def write(self, draft: Draft) -> None:
+        real, own = self.gathered.compared, self.gathered.own
+        draft.add("rfd_reference", frechet_distance(own, real), self.gathered.setup.resolved(compared=True),
+                  min(own.count, real.count))
+
+
 @INSTRUMENTS.register("sample_distances")
 class OfSamples(Metric):
     """Samples against images, and against the tokenizer's own reconstructions of them."""
@@ -85,5 +105,5 @@ class OfSamples(Metric):
     )  # fmt: skip
 
     def write(self, draft: Draft) -> None:
-        write(draft, "g", "", self.gathered.samples, self.gathered.real, self.gathered)
+        write(draft, "g", "", self.gathered.samples, self.gathered.compared, self.gathered)
         write(draft, "g", "_own", self.gathered.samples, self.gathered.own, self.gathered)

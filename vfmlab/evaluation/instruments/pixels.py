@@ -23,7 +23,7 @@ class Pixels(Metric):
                  definition="PSNR inside the object's mask"),
         Quantity("ssim", "SSIM", HIGHER, "", (TABLE,),
                  definition="structural similarity of a reconstruction with its image"),
-        Quantity("lpips", "LPIPS", LOWER, "", (TABLE,),
+        Quantity("lpips", "LPIPS (AlexNet)", LOWER, "", (TABLE,),
                  definition="distance of image and reconstruction in AlexNet's features, as fitted to human judgements"),
     )  # fmt: skip
 
