@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torchdiffeq import odeint
 
-from vfmlab.config import Sampler
+from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion import path
 from vfmlab.diffusion.guidance import Guided
 from vfmlab.diffusion.sampling import adaptive, sample, trajectory
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import import_state_dict
-from vfmlab.weights.families.lightningdit import released_guidance, released_sampler, rename, reversed_time
+from vfmlab.weights.families.lightningdit import rename, reversed_time
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def test_losses_and_gradients(network, io, config):
 def test_guidance_of_the_release(case, network, io):
     # Made with scale 4, interval from 0.125 of the release's time on; its y holds the labels, then null labels.
     t = {"t_below": 0.05, "t_at": 0.125, "t_above": 0.5, "noninterval_t05": 0.05}[case]
-    guidance = released_guidance(4.0, None if case == "noninterval_t05" else 0.125)
+    end = 1.0 if case == "noninterval_t05" else 1 - 0.125
+    guidance = Guidance(scale=4.0, interval=(0.0, end), channels=3)  # the release guides the first three only
     half = len(io["cfg.in.y"]) // 2
     field = Guided(network, io["cfg.in.y"][:half], guidance, null=network.num_classes)
     close(-field(io["cfg.in.x"][:half], 1 - t), io[f"cfg.out.{case}"][:half])
@@ -98,10 +99,12 @@ def analytic(x, t, y):
         ("ode.euler_shift0", 0.0, "euler", 10),
         ("ode.euler_shift0.3", 0.3, "euler", 10),
         ("ode.euler_shift0.3_n250", 0.3, "euler", 250),
-        ("ode.heun2_shift0.3", 0.3, "heun2", 10),
+        ("ode.heun2_shift0.3", 0.3, "heun", 10),
     ],
 )
 def test_trajectories(name, shift, method, points, io):
+    # The release counts points of time, one more than steps; its shift is the inverse of ours, and 0 means none.
+    sampler = Sampler(solver=method, steps=points - 1, shift=1 / shift if shift else 1.0)
     called = []
 
     def field(x, t, y):
@@ -116,7 +119,7 @@ def test_trajectories(name, shift, method, points, io):
             field,
             labels,
             None,
-            released_sampler(points, shift, method),
+            sampler,
             latent_shape=start.shape[1:],
             null=1,
             noise=start,

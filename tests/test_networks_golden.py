@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from vfmlab.config import Guidance
 from vfmlab.diffusion import path
-from vfmlab.diffusion.ddt import DDT, time_shift
+from vfmlab.diffusion.ddt import DDT
 from vfmlab.diffusion.dit import on_meta, parameters
 from vfmlab.diffusion.guidance import Guided
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import import_state_dict
-from vfmlab.weights.families.dit_dh import released_guidance
 
 
 def part(tensors, prefix):
@@ -63,13 +63,12 @@ def test_ddt_guidance(ddt, rae):
     # Made with scale 3: the time 0.6 lies inside the interval, 0.1 does not; the second half of the batch is the null one.
     x, t, y, out = (rae[0][f"io.cfg.{name}"] for name in ("x", "t", "y", "out"))
     for i in range(2):
-        field = Guided(ddt, y[i : i + 1], released_guidance(3.0, (0.3, 0.9)), null=ddt.num_classes)
+        field = Guided(ddt, y[i : i + 1], Guidance(scale=3.0, interval=(0.3, 0.9)), null=ddt.num_classes)
         close(field(x[i : i + 1], t[i].item()), out[i : i + 1])
 
 
-def test_ddt_size_and_time_shift_as_published():
+def test_ddt_size_as_published():
     assert round(parameters(on_meta(DDT.Config(size="XL"), (768, 16, 16), 1000)) / 1e6) == 839
-    assert time_shift((768, 16, 16)) == pytest.approx((768 * 256 / 4096) ** 0.5)
 
 
 def test_ddt_starts_at_zero_and_trains_everywhere():

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.data import open_source, to_float
-from vfmlab.diffusion.ddt import time_shift
 from vfmlab.errors import ConfigError
 from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
@@ -170,11 +169,11 @@ def test_clear_errors(model):
 def test_paper_preset_is_rae():
     run = presets.get("paper_rae")
     assert (run.tokenizer.channels, run.tokenizer.factor, run.tokenizer.noise) == (768, 16, 0.8)
-    assert run.diffusion.time.shift == run.protocol.sampler.shift == pytest.approx(time_shift((768, 16, 16)))
+    assert run.diffusion.time.shift == run.protocol.sampler.shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5)
     game = run.losses["adversarial"]
     assert (game.weight, game.adaptive, game.discriminator.kind) == (0.75, True, "rae_dino")
     small = presets.get("small_rae")
-    assert small.diffusion.time.shift == pytest.approx(time_shift((384, 8, 8)))
+    assert small.diffusion.time.shift == pytest.approx((384 * 8 * 8 / 4096) ** 0.5)
 
 
 @pytest.mark.parametrize("method", ["rae", "multi_layer_rae"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,8 +123,3 @@ class DDT(Split):
         states = self.encode(x, t, y)
         v, more = self.head(x, t, states[-1])
         return v if not features_at else (v, pick(dict(enumerate(states + more)), features_at))
-
-
-def time_shift(latent_shape: tuple[int, int, int], base: int = 4096) -> float:
-    """RAE's dimension-dependent shift of training and sampling times: sqrt(C h w / 4096) (section 4.2)."""
-    return float(torch.tensor(latent_shape).prod() / base) ** 0.5

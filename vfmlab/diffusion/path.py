@@ -86,12 +86,6 @@ def score(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     return -noise(x, v, t) / over(t, x)
 
 
-def velocity_from_score(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
-    """-(x + t s) / (1 - t). Not defined at t = 1, where the score says nothing about the data."""
-    t = over(t, x)
-    return -(x + t * s) / (1 - t)
-
-
 def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
     """(x - z) / t. Not defined at t = 0."""
     return (x - z) / over(t, x)

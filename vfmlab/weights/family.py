@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, nearest
 from vfmlab.registry import IMPORTERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
 STATISTICS = ("stat_mean", "stat_std", "stat_count")
 Config = dict[str, Any]
+State = dict[str, Tensor]
 Moments = tuple[Tensor, Tensor]  # latent mean and std
 Batches = Callable[[], Iterable[Tensor]]  # of images of the run, B 3 H W in [-1, 1]
 
@@ -29,6 +32,16 @@ def plain_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None,
     state = {key: value for key, value in module.state_dict().items() if key not in STATISTICS}
     io.load(tokenizer, state, f"imported '{module.config.method}'", keep=STATISTICS)
     return known
+
+
+def layers_put(tokenizer: Tokenizer, module: Tokenizer, known: Moments | None,
+               batches: Batches) -> Moments | None:
+    """Of tokenizers that read several layers of their VFM."""
+    if tokenizer.layers != module.layers:
+        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read "
+                          f"{list(module.layers)}")
+    module.attach(tokenizer.vfm)  # raises if widths or grids are others
+    return plain_put(tokenizer, module, known, batches)
 
 
 @dataclass
@@ -75,7 +88,57 @@ def agree(run: Any, release: Any, where: str) -> None:
                           f"made with {theirs[difference]!r}; leave the field to the release")
 
 
+# -- names of tensors --------------------------------------------------------------------------------------
+
+
+def headed(key: str, table: dict[str, str]) -> str:
+    """`key` with the first of the table's prefixes that it has replaced."""
+    head = next((head for head in table if key.startswith(head)), "")
+    return table.get(head, "") + key.removeprefix(head)
+
+
+def rewritten(key: str, rules: Iterable[tuple[str, str]]) -> str:
+    """`key` after one substitution after the other: (pattern, replacement)."""
+    for pattern, new in rules:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def fused(state: State, pattern: str, ours: str) -> State:
+    """Queries, keys and values as the one layer we have; a missing one is left to the strict loader.
+
+    pattern: of a key as a whole, with its letter as the group `part`. ours: the joint key, as `re` fills it in.
+    """
+    out = {}
+    for key, value in state.items():
+        match = re.fullmatch(pattern, key)
+        parts = match and [key[:match.start("part")] + name + key[match.end("part"):] for name in "qkv"]
+        if not parts or any(part not in state for part in parts):
+            out[key] = value
+        elif match["part"] == "q":
+            out[match.expand(ours)] = torch.cat([state[part] for part in parts])
+    return out
+
+
 # -- config files ------------------------------------------------------------------------------------------
+
+
+def settings(config: Config, defaults: Config, what: str, unread: Collection[str] = ()) -> Config:
+    """`defaults` with `config` over them; :class:`ConfigError` for an argument the release does not know.
+
+    unread: arguments without an effect here.
+    """
+    for key, value in config.items():
+        if key not in defaults and key not in unread:
+            raise ConfigError(f"{what}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
+    return defaults | {key: value for key, value in config.items() if key in defaults}
+
+
+def check_fixed(config: Config, fixed: Config, what: str) -> None:
+    """:class:`ConfigError` for an argument that has another value than the only one supported."""
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise ConfigError(f"{what}: {name} = {config[name]!r} is not supported, only {value!r}")
 
 
 def find(tree: Any, *keys: str) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ Its blocks of linear attention hold no norm, whatever the release's configuratio
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from vfmlab.decoders.dc_ae import DCDecoder
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import family, find
+from vfmlab.weights.family import check_fixed, family, find, rewritten
 
 DEFAULTS = {  # of the release's configuration; other values of these are not supported
     "in_channels": 3, "norm": "trms2d", "act": "silu", "upsample_match_channel": True,
@@ -52,10 +51,7 @@ def import_dc_ae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DCDec
         config: `latent_channels`, `width_list`, `depth_list`, `block_type` (one, or a list, finest first),
             `in_shortcut`, `upsample_block_type`; `latent_side`, ours: of the latents (default 16).
     """
-    for name, value in DEFAULTS.items():
-        if config.get(name, value) != value:
-            raise ConfigError(f"dc-ae-decoder config: {name} = {config[name]!r} is not supported, only "
-                              f"{value!r}")
+    check_fixed(config, DEFAULTS, "dc-ae-decoder config")
     try:
         widths, depths = tuple(config["width_list"]), tuple(config["depth_list"])
         kinds, channels = config["block_type"], int(config["latent_channels"])
@@ -70,12 +66,10 @@ def import_dc_ae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DCDec
                           "release's") from None
     side = int(config.get("latent_side", 16))
     decoder = DCDecoder(options, channels, side, side * 2 ** (len(widths) - 1))
-    return io.load(decoder, {rename(key): value for key, value in state_dict.items()}, "dc-ae-decoder "
-                                                                                       "checkpoint")
+    state = {rename(key): value for key, value in state_dict.items()}
+    return io.load(decoder, state, "dc-ae-decoder checkpoint")
 
 
 def rename(key: str) -> str:
     """A key of the release under our name."""
-    for pattern, new in RENAMES:
-        key = re.sub(pattern, new, key)
-    return key
+    return rewritten(key, RENAMES)

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
 
-from vfmlab.config import Guidance
 from vfmlab.diffusion.ddt import DDT
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import built, check_rope, settings, translated
-from vfmlab.weights.family import family
+from vfmlab.weights.families.lightningdit import built, check_rope, translated
+from vfmlab.weights.family import family, settings
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 1, "patch_size": 1, "in_channels": 768, "hidden_size": [1152, 2048], "depth": [28, 2],
@@ -36,6 +36,24 @@ def pair(value: Any, name: str) -> tuple[Any, Any]:
     return both
 
 
+def both(c: dict[str, Any], what: str, first: str) -> dict[str, Any]:
+    """Sizes of `first` and of the head, as our config has them."""
+    (width, wide), (depth, shallow), (heads, head_heads), (patch, head_patch) = (
+        pair(c[name], name) for name in ("hidden_size", "depth", "num_heads", "patch_size"))
+    if patch != head_patch:
+        raise ConfigError(f"{what}: patch_size {c['patch_size']} must be the same for {first} and head")
+    return {"width": width, "depth": depth, "heads": heads, "patch": patch, "head_width": wide,
+            "head_depth": shallow, "head_heads": head_heads}
+
+
+def of_head(key: str, depth: int) -> str:
+    """`key`, where blocks behind the first `depth` are the head's."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+    if match is None or int(match[1]) < depth:
+        return key
+    return f"head_blocks.{int(match[1]) - depth}.{match[2]}"
+
+
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """RAE's YAML: `stage_2.params`."""
     section = tree.get("stage_2", tree)
@@ -50,27 +68,11 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
         state_dict: keys as released. config: arguments of the release's constructor; its defaults hold.
     """
     c = settings(config, DEFAULTS, "dit-dh")
-    (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
-    heads, head_heads = pair(c["num_heads"], "num_heads")
-    patch, head_patch = pair(c["patch_size"], "patch_size")
-    if patch != head_patch:
-        raise ConfigError(f"dit-dh: patch_size {c['patch_size']} must be the same for encoder and head")
-    sizes = {"width": width, "depth": depth, "heads": heads, "patch": patch}
-    sizes |= {"head_width": wide, "head_depth": shallow, "head_heads": head_heads}
-    network, state = built(DDT, c, **sizes), {}
-    for key, value in translated(state_dict, c["num_classes"], PARTS).items():
-        if key.startswith("blocks."):
-            number, rest = key.removeprefix("blocks.").split(".", 1)
-            key = key if int(number) < depth else f"head_blocks.{int(number) - depth}.{rest}"
-        state[key] = value
+    network = built(DDT, c, **both(c, "dit-dh", "encoder"))
+    state = {of_head(key, network.depth): value
+             for key, value in translated(state_dict, c["num_classes"], PARTS).items()}
     check_rope(state, "enc_feat_rope.", network.rope, "dit-dh")
     check_rope(state, "dec_feat_rope.", network.head_rope, "dit-dh")
     if not c["use_pos_embed"]:
         state.pop("pos_embed", None)
     return io.load(network, state, "dit-dh checkpoint")
-
-
-def released_guidance(scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    """Guidance as the release applies it: on all channels, for times inside `interval`, both ends
-    included."""
-    return Guidance(scale=scale, interval=interval)

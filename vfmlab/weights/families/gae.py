@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.errors import ConfigError
 from vfmlab.tokenizers.gae import GAE
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family, find
+from vfmlab.weights.family import STATISTICS, family, find, headed
 
 PARTS = {  # prefixes of the release, and shorter ones -> ours
     "encoder.": "encoder.", "enc.": "encoder.", "adapter.model.": "adapter.", "adapter.": "adapter.",
@@ -48,12 +48,6 @@ def import_gae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> GAE:
     except KeyError as error:
         raise ConfigError(f"gae config has no field {error}; give the release's own") from None
     tokenizer = GAE(options, size)
-    state = {rename(key): value for key, value in state_dict.items()}
+    # Parts may be kept as "enc.sd.".
+    state = {headed(key.replace(".sd.", ".", 1), PARTS): value for key, value in state_dict.items()}
     return io.load(tokenizer, state, "gae checkpoint", keep=STATISTICS)
-
-
-def rename(key: str) -> str:
-    """A key of the release under our name; parts may be kept as "enc.sd."."""
-    key = key.replace(".sd.", ".", 1)
-    prefix = next((part for part in PARTS if key.startswith(part)), "")
-    return PARTS.get(prefix, "") + key.removeprefix(prefix)

@@ -11,7 +11,7 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
-from vfmlab.weights.family import family, find
+from vfmlab.weights.family import STATISTICS, check_fixed, family, find, rewritten
 
 RENAMES = [
     (r"\bnin_shortcut\b", "shortcut"),
@@ -60,9 +60,7 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     except KeyError as error:
         raise ConfigError(f"va-vae config has no field {error}; give embed_dim and the release's "
                           "ddconfig") from None
-    for field, value in (("in_channels", 3), ("out_ch", 3), ("double_z", True), ("dropout", 0.0)):
-        if flat.get(field, value) != value:
-            raise ConfigError(f"va-vae config: {field} = {flat[field]!r} is not supported, only {value!r}")
+    check_fixed(flat, {"in_channels": 3, "out_ch": 3, "double_z": True, "dropout": 0.0}, "va-vae config")
     method = TOKENIZERS.get("va_vae")
     options = method.Config.model_validate({"channels": channels, "factor": 2 ** (len(levels) - 1),
                                             "blocks": blocks, **shared,
@@ -73,13 +71,12 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     if not renamed:
         raise CheckpointError("va-vae checkpoint has no tensors of an autoencoder; give its state dict, not "
                               "a wrapper")
-    return io.load(tokenizer, renamed, "va-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
+    return io.load(tokenizer, renamed, "va-vae checkpoint", keep=STATISTICS)
 
 
 def rename(key: str, levels: int) -> str:
     """A key of the release -> the tokenizer's. The release counts decoder levels from the finest."""
-    for pattern, new in RENAMES:
-        key = re.sub(pattern, new, key)
+    key = rewritten(key, RENAMES)
     if match := re.match(r"decoder\.up\.(\d+)\.(.*)", key):
         return f"decoder.net.stages.{levels - 1 - int(match[1])}.{match[2]}"
     return re.sub(r"^decoder\.(?!post_quant\b)", "decoder.net.", key)

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion.blocks import frequencies
 from vfmlab.diffusion.dit import SIZES, LightningDiT
-from vfmlab.diffusion.path import reverse
-from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import family
+from vfmlab.weights.family import State, family, headed, settings
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 32, "patch_size": 2, "in_channels": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16,
@@ -38,7 +36,6 @@ PARTS = {  # release -> here, by prefix
     "final_layer.linear.": "final.linear.",
 }
 NONE: dict[str, str] = {}
-State = dict[str, Tensor]
 FIELDS = {  # of the releases' constructors -> of our configs
     "hidden_size": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch", "mlp_ratio": "mlp_ratio",
     "use_qknorm": "qk_norm", "qk_norm": "qk_norm", "use_swiglu": "swiglu", "use_rope": "rope",
@@ -47,22 +44,10 @@ FIELDS = {  # of the releases' constructors -> of our configs
 INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
 
 
-def settings(config: dict[str, Any], defaults: dict[str, Any], what: str) -> dict[str, Any]:
-    """`defaults` with `config` over them; an argument the release does not know raises
-    :class:`ConfigError`."""
-    for key, value in config.items():
-        if key not in defaults:
-            raise ConfigError(f"{what}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
-    return {**defaults, **config}
-
-
 def rename(key: str) -> str:
     """A key of the release under our name; `module.`, which its distributed checkpoints put first, is
     dropped."""
-    key = key.removeprefix("module.")
-    for theirs, ours in PARTS.items():
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
+    key = headed(key.removeprefix("module."), PARTS)
     if key.startswith("blocks."):
         for theirs, ours in INSIDE.items():
             key = key.replace(theirs, ours)
@@ -73,8 +58,7 @@ def translated(state_dict: State, classes: int, parts: dict[str, str] = NONE) ->
     """`state_dict` under our names, its label table with a null row. parts: further prefixes."""
     state = {}
     for key, value in state_dict.items():
-        theirs = next((prefix for prefix in parts if key.startswith(prefix)), None)
-        key = rename(key) if theirs is None else parts[theirs] + key.removeprefix(theirs)
+        key = headed(key, parts) if key.startswith(tuple(parts)) else rename(key)
         state[key] = with_null(value, classes) if key == "label_embed.weight" else value
     return state
 
@@ -159,22 +143,3 @@ def import_lightningdit(state_dict: dict[str, Tensor], config: dict[str, Any]) -
     state = reverse_time(translated(state_dict, network.num_classes))
     check_rope(state, "feat_rope.", network.rope, "lightningdit")
     return io.load(network, state, "lightningdit checkpoint")
-
-
-def released_guidance(scale: float, interval_start: float | None = None) -> Guidance:
-    """Guidance as the release applies it: on the first three channels, and only from `interval_start` of its
-    time on.
-
-    `interval_start` counts from noise (0) to data (1), so that guidance acts where our t <= 1 -
-    interval_start.
-    """
-    end = 1.0 if interval_start is None else float(reverse(interval_start))
-    return Guidance(scale=scale, interval=(0.0, end), channels=3)
-
-
-def released_sampler(num_steps: int, timestep_shift: float = 0.0, method: str = "euler") -> Sampler:
-    """The release's sampler: `num_steps` counts points of time, hence one interval fewer; a shift of 0
-    means none."""
-    solver = {"heun2": "heun"}.get(method, method)
-    return Sampler(solver=solver, steps=num_steps - 1,
-                   shift=1 / timestep_shift if timestep_shift > 0 else 1.0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor
 
-from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.vqgan import VQGAN
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family
+from vfmlab.weights.family import STATISTICS, family, headed, rewritten, settings
 
 NAME = "llamagen-vq"
 DEFAULTS: dict[str, Any] = {
@@ -37,27 +36,6 @@ HEADS = {"quantize.embedding.": "quantizer.", "quant_conv.": "quant.",
          "post_quant_conv.": "decoder.post_quant.", "decoder.": "decoder.net."}
 
 
-def given(config: dict[str, Any], defaults: dict[str, Any], name: str) -> dict[str, Any]:
-    """`defaults` with the fields of `config`; :class:`ConfigError` for one that is not known."""
-    for key, value in config.items():
-        if key not in defaults and key not in WITHOUT_EFFECT:
-            raise ConfigError(f"{name}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
-    return defaults | {key: value for key, value in config.items() if key in defaults}
-
-
-def convolutions(key: str) -> str:
-    """The key of a convolutional encoder or decoder in our names."""
-    for pattern, new in RENAMES:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def rename(key: str) -> str:
-    key = convolutions(key)
-    head = next((head for head in HEADS if key.startswith(head)), "")
-    return HEADS.get(head, "") + key.removeprefix(head)
-
-
 def counters(module: VQGAN) -> list[str]:
     """What a release has no values for: latent statistics, and how often an entry was used."""
     return [*STATISTICS, "quantizer.usage", "quantizer.batches"]
@@ -72,7 +50,7 @@ def llamagen_vq(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VQGAN:
             `encoder_res_blocks` (the decoder has one more), `z_channels`, `codebook_size`,
             `codebook_embed_dim`, `commit_loss_beta`, `entropy_loss_ratio`; the defaults are VQ-16's.
     """
-    c = given(config, DEFAULTS, NAME)
+    c = settings(config, DEFAULTS, NAME, WITHOUT_EFFECT)
     multipliers, size = tuple(c["ch_mult"]), int(c["image_size"])
     factor, blocks = 2 ** (len(multipliers) - 1), int(c["encoder_res_blocks"])
     if size % factor:
@@ -86,7 +64,8 @@ def llamagen_vq(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VQGAN:
         "decoder": {"kind": "conv", "blocks": blocks + 1, **shared},
     })
     tokenizer = TOKENIZERS.get("vqgan")(options, size)
-    renamed = {rename(key): value for key, value in state_dict.items() if not key.endswith("codebook_used")}
+    renamed = {headed(rewritten(key, RENAMES), HEADS): value for key, value in state_dict.items()
+               if not key.endswith("codebook_used")}
     if not renamed:
         raise CheckpointError(f"{NAME} checkpoint has no tensors; give the tokenizer's state dict")
     return io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=counters(tokenizer)).eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.ar.llamagen import SIZES, CodeShape, LlamaGen
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import family
+from vfmlab.weights.family import family, headed
 
 NEEDED = ("dim", "n_layer", "n_head", "vocab_size", "block_size")
 DEFAULTS = {"multiple_of": 256, "num_classes": 1000}  # of the release's constructor
@@ -63,10 +63,6 @@ def import_llamagen_gpt(state_dict: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def _renamed(key: str) -> str:
-    names, head = NAMES, ""
     if match := re.match(r"layers\.(\d+)\.(.+)", key):
-        names, head, key = LAYERS, f"blocks.{match[1]}.", match[2]
-    for theirs, ours in names.items():
-        if key.startswith(theirs):
-            return head + ours + key.removeprefix(theirs)
-    return head + key
+        return f"blocks.{match[1]}.{headed(match[2], LAYERS)}"
+    return headed(key, NAMES)

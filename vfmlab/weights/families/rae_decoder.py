@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.decoders.vit import ViTDecoder
-from vfmlab.errors import CheckpointError, ConfigError, nearest
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.vit_block import Activation
 from vfmlab.tokenizers.rae import RAE
 from vfmlab.weights import io
-from vfmlab.weights.family import Batches, Moments, agree, family
+from vfmlab.weights.family import Batches, Moments, agree, family, fused, headed, settings
 from vfmlab.weights.statistics import per_channel
 
 DEFAULTS = {  # of the release's configuration, the one of a ViT-MAE
@@ -149,14 +149,12 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
             statistics are not read). config: the release's configuration, names of a ViT-MAE; `image_size`
             may be left out.
     """
-    for key, value in config.items():
-        if key not in DEFAULTS and key not in WITHOUT_EFFECT:
-            raise ConfigError(f"rae-decoder: unknown argument '{key}' = {value!r}{nearest(key, DEFAULTS)}")
-    c = DEFAULTS | {key: value for key, value in config.items() if key in DEFAULTS}
+    c = settings(config, DEFAULTS, "rae-decoder", WITHOUT_EFFECT)
     if c["hidden_act"] not in HIDDEN_ACT:
         raise ConfigError(f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from "
                           f"{', '.join(HIDDEN_ACT)}")
-    state = fuse({rename(key): value for key, value in state_dict.items() if not foreign(key)})
+    state = fused({rename(key): value for key, value in state_dict.items() if not foreign(key)},
+                  r"(blocks\.\d+\.)(?P<part>[qkv])\.(weight|bias)", r"\1qkv.\3")
     if "embed.weight" not in state:
         raise CheckpointError("rae-decoder checkpoint has no decoder_embed.weight; give the decoder's state "
                               "dict, not a wrapper")
@@ -189,26 +187,9 @@ def foreign(key: str) -> bool:
 
 def rename(key: str) -> str:
     """A key of the release -> ours, with q, k and v still apart."""
-    key = key.removeprefix("module.").removeprefix("decoder.")
-    for theirs, ours in NAMES.items():
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
+    key = headed(key.removeprefix("module.").removeprefix("decoder."), NAMES)
     if match := re.fullmatch(r"decoder_layers\.(\d+)\.(.*)", key):
         for theirs, ours in INSIDE.items():
             if re.match(theirs, match[2]):
                 return f"blocks.{match[1]}.{re.sub(f'^{theirs}', ours, match[2])}"
     return key
-
-
-def fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of each block as the one linear layer we have; a missing one is left to the
-    strict loader."""
-    out = {}
-    for key, value in state.items():
-        match = re.fullmatch(r"(blocks\.\d+\.)([qkv])\.(weight|bias)", key)
-        parts = match and [f"{match[1]}{name}.{match[3]}" for name in "qkv"]
-        if not parts or any(part not in state for part in parts):
-            out[key] = value
-        elif match[2] == "q":
-            out[f"{match[1]}qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
-    return out

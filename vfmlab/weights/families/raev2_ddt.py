@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vfmlab.diffusion.raev2 import RAEv2
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import CheckpointError
 from vfmlab.weights import io
-from vfmlab.weights.families.dit_dh import pair
-from vfmlab.weights.families.lightningdit import check_rope, settings
-from vfmlab.weights.family import family, find
+from vfmlab.weights.families.dit_dh import both, of_head
+from vfmlab.weights.families.lightningdit import built, check_rope
+from vfmlab.weights.family import family, find, headed, settings
 
 DEFAULTS = {  # of the release's constructor, as its paper's largest network sets them
     "input_size": 16, "patch_size": 1, "in_channels": 1024, "hidden_size": [1440, 2048], "depth": [28, 2],
@@ -45,18 +45,9 @@ def import_raev2(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RAEv2
         them as "config".
     """
     c = settings(config.get("config", config), DEFAULTS, "raev2-ddt")
-    (width, wide), (depth, shallow) = pair(c["hidden_size"], "hidden_size"), pair(c["depth"], "depth")
-    heads, head_heads = pair(c["num_heads"], "num_heads")
-    patch, head_patch = pair(c["patch_size"], "patch_size")
-    if patch != head_patch:
-        raise ConfigError(f"raev2-ddt: patch_size {c['patch_size']} must be the same for stack and head")
-    side = c["input_size"]
-    network = RAEv2(RAEv2.Config(
-        width=width, depth=depth, heads=heads, patch=patch, head_width=wide, head_depth=shallow,
-        head_heads=head_heads, mlp_ratio=c["mlp_ratio"], time_tokens=c["cond_arch"]["num_t_tokens"],
-        class_tokens=c["cond_arch"]["num_c_tokens"], base_depth=c["base_model_depth"],
-    ), (c["in_channels"], side, side), c["num_classes"])  # fmt: skip
-    state = joined({rename(key, depth): value for key, value in state_dict.items()})
+    network = built(RAEv2, c, **both(c, "raev2-ddt", "stack"), base_depth=c["base_model_depth"],
+                    time_tokens=c["cond_arch"]["num_t_tokens"], class_tokens=c["cond_arch"]["num_c_tokens"])
+    state = joined({rename(key, network.depth): value for key, value in state_dict.items()})
     check_rope(state, "enc_rope.", network.rope, "raev2-ddt")
     check_rope(state, "dec_rope.", network.head_rope, "raev2-ddt")
     return io.load(network, state, "raev2-ddt checkpoint")
@@ -64,15 +55,10 @@ def import_raev2(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RAEv2
 
 def rename(key: str, depth: int) -> str:
     """A key of the release under our name; blocks behind the first `depth` are the head's."""
-    prefix = next((part for part in PARTS if key.startswith(part)), "")
-    key = PARTS.get(prefix, "") + key.removeprefix(prefix)
+    key = headed(key, PARTS)
     for theirs, ours in INSIDE.items():
         key = key.replace(theirs, ours)
-    if key.startswith("blocks."):
-        number, rest = key.removeprefix("blocks.").split(".", 1)
-        if number.isdigit() and int(number) >= depth:
-            key = f"head_blocks.{int(number) - depth}.{rest}"
-    return key
+    return of_head(key, depth)
 
 
 def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,15 +15,16 @@ from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.tokenizers.sd_vae import renamed
 from vfmlab.weights import io
-from vfmlab.weights.family import family
+from vfmlab.weights.family import STATISTICS, check_fixed, family
 
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
     "in_channels": 3, "out_channels": 3, "act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
 }  # fmt: skip
-# read by weights/statistics.py
-STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-NOT_READ = ("force_upcast", "sample_size", *STATISTICS)
+NOT_READ = (
+    "force_upcast", "sample_size",
+    "scaling_factor", "shift_factor", "latents_mean", "latents_std",  # read by weights/statistics.py
+)  # fmt: skip
 
 
 @family("sd-vae")
@@ -39,9 +40,7 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
     known = {"latent_channels", *SAME_HERE, *FIXED, *NOT_READ, *blocks}
     if unknown := [key for key in config if key not in known]:
         raise ConfigError(f"sd-vae config: unknown field '{unknown[0]}'{nearest(unknown[0], known)}")
-    for field, value in FIXED.items():
-        if config.get(field, value) != value:
-            raise ConfigError(f"sd-vae config: {field} = {config[field]!r} is not supported, only {value!r}")
+    check_fixed(config, FIXED, "sd-vae config")
     for field, kind in blocks.items():
         if set(config.get(field, [kind])) != {kind}:
             raise ConfigError(f"sd-vae config: {field} = {config[field]!r} is not supported, only {kind}")
@@ -52,4 +51,4 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
     options = method.Config.model_validate({"channels": config.get("latent_channels", 4), **fields})
     tokenizer = method(options, int(config.get("sample_size", 256)))
     state = renamed(state_dict, tokenizer.state_dict())
-    return io.load(tokenizer, state, "sd-vae checkpoint", keep=("stat_mean", "stat_std", "stat_count"))
+    return io.load(tokenizer, state, "sd-vae checkpoint", keep=STATISTICS)

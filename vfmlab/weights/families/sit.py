@@ -17,8 +17,8 @@ from torch import Tensor
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import built, reverse_time, settings, sizes, translated
-from vfmlab.weights.family import family
+from vfmlab.weights.families.lightningdit import built, reverse_time, sizes, translated
+from vfmlab.weights.family import family, settings
 
 DEFAULTS = {  # of the releases' constructors
     "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import built, settings, translated
+from vfmlab.weights.families.lightningdit import built, translated
 from vfmlab.weights.families.sit import check_linear
-from vfmlab.weights.family import family
+from vfmlab.weights.family import family, settings
 
 DEFAULTS = {  # of the release's constructor
     "path_type": "linear", "input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152,

@@ -23,7 +23,7 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
-from vfmlab.weights.family import Batches, Moments, family, find, plain_put, plain_sections, scalar
+from vfmlab.weights.family import STATISTICS, family, find, layers_put, plain_sections, scalar
 
 NAME = "vfm-vae"
 
@@ -284,15 +284,7 @@ def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
     return {**plain_sections(module, config), "vfm": vfm}
 
 
-def put(tokenizer: Tokenizer, module: VFMVAE, known: Moments | None, batches: Batches) -> Moments | None:
-    if tokenizer.layers != module.layers:
-        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read "
-                          f"{list(module.layers)}")
-    module.attach(tokenizer.vfm)  # raises if widths or grids are others
-    return plain_put(tokenizer, module, known, batches)
-
-
-@family(NAME, arguments=arguments, sections=sections, put=put)
+@family(NAME, arguments=arguments, sections=sections, put=layers_put)
 def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMVAE:
     """A tokenizer with the weights of a released VFM-VAE generator.
 
@@ -328,7 +320,7 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
         if ours in own and [n for n in value.shape if n != 1] == [n for n in own[ours].shape if n != 1]:
             value = value.reshape(own[ours].shape)
         renamed[ours] = value
-    fresh = ("stat_mean", "stat_std", "stat_count", *(key for key in own if key.endswith(".batches")))
+    fresh = (*STATISTICS, *(key for key in own if key.endswith(".batches")))
     io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=fresh)
     if tokenizer.quantizer is not None:
         for book in tokenizer.quantizer.codebooks:  # a usage that is not all zeros has been averaged for long

@@ -6,15 +6,14 @@ import math
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.tokenizers.vfm_vae import LayerShape
 from vfmlab.tokenizers.vfmtok import VFMTok
 from vfmlab.weights import io
-from vfmlab.weights.families.llamagen import convolutions, counters, given
-from vfmlab.weights.family import Batches, Config, Moments, family, plain_put, plain_sections
+from vfmlab.weights.families import llamagen
+from vfmlab.weights.family import Config, family, fused, layers_put, plain_sections, rewritten, settings
 
 NAME = "vfmtok"
 RELEASED_LAYERS = (6, 12, 18, -1)  # of DINOv2-L; only the last passes the final norm
@@ -63,26 +62,11 @@ INSIDE = {"norm1": "norm_look", "norm2": "norm_out", "norm3": "norm_tokens", "li
 def rename(key: str) -> str:
     """A key of the release -> ours, with queries, keys and values still apart."""
     if key.startswith("decoder."):
-        return convolutions(key.replace("decoder.", "pixels.", 1))
-    for pattern, new in RENAMES:
-        key = re.sub(pattern, new, key)
+        return rewritten(key.replace("decoder.", "pixels.", 1), llamagen.RENAMES)
+    key = rewritten(key, RENAMES)
     if match := re.fullmatch(r"(encoder\.layers\.\d+\.)(norm\d|linear\d)(\..*)", key):
         return match[1] + INSIDE[match[2]] + match[3]
     return key
-
-
-def fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values as the one matrix we have; a missing one is left to the strict loader."""
-    out = {}
-    for key, value in state.items():
-        match = re.fullmatch(r"(.*\.)(self_attn|attn1)\.([qkv])_proj\.(weight|bias)", key)
-        parts = match and [f"{match[1]}{match[2]}.{name}_proj.{match[4]}" for name in "qkv"]
-        if not parts or any(part not in state for part in parts):
-            out[key] = value
-        elif match[3] == "q":
-            ours = f"tokens.in_proj_{match[4]}" if match[2] == "self_attn" else f"qkv.{match[4]}"
-            out[match[1] + ours] = torch.cat([state[part] for part in parts])
-    return out
 
 
 def sections(module: VFMTok, config: Config) -> Config:
@@ -90,15 +74,7 @@ def sections(module: VFMTok, config: Config) -> Config:
     return {**plain_sections(module, config), "vfm": vfm}
 
 
-def put(tokenizer: VFMTok, module: VFMTok, known: Moments | None, batches: Batches) -> Moments | None:
-    if tokenizer.layers != module.layers:
-        raise ConfigError(f"vfm.layers {list(tokenizer.layers)}, but the imported weights read "
-                          f"{list(module.layers)}")
-    module.attach(tokenizer.vfm)  # raises if widths or grids are others
-    return plain_put(tokenizer, module, known, batches)
-
-
-@family(NAME, sections=sections, put=put)
+@family(NAME, sections=sections, put=layers_put)
 def import_vfmtok(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMTok:
     """A tokenizer without its VFM: `encode_features(list of B N D)` gives `indices` and `latents`,
     `decode_codes(indices)` images; `attach(vfm)` makes it take images.
@@ -111,10 +87,10 @@ def import_vfmtok(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMT
             `codebook_dim`, `commit_loss_beta`; `layers` of the VFM and its name `vfm` are ours. The defaults
             are the release's.
     """
-    c = given(config, DEFAULTS, NAME)
-    d = given(c["deformable"], DEFORMABLE, f"{NAME}.deformable")
-    t = given(c["decoder_transformer"], TRANSFORMER, f"{NAME}.decoder_transformer")
-    v = given(c["conv_decoder"], CONVOLUTIONS, f"{NAME}.conv_decoder")
+    c = settings(config, DEFAULTS, NAME, llamagen.WITHOUT_EFFECT)
+    d, t, v = (settings(c[part], defaults, f"{NAME}.{part}", llamagen.WITHOUT_EFFECT)
+               for part, defaults in (("deformable", DEFORMABLE), ("decoder_transformer", TRANSFORMER),
+                                      ("conv_decoder", CONVOLUTIONS)))
     layers = c["layers"] or (RELEASED_LAYERS if c["levels"] == 4 else (*range(1, c["levels"]), -1))
     size, blocks = int(c["image_size_out"]), v["res_blocks"]
     if size % c["pixel_grid"] or len(layers) != c["levels"]:
@@ -137,4 +113,6 @@ def import_vfmtok(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMT
                if "backbone" not in key and not key.endswith("codebook_used")}
     if not renamed:
         raise CheckpointError(f"{NAME} checkpoint has no tensors of the tokenizer; give its state dict")
-    return io.load(tokenizer, fused(renamed), f"{NAME} checkpoint", keep=counters(tokenizer)).eval()
+    for theirs, ours in (("self_attn", r"\1tokens.in_proj_\3"), ("attn1", r"\1qkv.\3")):
+        renamed = fused(renamed, rf"(.*\.){theirs}\.(?P<part>[qkv])_proj\.(weight|bias)", ours)
+    return io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=llamagen.counters(tokenizer)).eval()
