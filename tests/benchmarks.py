@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
 from vfmlab import api, config, data, presets, runs
@@ -33,7 +34,7 @@ from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, VfmlabError, nearest
 from vfmlab.evaluation import frechet
 from vfmlab.evaluation.representation import cknna
-from vfmlab.nn.modulation import grouped_modulated_conv, modulated_conv
+from vfmlab.nn.modulation import modulated_conv
 from vfmlab.registry import DECODERS, NETWORKS
 from vfmlab.seeding import SampleRandom, StepRandom, generator
 from vfmlab.tokenizers.base import Statistics
@@ -80,6 +81,16 @@ def trainer(module: nn.Module, loss: Callable[[], Tensor], precision: torch.dtyp
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def grouped_modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True) -> Tensor:
+    """`modulated_conv` with one set of weights per sample in a grouped convolution."""
+    batch, _, height, width = x.shape
+    weights = weight[None] * style[:, None, :, None, None]  # B O I k k
+    if demodulate:
+        weights = weights * (weights.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+    y = F.conv2d(x.reshape(1, -1, height, width), weights.flatten(0, 1), padding=weight.shape[-1] // 2, groups=batch)
+    return y.view(batch, -1, height, width)
 
 
 def modulated_layers(shapes: Sequence[tuple[int, int, int]], batch: int, repeats: int) -> Result:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tiny import awake
 
 from vfmlab.config import NetworkConfig
-from vfmlab.diffusion.dit import LightningDiT, on_meta, parameters
+from vfmlab.diffusion.dit import LightningDiT, parameters
 from vfmlab.errors import ConfigError
 from vfmlab.registry import NETWORKS
 from vfmlab.seeding import generator
@@ -40,7 +40,8 @@ def inputs(shape=SHAPE, batch=3):
     [("XL", True, 675_260_768), ("XL", False, 675_256_736), ("B", True, 130_557_728), ("B", False, 130_556_192)],
 )
 def test_published_parameter_counts(size, qk_norm, count):
-    network = on_meta(LightningDiT.Config(size=size, qk_norm=qk_norm), (32, 16, 16), 1000)
+    with torch.device("meta"):
+        network = LightningDiT(LightningDiT.Config(size=size, qk_norm=qk_norm), (32, 16, 16), 1000)
     assert parameters(network) == count
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == count - network.pos_embed.numel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks import grouped_modulated_conv
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from vfmlab.decoders.progressive import ProgressiveConfig, ProgressiveDecoder
 from vfmlab.errors import ConfigError
 from vfmlab.nn.convnext import ModulatedConvNeXt
 from vfmlab.nn.fusion import LatentFusion
-from vfmlab.nn.modulation import EqualLinear, Mapping, grouped_modulated_conv, modulated_conv
+from vfmlab.nn.modulation import EqualLinear, Mapping, modulated_conv
 from vfmlab.nn.null_attention import AttentionBlock
 from vfmlab.nn.resample import BinomialBlur, NearestUpsample, ShuffleUpsample
 from vfmlab.registry import DECODERS

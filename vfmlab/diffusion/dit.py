@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.config import NetworkConfig, SizedConfig
+from vfmlab.config import SizedConfig
 from vfmlab.diffusion.blocks import Block, FinalLayer, LayerNorm, TimeEmbedding, initialise, unpatchify
 from vfmlab.errors import ConfigError
 from vfmlab.nn.rope import rotary_table, sincos_table
@@ -182,9 +182,3 @@ def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
 def parameters(network: nn.Module) -> int:
     """Number of parameters, the fixed position code included."""
     return sum(p.numel() for p in network.parameters())
-
-
-def on_meta(config: NetworkConfig, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """A network without storage, for counting and planning."""
-    with torch.device("meta"):
-        return NETWORKS.get(config.kind)(config, latent_shape, num_classes)

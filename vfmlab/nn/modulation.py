@@ -50,17 +50,6 @@ def modulated_conv(
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 
-def grouped_modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True) -> Tensor:
-    """The same with one set of weights per sample in a grouped convolution: for tests and the benchmark."""
-    batch, _, height, width = x.shape
-    weights = weight[None] * style[:, None, :, None, None]  # B O I k k
-    if demodulate:
-        weights = weights * (weights.square().sum(dim=(2, 3, 4), keepdim=True) + EPS).rsqrt()
-    y = F.conv2d(x.reshape(1, -1, height, width), weights.flatten(0, 1), padding=weight.shape[-1] // 2,
-                 groups=batch)
-    return y.view(batch, -1, height, width)
-
-
 class EqualLinear(nn.Module):
     """Linear layer with equalised learning rate: the stored weight is scaled by `lr_multiplier /
     sqrt(inputs)` in use.

@@ -203,20 +203,3 @@ class VFMVAE(Tokenizer):
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         images = self.decoder(z)
         return images if self.start is None else self.start.decode(images, z)
-
-    def part_sizes(self) -> dict[str, int]:
-        """Parameters per part, counted as the release does: the decompressing projection is the adapter's."""
-
-        def count(*modules: nn.Module | None) -> int:
-            return sum(p.numel() for m in modules if m is not None for p in m.parameters())
-
-        sizes = {"adapter": count(self.projections, self.final_projection, self.quantizer, self.alignment)}
-        if hasattr(self.decoder, "decompress"):
-            sizes["adapter"] += count(self.decoder.decompress)
-            sizes["mapping"] = count(self.decoder.mapping)
-            sizes["synthesis"] = count(self.decoder.fusion, self.decoder.blocks)
-        else:
-            sizes["decoder"] = count(self.decoder)
-        if self.start is not None:
-            sizes["linear start"] = count(self.start)
-        return sizes

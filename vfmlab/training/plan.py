@@ -23,7 +23,7 @@ from vfmlab.data import Batch
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import counting
-from vfmlab.registry import NETWORKS, TOKENIZERS
+from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Statistics, Tokenizer
 from vfmlab.training import ar, diffusion, dryrun, repa_e
 from vfmlab.training.meter import Meter, Undrawn, everything, shapes_only, weightless
@@ -84,12 +84,6 @@ def empty_tokenizers(run: config.Phase, count: int = 1) -> list[Tokenizer]:
         model = None if run.vfm is None else vfm.build(weightless(run.vfm), run.data.size)
         return [TOKENIZERS.get(run.tokenizer.method)(run.tokenizer, run.data.size, model)
                 for _ in range(count)]
-
-
-def empty_network(run: config.Phase, latent_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The run's diffusion network with shapes only."""
-    with shapes_only():
-        return NETWORKS.get(run.diffusion.network.kind)(run.diffusion.network, latent_shape, num_classes)
 
 
 def classes(cfg: config.Data) -> tuple[int, str]:
