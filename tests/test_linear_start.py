@@ -54,7 +54,7 @@ def pca_psnr(images, channels, factor):
 
 def test_codes_span_the_principal_components():
     images = smooth()
-    start = LinearStart.for_pixels(6, 4)
+    start = LinearStart(6, 4)
     fit(Reader(start, {}), [images])
     patches = F.pixel_unshuffle(images, 4).permute(0, 2, 3, 1).flatten(0, 2).double()
     v = torch.linalg.svd(patches - patches.mean(0), full_matrices=False).Vh[:6]
@@ -65,7 +65,7 @@ def test_codes_span_the_principal_components():
 
 def test_codes_have_zero_mean_and_unit_variance_and_no_correlation():
     images = smooth()
-    start = LinearStart.for_pixels(6, 4)
+    start = LinearStart(6, 4)
     fit(Reader(start, {}), [images])
     with torch.no_grad():
         codes = start.read(start.arrange(images, (4, 4))).transpose(0, 1).flatten(1)
@@ -75,13 +75,13 @@ def test_codes_have_zero_mean_and_unit_variance_and_no_correlation():
 
 def test_at_least_as_good_as_patch_pca():
     images = smooth()
-    reported = fit(Reader(LinearStart.for_pixels(6, 4), {}), [images])
+    reported = fit(Reader(LinearStart(6, 4), {}), [images])
     assert reported >= pca_psnr(images, 6, 4) - 0.01
 
 
 def test_the_reported_figure_is_that_of_the_linear_paths():
     images = smooth()
-    start = LinearStart.for_pixels(6, 4)
+    start = LinearStart(6, 4)
     reported = fit(Reader(start, {}), [images])
     with torch.no_grad():
         out = F.pixel_shuffle(start.write(start.read(start.arrange(images, (4, 4)))), 4)
@@ -89,20 +89,20 @@ def test_the_reported_figure_is_that_of_the_linear_paths():
 
 
 def test_all_channels_lose_nothing():
-    assert fit(Reader(LinearStart.for_pixels(12, 2), {}), [smooth()]) > 60
+    assert fit(Reader(LinearStart(12, 2), {}), [smooth()]) > 60
 
 
 def test_deterministic_and_independent_of_batching():
     images = smooth()
     states = []
     for batches in ([images], list(images.split(100)), iter(images.split(64))):
-        start = LinearStart.for_pixels(6, 4)
+        start = LinearStart(6, 4)
         fit(Reader(start, {}), batches)
         states.append(start.state_dict())
     for other in states[1:]:
         for key, value in states[0].items():
             torch.testing.assert_close(value, other[key], rtol=1e-3, atol=1e-4)
-    again = LinearStart.for_pixels(6, 4)
+    again = LinearStart(6, 4)
     fit(Reader(again, {}), [images])
     assert all(torch.equal(value, states[0][key]) for key, value in again.state_dict().items())
 
@@ -114,7 +114,7 @@ def test_features_that_keep_everything_give_the_pixels_code():
     start = LinearStart(6, 4, {0: (48, 1.0)})
     maps = {0: lambda x: torch.einsum("bchw,dc->bdhw", F.pixel_unshuffle(x, 4), mix)}
     by_features = fit(Reader(start, maps), [images])
-    by_pixels = fit(Reader(LinearStart.for_pixels(6, 4), {}), [images])
+    by_pixels = fit(Reader(LinearStart(6, 4), {}), [images])
     assert by_features == pytest.approx(by_pixels, abs=0.3)
 
 
@@ -130,7 +130,7 @@ def test_maps_of_any_grid():
     widths = {0: (12, 2.0), 1: (3, 1.0), 2: (3, 0.5), -1: (3, 1.5)}
     everything = fit(Reader(LinearStart(6, 4, widths), maps), [images])
     coarse = fit(Reader(LinearStart(3, 4, {1: widths[1]}), maps), [images])
-    assert everything == pytest.approx(fit(Reader(LinearStart.for_pixels(6, 4), {}), [images]), abs=0.3)
+    assert everything == pytest.approx(fit(Reader(LinearStart(6, 4), {}), [images]), abs=0.3)
     assert coarse < everything - 1
 
 
@@ -179,7 +179,7 @@ def test_adaptive_weights_are_taken_where_gradients_have_full_size():
 
 
 def test_lower_resolutions_get_the_averaged_path():
-    start = LinearStart.for_pixels(6, 4)
+    start = LinearStart(6, 4)
     fit(Reader(start, {}), [smooth()])
     z = torch.randn(2, 6, 4, 4)
     with torch.no_grad():
@@ -200,6 +200,6 @@ def test_a_checkpoint_carries_the_fit():
 
 def test_clear_errors():
     with pytest.raises(ConfigError, match="13 channels are more than the 12 values"):
-        LinearStart.for_pixels(13, 2)
+        LinearStart(13, 2)
     with pytest.raises(ConfigError, match=r"tokenizer.linear_start: no images"):
         fit(vae(channels=6, linear_start=True), [])

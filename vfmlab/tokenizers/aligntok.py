@@ -83,7 +83,6 @@ class AlignTok(Tokenizer):
         gathered = sum(vfm.width(layer) * steps(part) ** 2 for layer, part in self.ratios.items())
         self.adapter = Adapter(gathered, config.adapter_width, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
-        self.start = None
         if config.linear_start:
             self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.encoder.layers)
             self.start.logvar.requires_grad_(False)  # a deterministic code has none
@@ -113,11 +112,4 @@ class AlignTok(Tokenizer):
         return Posterior(mean)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the adapter's gradients would be of the size of the ratio's epsilon.
         return self.adapter.out.weight if self.start is None else self.start.read.weight
-
-    # -- decoder --------------------------------------------------------------------------------------------
-
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        images = self.decoder(z)
-        return images if self.start is None else self.start.decode(images, z)

@@ -10,9 +10,10 @@ latents are then rows of its codebook.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,12 @@ from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import Quantised, Quantizer
 from vfmlab.nn.sphere import lengths, onto
+from vfmlab.nn.standardise import channel_moments
 from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.shapes import LayerShape, check_shapes
 
+LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
 NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
 
 
@@ -123,12 +127,14 @@ class Tokenizer(nn.Module):
 
     Attributes:
         layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
+        shapes: of those layers' maps, for tokenizers that can be built without a VFM.
         teacher_layers: those that `teach` reads, in training only.
         size: side of the images in pixels.
     """
 
     Config: type[TokenizerConfig] = TokenizerConfig
     layers: tuple[int, ...] = ()
+    shapes: Mapping[int, LayerShape] = MappingProxyType({})
     teacher_layers: tuple[int, ...] = ()
 
     def __init__(self, config: TokenizerConfig, size: int, vfm: nn.Module | None = None):
@@ -138,6 +144,7 @@ class Tokenizer(nn.Module):
                               f"choose a multiple of {config.factor}")
         self.config, self.size = config, size
         self.frozen = Frozen(vfm=vfm)
+        self.start: nn.Module | None = None  # a linear start, see linear_start.py
         self.register_buffer("stat_mean", torch.zeros(config.channels))
         self.register_buffer("stat_std", torch.ones(config.channels))
         self.register_buffer("stat_count", torch.zeros((), dtype=torch.long))
@@ -147,6 +154,16 @@ class Tokenizer(nn.Module):
     def vfm(self) -> nn.Module | None:
         """The run's frozen VFM: shared, so no part of parameters(), state_dict() and train()."""
         return self.frozen.get("vfm")
+
+    def attach(self, vfm: nn.Module) -> Self:
+        """Give weights that were imported for `shapes` their VFM, so that :meth:`posterior` takes images.
+
+        Raises:
+            ConfigError: a layer's width or grid is not the one the weights were made for.
+        """
+        check_shapes(self.shapes, vfm)
+        self.frozen["vfm"] = vfm
+        return self
 
     # -- what a method implements, on raw latents
     # -------------------------------------------------------------------
@@ -160,11 +177,22 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
-        """Raw latents (B C h w) -> [images B 3 H W, then lower-resolution outputs, largest first]."""
-        raise NotImplementedError
+        """Raw latents (B C h w) -> [images B 3 H W, then lower-resolution outputs, largest first].
+
+        Here: what `decoder` gives, with the linear start where there is one.
+        """
+        return self.with_start(self.decoder(z), z)
+
+    def with_start(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
+        """The decoder's images of raw latents z, with the linear path added where the tokenizer has one."""
+        return images if self.start is None else self.start.decode(images, z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        """The parameter at which adaptive loss weights compare gradient norms."""
+        """The parameter at which adaptive loss weights compare gradient norms.
+
+        With a linear start its `read`: behind the start's small gain the network's own gradients would be of
+        the size of the ratio's epsilon.
+        """
         raise NotImplementedError
 
     def last_decoder_layer(self) -> nn.Parameter:
@@ -182,7 +210,7 @@ class Tokenizer(nn.Module):
         Here: the closed-form linear start of tokenizers that have one as `start`. Returns a line about it, or
         "".
         """
-        if getattr(self, "start", None) is None:
+        if self.start is None:
             return ""
         from vfmlab.tokenizers import linear_start
 
@@ -220,8 +248,9 @@ class Tokenizer(nn.Module):
         return None
 
     def teach(self, features: dict[int, Tensor]) -> Taught | None:
-        """What the tokenizer's teacher says of the VFM's maps; None for tokenizers without one."""
-        return None
+        """What the tokenizer's `teacher` says of the VFM's maps; None for tokenizers without one."""
+        teacher = getattr(self, "teacher", None)
+        return None if teacher is None else teacher(features[self.teacher_layers[0]].float())
 
     # -- what the rest of the project uses
     # --------------------------------------------------------------------------
@@ -397,21 +426,18 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
     """
     if tokenizer.config.radius is not None:
         return _measure_lengths(tokenizer, batches, fingerprint)
-    count, images = 0, 0
-    mean = torch.zeros(tokenizer.config.channels, dtype=torch.float64)
-    m2 = torch.zeros_like(mean)
-    for batch in batches:
-        z = tokenizer.posterior(batch).mode().double().cpu()
-        n = z.numel() // z.shape[1]
-        new = z.mean(dim=(0, 2, 3))
-        spread = (z - new.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3))
-        delta = new - mean  # Chan's update: exact for batches of any size, no cancellation
-        m2 += spread + delta.square() * (count * n / (count + n))
-        mean += delta * (n / (count + n))
-        count, images = count + n, images + batch.shape[0]
+    images = 0
+
+    def latents() -> Iterator[Tensor]:
+        nonlocal images
+        for batch in batches:
+            images += len(batch)
+            yield tokenizer.posterior(batch).mode().cpu()
+
+    mean, variance = channel_moments(latents())
     if images == 0:
         raise CheckpointError(NO_IMAGES)
-    std = (m2 / count).sqrt().float()
+    std = variance.sqrt().float()
     if tokenizer.quantised:  # a codebook of which one entry is used decodes still
         std[std == 0] = 1.0
     return Statistics(mean.float(), std, images, fingerprint)

@@ -79,9 +79,6 @@ class DinoSAE(Tokenizer):
             return z
         return smoothed(z, self.tau(rng.samples) * rng.number(), rng.randn(*z.shape[1:]))
 
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        return self.decoder(z)
-
     def last_encoder_layer(self) -> nn.Parameter:
         return self.stem.convs[-1].weight
 

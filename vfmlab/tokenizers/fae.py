@@ -34,11 +34,10 @@ from vfmlab.nn.rope import rotary_table
 from vfmlab.nn.standardise import Standardise
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.tokenizers.rae import check_grid
 
-LOGVAR_RANGE = (-30.0, 20.0)
 VIT_L = {"width": 1024, "depth": 24, "heads": 16, "hidden": 4096}
 
 
@@ -138,10 +137,8 @@ class FAE(Tokenizer):
                                               config.mlp_ratio)
         seen = width if config.decode_from == "features" else channels
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, seen, side, size)
-        self.start = (
-            LinearStart.for_features(channels, config.factor, size, vfm, self.layers) if config.linear_start
-            else None
-        )
+        if config.linear_start:
+            self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.layers)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features, self.layers)
@@ -160,12 +157,11 @@ class FAE(Tokenizer):
         return super().begin(batches)
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
-        images = self.decoder(self.feature_decoder(z) if self.config.decode_from == "features" else z)
-        return images if self.start is None else self.start.decode(images, z)
+        seen = self.feature_decoder(z) if self.config.decode_from == "features" else z
+        return self.with_start(self.decoder(seen), z)
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor]:
         return {self.config.layer: self.standardise.inverse(self.feature_decoder(z).float())}
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the encoder's gradients would be of the size of the ratio's epsilon.
         return self.encoder.out.weight if self.start is None else self.start.read.weight

@@ -23,7 +23,7 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.plain_vit import PlainEncoder
 from vfmlab.nn.sphere import rms_over_channels
-from vfmlab.nn.teacher import Taught, Teacher
+from vfmlab.nn.teacher import Teacher
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer
@@ -75,15 +75,9 @@ class GAE(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return Posterior(rms_over_channels(self.adapter(self.encoder(images).movedim(1, -1)).movedim(-1, 1)))
 
-    def teach(self, features: dict[int, Tensor]) -> Taught | None:
-        return None if self.teacher is None else self.teacher(features[self.teacher_layers[0]].float())
-
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         scale = self.config.noise / 0.8 * rng.randn(1, 1, 1)
         return z + scale * rng.randn(*z.shape[1:])
-
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        return self.decoder(z)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.adapter.weight

@@ -22,7 +22,7 @@ takes over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -62,20 +62,11 @@ class LinearStart(nn.Module):
             pixels if widths is None
             else sum(width * steps(ratio) ** 2 for width, ratio in widths.values())
         )
-        self.read = nn.Conv2d(known, channels, 1)
-        self.write = nn.Conv2d(channels, pixels, 3, padding=1)
-        for layer in (self.read, self.write):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.read, self.write = silent(known, channels, 1), silent(channels, pixels, 3)
         self.gain_encode = nn.Parameter(torch.full((channels, 1, 1), START_GAIN))
         self.gain_decode = nn.Parameter(torch.full((3, 1, 1), START_GAIN))
         self.logvar = nn.Parameter(torch.full((channels, 1, 1), START_LOGVAR))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-
-    @classmethod
-    def for_pixels(cls, channels: int, factor: int) -> LinearStart:
-        """For an encoder that looks at pixels; `source` is then the images, B 3 H W."""
-        return cls(channels, factor)
 
     @classmethod
     def for_features(cls, channels: int, factor: int, size: int, vfm: nn.Module,
@@ -99,18 +90,13 @@ class LinearStart(nn.Module):
     def decode(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
         """The network's images, largest first -> those with the linear path added (averaged down for smaller
         ones)."""
-        own = F.pixel_shuffle(self.write(z), self.factor)
-        return [self.gain_decode * image + F.adaptive_avg_pool2d(own, image.shape[-2:]) if image.shape != own.shape
-                else self.gain_decode * image + own for image in images]  # fmt: skip
+        return added(images, self.gain_decode, F.pixel_shuffle(self.write(z), self.factor))
 
     def arrange(self, source: Tensor | dict[int, Tensor], grid: tuple[int, int]) -> Tensor:
         """What the linear encoder reads, on the latent's grid: B D h w."""
         if self.widths is None:
             return F.pixel_unshuffle(source, self.factor)
-        maps = []
-        for layer, (_, ratio) in self.widths.items():
-            maps.append(fold(source[layer], ratio, grid))
-        return torch.cat(maps, dim=1)
+        return torch.cat([fold(source[layer], ratio, grid) for layer, (_, ratio) in self.widths.items()], dim=1)
 
     @torch.no_grad()
     def solve(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | dict[int, Tensor]]]]) -> float:
@@ -137,17 +123,14 @@ class LinearStart(nn.Module):
         self.read.weight.copy_(code.T[:, :, None, None].to(device))
         self.read.bias.copy_(-(moments.mean_x @ code).to(device))
 
-        moments = Moments()
-        for images, source in batches():
-            patches = F.pixel_unshuffle(images.float(), self.factor)
-            codes = self.read(self.arrange(source, patches.shape[-2:]).float())
-            around = F.unfold(codes, 3, padding=1).transpose(1, 2).flatten(0, 1)  # B h w rows, C 3 3
-            moments.add(around, rows(patches))
-        back = moments.ridge()
-        self.write.weight.copy_(back.T.reshape(self.write.weight.shape).to(device))
-        self.write.bias.copy_((moments.mean_y - moments.mean_x @ back).to(device))
+        def codes() -> Iterator[tuple[Tensor, Tensor]]:
+            for images, source in batches():
+                grid = (images.shape[-2] // self.factor, images.shape[-1] // self.factor)
+                yield images, self.read(self.arrange(source, grid).float())
+
+        error = solve_write(self.write, self.factor, codes())
         self.fitted.fill_(True)
-        return float(moments.residual(back).mean())
+        return error
 
 
 class LinearWrite(nn.Module):
@@ -164,28 +147,46 @@ class LinearWrite(nn.Module):
     def __init__(self, channels: int, factor: int):
         super().__init__()
         self.factor = factor
-        self.write = nn.Conv2d(channels, 3 * factor**2, 3, padding=1)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+        self.write = silent(channels, 3 * factor**2, 3)
         self.gain = nn.Parameter(torch.full((3, 1, 1), START_GAIN))
 
     def forward(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
         """The network's images, largest first -> those with the linear path added (averaged down for smaller
         ones)."""
-        own = F.pixel_shuffle(self.write(z), self.factor)
-        return [self.gain * image + F.adaptive_avg_pool2d(own, image.shape[-2:]) for image in images]
+        return added(images, self.gain, F.pixel_shuffle(self.write(z), self.factor))
 
     @torch.no_grad()
     def solve(self, pairs: Iterable[tuple[Tensor, Tensor]], noise: float = 0.0) -> None:
         """Set B from pairs of images B 3 H W and raw latents B C h w. noise: variance that training adds to
         latents."""
-        moments = Moments()
-        for images, z in pairs:
-            around = F.unfold(z.float(), 3, padding=1).transpose(1, 2).flatten(0, 1)  # (B h w) (C 3 3)
-            moments.add(around, rows(F.pixel_unshuffle(images.float(), self.factor)))
-        back = moments.ridge(noise or None)
-        self.write.weight.copy_(back.T.reshape(self.write.weight.shape))
-        self.write.bias.copy_(moments.mean_y - moments.mean_x @ back)
+        solve_write(self.write, self.factor, pairs, noise or None)
+
+
+def silent(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """A convolution that gives zeros until it is fitted."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def added(images: list[Tensor], gain: Tensor, own: Tensor) -> list[Tensor]:
+    """gain * image + own (B 3 H W), averaged down for smaller images."""
+    return [gain * image + (own if image.shape == own.shape else F.adaptive_avg_pool2d(own, image.shape[-2:]))
+            for image in images]
+
+
+def solve_write(write: nn.Conv2d, factor: int, pairs: Iterable[tuple[Tensor, Tensor]],
+                ridge: float | None = None) -> float:
+    """Fit `write` to pairs of images B 3 H W and codes B C h w; returns the mean squared error that it leaves."""
+    moments = Moments()
+    for images, codes in pairs:
+        around = F.unfold(codes.float(), 3, padding=1).transpose(1, 2).flatten(0, 1)  # (B h w) (C 3 3)
+        moments.add(around, rows(F.pixel_unshuffle(images.float(), factor)))
+    back = moments.ridge(ridge)
+    write.weight.copy_(back.T.reshape(write.weight.shape))
+    write.bias.copy_(moments.mean_y - moments.mean_x @ back)
+    return float(moments.residual(back).mean())
 
 
 def rows(x: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder, Fusion
 from vfmlab.nn.sphere import rms_over_channels, rms_over_image
-from vfmlab.nn.teacher import Taught
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.gae import TeacherConfig, teacher_of
@@ -73,9 +72,6 @@ class PAE(Tokenizer):
         tokens = self.encoder(self.vfm.prepare(images), maps.flatten(2).transpose(1, 2))
         z = self.compressor(tokens, maps.shape[-2:])
         return Posterior(rms_over_channels(z) if self.config.norm == "token" else rms_over_image(z))
-
-    def teach(self, features: dict[int, Tensor]) -> Taught | None:
-        return None if self.teacher is None else self.teacher(features[self.teacher_layers[0]].float())
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         return self.decoder(self.decompressor(z))

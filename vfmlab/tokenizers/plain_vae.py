@@ -16,10 +16,8 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.conv_blocks import ConvEncoder, levels
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
-
-LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
 
 
 class ConvEncoderConfig(config.TokenizerConfig):
@@ -75,7 +73,8 @@ class PlainVAE(Tokenizer):
         self.encoder = conv_encoder(config, inner, size)
         self.quant = nn.Conv2d(inner, 2 * channels, 1)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
-        self.start = LinearStart.for_pixels(channels, config.factor) if config.linear_start else None
+        if config.linear_start:
+            self.start = LinearStart(channels, config.factor)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         mean, logvar = self.quant(self.encoder(images)).chunk(2, dim=1)
@@ -83,13 +82,7 @@ class PlainVAE(Tokenizer):
             mean, logvar = self.start.encode(mean, logvar, images)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        images = self.decoder(z)
-        return images if self.start is None else self.start.decode(images, z)
-
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's
-        # epsilon.
         return self.quant.weight if self.start is None else self.start.read.weight
 
 

@@ -23,10 +23,8 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
-
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Blocks(nn.Module):

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.weights import io
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
 FILE = "diffusion_pytorch_model.safetensors"
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -90,7 +89,8 @@ class SDVAE(Tokenizer):
         )
         self.encoder, self.quant_conv = net.encoder, net.quant_conv
         self.post_quant_conv, self.decoder = net.post_quant_conv, net.decoder
-        self.start = LinearStart.for_pixels(config.channels, config.factor) if config.linear_start else None
+        if config.linear_start:
+            self.start = LinearStart(config.channels, config.factor)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
@@ -99,12 +99,9 @@ class SDVAE(Tokenizer):
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
-        images = [self.decoder(self.post_quant_conv(z))]
-        return images if self.start is None else self.start.decode(images, z)
+        return self.with_start([self.decoder(self.post_quant_conv(z))], z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the quant layer's gradients would be of the size of the ratio's
-        # epsilon.
         return self.quant_conv.weight if self.start is None else self.start.read.weight
 
     def last_decoder_layer(self) -> nn.Parameter:

@@ -99,8 +99,5 @@ class SVG(Tokenizer):
         gone = rng.rand(1, 1, 1) < self.config.mask
         return torch.cat([maps, torch.where(gone, token, branch)], dim=1)
 
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        return self.decoder(z)
-
     def last_encoder_layer(self) -> nn.Parameter:
         return self.branch.head[-1].weight

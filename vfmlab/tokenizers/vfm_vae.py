@@ -14,9 +14,7 @@ run's `vfm` section; the decoder's names are in `vfmlab/decoders/progressive.py`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -29,45 +27,9 @@ from vfmlab.nn.attention_projection import Gelu, Kind, projection
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import LOGVAR_RANGE, CodePosterior, Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
-
-LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The map of one VFM layer at the run's image size: channels, and side of its square grid."""
-
-    width: int
-    side: int
-
-
-def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
-    """:class:`ConfigError` for a VFM that is not the one which imported weights were made for."""
-    for layer, shape in shapes.items():
-        found = LayerShape(vfm.width(layer), vfm.grid(layer)[0])
-        if found != shape:
-            raise ConfigError(
-                f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made "
-                f"for width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its "
-                "training"
-            )
-
-
-def as_maps(features: Sequence[Tensor], layers: Sequence[int]) -> dict[int, Tensor]:
-    """Tokens (B N D) of each layer -> its map (B D h w), N a square; :class:`ConfigError` otherwise."""
-    if len(features) != len(layers):
-        raise ConfigError(f"encode_features: {len(features)} tensors for the layers {list(layers)}; give one "
-                          "for each")
-    maps = {}
-    for layer, tokens in zip(layers, features, strict=True):
-        side = math.isqrt(tokens.shape[1])
-        if side * side != tokens.shape[1]:
-            raise ConfigError(f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; "
-                              "leave out class and register tokens")
-        maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
-    return maps
+from vfmlab.tokenizers.shapes import LayerShape, as_maps, shapes_of
 
 
 @TOKENIZERS.register("vfm_vae")
@@ -121,7 +83,7 @@ class VFMVAE(Tokenizer):
         super().__init__(config, size, vfm)
         if shapes is None:
             need_vfm(vfm, config.method, "encodes with a vision foundation model")
-            shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
+            shapes = shapes_of(vfm, vfm.layers)
         self.layers, self.shapes = tuple(shapes), shapes
         channels, side, _ = self.latent_shape
         widths = config.widths * len(shapes) if len(config.widths) == 1 else config.widths
@@ -155,20 +117,9 @@ class VFMVAE(Tokenizer):
         if self.alignment is not None:  # carried along, not trained: the loss owns the map that is
             self.alignment.requires_grad_(False)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
-        self.start = None
         if config.linear_start:
             self.start = LinearStart(channels, config.factor,
                                      {k: (s.width, s.side / side) for k, s in shapes.items()})
-
-    def attach(self, vfm: nn.Module) -> VFMVAE:
-        """Give imported weights their VFM, so that :meth:`posterior` takes images. Returns self.
-
-        Raises:
-            ConfigError: a layer's width or grid is not the one the weights were made for.
-        """
-        check_shapes(self.shapes, vfm)
-        self.frozen["vfm"] = vfm
-        return self
 
     # -- encoder --------------------------------------------------------------------------------------------
 
@@ -194,12 +145,4 @@ class VFMVAE(Tokenizer):
         return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
 
     def last_encoder_layer(self) -> nn.Parameter:
-        # Behind the start's small gain the projection's gradients would be of the size of the ratio's
-        # epsilon.
         return self.final_projection.last_weight if self.start is None else self.start.read.weight
-
-    # -- decoder --------------------------------------------------------------------------------------------
-
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        images = self.decoder(z)
-        return images if self.start is None else self.start.decode(images, z)

@@ -24,7 +24,7 @@ from vfmlab.nn.conv_blocks import ConvUpsampler, levels
 from vfmlab.nn.regions import Attends, RegionDecoder, RegionEncoder
 from vfmlab.registry import QUANTIZERS, TOKENIZERS
 from vfmlab.tokenizers.base import CodePosterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.vfm_vae import LayerShape, as_maps, check_shapes
+from vfmlab.tokenizers.shapes import LayerShape, as_maps, shapes_of
 
 
 @TOKENIZERS.register("vfmtok")
@@ -89,7 +89,7 @@ class VFMTok(Tokenizer):
         super().__init__(config, size, vfm)
         if shapes is None:
             need_vfm(vfm, config.method, "encodes with a vision foundation model")
-            shapes = {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in vfm.layers}
+            shapes = shapes_of(vfm, vfm.layers)
         c, self.layers, self.shapes = config, tuple(shapes), shapes
         target = shapes[self.layers[-1]]
         self.encoder = RegionEncoder([shape.width for shape in shapes.values()], c.tokens, c.width, c.depth,
@@ -103,16 +103,6 @@ class VFMTok(Tokenizer):
         )  # fmt: skip
         widths = levels(c.pixel_width, c.pixel_multipliers, c.factor, "tokenizer.pixel")
         self.pixels = ConvUpsampler(c.width, c.factor, size, widths, c.pixel_blocks, ())
-
-    def attach(self, vfm: nn.Module) -> VFMTok:
-        """Give imported weights their VFM, so that :meth:`posterior` takes images. Returns self.
-
-        Raises:
-            ConfigError: a layer's width or grid is not the one the weights were made for.
-        """
-        check_shapes(self.shapes, vfm)
-        self.frozen["vfm"] = vfm
-        return self
 
     # -- encoder --------------------------------------------------------------------------------------------
 

@@ -49,8 +49,5 @@ class VQGAN(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
         return CodePosterior.of(self.quantizer, self.quant(self.encoder(images)))
 
-    def decode_raw(self, z: Tensor) -> list[Tensor]:
-        return self.decoder(z)
-
     def last_encoder_layer(self) -> nn.Parameter:
         return self.quant.weight

@@ -20,7 +20,8 @@ from vfmlab.config import explain
 from vfmlab.decoders.progressive import ProgressiveConfig
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.tokenizers.base import Tokenizer
-from vfmlab.tokenizers.vfm_vae import VFMVAE, LayerShape
+from vfmlab.tokenizers.shapes import LayerShape
+from vfmlab.tokenizers.vfm_vae import VFMVAE
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
 from vfmlab.weights.family import STATISTICS, family, find, layers_put, plain_sections, scalar

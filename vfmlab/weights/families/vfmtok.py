@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.tokenizers.vfm_vae import LayerShape
+from vfmlab.tokenizers.shapes import LayerShape
 from vfmlab.tokenizers.vfmtok import VFMTok
 from vfmlab.weights import io
 from vfmlab.weights.families import llamagen
