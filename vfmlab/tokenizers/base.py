@@ -74,8 +74,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class CodePosterior(Posterior):
-    """A quantised latent (`mean`, with the gradient of what was quantised; no variance), and the codes of
-    it."""
+    """A quantised latent (`mean`, with the gradient of what was quantised; no variance) and its codes."""
 
     codes: Quantised | None = None
 
@@ -165,8 +164,7 @@ class Tokenizer(nn.Module):
         self.frozen["vfm"] = vfm
         return self
 
-    # -- what a method implements, on raw latents
-    # -------------------------------------------------------------------
+    # -- what a method implements, on raw latents -----------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> raw posterior (B C h w).
@@ -196,12 +194,10 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def last_decoder_layer(self) -> nn.Parameter:
-        """The parameter at which the adaptive weight of an adversarial term compares gradient norms: the one
-        before the image."""
+        """The parameter before the image, where an adversarial term's adaptive weight compares gradients."""
         return self.decoder.last_layer()
 
-    # -- what a method may add for its training
-    # ---------------------------------------------------------------------
+    # -- what a method may add for its training -------------------------------------------------------------
 
     def begin(self, batches: list[Tensor]) -> str:
         """Before the first step of the first stage: what is solved or measured on training images (B 3 H W in
@@ -243,8 +239,7 @@ class Tokenizer(nn.Module):
         return self.decode_raw(z), None
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor] | None:
-        """VFM maps by layer (B D h' w') rebuilt from raw latents (B C h w), for tokenizers with a feature
-        decoder."""
+        """VFM maps by layer (B D h' w') that a feature decoder rebuilds from raw latents (B C h w)."""
         return None
 
     def teach(self, features: dict[int, Tensor]) -> Taught | None:
@@ -252,8 +247,7 @@ class Tokenizer(nn.Module):
         teacher = getattr(self, "teacher", None)
         return None if teacher is None else teacher(features[self.teacher_layers[0]].float())
 
-    # -- what the rest of the project uses
-    # --------------------------------------------------------------------------
+    # -- what the rest of the project uses ------------------------------------------------------------------
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
@@ -270,8 +264,7 @@ class Tokenizer(nn.Module):
         if int(self.stat_count) == 0:
             raise CheckpointError(
                 f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for "
-                "diffusion; "
-                "finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches); "
+                "diffusion; finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches); "
                 "before that, look at raw latents: tokenizer.posterior(images), tokenizer.decode_raw(z)"
             )
         return Statistics(self.stat_mean, self.stat_std, int(self.stat_count), self.fingerprint)
@@ -298,21 +291,17 @@ class Tokenizer(nn.Module):
         self.fingerprint = statistics.fingerprint
 
     def adapt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Before `tensors` are loaded: the statistics take the form that they have there, per channel or per
-        place."""
-        mean = tensors.get("stat_mean")
-        if mean is not None and mean.shape != self.stat_mean.shape and mean.shape in (
-            (self.config.channels,), self.map_shape):
-            self.stat_mean, self.stat_std = self.stat_mean.new_zeros(
-                mean.shape), self.stat_std.new_ones(mean.shape)
+        """Before `tensors` are loaded: statistics per channel or per place, as they are there."""
+        shape = tensors.get("stat_mean", self.stat_mean).shape
+        if shape != self.stat_mean.shape and shape in ((self.config.channels,), self.map_shape):
+            self.stat_mean, self.stat_std = self.stat_mean.new_zeros(shape), self.stat_std.new_ones(shape)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         self.adapt(state_dict)
         return super().load_state_dict(state_dict, *args, **options)
 
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        """Images in [-1, 1] (B 3 H W) -> posterior of the normalised latent (B C h w); on a sphere its mode
-        alone."""
+        """Images in [-1, 1] (B 3 H W) -> posterior of normalised latents (B C h w); on a sphere the mode."""
         statistics = self.statistics
         raw = self.posterior(images, features)
         if self.config.radius is not None:
@@ -341,7 +330,7 @@ class Tokenizer(nn.Module):
             return onto(z.float(), self.config.decode_length)
         return z.float() * over(statistics.std) + over(statistics.mean)
 
-    # -- codes, of quantised tokenizers: those with a `quantizer` ------------------------------------------
+    # -- codes, of quantised tokenizers: those with a `quantizer` -------------------------------------------
 
     @property
     def quantised(self) -> bool:
@@ -370,8 +359,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W): what decoding makes of
-        images with these codes.
+        """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W).
 
         Raises:
             DataError: another number of codes than T, codes outside of the codebook.
