@@ -12,7 +12,7 @@ LEAST_STD = 1e-5  # a channel that never changes stays at zero
 
 
 def channel_moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] over all images and places of `maps` (B C h w each), in float64 and in one pass."""
+    """Mean and variance [C] over all images and places of `maps` (B C h w each), in float64, in one pass."""
     count, mean, m2 = 0, torch.zeros(()), torch.zeros(())
     for x in maps:
         x = x.double()

@@ -96,7 +96,8 @@ class LinearStart(nn.Module):
         """What the linear encoder reads, on the latent's grid: B D h w."""
         if self.widths is None:
             return F.pixel_unshuffle(source, self.factor)
-        return torch.cat([fold(source[layer], ratio, grid) for layer, (_, ratio) in self.widths.items()], dim=1)
+        maps = [fold(source[layer], ratio, grid) for layer, (_, ratio) in self.widths.items()]
+        return torch.cat(maps, dim=1)
 
     @torch.no_grad()
     def solve(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor | dict[int, Tensor]]]]) -> float:
@@ -178,7 +179,7 @@ def added(images: list[Tensor], gain: Tensor, own: Tensor) -> list[Tensor]:
 
 def solve_write(write: nn.Conv2d, factor: int, pairs: Iterable[tuple[Tensor, Tensor]],
                 ridge: float | None = None) -> float:
-    """Fit `write` to pairs of images B 3 H W and codes B C h w; returns the mean squared error that it leaves."""
+    """Fit `write` to pairs of images B 3 H W and codes B C h w; returns the mean squared error it leaves."""
     moments = Moments()
     for images, codes in pairs:
         around = F.unfold(codes.float(), 3, padding=1).transpose(1, 2).flatten(0, 1)  # (B h w) (C 3 3)

@@ -1,4 +1,4 @@
-"""Shapes of a VFM's maps, and features that come as tokens: for tokenizers that can do without the VFM itself."""
+"""Shapes of a VFM's maps, and features that come as tokens: for tokenizers built without their VFM."""
 
 from __future__ import annotations
 

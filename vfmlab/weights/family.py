@@ -107,7 +107,7 @@ def rewritten(key: str, rules: Iterable[tuple[str, str]]) -> str:
 def fused(state: State, pattern: str, ours: str) -> State:
     """Queries, keys and values as the one layer we have; a missing one is left to the strict loader.
 
-    pattern: of a key as a whole, with its letter as the group `part`. ours: the joint key, as `re` fills it in.
+    pattern: of a whole key, with its letter as the group `part`. ours: the joint key, which `re` fills in.
     """
     out = {}
     for key, value in state.items():
