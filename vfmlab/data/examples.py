@@ -1,14 +1,23 @@
-"""A few held-out images, class by class: what notebooks, pages and the app show."""
+"""A few images of a source: held-out ones, class by class, to look at; a seeded part, to measure on."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from vfmlab import config
-from vfmlab.data.base import to_float
+from vfmlab.data.base import ImageSource, to_float
 from vfmlab.data.open import open_source
 from vfmlab.seeding import generator
+
+
+def some_images(source: ImageSource, most: int, *draw: str | int, batch: int = 128,
+                device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Batches (B 3 H W in [-1, 1], on `device`) of at most `most` images of a source, seeded by `draw`."""
+    for part in torch.randperm(len(source), generator=generator(*draw))[:most].split(batch):
+        yield to_float(source.batch(part).images).to(device)
 
 
 def examples(cfg: config.Data, n: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:

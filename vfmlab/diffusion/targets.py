@@ -23,12 +23,11 @@ from torch import Tensor
 
 from vfmlab import vfm
 from vfmlab.config import VFM, Diffusion
-from vfmlab.data import Batch, BatchStream, ImageSource, to_float
+from vfmlab.data import Batch, BatchStream, ImageSource, some_images, to_float
 from vfmlab.data.stream import from_thread
 from vfmlab.diffusion import latents, shards
 from vfmlab.diffusion.alignment import regrid
 from vfmlab.errors import CheckpointError, ConfigError
-from vfmlab.seeding import generator
 
 FORMAT = "vfmlab-targets/1"
 STATISTICS_IMAGES = 4096  # where tokens are not cached
@@ -220,13 +219,10 @@ class Targets:
         return tokens.mean(0).float(), tokens.std(0, correction=0).float()
 
 
-def token_statistics(teacher: Teacher, source: ImageSource, seed: int,
-                     batch: int = 128) -> tuple[Tensor, Tensor]:
+def token_statistics(teacher: Teacher, source: ImageSource, seed: int) -> tuple[Tensor, Tensor]:
     """:meth:`Targets.statistics` of a seeded part of the images, where tokens are not cached."""
-    order = torch.randperm(len(source), generator=generator("token statistics", seed))[:STATISTICS_IMAGES]
-    parts = [teacher.read(to_float(source.batch(some).images).to(teacher.device))["token"].double().cpu()
-             for some in order.split(batch)]
-    tokens = torch.cat(parts)
+    images = some_images(source, STATISTICS_IMAGES, "token statistics", seed, device=teacher.device)
+    tokens = torch.cat([teacher.read(part)["token"].double().cpu() for part in images])
     return tokens.mean(0).float(), tokens.std(0, correction=0).float()
 
 

@@ -106,10 +106,7 @@ class AlignTok(Tokenizer):
         for layer, fraction in self.ratios.items():
             check_divides(layer, maps[layer], fraction, self.size)
             parts.append(fold(maps[layer], fraction))
-        mean = self.adapter(torch.cat(parts, dim=1)).float()
-        if self.start is not None:
-            mean, _ = self.start.encode(mean, None, maps)
-        return Posterior(mean)
+        return self.gaussian(self.adapter(torch.cat(parts, dim=1)).float(), None, maps)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.adapter.out.weight if self.start is None else self.start.read.weight

@@ -181,6 +181,12 @@ class Tokenizer(nn.Module):
         """
         return self.with_start(self.decoder(z), z)
 
+    def gaussian(self, mean: Tensor, logvar: Tensor | None, source: Any = None) -> Posterior:
+        """The posterior of the network's moments (B C h w), with the linear start's reading of `source`."""
+        if self.start is not None:
+            mean, logvar = self.start.encode(mean, logvar, source)
+        return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
+
     def with_start(self, images: list[Tensor], z: Tensor) -> list[Tensor]:
         """The decoder's images of raw latents z, with the linear path added where the tokenizer has one."""
         return images if self.start is None else self.start.decode(images, z)
@@ -201,20 +207,15 @@ class Tokenizer(nn.Module):
 
     def begin(self, batches: list[Tensor]) -> str:
         """Before the first step of the first stage: what is solved or measured on training images (B 3 H W in
-        [-1, 1] each).
-
-        Here: the closed-form linear start of tokenizers that have one as `start`. Returns a line about it, or
-        "".
+        [-1, 1] each). Here: the closed-form linear start. Returns a line about it, or "".
         """
         if self.start is None:
             return ""
         from vfmlab.tokenizers import linear_start
 
         psnr = linear_start.fit(self, batches)
-        return (
-            f"starts from a linear map solved in closed form: {psnr:.1f} dB before the first step; "
-            "PSNR falls at first, while the network beside it is still noise"
-        )
+        return (f"starts from a linear map solved in closed form: {psnr:.1f} dB before the first step; "
+                "PSNR falls at first, while the network beside it is still noise")
 
     def own_features(self, images: Tensor) -> dict[int, Tensor] | None:
         """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients; None where the frozen
@@ -228,9 +229,8 @@ class Tokenizer(nn.Module):
         """Training noise on the raw sampled latent (B C h w) before it is decoded."""
         return z
 
-    def decode_in_training(
-        self, z: Tensor, target: Tensor, rng: StepRandom
-    ) -> tuple[list[Tensor], Denoised | None]:
+    def decode_in_training(self, z: Tensor, target: Tensor,
+                           rng: StepRandom) -> tuple[list[Tensor], Denoised | None]:
         """What training decodes from raw latents z: images as `decode_raw` gives them, and, for decoders that
         denoise, the velocity's error and the noisy state.
 
@@ -262,11 +262,10 @@ class Tokenizer(nn.Module):
     @property
     def statistics(self) -> Statistics:
         if int(self.stat_count) == 0:
-            raise CheckpointError(
-                f"tokenizer '{self.config.method}' has no latent statistics, so it cannot encode for "
-                "diffusion; finish its training, or call vfmlab.tokenizers.base.measure(tokenizer, batches); "
-                "before that, look at raw latents: tokenizer.posterior(images), tokenizer.decode_raw(z)"
-            )
+            raise CheckpointError(f"tokenizer '{self.config.method}' has no latent statistics, so it cannot "
+                                  "encode for diffusion; finish its training, or call "
+                                  "vfmlab.tokenizers.base.measure(tokenizer, batches); before that, look at "
+                                  "raw latents: tokenizer.posterior(images), tokenizer.decode_raw(z)")
         return Statistics(self.stat_mean, self.stat_std, int(self.stat_count), self.fingerprint)
 
     @property

@@ -34,7 +34,7 @@ from vfmlab.nn.rope import rotary_table
 from vfmlab.nn.standardise import Standardise
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.tokenizers.rae import check_grid
 
@@ -145,9 +145,7 @@ class FAE(Tokenizer):
         x = self.standardise(maps[self.config.layer].float())
         out = self.encoder(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[-2:]).float()
         mean, logvar = out.chunk(2, dim=1)
-        if self.start is not None:
-            mean, logvar = self.start.encode(mean, logvar, maps)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return self.gaussian(mean, logvar, maps)
 
     def begin(self, batches: list[Tensor]) -> str:
         """Measures the map's statistics, then fits the linear start where there is one."""

@@ -16,7 +16,7 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.conv_blocks import ConvEncoder, levels
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
 
 
@@ -78,9 +78,7 @@ class PlainVAE(Tokenizer):
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         mean, logvar = self.quant(self.encoder(images)).chunk(2, dim=1)
-        if self.start is not None:
-            mean, logvar = self.start.encode(mean, logvar, images)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return self.gaussian(mean, logvar, images)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.quant.weight if self.start is None else self.start.read.weight

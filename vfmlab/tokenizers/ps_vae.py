@@ -23,7 +23,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.rae import check_grid
 
 
@@ -89,7 +89,7 @@ class PSVAE(Tokenizer):
         x = self.encoder(maps.flatten(2).transpose(1, 2))
         moments = self.moments(x).transpose(1, 2).unflatten(2, maps.shape[-2:]).float()
         mean, logvar = moments.chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return self.gaussian(mean, logvar)
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor]:
         x = self.feature_decoder(self.widen(z.flatten(2).transpose(1, 2)))

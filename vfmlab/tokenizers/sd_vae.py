@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
-from vfmlab.tokenizers.base import LOGVAR_RANGE, Posterior, Tokenizer
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.weights import io
 
@@ -94,9 +94,7 @@ class SDVAE(Tokenizer):
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
-        if self.start is not None:
-            mean, logvar = self.start.encode(mean, logvar, images)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return self.gaussian(mean, logvar, images)
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         return self.with_start([self.decoder(self.post_quant_conv(z))], z)

@@ -27,7 +27,7 @@ from vfmlab.nn.attention_projection import Gelu, Kind, projection
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import LOGVAR_RANGE, CodePosterior, Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer, need_vfm
 from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.tokenizers.shapes import LayerShape, as_maps, shapes_of
 
@@ -138,11 +138,8 @@ class VFMVAE(Tokenizer):
             parts.append(fold(project(maps[layer]), fraction))
         out = self.final_projection(torch.cat(parts, dim=1)).float()
         mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
-        if self.start is not None:
-            mean, logvar = self.start.encode(mean, logvar, maps)
-        if self.quantizer is not None:
-            return CodePosterior.of(self.quantizer, mean)
-        return Posterior(mean, None if logvar is None else logvar.clamp(*LOGVAR_RANGE))
+        found = self.gaussian(mean, logvar, maps)
+        return found if self.quantizer is None else CodePosterior.of(self.quantizer, found.mean)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.final_projection.last_weight if self.start is None else self.start.read.weight

@@ -57,10 +57,6 @@ class ARTask(Task):
         self._setup: Any = None
         self._baseline: Any = None
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.weights.parameters()).device
-
     def facts(self) -> dict[str, str]:
         found = {"class_names": json.dumps(self.source.class_names), "tokenizer": self.run.parent or ""}
         model = self.tokenizer.vfm

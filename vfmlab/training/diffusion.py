@@ -107,10 +107,6 @@ class DiffusionTask(Task):
         )
 
     @property
-    def device(self) -> torch.device:
-        return next(self.weights.parameters()).device
-
-    @property
     def compiled(self) -> list[nn.Module]:
         return [self._parts(self.weights)[0]]
 

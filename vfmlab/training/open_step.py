@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import api, config, runs
-from vfmlab.data import open_source, to_float
+from vfmlab.data import open_source, some_images, to_float
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.losses.base import Reconstruction
 from vfmlab.losses.terms import Pieces, Term
-from vfmlab.seeding import StepRandom, derive, generator
+from vfmlab.seeding import StepRandom, derive
 from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
 from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.repa_e import Tuned
@@ -62,13 +62,7 @@ class Step:
         task, train = self.task, self.task.train
         accelerator = make_accelerator(task, None, self.device)
         rows = slice(0, train.batch)
-        batches = iter(task.stream(self.number, rows))
-        try:
-            found = next(batches)
-        finally:
-            if hasattr(batches, "close"):
-                batches.close()
-        self.batch = apply(found, lambda tensor: tensor.to(accelerator.device))
+        self.batch = apply(task.batch_of(self.number, rows), lambda tensor: tensor.to(accelerator.device))
         self.parameters = select(task)
         rng = StepRandom(task.seed, self.number, train.batch, rows, accelerator.device)
         with torch.random.fork_rng(devices=[]), accelerator.autocast():
@@ -310,8 +304,7 @@ def _task(phase: config.Phase, root: str | Path) -> tuple[Task, str]:
     if phase.diffusion is None:
         return TokenizerTask(phase, tokenizer), note
     source = open_source(phase.data, "train")
-    order = torch.randperm(len(source), generator=generator("statistics", phase.seed))[:FEW]
-    images = (to_float(source.batch(part).images) for part in order.split(64))
+    images = some_images(source, FEW, "statistics", phase.seed, batch=64)
     tokenizer.set_statistics(measure(tokenizer.eval(), images, source.fingerprint))
     uncached = {"diffusion.cache": False}
     uncached |= {f"diffusion.{part}.cache": False for part in ("alignment", "class_token")

@@ -62,6 +62,10 @@ class Task:
         return self.run.seed
 
     @property
+    def device(self) -> torch.device:
+        return next(self.weights.parameters()).device
+
+    @property
     def images(self) -> dict[str, ImageSource]:
         """The data of the run by split, for the account in its directory."""
         sources = {"train": getattr(self, "source", None), "val": getattr(self, "held_out", None)}
@@ -74,8 +78,7 @@ class Task:
     def batch(self, images: Tensor, labels: Tensor | None = None) -> Any:
         """Images (B 3 H W in [-1, 1]) as the batch that `objective` takes. labels: long B; None: class 0."""
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
-        device = next(self.weights.parameters()).device
-        return Batch(to_uint8(images), labels, torch.arange(len(images))).to(device)
+        return Batch(to_uint8(images), labels, torch.arange(len(images))).to(self.device)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, step: int = 0, samples: int | None = None
@@ -92,7 +95,7 @@ class Task:
         """
         samples = step * self.train.batch if samples is None else samples
         batch = self.batch(images, labels)
-        rng = StepRandom(self.seed, step, len(images), device=next(self.weights.parameters()).device)
+        rng = StepRandom(self.seed, step, len(images), device=self.device)
         loss, metrics, *_ = self.objective(batch, rng, samples)
         return loss, metrics
 
@@ -115,7 +118,11 @@ class Task:
 
     def example(self, rows: slice) -> Any:
         """A batch as large as any, for the memory dry run; may be random where real ones need other runs."""
-        batches = iter(self.stream(0, rows))
+        return self.batch_of(0, rows)
+
+    def batch_of(self, step: int, rows: slice) -> Any:
+        """The batch of one step."""
+        batches = iter(self.stream(step, rows))
         try:
             return next(batches)
         finally:

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfmlab import config, vfm
-from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.data import BatchStream, ImageSource, open_source, some_images, to_float
 from vfmlab.diffusion import targets
 from vfmlab.errors import ConfigError
 from vfmlab.nn import parts
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
-from vfmlab.seeding import StepRandom, derive, generator
+from vfmlab.seeding import StepRandom, derive
 from vfmlab.tokenizers.base import Tokenizer, measure
 from vfmlab.training import checkpoint, features
 from vfmlab.training.objective import TokenizerObjective
@@ -82,10 +82,6 @@ class TokenizerTask(Task):
         return derive("stage", self.run.seed, number) if number else self.run.seed
 
     @property
-    def device(self) -> torch.device:
-        return self.weights.stat_mean.device
-
-    @property
     def compiled(self) -> list[nn.Module]:
         return [module for module in self.weights.children() if any(True for _ in module.parameters())]
 
@@ -101,7 +97,8 @@ class TokenizerTask(Task):
         yield from self._prepare_features()
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
-            note = self.weights.begin(list(self.some_images("start", START_IMAGES)))
+            images = some_images(self.source, START_IMAGES, "start", self.run.seed, device=self.device)
+            note = self.weights.begin(list(images))
             self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
             yield "closed-form start", 1, 1
 
@@ -137,16 +134,10 @@ class TokenizerTask(Task):
         full = [step for step, rng in enumerate(random) if self.objective.plan(rng).image_side >= side]
         return full[:n] or super().costly_steps(n)
 
-    def some_images(self, what: str, most: int, batch: int = 128) -> Iterator[Tensor]:
-        """Batches of a fixed, seeded subset of the training images, [-1, 1], on the tokenizer's device."""
-        order = torch.randperm(len(self.source), generator=generator(what, self.run.seed))[:most]
-        for part in order.split(batch):
-            yield to_float(self.source.batch(part).images).to(self.device)
-
     def preview(self, weights: Tokenizer) -> Tensor:
         """The first held-out images (first row) and what is decoded from their posterior's mean: 2N 3 H W."""
-        images = to_float(self.held_out.batch(torch.arange(min(SHOWN,
-                                                               len(self.held_out)))).images).to(self.device)
+        first = torch.arange(min(SHOWN, len(self.held_out)))
+        images = to_float(self.held_out.batch(first).images).to(self.device)
         return torch.cat([images, weights.decode_raw(weights.posterior(images).mode().float())[0].float()])
 
     def evaluate(self, weights: Tokenizer, samples: int) -> dict[str, Any]:
@@ -175,10 +166,8 @@ class TokenizerTask(Task):
 def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: ImageSource, seed: int) -> None:
     """Measure latent statistics of each tokenizer on a seeded part of the images, and write the last one's to
     the run."""
-    order = torch.randperm(len(source), generator=generator("statistics", seed))[:STATISTICS_IMAGES]
     for tokenizer in tokenizers:
-        device = tokenizer.stat_mean.device
-        images = (to_float(source.batch(part).images).to(device) for part in order.split(128))
+        images = some_images(source, STATISTICS_IMAGES, "statistics", seed, device=tokenizer.stat_mean.device)
         statistics = measure(tokenizer, images, source.fingerprint)
         tokenizer.set_statistics(statistics)
     facts = {"count": str(statistics.count), "fingerprint": statistics.fingerprint}

@@ -27,7 +27,6 @@ from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config.files import read_mapping
 from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
 from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS
-from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Statistics, measure
 from vfmlab.training import checkpoint
 from vfmlab.training.events import Event
@@ -263,7 +262,8 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
     release.module.to(where)
 
     def batches() -> Iterable[Tensor]:
-        return (images.to(where) for images in _images(run))
+        source = data.open_source(run.data, "train")  # those that a training would take
+        return data.some_images(source, MEASURED_IMAGES, "statistics", run.seed, batch=64, device=where)
 
     left = IMPORTERS.get(release.row.family).put(tokenizer, release.module, known and known[:2], batches)
     if left is None:
@@ -324,14 +324,6 @@ def write(folder: runs.RunDir, tensors: dict[str, Tensor], release: Release | No
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     for path in (folder.model, folder.ema):
         io.write(path, tensors, what)
-
-
-def _images(run: config.Phase, batch: int = 64) -> Iterator[Tensor]:
-    """Batches of a seeded part of the training images, [-1, 1]: those that a training would take."""
-    source = data.open_source(run.data, "train")
-    order = torch.randperm(len(source), generator=generator("statistics", run.seed))[:MEASURED_IMAGES]
-    for part in order.split(batch):
-        yield data.to_float(source.batch(part).images)
 
 
 def class_names(count: int) -> list[str]:
