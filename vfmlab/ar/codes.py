@@ -82,10 +82,8 @@ def fingerprint(tokenizer: Tokenizer, versions: Versions) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build(
-    directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch: int = 64, rank: int = 0,
-    world: int = 1
-) -> Iterator[tuple[int, int]]:
+def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch: int = 64, rank: int = 0,
+          world: int = 1) -> Iterator[tuple[int, int]]:
     """Encode all versions of all images into `directory`, or find them encoded; yields (done, in all).
 
     Args:
@@ -121,10 +119,9 @@ def build(
 
 def _check(found: str, wanted: str, directory: Path) -> None:
     if found != wanted:
-        raise CheckpointError(
-            f"codes in '{directory}' are of another tokenizer, data set or options ({found}, wanted "
-            f"{wanted}); delete the folder to encode again, or name another"
-        )
+        raise CheckpointError(f"codes in '{directory}' are of another tokenizer, data set or options "
+                              f"({found}, wanted {wanted}); delete the folder to encode again, or name "
+                              "another")
 
 
 class CodeSource:
@@ -167,9 +164,8 @@ class _Cached:
         return CodeBatch(self.source.codes(indices, versions), self.source.labels[indices], indices)
 
 
-def cached_stream(
-    source: CodeSource, batch: int, seed: int, start_step: int = 0, rows: slice | None = None
-) -> Iterator[CodeBatch]:
+def cached_stream(source: CodeSource, batch: int, seed: int, start_step: int = 0,
+                  rows: slice | None = None) -> Iterator[CodeBatch]:
     """Batches of cached codes without end, step `start_step` first, each a pure function of (seed, step)."""
     return from_thread(_Cached(source, batch, seed, rows or slice(0, batch)), start_step)
 

@@ -4,9 +4,8 @@
 
 Codes are learned anew (no vectors of the codebook), the embedding is not tied to the output. Rotary positions
 turn queries and keys with the row and the column of a code, or with its number where codes lie in no grid.
-The
-release multiplies the class token's query and key by zeros, cosine too: every code gives it the score 0, and
-it attends to itself. `class_rope` = "identity" leaves them as they are.
+The release multiplies the class token's query and key by zeros, cosine too: every code gives it the score 0,
+and it attends to itself. `class_rope` = "identity" leaves them as they are.
 
 Codes in any order (RAR, arXiv 2411.00776) need `target_places`: to the input of each step the place is added
 that is to be predicted, as a learned vector. RAR's own blocks, modulated by the class, are not here.

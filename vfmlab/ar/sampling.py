@@ -1,9 +1,8 @@
 """Drawing the codes of images, one token after the other.
 
 An image is a function of (network, label, settings, seed, id): every token is drawn with one uniform number
-from
-the sample's own stream, as the code at which the sum of the probabilities reaches it, so the batch changes
-nothing beyond rounding.
+from the sample's own stream, as the code at which the sum of the probabilities reaches it, so the batch
+changes nothing beyond rounding.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def probabilities(logits: Tensor, null: Tensor | None, scale: float, sampler: To
     """Probabilities B K of the next code, fp32.
 
     In this order: guidance null + scale (logits - null) where scale > 1; temperature; top-k, which leaves
-    ties
-    with the k-th in; top-p on what top-k left, up to and with the first code that passes p; softmax.
+    ties with the k-th in; top-p on what top-k left, up to and with the first code that passes p; softmax.
 
     Args:
         logits, null: B K under the condition and without one; null may be None where scale is at most 1.
@@ -86,13 +84,8 @@ def choose(p: Tensor, u: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def trajectory(
-    network: torch.nn.Module,
-    labels: Tensor,
-    random: SampleRandom,
-    sampler: TokenSampler | None = None,
-    guidance: Guidance | None = None,
-) -> Iterator[Step]:
+def trajectory(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
+               sampler: TokenSampler | None = None, guidance: Guidance | None = None) -> Iterator[Step]:
     """Draw the codes of `labels`, token by token.
 
     Args:
@@ -100,8 +93,7 @@ def trajectory(
         labels: long B; the null label draws without condition.
         random: streams, one a label; the same (seed, id) always gives the same image.
         sampler: temperature, top-k, top-p, course of the guidance. guidance: its `scale`; 1 or less: none,
-        and
-        then the network runs on one sequence an image in place of two.
+            and then the network runs on one sequence an image in place of two.
 
     Yields:
         one :class:`Step` a token.
@@ -135,13 +127,8 @@ def trajectory(
         yield Step(k + 1, total, drawn)
 
 
-def sample(
-    network: torch.nn.Module,
-    labels: Tensor,
-    random: SampleRandom,
-    sampler: TokenSampler | None = None,
-    guidance: Guidance | None = None,
-) -> Tensor:
+def sample(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
+           sampler: TokenSampler | None = None, guidance: Guidance | None = None) -> Tensor:
     """Codes of `labels`, long B T; arguments as in :func:`trajectory`."""
     *_, last = trajectory(network, labels, random, sampler, guidance)
     return last.codes

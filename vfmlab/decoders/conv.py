@@ -44,11 +44,9 @@ class ConvDecoder(nn.Module):
     def __init__(self, config: ConvDecoder.Config, latent_channels: int, latent_side: int, size: int):
         super().__init__()
         if size % latent_side or (size // latent_side) % config.patch:
-            raise ConfigError(
-                f"decoder.patch {config.patch}: {size} px from a {latent_side} px latent need a factor that "
-                "is "
-                "whole and divisible by it; choose data.size, tokenizer.factor and decoder.patch accordingly"
-            )
+            raise ConfigError(f"decoder.patch {config.patch}: {size} px from a {latent_side} px latent need "
+                              "a factor that is whole and divisible by it; choose data.size, "
+                              "tokenizer.factor and decoder.patch accordingly")
         factor, inner = size // latent_side, config.inner or latent_channels
         widths = levels(config.width, config.multipliers, factor // config.patch, "decoder")
         self.post_quant = nn.Conv2d(latent_channels, inner, 1)

@@ -49,8 +49,7 @@ class DCDecoder(nn.Module):
             for fine, deep in zip(self.widths, self.widths[1:], strict=False):
                 if 4 * fine % deep:
                     raise ValueError(f"widths: 4 x {fine} is no multiple of the deeper {deep}, which the "
-                                     "shortcut "
-                                     "of the up-sampling needs")
+                                     "shortcut of the up-sampling needs")
             return self
 
     def __init__(self, config: DCDecoder.Config, latent_channels: int, latent_side: int, size: int):
@@ -63,8 +62,7 @@ class DCDecoder(nn.Module):
         deepest = config.widths[-1]
         if config.in_shortcut and deepest % latent_channels:
             raise ConfigError(f"decoder.in_shortcut: {deepest}, the deepest width, is no multiple of the "
-                              "latent's "
-                              f"{latent_channels} channels; set it to false")
+                              f"latent's {latent_channels} channels; set it to false")
         self.project_in = Widen(latent_channels, deepest, config.in_shortcut)
         make = {"residual": ResidualBlock, "vit": lambda width: EfficientViTBlock(width, config.norm)}
         self.stages, width = nn.ModuleList(), deepest

@@ -106,11 +106,8 @@ class ProgressiveConfig(config.DecoderConfig):
             ("attention", self.attention_blocks, self.attention_depths),
         ):
             if len(indices) != len(values) or len(set(indices)) < len(indices):
-                raise ValueError(
-                    f"{name}_blocks {list(indices)} with the values {list(values)}: name each block once and "
-                    "give one "
-                    "value for each"
-                )
+                raise ValueError(f"{name}_blocks {list(indices)} with the values {list(values)}: name each "
+                                 "block once and give one value for each")
             if any(not 0 <= i < self.blocks for i in indices) and getattr(self, name):
                 raise ValueError(f"{name}_blocks {list(indices)}: the blocks are 0 to {self.blocks - 1}")
         if 0 not in self.fusion_blocks:
@@ -154,9 +151,8 @@ class Block(nn.Module):
         if c.layer == "convnext":
             noise = 8 * 2**index if c.legacy_noise else 0
             self.layers = nn.ModuleList(
-                ModulatedConvNeXt(
-                    outputs, style, _at(c.kernels, index), c.expansion, c.layer_scale, c.activation, noise
-                )
+                ModulatedConvNeXt(outputs, style, _at(c.kernels, index), c.expansion, c.layer_scale,
+                                  c.activation, noise)
                 for _ in range(depth)
             )
         else:
@@ -169,9 +165,8 @@ class Block(nn.Module):
         last = index == c.blocks - 1
         self.to_rgb = ToRGB(outputs, style) if c.multiscale or last else None
 
-    def forward(
-        self, x: Tensor, total: Tensor | None, w: Tensor | None, context: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, x: Tensor, total: Tensor | None, w: Tensor | None, context: Tensor | None,
+                mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """x: B C h w, total: running sum so far -> features B C' 2h 2w, running sum, image B 3 2h 2w or
         None."""
         x = self.upsample(x)
@@ -206,11 +201,8 @@ class ProgressiveDecoder(nn.Module):
         super().__init__()
         self.config, c = config, config
         if size % 2**c.blocks:
-            raise ConfigError(
-                f"decoder.blocks {c.blocks}: images of {size} px cannot be halved {c.blocks} times; use "
-                "fewer blocks "
-                f"or a data.size that is a multiple of {2**c.blocks}"
-            )
+            raise ConfigError(f"decoder.blocks {c.blocks}: images of {size} px cannot be halved {c.blocks} "
+                              f"times; use fewer blocks or a data.size that is a multiple of {2**c.blocks}")
         resolutions = [size // 2 ** (c.blocks - 1 - i) for i in range(c.blocks)]
         channels = [max(1, min(c.channel_base * size // (px * 256), c.channel_max)) for px in resolutions]
         inner = latent_channels * c.decompress_factor
@@ -236,12 +228,9 @@ class ProgressiveDecoder(nn.Module):
     def _ratio(target: int, side: int, index: int) -> tuple[int, int]:
         up, down = max(1, target // side), max(1, side // target)
         if target * down != side * up:
-            raise ConfigError(
-                f"decoder.blocks: block {index} takes the latent at {target} px, no multiple or divisor of "
-                "its "
-                f"{side} px; choose decoder.blocks, data.size and tokenizer.factor so that they differ by "
-                "whole factors"
-            )
+            raise ConfigError(f"decoder.blocks: block {index} takes the latent at {target} px, no multiple "
+                              f"or divisor of its {side} px; choose decoder.blocks, data.size and "
+                              "tokenizer.factor so that they differ by whole factors")
         return up, down
 
     def last_layer(self) -> nn.Parameter:
@@ -252,21 +241,17 @@ class ProgressiveDecoder(nn.Module):
         """z: B C h w. For cross-attention, context: B M context_width (default: tokens of z') and mask: bool
         B M."""
         if z.shape[-1] % self.latent_multiple or z.shape[-2] % self.latent_multiple:
-            raise ConfigError(
-                f"latents of {z.shape[-2]} x {z.shape[-1]} do not divide by {self.latent_multiple} (latent "
-                "fusion); "
-                "leave out that scale (equivariance.scales) or use fewer decoder.blocks"
-            )
+            raise ConfigError(f"latents of {z.shape[-2]} x {z.shape[-1]} do not divide by "
+                              f"{self.latent_multiple} (latent fusion); leave out that scale "
+                              "(equivariance.scales) or use fewer decoder.blocks")
         z = self.decompress(z).contiguous(memory_format=torch.channels_last)
         w = None if self.mapping is None else self.mapping(z)
         if self.config.cross_attention and context is None:
             context = z.flatten(2).transpose(1, 2)
             if context.shape[-1] != (self.config.context_width or context.shape[-1]):
-                raise ConfigError(
-                    f"decoder.context_width {self.config.context_width}: this decoder attends to a context "
-                    "of its own; "
-                    f"call it with one, or set the width to that of z', {context.shape[-1]}"
-                )
+                raise ConfigError(f"decoder.context_width {self.config.context_width}: this decoder attends "
+                                  "to a context of its own; call it with one, or set the width to that of "
+                                  f"z', {context.shape[-1]}")
         x = total = None
         images = []
         for index, block in enumerate(self.blocks):

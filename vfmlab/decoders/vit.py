@@ -2,8 +2,7 @@
 patches of pixels.
 
 RAE (arXiv 2510.11690) decodes with it; the defaults are its ViT-XL. How the fields map to the release's
-argument names, in
-brackets: `width` [decoder_hidden_size], `depth` [decoder_num_hidden_layers], `heads`
+argument names, in brackets: `width` [decoder_hidden_size], `depth` [decoder_num_hidden_layers], `heads`
 [decoder_num_attention_heads], `hidden` [decoder_intermediate_size], `eps` [layer_norm_eps], `activation`
 [hidden_act]; `patch_size` and `image_size` follow from the sizes of image and latent.
 """
@@ -35,8 +34,7 @@ class ViTDecoder(nn.Module):
 
     Args:
         config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels. pixels:
-        channels of
-            the images (other numbers than 3 only in imported weights).
+            channels of the images (other numbers than 3 only in imported weights).
     """
 
     class Config(config.DecoderConfig):
@@ -61,11 +59,8 @@ class ViTDecoder(nn.Module):
                  pixels: int = 3):
         super().__init__()
         if size % latent_side:
-            raise ConfigError(
-                f"decoder.kind vit: {size} px from a {latent_side} px latent is no whole patch; choose "
-                "data.size and "
-                "tokenizer.factor accordingly"
-            )
+            raise ConfigError(f"decoder.kind vit: {size} px from a {latent_side} px latent is no whole "
+                              "patch; choose data.size and tokenizer.factor accordingly")
         self.config, self.side, self.patch, width = config, latent_side, size // latent_side, config.width
         self.embed = nn.Linear(latent_channels, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None

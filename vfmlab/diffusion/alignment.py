@@ -4,8 +4,7 @@ class token.
 REPA (arXiv 2410.06940, section 3): the tokens after an early block, seen through a small trained read-out,
 should point where the VFM's patch tokens of the clean image point. iREPA (RAEv2's and REPA's successor): the
 read-out is one 3x3 convolution, and targets are normalised over places, so that what counts is their spatial
-structure. The read-out belongs to the training
-objective: the network that is saved has none.
+structure. The read-out belongs to the training objective: the network that is saved has none.
 """
 
 from __future__ import annotations
@@ -44,10 +43,9 @@ class Projection(nn.Module):
 
     Args:
         config: see :class:`vfmlab.config.recipe.Alignment`. network: with `features_at`, `depth`, `grid` and
-        `width_at(block)`.
+            `width_at(block)`.
         width: of the target's tokens. whole: the target's global token is aligned too, with the network's
-        class token, as
-            in REG's release; by MLPs only.
+            class token, as in REG's release; by MLPs only.
 
     Raises:
         ConfigError: a network that does not tell what its blocks put out, a block that it does not have.

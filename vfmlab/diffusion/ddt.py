@@ -115,9 +115,8 @@ class DDT(Split):
             states.append(h)
         return states
 
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = ()
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor,
+                features_at: tuple[int, ...] = ()) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the
         encoder's."""
         states = self.encode(x, t, y)

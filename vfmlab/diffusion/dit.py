@@ -59,8 +59,7 @@ class LightningDiT(nn.Module):
 
     Args:
         config: see :class:`Config`. latent_shape: (C, h, w). num_classes: labels are 0 .. num_classes - 1,
-        and
-            num_classes itself is the null label of classifier-free guidance.
+            and num_classes itself is the null label of classifier-free guidance.
 
     With `token` it denoises the class token of a VFM too (REG, arXiv 2507.01467): the noisy token, brought to
     the network's width, goes before those of the latents, without a place of its own.
@@ -124,19 +123,17 @@ class LightningDiT(nn.Module):
         """Width of the tokens after a block."""
         return self.config.sizes[0]
 
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (), token: Tensor | None = None
-    ) -> Tensor | Joint | tuple[Tensor | Joint, dict[int, Tensor]]:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (),
+                token: Tensor | None = None) -> Tensor | Joint | tuple[Tensor | Joint, dict[int, Tensor]]:
         """Velocity at noisy latents, and at a noisy class token for networks that have one.
 
         Args:
             x: B C h w noisy latents. t: B times in [0, 1], 0 = data. y: B labels; num_classes is the null
-            label.
+                label.
             features_at: blocks whose output tokens are wanted: k = after block k, 0 = after the embeddings,
                 -1 = after the last block.
             token: B K noisy class token, at the same times, for networks with `config.token` = K. None: its
-            mean, zero, which
-                says nothing of the image: so the network is read as one of latents alone.
+                mean, zero, which says nothing of the image: so the network is read as one of latents alone.
 
         Returns:
             v: B C h w, or with a token :class:`Joint` (v, v of the token); with `features_at`, (that, {k: B N

@@ -43,8 +43,7 @@ def internal(network: Any) -> Pair:
     if not getattr(network, "base_weight", 0.0) > 0:
         kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
         raise ConfigError(f"guidance.kind 'internal': network '{kind}' has no second read-out; train one "
-                          "with "
-                          "network.kind=raev2 and network.base_depth, or set guidance.kind=null")
+                          "with network.kind=raev2 and network.base_depth, or set guidance.kind=null")
     return lambda x, t, y: tuple(network(x, t, y, readouts=True))
 
 
@@ -78,10 +77,8 @@ class Guided:
         scales: [D] scale of each value of flat states, in place of `guidance.scale` and `guidance.channels`.
     """
 
-    def __init__(
-        self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int,
-        scales: Tensor | None = None
-    ):
+    def __init__(self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int,
+                 scales: Tensor | None = None):
         low, high = guidance.interval
         if low > high:
             raise ConfigError(f"guidance.interval ({low}, {high}) is empty; give low <= high (t = 0 is data)")

@@ -57,24 +57,15 @@ def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, s
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build(
-    directory: str | Path,
-    tokenizer: Tokenizer,
-    source: ImageSource,
-    flip: bool = False,
-    sampled: bool = True,
-    batch: int = 64,
-    rank: int = 0,
-    world: int = 1,
-    maps: Maps | None = None,
-) -> Iterator[tuple[int, int]]:
+def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip: bool = False,
+          sampled: bool = True, batch: int = 64, rank: int = 0, world: int = 1,
+          maps: Maps | None = None) -> Iterator[tuple[int, int]]:
     """Encode `source` into `directory`, or find it encoded; yields (images done, images in all) on the way.
 
     Args:
         tokenizer: in eval mode, with statistics; encodes on the device it is on, in fp32.
         flip: also store the mirrored images' latents. sampled: store the posterior's std, so that z can be
-        drawn anew
-            each time; otherwise (and for a deterministic tokenizer) only the mode.
+            drawn anew each time; otherwise (and for a deterministic tokenizer) only the mode.
         rank, world: of several processes each encodes every world-th shard, then waits for the others.
         maps: the frozen VFM's maps of these images by layer, where they are stored; else the VFM is asked.
 
@@ -112,10 +103,8 @@ def build(
 
 
 @torch.no_grad()
-def _encode(
-    tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool,
-    maps: Maps | None,
-) -> dict[str, Tensor]:
+def _encode(tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool,
+            maps: Maps | None) -> dict[str, Tensor]:
     """One batch as it is stored."""
     batch = source.batch(indices)
     images = to_float(batch.images).to(tokenizer.stat_mean.device)
@@ -130,11 +119,9 @@ def _encode(
     for key, value in kept.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             which = f"one of the images {int(indices[0])} to {int(indices[-1])}"
-            raise CheckpointError(
-                f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is not finite in "
-                "fp16; "
-                "look at its training, or measure its latent statistics again"
-            )
+            raise CheckpointError(f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is "
+                                  "not finite in fp16; look at its training, or measure its latent "
+                                  "statistics again")
     return kept
 
 
@@ -144,10 +131,9 @@ def _meta(directory: Path) -> dict[str, Any] | None:
 
 def _check(meta: dict[str, Any], wanted: str | None, directory: Path) -> None:
     if wanted is not None and meta["fingerprint"] != wanted:
-        raise CheckpointError(
-            f"latents in '{directory}' are of another tokenizer, data set or options "
-            f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, or name another"
-        )
+        raise CheckpointError(f"latents in '{directory}' are of another tokenizer, data set or options "
+                              f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, "
+                              "or name another")
 
 
 class LatentSource:
@@ -239,9 +225,8 @@ class _Cached:
         return LatentBatch(self.source.latents(indices, flip, noise), self.source.labels(indices), indices)
 
 
-def cached_stream(
-    source: LatentSource, batch: int, seed: int, start_step: int = 0, rows: slice | None = None
-) -> Iterator[LatentBatch]:
+def cached_stream(source: LatentSource, batch: int, seed: int, start_step: int = 0,
+                  rows: slice | None = None) -> Iterator[LatentBatch]:
     """Batches of cached latents without end, step `start_step` first, each a pure function of (seed, step).
 
     Order and flips are those of :class:`vfmlab.data.BatchStream` with the same seed; arguments as there.

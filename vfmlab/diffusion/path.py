@@ -67,8 +67,7 @@ def reverse(t: Tensor | float) -> Tensor | float:
     return 1 - t
 
 
-# -- what a velocity says about the two ends
-# ---------------------------------------------------------------------------
+# -- what a velocity says about the two ends ---------------------------------------------------------------
 
 
 def clean(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
@@ -149,8 +148,7 @@ class Linear:
     def __init__(self, config: Linear.Config, radius: float | None = None):
         if radius is not None:
             raise ConfigError(f"path 'linear' has no radius (given: {radius:g}); latents on a sphere need "
-                              f"the path "
-                              "'sphere': diffusion.path=sphere")
+                              "the path 'sphere': diffusion.path=sphere")
         self.config, self.radius = config, None
 
     def loss(self, prediction: Tensor, point: PathSample, cosine: float = 0.0) -> Tensor:

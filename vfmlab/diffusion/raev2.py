@@ -138,9 +138,8 @@ class RAEv2(Split):
         states = self.encode(x, t, y)
         return Readouts(super().head(x, t, states[-1])[0], self._base(t, states[self.config.base_depth]))
 
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (), readouts: bool = False
-    ) -> Tensor | Readouts | tuple[Tensor | Readouts, dict[int, Tensor]]:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, features_at: tuple[int, ...] = (),
+                readouts: bool = False) -> Tensor | Readouts | tuple[Tensor | Readouts, dict[int, Tensor]]:
         """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the
         stack's. readouts: the velocities of both read-outs (:class:`Readouts`)."""
         states = self.encode(x, t, y)

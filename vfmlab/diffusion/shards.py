@@ -47,10 +47,8 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
             f"'{file}' does not describe a {what}; delete the folder to encode again") from None
 
 
-def write(
-    directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int,
-    patience: float
-) -> Iterator[tuple[int, int]]:
+def write(directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int,
+          patience: float) -> Iterator[tuple[int, int]]:
     """Fill the shards that are missing; yields (images done, images in all) on the way.
 
     Two programs that need the same folder fill it one after the other, so that nothing is encoded twice.

@@ -66,9 +66,8 @@ class RegSiT(LightningDiT):
         width = self.width_at(config.align_after)
         self.projectors = nn.ModuleList(readout(width, config.projector, k) for k in config.aligned)
 
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, token: Tensor, features_at: tuple[int, ...] = ()
-    ) -> Prediction | tuple[Prediction, dict[int, Tensor]]:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, token: Tensor,
+                features_at: tuple[int, ...] = ()) -> Prediction | tuple[Prediction, dict[int, Tensor]]:
         """Velocities and read-outs at noisy latents and class token (token: B K); the rest as
         LightningDiT's."""
         after = self.config.align_after
@@ -79,9 +78,8 @@ class RegSiT(LightningDiT):
 
 def readout(width: int, hidden: int, out: int) -> nn.Sequential:
     """REPA's three-layer read-out; initialised as DiT's linear layers are."""
-    layers = nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
-    )
+    layers = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+                           nn.Linear(hidden, out))
     for layer in layers[::2]:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -58,8 +58,7 @@ class Sphere:
         if radius is None or not math.isfinite(radius) or radius <= 0:
             raise ConfigError(f"path 'sphere': radius {radius} is no length above 0; give radius=R, for "
                               f"example {mean_length(768):.2f}, the mean length of a normal vector of 768 "
-                              "channels "
-                              "(of a run: tokenizer.radius)")
+                              "channels (of a run: tokenizer.radius)")
         self.config, self.radius = config, float(radius)
 
     # -- training ---------------------------------------------------------------------------------------

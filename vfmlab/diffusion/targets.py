@@ -6,8 +6,7 @@ the latents.
                 fp16
 
 A cache does not depend on the tokenizer: all runs on the same images with the same target share it. How its
-files are
-kept: `vfmlab.diffusion.shards`.
+files are kept: `vfmlab.diffusion.shards`.
 """
 
 from __future__ import annotations
@@ -49,29 +48,24 @@ class Teacher:
 
     Args:
         cfg: the VFM. size: side of the images in pixels. layer: whose map is wanted, or None. grid: what maps
-        are brought
-            to. pooled: the global token is wanted. resample: maps of another grid are brought to `grid`; else
-            refused.
+            are brought to. pooled: the global token is wanted. resample: maps of another grid are brought to
+            `grid`; else refused.
 
     Raises:
         ConfigError: a layer that does not exist, another grid, a VFM without global token.
     """
 
-    def __init__(
-        self, cfg: VFM, size: int, layer: int | None, grid: tuple[int, int], pooled: bool = False,
-        resample: bool = True
-    ):
+    def __init__(self, cfg: VFM, size: int, layer: int | None, grid: tuple[int, int], pooled: bool = False,
+                 resample: bool = True):
         self.model = vfm.build(cfg.model_copy(update={"layers": None}), size)
         self.cfg, self.size, self.layer, self.grid, self.pooled = cfg, size, layer, tuple(grid), pooled
         if layer is not None:
             own = self.model.grid(layer)
             if own != self.grid and (not resample or own[0] * self.grid[1] != own[1] * self.grid[0]):
-                raise ConfigError(
-                    f"alignment: layer {layer} of '{cfg.name}' has {own[0]} x {own[1]} places, the network "
-                    f"{self.grid[0]} x {self.grid[1]}; "
-                    "change alignment.vfm.upscale or network.patch, or set alignment.resample=true (for "
-                    "grids of one shape)"
-                )
+                raise ConfigError(f"alignment: layer {layer} of '{cfg.name}' has {own[0]} x {own[1]} places, "
+                                  f"the network {self.grid[0]} x {self.grid[1]}; change "
+                                  "alignment.vfm.upscale or network.patch, or set alignment.resample=true "
+                                  "(for grids of one shape)")
         layers = {layer} if layer is not None else set()
         # models tell their global token with layer -1
         self.layers = tuple(sorted(layers | ({-1} if pooled else set())))
@@ -162,10 +156,8 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
 # -- cache -------------------------------------------------------------------------------------------------
 
 
-def build(
-    directory: Path, teacher: Any, source: ImageSource, flip: bool = False, batch: int = 64,
-    rank: int = 0, world: int = 1
-) -> Iterator[tuple[int, int]]:
+def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False, batch: int = 64,
+          rank: int = 0, world: int = 1) -> Iterator[tuple[int, int]]:
     """Encode `source` into `directory`, or find it encoded; yields (images done, images in all). As
     `latents.build`.
 
@@ -258,10 +250,8 @@ class Tap:
         self.images.close()
 
 
-def beside(
-    batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap | None, batch: int, seed: int,
-    start_step: int, rows: slice
-) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def beside(batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap | None, batch: int,
+           seed: int, start_step: int, rows: slice) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """Each of `batches` with the targets of its images.
 
     Args:

@@ -30,8 +30,7 @@ class LossContext:
     """What a loss may depend on when it is built.
 
     size: side of the images in pixels. channels, latent_side: the latent is channels x latent_side x
-    latent_side.
-    vfm: the run's frozen VisionModel, or None.
+    latent_side. vfm: the run's frozen VisionModel, or None.
     """
 
     size: int
@@ -80,15 +79,12 @@ class Loss(nn.Module):
     Attributes:
         layers: VFM layers whose maps the term needs in `r.features`.
         adaptive: scale the term's weight by the gradient-norm ratio of reconstruction and term at the
-        tokenizer's last
-            encoder layer, or, where `adaptive_at` says so, its last decoder layer; see
+            tokenizer's last encoder layer, or, where `adaptive_at` says so, its last decoder layer; see
             :func:`vfmlab.losses.adaptive.adaptive_weight`.
         on_images: part of the reconstruction that adaptive terms are weighed by; False for terms on latents
-        and for
-            those of a discriminator.
+            and for those of a discriminator.
         autocast: whether `value` may run under the caller's autocast. Only terms that are networks of their
-        own do;
-            sums over pixels and latents are taken in fp32.
+            own do; sums over pixels and latents are taken in fp32.
     """
 
     Config: type[LossConfig] = LossConfig

@@ -41,7 +41,6 @@ class Cascade(Loss):
     def value(self, r: Reconstruction) -> Tensor:
         if not r.perturbed:
             raise ConfigError(f"losses.{self.name}: nothing was decoded from perturbed latents; train "
-                              "through "
-                              "vfmlab.train")
+                              "through vfmlab.train")
         pairs = zip([r.images[0], *r.perturbed], r.perturbed, strict=False)
         return torch.stack([F.l1_loss(more, less.detach()) for less, more in pairs]).mean()

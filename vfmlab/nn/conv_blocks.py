@@ -134,11 +134,9 @@ def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: 
         multipliers = USUAL.get(needed) or (1,) * (needed - len(USUAL[6])) + USUAL[6]
     multipliers = multipliers + multipliers[-1:] * (needed - len(multipliers))
     if len(multipliers) != needed:
-        raise ConfigError(
-            f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor {factor} (over "
-            "'patch') "
-            f"has {needed} resolutions, give at most one multiplier for each"
-        )
+        raise ConfigError(f"{where}.multipliers {list(multipliers)} has {len(multipliers)} entries; factor "
+                          f"{factor} (over 'patch') has {needed} resolutions, give at most one multiplier "
+                          "for each")
     return [width * multiplier for multiplier in multipliers]
 
 

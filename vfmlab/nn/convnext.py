@@ -26,9 +26,8 @@ class ModulatedConvNeXt(nn.Module):
         kernel: of the depthwise convolution. expansion: hidden width over `channels`.
         layer_scale: initial scale of the branch.
         legacy_noise: side of a fixed noise map that released 256 px weights carry, added with a learned
-        strength after
-            the depthwise convolution and interpolated where the activations have another size; 0 (new
-            training): none.
+            strength after the depthwise convolution and interpolated where the activations have another size;
+            0 (new training): none.
     """
 
     def __init__(self, channels: int, style: int, kernel: int = 7, expansion: int = 4,

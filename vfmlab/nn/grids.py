@@ -30,11 +30,9 @@ def ratios(grids: Mapping[int, int], side: int, field: str, way: str) -> dict[in
     """
     for layer, grid in grids.items():
         if (grid % side and side % grid) or max(grids.values()) < side:
-            raise ConfigError(
-                f"{field}: layer {layer} has a {grid} x {grid} grid, no multiple of the latent's {side}"
-                f"{'' if side % grid else ', and no layer is as fine as that'}; set {way} (grid / latent is "
-                f"{grid / side:.3g})"
-            )
+            raise ConfigError(f"{field}: layer {layer} has a {grid} x {grid} grid, no multiple of the "
+                              f"latent's {side}{'' if side % grid else ', and no layer is as fine as that'}; "
+                              f"set {way} (grid / latent is {grid / side:.3g})")
     return {layer: grid / side for layer, grid in grids.items()}
 
 
@@ -57,7 +55,5 @@ def check_divides(layer: int, x: Tensor, ratio: float, size: int) -> None:
     """:class:`ConfigError` where a map of images of another size than the run's `size` cannot be
     unshuffled."""
     if any(side % steps(ratio) for side in x.shape[-2:]):
-        raise ConfigError(
-            f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by "
-            f"{steps(ratio)}; use images of {size} px or a size whose grid does"
-        )
+        raise ConfigError(f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by "
+                          f"{steps(ratio)}; use images of {size} px or a size whose grid does")

@@ -24,9 +24,8 @@ from vfmlab.nn.pointwise import pointwise
 EPS = 1e-8
 
 
-def modulated_conv(
-    x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True, bias: Tensor | None = None
-) -> Tensor:
+def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True,
+                   bias: Tensor | None = None) -> Tensor:
     """Convolution (odd kernel, same size) whose input channels are scaled by a style per sample.
 
     Args:
@@ -79,9 +78,8 @@ class Mapping(nn.Module):
         hidden: width between the layers; None: that of w. VFM-VAE's release has that of the pooled latent.
     """
 
-    def __init__(
-        self, inputs: int, width: int, pooled: int = 1, lr_multiplier: float = 0.01, hidden: int | None = None
-    ):
+    def __init__(self, inputs: int, width: int, pooled: int = 1, lr_multiplier: float = 0.01,
+                 hidden: int | None = None):
         super().__init__()
         self.pooled, hidden = pooled, hidden or width
         self.layers = nn.ModuleList(

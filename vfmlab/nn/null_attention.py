@@ -20,8 +20,7 @@ class NullAttention(nn.Module):
 
     Args:
         channels: of the map. heads: of width channels // heads (at least 1). context: width of the context
-        tokens that
-            keys and values come from; 0: self-attention.
+            tokens that keys and values come from; 0: self-attention.
     """
 
     def __init__(self, channels: int, heads: int = 8, context: int = 0):

@@ -38,9 +38,8 @@ class Teacher(nn.Module):
         window tokens at once. depth: blocks of the way back.
     """
 
-    def __init__(
-        self, width: int, channels: int, side: int, window: int = 1, depth: int = 1, heads: int = 16
-    ):
+    def __init__(self, width: int, channels: int, side: int, window: int = 1, depth: int = 1,
+                 heads: int = 16):
         super().__init__()
         if side % window:
             raise ConfigError(f"tokenizer.teacher.window {window} does not divide the map of {side} x "

@@ -19,9 +19,8 @@ from vfmlab.presets.tiers import EPOCH, Tree, base
 PAPER_GAN = {"weight": 0.5, "discriminator": "rae_dino", "start": 2 * EPOCH}
 
 
-def _sae(
-    tier: str, network: Tree, tokenizer: Tree, side: int, second: Tree, train: Tree, **changes: Any
-) -> Tree:
+def _sae(tier: str, network: Tree, tokenizer: Tree, side: int, second: Tree, train: Tree,
+         **changes: Any) -> Tree:
     channels = tokenizer["channels"]
     shift = (channels * side**2 / 4096) ** 0.5
     return base(

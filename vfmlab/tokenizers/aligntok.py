@@ -94,9 +94,8 @@ class AlignTok(Tokenizer):
         take any."""
         return EncoderMaps(self.encoder.features(images).maps)
 
-    def read_features(
-        self, images: Tensor, features: dict[int, Tensor] | None, layers: tuple[int, ...] = ()
-    ) -> dict[int, Tensor]:
+    def read_features(self, images: Tensor, features: dict[int, Tensor] | None,
+                      layers: tuple[int, ...] = ()) -> dict[int, Tensor]:
         """The encoder's maps: `features` if they are its own, else computed now."""
         return features if isinstance(features, EncoderMaps) else self.own_features(images)
 

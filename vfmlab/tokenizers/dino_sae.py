@@ -54,8 +54,7 @@ class DinoSAE(Tokenizer):
         check_grid(vfm, config.layer, side, config.factor)
         if vfm.width(config.layer) != channels:
             raise ConfigError(f"tokenizer.channels {channels}: 'dino_sae' does not compress, its latent is "
-                              "as wide as "
-                              f"the VFM's layer {config.layer}; set "
+                              f"as wide as the VFM's layer {config.layer}; set "
                               f"tokenizer.channels={vfm.width(config.layer)}")
         if 2 ** (len(config.stem) + 1) != config.factor:
             raise ConfigError(f"tokenizer.stem {list(config.stem)}: {len(config.stem) + 1} convolutions of "

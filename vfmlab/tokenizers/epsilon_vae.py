@@ -45,8 +45,7 @@ class EpsilonVAE(Tokenizer):
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         if not isinstance(self.decoder, DiffusionDecoder):
             raise ConfigError(f"tokenizer.decoder.kind {config.decoder.kind}: 'epsilon_vae' decodes by "
-                              "denoising; use "
-                              "decoder.kind=diffusion, or tokenizer.method=plain_vae")
+                              "denoising; use decoder.kind=diffusion, or tokenizer.method=plain_vae")
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         return Posterior(self.encoder(images))
@@ -58,9 +57,8 @@ class EpsilonVAE(Tokenizer):
         """Normalised latents (B C h w) -> images clamped to [-1, 1]; seeds: one for each image, default 0."""
         return self.decode_raw(self.denormalise(z), seeds)[0].float().clamp(-1, 1)
 
-    def decode_in_training(
-        self, z: Tensor, target: Tensor, rng: StepRandom
-    ) -> tuple[list[Tensor], Denoised | None]:
+    def decode_in_training(self, z: Tensor, target: Tensor,
+                           rng: StepRandom) -> tuple[list[Tensor], Denoised | None]:
         denoised = self.decoder.denoise(z, target, rng)
         return [denoised.image], denoised
 

@@ -10,12 +10,11 @@ first with trains ("encoder.*", "feature_decoder.*"), the second with trains ("d
 one stage they do (ours).
 
 From the paper: the sizes of the three parts, which are the defaults; blocks of the feature decoder with
-rotary positions, RMS norm
-and SwiGLU. Ours: maps are standardised per channel before the encoder and behind the feature decoder (the
-VFM's own scale is put back in `rebuild`); what the text leaves open of the attention layer (figure 7) and of
-the feature decoder's ends, chosen so that both have the paper's 38.17 M and 170.43 M parameters. The paper
-first trains the pixel decoder on the VFM's own maps with noise of std 0.4, then on the rebuilt ones; here it
-is trained on the rebuilt ones only.
+rotary positions, RMS norm and SwiGLU. Ours: maps are standardised per channel before the encoder and behind
+the feature decoder (the VFM's own scale is put back in `rebuild`); what the text leaves open of the attention
+layer (figure 7) and of the feature decoder's ends, chosen so that both have the paper's 38.17 M and 170.43 M
+parameters. The paper first trains the pixel decoder on the VFM's own maps with noise of std 0.4, then on the
+rebuilt ones; here it is trained on the rebuilt ones only.
 """
 
 from __future__ import annotations

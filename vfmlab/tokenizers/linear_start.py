@@ -44,9 +44,8 @@ class LinearStart(nn.Module):
     Args:
         channels: of the latent. factor: side of a patch in pixels (the tokenizer's down-sampling factor).
         widths: VFM layer -> (channels of its map, grid side over latent side, at the run's size) for
-        tokenizers that
-            read features; None for those that read pixels. Maps finer than the latent by a whole number are
-            pixel-unshuffled, others resized.
+            tokenizers that read features; None for those that read pixels. Maps finer than the latent by a
+            whole number are pixel-unshuffled, others resized.
     """
 
     def __init__(self, channels: int, factor: int, widths: dict[int, tuple[int, float]] | None = None):
@@ -54,10 +53,8 @@ class LinearStart(nn.Module):
         self.factor, self.widths = factor, widths
         pixels = 3 * factor**2
         if channels > pixels:
-            raise ConfigError(
-                f"tokenizer.linear_start: {channels} channels are more than the {pixels} values of a "
-                f"{factor} x {factor} patch; use fewer channels or switch it off"
-            )
+            raise ConfigError(f"tokenizer.linear_start: {channels} channels are more than the {pixels} "
+                              f"values of a {factor} x {factor} patch; use fewer channels or switch it off")
         known = (
             pixels if widths is None
             else sum(width * steps(ratio) ** 2 for width, ratio in widths.values())
@@ -77,9 +74,8 @@ class LinearStart(nn.Module):
         return cls(channels, factor,
                    {layer: (vfm.width(layer), vfm.grid(layer)[0] / side) for layer in layers})
 
-    def encode(
-        self, mean: Tensor, logvar: Tensor | None, source: Tensor | dict[int, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
+    def encode(self, mean: Tensor, logvar: Tensor | None,
+               source: Tensor | dict[int, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The network's raw mean and log-variance (B C h w) -> those with the linear path added.
 
         logvar None (a deterministic code) stays None.
@@ -254,10 +250,9 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
 
     Args:
         batches: images B 3 H W in [-1, 1], best a list or an object whose iteration starts anew; some hundred
-        to a few
-            thousand images in all. Time and memory grow with the square of what the encoder reads per latent
-            cell: at the pocket tier a second, for three maps of a ViT-L unshuffled to f16 (12 k values)
-            minutes and 2 GB.
+            to a few thousand images in all. Time and memory grow with the square of what the encoder reads
+            per latent cell: at the pocket tier a second, for three maps of a ViT-L unshuffled to f16 (12 k
+            values) minutes and 2 GB.
 
     Returns:
         PSNR in dB (range 2) of the linear paths alone on `batches`, before any training.

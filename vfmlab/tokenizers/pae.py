@@ -57,8 +57,7 @@ class PAE(Tokenizer):
         width = vfm.width(config.layer)
         if width % config.heads or width % 4:
             raise ConfigError(f"tokenizer.heads {config.heads}: the VFM's width {width} is no multiple of "
-                              "it; "
-                              "choose another number")
+                              "it; choose another number")
         patch = vfm.input_size // side
         self.encoder = DeltaEncoder(side, patch, width, config.depth, config.heads, config.fusion)
         self.compressor = Compressor(width, channels, config.heads)

@@ -41,10 +41,8 @@ class ConvEncoderConfig(config.TokenizerConfig):
 def conv_encoder(config: ConvEncoderConfig, out: int, size: int, first: int | None = None) -> ConvEncoder:
     """Images B 3 `size` `size` -> B `out` h w; :class:`ConfigError` for a patch that does not fit."""
     if config.factor % config.patch:
-        raise ConfigError(
-            f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; choose a "
-            "divisor"
-        )
+        raise ConfigError(f"tokenizer.patch {config.patch} does not divide tokenizer.factor {config.factor}; "
+                          "choose a divisor")
     widths = levels(config.width, config.multipliers, config.factor // config.patch, "tokenizer")
     return ConvEncoder(
         out, config.factor, size, widths, config.blocks, config.attention, config.middle,

@@ -65,8 +65,7 @@ class PSVAE(Tokenizer):
         width = vfm.width(config.layer)
         if width % config.heads:
             raise ConfigError(f"tokenizer.heads {config.heads}: the VFM's width {width} is no multiple of "
-                              "it; "
-                              "choose another number")
+                              "it; choose another number")
         self.teacher_layers = (config.layer,)  # the original, which `feature_reconstruction` compares with
         self.backbone = vfm.trainable_copy((config.layer,))
         self.encoder, self.moments = Blocks(width, config.depth, config.heads), nn.Linear(width, 2 * channels)

@@ -47,37 +47,29 @@ class SDVAE(Tokenizer):
         factor: int = Field(
             8, ge=1, description="spatial down-sampling: 2 for each of block_out_channels but the first"
         )
-        block_out_channels: tuple[int, ...] = Field(
-            (128, 256, 512, 512), min_length=1, description="finest first"
-        )
-        layers_per_block: int = Field(
-            2, ge=1, description="residual blocks per resolution (one more in the decoder)"
-        )
+        block_out_channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1,
+                                                    description="finest first")
+        layers_per_block: int = Field(2, ge=1,
+                                      description="residual blocks per resolution (one more in the decoder)")
         norm_num_groups: int = Field(32, ge=1)
         mid_block_add_attention: bool = True
-        pretrained: str | None = Field(
-            None, description="hub repository or folder with diffusers' safetensors"
-        )
-        linear_start: bool = Field(
-            False, description="linear patch paths, fitted before training (linear_start.py)"
-        )
+        pretrained: str | None = Field(None,
+                                       description="hub repository or folder with diffusers' safetensors")
+        linear_start: bool = Field(False,
+                                   description="linear patch paths, fitted before training (linear_start.py)")
 
     def __init__(self, config: SDVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
         widths, groups = config.block_out_channels, config.norm_num_groups
         if config.factor != 2 ** (len(widths) - 1):
-            raise ConfigError(
-                f"tokenizer.factor {config.factor}: {len(widths)} block_out_channels make a factor of "
-                f"{2 ** (len(widths) - 1)}; change one of the two"
-            )
+            raise ConfigError(f"tokenizer.factor {config.factor}: {len(widths)} block_out_channels make a "
+                              f"factor of {2 ** (len(widths) - 1)}; change one of the two")
         if any(width % groups for width in widths):
-            raise ConfigError(
-                f"tokenizer.norm_num_groups {groups} does not divide all of block_out_channels {list(widths)}"
-            )
+            raise ConfigError(f"tokenizer.norm_num_groups {groups} does not divide all of block_out_channels "
+                              f"{list(widths)}")
         if config.pretrained and config.linear_start:
-            raise ConfigError(
-                "tokenizer.linear_start is for networks that begin as noise, not for pretrained ones"
-            )
+            raise ConfigError("tokenizer.linear_start is for networks that begin as noise, not for "
+                              "pretrained ones")
         net = _autoencoder()(
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -121,15 +113,13 @@ class SDVAE(Tokenizer):
         """
         source = source or self.config.pretrained
         if source is None:
-            raise ConfigError(
-                "tokenizer.pretrained is not set; give a repository, for example stabilityai/sd-vae-ft-ema"
-            )
+            raise ConfigError("tokenizer.pretrained is not set; give a repository, for example "
+                              "stabilityai/sd-vae-ft-ema")
         if Path(source).expanduser().is_dir():
             path, _ = io.in_folder(source)
         else:
-            path = io.fetch(
-                str(source), FILE, way="copy that file into a folder and set tokenizer.pretrained=FOLDER"
-            )
+            path = io.fetch(str(source), FILE,
+                            way="copy that file into a folder and set tokenizer.pretrained=FOLDER")
         tensors, _ = io.read(path, "tokenizer.pretrained")
         own = [key for key in self.state_dict() if key.startswith(("stat_", "start."))]
         io.load(self, renamed(tensors, self.state_dict()), f"tokenizer.pretrained: '{source}'", keep=own)

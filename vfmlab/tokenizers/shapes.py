@@ -28,11 +28,9 @@ def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
     for layer, found in shapes_of(vfm, shapes).items():
         shape = shapes[layer]
         if found != shape:
-            raise ConfigError(
-                f"vfm: layer {layer} has width {found.width} and grid {found.side}, the tokenizer was made "
-                f"for width {shape.width} and grid {shape.side}; choose the VFM, size and vfm.upscale of its "
-                "training"
-            )
+            raise ConfigError(f"vfm: layer {layer} has width {found.width} and grid {found.side}, the "
+                              f"tokenizer was made for width {shape.width} and grid {shape.side}; choose the "
+                              "VFM, size and vfm.upscale of its training")
 
 
 def as_maps(features: Sequence[Tensor], layers: Sequence[int]) -> dict[int, Tensor]:

@@ -62,9 +62,8 @@ class SVG(Tokenizer):
                               f"and adds tokenizer.extra {config.extra}; set tokenizer.channels={whole}")
         if config.width % config.heads:
             raise ConfigError(f"tokenizer.heads {config.heads}: width {config.width} is no multiple of it")
-        self.branch = ResidualBranch(
-            size, config.factor, config.width, config.depth, config.heads, config.hidden, config.extra
-        )
+        self.branch = ResidualBranch(size, config.factor, config.width, config.depth, config.heads,
+                                     config.hidden, config.extra)
         self.mask_token = nn.Parameter(torch.zeros(1, config.extra, 1, 1))
         for name in ("own", "target"):
             self.register_buffer(f"{name}_spread", torch.tensor([0.0, 1.0]))  # mean, std

@@ -39,13 +39,11 @@ class VFMVAE(Tokenizer):
     Args:
         config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
         shapes: layer -> :class:`LayerShape`, in place of a VFM, for imported weights: features are then given
-        to
-            :meth:`encode_features`, or a VFM is attached later.
+            to :meth:`encode_features`, or a VFM is attached later.
 
     Raises:
-        ConfigError: neither `vfm` nor `shapes`; grids that do not fit the latent's (:func:`ratios`); a
-        number of
-            `widths` that is not the number of layers.
+        ConfigError: neither `vfm` nor `shapes`; grids that do not fit the latent's (:func:`ratios`); a number
+            of `widths` that is not the number of layers.
     """
 
     class Config(config.TokenizerConfig):
@@ -54,9 +52,8 @@ class VFMVAE(Tokenizer):
         method: Literal["vfm_vae"] = "vfm_vae"
         channels: int = Field(32, ge=1, description="latent channels")
         factor: int = Field(16, ge=1, description="spatial down-sampling")
-        widths: tuple[int, ...] = Field(
-            (64,), min_length=1, description="width of each projected layer; one for all, or one each"
-        )
+        widths: tuple[int, ...] = Field((64,), min_length=1,
+                                        description="width of each projected layer; one for all, or one each")
         projection: Kind = Field("attention", description="attention projection (UniTok) or 1x1 convolution")
         projection_layers: int = Field(1, ge=1, description="attention projections in a row")
         gelu: Gelu = Field("tanh",
@@ -73,13 +70,8 @@ class VFMVAE(Tokenizer):
                                    description="add linear paths fitted before training; see linear_start.py")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("progressive").Config())
 
-    def __init__(
-        self,
-        config: VFMVAE.Config,
-        size: int,
-        vfm: nn.Module | None = None,
-        shapes: dict[int, LayerShape] | None = None,
-    ):
+    def __init__(self, config: VFMVAE.Config, size: int, vfm: nn.Module | None = None,
+                 shapes: dict[int, LayerShape] | None = None):
         super().__init__(config, size, vfm)
         if shapes is None:
             need_vfm(vfm, config.method, "encodes with a vision foundation model")
@@ -88,11 +80,8 @@ class VFMVAE(Tokenizer):
         channels, side, _ = self.latent_shape
         widths = config.widths * len(shapes) if len(config.widths) == 1 else config.widths
         if len(widths) != len(shapes):
-            raise ConfigError(
-                f"tokenizer.widths {list(config.widths)}: the VFM's layers are {list(shapes)}, give one "
-                "width "
-                f"for all or {len(shapes)}"
-            )
+            raise ConfigError(f"tokenizer.widths {list(config.widths)}: the VFM's layers are {list(shapes)}, "
+                              f"give one width for all or {len(shapes)}")
         way = f"vfm.upscale, vfm.layers or tokenizer.factor {config.factor}"
         grids = {layer: shape.side for layer, shape in shapes.items()}
         self.ratios = tuple(ratios(grids, side, "vfm.layers", way).values())

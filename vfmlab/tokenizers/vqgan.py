@@ -33,8 +33,7 @@ class VQGAN(Tokenizer):
         channels: int = Field(8, ge=1, description="width of an entry")
         factor: int = Field(16, ge=1, description="spatial down-sampling")
         inner: int | None = Field(256, ge=1, description="channels before the 1x1 convolution to `channels`; "
-                                                         "None: "
-                                                         "as many")
+                                                         "None: as many")
         quantizer: config.AnyQuantizer = Field(default_factory=lambda: QUANTIZERS.get("cosine").Config())
 
     def __init__(self, config: VQGAN.Config, size: int, vfm: nn.Module | None = None):

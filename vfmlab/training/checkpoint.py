@@ -30,10 +30,8 @@ FORMAT = "vfmlab/1"
 FILES = ("model.safetensors", "ema.safetensors", "state.pt")
 
 
-def save(
-    run_dir: runs.RunDir, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], state: Any,
-    metadata: dict[str, Any]
-) -> None:
+def save(run_dir: runs.RunDir, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], state: Any,
+         metadata: dict[str, Any]) -> None:
     """Replace the run's checkpoint. state: anything that `torch.load(weights_only=True)` reads, with an int
     "step".
 

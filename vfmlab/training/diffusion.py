@@ -43,10 +43,9 @@ class DiffusionTask(Task):
 
     Args:
         run: whose `diffusion` and `data` sections are used. tokenizer: trained, with latent statistics; it is
-        frozen.
+            frozen.
         cache_root: folder of caches, one inside for each tokenizer (or target VFM), data set and options.
-        tokenizer_dir: the
-            tokenizer's run directory, for what its losses learned, where it is tuned.
+        tokenizer_dir: the tokenizer's run directory, for what its losses learned, where it is tuned.
 
     Raises:
         CheckpointError: a tokenizer without latent statistics. ConfigError: an alignment that does not fit
@@ -55,10 +54,8 @@ class DiffusionTask(Task):
 
     name = "diffusion"
 
-    def __init__(
-        self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents",
-        tokenizer_dir: RunDir | None = None
-    ):
+    def __init__(self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents",
+                 tokenizer_dir: RunDir | None = None):
         self.run, self.train, self.cache_root = run, run.train, Path(cache_root)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         _ = tokenizer.statistics
@@ -87,11 +84,8 @@ class DiffusionTask(Task):
 
     def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
         if self.train.compile:
-            raise ConfigError(
-                "train.compile with diffusion.tune: the alignment's gradient is taken twice, which compiled "
-                "networks do "
-                "not allow; set train.compile=false"
-            )
+            raise ConfigError("train.compile with diffusion.tune: the alignment's gradient is taken twice, "
+                              "which compiled networks do not allow; set train.compile=false")
         self.weights = Tuned(network, repa_e.copy_of(self.tokenizer, self.run))
         self.trains = repa_e.trains(self.run.diffusion.tune)
         self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses,
@@ -278,16 +272,13 @@ class Parts(NamedTuple):
     projection: Projection | None
 
 
-def build(
-    cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, int, int], num_classes: int,
-    parts: Mapping[str, config.Part] | None = None,
-) -> Parts:
+def build(cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, int, int], num_classes: int,
+          parts: Mapping[str, config.Part] | None = None) -> Parts:
     """Network, targets and alignment of a run, drawn from its seed (the global generator's state changes).
 
     size: side of the images in pixels. parts: those given from a notebook's cell.
 
-    Raises :class:`ConfigError` for an alignment that does not fit the
-    network.
+    Raises :class:`ConfigError` for an alignment that does not fit the network.
     """
     torch.manual_seed(derive("diffusion", seed))
     network = NETWORKS.get(cfg.network.kind)(cfg.network, latent_shape, num_classes)
@@ -302,10 +293,8 @@ def build(
     return Parts(network, asked, projection)
 
 
-def example(
-    n: int, latent_shape: tuple[int, int, int], size: int, num_classes: int, asked: targets.Plan | None,
-    tunes: bool
-) -> Any:
+def example(n: int, latent_shape: tuple[int, int, int], size: int, num_classes: int,
+            asked: targets.Plan | None, tunes: bool) -> Any:
     """A batch of noise in the form of a run's real ones: n rows of latents (images of `size` where it
     `tunes`) with targets."""
     labels, z = torch.arange(n) % num_classes, torch.randn(n, *latent_shape)

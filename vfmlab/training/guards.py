@@ -37,8 +37,7 @@ class Guard:
 
         Args:
             numbers: `loss`, a mean over the global batch; `grad_norm` and `parameter_norm` over everything
-            that trains,
-                before the step; `discriminator_grad_norm` where discriminators learn.
+                that trains, before the step; `discriminator_grad_norm` where discriminators learn.
             overflows: an infinite gradient is no fault (the loss scaler of fp16 skips it by itself).
         """
         reason = self._reason(numbers, overflows)

@@ -206,11 +206,9 @@ class _Loop:
     def end(self) -> Iterator[Event]:
         """The task's last act; refused where no step could be taken."""
         if not self.state.average.updates:
-            raise TrainingError(
-                f"none of the {self.steps} steps could be taken, so nothing was learned (see bad_steps.jsonl "
-                "for why); "
-                f"lower train.lr (now {self.train.lr:g}) or set train.precision=fp32"
-            )
+            raise TrainingError(f"none of the {self.steps} steps could be taken, so nothing was learned (see "
+                                f"bad_steps.jsonl for why); lower train.lr (now {self.train.lr:g}) or set "
+                                "train.precision=fp32")
         remark = ""
         if self.main:
             with self._evaluating():

@@ -74,8 +74,7 @@ def measured(phase: config.Phase) -> dict[str, Any]:
         return dryrun.measure(diffusion.DiffusionTask(phase, tokenizer.eval(), cache_root=Path(folder)))
 
 
-# -- building without storage
-# ---------------------------------------------------------------------------------------
+# -- building without storage ------------------------------------------------------------------------------
 
 
 def empty_tokenizers(run: config.Phase, count: int = 1) -> list[Tokenizer]:
@@ -98,8 +97,7 @@ def classes(cfg: config.Data) -> tuple[int, str]:
     return IMAGENET_CLASSES, f"{IMAGENET_CLASSES} classes assumed: {reason}"
 
 
-# -- one pass over shapes
-# -------------------------------------------------------------------------------------------
+# -- one pass over shapes ----------------------------------------------------------------------------------
 
 
 def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:

@@ -49,9 +49,8 @@ class Progress:
 
     Args:
         mode: "bar" redraws a tqdm bar, "plain" writes a line every `every` seconds, "none" shows nothing.
-        "auto" takes the
-            bar on a terminal or in a live notebook and plain lines elsewhere (logs, papermill), where a
-            redrawn bar would fill the file with one line per tick.
+            "auto" takes the bar on a terminal or in a live notebook and plain lines elsewhere (logs,
+            papermill), where a redrawn bar would fill the file with one line per tick.
         stream: None: standard error.
     """
 
@@ -102,9 +101,8 @@ class Progress:
             self.bar = None
 
 
-def watch(
-    events: Iterable[Event], mode: Mode = "auto", every: float = 10.0, stream: TextIO | None = None
-) -> Iterator[Event]:
+def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0,
+          stream: TextIO | None = None) -> Iterator[Event]:
     """Pass `events` through and show them as :class:`Progress` does."""
     with Progress(mode, every, stream) as show:
         for event in events:

@@ -94,11 +94,9 @@ class State:
         floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
         trained = [p for p in self.task.objective.parameters() if p.requires_grad]
         if not torch.isfinite(get_total_norm([*floats, *trained])):
-            raise TrainingError(
-                f"weights are not finite at step {self.step}, so they are not saved; the last checkpoint is "
-                "intact: "
-                f"lower train.lr (now {self.task.train.lr:g}) or set train.precision=fp32"
-            )
+            raise TrainingError(f"weights are not finite at step {self.step}, so they are not saved; the "
+                                f"last checkpoint is intact: lower train.lr (now {self.task.train.lr:g}) or "
+                                "set train.precision=fp32")
         state = {
             "step": self.step,
             "done": self.done,

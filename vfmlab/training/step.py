@@ -51,10 +51,8 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()
     if task.discriminators is not None and task.train.precision == "fp16":
-        raise ConfigError(
-            "train.precision=fp16 scales the loss for one optimiser, and adversarial terms bring a second; "
-            "use bf16, fp32 or auto"
-        )
+        raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms "
+                          "bring a second; use bf16, fp32 or auto")
     precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
@@ -73,10 +71,9 @@ def my_rows(train: Train, accelerator: Accelerator) -> slice:
     """This process's rows of the global batch; :class:`ConfigError` where the batch does not divide."""
     processes = accelerator.num_processes
     if train.batch % (processes * train.accumulation):
-        raise ConfigError(
-            f"train.batch {train.batch} does not divide into {processes} processes x {train.accumulation} "
-            f"accumulation steps; use a multiple of {processes * train.accumulation}"
-        )
+        raise ConfigError(f"train.batch {train.batch} does not divide into {processes} processes x "
+                          f"{train.accumulation} accumulation steps; use a multiple of "
+                          f"{processes * train.accumulation}")
     share = train.batch // processes
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
@@ -171,8 +168,7 @@ def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Ten
 
     Args:
         batch: this process's rows of the global batch, on the device. samples: images seen before; they
-        decide which
-            terms are on and whether the discriminators learn.
+            decide which terms are on and whether the discriminators learn.
 
     Returns:
         this process's means of the loss and the metrics.

@@ -23,8 +23,7 @@ class Stop:
 
     Attributes:
         asked: 0, the signal's number, or REQUEST. busy: inside a step. together: several processes have to
-        stop at the same
-            step, so a signal between steps waits for the next one.
+            stop at the same step, so a signal between steps waits for the next one.
     """
 
     def __init__(self):

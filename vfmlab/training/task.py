@@ -24,23 +24,19 @@ class Task:
     Attributes:
         name: "tokenizer", "diffusion", "ar" or "pretrain".
         objective: module whose `forward(batch, rng, samples) -> (loss, metrics)` is the training forward of
-        one
-            (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached
-            scalar tensors.
-            batch: this rank's rows on the device; rng: a :class:`vfmlab.seeding.StepRandom` for exactly these
-            rows;
-            samples: images seen before this step. It draws random numbers from `rng` only.
+            one (micro-)batch: a scalar loss, a mean over the batch's images in fp32, and a dict of detached
+            scalar tensors. batch: this rank's rows on the device; rng: a :class:`vfmlab.seeding.StepRandom`
+            for exactly these rows; samples: images seen before this step. It draws random numbers from `rng`
+            only.
         weights: the part of `objective` that is averaged, and saved as model.safetensors.
         trains: globs on `weights`' parameter names; what no glob matches is frozen. Parameters of the
-        objective outside
-            `weights` (of losses) always train.
+            objective outside `weights` (of losses) always train.
         compiled: modules that `train.compile` compiles, in place, so that no name changes.
         find_unused: some parameters get no gradient in some steps (DistributedDataParallel has to look for
-        them).
+            them).
         discriminators: those of adversarial terms, which have an optimiser of their own, or None. The
-        objective then
-            returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)` is their
-            training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
+            objective then returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)`
+            is their training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
         columns: images per row of a preview.
         started: facts about the start, for the event of it.
     """
@@ -80,9 +76,8 @@ class Task:
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         return Batch(to_uint8(images), labels, torch.arange(len(images))).to(self.device)
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None, step: int = 0, samples: int | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, labels: Tensor | None = None, step: int = 0,
+                samples: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """One training forward by hand: what step `step` computes on these images.
 
         Args:

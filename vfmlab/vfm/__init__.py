@@ -28,9 +28,8 @@ def facts(name: str) -> Facts:
 
         return describe(name.removeprefix("timm:"))
     if name not in TABLE:
-        raise ConfigError(
-            f"unknown VFM '{name}'{nearest(name, TABLE)}; any other vision model of timm is 'timm:NAME'"
-        )
+        raise ConfigError(f"unknown VFM '{name}'{nearest(name, TABLE)}; any other vision model of timm is "
+                          "'timm:NAME'")
     return TABLE[name]
 
 

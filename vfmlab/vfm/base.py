@@ -86,9 +86,8 @@ class VisionModel(nn.Module):
             own = own.flatten(1, 2) if found.ndim == 3 else own
             if own.shape != found.shape:
                 raise ConfigError(f"tokens B C h w of {list(tokens.shape[1:])} do not fit the patch "
-                                  "embedding of "
-                                  f"'{self.facts.name}', which gives {list(found.shape[1:])}; check "
-                                  "tokenizer.factor and vfm.upscale")
+                                  f"embedding of '{self.facts.name}', which gives {list(found.shape[1:])}; "
+                                  "check tokenizer.factor and vfm.upscale")
             return own.to(found.dtype)
 
         hook = self.embedding.register_forward_hook(instead)
@@ -109,9 +108,8 @@ class VisionModel(nn.Module):
             self._check_size(h), self._check_size(w)
         images = images.float()
         if (h, w) != tuple(images.shape[-2:]):
-            images = F.interpolate(
-                images, (h, w), mode=self.facts.interpolation, antialias=True, align_corners=False
-            )
+            images = F.interpolate(images, (h, w), mode=self.facts.interpolation, antialias=True,
+                                   align_corners=False)
         return (images * 0.5 + 0.5 - self.mean) / self.std
 
     def width(self, layer: int) -> int:
@@ -131,21 +129,18 @@ class VisionModel(nn.Module):
         layers = tuple(layers)
         if not layers or len(set(layers)) < len(layers) or any(not -2 <= k <= self.depth for k in layers):
             parts, first, last, before = self.naming
-            raise ConfigError(
-                f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} {parts}; name different "
-                f"layers among 0 ({first}), 1..{self.depth}, -1 ({last}), -2 ({before})"
-            )
+            raise ConfigError(f"vfm.layers {list(layers)}: '{self.facts.name}' has {self.depth} {parts}; "
+                              f"name different layers among 0 ({first}), 1..{self.depth}, -1 ({last}), -2 "
+                              f"({before})")
         return layers
 
     def _check_size(self, side: int) -> None:
         patch = self.facts.patch
         if side % patch or side < patch:
             near = max(patch, round(side / patch) * patch)
-            raise ConfigError(
-                f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', which needs a "
-                "multiple "
-                f"of its patch of {patch}; use vfm.upscale={near * self.upscale / side:.6g} ({near} px)"
-            )
+            raise ConfigError(f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', "
+                              f"which needs a multiple of its patch of {patch}; use "
+                              f"vfm.upscale={near * self.upscale / side:.6g} ({near} px)")
 
     def trainable_copy(self, layers: Iterable[int] | None = None) -> Self:
         """A copy that can be trained, to be a submodule of what trains it: its own weights, in state_dict and

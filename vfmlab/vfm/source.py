@@ -26,9 +26,8 @@ def find(shipped: Shipped) -> Path:
     try:
         path = Path(str(metadata.distribution(shipped.package).locate_file(shipped.file)))
     except metadata.PackageNotFoundError:
-        raise CheckpointError(
-            f"the package '{shipped.package}' is not installed; run: {shipped.command}"
-        ) from None
+        raise CheckpointError(f"the package '{shipped.package}' is not installed; run: "
+                              f"{shipped.command}") from None
     again = shipped.command.replace("install", "install --force-reinstall")
     if not path.is_file():
         raise CheckpointError(f"the package '{shipped.package}' has no file '{shipped.file}'; run: {again}")
@@ -69,9 +68,8 @@ def load_into(net: nn.Module, path: Path, facts: Facts) -> str:
             try:
                 tensors = convert(tensors, net)
             except Exception as error:  # timm indexes and reshapes without checks: the file does not fit
-                raise CheckpointError(
-                    f"{what}: '{path}' does not fit {type(net).__name__} ({type(error).__name__}: {error})"
-                ) from None
+                raise CheckpointError(f"{what}: '{path}' does not fit {type(net).__name__} "
+                                      f"({type(error).__name__}: {error})") from None
     own = net.state_dict()
     classifier = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)

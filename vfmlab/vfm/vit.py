@@ -43,14 +43,11 @@ class TimmModel(VisionModel):
             try:
                 # Created at the run's size, so that stored position embeddings are interpolated once, here;
                 # dynamic, so that other sizes (equivariance, crops) work too.
-                net = timm.create_model(
-                    facts.timm, num_classes=0, img_size=side, dynamic_img_size=True, **options
-                )
+                net = timm.create_model(facts.timm, num_classes=0, img_size=side, dynamic_img_size=True,
+                                        **options)
             except TypeError as error:
-                raise ConfigError(
-                    f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); choose a plain "
-                    "ViT"
-                ) from None
+                raise ConfigError(f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); "
+                                  "choose a plain ViT") from None
         if not is_plain(net):
             kind = type(net).__name__
             raise ConfigError(f"vfm.name '{facts.name}': {kind} is not a plain vision transformer")

@@ -50,10 +50,9 @@ class Discriminator(nn.Module):
         """Logits, and the maps behind them by scale or depth from early to late, of images as they are."""
         raise NotImplementedError
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
-        features: bool = False, state: State | None = None,
-    ) -> list[Tensor] | tuple[list[Tensor], Features]:
+    def forward(self, images: Tensor, labels: Tensor | None = None, rng: StepRandom | None = None,
+                features: bool = False,
+                state: State | None = None) -> list[Tensor] | tuple[list[Tensor], Features]:
         """Logits of each scale or depth (fp32, one row per image), and on request the maps they come from.
 
         Args:

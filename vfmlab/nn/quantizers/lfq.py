@@ -40,8 +40,7 @@ class LFQ(Quantizer):
     def __init__(self, config: LFQ.Config, channels: int):
         if channels > MOST_BITS:
             raise ConfigError(f"tokenizer.channels {channels}: lfq has 2^channels entries and all are "
-                              "counted; "
-                              f"at most {MOST_BITS}")
+                              f"counted; at most {MOST_BITS}")
         super().__init__(config, channels, 2**channels)
         self.register_buffer("bit", 2 ** torch.arange(channels - 1, -1, -1), persistent=False)
         self.track()
