@@ -24,8 +24,7 @@ COLDEST = 1e-5  # temperatures below count as this one: the most probable code
 
 @dataclass(frozen=True)
 class Step:
-    """One drawn token of every image: number (from 1) of `total`. codes: those drawn so far, long B
-    number."""
+    """One drawn token of every image: number (from 1) of `total`. codes: drawn so far, long B number."""
 
     number: int
     total: int

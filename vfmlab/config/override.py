@@ -39,8 +39,7 @@ def parse_overrides(values: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def located(values: dict[str, Any]) -> dict[str, Any]:
-    """Overrides as they are meant in this folder: paths absolute and without `~`, so that two folders are two
-    runs."""
+    """Overrides as they are meant in this folder: absolute paths without `~`, so two folders are two runs."""
 
     def absolute(name: str, value: Any) -> Any:
         field = name.rpartition(".")[2]

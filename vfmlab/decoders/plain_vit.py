@@ -1,5 +1,4 @@
-"""GAE's decoder (arXiv 2603.10365): a transformer whose norms have no weights, from latents to patches of
-pixels."""
+"""GAE's decoder (arXiv 2603.10365): a transformer whose norms have no weights, latents to pixels."""
 
 from __future__ import annotations
 

@@ -167,8 +167,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, total: Tensor | None, w: Tensor | None, context: Tensor | None,
                 mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x: B C h w, total: running sum so far -> features B C' 2h 2w, running sum, image B 3 2h 2w or
-        None."""
+        """x: B C h w, total: running sum -> features B C' 2h 2w, running sum, image B 3 2h 2w or None."""
         x = self.upsample(x)
         for layer in self.layers:
             x = layer(x, w)
@@ -238,8 +237,7 @@ class ProgressiveDecoder(nn.Module):
         return self.blocks[-1].to_rgb.weight
 
     def forward(self, z: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
-        """z: B C h w. For cross-attention, context: B M context_width (default: tokens of z') and mask: bool
-        B M."""
+        """z: B C h w. For cross-attention, context: B M context_width (default: of z'), mask: bool B M."""
         if z.shape[-1] % self.latent_multiple or z.shape[-2] % self.latent_multiple:
             raise ConfigError(f"latents of {z.shape[-2]} x {z.shape[-1]} do not divide by "
                               f"{self.latent_multiple} (latent fusion); leave out that scale "

@@ -25,8 +25,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spatial_norm(maps: Tensor, share: float = 1.0, eps: float = 1e-6) -> Tensor:
-    """(x - share * mean over places) / standard deviation over places, channel by channel and image by image;
-    B D h w."""
+    """(x - share * mean over places) / std over places, channel by channel and image by image; B D h w."""
     return (maps - share * maps.mean((2, 3), keepdim=True)) / (maps.std((2, 3), keepdim=True, correction=0)
                                                                + eps)
 
@@ -93,8 +92,7 @@ class Projection(nn.Module):
 
 
 class TokenScale(nn.Module):
-    """Class tokens to zero mean and unit variance per channel, and back; statistics are part of a run's
-    state."""
+    """Class tokens to zero mean and unit variance per channel; statistics are part of a run's state."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -28,8 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last axis, in fp32, returned in x's dtype; adaLN brings scale and shift if not
-    `affine`."""
+    """Layer norm over the last axis, in fp32, returned in x's dtype; without weights if not `affine`."""
 
     def __init__(self, width: int, eps: float = 1e-6, affine: bool = False):
         super().__init__(width, eps, affine)
@@ -40,8 +39,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def frequencies(count: int = 128, longest: float = 10_000.0) -> Tensor:
-    """Angular frequencies [count] of the sinusoidal time embedding, from 1 down towards 1 / longest, in
-    fp32."""
+    """Angular frequencies [count] of the sinusoidal time embedding, from 1 towards 1 / longest, in fp32."""
     return torch.exp(-math.log(longest) * torch.arange(count, dtype=torch.float32) / count)
 
 
@@ -58,8 +56,7 @@ class TimeEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """t -> D: sines and cosines of 2 pi w t at fixed random frequencies w ~ N(0, 1), then a two-layer MLP
-    (RAE)."""
+    """t -> D: sines and cosines of 2 pi w t at fixed random frequencies w ~ N(0, 1), then an MLP (RAE)."""
 
     def __init__(self, width: int, count: int = 256):
         super().__init__()

@@ -102,8 +102,7 @@ class DDT(Split):
         initialise(self)
 
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """Tokens after the embeddings and after each block of the encoder, B N D each; arguments as
-        :meth:`forward`."""
+        """Tokens after the embeddings and each block of the encoder, B N D; arguments as :meth:`forward`."""
         h = self.patch_embed(x).flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
             h = h + self.pos_embed
@@ -117,8 +116,7 @@ class DDT(Split):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor,
                 features_at: tuple[int, ...] = ()) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
-        """Velocity at noisy latents x (B C h w), times t (B), labels y (B); blocks of the head follow the
-        encoder's."""
+        """Velocity at noisy latents x (B C h w), times t (B), labels y (B); the head's blocks come last."""
         states = self.encode(x, t, y)
         v, more = self.head(x, t, states[-1])
         return v if not features_at else (v, pick(dict(enumerate(states + more)), features_at))

@@ -47,8 +47,7 @@ class LatentBatch(NamedTuple):
 
 
 def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, sampled: bool = True) -> str:
-    """Digest of all that decides a cache: weights and statistics of the tokenizer, its VFM, the images, the
-    options."""
+    """Digest of all that decides a cache: the tokenizer's weights and statistics, VFM, images, options."""
     tokenizer.statistics  # noqa: B018  missing statistics are an error here, before anything is encoded
     vfm = getattr(tokenizer.vfm, "fingerprint", None)
     config = tokenizer.config.model_dump(mode="json")
@@ -196,8 +195,7 @@ def posterior_noise(seed: int, step: int, total: int, shape: tuple[int, ...], ro
 
 
 class Draws:
-    """Step -> indices of this rank's rows of its images, and which of them are mirrored: the draws of
-    `BatchStream`."""
+    """Step -> indices of this rank's rows, and which are mirrored: the draws of `BatchStream`."""
 
     def __init__(self, count: int, batch: int, seed: int, rows: slice, flip: bool):
         self.order, self.batch, self.seed, self.rows, self.flip = Order(

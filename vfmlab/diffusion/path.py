@@ -56,8 +56,7 @@ def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
 
 
 def as_seen(point: PathSample, least: float) -> PathSample:
-    """`point` with the velocity that networks which predict the clean latent z learn: (x - z) / max(t,
-    least)."""
+    """`point` with the velocity of networks that predict the clean latent z: (x - z) / max(t, least)."""
     share = over((point.t / least).clamp(max=1.0), point.v)
     return dataclasses.replace(point, v=point.v * share)
 
@@ -219,15 +218,13 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def sde_grid(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0, taken without noise (SiT,
-    REPA)."""
+    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0 without noise (SiT, REPA)."""
     inner = [NOISE + (LAST_SDE_TIME - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
     return [shift_time(t, shift) for t in inner] + [DATA]
 
 
 def diffusion(t: float) -> float:
-    """g(t) of the sampling SDE: g^2 = 2 t, SiT's `sigma` form (w_t = sigma_t = t; arXiv 2401.08740, table
-    2)."""
+    """g(t) of the sampling SDE: g^2 = 2 t, SiT's `sigma` form (w_t = sigma_t = t; 2401.08740, table 2)."""
     return (2 * t) ** 0.5
 
 

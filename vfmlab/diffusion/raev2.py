@@ -37,8 +37,7 @@ class Readouts(NamedTuple):
 
 
 class PlainBlock(nn.Module):
-    """x + attention(norm x), then x + SwiGLU(norm x): RMS norms with weights, queries and keys normalised per
-    head."""
+    """x + attention(norm x), then x + SwiGLU(norm x): RMS norms with weights, q and k normalised per head."""
 
     def __init__(self, width: int, heads: int, ratio: float):
         super().__init__()
@@ -108,8 +107,7 @@ class RAEv2(Split):
         blocks.initialise(self)
 
     def encode(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """Patch tokens after the embedding and after each block of the stack, B N D each; arguments as
-        :meth:`forward`."""
+        """Patch tokens after embedding and each block of the stack, B N D; arguments as :meth:`forward`."""
         h = self.patch_embed(x).flatten(2).transpose(1, 2)
         time = self.time_tokens + self.time_embed(t).unsqueeze(1)
         label = self.class_tokens + self.label_embed(y).unsqueeze(1)
@@ -128,8 +126,7 @@ class RAEv2(Split):
         return unpatchify(self.base(h, F.silu(h)), self.config.patch, self.grid)
 
     def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Velocity B C h w under the stack's last patch tokens (B N D), and the tokens after each block of
-        the head."""
+        """Velocity B C h w under the stack's last patch tokens (B N D), and the head's tokens by block."""
         clean, states = super().head(x, t, tokens)
         return self._velocity(x, t, clean), states
 

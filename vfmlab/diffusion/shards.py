@@ -97,8 +97,7 @@ def _acquired(lock: filelock.FileLock) -> bool:
 
 
 def _whole(file: Path) -> bool:
-    """Whether `file` is there and carries a digest; those of earlier versions have none and are encoded
-    anew."""
+    """Whether `file` is there with a digest; those of earlier versions have none and are encoded anew."""
     if not file.exists():
         return False
     try:

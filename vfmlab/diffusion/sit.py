@@ -68,8 +68,7 @@ class RegSiT(LightningDiT):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, token: Tensor,
                 features_at: tuple[int, ...] = ()) -> Prediction | tuple[Prediction, dict[int, Tensor]]:
-        """Velocities and read-outs at noisy latents and class token (token: B K); the rest as
-        LightningDiT's."""
+        """Velocities and read-outs at noisy latents and class token (B K); the rest as LightningDiT's."""
         after = self.config.align_after
         joint, kept = super().forward(x, t, y, (*features_at, after), token)
         out = Prediction(*joint, [project(kept[after]) for project in self.projectors])

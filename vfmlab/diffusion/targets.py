@@ -115,8 +115,7 @@ class Teacher:
 
 
 class Plan(NamedTuple):
-    """The VFMs of a run, and whether what each says is cached. whole: one VFM gives both patch tokens and
-    global token."""
+    """The VFMs of a run, and whether what each says is cached. whole: one gives patch and global tokens."""
 
     teachers: list[Teacher]
     cached: list[bool]
@@ -232,8 +231,7 @@ class _Cached:
 
 
 class Tap:
-    """A stream of images that keeps the last batch it gave, so that two readers in step share one
-    decoding."""
+    """A stream of images that keeps the last batch it gave, so that two readers in step decode once."""
 
     def __init__(self, images: BatchStream):
         self.images = images

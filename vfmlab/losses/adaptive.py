@@ -1,5 +1,4 @@
-"""Adaptive weight: a term as strong at the encoder's last layer as the reconstruction is (VQGAN, 2012.09841,
-eq. 7)."""
+"""Adaptive weight: a term as strong at the encoder's last layer as reconstruction (2012.09841, eq. 7)."""
 
 from __future__ import annotations
 

@@ -40,8 +40,7 @@ def _mean(pointwise: Callable, logits: Sequence[Tensor]) -> Tensor:
 
 
 def generator_loss(fake: Sequence[Tensor], kind: Kind) -> Tensor:
-    """What the decoder lowers: its images' logits towards "real". hinge: -mean, lsgan: (x - 1)^2, else
-    softplus(-x)."""
+    """What the decoder lowers: logits towards "real". hinge: -mean, lsgan: (x - 1)^2, else softplus(-x)."""
     return _mean(_POINTWISE[kind][2], fake)
 
 
@@ -51,8 +50,7 @@ def discriminator_losses(real: Sequence[Tensor], fake: Sequence[Tensor], kind: K
 
 
 def ramp(samples: int, start: int, warmup: int) -> float:
-    """Factor on a term's weight after `samples` images: 0 before `start`, then linearly to 1 over `warmup`
-    images."""
+    """Factor on a term's weight after `samples` images: 0 before `start`, linearly to 1 over `warmup`."""
     if samples < start:
         return 0.0
     return 1.0 if samples >= start + warmup else (samples - start) / warmup

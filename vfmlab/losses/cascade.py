@@ -1,5 +1,4 @@
-"""Continuity: what is decoded changes little when tokens are turned on their sphere (PAE, arXiv 2605.07915:
-MCR)."""
+"""Continuity: what is decoded changes little when tokens turn on their sphere (PAE, 2605.07915: MCR)."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from vfmlab.registry import LOSSES
 
 
 def turned(z: Tensor, noise: Tensor, degrees: float) -> Tensor:
-    """Tokens of z (B C h w) turned by an angle towards the part of `noise` that is tangent there; lengths
-    stay."""
+    """Tokens of z (B C h w) turned by an angle towards the tangent part of `noise`; lengths stay."""
     length = z.norm(dim=1, keepdim=True).clamp_min(1e-12)
     unit = z / length
     aside = F.normalize(noise - (noise * unit).sum(1, keepdim=True) * unit, dim=1)

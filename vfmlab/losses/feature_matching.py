@@ -1,5 +1,4 @@
-"""Feature matching: the decoder imitates the discriminator's maps of the real image (pix2pixHD, 1711.11585,
-eq. 4)."""
+"""Feature matching: the decoder imitates the discriminator's maps of the real image (1711.11585, eq. 4)."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[T
 
 @LOSSES.register("feature_matching")
 class FeatureMatching(Loss):
-    """On the maps in `r.discriminated[of]`: the discriminator of the adversarial term `of`. VFM-VAE's weight
-    is 10."""
+    """On the maps of the discriminator of the adversarial term `of`. VFM-VAE's weight is 10."""
 
     class Config(Scheduled):
         of: str = Field("adversarial", description="the adversarial term whose discriminator is read")

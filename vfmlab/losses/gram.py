@@ -1,5 +1,4 @@
-"""The structure of a latent near to that of a VFM's map: Gram matrices of tokens (PAE, arXiv 2605.07915:
-SSR)."""
+"""The structure of a latent near to a VFM map's: Gram matrices of tokens (PAE, arXiv 2605.07915: SSR)."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from vfmlab.registry import LOSSES
 
 @LOSSES.register("kl")
 class KL(Loss):
-    """Summed over C, H, W (nats per image), averaged over the batch; published weight 1e-6. 0 without
-    logvar."""
+    """Summed over C, H, W (nats per image), mean over the batch; published weight 1e-6. 0 without logvar."""
 
     on_images = False
 

@@ -1,5 +1,4 @@
-"""L1 on the decoder's lower-resolution outputs (VFM-VAE, arXiv 2510.18457: weight 0.1 each, first 5 M
-images)."""
+"""L1 on the decoder's lower-resolution outputs (VFM-VAE, 2510.18457: weight 0.1, first 5 M images)."""
 
 from __future__ import annotations
 

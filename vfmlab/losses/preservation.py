@@ -1,5 +1,4 @@
-"""Semantic preservation: the latent stays where the stage before had put it (AlignTok, arXiv 2509.25162,
-stage 2)."""
+"""Semantic preservation: the latent stays where the last stage put it (AlignTok, 2509.25162, stage 2)."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from vfmlab.registry import LOSSES
 
 
 def preservation(new: Tensor, old: Tensor, distance: str) -> Tensor:
-    """B C h w twice. "l2": mean squared difference over all elements; "cosine": 1 - cosine over C, mean over
-    places."""
+    """B C h w twice. "l2": mean squared difference; "cosine": 1 - cosine over C, mean over places."""
     new, old = new.float(), old.detach().float()
     if distance == "l2":
         return F.mse_loss(new, old)

@@ -1,5 +1,4 @@
-"""A latent near to its teacher's code (GAE, arXiv 2603.10365), or to its directions (PAE, 2605.07915:
-SCR)."""
+"""A latent near to its teacher's code (GAE, 2603.10365), or to its directions (PAE, 2605.07915: SCR)."""
 
 from __future__ import annotations
 

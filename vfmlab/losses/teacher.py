@@ -1,5 +1,4 @@
-"""Training of a tokenizer's teacher: a VFM's map rebuilt from its code (GAE, arXiv 2603.10365, first
-stage)."""
+"""Training of a tokenizer's teacher: a VFM's map rebuilt from its code (GAE, 2603.10365, first stage)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Vision-foundation-model alignment loss on the latent (VA-VAE, arXiv 2501.01423, section 3.2; VFM-VAE,
-2510.18457)."""
+"""Alignment of the latent with a VFM (VA-VAE, arXiv 2501.01423, section 3.2; VFM-VAE, 2510.18457)."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from vfmlab.registry import LOSSES
 
 
 def on_grid(maps: Tensor, side: tuple[int, int]) -> Tensor:
-    """VFM maps B D h' w' on the latent's grid: average-pooled where it divides, else bilinear (anti-aliased
-    down)."""
+    """VFM maps B D h' w' on the latent's grid: average-pooled or (anti-aliased) bilinear."""
     side = tuple(side)
     if maps.shape[-2:] == side:
         return maps

@@ -25,8 +25,7 @@ Kind = Literal["attention", "conv"]
 
 
 def head_count(wide: int, narrow: int) -> int:
-    """Heads between two widths: wide // narrow where that divides `wide`, else the next smaller divisor of
-    it."""
+    """Heads between two widths: wide // narrow where it divides `wide`, else the next smaller divisor."""
     heads = max(1, wide // narrow)
     while wide % heads:
         heads -= 1

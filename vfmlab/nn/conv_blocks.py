@@ -25,8 +25,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes. B C h w -> B C'
-    h w."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), 1x1 shortcut where widths differ. B C h w -> B C' h w."""
 
     def __init__(self, width: int, out: int):
         super().__init__()
@@ -57,8 +56,7 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """3x3 convolution with stride s; zero padding on the right and below only, as the published weights
-    expect."""
+    """3x3 convolution with stride s; zero padding right and below only, as published weights expect."""
 
     def __init__(self, width: int, stride: int):
         super().__init__()
@@ -85,8 +83,7 @@ class Up(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if asked for, then a change of
-    resolution."""
+    """Residual blocks at one resolution, each with attention if asked for, then a change of resolution."""
 
     def __init__(self, width: int, out: int, blocks: int, attention: bool, resample: nn.Module | None):
         super().__init__()
@@ -176,8 +173,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvUpsampler(nn.Module):
-    """The mirror image: B in h w -> B 3 h*factor w*factor. Arguments as :class:`ConvEncoder`; `widths` finest
-    first."""
+    """The mirror image: B in h w -> B 3 h*factor w*factor. As :class:`ConvEncoder`; `widths` finest first."""
 
     def __init__(
         self, inner: int, factor: int, size: int, widths: list[int], blocks: int, attention: tuple[int, ...],

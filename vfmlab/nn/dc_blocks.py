@@ -63,8 +63,7 @@ class ResidualBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention: (v k^T) q / (sum k . q + 1e-15), heads of width 32, q, k, v side by side per
-    head."""
+    """ReLU linear attention: (v k^T) q / (sum k . q + 1e-15), heads of width 32, each with its q, k, v."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -95,8 +94,7 @@ class GLUConv(nn.Module):
 
 
 class EfficientViTBlock(nn.Module):
-    """x + linear attention, then x + gated convolution. norm: behind each of the two; the release has
-    none."""
+    """x + linear attention, then x + gated convolution. norm: behind each of the two; the release: none."""
 
     def __init__(self, width: int, norm: bool = False):
         super().__init__()

@@ -34,8 +34,7 @@ class CrossAttention(nn.Module):
 
 
 class DeltaBlock(nn.Module):
-    """x + self-attention, then + cross-attention to the VFM's tokens, then + MLP, each behind a layer
-    norm."""
+    """x + self-attention, then + cross-attention to the VFM's tokens, then + MLP, each behind a norm."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

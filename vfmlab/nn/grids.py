@@ -1,5 +1,4 @@
-"""Maps of a vision model on the latent's grid: what is finer is unshuffled into channels, what is coarser is
-resized."""
+"""Maps of a vision model on the latent's grid: finer ones are unshuffled into channels, others resized."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from vfmlab.errors import ConfigError
 
 
 def steps(ratio: float) -> int:
-    """How often a map is pixel-unshuffled whose grid is `ratio` times the latent's: `ratio` where that is
-    whole, else 1."""
+    """How often a map is pixel-unshuffled on a grid `ratio` times the latent's: `ratio` if whole, else 1."""
     return int(ratio) if ratio >= 1 and float(ratio).is_integer() else 1
 
 
@@ -52,8 +50,7 @@ def fold(x: Tensor, ratio: float, grid: Iterable[int] | None = None) -> Tensor:
 
 
 def check_divides(layer: int, x: Tensor, ratio: float, size: int) -> None:
-    """:class:`ConfigError` where a map of images of another size than the run's `size` cannot be
-    unshuffled."""
+    """:class:`ConfigError` where a map of images of another size than `size` cannot be unshuffled."""
     if any(side % steps(ratio) for side in x.shape[-2:]):
         raise ConfigError(f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by "
                           f"{steps(ratio)}; use images of {size} px or a size whose grid does")

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm in fp32, given back in the input's precision (torch's own bf16 kernel is also slower on the
-    CPU)."""
+    """GroupNorm in fp32, given back in the input's precision (torch's bf16 kernel is slower on the CPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -25,8 +24,7 @@ def group_norm(channels: int, least: int = 4, most: int = 32) -> GroupNorm:
 
 
 class RMSNorm(nn.Module):
-    """x / |x| * sqrt(channels) * gain over one dimension, in fp32. dim 1: maps B C H W; dim -1: tokens B N
-    C."""
+    """x / |x| * sqrt(channels) * gain over one dimension, in fp32. dim 1: maps B C H W; dim -1: tokens."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()

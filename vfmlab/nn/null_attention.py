@@ -65,8 +65,7 @@ class NullAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to `expansion` times, GELU, 1x1 back (zero
-    first)."""
+    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to `expansion` times, GELU, 1x1 (zero)."""
 
     def __init__(self, channels: int, heads: int = 8, context: int = 0, expansion: int = 4):
         super().__init__()

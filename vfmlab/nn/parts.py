@@ -187,8 +187,7 @@ def _source(name: str, thing: Any, functions: list[Callable[..., Any]]) -> str:
 
 
 def _of_class(thing: type, functions: list[Callable[..., Any]]) -> str:
-    """The source of a class in the cell where its methods stand: before Python 3.13 inspect does not look
-    there."""
+    """The source of a class from its methods' cell: before Python 3.13 inspect does not look there."""
     for function in functions:
         text = "".join(linecache.getlines(function.__code__.co_filename))
         for node in ast.walk(ast.parse(text)):

@@ -54,8 +54,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Images B 3 H W -> maps B out H/patch W/patch: patch convolution, learned positions, blocks, norm,
-    linear."""
+    """Images B 3 H W -> maps B out H/patch W/patch: patch convolution, positions, blocks, norm, linear."""
 
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, out: int):
         super().__init__()

@@ -153,8 +153,7 @@ class RegionDecoder(nn.Module):
         return torch.cat([self.position[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def sequence(self, memory: Tensor, branch: Branch) -> Tensor:
-        """The whole sequence after the transformer: memory, class token, grid, and the registers where they
-        stand."""
+        """The whole sequence after the transformer: memory, class token, grid, registers where they stand."""
         pixels = branch == "pixels"
         mask = self.pixel_mask if pixels or self.feature_mask is None else self.feature_mask
         side = self.pixel_side if pixels else self.feature_side
@@ -182,7 +181,6 @@ class RegionDecoder(nn.Module):
         return self.grid(self.sequence(memory, "pixels"), self.pixel_side)[1]
 
     def features(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory B T C -> the class token B C, which the paper's linear probe reads, and maps B D h w of the
-        VFM."""
+        """Memory B T C -> the class token B C (the paper's linear probe), and the VFM's maps B D h w."""
         token, grid = self.grid(self.sequence(memory, "features"), self.feature_side)
         return token, self.head(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

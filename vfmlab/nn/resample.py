@@ -14,8 +14,7 @@ from vfmlab.nn.pointwise import PointwiseConv
 
 
 class BinomialBlur(nn.Module):
-    """Fixed binomial low-pass of `taps` taps a side (3: 1 2 1; 5: 1 4 6 4 1), replicate padding. B C H W ->
-    same."""
+    """Binomial low-pass of `taps` taps a side (3: 1 2 1; 5: 1 4 6 4 1), replicate padding. B C H W."""
 
     def __init__(self, taps: int):
         super().__init__()
@@ -59,8 +58,7 @@ class ShuffleUpsample(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Nearest neighbour, 3x3 convolution, blur (taps; 0: none): SD-VAE's up-sampling. B C H W -> B C' 2H
-    2W."""
+    """Nearest neighbour, 3x3 convolution, blur (taps; 0: none), as SD-VAE. B C H W -> B C' 2H 2W."""
 
     def __init__(self, inputs: int, outputs: int, taps: int = 0):
         super().__init__()

@@ -1,5 +1,4 @@
-"""Position codes of token grids: rotary embedding (turns queries and keys), fixed sine-cosine table
-(added)."""
+"""Position codes of token grids: rotary embedding (turns queries and keys), sine-cosine table (added)."""
 
 from __future__ import annotations
 

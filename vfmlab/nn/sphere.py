@@ -1,5 +1,4 @@
-"""Tokens on a sphere: every place's channels as one vector of a given length. Used by tokenizers and by the
-spherical path."""
+"""Tokens on a sphere: every place's channels as one vector of a given length."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ def onto(x: Tensor, radius: float) -> Tensor:
 
 
 def rms_over_image(x: Tensor, centred: bool = False, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) of B C h w over channels and places of each image together; centred: their mean taken off
-    first."""
+    """x / rms(x) of B C h w over channels and places of each image; centred: their mean taken off first."""
     x = x.float()
     x = x - x.mean((1, 2, 3), keepdim=True) if centred else x
     return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + eps)

@@ -1,5 +1,4 @@
-"""Pre-norm transformer block on tokens: attention and feed-forward, each with a norm in front and a residual
-around."""
+"""Pre-norm transformer block on tokens: attention and feed-forward, each behind a norm, with a residual."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ class ViTBlock(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """rope: rotary table of the tokens' grid (`vfmlab.nn.rope`), or None. mask: N N, True = attend; None:
-        all."""
+        """rope: table of the tokens' grid (`vfmlab.nn.rope`), or None. mask: N N, True = attend, or None."""
         b, n, c = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         if rope is not None:

@@ -27,8 +27,7 @@ from vfmlab.tokenizers.linear_start import LinearStart
 
 
 class EncoderMaps(dict[int, Tensor]):
-    """Maps of the tokenizer's own encoder by layer, so that those of the frozen VFM are not mistaken for
-    them."""
+    """Maps of the tokenizer's own encoder by layer, not to be mistaken for those of the frozen VFM."""
 
 
 class Adapter(nn.Module):
@@ -90,8 +89,7 @@ class AlignTok(Tokenizer):
     # -- encoder --------------------------------------------------------------------------------------------
 
     def own_features(self, images: Tensor) -> EncoderMaps:
-        """Maps of the encoder (B D h w by layer, in the order of `read`), with gradients where its weights
-        take any."""
+        """The encoder's maps (B D h w by layer, ordered as `read`), with gradients where it trains."""
         return EncoderMaps(self.encoder.features(images).maps)
 
     def read_features(self, images: Tensor, features: dict[int, Tensor] | None,

@@ -68,8 +68,7 @@ class LinearStart(nn.Module):
     @classmethod
     def for_features(cls, channels: int, factor: int, size: int, vfm: nn.Module,
                      layers: Iterable[int]) -> LinearStart:
-        """For an encoder that looks at a VFM's maps; `source` is then the dict of maps, layer -> B D h'
-        w'."""
+        """For an encoder that looks at a VFM's maps; `source` is then the maps, layer -> B D h' w'."""
         side = size // factor
         return cls(channels, factor,
                    {layer: (vfm.width(layer), vfm.grid(layer)[0] / side) for layer in layers})
@@ -154,8 +153,7 @@ class LinearWrite(nn.Module):
 
     @torch.no_grad()
     def solve(self, pairs: Iterable[tuple[Tensor, Tensor]], noise: float = 0.0) -> None:
-        """Set B from pairs of images B 3 H W and raw latents B C h w. noise: variance that training adds to
-        latents."""
+        """Set B from pairs of images B 3 H W and raw latents B C h w. noise: variance that training adds."""
         solve_write(self.write, self.factor, pairs, noise or None)
 
 
@@ -229,8 +227,7 @@ class Moments:
         return max(float(self.xx.diagonal().mean()), 1e-12)
 
     def ridge(self, ridge: float | None = None) -> Tensor:
-        """argmin |y - x W|^2 + ridge |W|^2 on centred data: x's width by y's. None: RIDGE of the mean
-        variance."""
+        """argmin |y - x W|^2 + ridge |W|^2 on centred data, x by y wide. None: RIDGE of the mean variance."""
         xx, xy = self.xx, self.product[: self.width, self.width :] / self.count
         ridge = RIDGE * self.scale if ridge is None else ridge
         return torch.linalg.solve(xx + ridge * torch.eye(self.width, dtype=xx.dtype), xy)

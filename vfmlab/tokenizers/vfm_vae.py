@@ -116,8 +116,7 @@ class VFMVAE(Tokenizer):
         return self._encode(self.read_features(images, features, self.layers))
 
     def encode_features(self, features: Sequence[Tensor]) -> Posterior:
-        """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior (B C h
-        w)."""
+        """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior."""
         return self._encode(as_maps(features, self.layers))
 
     def _encode(self, maps: dict[int, Tensor]) -> Posterior:

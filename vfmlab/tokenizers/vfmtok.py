@@ -110,8 +110,7 @@ class VFMTok(Tokenizer):
         return self._encode(self.read_features(images, features, self.layers))
 
     def encode_features(self, features: Sequence[Tensor]) -> CodePosterior:
-        """Tokens (B N D) of the VFM's layers, in the order of `layers` -> `indices` B T, `latents` B T
-        channels."""
+        """Tokens (B N D) of the VFM's layers, in `layers`' order -> `indices` B T, `latents` B T channels."""
         return self._encode(as_maps(features, self.layers))
 
     def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:

@@ -1,5 +1,4 @@
-"""Augmentations of whole batches, drawn from the step's own random numbers: the same on every device and
-resume."""
+"""Augmentations of whole batches, drawn from the step's random numbers: the same on every device."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ def noise(images: Tensor, rng: StepRandom, p: float, most: float) -> Tensor:
 
 
 def zoom(images: Tensor, rng: StepRandom, p: float, most: float, shift: float = 0.0) -> Tensor:
-    """Cut a window `most` times smaller at most and bring it back to full size; move it by up to `shift` half
-    sides."""
+    """Cut a window at most `most` times smaller and bring it to full size; move it by up to `shift` sides."""
     on = chance(rng, p).float().view(-1, 1)
     scale = 1 - on * rng.rand(1) * (1 - 1 / most)
     centre = (2 * rng.rand(2) - 1) * (1 - scale + on * shift)

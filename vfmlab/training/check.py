@@ -1,5 +1,4 @@
-"""What can be refused is refused before the first step: the parts of later phases, built as shapes without
-weights."""
+"""Refused before the first step: parts of later phases, built as shapes without weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a long job tells while it runs. Notebooks, the command line and the app all draw from these
-records."""
+"""What a long job tells while it runs, for notebooks, the command line and the app."""
 
 from __future__ import annotations
 

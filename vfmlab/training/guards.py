@@ -66,8 +66,7 @@ class Guard:
         return None if math.isfinite(other) else f"gradient norm of the discriminators is {other}"
 
     def check_patience(self, reason: str, where: str) -> None:
-        """Raise :class:`TrainingError` when the run has lost its patience. where: the file that lists the bad
-        steps."""
+        """Raise :class:`TrainingError` when patience is lost. where: the file that lists the bad steps."""
         if self.in_a_row >= self.patience:
             bad = f"{self.in_a_row} bad steps in a row, last: {reason}"
             raise TrainingError(f"{bad}; {self._advice(reason)} (see {where})")

@@ -100,8 +100,7 @@ class _Loop:
         return Event(kind, self.run_dir.id, self.task.name, min(self.samples, total), total, left, data)
 
     def show(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass events on, from the first process alone. While the consumer has one, signals and randomness
-        are its own."""
+        """Pass events on, from the first process; signals and randomness are the consumer's meanwhile."""
         for event in events:
             if self.main:
                 with self.stop.away():
@@ -120,8 +119,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def life(self) -> Iterator[None]:
-        """However the run ends, its status says so, its state is saved where it is whole, and memory is
-        freed."""
+        """However the run ends, its status says so, its state is saved where it is whole, memory is freed."""
         try:
             with dryrun.exhaustion(self.task.name, self.train):
                 yield
@@ -277,8 +275,7 @@ class _Loop:
             self.stop.asked = REQUEST
 
     def _agree(self, metrics: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
-        """Means over all processes, in one exchange and one wait for the device; also who was asked to
-        stop."""
+        """Means over all processes, in one exchange and one wait for the device; also who is to stop."""
         acc = self.accelerator
         self._look_for_request()
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
@@ -294,13 +291,11 @@ class _Loop:
                 "parameter_norm": parameters}
 
     def _overflows(self) -> bool:
-        """fp16: an overflow of scaled gradients is the loss scaler's ordinary way to find its scale; it skips
-        them."""
+        """fp16: overflows of scaled gradients are how the loss scaler finds its scale; it skips them."""
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def _skip(self, reason: str, batch: Any, numbers: dict[str, float], before: dict[str, Tensor]) -> None:
-        """The step does not happen: running statistics go back to what they were, and the step is written
-        down."""
+        """The step does not happen: running statistics go back to what they were, and it is written down."""
         with torch.no_grad():
             for name, buffer in self.buffers.items():
                 buffer.copy_(before[name])
@@ -316,8 +311,7 @@ class _Loop:
     # -- between steps --------------------------------------------------------------------------------------
 
     def _due(self) -> list[str]:
-        """What is to be done after the step just completed; the checkpoint last, so that it covers the
-        rest."""
+        """What is to be done after the completed step; the checkpoint last, so that it covers the rest."""
         if self.step == 0:
             return []
         train, after, before = self.train, self.samples, self.samples - self.train.batch
@@ -384,8 +378,7 @@ class _Loop:
         return self.event("preview", images=shown["ema"], raw=shown["raw"], columns=self.task.columns)
 
     def _evaluate(self) -> Event | None:
-        """Numbers that cannot be had (all images alike, too few of them) are absent with their reason: a run
-        goes on."""
+        """Numbers that cannot be had (images alike, too few) are absent with their reason: a run goes on."""
         try:
             with self._evaluating():
                 numbers = self.task.evaluate(self.state.average.module, self.samples)

@@ -36,8 +36,7 @@ def shapes_only() -> Iterator[None]:
 
 
 def weightless(section: Any) -> Any:
-    """A config in which no VFM looks for weights and no loss term ends: every part at work, nothing
-    downloaded."""
+    """A config in which no VFM looks for weights and no loss ends: all at work, nothing downloaded."""
     if isinstance(section, dict):
         return {key: weightless(value) for key, value in section.items()}
     if not isinstance(section, config.Section):
@@ -75,8 +74,7 @@ class Meter:
 
     @contextmanager
     def fake(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU instead of meta
-        tensors."""
+        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU, not meta tensors."""
         replaced: dict[int, Tensor] = {}  # parameters and modules may be shared
         with FakeTensorMode(allow_non_fake_inputs=True), saved_tensors_hooks(
             self._pack, lambda tensor: tensor):

@@ -111,8 +111,7 @@ def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0,
 
 
 def follow(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0) -> list[Event]:
-    """Run a job to its end and return its events, without the images of all previews but the last to save
-    memory."""
+    """Run a job to its end and return its events, with images of the last preview only (memory)."""
     done: list[Event] = []
     with Progress(mode, every, sys.stdout) as show:  # notebooks colour stderr as if something were wrong
         for event in events:

@@ -54,8 +54,7 @@ class State:
         return self._saved is not None
 
     def load(self, run_dir: RunDir) -> None:
-        """Read the run's checkpoint, if there is one, and put its weights and step in place; the rest in
-        `begin`."""
+        """Read the run's checkpoint, if there is one: weights and step now, the rest in `begin`."""
         found = checkpoint.load(run_dir)
         if found is not None:
             model, ema, state = found
@@ -64,8 +63,7 @@ class State:
 
     @torch.no_grad()
     def begin(self, optimizers: list[torch.optim.Optimizer], scaler: Any) -> None:
-        """Take up optimisers and scaler, average the weights from here on, and restore what :meth:`load` has
-        read."""
+        """Take up optimisers and scaler, average weights from here on, restore what :meth:`load` read."""
         self.optimizers, self.scaler = optimizers, scaler
         self.average = Average(self.task.weights, self.task.train)
         saved, self._saved = self._saved, None
@@ -88,8 +86,7 @@ class State:
             scaler.load_state_dict(saved["scaler"])
 
     def save(self, run_dir: RunDir) -> None:
-        """Write the run's checkpoint; :class:`TrainingError` if the weights are not finite or the disk is
-        full."""
+        """Write the checkpoint; :class:`TrainingError` if weights are not finite or the disk is full."""
         model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
         floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
         trained = [p for p in self.task.objective.parameters() if p.requires_grad]

@@ -43,8 +43,7 @@ def pick_precision(train: Train, device: torch.device) -> str:
 
 
 def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | None = None) -> Accelerator:
-    """An Accelerator for this task. run_dir: where trackers write; None: none. device: "cpu" keeps off
-    accelerators."""
+    """An Accelerator for this task. run_dir: of trackers, or None. device: "cpu" keeps off accelerators."""
     # accelerate keeps one state per process; phases that follow each other may differ in precision and
     # device.
     AcceleratorState._reset_state()
@@ -150,8 +149,7 @@ def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.de
 
 
 def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
-    """`train.lr_for` on parameter names: name -> factor; :class:`ConfigError` for a glob that matches
-    nothing."""
+    """`train.lr_for`: name -> factor; :class:`ConfigError` for a glob that matches no parameter."""
     factors: dict[str, float] = {}
     for glob, value in globs.items():
         hits = fnmatch.filter(names, glob)

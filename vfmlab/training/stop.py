@@ -31,8 +31,7 @@ class Stop:
         self._turn = ExitStack()
 
     def raise_now(self) -> None:
-        """End the way the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on
-        request."""
+        """End as the signal would: KeyboardInterrupt, or SystemExit 143 for SIGTERM; Stopped on request."""
         if self.asked == REQUEST:
             raise Stopped("stopped on request; started again, the run goes on")
         raise SystemExit(128 + signal.SIGTERM) if self.asked == signal.SIGTERM else KeyboardInterrupt
@@ -49,16 +48,14 @@ class Stop:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the whole generator: signals are handled, and random numbers of the caller (a notebook) stay
-        its own."""
+        """Around the generator: signals are handled, and the caller's (a notebook's) random numbers stay."""
         with self.terminating(), self._turn:
             self._begin_turn()
             yield
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Around a `yield`: while the consumer computes, Ctrl-C and the global random numbers are the
-        consumer's."""
+        """Around a `yield`: while the consumer computes, Ctrl-C and global random numbers are its own."""
         self._turn.close()
         try:
             yield

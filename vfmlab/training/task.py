@@ -1,5 +1,4 @@
-"""What the loop trains: a task brings the objective, the data and the pictures; the loop brings everything
-else."""
+"""What the loop trains: a task brings objective, data and pictures; the loop brings everything else."""
 
 from __future__ import annotations
 
@@ -153,8 +152,7 @@ class Task:
         """
 
     def remark(self) -> str:
-        """One line for the run's status after its end, if something went another way than meant; normally
-        empty."""
+        """One line for the run's status after its end, if something went another way than meant, or ""."""
         return ""
 
     def facts(self) -> dict[str, str]:

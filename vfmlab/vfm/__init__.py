@@ -21,8 +21,7 @@ def names() -> list[str]:
 
 
 def facts(name: str) -> Facts:
-    """The row of `name`, or facts of `timm:NAME` from timm's own record; :class:`ConfigError` with the
-    nearest name."""
+    """The row of `name`, or facts of `timm:NAME` from timm; :class:`ConfigError` with the nearest name."""
     if name.startswith("timm:"):
         from vfmlab.vfm.describe import describe
 

@@ -101,8 +101,7 @@ class VisionModel(nn.Module):
         return self.features(images, layers)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Up-scale (bicubic or as the model was trained, antialiased) and normalise with the model's mean
-        and std."""
+        """Up-scale (as the model was trained, antialiased) and normalise with the model's mean and std."""
         h, w = (round(side * self.upscale) for side in images.shape[-2:])
         if (h, w) != (self.input_size, self.input_size):
             self._check_size(h), self._check_size(w)

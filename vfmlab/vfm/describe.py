@@ -52,8 +52,7 @@ def is_plain(net: nn.Module) -> bool:
 
 
 def stages(net: nn.Module, name: str) -> list[int]:
-    """Stride of each of the maps that timm gives for `net`, first to last; :class:`ConfigError` for one that
-    gives none."""
+    """Stride of each map that timm gives for `net`; :class:`ConfigError` for one that gives none."""
     found = list(getattr(net, "feature_info", None) or ())
     if not found or not hasattr(net, "forward_intermediates") or any("reduction" not in f for f in found):
         raise ConfigError(f"vfm.name '{name}': timm gives no feature maps of {type(net).__name__}; choose "

@@ -41,8 +41,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def silence(self) -> None:
-        """Make the block the identity, the start of training: the convolutions, which learn fast, are
-        heard first."""
+        """Make the block the identity, the start of training: convolutions, which learn fast, come first."""
         for out in (self.proj, self.mlp[2]):
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
@@ -166,6 +165,5 @@ def untrained() -> PocketNet:
 
 
 def read(weights: str | Path) -> tuple[PocketNet, str]:
-    """A trained network and its fingerprint, from a safetensors file or the directory of a pretraining
-    run."""
+    """A trained network and its fingerprint, from a safetensors file or a pretraining run's directory."""
     return io.network(weights, "pocket", PocketNet, "vfm.weights")

@@ -1,5 +1,4 @@
-"""Where a VFM's weights come from, and how they are loaded: a file of yours, an installed package, the hub
-or its cache."""
+"""Where a VFM's weights come from and how they load: a file, an installed package, the hub or its cache."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def find(shipped: Shipped) -> Path:
 
 
 def locate(facts: Facts, weights: str) -> Path:
-    """The weights' file: `weights` itself, in an installed package, in the hub's cache, or fetched from the
-    hub."""
+    """The weights' file: `weights` itself, in an installed package, in the hub's cache, or fetched there."""
     if weights != "pretrained":
         return Path(weights).expanduser()
     if facts.shipped is not None:

@@ -171,8 +171,7 @@ def make_heads(config: ProjectedConfig, backbone: VisionModel, layers: tuple[int
 
 
 def condition(labels: Tensor | None, classes: int) -> Tensor | None:
-    """Labels (long B) -> B classes: one-hot, scaled to unit mean square (ours; published heads take dense
-    vectors)."""
+    """Labels (long B) -> B classes: one-hot of unit mean square (ours; published heads: dense vectors)."""
     if not classes:
         return None
     if labels is None:
@@ -184,8 +183,7 @@ def condition(labels: Tensor | None, classes: int) -> Tensor | None:
 
 
 def random_window(images: Tensor, rng: StepRandom, pixels: int, chance: float) -> Tensor:
-    """With `chance`, one window of `pixels` for the whole batch, if the images are larger. Always three
-    draws."""
+    """With `chance`, one window of `pixels` for the whole batch of larger images. Always three draws."""
     hit, top, left = rng.number(), rng.number(), rng.number()
     h, w = images.shape[-2:]
     if hit >= chance or min(h, w) <= pixels:

@@ -30,8 +30,7 @@ def read_tokens(model: VisionModel, images: Tensor, layers: tuple[int, ...], add
 
 
 def hooked(net: nn.Module, x: Tensor, layers: set[int]) -> dict[int, Tensor]:
-    """Whole sequences (class and register tokens first) of a timm ViT by layer, read off by hooks. x:
-    normalised."""
+    """Whole sequences (class and register tokens first) of a timm ViT by layer, by hooks. x: normalised."""
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int, module: nn.Module, args: tuple, output: Any = None) -> None:

@@ -27,8 +27,7 @@ WIDEST = 512
 
 @DISCRIMINATORS.register("trajectory")
 class TrajectoryDiscriminator(Discriminator):
-    """Images B 3 H W and their noisy states -> logits B 1 h w. Images are judged one by one: no statistics
-    over the batch."""
+    """Images B 3 H W and their noisy states -> logits B 1 h w. Each image is judged by itself."""
 
     class Config(DiscriminatorConfig):
         kind: Literal["trajectory"] = "trajectory"

@@ -141,8 +141,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def count(self, indices: Tensor) -> Tensor:
-        """Add a batch to the usage in training; returns the percentage of entries in use (this batch's in
-        eval)."""
+        """Add a batch to the usage in training; returns the percentage of entries used (eval: by it)."""
         chosen = indices.flatten()
         # not bincount, whose shape depends on values: a plan has none
         ones = torch.ones_like(chosen, dtype=torch.float32)
@@ -192,8 +191,7 @@ def pull(x: Tensor, chosen: Tensor, codebook: float, commitment: float) -> Tenso
 
 
 def soft_entropy(logits: Tensor, floor: float) -> Tensor:
-    """E_token H(p) - H(E p) in nats, p = softmax over the entries; logits: B N K. floor: inside the log of
-    the mean."""
+    """E_token H(p) - H(E p) in nats, p = softmax over entries; logits: B N K. floor: in the mean's log."""
     log_share = logits.flatten(0, -2).log_softmax(dim=-1)
     share = log_share.exp()
     mean = share.mean(dim=0)

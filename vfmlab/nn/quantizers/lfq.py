@@ -1,5 +1,4 @@
-"""Look-up-free quantisation: the code of a token is the signs of its channels (MAGVIT-v2, arXiv
-2310.05737)."""
+"""Look-up-free quantisation: a token's code is the signs of its channels (MAGVIT-v2, 2310.05737)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Plain vector quantisation: the nearest entry of a learned codebook (VQ-VAE, arXiv 1711.00937; VQGAN,
-2012.09841)."""
+"""Vector quantisation: the nearest entry of a learned codebook (VQ-VAE 1711.00937; VQGAN 2012.09841)."""
 
 from __future__ import annotations
 

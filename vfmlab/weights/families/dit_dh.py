@@ -1,5 +1,4 @@
-"""Released DiT-DH weights of RAE (bytetriper/RAE, MIT; arXiv 2510.11690) -> our DDT. Its time is ours: t =
-1 is noise."""
+"""Released DiT-DH of RAE (bytetriper/RAE, MIT; 2510.11690) -> our DDT. Its time is ours: t = 1 is noise."""
 
 from __future__ import annotations
 

@@ -45,8 +45,7 @@ INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".ml
 
 
 def rename(key: str) -> str:
-    """A key of the release under our name; `module.`, which its distributed checkpoints put first, is
-    dropped."""
+    """A key of the release under our name, without `module.`, which distributed checkpoints put first."""
     key = headed(key.removeprefix("module."), PARTS)
     if key.startswith("blocks."):
         for theirs, ours in INSIDE.items():
@@ -94,8 +93,7 @@ def with_null(table: Tensor, num_classes: int) -> Tensor:
 
 
 def reversed_time(weight: Tensor) -> Tensor:
-    """First linear layer of a sinusoidal time embedding [D, 256] so that f(t) becomes f(1 - t). Its own
-    inverse."""
+    """First linear layer of a sinusoidal time embedding [D, 256], f(t) -> f(1 - t). Its own inverse."""
     angle = frequencies(weight.shape[1] // 2).double()
     cos, sin = weight.double().chunk(2, dim=1)
     turned = [cos * angle.cos() + sin * angle.sin(), cos * angle.sin() - sin * angle.cos()]

@@ -1,5 +1,4 @@
-"""Released SiT weights with REG (Martinser/REG, on REPA and SiT, all MIT) -> our RegSiT. Their time is
-ours."""
+"""Released SiT weights with REG (Martinser/REG, on REPA and SiT, all MIT) -> our RegSiT, in our time."""
 
 from __future__ import annotations
 

@@ -93,8 +93,7 @@ def _table(key: str, table: dict[str, str]) -> str | None:
 
 
 class _Names:
-    """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it pixel-unshuffles
-    first."""
+    """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it unshuffles first."""
 
     def __init__(self, fusion: dict[int, tuple[int, bool]]):
         self.fusion = fusion
