@@ -60,10 +60,11 @@ class VisionModel(nn.Module):
         layers = self.layers if layers is None else self.check_layers(layers)
         wanted = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
-            maps, pooled = self._read(self.prepare(images), layers)
-            return Features(
-                {k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float()
-            )
+            return self._features(images, layers)
+
+    def _features(self, images: Tensor, layers: tuple[int, ...]) -> Features:
+        maps, pooled = self._read(self.prepare(images), layers)
+        return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
 
     @property
     def embedding(self) -> nn.Module:
@@ -92,10 +93,9 @@ class VisionModel(nn.Module):
 
         hook = self.embedding.register_forward_hook(instead)
         try:
-            maps, pooled = self._read(self.prepare(images), layers)
+            return self._features(images, layers)
         finally:
             hook.remove()
-        return Features({k: m.float() for k, m in maps.items()}, None if pooled is None else pooled.float())
 
     def forward(self, images: Tensor, layers: Iterable[int] | None = None) -> Features:
         return self.features(images, layers)

@@ -29,6 +29,7 @@ from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.describe import stages
 from vfmlab.vfm.source import load_into, locate
 from vfmlab.vfm.table import Facts
+from vfmlab.vfm.vit import intermediates
 from vfmlab.weights import io
 
 
@@ -97,23 +98,16 @@ class HierarchicalModel(VisionModel):
         return self._shapes[self.depth if layer == -2 else layer]
 
     def _read(self, x: Tensor, layers: tuple[int, ...]) -> tuple[dict[int, Tensor], Tensor | None]:
-        wanted = sorted({self.depth if k == -2 else k for k in layers if k not in (0, -1)})
-        last, first = -1 in layers, []
-        hooks = []
+        first, hooks = [], []
         if 0 in layers:  # a copy, because activations may work in place
             hooks.append(self._first[0].register_forward_hook(lambda _, args, out: first.append(out.clone())))
         try:
-            found = self.net.forward_intermediates(
-                x, [k - 1 for k in wanted] or [0], norm=False, output_fmt="NCHW", stop_early=not last,
-                intermediates_only=not last,
-            )  # fmt: skip
+            maps, final = intermediates(self.net, x, layers, self.depth)
         finally:
             for hook in hooks:
                 hook.remove()
-        final, middle = found if last else (None, found)
-        maps = dict(zip(wanted, middle, strict=False)) | dict(enumerate(first))
-        pooled = None
-        if last:
+        maps, pooled = maps | dict(enumerate(first)), None
+        if final is not None:
             maps[-1] = self._channels_first(final)
             pooled = self.net.forward_head(final, pre_logits=True)
         maps[-2] = maps.get(self.depth)

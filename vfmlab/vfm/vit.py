@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from vfmlab.vfm.describe import is_plain
 from vfmlab.vfm.source import load_into, locate
 from vfmlab.vfm.table import Facts
 from vfmlab.weights import io
+
+
+def intermediates(net: nn.Module, x: Tensor, layers: Iterable[int],
+                  depth: int) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Maps B C h w of a timm model's stages or blocks: those of `layers`, or the first where these name none,
+    by number from 1 (-2 counts as `depth`); and what comes out at the end, where -1 is asked for."""
+    wanted, last = sorted({depth if k == -2 else k for k in layers if k not in (0, -1)}) or [1], -1 in layers
+    found = net.forward_intermediates(x, [k - 1 for k in wanted], norm=False, output_fmt="NCHW",
+                                      stop_early=not last, intermediates_only=not last)
+    final, middle = found if last else (None, found)
+    return dict(zip(wanted, middle, strict=False)), final
 
 
 class TimmModel(VisionModel):
@@ -71,32 +83,16 @@ class TimmModel(VisionModel):
         return self.net.embed_dim
 
     def _read(self, x: Tensor, layers: tuple[int, ...]) -> tuple[dict[int, Tensor], Tensor | None]:
-        depth = self.depth
-        blocks = sorted({depth if k == -2 else k for k in layers if k == -2 or k > 0})
         first: list[Tensor] = []
         hook = self.net.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0]))
-        last = -1 in layers
         try:
-            found = self.net.forward_intermediates(
-                x,
-                [k - 1 for k in blocks] or [0],
-                norm=False,
-                output_fmt="NCHW",
-                stop_early=not last,
-                intermediates_only=not last,
-            )
+            found, final = intermediates(self.net, x, layers, self.depth)
         finally:
             hook.remove()
-        final, middle = found if last else (None, found)
-        by_block = dict(zip(blocks, middle, strict=False)) if blocks else {}
-        grid = middle[0].shape[-2:]
-        maps, pooled = {}, None
-        for layer in layers:
-            if layer == 0:
-                maps[0] = self._map(first[0], grid)
-            elif layer > 0 or layer == -2:
-                maps[layer] = by_block[depth if layer == -2 else layer]
-        if last:
+        grid, pooled = next(iter(found.values())).shape[-2:], None
+        found[-2] = found.get(self.depth)
+        maps = {k: self._map(first[0], grid) if k == 0 else found[k] for k in layers if k != -1}
+        if final is not None:
             # Models that average their tokens keep the final norm behind the pooling, as fc_norm.
             if isinstance(self.net.norm, nn.Identity):
                 final = self.net.fc_norm(final)
