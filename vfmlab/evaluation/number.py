@@ -265,12 +265,15 @@ class Draft:
         group = self.curves if q.many or isinstance(value, list) else self.numbers
         group[name] = Number(value, protocol.hash, n, spread, q.better, q.label or name, q.unit, facts=facts)
 
+    def mean(self, name: str, values: Any, protocol: Any) -> None:
+        """Write the mean of values [N], a number an image; spread: their standard deviation."""
+        self.add(name, float(values.mean()), protocol, len(values), float(values.std(correction=0)))
+
     def absent(self, name: str, reason: str) -> None:
         """A number that could not be had is there too, with the reason: never 0, never left out silently."""
         q = quantity(name)
-        (self.curves if q.many
-         else self.numbers)[name] = Number(None, better=q.better, label=q.label or name, unit=q.unit,
-                                           reason=reason)
+        group = self.curves if q.many else self.numbers
+        group[name] = Number(None, better=q.better, label=q.label or name, unit=q.unit, reason=reason)
 
     def fill(self, names: Sequence[str], reason: str) -> None:
         """Mark those of `names` that were not written as absent."""

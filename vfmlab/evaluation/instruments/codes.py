@@ -38,4 +38,4 @@ class CodeBits(Metric):
         shape = network.codes
         own = {"tokenizer": io.digest(tokenizer), "entries": shape.entries, "tokens": shape.tokens}
         resolved = Resolved({**gathered.resolved.of("images").sections, "codes": own})
-        draft.add("bits_per_image", float(bits.mean()), resolved, len(bits), float(bits.std(correction=0)))
+        draft.mean("bits_per_image", bits, resolved)

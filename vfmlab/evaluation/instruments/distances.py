@@ -40,9 +40,7 @@ class FeatureDistance(Metric):
         self.values.append(1 - cosine.double().cpu())
 
     def write(self, draft: Draft) -> None:
-        x = torch.cat(self.values)
-        draft.add("feature_distance", float(x.mean()), self.gathered.resolved, len(x),
-                  float(x.std(correction=0)))
+        draft.mean("feature_distance", torch.cat(self.values), self.gathered.resolved)
 
 
 def write(draft: Draft, prefix: str, suffix: str, a: FeatureSet, b: FeatureSet, gathered: Pass) -> None:

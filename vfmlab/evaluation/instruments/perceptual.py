@@ -37,7 +37,5 @@ class VGGDistance(Metric):
     def write(self, draft: Draft) -> None:
         if self.missing:
             draft.absent("lpips_vgg", self.missing)
-            return
-        x = torch.cat(self.values)
-        draft.add("lpips_vgg", float(x.mean()), self.gathered.resolved.of("images"), len(x),
-                  float(x.std(correction=0)))
+        else:
+            draft.mean("lpips_vgg", torch.cat(self.values), self.gathered.resolved.of("images"))

@@ -46,7 +46,7 @@ class Pixels(Metric):
         for name, parts in self.values.items():
             x = torch.cat(parts)
             if len(x):
-                draft.add(name, float(x.mean()), resolved, len(x), float(x.std(correction=0)))
+                draft.mean(name, x, resolved)
             else:
                 draft.absent(name, "no image has anything to measure it on")
         for name, reason in self.missing.items():
