@@ -68,7 +68,7 @@ def import_dit_dh(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DDT:
     """
     c = settings(config, DEFAULTS, "dit-dh")
     network = built(DDT, c, **both(c, "dit-dh", "encoder"))
-    state = {of_head(key, network.depth): value
+    state = {of_head(key, len(network.blocks)): value
              for key, value in translated(state_dict, c["num_classes"], PARTS).items()}
     check_rope(state, "enc_feat_rope.", network.rope, "dit-dh")
     check_rope(state, "dec_feat_rope.", network.head_rope, "dit-dh")

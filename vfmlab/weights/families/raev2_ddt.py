@@ -47,7 +47,7 @@ def import_raev2(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RAEv2
     c = settings(config.get("config", config), DEFAULTS, "raev2-ddt")
     network = built(RAEv2, c, **both(c, "raev2-ddt", "stack"), base_depth=c["base_model_depth"],
                     time_tokens=c["cond_arch"]["num_t_tokens"], class_tokens=c["cond_arch"]["num_c_tokens"])
-    state = joined({rename(key, network.depth): value for key, value in state_dict.items()})
+    state = joined({rename(key, len(network.blocks)): value for key, value in state_dict.items()})
     check_rope(state, "enc_rope.", network.rope, "raev2-ddt")
     check_rope(state, "dec_rope.", network.head_rope, "raev2-ddt")
     return io.load(network, state, "raev2-ddt checkpoint")
