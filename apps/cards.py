@@ -6,14 +6,13 @@ All text that is not ours (ids, class names) is escaped here. Images are N 3 H W
 from __future__ import annotations
 
 import html
-import io
-from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from apps.common import printable
+from vfmlab import api
 from vfmlab.plots import primitives
 
 
@@ -54,32 +53,36 @@ def strip(frames: Any, caption: str) -> str:
     return f'<figure class="wide">{row}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def viewer(frames: Any) -> str:
-    """One frame at a time, chosen with a slider."""
+def state(preview: api.Preview, early: bool = False) -> str:
+    """Where a sampling is. early: it was stopped there."""
+    at = f"step {preview.step} of {preview.total}"
+    return "done" if preview.final else f"stopped at {at}" if early else at
+
+
+def early(done: int, of: int) -> list[str]:
+    """A card that says so where a job was stopped before all tokenizers were through."""
+    return [card(f"stopped after {done} of {of} tokenizers", None, [])] if done < of else []
+
+
+def moving(frames: Any) -> list[str]:
+    """Frames to be looked at one by one with a slider, and as they move."""
     last = len(frames) - 1
     view = f"""<div class="vl-view" style="background-image: url('{uri(frames)}')"></div>"""
     slider = f'<input type="range" min="0" max="{last}" value="0" aria-label="frame" oninput="vlFrame(this)">'
-    return f"<figure>{view}{slider}<figcaption>frame by frame, 0 to {last}</figcaption></figure>"
-
-
-def playback(frames: Any, caption: str, ms: int = 140) -> str:
-    """Frames there and back as an animated PNG, lossless, to look at and to save."""
-    pictures = [primitives.tile(frame[None], scale=1) for frame in frames]
-    there_and_back = pictures + pictures[-2:0:-1]
-    buffer = io.BytesIO()
-    first, *others = there_and_back
-    first.save(buffer, "PNG", save_all=True, append_images=others, duration=ms, loop=0)
-    source = "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
+    viewer = f"<figure>{view}{slider}<figcaption>frame by frame, 0 to {last}</figcaption></figure>"
+    # there and back as an animated PNG, lossless
+    first, *others = (primitives.tile(frame[None], scale=1) for frame in frames)
+    others += others[-2::-1]
+    source = primitives.data_uri(first, save_all=True, append_images=others, duration=140, loop=0)
     save = f'<a download="path.png" href="{source}">save</a>'
-    image = f'<img class="small" src="{source}" alt="{escape(caption)}">'
-    return f"<figure>{image}<figcaption>{escape(caption)} &middot; {save}</figcaption></figure>"
+    image = f'<img class="small" src="{source}" alt="there and back">'
+    return [viewer, f"<figure>{image}<figcaption>there and back &middot; {save}</figcaption></figure>"]
 
 
 def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Figures in cells, with a heading over each column and before each row. rows: (heading, cells)."""
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
-    cells = {name: "".join(f"<td>{cell}</td>" for cell in row) for name, row in rows}
-    lines = [f"<th>{escape(name)}</th>{row}" for name, row in cells.items()]
+    lines = [f"<th>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in row)}" for name, row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
     return f'<div class="vl-table"><table>{body}</table></div>'
 

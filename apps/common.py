@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 1}  # one job at a time; others see their place
 # lists and links, answered at once
 LIGHT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
+SEED = 2**31 - 1  # the largest one
 _FOLDERS = re.compile(r"(?<=['\" ])(?:/[^/'\" ]+)+/(?=[^/'\" ]+)")
 
 
@@ -55,9 +56,14 @@ def number(value: Any, low: float, high: float, name: str) -> float:
     return value
 
 
-def whole(value: Any, low: int, high: int, name: str) -> int:
-    """A whole number in [low, high]."""
-    return round(number(value, low, high, name))
+def checked(component: Any, value: Any) -> Any:
+    """`value` as a component holds it: a finite number in its range, whole where it counts, or a bool."""
+    if isinstance(component, gr.Checkbox):
+        return bool(value)
+    if not isinstance(component, gr.Slider | gr.Number):
+        return value
+    value = number(value, component.minimum, component.maximum, component.label.partition(" (")[0])
+    return round(value) if component.step == 1 or component.precision == 0 else value
 
 
 def text(value: Any) -> str:

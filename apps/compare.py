@@ -16,6 +16,7 @@ from vfmlab import api, runs
 from vfmlab.evaluation.number import CURVE, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import leaderboard
+from vfmlab.studies.results import scan
 
 LOGGED = 4  # of the images of a run, the newest
 EVERY_PHASE = "show stages and tokenizers of other runs too"
@@ -65,7 +66,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         class_accuracy. x, y: numbers of the cloud of points. run: the one that is shown below.
         """
         which, metric, x, y, run = (text(value) for value in (which, metric, x, y, run))
-        results = leaderboard.collect(root, bool(phases))
+        results = scan(root, phases)
         largest = sorted(leaderboard.tables(results), key=lambda table: -len(table[2]))
         tables = {heading: (about, rows) for heading, about, rows in largest}
         holds = (heading for heading, (_, rows) in tables.items() if run in [row["run"] for row in rows])
@@ -78,15 +79,14 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         measurable = models.choices(root, "diffusion", "tokenizer")
         ids = [run_id for _, run_id in measurable]
         run = run if run in ids else rows[0]["run"] if rows else (ids or [None])[0]
-        state = {"which": heading, "phases": bool(phases), "metric": metric, "x": x, "y": y, "run": run}
-        code = (
-            "from vfmlab.studies import leaderboard\n\n"
-            f"results = leaderboard.collect({str(root)!r}, every_phase={bool(phases)})\n"
-            "for heading, note, rows in leaderboard.tables(results):\n"
-            "    print(heading, note, *rows, sep='\\n')\n"
-            f"leaderboard.convergence(results, {metric!r})\n"
-            f"leaderboard.scatter(leaderboard.cloud(results, {x!r}, {y!r})[0], {x!r}, {y!r})"
-        )
+        state = {"which": heading, "phases": phases, "metric": metric, "x": x, "y": y, "run": run}
+        code = [
+            "from vfmlab.studies import leaderboard, results", "",
+            f"found = results.scan({str(root)!r}, every_phase={phases})",
+            "for heading, note, rows in leaderboard.tables(found):",
+            "    print(heading, note, *rows, sep='\\n')", f"leaderboard.convergence(found, {metric!r})",
+            f"leaderboard.scatter(leaderboard.cloud(found, {x!r}, {y!r})[0], {x!r}, {y!r})",
+        ]  # fmt: skip
         cells = [[_cell(column, row) for column in columns] for row in rows]
         listed, beside_it = gr.update(choices=named), gr.update(choices=[("none", ""), *measurable])
         points, points_note = _cloud(results, x, y, known)
@@ -104,9 +104,8 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
             status, logged = folder.status(), sorted(folder.images.glob("*.png"))[-LOGGED:]
             figures = [cards.figure(Image.open(path), path.stem) for path in logged]
             size = f"{(folder.raw_config.get('data') or {}).get('size')} px"
-            name = models.label(root, folder.id)
             facts = f"{size}; images logged in training, by images seen"
-            parts.append(cards.card(name, models.method(root, folder.id), figures, (), facts))
+            parts.append(models.shown(root, folder.id).card(figures, facts))
             seen = f"{status.samples:,} of {status.total:,} images, {status.seconds:,.0f} s of training"
             lines.append(f"**{folder.id}**: {folder.kind}, {size}, {status.state}, {seen}")
         configs = [folder.raw_config for folder in folders]
@@ -161,15 +160,12 @@ def _any(root: Path, run_id: Any) -> runs.RunDir:
 
 
 def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> tuple[Any, str]:
-    if x not in known or y not in known:
-        return None, f"No run here has both {x} and {y} yet."
-    clouds = leaderboard.cloud(results, x, y)
+    clouds = leaderboard.cloud(results, x, y) if x in known and y in known else []
     if not clouds:
         return None, f"No run here has both {x} and {y} yet."
     points = clouds[0]
-    n = sorted({(p.x.n or 0, p.y.n or 0) for p in points})
-    others = sum(len(c) for c in clouds[1:])
-    counts, protocols = ", ".join(f"{a} / {b}" for a, b in n), " / ".join(map(str, points[0].protocols))
+    counts = ", ".join(f"{a} / {b}" for a, b in sorted({(p.x.n or 0, p.y.n or 0) for p in points}))
+    others, protocols = sum(len(c) for c in clouds[1:]), f"{points[0].x.protocol} / {points[0].y.protocol}"
     about = f"{len(points)} run{'s' * (len(points) > 1)}; N = {counts}, protocols {protocols}, EMA weights"
     about += f"; {others} runs measured under other protocols are left out" if others else ""
     return themed(leaderboard.scatter(points, x, y)), about

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
+from torch import Tensor
 
 from apps import cards, models, pictures, share
-from apps.common import COMPUTE, LIGHT, controls, number, problem, whole
+from apps.common import COMPUTE, LIGHT, controls, number, problem
 from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import explore
@@ -20,7 +22,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
     with gr.Row():
         with controls("look inside") as buttons:
-            run = models.one_dropdown(root, "tokenizer", "tokenizer")
+            run = models.dropdown(root, ("tokenizer",), "tokenizer")
             image = pictures.picture("picture", examples, height=200, value=examples[0])
             gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
             neighbours = gr.Slider(1, 16, 8, step=1, label="neighbours")
@@ -47,13 +49,10 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         the state with distances as JSON.
         """
         path, began = pictures.given(image), time.monotonic()
-        k = whole(neighbours, 1, 16, "neighbours")
-        across, down = number(across, 0, 1, "across"), number(down, 0, 1, "down")
-        tokenizer, bank = models.tokenizer(root, run), models.bank(root, run)
-        method, name = models.method(root, run), models.label(root, run)
-        picture = api.images_for(tokenizer, [path])
+        one, bank = models.opened(root, run, "tokenizer"), models.bank(root, run)
+        tokenizer, picture = one.model, api.images_for(one.model, [path])
         z = explore.encode(tokenizer, picture)
-        near = explore.nearest(bank, z, k, bool(pooled))
+        near = explore.nearest(bank, z, neighbours, pooled)
         channels = explore.channel_maps(z, tokenizer.size, count=32)
         where = "means over positions" if pooled else "all values"
         c, h, w = tokenizer.map_shape
@@ -67,28 +66,26 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         distance = f"root mean square distance over {where}, in standard deviations; {among}"
         ends = f"black -{explore.SHOWN_STD}, white {explore.SHOWN_STD} standard deviations"
         shades = f"latent {c} x {h} x {w}; {ends}" + ("; the first 32" if c > 32 else "")
-        parts = [cards.card(f"{name}: nearest in the latent space", method, both + nearest, (), distance),
-                 cards.card(f"{name}: channels of the latent", method, maps, (), shades)]
-        state = {"run": run, "neighbours": k, "pooled": bool(pooled), "across": across, "down": down}
-        state |= box.named(image=path)
-        code = (
-            f"import vfmlab\nfrom vfmlab.studies import explore\n\nRUN, ROOT = {run!r}, {str(root)!r}\n"
-            "tokenizer = vfmlab.load_tokenizer(RUN, ROOT)\nz = explore.encode(tokenizer, ['picture.png'])\n"
-            f"bank = explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})\n"
-            f"print(explore.nearest(bank, z, {k}, pooled={bool(pooled)}))\n"
-            "maps = explore.layer_maps(tokenizer, ['picture.png'])\n"
-            f"alike = {{name: explore.likeness(m, ({down:g}, {across:g})) for name, m in maps.items()}}"
-        )
-        state |= {"numbers": {"indices": near.indices, "labels": near.labels, "distances": near.distances}}
+        parts = [one.card(both + nearest, distance, more=": nearest in the latent space"),
+                 one.card(maps, shades, more=": channels of the latent")]
+        state = {"run": run, "neighbours": neighbours, "pooled": pooled, "across": across, "down": down}
+        numbers = {"indices": near.indices, "labels": near.labels, "distances": near.distances}
+        state |= box.named(image=path) | {"numbers": numbers}
+        code = [
+            "import vfmlab", "from vfmlab.studies import explore", "", f"RUN, ROOT = {run!r}, {str(root)!r}",
+            "tokenizer = vfmlab.load_tokenizer(RUN, ROOT)", "z = explore.encode(tokenizer, ['picture.png'])",
+            f"bank = explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})",
+            f"print(explore.nearest(bank, z, {neighbours}, pooled={pooled}))",
+            "maps = explore.layer_maps(tokenizer, ['picture.png'])",
+            f"alike = {{name: explore.likeness(m, ({down:g}, {across:g})) for name, m in maps.items()}}",
+        ]  # fmt: skip
         shared = share.outputs("explore", state, code, primitives.tile(channels, scale=1))
-        return cards.cards(parts), *_similar(tokenizer, picture, method, name, (down, across)), *shared
+        return cards.cards(parts), *_similar(one, picture, (down, across)), *shared
 
     def similarity(run: str, image: str | None, across: float, down: float):
         """How much every place resembles the patch at (across, down), 0 to 1, by layer and in the latent."""
-        place = number(down, 0, 1, "down"), number(across, 0, 1, "across")
-        tokenizer = models.tokenizer(root, run)
-        picture = api.images_for(tokenizer, [pictures.given(image)])
-        return _similar(tokenizer, picture, models.method(root, run), models.label(root, run), place)
+        one = models.opened(root, run, "tokenizer")
+        return _similar(one, api.images_for(one.model, [pictures.given(image)]), (down, across))
 
     def click(event: gr.SelectData):
         place = event.index if isinstance(event.index, list | tuple) else ()
@@ -107,8 +104,8 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     return share.connect("explore", look_inside, buttons, fields, [shown, canvas, alike, *panel])
 
 
-def _similar(tokenizer, picture, method: str, name: str, place: tuple[float, float]):
-    began, figures = time.monotonic(), []
+def _similar(one: models.Shown, picture: Tensor, place: tuple[float, float]) -> tuple[Image.Image, str]:
+    began, figures, tokenizer = time.monotonic(), [], one.model
     for layer, maps in explore.layer_maps(tokenizer, picture).items():
         grey = explore.grey(explore.likeness(maps, place), tokenizer.size)
         figures.append(cards.figure(grey, f"{layer}, {maps.shape[-2]} x {maps.shape[-1]}"))
@@ -117,5 +114,4 @@ def _similar(tokenizer, picture, method: str, name: str, place: tuple[float, flo
     facts = f"cosine similarity to the marked patch: black -1, white 1; N = 1, EMA weights, {seconds}"
     layers = "" if tokenizer.vfm is None else f" (layers of {tokenizer.vfm.facts.name})"
     marked = primitives.tile(explore.marked(picture, place), scale=1).resize((SHOWN, SHOWN), 0)
-    title = f"{name}: what resembles the patch{layers}"
-    return marked, cards.cards([cards.card(title, method, figures, (), facts)])
+    return marked, cards.cards([one.card(figures, facts, more=f": what resembles the patch{layers}")])

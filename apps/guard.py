@@ -20,6 +20,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from vfmlab.config.files import nesting
+
 LOG = logging.getLogger("vfmlab.app")
 UPLOAD_MB = 12  # of one file
 BODY = (UPLOAD_MB + 1) * 2**20  # bytes of an upload with its frame
@@ -64,8 +66,8 @@ class Budget:
     def spend(self, client: str, amount: float = 1) -> bool:
         """Whether the client had `amount` left; then it is taken."""
         since = time.monotonic() - self.seconds
-        recent = {who: [one for one in spent if one[0] > since] for who, spent in self.spent.items()}
-        self.spent = {who: spent for who, spent in recent.items() if spent}
+        self.spent = {who: recent for who, spent in self.spent.items()
+                      if (recent := [one for one in spent if one[0] > since])}
         mine = self.spent.setdefault(client, [])
         if sum(spent for _, spent in mine) + amount > self.most:
             return False
@@ -85,16 +87,6 @@ def hosts(host: str, names: Iterable[str] = ()) -> list[str]:
         own = [socket.gethostname(), *(address.partition("%")[0] for address in addresses)]
     every = (*LOOPBACK, *own, *names)
     return [f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in every]
-
-
-def nesting(value: Any) -> int:
-    """How deep lists and objects of parsed JSON lie in each other; counted without recursion."""
-    depth, level = 0, [value]
-    while level:
-        trees = [one for one in level if isinstance(one, dict | list)]
-        level = [child for one in trees for child in (one.values() if isinstance(one, dict) else one)]
-        depth += 1
-    return depth - 1
 
 
 class Guard:
@@ -124,8 +116,8 @@ class Guard:
                 early = {} if scope.get("whole", request.method != "POST") else {"connection": "close"}
                 extra = [(name.lower().encode(), value.encode()) for name, value in (HEADERS | early).items()]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
-                if request.scope["path"].startswith("/login"):
-                    self._login_ended(request, message["status"])
+                if request.scope["path"].startswith("/login") and message["status"] == 200:
+                    self.passwords.give_back(_client(request))
             await send(message)
 
         try:
@@ -161,13 +153,13 @@ class Guard:
     def _refuse(self, request: Request) -> Response | None:
         """The form of the login where it is due, None for what may pass; :class:`Refused` for all else."""
         path, method, headers = request.scope["path"], request.method, request.headers
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-            raise Refused(403, "requests come from this server's own pages only")
-        page = method in ("GET", "HEAD") and path == "/"
+        reads, origin = method in ("GET", "HEAD"), headers.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        page = reads and path == "/"
         way = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
         followed = page and way == ("navigate", "document")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not followed:
+        across = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign or (across and not followed):
             raise Refused(403, "requests come from this server's own pages only")
         inside = request.scope["app"]
         # gradio's own start asks for the second, which holds nothing
@@ -179,10 +171,10 @@ class Guard:
                     return HTMLResponse(FORM, 401)
                 raise Refused(401, "log in first")
         ours = self.mcp and path.startswith("/gradio_api/mcp")
-        if not ours and not (READ if method in ("GET", "HEAD") else WRITE).fullmatch(path):
+        if not ours and not (READ if reads else WRITE).fullmatch(path):
             known = READ.fullmatch(path) or WRITE.fullmatch(path)
             raise Refused(405 if known else 404, "there is nothing here")
-        if method not in ("GET", "HEAD", "POST") and not (ours and method == "DELETE"):
+        if not reads and method != "POST" and not (ours and method == "DELETE"):
             raise Refused(405, "there is nothing here")
         if not re.fullmatch(r"(bytes=\d*-\d*)?", headers.get("range", "")):
             raise Refused(416, "one range of bytes at a time")
@@ -193,13 +185,10 @@ class Guard:
         if path.startswith("/login") and method == "POST" and not self.passwords.spend(_client(request)):
             raise Refused(429, "too many wrong passwords; wait a minute")
         if path.startswith("/gradio_api/file="):
-            self._file(unquote(path.partition("=")[2]))
+            name = unquote(path.partition("=")[2])  # links are followed before it is looked where it lies
+            if "\0" in name or len(name) > 1000 or not Path(name).resolve().is_relative_to(self.folder):
+                raise Refused(403, "only results and uploads are served")
         return None
-
-    def _file(self, name: str) -> None:
-        with_links = Path(name)
-        if "\0" in name or len(name) > 1000 or not with_links.resolve().is_relative_to(self.folder):
-            raise Refused(403, "only results and uploads are served")
 
     async def _body(self, request: Request, receive: Any) -> Any:
         """The `receive` for the app: uploads are counted on the way, other bodies are read and checked."""
@@ -275,10 +264,6 @@ class Guard:
         if joins and mine >= WAITING:
             raise Refused(429, f"{mine} of your jobs wait already; let one end first")
 
-    def _login_ended(self, request: Request, status: int) -> None:
-        if status == 200:
-            self.passwords.give_back(_client(request))
-
 
 def _client(request: Request) -> str:
     return request.client.host if request.client else ""
@@ -292,7 +277,7 @@ def _parse(text: str | bytes) -> Any:
         raise Refused(400, "JSON nested too deep") from None
     except ValueError:
         return None
-    if nesting(value) > DEPTH:
+    if nesting(value) > DEPTH + 1:
         raise Refused(400, "JSON nested too deep")
     return value
 

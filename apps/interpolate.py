@@ -9,14 +9,13 @@ from pathlib import Path
 import gradio as gr
 
 from apps import cards, models, pictures, share
-from apps.common import LIGHT, controls, number, whole
+from apps.common import LIGHT, SEED, controls
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import interpolate
 
 KINDS = ("linear", "spherical")
-SEED = 2**31 - 1
 
 
 def build(root: Path, examples: list[str]) -> tuple[list[share.Tab], gr.Tabs]:
@@ -36,7 +35,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
                 first = pictures.picture("from", examples, height=160, value=examples[0], min_width=130)
                 second = pictures.picture("to", examples, height=160, value=examples[1], min_width=130)
             gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
-            runs = models.several_dropdown(root, "tokenizer")
+            runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
             kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
             frames = gr.Slider(3, 25, 9, step=1, label="frames")
         with gr.Column(scale=3, min_width=300):
@@ -52,31 +51,28 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         """
         paths = [[pictures.given(path)] for path in (first, second)]
         run_ids = models.several(root, runs, "tokenizer")
-        frames, parts, numbers, walks = whole(frames, 3, 25, "frames"), [], {}, []
+        parts, numbers, walks = [], {}, []
         for run_id in run_ids:
             if stopped():
                 break
-            began = time.monotonic()
-            tokenizer, name = models.tokenizer(root, run_id), models.label(root, run_id)
+            began, one = time.monotonic(), models.opened(root, run_id, "tokenizer")
+            px = f"{one.model.size} px"
             if not parts:
-                ends = [api.images_for(tokenizer, path) for path in paths]
-                facts = f"{tokenizer.size} px; what a latent space has to beat"
-                parts.append(_card("pixels, blended", None, interpolate.pixels(*ends, frames), facts))
-            walks.append(interpolate.images(tokenizer, *paths, frames, kind))
+                ends = [api.images_for(one.model, path) for path in paths]
+                facts, blend = f"{px}; what a latent space has to beat", interpolate.pixels(*ends, frames)
+                parts.append(_card(models.Shown("pixels, blended", ""), blend, facts))
+            walks.append(interpolate.images(one.model, *paths, frames, kind))
             numbers[run_id] = {"length": walks[-1].length, "roughness": walks[-1].roughness}
-            facts = f"{kind}; {tokenizer.size} px, N = 1 pair, EMA weights, {time.monotonic() - began:.1f} s"
-            parts.append(_card(name, models.method(root, run_id), walks[-1], facts))
+            facts = f"{kind}; {px}, N = 1 pair, EMA weights, {time.monotonic() - began:.1f} s"
+            parts.append(_card(one, walks[-1], facts))
             yield cards.cards(parts), *share.skip()
-        if len(walks) < len(run_ids):
-            parts.append(cards.card(f"stopped after {len(walks)} of {len(run_ids)} tokenizers", None, []))
-        state = box.named(first=first, second=second) | {"runs": run_ids, "kind": kind, "frames": frames}
-        state |= {"numbers": numbers}
-        code = (
-            "import vfmlab\nfrom vfmlab.studies import interpolate\n\n"
-            f"tokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {str(root)!r})\n"
-            f"walk = interpolate.images(tokenizer, ['first.png'], ['second.png'], {frames}, {kind!r})\n"
-            "print(walk.length, walk.roughness)  # walk.frames"
-        )
+        parts += cards.early(len(walks), len(run_ids))
+        state = box.named(first=first, second=second)
+        state |= {"runs": run_ids, "kind": kind, "frames": frames, "numbers": numbers}
+        code = ["import vfmlab", "from vfmlab.studies import interpolate", "",
+                f"tokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {str(root)!r})",
+                f"walk = interpolate.images(tokenizer, ['first.png'], ['second.png'], {frames}, {kind!r})",
+                "print(walk.length, walk.roughness)  # walk.frames"]
         sheet = cards.stack([primitives.tile(walk.frames, columns=25, scale=1) for walk in walks])
         yield cards.cards(parts), *share.outputs("interpolate", state, code, sheet)
 
@@ -88,7 +84,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
 def _samples(root: Path) -> share.Tab:
     with gr.Row():
         with controls("interpolate") as buttons:
-            runs = models.several_dropdown(root, "diffusion", "diffusion runs")
+            runs = models.dropdown(root, ("diffusion",), "diffusion runs", most=models.MOST_RUNS)
             what = gr.Radio(["noises", "classes"], value="noises", label="between two")
             look = {"allow_custom_value": True, "min_width": 130}
             names = models.class_names(root, next(iter(runs.value), None))
@@ -117,38 +113,34 @@ def _samples(root: Path) -> share.Tab:
         Returns HTML, a PNG, a link, Python lines, the state as JSON.
         """
         run_ids = models.several(root, runs, "diffusion")
-        seeds = whole(seed, 0, SEED, "seed"), whole(other_seed, 0, SEED, "other seed")
-        frames = whole(frames, 3, 25, "frames")
-        how = {"steps": whole(steps, 1, 100, "steps"), "guidance": number(scale, 0, 8, "guidance scale")}
-        how |= {"sampler": {"solver": "euler"}}
+        how = {"steps": steps, "guidance": scale, "sampler": {"solver": "euler"}}
         done: dict[str, str] = {}
         lines, walks = [], []
         for run_id in run_ids:
-            began, model, last = time.monotonic(), models.diffusion(root, run_id), None
+            began, one, last = time.monotonic(), models.opened(root, run_id, "diffusion"), None
             chosen = (label, other) if what == "classes" else (label, label)
-            ends = tuple(models.class_index(model, name) for name in chosen)
-            first, second = (model.class_names[i] for i in ends)
+            ends = tuple(models.class_index(one.model, name) for name in chosen)
+            first, second = (one.model.class_names[i] for i in ends)
             if what == "classes":
-                between = f"from {first} to {second}, seed {seeds[0]}"
-                draw, arguments = interpolate.classes, (ends, seeds[0])
+                between = f"from {first} to {second}, seed {seed}"
+                draw, arguments = interpolate.classes, (ends, seed)
             else:
-                between = f"{first}, from seed {seeds[0]} to seed {seeds[1]}"
-                draw, arguments = interpolate.noises, (ends[0], seeds)
-            with closing(draw(model, *arguments, frames, kind, **how)) as stream:
+                between = f"{first}, from seed {seed} to seed {other_seed}"
+                draw, arguments = interpolate.noises, (ends[0], (seed, other_seed))
+            with closing(draw(one.model, *arguments, frames, kind, **how)) as stream:
                 for last in until_stopped(stream):
-                    done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began)
+                    done[run_id] = _forming(one, last, between, kind, time.monotonic() - began)
                     yield cards.cards(list(done.values())), *share.skip()
             walks.append(primitives.tile(last.images, columns=25, scale=1))
             given = f"model, *{arguments}, {frames}, {kind!r}, **{how}"
             lines += [f"model = vfmlab.load_diffusion({run_id!r}, {str(root)!r})",
                       f"*_, last = interpolate.{draw.__name__}({given})"]
             if stopped():
-                done[run_id] = _forming(root, run_id, last, between, kind, time.monotonic() - began, True)
+                done[run_id] = _forming(one, last, between, kind, time.monotonic() - began, True)
                 break
-        state = {"runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seeds[0],
-                 "other_seed": seeds[1], "kind": kind, "frames": frames, "steps": how["steps"],
-                 "scale": how["guidance"]}
-        code = "\n".join(["import vfmlab", "from vfmlab.studies import interpolate", "", *lines])
+        state = {"runs": run_ids, "what": what, "label": str(label), "other": str(other), "seed": seed,
+                 "other_seed": other_seed, "kind": kind, "frames": frames, "steps": steps, "scale": scale}
+        code = ["import vfmlab", "from vfmlab.studies import interpolate", "", *lines]
         shared = share.outputs("interpolate_samples", state, code, cards.stack(walks))
         yield cards.cards(list(done.values())), *shared
 
@@ -157,28 +149,22 @@ def _samples(root: Path) -> share.Tab:
         return [gr.update(choices=names, value=names[i % len(names)] if names else None) for i in (0, 1)]
 
     runs.input(classes, runs, [label, other], **LIGHT)
-    keys = ("runs", "what", "label", "other", "seed", "other_seed", "kind", "frames", "steps", "scale")
-    inputs = [runs, what, label, other, seed, other_seed, kind, frames, steps, scale]
-    fields = dict(zip(keys, inputs, strict=True))
+    fields = {"runs": runs, "what": what, "label": label, "other": other, "seed": seed,
+              "other_seed": other_seed, "kind": kind, "frames": frames, "steps": steps, "scale": scale}
     return share.connect("interpolate_samples", interpolate_samples, buttons, fields, [shown, *panel],
                          ("label", "other"))
 
 
-def _card(title: str, method: str | None, walk: interpolate.Walk, facts: str) -> str:
+def _card(one: models.Shown, walk: interpolate.Walk, facts: str) -> str:
     values = {"path length": walk.length, "roughness": walk.roughness}
     lines = [(name, f"{value:.2f}") for name, value in values.items() if value is not None]
-    strip = cards.strip(walk.frames, f"{len(walk.frames)} frames")
-    figures = [strip, cards.viewer(walk.frames), cards.playback(walk.frames, "there and back")]
-    return cards.card(title, method, figures, lines, facts, full=True)
+    figures = [cards.strip(walk.frames, f"{len(walk.frames)} frames"), *cards.moving(walk.frames)]
+    return one.card(figures, facts, lines, full=True)
 
 
-def _forming(root: Path, run_id: str, preview: api.Preview, between: str, kind: str, seconds: float,
+def _forming(one: models.Shown, preview: api.Preview, between: str, kind: str, seconds: float,
              early: bool = False) -> str:
-    at = f"step {preview.step} of {preview.total}"
-    state = "done" if preview.final else f"stopped at {at}" if early else at
-    figures = [cards.strip(preview.images, f"{between}: {state}")]
-    if preview.final or early:
-        figures += [cards.viewer(preview.images), cards.playback(preview.images, "there and back")]
+    figures = [cards.strip(preview.images, f"{between}: {cards.state(preview, early)}")]
+    figures += cards.moving(preview.images) if preview.final or early else []
     n, _, px, _ = preview.images.shape
-    facts = f"{kind}; {px} px, N = {n} frames, EMA weights, {seconds:.1f} s"
-    return cards.card(models.label(root, run_id), models.method(root, run_id), figures, (), facts, full=True)
+    return one.card(figures, f"{kind}; {px} px, N = {n} frames, EMA weights, {seconds:.1f} s", full=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from apps import cards
 from apps.common import printable, problem
 from vfmlab import api, runs
 from vfmlab.errors import VfmlabError
@@ -58,17 +60,19 @@ def _weights(folder: runs.RunDir) -> bool:
     return folder.ema.exists() or folder.model.exists()
 
 
+def _finished(known: dict[str, runs.RunDir], kinds: tuple[str, ...]) -> list[str]:
+    return [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
+
+
 def finished(root: Path, *kinds: str) -> list[str]:
     """Ids of runs of these kinds that have weights, newest first."""
-    known = _known(root)[0]
-    return [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
+    return _finished(_known(root)[0], kinds)
 
 
 def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
     """(readable name, id) of the finished runs: their name, and what differs from others of that name."""
     known = _known(root)[0]
-    ids = [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
-    differ = {}
+    ids, differ = _finished(known, kinds), {}
     for kind in kinds:
         differ |= runs.contrast([known[i] for i in ids if known[i].kind == kind])
     names = {i: known[i].raw_config["name"] + (f" ({differ[i][:70]})" if differ[i] else "") for i in ids}
@@ -77,36 +81,22 @@ def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
     return [(printable(name), i) for i, name in unique.items()]
 
 
-def one_dropdown(root: Path, kind: str | tuple[str, ...], label: str, **more: Any) -> gr.Dropdown:
-    """A list to choose one run from, of one kind or of some."""
-    kinds = (kind,) if isinstance(kind, str) else kind
-    return _dropdown(lambda: choices(root, *kinds), lambda ids: next(iter(ids), None), label, **more)
+def dropdown(root: Path, kinds: tuple[str, ...], label: str, none: str | None = None,
+             most: int = 1) -> gr.Dropdown:
+    """A list to choose one run of these kinds from, or up to `most`. none: what stands for no run, first."""
+    several = {"multiselect": True, "max_choices": most} if most > 1 else {}
 
+    def fresh() -> list[tuple[str, str]]:
+        return [*([(none, none)] if none else []), *choices(root, *kinds)]
 
-def several_dropdown(root: Path, kind: str, label: str = "tokenizers") -> gr.Dropdown:
-    """A list to choose up to MOST_RUNS runs from."""
-    return _dropdown(lambda: choices(root, kind), lambda ids: ids[:2], label, multiselect=True,
-                     max_choices=MOST_RUNS)
+    def first(ids: list[str]) -> Any:
+        return ids[:2] if several else next(iter(ids), None)
 
-
-def beside_dropdown(root: Path, none: str, label: str) -> gr.Dropdown:
-    """A list to choose a generator from, or `none`."""
-    return _dropdown(lambda: [(none, none), *choices(root, *GENERATORS)], lambda ids: none, label)
-
-
-def _dropdown(fresh: Callable[[], list], first: Callable[[list[str]], Any], label: str,
-              **more: Any) -> gr.Dropdown:
-    """fresh: choices as they are now, (name, id). first: the value to begin with, of the ids."""
     names = fresh()
     value = first([run_id for _, run_id in names])
-    dropdown = gr.Dropdown(names, value=value, label=label, allow_custom_value=True, **more)
-    dropdown.fresh, dropdown.first = fresh, first
-    return dropdown
-
-
-def label(root: Path, run_id: str) -> str:
-    """The readable name of a run, as in the lists."""
-    return {i: name for name, i in choices(root, *GENERATORS, "tokenizer")}.get(run_id, run_id)
+    made = gr.Dropdown(names, value=value, label=label, allow_custom_value=True, **several)
+    made.fresh, made.first = fresh, first  # what a reload of the page shows
+    return made
 
 
 def checked(root: Path, run_id: Any, *kinds: str) -> runs.RunDir:
@@ -129,6 +119,30 @@ def several(root: Path, run_ids: Any, *kinds: str) -> list[str]:
     return [checked(root, run_id, *kinds).id for run_id in chosen]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A run as cards show it: its readable name, as in the lists, and its method, which decides the colour.
+
+    model: its tokenizer, or its generator with the tokenizer.
+    """
+
+    name: str
+    method: str
+    model: Any = None
+
+    def card(self, figures: Sequence[str], facts: str, numbers: Sequence[tuple[str, str]] = (),
+             more: str = "", **look: Any) -> str:
+        """See `cards.card`. more: after the name."""
+        return cards.card(self.name + more, self.method, figures, numbers, facts, **look)
+
+
+def shown(root: Path, run_id: str, model: Any = None) -> Shown:
+    names = {i: name for name, i in choices(root, *GENERATORS, "tokenizer")}
+    run = _known(root)[0].get(run_id)
+    method = ((run.raw_config.get("tokenizer") if run else None) or {}).get("method", "")
+    return Shown(names.get(run_id, run_id), method, model)
+
+
 @lru_cache(maxsize=KEEP)
 def _load(kind: str, path: str, stamp: float, ema: bool) -> Any:
     return (api.load_tokenizer if kind == "tokenizer" else api.load_generator)(path, ema=ema)
@@ -144,22 +158,10 @@ def _stamp(folder: runs.RunDir) -> float:
     return max(path.stat().st_mtime for path in folder.checkpoints.glob("*.safetensors"))
 
 
-def tokenizer(root: Path, run_id: Any) -> Any:
-    """The tokenizer of a run (EMA weights)."""
-    folder = checked(root, run_id, "tokenizer")
-    return _load("tokenizer", str(folder.path), _stamp(folder), True)
-
-
-def diffusion(root: Path, run_id: Any, ema: bool = True) -> Any:
-    """The diffusion model of a run with its tokenizer."""
-    folder = checked(root, run_id, "diffusion")
-    return _load("diffusion", str(folder.path), _stamp(folder), ema)
-
-
-def generator(root: Path, run_id: Any, ema: bool = True) -> Any:
-    """The generator of a run, diffusion or ar, with its tokenizer."""
-    folder = checked(root, run_id, *GENERATORS)
-    return _load(folder.kind, str(folder.path), _stamp(folder), ema)
+def opened(root: Path, run_id: Any, *kinds: str, ema: bool = True) -> Shown:
+    """A run of one of these kinds with its model."""
+    folder = checked(root, run_id, *kinds)
+    return shown(root, folder.id, _load(folder.kind, str(folder.path), _stamp(folder), ema))
 
 
 def bank(root: Path, run_id: Any) -> Any:
@@ -187,9 +189,3 @@ def class_index(model: api.LoadedDiffusion, name: Any) -> int:
         listed = ", ".join(names[:12])
         raise problem(f"'{given}' is not one of this run's {model.num_classes} classes: {listed}")
     return index
-
-
-def method(root: Path, run_id: str) -> str:
-    """The tokenizer's method, which decides the colour."""
-    run = _known(root)[0].get(run_id)
-    return ((run.raw_config.get("tokenizer") if run else None) or {}).get("method", "")

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from apps.common import printable, problem
+from apps.common import checked, printable, problem
 from vfmlab.errors import VfmlabError
 
 LOG = logging.getLogger("vfmlab.app")
@@ -31,7 +31,8 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> Any:
         try:
-            return await super().preprocess_data(block_fn, inputs, *args, **more)
+            values = await super().preprocess_data(block_fn, inputs, *args, **more)
+            return list(map(checked, block_fn.inputs, values))
         except gr.Error:
             raise
         except Exception as error:  # components raise nearly every type on values that are none of theirs

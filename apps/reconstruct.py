@@ -9,8 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from apps import cards, models, pictures, share
-from apps.common import controls, whole
-from apps.common import number as checked_number
+from apps.common import SEED, controls
 from apps.page import stopped
 from vfmlab.plots import primitives
 from vfmlab.studies import explore
@@ -24,10 +23,10 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         with controls("reconstruct") as buttons:
             image = pictures.picture("picture", examples, height=200, value=examples[0])
             gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
-            runs = models.several_dropdown(root, "tokenizer")
+            runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
             with gr.Accordion("Disturb the latent", open=False):
                 sigma = gr.Slider(0, 2, 0, step=0.05, label="noise (standard deviations of the latent)")
-                seed = gr.Number(0, label="seed of the noise", precision=0, minimum=0, maximum=2**31 - 1)
+                seed = gr.Number(0, label="seed of the noise", precision=0, minimum=0, maximum=SEED)
                 bits = gr.Slider(0, 8, 0, step=1, label="bits per value (0: not rounded)")
                 channels = gr.Slider(0, 64, 0, step=1, label="principal channels (0: all)")
             layers = gr.Checkbox(True, label="show the layers of the VFM")
@@ -45,14 +44,12 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         link, Python lines, and the state with all numbers as JSON.
         """
         path, run_ids = pictures.given(image), models.several(root, runs, "tokenizer")
-        sigma, seed = checked_number(sigma, 0, 2, "noise"), whole(seed, 0, 2**31 - 1, "seed")
-        bits, channels = whole(bits, 0, 8, "bits"), whole(channels, 0, 64, "channels")
         parts, depths, numbers, done, vfms = [], [], {}, {}, set()
         for run_id in run_ids:
             if stopped():
                 break
-            began = time.monotonic()
-            tokenizer, name = models.tokenizer(root, run_id), models.label(root, run_id)
+            began, one = time.monotonic(), models.opened(root, run_id, "tokenizer")
+            tokenizer, name = one.model, one.name
             c, h, w = tokenizer.map_shape
             how = explore.Disturbance(sigma, channels if 0 < channels < c else None, bits or None, seed)
             bank = models.bank(root, run_id) if how.rounds else None
@@ -69,7 +66,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             figures = [cards.before_after(result.target, result.images, "original", name),
                        cards.figure(result.error(), "error x 4"),
                        cards.figure(result.latent_map(), "latent, PCA as colours")]
-            parts.append(cards.card(name, models.method(root, run_id), figures, lines, facts))
+            parts.append(one.card(figures, facts, lines))
             done[run_id] = (name, result)
             if layers and tokenizer.vfm is not None and tokenizer.vfm.fingerprint not in vfms:
                 vfms.add(tokenizer.vfm.fingerprint)
@@ -79,14 +76,20 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 title = f"layers of the VFM '{tokenizer.vfm.facts.name}'"
                 depths.append(cards.card(title, None, figures, (), facts))
             yield cards.cards(parts + depths, True), *share.skip()
-        parts += _against(list(done.values()))
-        if len(done) < len(run_ids):
-            parts.append(cards.card(f"stopped after {len(done)} of {len(run_ids)} tokenizers", None, []))
+        parts += [*_against(list(done.values())), *cards.early(len(done), len(run_ids))]
         state = {"runs": run_ids, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
-        state |= {"layers": bool(layers), "numbers": numbers} | box.named(image=image)
+        state |= {"layers": layers, "numbers": numbers} | box.named(image=image)
         pairs = [x for _, result in done.values() for x in (result.target, result.images)]
         sheet = cards.stack([primitives.tile(x, scale=1) for x in pairs])
-        code = _code(root, run_ids[0], sigma, channels, bits, seed)
+        bank = f"explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})"
+        how = f"sigma={sigma}, channels={channels or None}, bits={bits or None}, seed={seed}"
+        code = [
+            "import vfmlab", "from vfmlab.studies import explore", "",
+            f"RUN, ROOT = {run_ids[0]!r}, {str(root)!r}", "tokenizer = vfmlab.load_tokenizer(RUN, ROOT)",
+            f"bank = {bank if channels or bits else None}", f"how = explore.Disturbance({how})",
+            "result = explore.reconstruct(tokenizer, ['picture.png'], how, bank)",
+            "print(result.metrics)  # result.images, result.error(), result.latent_map()",
+        ]  # fmt: skip
         shared = share.outputs("reconstruct", state, code, sheet)
         yield cards.cards(parts + depths, True), *shared
 
@@ -112,14 +115,3 @@ def _words(how: explore.Disturbance) -> str:
     words += [f"{how.bits} bits a value"] if how.bits else []
     words += [f"{how.channels} principal channels"] if how.channels else []
     return ", ".join(words) or "undisturbed"
-
-
-def _code(root: Path, run_id: str, sigma: float, channels: int, bits: int, seed: int) -> str:
-    bank = f"explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})"
-    how = f"explore.Disturbance(sigma={sigma}, channels={channels or None}, bits={bits or None}, seed={seed})"
-    return (
-        f"import vfmlab\nfrom vfmlab.studies import explore\n\nRUN, ROOT = {run_id!r}, {str(root)!r}\n"
-        f"tokenizer = vfmlab.load_tokenizer(RUN, ROOT)\nbank = {bank if channels or bits else None}\n"
-        f"result = explore.reconstruct(tokenizer, ['picture.png'], {how}, bank)\n"
-        "print(result.metrics)  # result.images, result.error(), result.latent_map()"
-    )

@@ -11,18 +11,19 @@ from typing import Any
 import gradio as gr
 
 from apps import cards, models, share
-from apps.common import COMPUTE, LIGHT, controls, number, problem, text, whole
+from apps.common import COMPUTE, LIGHT, SEED, checked, controls, problem, text
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import interpolate
+from vfmlab.studies.rows import listed
 from vfmlab.weights import bundled
 
 MOST = 64  # images of one job and run, and cells of a table
 EVERY = "every class"
 NONE = "none"
-SEED = 2**31 - 1
-AXES = {"guidance": "scale", "steps": "steps", "seed": "seed", "time shift": "shift", "class": "label"}
+AXES = {"guidance": "scale", "steps": "steps", "seed": "seed", "time shift": "shift", "class": "label",
+        "run": "run"}
 FIELDS = tuple("run beside label count seed steps solver scale low high shift ema".split())  # noqa: SIM905
 
 
@@ -30,8 +31,8 @@ def build(root: Path) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
     with gr.Row():
         with controls("sample") as buttons:
-            run = models.one_dropdown(root, models.GENERATORS, "diffusion or ar run")
-            beside = models.beside_dropdown(root, NONE, "beside it, from the same noise")
+            run = models.dropdown(root, models.GENERATORS, "diffusion or ar run")
+            beside = models.dropdown(root, models.GENERATORS, "beside it, from the same noise", NONE)
             classes = [EVERY, *models.class_names(root, run.value)]
             label = gr.Dropdown(classes, value=EVERY, label="class", allow_custom_value=True)
             count = gr.Slider(1, 16, 2, step=1, label="samples per class")
@@ -83,20 +84,21 @@ def build(root: Path) -> share.Tab:
             raise problem("Both sides show the same run; choose another one beside it, or none.")
         began, classes, streams, loaded = time.monotonic(), {}, {}, {}
         for run_id in ids:
-            loaded[run_id], labels, how = _call(root, call | {"run": run_id})
-            classes[run_id], streams[run_id] = labels, api.sample(loaded[run_id], labels, previews=16, **how)
+            loaded[run_id], classes[run_id], how = _call(root, call | {"run": run_id})
+            streams[run_id] = api.sample(loaded[run_id].model, classes[run_id], previews=16, **how)
         newest: dict[str, api.Preview] = {}
         with closing(interpolate.together(streams)) as stream:  # a job that ends early closes the samplers
             for newest in until_stopped(stream):
-                html = _cards(root, newest, loaded, classes, ema, time.monotonic() - began)
+                html = _cards(newest, loaded, classes, ema, time.monotonic() - began)
                 yield html, *share.skip(), gr.skip(), gr.skip()
         done = all(preview.final for preview in newest.values())
-        state = _state(call, how)
+        state = _state(call)
         pictures = [primitives.tile(preview.images, columns=8, scale=1) for preview in newest.values()]
-        html = _cards(root, newest, loaded, classes, ema, time.monotonic() - began, not done)
-        calls = [_past(root, state, pictures[0], done), *(history or [])][:8]
-        lines = [_code(root, run_id, classes[run_id], how, bool(ema)) for run_id in ids]
-        code = "\n".join(["import vfmlab", "", *lines])
+        html = _cards(newest, loaded, classes, ema, time.monotonic() - began, not done)
+        calls = [_past(loaded[run], state, pictures[0], done), *(history or [])][:8]
+        given = ", ".join(f"{k}={v!r}" for k, v in {**how, "ema": ema, "root": str(root)}.items())
+        code = [f"*_, last = vfmlab.sample({i!r}, {classes[i]}, {given})  # last.images" for i in ids]
+        code = ["import vfmlab", "", *code]
         shared = share.outputs("sample", state, code, cards.stack(pictures))
         yield html, *shared, calls, cards.cards(calls)
 
@@ -110,7 +112,7 @@ def build(root: Path) -> share.Tab:
         """
         values = (run, NONE, label, 1, seed, steps, solver, scale, low, high, shift, ema)
         call = dict(zip(FIELDS, values, strict=True))
-        xs, ys = _values(root, across, columns), _values(root, down, rows)
+        xs, ys = _values(root, across, columns, fields), _values(root, down, rows, fields)
         if across == down or len(xs) * len(ys) > MOST:
             size = f"{len(xs)} x {len(ys)} of {across}, {down}"
             raise problem(f"A table has two different settings and at most {MOST} cells, not {size}.")
@@ -119,20 +121,19 @@ def build(root: Path) -> share.Tab:
             for column, (_, x) in enumerate(xs):
                 if stopped():
                     break
-                model, labels, how = _call(root, call | {AXES[across]: x, AXES[down]: y})
-                *_, last = api.sample(model, labels[:1], previews=0, **how)
+                one, labels, how = _call(root, call | {AXES[across]: x, AXES[down]: y})
+                *_, last = api.sample(one.model, labels[:1], previews=0, **how)
                 images.append(primitives.tile(last.images, scale=1))
-                calls.append((model.folder.id, labels[:1], how))
-                cells[row][column] = cards.figure(last.images, model.class_names[labels[0]])
+                calls.append((one.model.folder.id, labels[:1], how))
+                cells[row][column] = cards.figure(last.images, one.model.class_names[labels[0]])
                 yield _table(xs, ys, cells, across, down, time.monotonic() - began), *share.skip()
         total = len(xs) * len(ys)
         state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
         html = _table(xs, ys, cells, across, down, time.monotonic() - began, state)
         lines = ["import vfmlab", "", "calls = [", *(f"    {call!r}," for call in calls), "]"]
-        given = f"run, labels, ema={bool(ema)}, root={str(root)!r}, **how"
+        given = f"run, labels, ema={ema}, root={str(root)!r}, **how"
         lines += ["for run, labels, how in calls:", f"    *_, last = vfmlab.sample({given})  # last.images"]
-        shared = _state(call, _call(root, call)[2])
-        yield html, *share.outputs("sample", shared, "\n".join(lines), cards.stack(images))
+        yield html, *share.outputs("sample", _state(call), lines, cards.stack(images))
 
     def train():
         for event, line, images in until_stopped(bundled.make(root)):
@@ -161,62 +162,51 @@ def build(root: Path) -> share.Tab:
     return share.connect("sample", sample, buttons, fields, [shown, *panel, history, before], ("label",))
 
 
-def _call(root: Path, call: dict[str, Any]) -> tuple[api.LoadedDiffusion, list[int], dict[str, Any]]:
-    """The model, labels and arguments of `api.sample` for a call's fields, all checked."""
-    low, high = number(call["low"], 0, 1, "guided from t"), number(call["high"], 0, 1, "guided to t")
+def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], dict[str, Any]]:
+    """The run, labels and arguments of `api.sample` for a call's fields, all checked."""
+    low, high, count = call["low"], call["high"], call["count"]
     if low >= high:
         raise problem(f"The guidance interval is empty: it begins at t = {low:g} and ends at t = {high:g}.")
-    how = {"seed": whole(call["seed"], 0, SEED, "seed"), "steps": whole(call["steps"], 1, 250, "steps"),
-           "guidance": {"scale": number(call["scale"], 0, 8, "guidance scale"), "interval": [low, high]},
-           "sampler": {"solver": call["solver"], "shift": number(call["shift"], 0.1, 10, "time shift")}}
-    count = whole(call["count"], 1, 16, "samples per class")
-    model = models.generator(root, call["run"], bool(call["ema"]))
-    if model.run.ar is not None:  # one step a token, guided by scale alone; the other fields are diffusion's
-        how = {"seed": how["seed"], "guidance": {"scale": how["guidance"]["scale"]}}
+    one = models.opened(root, call["run"], *models.GENERATORS, ema=call["ema"])
+    how: dict[str, Any] = {"seed": call["seed"], "guidance": {"scale": call["scale"]}}
+    if one.model.run.ar is None:  # a generator of tokens takes one step a token, guided by scale alone
+        how["steps"], how["guidance"]["interval"] = call["steps"], [low, high]
+        how["sampler"] = {"solver": call["solver"], "shift": call["shift"]}
     if call["label"] in (None, EVERY):
-        return model, [i for i in range(model.num_classes) for _ in range(count)][:MOST], how
-    return model, [models.class_index(model, call["label"])] * count, how
+        return one, [i for i in range(one.model.num_classes) for _ in range(count)][:MOST], how
+    return one, [models.class_index(one.model, call["label"])] * count, how
 
 
-def _state(call: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a call as they were understood."""
-    low, high = how["guidance"].get("interval", (call["low"], call["high"]))
-    count = round(float(call["count"]))
-    given = {"beside": call["beside"] or NONE, "label": str(call["label"]), "count": count}
-    given |= {"ema": bool(call["ema"])}
-    used = {"seed": how["seed"], "steps": how.get("steps", call["steps"]), "scale": how["guidance"]["scale"]}
-    shift = how.get("sampler", call)["shift"]
-    return call | given | used | {"low": low, "high": high, "shift": shift}
+def _state(call: dict[str, Any]) -> dict[str, Any]:
+    return call | {"beside": call["beside"] or NONE, "label": str(call["label"])}
 
 
-def _values(root: Path, axis: Any, values: Any) -> list[tuple[str, Any]]:
+def _values(root: Path, axis: Any, values: Any, fields: dict[str, Any]) -> list[tuple[str, Any]]:
     """(heading, value) of the values of one side of a table."""
     if axis not in AXES:
         raise problem(f"There is no setting '{str(axis)[:60]}'; choose one of {', '.join(AXES)}.")
-    parts = [part.strip() for part in text(values).split(",") if part.strip()]
+    parts = listed(text(values))
     if axis == "run":
         known = dict(models.choices(root, *models.GENERATORS))
         ids = [known.get(part, part) for part in parts] or list(known.values())
-        return [(models.label(root, i), i) for i in models.several(root, ids, *models.GENERATORS)]
+        return [(models.shown(root, i).name, i) for i in models.several(root, ids, *models.GENERATORS)]
     if not parts:
         raise problem(f"Give values of {axis}, with commas between.")
-    return [(f"{axis} {part}", part) for part in parts]
+    return [(f"{axis} {part}", checked(fields[AXES[axis]], part)) for part in parts]
 
 
-def _cards(root, newest, loaded, labels, ema, seconds: float, early: bool = False) -> str:
+def _cards(newest, loaded, labels, ema, seconds: float, early: bool = False) -> str:
     """A card per run with its newest images, each under the name of its class."""
     parts = []
     for run_id, preview in newest.items():
-        model = loaded[run_id]
-        at = f"step {preview.step} of {preview.total}"
-        state = "done" if preview.final else f"stopped at {at}" if early else f"{at}, t = {preview.t:.2f}"
-        titles = [model.class_names[label] for label in labels[run_id]]
+        state = cards.state(preview, early)
+        state += "" if preview.final or early else f", t = {preview.t:.2f}"
+        titles = [loaded[run_id].model.class_names[label] for label in labels[run_id]]
         figures = [cards.figure(preview.images[i : i + 1], title) for i, title in enumerate(titles)]
         n, _, px, _ = preview.images.shape
         weights = f"{'EMA' if ema else 'raw'} weights, {seconds:.1f} s"
         facts = f"{state}; N = {n}, {px} px, {weights}; the same place, the same noise"
-        name, method = models.label(root, run_id), models.method(root, run_id)
-        parts.append(cards.card(name, method, figures, (), facts, many=True))
+        parts.append(loaded[run_id].card(figures, facts, many=True))
     return cards.cards(parts)
 
 
@@ -227,15 +217,9 @@ def _table(xs, ys, cells, across: str, down: str, seconds: float, state: str = "
     return cards.cards([cards.card(f"{across} across, {down} down", None, [grid], (), facts, full=True)])
 
 
-def _past(root: Path, state: dict[str, Any], picture: Any, done: bool) -> str:
+def _past(one: models.Shown, state: dict[str, Any], picture: Any, done: bool) -> str:
     """A card of the history: a small picture, the settings, and the link back to them."""
     steps = f"{state['steps']} steps, {state['solver']}, guidance {state['scale']:g}"
     line = f"{state['label']}, seed {state['seed']}, {steps}" + ("" if done else ", stopped")
     link = f'<figcaption><a href="{share.href("sample", state)}">these settings</a></figcaption>'
-    title, method = models.label(root, state["run"]), models.method(root, state["run"])
-    return cards.card(title, method, [cards.figure(picture, line), link])
-
-
-def _code(root: Path, run_id: str, labels: list[int], how: dict[str, Any], ema: bool) -> str:
-    given = ", ".join(f"{key}={value!r}" for key, value in (how | {"ema": ema, "root": str(root)}).items())
-    return f"*_, last = vfmlab.sample({run_id!r}, {labels}, {given})  # last.images"
+    return one.card([cards.figure(picture, line), link], "")

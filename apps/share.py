@@ -6,10 +6,10 @@ What comes back is not trusted: unknown fields are dropped, values are held agai
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ import gradio as gr
 from PIL import Image
 
 from apps.cards import escape
-from apps.common import COMPUTE
+from apps.common import COMPUTE, checked
 
 LONGEST = 4000  # characters of a state
 
@@ -54,8 +54,9 @@ def href(tab: str, state: Mapping[str, Any]) -> str:
     return escape("?" + urlencode({"state": json.dumps({"tab": tab, **state})}))
 
 
-def outputs(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image | None = None) -> tuple:
-    """Values for :func:`panel`: a PNG to save, link, Python, JSON."""
+def outputs(tab: str, state: Mapping[str, Any], code: Sequence[str],
+            picture: Image.Image | None = None) -> tuple:
+    """Values for :func:`panel`: a PNG to save, link, Python (lines), JSON."""
     file = gr.skip()
     if picture is not None:
         handle, file = tempfile.mkstemp(".png", f"vfmlab_{tab}_", os.environ.get("GRADIO_TEMP_DIR"))
@@ -64,7 +65,7 @@ def outputs(tab: str, state: Mapping[str, Any], code: str, picture: Image.Image 
     settings = {key: value for key, value in state.items() if key != "numbers"}
     link = f'<a href="{href(tab, settings)}">link to this state</a>'
     note = f'<p class="vl-link">{link} (the page opens with these settings; nothing runs until asked)</p>'
-    return file, note, code, json.dumps({"tab": tab, **state})
+    return file, note, "\n".join(code), json.dumps({"tab": tab, **state})
 
 
 def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
@@ -102,37 +103,29 @@ def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
     mine = state if state.get("tab") == tab.name else {}
     changes = []
     for name, component in tab.fields.items():
-        fresh = getattr(component, "fresh", None)
+        fresh, value = getattr(component, "fresh", None), mine.get(name)
         change: dict[str, Any] = {"choices": fresh()} if fresh else {}
         pairs = change["choices"] if fresh else getattr(component, "choices", None) or []
         known = [value for _, value in pairs]
-        value = mine.get(name)
-        short = isinstance(value, str) and len(value) < 300
-        fits, value = (short, value) if name in tab.free else fit(component, value, known)
-        if fits:
+        if name in tab.free:
+            value = value if isinstance(value, str) and len(value) < 300 else None
+        elif (value := fitting(component, value, known)) is None and fresh:
+            value = component.first(known)
+        if fresh or value is not None:
             change["value"] = value
-        elif fresh:
-            change["value"] = component.first(known)
         changes.append(gr.update(**change) if change else gr.skip())
     return changes
 
 
-def fit(component: Any, value: Any, known: list[Any]) -> tuple[bool, Any]:
-    """Whether a value from outside may be shown in a component, and as what."""
-    if value is None:
-        return False, None
+def fitting(component: Any, value: Any, known: list[Any]) -> Any:
+    """A value from outside as it may be shown in a component; None where it may not."""
     if isinstance(component, gr.Slider | gr.Number):
-        low, high = component.minimum, component.maximum
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return good and (low is None or value >= low) and (high is None or value <= high), value
+        with suppress(gr.Error):
+            return checked(component, value)
     if isinstance(component, gr.Checkbox):
-        return isinstance(value, bool), value
+        return value if isinstance(value, bool) else None
     if getattr(component, "multiselect", False):
-        mine = [v for v in value if v in known] if isinstance(value, list) else []
-        return bool(mine), mine
+        return [v for v in value if v in known] or None if isinstance(value, list) else None
     if isinstance(component, gr.Dropdown | gr.Radio):
-        return isinstance(value, str | int) and value in known, value
-    if hasattr(component, "from_name"):
-        path = component.from_name(value)
-        return path is not None, path
-    return False, None
+        return value if isinstance(value, str | int) and value in known else None
+    return component.from_name(value) if hasattr(component, "from_name") else None

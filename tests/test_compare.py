@@ -10,6 +10,7 @@ import torch
 
 from vfmlab import config, presets, runs
 from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import compare, compare_page, executor, grids, results
 from vfmlab.studies.results import Result
@@ -57,9 +58,9 @@ def test_a_tokenizer_under_the_diffusion_model_of_another():
 
 
 def test_spread_shows_every_seed():
-    assert compare.spread([1.0]) == "1"
-    assert compare.spread([1.0, 2.0]) == "1.5 (1, 2)"
-    assert compare.spread([1.0, 2.0, 3.0, 4.0]) == "2.5 ± 1.3"
+    assert results.spread([1.0]) == "1"
+    assert results.spread([1.0, 2.0]) == "1.5 (1, 2)"
+    assert results.spread([1.0, 2.0, 3.0, 4.0]) == "2.5 ± 1.3"
 
 
 def record(label, seed, psnr, hash_="aaaa", **more):
@@ -73,7 +74,7 @@ def record(label, seed, psnr, hash_="aaaa", **more):
 def test_numbers_of_different_protocols_are_in_different_tables():
     """`c` shares a page with the others and is best of all, but it was measured otherwise."""
     found = [record("a", 0, 20.0), record("b", 0, 21.0), record("c", 0, 99.0, "bbbb"), record("a", 1, 24.0), record("d", 0, None, failed="it broke")]
-    parts = compare.groups(found)
+    parts = number.groups(found)
     assert [[r.label for r in part] for part in parts] == [["a", "b", "a"], ["c"]]
     text = compare_page.build(found, "command", "title").markdown()
     assert "| a | **22 (20, 24)** | 10 | 5 / 7 | – | 4 x 2 x 2 |" in text

@@ -13,7 +13,7 @@ from vfmlab import api, runs
 from vfmlab.data import examples
 from vfmlab.errors import ConfigError, DataError, RunError
 from vfmlab.evaluation.roundtrip import as_saved
-from vfmlab.studies import explore, interpolate, leaderboard
+from vfmlab.studies import explore, interpolate, leaderboard, results
 from vfmlab.training.events import Event
 from vfmlab.weights import bundled
 
@@ -142,9 +142,9 @@ def test_a_marked_patch_is_where_it_was_asked_for():
 def test_maps_by_layer_end_with_the_latent(tokenizer, root, images):
     assert list(explore.layer_maps(tokenizer, images)) == ["layer 0", "layer 2", "layer -1", "latent"]
     assert list(explore.layer_maps(api.load_tokenizer("bundled_plain_vae_tokenizer", root), images)) == ["latent"]
-    z = torch.linspace(-2.5, 2.5, 12).view(3, 2, 2)
-    shown = explore.channel_maps(z, 4, first=1, count=1)
-    torch.testing.assert_close(shown[0, 0, ::2, ::2], z[1] / 2.5)
+    z = torch.linspace(-2.5, 2.5, 12).view(1, 3, 2, 2)
+    shown = explore.channel_maps(z, 4, count=2)
+    torch.testing.assert_close(shown[1, 0, ::2, ::2], z[0, 1] / 2.5)
 
 
 def test_a_diffusion_run_on_a_bundled_tokenizer_tells_one_end(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_two_samplings_go_step_by_step_and_are_closed_together(model):
 
 
 def test_tables_hold_what_was_measured_and_keep_protocols_apart(root):
-    found = leaderboard.collect(root)
+    found = results.scan(root)
     (tiny,) = (r for r in found if r.kind == "diffusion")
     assert [at for at, _ in tiny.logged["gfd"]] == [64]
     assert len(leaderboard.convergence(found, "gfd").data) == 1
@@ -243,7 +243,7 @@ def test_tables_hold_what_was_measured_and_keep_protocols_apart(root):
     assert "Protocol" in note
     report = api.evaluate(tiny.run, root)
     api.evaluate(runs.open_run(tiny.run, root).config().parent, root)
-    found = leaderboard.collect(root)
+    found = results.scan(root)
     assert sorted(len(rows) for _, _, rows in leaderboard.tables(found)) == [1, 2]  # other images: another protocol
     mine = next(r for r in found if r.kind == "diffusion")
     assert mine.numbers["gfd"] == report["gfd"]
@@ -251,6 +251,6 @@ def test_tables_hold_what_was_measured_and_keep_protocols_apart(root):
     (points,) = leaderboard.cloud(found, "rfd", "gfd")
     assert leaderboard.scatter(points, "rfd", "gfd").data[0].customdata[0] == mine.run
     assert [len(c) for c in leaderboard.cloud(found, "psnr", "rfd")] == [2, 1]
-    assert len(leaderboard.collect(root, every_phase=True)) == len(found) + 1
+    assert len(results.scan(root, every_phase=True)) == len(found) + 1
     with pytest.raises(ConfigError, match="did you mean"):
         leaderboard.cloud(found, "rfd", "gfdd")

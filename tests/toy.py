@@ -17,6 +17,8 @@ from vfmlab.seeding import generator
 from vfmlab.training.loop import Task, fit
 from vfmlab.weights import io
 
+TIMING = ("seconds", "samples_per_second")  # what differs between the metrics of equal runs
+
 
 class ToyBatch(NamedTuple):
     x: torch.Tensor
@@ -108,7 +110,7 @@ def outcome(run_dir):
     files = {path.name: flat(io.read(path)) for path in (run_dir.model, run_dir.ema)}
     state = torch.load(run_dir.checkpoints / "state.pt", weights_only=True)
     state.pop("seconds")
-    metrics = [{k: v for k, v in record.items() if k not in runs.TIMING} for record in run_dir.metrics()]
+    metrics = [{k: v for k, v in record.items() if k not in TIMING} for record in run_dir.metrics()]
     images = {path.name: path.read_bytes() for path in run_dir.images.iterdir()}
     return {"files": files, "state": flat(state), "metrics": metrics, "images": images}
 

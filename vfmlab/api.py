@@ -20,6 +20,7 @@ from vfmlab import config, data, presets, runs
 from vfmlab.config import files
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn import parts as given
+from vfmlab.seeding import SampleRandom
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training.events import Event
 from vfmlab.training.task import Task
@@ -81,13 +82,8 @@ def resolve(run: Described, overrides: dict[str, Any] | str | None = None, seed:
     return recipe if not parts else recipe.model_copy(update={"parts": given.take(parts)})
 
 
-def train(
-    run: Described,
-    root: str | Path = "runs",
-    overrides: dict[str, Any] | str | None = None,
-    until: str | None = None,
-    parts: Mapping[str, Any] | None = None,
-) -> Iterator[Event]:
+def train(run: Described, root: str | Path = "runs", overrides: dict[str, Any] | str | None = None,
+          until: str | None = None, parts: Mapping[str, Any] | None = None) -> Iterator[Event]:
     """Train all phases of `run` that are not finished yet, and tell what happens.
 
     Args:
@@ -106,8 +102,7 @@ def train(
         named = dict.fromkeys([*(phase.stage for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
     files.sweep(runs.root_folder(root) / ".latents")
-    phases = phases if until is None else phases[: ends[-1] + 1]
-    checked = False
+    phases, checked = phases if until is None else phases[: ends[-1] + 1], False
     for phase in phases:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
@@ -131,39 +126,6 @@ def train(
                 yield from loop.fit(task, folder)
 
 
-def _pretrain_task(phase: config.Phase, root: str | Path) -> Task:
-    from vfmlab.training.pretrain import PretrainTask
-
-    return PretrainTask(phase)
-
-
-def _tokenizer_task(phase: config.Phase, root: str | Path) -> Task:
-    from vfmlab.training.tokenizer import TokenizerTask
-
-    if phase.parent is None:
-        return TokenizerTask(phase)
-    return TokenizerTask(phase, load_tokenizer(phase.parent, root), runs.open_run(phase.parent, root))
-
-
-def _diffusion_task(phase: config.Phase, root: str | Path) -> Task:
-    from vfmlab.training.diffusion import DiffusionTask
-
-    # what the tokenizer's losses learned goes on too
-    parent = runs.open_run(phase.parent, root) if phase.tuned else None
-    return DiffusionTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents",
-                         parent)
-
-
-def _ar_task(phase: config.Phase, root: str | Path) -> Task:
-    from vfmlab.training.ar import ARTask
-
-    return ARTask(phase, load_tokenizer(phase.parent, root), runs.root_folder(root) / ".latents")
-
-
-TASKS = {"pretrain": _pretrain_task, "tokenizer": _tokenizer_task, "diffusion": _diffusion_task,
-         "ar": _ar_task}
-
-
 def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
     """What trains `phase`, on the runs under `root` that it builds on.
 
@@ -171,7 +133,19 @@ def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
         ConfigError: parts that do not fit. RunError, CheckpointError: what it builds on is missing or
         damaged.
     """
-    return TASKS[phase.kind](phase, root)
+    from vfmlab.training import ar, diffusion, pretrain, tokenizer
+
+    if phase.kind == "pretrain":
+        return pretrain.PretrainTask(phase)
+    before = None if phase.parent is None else load_tokenizer(phase.parent, root)
+    folder = None if phase.parent is None else runs.open_run(phase.parent, root)
+    if phase.kind == "tokenizer":
+        return tokenizer.TokenizerTask(phase, before, folder)
+    latents = runs.root_folder(root) / ".latents"
+    if phase.kind == "ar":
+        return ar.ARTask(phase, before, latents)
+    # what the tokenizer's losses learned goes on too
+    return diffusion.DiffusionTask(phase, before, latents, folder if phase.tuned else None)
 
 
 def evaluate(ref: str | Path, root: str | Path = "runs",
@@ -261,14 +235,9 @@ class Preview:
     note: str = ""
 
 
-def sampling_protocol(
-    model: LoadedDiffusion,
-    labels: Sequence[int],
-    seed: int = 0,
-    guidance: float | dict[str, Any] | None = None,
-    steps: int | None = None,
-    sampler: dict[str, Any] | None = None,
-) -> config.Protocol:
+def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int = 0,
+                      guidance: float | dict[str, Any] | None = None, steps: int | None = None,
+                      sampler: dict[str, Any] | None = None) -> config.Protocol:
     """The run's protocol with what is given here in its place; arguments as in :func:`sample`.
 
     Raises:
@@ -282,14 +251,14 @@ def sampling_protocol(
         raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes ({names})")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed = {seed}: a seed is an integer from 0 to 2**63 - 1")
-    fields = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
-    changes = {f"protocol.guidance.{key}": value for key, value in fields.items()}
+    scale = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
     fields = {**(sampler or {}), **({} if steps is None else {"steps": steps})}
-    section = "sampler" if model.run.ar is None else "token_sampler"
     if model.run.ar is not None and "steps" in fields:
         raise ConfigError(f"steps = {fields['steps']}: the ar generator takes one step a code, "
                           f"{model.network.codes.tokens} an image; leave steps out")
-    changes |= {f"protocol.{section}.{key}": value for key, value in fields.items()}
+    sections = {"guidance": scale, "sampler" if model.run.ar is None else "token_sampler": fields}
+    changes = {f"protocol.{section}.{key}": value for section, part in sections.items()
+               for key, value in part.items()}
     protocol = config.override(model.run, changes).protocol
     if not protocol.guidance.scale <= STRONGEST:
         raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
@@ -297,20 +266,11 @@ def sampling_protocol(
     return protocol
 
 
-def sample(
-    model: LoadedDiffusion | str | Path,
-    labels: Sequence[int] | None = None,
-    seed: int = 0,
-    guidance: float | dict[str, Any] | None = None,
-    steps: int | None = None,
-    sampler: dict[str, Any] | None = None,
-    root: str | Path = "runs",
-    ema: bool = True,
-    previews: int = 8,
-    decoder: str | Path | None = None,
-    noise: Tensor | None = None,
-    first: int = 0,
-) -> Iterator[Preview]:
+def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = None, seed: int = 0,
+           guidance: float | dict[str, Any] | None = None, steps: int | None = None,
+           sampler: dict[str, Any] | None = None, root: str | Path = "runs", ema: bool = True,
+           previews: int = 8, decoder: str | Path | None = None, noise: Tensor | None = None,
+           first: int = 0) -> Iterator[Preview]:
     """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
 
     More than `CHUNK` images are drawn in parts, without previews.
@@ -328,11 +288,8 @@ def sample(
         ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not
         finite.
     """
-    from vfmlab.seeding import SampleRandom
-
-    loaded = (
-        model if isinstance(model, LoadedDiffusion) else load_generator(model, root, ema, decoder=decoder)
-    )
+    loaded = (model if isinstance(model, LoadedDiffusion)
+              else load_generator(model, root, ema, decoder=decoder))
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     with_weaker(loaded.network, protocol.guidance, root)
@@ -342,7 +299,7 @@ def sample(
     if noise is not None and loaded.run.ar is not None:
         raise ConfigError("noise: an ar generator starts from a class alone; give seed in its place")
     for part in torch.arange(len(labels)).split(CHUNK):
-        y = torch.tensor(labels, device=loaded.device)[part.to(loaded.device)]
+        y = torch.tensor(labels)[part].to(loaded.device)
         random, start = SampleRandom(seed, first + part), None if noise is None else noise[part]
         for step in _trajectory(loaded, y, random, protocol, start):
             if previews and step.number < step.total and step.number % stride == 0:

@@ -50,7 +50,6 @@ __all__ = [
 
 Tree = dict[str, Any]
 State = Literal["created", "running", "interrupted", "failed", "finished"]
-TIMING = ("seconds", "samples_per_second")  # what differs between the metrics of equal runs
 HEARTBEAT = 300.0  # seconds without a sign of life after which a run on another machine counts as dead
 SECTIONS = ("train", "vfm", "tokenizer", "imported", "diffusion", "ar", "pretrain", "protocol")  # or null
 LIBRARIES = ("vfmlab", "torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "torchmetrics")
@@ -86,7 +85,6 @@ class Status:
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.born) < 1.0
         except (psutil.Error, ValueError, OverflowError):  # the last two: numbers that no process has
             return False
-
 
 
 _CONFIG = {"name": (str, ...), "data": (Tree, ...), **dict.fromkeys(SECTIONS, (Tree | None, None))}

@@ -107,10 +107,9 @@ def probe(python: str = sys.executable, timeout: float = 180.0,
     """What torch, torchvision and timm say of themselves in a process of their own, and `errors`."""
     try:
         done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
+        return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"errors": {"torch": f"no answer within {timeout:.0f} s"}}
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"errors": {"torch": f"import ended the process with code {done.returncode}: {last}"}}
@@ -137,20 +136,14 @@ def run_checks(root: Path) -> Iterator[Check]:
     for what, folder in {"runs": root, "demo": Path("demo/runs")}.items():
         folders, broken = runs.listing(folder)
         done = sum(run.status().state == "finished" for run in folders)
-        advice = f"look at them: vfmlab app --root {folder}" if folders else ""
-        advice = advice or ("make one: make demo" if what == "demo"
-                            else "make one: vfmlab train tiny_vfm_vae")
+        make = "make demo" if what == "demo" else "vfmlab train tiny_vfm_vae"
+        advice = f"look at them: vfmlab app --root {folder}" if folders else f"make one: {make}"
         yield Check(what, "ok", f"{len(folders)} runs in '{folder}', {done} of them finished", advice)
         for images in dict.fromkeys(run.status().data for run in folders):
             if images and not images.startswith("scenes:"):
                 yield Check(what, "ok", f"images: {images}")
         for line in [*broken.values(), *(line for run in folders for line in run.faults())]:
             yield Check(what, "warn", line, "put a copy of the file back, or remove the run")
-
-
-def _build(version: str | None) -> str:
-    """The local tag of a version: 'cpu', 'cu132', ...; '' when it has none."""
-    return (version or "").partition("+")[2]
 
 
 def torch_checks(probed: dict[str, Any]) -> Iterator[Check]:
@@ -165,7 +158,7 @@ def torch_checks(probed: dict[str, Any]) -> Iterator[Check]:
 
     foreign = r"operator torchvision::\w+ does not exist|_meta_registrations"
     mixed = [text for text in errors.values() if re.search(foreign, text)]
-    builds = {_build(torch), _build(vision)}
+    builds = {(version or "").partition("+")[2] for version in (torch, vision)}  # "cpu", "cu132", or none
     if mixed or ("cpu" in builds and "" not in builds and len(builds) == 2):
         reason = _line(mixed[0]) if mixed else "their builds differ"
         detail = f"torch {torch} and torchvision {vision} are not of one build ({reason})"
@@ -213,9 +206,8 @@ def device_checks(probed: dict[str, Any]) -> Iterator[Check]:
         cpu = f"{probed['cpu_capability']}, {'bf16' if probed['cpu_bf16'] else 'no bf16'}"
         if shutil.which("nvidia-smi"):
             built = f"is built for CUDA {probed['cuda_build']}" if probed["cuda_build"] else "is a CPU build"
-            detail = f"cpu only ({cpu}): there is a GPU driver, but torch {built}"
-            way = "check the driver (nvidia-smi), or install the torch build for it"
-            yield Check("device", "warn", detail, way)
+            yield Check("device", "warn", f"cpu only ({cpu}): there is a GPU driver, but torch {built}",
+                        "check the driver (nvidia-smi), or install the torch build for it")
         else:
             yield Check("device", "ok", f"cpu ({cpu}); tiers tiny and pocket are made for it")
 
@@ -262,30 +254,29 @@ def _extras() -> Iterator[Check]:
 
 def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
     """Bundled weights: there, whole (sha256 in a sibling .json), and with their provenance."""
-    names = sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected))
-    for name in names:
+    advice = "git checkout -- vfmlab/assets, or install the package again"
+    for name in sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected)):
         path = folder / f"{name}.safetensors"
-        advice = "git checkout -- vfmlab/assets, or install the package again"
         if not path.is_file():
             yield Check("assets", "fail", f"{path.name} is missing", advice)
             continue
         try:
             with safe_open(path, framework="numpy") as file:
-                facts, size = file.metadata(), path.stat().st_size
+                facts, content = file.metadata(), path.read_bytes()
         except (SafetensorError, OSError) as error:
             detail = f"{path.name}: truncated, or not a safetensors file ({_line(str(error))})"
             yield Check("assets", "fail", detail, advice)
             continue
-        digest, sibling = hashlib.sha256(path.read_bytes()).hexdigest(), path.with_suffix(".json")
-        stated = json.loads(sibling.read_text()).get("sha256") if sibling.is_file() else None
-        if stated and stated != digest:
+        digest, sibling = hashlib.sha256(content).hexdigest(), path.with_suffix(".json")
+        stated = (json.loads(sibling.read_text()).get("sha256") if sibling.is_file() else None) or digest
+        if stated != digest:
             detail = f"{path.name}: sha256 {digest[:12]} is not {stated[:12]}, which {sibling.name} states"
             yield Check("assets", "fail", detail, advice)
         elif not facts:
-            detail = f"{path.name} does not say where it came from"
-            yield Check("assets", "warn", detail, "train it again by its recipe")
+            yield Check("assets", "warn", f"{path.name} does not say where it came from",
+                        "train it again by its recipe")
         else:
-            yield Check("assets", "ok", f"{path.name}, {size / 2**20:.1f} MiB, sha256 {digest[:12]}")
+            yield Check("assets", "ok", f"{path.name}, {len(content) / 2**20:.1f} MiB, sha256 {digest[:12]}")
 
 
 def _hub() -> Check:
@@ -296,10 +287,9 @@ def _hub() -> Check:
     cache, rows = Path(constants.HF_HUB_CACHE), [facts for facts in TABLE.values() if facts.hub]
     here = [f.name for f in rows
             if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
-    if here:
-        return Check("hub cache", "ok", f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}")
-    detail = f"none of its {len(rows)} known VFMs is in the cache; those bundled or shipped need none"
-    return Check("hub cache", "ok", detail)
+    none = f"none of its {len(rows)} known VFMs is in the cache; those bundled or shipped need none"
+    found = f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}" if here else none
+    return Check("hub cache", "ok", found)
 
 
 def shipped_checks() -> Iterator[Check]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from tqdm import tqdm
 
 from vfmlab.cli.arguments import Assignments, Root, RunArg, arg, assignments, counting
 from vfmlab.errors import ConfigError, DataError, VfmlabError
@@ -177,14 +178,11 @@ def _image_files(given: Sequence[Path]) -> list[Path]:
 
 
 def _chunks(count: int) -> Iterator[slice]:
-    """Slices of at most CHUNK; on a terminal, a line about the images that are done."""
-    speak = count > CHUNK and sys.stderr.isatty()
-    for start in range(0, count, CHUNK):
-        if speak:
-            print(f"\r{start} of {count} images", end="", file=sys.stderr, flush=True)
-        yield slice(start, min(start + CHUNK, count))
-    if speak:
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+    """Slices of at most CHUNK, with a bar on a terminal where there are several."""
+    with tqdm(total=count, unit="image", leave=False, disable=None if count > CHUNK else True) as bar:
+        for start in range(0, count, CHUNK):
+            yield slice(start, min(start + CHUNK, count))
+            bar.update(CHUNK)
 
 
 # -- what goes out -----------------------------------------------------------------------------------------

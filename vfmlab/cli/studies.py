@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,22 +72,11 @@ def correlate(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0
     return 0
 
 
-def claims(
-    ledger: LedgerArg = "a",
-    /,
-    sets: Assignments = (),
-    domain: str = "scenes",
-    seeds: tuple[int, ...] = (0, 1, 2),
-    only: tuple[str, ...] = (),
-    budget: str = "",
-    dry: bool = False,
-    files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),
-    root: Root = Path("runs"),
-    out: Path = Path("claims"),
-    jobs: Jobs = None,
-    cluster: Cluster = None,
-    retry: Retry = False,
-) -> int:
+def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "scenes",
+           seeds: tuple[int, ...] = (0, 1, 2), only: tuple[str, ...] = (), budget: str = "",
+           dry: bool = False, files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),
+           root: Root = Path("runs"), out: Path = Path("claims"), jobs: Jobs = None, cluster: Cluster = None,
+           retry: Retry = False) -> int:
     """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
 
     Args:
@@ -102,11 +90,11 @@ def claims(
     """
     from vfmlab.studies import claims_study
 
-    flags = {"--from": files} if files else {"--domain": [domain], "--seeds": map(str, seeds)}
+    flags = {"--from": files} if files else {"--domain": [domain], "--seeds": seeds}
     flags |= {"--only": only, "--budget": [budget] if budget else (), "--set": sets}
-    given = [[flag, *values] for flag, values in flags.items() if values]
-    command = shlex.join(["vfmlab", "claims", ledger, *(word for words in given for word in words)])
-    changes = assignments(sets)
+    given = (word for flag, values in flags.items() if values for word in (flag, *map(str, values)))
+    command = shlex.join(["vfmlab", "claims", ledger, *given])
+    changes, most = assignments(sets), seconds(budget) if budget else None
     if dry:
         prices = claims_study.listed(ledger, domain, root, seeds, only, changes)
         for price in prices:
@@ -116,9 +104,8 @@ def claims(
     elif files:
         print(f"written: {claims_study.from_files(ledger, files, only, out, command)}")
     else:
-        more = {"budget": seconds(budget) if budget else None, "overrides": changes}
-        more |= {"jobs": jobs, "cluster": cluster, "retry": retry}
-        print(f"written: {claims_study.run(ledger, domain, root, out, command, seeds, only, **more)}")
+        how = (seeds, only, most, changes, jobs, cluster, retry)
+        print(f"written: {claims_study.run(ledger, domain, root, out, command, *how)}")
     return 0
 
 
@@ -195,11 +182,9 @@ def _object(text: str, option: str) -> dict[str, Any]:
     return found
 
 
-def site(
-    out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae",
-    overrides: str = "{}", root: Root = Path("runs"), seed: int = 0, notebooks: tuple[str, ...] = (),
-    parameters: str = "{}",
-) -> int:  # fmt: skip
+def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae",
+         overrides: str = "{}", root: Root = Path("runs"), seed: int = 0, notebooks: tuple[str, ...] = (),
+         parameters: str = "{}") -> int:
     """Pages of the manual, the results, the API and the executed notebooks, to be read without a network.
 
     Args:

@@ -99,14 +99,18 @@ def parse_json(content: bytes | str, kind: type = dict, pairs: Callable[[list], 
         raise ValueError(f"more than {DEEPEST} levels deep") from None
     if not isinstance(value, kind):
         raise ValueError(f"holds a {type(value).__name__} in place of a {kind.__name__}")
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} levels deep")
-        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
-        level = [value for values in inner for value in values]
+    if nesting(value) > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} levels deep")
     return value
+
+
+def nesting(value: Any) -> int:
+    """How deep lists and objects of parsed JSON lie in each other, a plain value counted as 1."""
+    level, depth = [value], 0
+    while level:  # without recursion, which what comes from outside could exhaust
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level, depth = [value for values in inner for value in values], depth + 1
+    return depth
 
 
 def read_json(path: str | Path, error: type[VfmlabError] = ConfigError, what: str = "file",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -46,15 +46,13 @@ def training_curves(folders: Sequence[RunDir]) -> go.Figure:
 
 def loss_terms(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Rows of an opened step's table: each term's share of the loss, and its gradient's norm by place."""
-    terms = [row["term"] for row in records]
-    shares = go.Bar(x=terms, y=[row["share"] for row in records], marker_color=primitives.PALETTE[7],
-                    name="share")
+    terms, grey = [row["term"] for row in records], primitives.PALETTE[7]
     sheet = make_subplots(1, 2, subplot_titles=("share of the loss", "gradient norm of weight x value"))
-    sheet.add_trace(shares, 1, 1)
+    sheet.add_bar(x=terms, y=[row["share"] for row in records], marker_color=grey, name="share", row=1, col=1)
     for i, place in enumerate(dict.fromkeys(key for row in records for key in row if key.startswith(AT))):
         values = [row.get(place) or None for row in records]  # no bar for 0 on a logarithmic axis
         hue = primitives.PALETTE[i % len(primitives.PALETTE)]
-        sheet.add_trace(go.Bar(x=terms, y=values, name=place.removeprefix(AT), marker_color=hue), 1, 2)
+        sheet.add_bar(x=terms, y=values, name=place.removeprefix(AT), marker_color=hue, row=1, col=2)
     sheet.update_yaxes(type="log", row=1, col=2)
     return sheet.update_layout(template=primitives.TEMPLATE, height=340, margin=MARGIN)
 
@@ -70,17 +68,22 @@ def convergence(folders: Sequence[RunDir], dashed: Sequence[str] = (),
     logged, parts = {folder.id: course.logged(folder) for folder in folders}, []
     for name, q in quantities(CURVE).items():
         curves = course.together(logged, name)
-        points: dict[str, dict[int, list[float]]] = {}
-        for run, c in curves.items():
-            for samples, value in zip(c.samples, c.values, strict=True):
-                points.setdefault(label_of[run], {}).setdefault(samples, []).append(value)
-        lines = {k: (sorted(at), [statistics.fmean(at[s]) for s in sorted(at)]) for k, at in points.items()}
+        lines = _means((label_of[run], samples, value) for run, c in curves.items()
+                       for samples, value in zip(c.samples, c.values, strict=True))
         missing = sum(c.left_out for c in curves.values())
         if lines:
             title = q.label + (f" ({missing} points of other protocols left out)" if missing else "")
             by_place = labels is not None
             parts.append(primitives.curves(lines, y=name, title=title, dashed=dashed, by_place=by_place))
     return primitives.panels(parts, columns=3)
+
+
+def _means(points: Iterable[tuple[str, float, float]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Lines of (line, x, y): the mean where a line has several y at one x."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for name, x, y in points:
+        lines.setdefault(name, {}).setdefault(x, []).append(y)
+    return {name: (sorted(at), [statistics.fmean(at[x]) for x in sorted(at)]) for name, at in lines.items()}
 
 
 def latent_statistics(raw: Statistics, method: str = "") -> go.Figure:
@@ -142,12 +145,7 @@ def rate_curves(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     """
     parts = []
     for key, log in (("psnr", False), ("rfd", True)):
-        lines = {}
-        for label in dict.fromkeys(r["row"] for r in records):
-            by_rate: dict[float, list[float]] = {}
-            for r in (r for r in records if r["row"] == label):
-                by_rate.setdefault(r["rate"], []).append(r[key])
-            lines[label] = (sorted(by_rate), [statistics.fmean(by_rate[rate]) for rate in sorted(by_rate)])
+        lines = _means((r["row"], r["rate"], r[key]) for r in records)
         log_y, title = log and all(y > 0 for _, ys in lines.values() for y in ys), quantity(key).title
         parts.append(primitives.curves(lines, "bits per pixel of the latent", title, title, log_y))
     return primitives.panels(parts, columns=2)
@@ -165,8 +163,8 @@ def dynamics_maps(courses: Mapping[str, Mapping[str, Sequence[Any]]], title: str
     sheet = make_subplots(rows=count, cols=columns, subplot_titles=list(courses), **gaps)
     for i, one in enumerate(courses.values()):
         x, y = [f"{s:,}" for s in one["samples"]], [str(k) for k in one["block"]]
-        trace = go.Heatmap(z=one["value"], x=x, y=y, coloraxis="coloraxis")
-        sheet.add_trace(trace, i // columns + 1, i % columns + 1)
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        sheet.add_heatmap(z=one["value"], x=x, y=y, coloraxis="coloraxis", **place)
     sheet.update_xaxes(title="images seen", row=count)
     sheet.update_yaxes(title="block", col=1)
     look = {"coloraxis": {"colorscale": "Viridis"}, "height": 110 + 210 * count, "margin": MARGIN}
@@ -180,22 +178,15 @@ def similarity_figure(times: Sequence[float], matrices: Mapping[int, Tensor],
     matrices: block -> T T, as :func:`vfmlab.diffusion.reuse.similarity_over_time` gives it for `times` (T).
     """
     last = encoder if encoder is not None else max(matrices)
-    titles = ["one step apart", f"block {last}, any two times"]
-    sheet = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
-    for i, (block, matrix) in enumerate(matrices.items()):
-        line = {"color": primitives.PALETTE[i % len(primitives.PALETTE)]}
-        name = f"block {block}" + (" (head)" if encoder is not None and block > encoder else "")
-        xs, ys = list(times[1:]), matrix.diagonal(1).tolist()
-        sheet.add_trace(go.Scatter(x=xs, y=ys, name=name, mode="lines+markers", line=line), 1, 1)
+    lines = {f"block {block}{' (head)' * (encoder is not None and block > encoder)}":
+             (times[1:], matrix.diagonal(1).tolist()) for block, matrix in matrices.items()}
+    steps = primitives.curves(lines, "t (1 noise, 0 data)", "cosine", "one step apart", by_place=True)
     ticks = [f"{t:.2f}" for t in times]
-    sheet.add_trace(go.Heatmap(z=matrices[last].numpy(), x=ticks, y=ticks, colorscale="Viridis", zmax=1), 1,
-                    2)
-    sheet.update_xaxes(title="t (1 noise, 0 data)", autorange="reversed", row=1, col=1)
-    sheet.update_yaxes(title="cosine", row=1, col=1)
-    sheet.update_xaxes(title="t", row=1, col=2)
-    title = "similarity of the blocks on the way from noise to data"
-    look = {"height": 420, "margin": MARGIN, "legend": {"orientation": "h", "y": -0.25}}
-    return sheet.update_layout(template=primitives.TEMPLATE, title=title, **look)
+    pairs = primitives.heatmap(matrices[last], ticks, ticks, "t", "", f"block {last}, any two times")
+    sheet = primitives.panels([steps, pairs.update_traces(zmax=1)],
+                              title="similarity of the blocks on the way from noise to data")
+    sheet.update_xaxes(autorange="reversed", row=1, col=1)
+    return sheet.update_layout(height=420, margin=MARGIN, legend={"orientation": "h", "y": -0.25})
 
 
 def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:

@@ -67,49 +67,46 @@ def tile(images: Tensor, columns: int = 8, scale: int | None = None, gap: int = 
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+def png(picture: Image.Image, **options: Any) -> bytes:
+    """The picture as a PNG file. options: of PIL's writer, such as further frames."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", **options)
     return buffer.getvalue()
 
 
-def data_uri(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+def data_uri(picture: Image.Image | bytes, **options: Any) -> str:
+    """The picture, or a PNG file as it is, as an address that holds it."""
+    file = picture if isinstance(picture, bytes) else png(picture, **options)
+    return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
-def _bare(figure: go.Figure, width: int, height: int, title: str | None) -> go.Figure:
+def _bare(picture: Image.Image, title: str | None, left: int = 8) -> go.Figure:
+    """The picture without axes. left: pixels beside it."""
     top = 40  # room for the title, and for plotly's buttons, which would cover the first row of images
-    figure.update_layout(title=title, width=width, height=height + top,
-                         margin={"l": 8, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
-                         showlegend=False)
-    return figure
+    figure = go.Figure(go.Image(source=data_uri(picture), hoverinfo="skip"))
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(title=title, width=picture.width + left + 8, height=picture.height + 8 + top,
+                                margin={"l": left, "r": 8, "t": top, "b": 8}, plot_bgcolor="rgba(0,0,0,0)",
+                                showlegend=False)
 
 
 def grid(images: Tensor, columns: int = 8, title: str | None = None, scale: int | None = None) -> go.Figure:
     """A contact sheet of images [N 3 H W] in [-1, 1]."""
-    picture = tile(images, columns, scale)
-    figure = go.Figure(go.Image(source=data_uri(picture), hoverinfo="skip"))
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return _bare(figure, picture.width + 16, picture.height + 8, title)
+    return _bare(tile(images, columns, scale), title)
 
 
 def rows(groups: Mapping[str, Tensor], title: str | None = None, scale: int | None = None) -> go.Figure:
     """One labelled row per group of images [N 3 H W] in [-1, 1], e.g. {"original": x, "error": e}."""
     first = next(iter(groups.values()))
-    count, _, height, width = first.shape
+    count, _, _, width = first.shape
     scale = scale or max(1, min(6, 860 // (count * width)))
-    gap = 2
-    sheet = tile(torch.cat(list(groups.values())), columns=count, scale=scale, gap=gap)
-    left = 9 * max(len(name) for name in groups) + 16
-    figure = go.Figure(go.Image(source=data_uri(sheet), hoverinfo="skip"))
-    step = (height + gap) * scale
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))],
-                        ticktext=list(groups), showgrid=False, zeroline=False)
-    figure = _bare(figure, sheet.width + left, sheet.height + 8, title)
-    return figure.update_layout(margin={"l": left})
+    sheet = tile(torch.cat(list(groups.values())), columns=count, scale=scale)
+    step = (sheet.height + 2 * scale) / len(groups)  # with the gap below
+    return _bare(sheet, title, 9 * max(len(name) for name in groups) + 16).update_yaxes(
+        visible=True, tickmode="array", tickvals=[step * (i + 0.5) for i in range(len(groups))],
+        ticktext=list(groups), showgrid=False, zeroline=False
+    )
 
 
 def error_map(target: Tensor, image: Tensor, gain: float = 4.0) -> Tensor:
@@ -134,8 +131,8 @@ def pca_maps(features: Tensor, size: int | None = None) -> Tensor:
         scores = torch.nn.functional.pad(scores, (0, 3 - scores.shape[1]))
     low, high = torch.quantile(scores[:: max(1, len(scores) // 100_000)],
                                torch.tensor([0.02, 0.98], device=scores.device), dim=0)
-    maps = ((scores - low) / (high - low).clamp_min(
-        1e-8) * 2 - 1).clamp(-1, 1).reshape(n, h, w, 3).permute(0, 3, 1, 2)
+    shades = ((scores - low) / (high - low).clamp_min(1e-8) * 2 - 1).clamp(-1, 1)
+    maps = shades.reshape(n, h, w, 3).permute(0, 3, 1, 2)
     return torch.nn.functional.interpolate(maps, size=(size, size), mode="nearest") if size else maps
 
 
@@ -195,12 +192,11 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
     return sheet.update_layout(template=TEMPLATE, title=title, height=340 * count + 60, margin=margin)
 
 
-def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, label: str = "name",
-            title: str | None = None) -> go.Figure:
-    """One labelled point per record {label: ..., x: ..., y: ...}."""
+def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, title: str | None = None) -> go.Figure:
+    """One labelled point per record {"name": ..., x: ..., y: ...}."""
     figure = go.Figure()
     for i, point in enumerate(points):
-        name = str(point[label])
+        name = str(point["name"])
         dot = {"mode": "markers+text", "textposition": "top center", "text": [name]}
         marker = {"size": 12, "color": colour(name, i)}
         figure.add_scatter(x=[point[x]], y=[point[y]], name=name, marker=marker, **dot)

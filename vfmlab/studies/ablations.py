@@ -23,7 +23,7 @@ from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
 from vfmlab.runs import finished
 from vfmlab.studies import show
 from vfmlab.studies.results import Result, labels, means, sizes, spread
-from vfmlab.studies.rows import Row
+from vfmlab.studies.rows import Row, listed
 
 SHOWN = ("psnr", "psnr_mask", "ssim", "lpips", "feature_distance", "rfd", "probe_linear")
 RATE_IMAGES = 500
@@ -38,8 +38,8 @@ def study(preset: str, names: str, overrides: str = "{}", seed: int = 0, seeds: 
     widths are right already) is left out.
     """
     distinct: dict[str, str] = {}
-    for name in names.split(","):
-        distinct.setdefault(api.resolve(f"{preset}+{name.strip()}", overrides, seed).id, name.strip())
+    for name in listed(names):
+        distinct.setdefault(api.resolve(f"{preset}+{name}", overrides, seed).id, name)
     rows = [(s, name) for s in range(seed, seed + seeds) for name in distinct.values()]
     return [Row(name, s, api.resolve(f"{preset}+{name}", overrides, s), "first_stage") for s, name in rows]
 
@@ -51,9 +51,8 @@ def sizes_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         facts = sizes(row)
         count = facts["parameters"]
         about = VARIANTS[row.label].about if row.label in VARIANTS else row.run.name
-        record = {"row": row.label, "what it is": about, "decoder parameters": count["decoder"]}
-        latent = " x ".join(map(str, facts["latent"]))
-        records.append(record | {"all trained": count["trained"], "latent": latent})
+        records.append({"row": row.label, "what it is": about, "decoder parameters": count["decoder"],
+                        "all trained": count["trained"], "latent": " x ".join(map(str, facts["latent"]))})
     return records
 
 
@@ -71,14 +70,12 @@ def table(results: Sequence[Result]) -> primitives.Table:
     for label in labels(results):
         mine = [r for r in results if r.label == label]
         counts = mine[0].parameters
-        line: dict[str, Any] = {"row": label, "decoder parameters": counts["decoder"]}
-        line["all trained"] = counts["trained"]
-        for key in SHOWN:
-            if label in (values := means(results, key)):
-                line[quantity(key).title] = spread(values[label])
         seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
-        line["seconds"] = round(statistics.fmean(seconds)) if seconds else None
-        lines.append(line | {"protocol": mine[0].hash})
+        numbers = {quantity(key).title: spread(values[label]) for key in SHOWN
+                   if label in (values := means(results, key))}
+        lines.append({"row": label, "decoder parameters": counts["decoder"], "all trained": counts["trained"],
+                      **numbers, "seconds": round(statistics.fmean(seconds)) if seconds else None,
+                      "protocol": mine[0].hash})
     return primitives.table(lines)
 
 
@@ -104,9 +101,9 @@ def paper_beside(results: Sequence[Result]) -> primitives.Table:
     """:func:`steps` as a table."""
     lines = []
     for step in steps(results):
-        line = {**step, "rFD here": spread(step["each seed"])}
-        line.pop("each seed")
-        lines.append({k: f"{100 * v:+.0f} %" if k.startswith("change") else v for k, v in line.items()})
+        shown = spread(step.pop("each seed"))
+        changes = {k: f"{100 * v:+.0f} %" for k, v in step.items() if k.startswith("change")}
+        lines.append({**step, "rFD here": shown, **changes})
     return primitives.table(lines)
 
 
@@ -162,11 +159,10 @@ def rate_distortion(rows: Sequence[Row], root: str | Path, bits: Sequence[int] =
                 quality[b].append(psnr(images, restored))
                 decoded[b].update(setup.space(restored).features)
         channels, side, _ = tokenizer.map_shape
-        for b in bits:
-            record = {"row": row.label, "seed": row.seed, "channels": channels, "bits": b}
-            record["rate"] = channels * side**2 * b / run.data.size**2
-            record["psnr"] = float(torch.cat(quality[b]).mean())
-            records.append(record | {"rfd": frechet_distance(decoded[b], real), "protocol": resolved.hash})
+        records += [{"row": row.label, "seed": row.seed, "channels": channels, "bits": b,
+                     "rate": channels * side**2 * b / run.data.size**2,
+                     "psnr": float(torch.cat(quality[b]).mean()),
+                     "rfd": frechet_distance(decoded[b], real), "protocol": resolved.hash} for b in bits]
     return records
 
 
@@ -176,6 +172,6 @@ def rate_table(records: Sequence[Mapping[str, Any]]) -> primitives.Table:
     for label, bits in dict.fromkeys((r["row"], r["bits"]) for r in records):
         mine = [r for r in records if (r["row"], r["bits"]) == (label, bits)]
         numbers = {quantity(k).title: spread([r[k] for r in mine]) for k in ("psnr", "rfd")}
-        line = {"row": label, "channels": mine[0]["channels"], "bits per value": bits}
-        lines.append({**line, "bits per pixel": mine[0]["rate"], **numbers})
+        lines.append({"row": label, "channels": mine[0]["channels"], "bits per value": bits,
+                      "bits per pixel": mine[0]["rate"], **numbers})
     return primitives.table(lines)

@@ -51,9 +51,9 @@ def rows(preset: str, baseline: str, overrides: dict[str, Any] | str, seeds: Seq
             if run.diffusion is None:
                 way = "take one that does, for example pocket_vfm_vae"
                 raise ConfigError(f"preset '{name}' trains no diffusion model; {way}")
-            for how in dict.fromkeys([NONE, *names]):
-                changed = run if how == NONE else api.resolve(f"{name}+{how}", overrides, seed=seed)
-                study.append(Row(label(name, how), seed, changed))
+            study.append(Row(label(name, NONE), seed, run))
+            study += [Row(label(name, how), seed, api.resolve(f"{name}+{how}", overrides, seed=seed))
+                      for how in dict.fromkeys(names) if how != NONE]
     return study
 
 
@@ -72,11 +72,10 @@ def plan_records(study: Sequence[Row]) -> list[dict[str, Any]]:
     for row in study:
         d = row.run.diffusion
         a, c = d.alignment, d.class_token
-        repa = a and f"{a.vfm.name} layer {a.layer} at block {a.block}, {a.weight:g}, {a.projector}"
-        record = {"row": row.label, "seed": row.seed, "run": row.run.id, "tokenizer": row.run.last.parent}
-        record |= {"network": d.network.kind, "REPA": repa or "",
-                   "REG": f"{c.vfm.name}, {c.weight:g}" if c else ""}
-        records.append(record | {"images": d.train.samples})
+        repa = f"{a.vfm.name} layer {a.layer} at block {a.block}, {a.weight:g}, {a.projector}" if a else ""
+        records.append({"row": row.label, "seed": row.seed, "run": row.run.id,
+                        "tokenizer": row.run.last.parent, "network": d.network.kind, "REPA": repa,
+                        "REG": f"{c.vfm.name}, {c.weight:g}" if c else "", "images": d.train.samples})
     return records
 
 
@@ -107,11 +106,10 @@ def losses(study: Sequence[Row], root: str | Path) -> go.Figure:
              "class token's velocity loss": ("token_velocity",)}
     parts, logs = [], {row.label: _folder(row, root).metrics("step") for row in _first(study)}
     for title, keys in names.items():
-        lines = {}
-        for name, records in logs.items():
-            key = next((k for k in keys if records and k in records[0]), None)
-            if key is not None:
-                lines[name] = tuple(zip(*((r["samples"], r[key]) for r in records if key in r), strict=True))
+        key_of = {name: next((k for k in keys if log and k in log[0]), None) for name, log in logs.items()}
+        points = {name: [(r["samples"], r[key]) for r in logs[name] if key in r]
+                  for name, key in key_of.items() if key}
+        lines = {name: tuple(zip(*own, strict=True)) for name, own in points.items()}
         if lines:
             parts.append(primitives.curves(lines, y=title, title=title, dashed=_dashed(study), by_place=True))
     return primitives.panels(parts, columns=max(1, len(parts)))
@@ -189,15 +187,16 @@ def block_similarity(row: Row, root: str | Path, n: int = 16,
                      seed: int = 0) -> tuple[list[float], dict[int, torch.Tensor]]:
     """Similarity of blocks over time (`vfmlab.diffusion.reuse`) on a run's own sampling path, unguided."""
     loaded = api.load_diffusion(row.run.id, root)
-    labels = torch.arange(n, device=loaded.device) % loaded.num_classes
     sampler = row.run.protocol.sampler.model_copy(update={"solver": "euler", "reuse": None})
+    return reuse.similarity_over_time(loaded.network, lambda network: _draw(loaded, network, sampler, n, seed))
 
-    def draw(watched: reuse.Watched) -> None:
-        shape = loaded.tokenizer.latent_shape
-        sampling.sample(watched, labels, SampleRandom(seed, range(n), loaded.device), sampler,
-                        latent_shape=shape, null=loaded.num_classes)
 
-    return reuse.similarity_over_time(loaded.network, draw)
+def _draw(loaded: api.LoadedDiffusion, network: torch.nn.Module, sampler: config.Sampler, n: int,
+          seed: int = 0) -> torch.Tensor:
+    """Latents of n unguided samples, their classes in turn."""
+    labels = torch.arange(n, device=loaded.device) % loaded.num_classes
+    return sampling.sample(network, labels, SampleRandom(seed, range(n), loaded.device), sampler,
+                           latent_shape=loaded.tokenizer.latent_shape, null=loaded.num_classes)
 
 
 @torch.no_grad()
@@ -215,19 +214,12 @@ def reuse_records(row: Row, root: str | Path, every: Sequence[int] = (1, 2, 3, 4
         changes = {"n": n, "sampler.steps": steps} | ({"sampler.reuse": k} if k > 1 else {})
         report = api.evaluate(row.run.id, root, changes)
         sampler = own.model_copy(update={"reuse": k if k > 1 else None, "steps": steps})
-        record = {"encoder at every": k, "steps": steps, "images a second": _speed(loaded, sampler, batch)}
-        record |= {"gFD": report.value("gfd"), "class accuracy": report.value("class_accuracy")}
-        records.append(record | {"N": n, "protocol": report.hash})
+        seconds = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            _draw(loaded, loaded.network, sampler, batch).sum().item()  # waits for the device
+            seconds.append(time.perf_counter() - begin)
+        records.append({"encoder at every": k, "steps": steps,
+                        "images a second": batch / statistics.median(seconds), "gFD": report.value("gfd"),
+                        "class accuracy": report.value("class_accuracy"), "N": n, "protocol": report.hash})
     return records
-
-
-def _speed(loaded: api.LoadedDiffusion, sampler: config.Sampler, batch: int) -> float:
-    labels = torch.arange(batch, device=loaded.device) % loaded.num_classes
-    seconds = []
-    for _ in range(3):
-        random, begin = SampleRandom(0, range(batch), loaded.device), time.perf_counter()
-        z = sampling.sample(loaded.network, labels, random, sampler,
-                            latent_shape=loaded.tokenizer.latent_shape, null=loaded.num_classes)
-        z.sum().item()  # waits for the device
-        seconds.append(time.perf_counter() - begin)
-    return batch / statistics.median(seconds)

@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vfmlab.errors import ConfigError, nearest
@@ -243,12 +242,8 @@ def _finding(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str,
     except ConfigError as error:
         return Finding(contrast, lacks=str(error))
     interval = block.contrast(contrast.weights)
-    if not interval.freedom:
-        return Finding(
-            contrast, interval,
-            lacks=f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3"
-        )
-    return Finding(contrast, interval)
+    few = f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3"
+    return Finding(contrast, interval, lacks="" if interval.freedom else few)
 
 
 def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, str]) -> Block:
@@ -280,9 +275,8 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
         raise ConfigError(f"row '{uneven[0]}' lacks a seed that others have; train every row with the same "
                           "seeds")
     mine = {blocks[row.partition("#")[0]] for row in contrast.rows}
-    for label in dict.fromkeys(
-        r.label for r in results if blocks[r.label] in mine
-    ):  # more is known of the spread
+    # the others of their blocks, so that more is known of the spread
+    for label in dict.fromkeys(r.label for r in results if blocks[r.label] in mine):
         numbers = {r.seed: n for r in results if r.label == label and (n := _number(r, metric, ""))}
         same_protocol = all(n.protocol == next(iter(marks.values())) for n in numbers.values())
         if label not in values and common and common == set(numbers) and same_protocol:
@@ -301,27 +295,14 @@ def _value(metric: str, value: float) -> float:
 
 
 def ledger(name: str) -> Ledger:
-    """The registered ledger. Every contrast names a registered number, and rows that the ledger has.
-
-    Raises:
-        ConfigError: no such ledger.
-    """
+    """The registered ledger. ConfigError: no such one, or a claim names a row or number that is not there."""
     one = LEDGERS.get(name)
-    check(one)
-    return one
-
-
-def check(one: Ledger) -> None:
-    """ConfigError where a claim names a row or a number that is not there."""
-    known = quantities()
     for claim in one.claims:
-        for contrast in claim.contrasts:
-            if contrast.metric not in known:
-                raise ConfigError(f"claim '{claim.id}': unknown number "
-                                  f"'{contrast.metric}'{nearest(contrast.metric, known)}")
-        for row in claim.rows:
-            if row not in one.rows:
-                raise ConfigError(f"claim '{claim.id}': unknown row '{row}'{nearest(row, one.rows)}")
+        named = [("number", contrast.metric, quantities()) for contrast in claim.contrasts]
+        for what, found, known in (*named, *(("row", row, one.rows) for row in claim.rows)):
+            if found not in known:
+                raise ConfigError(f"claim '{claim.id}': unknown {what} '{found}'{nearest(found, known)}")
+    return one
 
 
 # -- running -----------------------------------------------------------------------------------------------
@@ -335,22 +316,19 @@ class Price:
     seconds: float
 
 
-def prices(study: Mapping[str, Sequence[Row]], claims: Sequence[Claim], root: Path,
+def prices(rows: Sequence[Row], claims: Sequence[Claim],
            price: Callable[[Row], Mapping[str, float]]) -> list[Price]:
     """Seconds of each claim, in order; a phase that two claims share is paid once.
 
-    Args:
-        study: domain -> rows. price: row -> {id of a phase: seconds of one core, 0 where it is finished}.
+    price: row -> {id of a phase: seconds of one core, 0 where it is finished}.
     """
-    paid: set[str] = set()
+    paid: dict[str, float] = {}
     listed = []
     for claim in claims:
-        seconds = 0.0
-        for row in (row for rows in study.values() for row in rows if row.label in claim.rows):
-            for phase, cost in price(row).items():
-                seconds += 0.0 if phase in paid else cost
-                paid.add(phase)
-        listed.append(Price(claim, seconds))
+        before = sum(paid.values())
+        for row in (row for row in rows if row.label in claim.rows):
+            paid |= price(row)
+        listed.append(Price(claim, sum(paid.values()) - before))
     return listed
 
 

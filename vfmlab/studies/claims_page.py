@@ -37,16 +37,15 @@ def number(metric: str, value: float) -> str:
 def line(finding: Finding) -> dict[str, str]:
     """A contrast as a row of a table."""
     one, c = finding.interval, finding.contrast
-    record = {"contrast": c.says, "number": c.unit.replace("log ratio of ", ""), "estimate": "–",
+    record = {"contrast": c.says, "number": c.unit.replace("log ratio of ", ""),
+              "estimate": "–" if one is None else number(c.metric, one.estimate),
               "95 % interval": "–", "none within": number(c.metric, c.bound).replace("+", "±")}
-    if one is not None:
-        record["estimate"] = number(c.metric, one.estimate)
     if one is not None and one.freedom:
-        record["95 % interval"] = f"{number(c.metric, one.low)} … {number(c.metric, one.high)}"
-        record |= {"p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001", "alone": finding.alone,
-                   "verdict": finding.verdict}
-        record["seeds that would decide"] = ("–" if finding.verdict != "undecided"
-                                             else str(finding.seeds or "more than 99"))
+        seeds = str(finding.seeds or "more than 99") if finding.verdict == "undecided" else "–"
+        record |= {"95 % interval": f"{number(c.metric, one.low)} … {number(c.metric, one.high)}",
+                   "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001",
+                   "alone": finding.alone, "verdict": finding.verdict,
+                   "seeds that would decide": seeds}
     return record
 
 
@@ -56,12 +55,10 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
     shown = [f for f in reversed(findings) if f.interval is not None and f.interval.freedom]
     if not shown:
         return None
-    figure = go.Figure()
-    figure.add_vrect(x0=-1, x1=1, fillcolor="#999", opacity=0.15, line_width=0)
+    figure = go.Figure().add_vrect(x0=-1, x1=1, fillcolor="#999", opacity=0.15, line_width=0)
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     for finding in shown:
-        scale, one = finding.contrast.bound, finding.interval
-        colour = COLOURS[finding.verdict]
+        scale, one, colour = finding.contrast.bound, finding.interval, COLOURS[finding.verdict]
         figure.add_scatter(x=[one.estimate / scale], y=[finding.contrast.says], mode="markers",
                            showlegend=False, name=finding.verdict, marker={"size": 10, "color": colour},
                            error_x={"type": "data", "array": [one.half_width() / scale], "color": colour,
@@ -71,13 +68,6 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
     figure.update_yaxes(automargin=True)
     title = "contrast in units of the difference that counts as none (grey); the claim says: to the right"
     return primitives.framed(figure, title, "", "", 120 + 36 * len(shown))
-
-
-def summary(decided: Sequence[Decided]) -> list[dict[str, str]]:
-    """One line a claim."""
-    return [{"claim": d.claim.id, "statement": d.claim.statement, "verdict": d.verdict,
-             "the paper's figures": d.claim.figures, "source": d.claim.source}
-            for d in decided]
 
 
 def verdict(decided: Sequence[Decided]) -> str:
@@ -95,7 +85,9 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
         lead += f" Numbers from {', '.join(f'`{name}`' for name in sources)}."
     page = Page(title, "Which claims of the papers hold here, which do not, and which cannot be told yet?",
                 verdict(decided), lead, definitions(), command=command)
-    page.add("Claims", "", primitives.table(summary(decided)))
+    page.add("Claims", "", primitives.table([
+        {"claim": d.claim.id, "statement": d.claim.statement, "verdict": d.verdict,
+         "the paper's figures": d.claim.figures, "source": d.claim.source} for d in decided]))
     for d in decided:
         note = f"{d.claim.statement} Source: {d.claim.source}; {d.claim.figures}. Verdict: {d.verdict}."
         table = primitives.table([line(f) for f in d.findings if f.interval is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,16 @@ def listed(name: str, domain: str, root: str | Path, seeds: Sequence[int] = (0, 
     phase."""
     book = claims.ledger(name)
     chosen = book.chosen(only)
-    study = {domain: book.study(domain, chosen, seeds, overrides or {})}
+    rows = book.study(domain, chosen, seeds, overrides or {})
+    first = {row.label: row for row in reversed(rows)}  # seeds of a row cost the same
     timed: dict[str, float] = {}
 
     def price(row: Row) -> dict[str, float]:
-        first = next(r for r in study[domain] if r.label == row.label)  # its seeds cost the same
-        costs = {}
-        for phase, like in zip(row.phases, first.phases, strict=True):
-            done = runs.finished(phase, Path(root))
-            costs[phase.id] = 0.0 if done else timed.get(like.id) or timed.setdefault(like.id, _seconds(like))
-        return costs
+        pairs = zip(row.phases, first[row.label].phases, strict=True)
+        return {phase.id: 0.0 if runs.finished(phase, root)
+                else timed.get(like.id) or timed.setdefault(like.id, _seconds(like)) for phase, like in pairs}
 
-    return claims.prices(study, chosen, Path(root), price)
+    return claims.prices(rows, chosen, price)
 
 
 def _seconds(phase: Phase) -> float:
@@ -85,11 +84,10 @@ def _seconds(phase: Phase) -> float:
 def _together(parts: Sequence[Sequence[Result]]) -> list[Result]:
     """Results of several files; of one row and seed in two of them, the numbers of both."""
     merged: dict[tuple[str, int], Result] = {}
-    for result in (result for part in parts for result in part):
-        key = (result.label, result.seed)
-        before = merged.get(key)
-        merged[key] = (result if before is None
-                       else before.replace(instruments={**before.instruments, **result.instruments}))
+    for result in itertools.chain.from_iterable(parts):
+        before = merged.setdefault((result.label, result.seed), result)
+        both = {**before.instruments, **result.instruments}
+        merged[result.label, result.seed] = before.replace(instruments=both)
     return list(merged.values())
 
 

@@ -21,11 +21,9 @@ from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import Result, collect, groups, records, spread, stage_records
+from vfmlab.studies.results import Result, collect
 from vfmlab.studies.rows import Row, Until, parse
 
-__all__ = ["Row", "collect", "correlate", "groups", "parse", "records", "run"]
-__all__ += ["spread", "stage_records", "train"]
 TITLE = "Comparison"
 
 
@@ -45,11 +43,8 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
     parts = [executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
              for row, name in zip(rows, names, strict=True)]
     outcomes = executor.run([node for nodes in parts for node in nodes], jobs, cluster, stream)
-    failed: dict[str, str] = {}
-    for row, nodes in zip(rows, parts, strict=True):
-        if error := next((outcomes[node.key].error for node in nodes if outcomes[node.key].error), None):
-            failed[row.phases[-1].id] = error
-    return failed
+    errors = [[error for node in nodes if (error := outcomes[node.key].error)] for nodes in parts]
+    return {row.phases[-1].id: mine[0] for row, mine in zip(rows, errors, strict=True) if mine}
 
 
 def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1,

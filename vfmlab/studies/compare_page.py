@@ -87,33 +87,28 @@ def sampler(sampling: Mapping[str, Any]) -> str:
     return f"{sampling['solver']} {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}"
 
 
-def row_styles(rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int]]:
-    """(label, run) -> (colour, how many rows before have it): a method's own colour for its first row, the
-    least used one for others.
-
-    The count chooses a dash or a symbol where there are more rows than colours.
-    """
-    styles: dict[str, tuple[str, int]] = {}
-    for label, run in rows:
-        if label not in styles:
-            used = [colour for colour, _ in styles.values()]
-            own = primitives.colour(run)
+def row_styles(results: Sequence[Result]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Label -> looks of its line and of its markers: a method's own colour for its first row, the least used
+    one for others; dash and symbol tell rows of one colour apart."""
+    styles: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+    for r in results:
+        if r.label not in styles:
+            used, own = [line["color"] for line, _ in styles.values()], primitives.colour(r.run)
             colour = own if own not in used else min(reversed(primitives.PALETTE), key=used.count)
-            styles[label] = (colour, used.count(colour))
+            again = used.count(colour)
+            styles[r.label] = ({"color": colour, "dash": DASHES[again % len(DASHES)]},
+                               {"color": colour, "symbol": SYMBOLS[again % len(SYMBOLS)]})
     return styles
 
 
 def over_training(results: Sequence[Result]) -> list[go.Figure]:
     """A panel per number over training, one colour per label; no figure where there are no curves."""
-    styles, figures = row_styles([(r.label, r.run) for r in results]), []
+    styles, figures = row_styles(results), []
     for name in curve_names(results):
         figure = primitives.curves({}, y=quantities()[name].label, title=quantities()[name].label)
         for r, c in courses(results, name):
             if c.samples:
-                colour, again = styles[r.label]
-                line, marker = {"color": colour,
-                                "dash": DASHES[
-                                    again % len(DASHES)]}, {"symbol": SYMBOLS[again % len(SYMBOLS)]}
+                line, marker = styles[r.label]
                 figure.add_scatter(x=c.samples, y=c.values, mode="lines+markers", name=r.label, line=line,
                                    marker=marker)
         figures += [figure] if figure.data else []

@@ -19,15 +19,12 @@ SHOWN = 12  # metrics with a picture
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
     """One line per row, best target first: target and headline metrics, with every seed."""
-    goal = values(results, target)
-    higher = quantity(target).better == HIGHER
-    order = sorted(goal, key=lambda label: statistics.fmean(goal[label].values()), reverse=higher)
-    columns = [target, *(key for key in quantities(HEADLINE) if key != target)]
-    cells = {key: values(results, key) for key in columns}
-    used = [key for key in columns if cells[key]]
+    cells = {key: values(results, key) for key in dict.fromkeys([target, *quantities(HEADLINE)])}
+    order = sorted(cells[target], key=lambda label: statistics.fmean(cells[target][label].values()),
+                   reverse=quantity(target).better == HIGHER)
     return [{"row": label,
-             **{quantity(key).head: spread(list(cells[key][label].values())) if label in cells[key] else "–"
-                for key in used}}
+             **{quantity(key).head: spread(list(own[label].values())) if label in own else "–"
+                for key, own in cells.items() if own}}
             for label in order]
 
 
@@ -59,12 +56,11 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
 def left_out(results: Sequence[Result], target: str) -> list[str]:
     """Rows that stand in no correlation, or lack some numbers, and why."""
     goal = values(results, target)
-    reasons: dict[str, str] = {}
+    reasons, name = {}, quantity(target).label
     for r in results:
         if r.label not in goal:
-            other = f"its {quantity(target).label} was measured under another protocol"
-            reasons[r.label] = (r.failed
-                                or (other if target in r.numbers else f"it has no {quantity(target).label}"))
+            other = f"its {name} was measured under another protocol"
+            reasons[r.label] = r.failed or (other if target in r.numbers else f"it has no {name}")
         elif r.failed:
             reasons[f"{r.label}, seed {r.seed}"] = r.failed
     return [f"`{label}`: {why}" for label, why in reasons.items()]
@@ -104,8 +100,7 @@ def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
     """Spearman's rho of every metric with its interval over rows, strongest on top; small dots: seeds."""
     shown = list(reversed(ranked))
     labels = [quantity(c.metric).label or c.metric for c in shown]
-    figure = go.Figure()
-    figure.add_vline(x=0, line={"color": "#888", "width": 1})
+    figure = go.Figure().add_vline(x=0, line={"color": "#888", "width": 1})
     figure.add_scatter(
         x=[c.rho for c in shown], y=labels, mode="markers", name="over means of rows", marker={"size": 10, "color": primitives.PALETTE[0]},
         error_x={
@@ -123,21 +118,14 @@ def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
 
 def scatters(results: Sequence[Result], metrics: Sequence[str], target: str) -> go.Figure:
     """Target against metric, a panel per metric, a line over the seeds per row."""
-    goal, labels = values(results, target), list(dict.fromkeys(r.label for r in results))
-    runs_of = {r.label: r.run for r in results}
-    styles = compare_page.row_styles([(label, runs_of[label]) for label in labels])
-    figures = []
+    goal, styles, figures = values(results, target), compare_page.row_styles(results), []
     for metric in metrics:
         mine, figure = values(results, metric), go.Figure()
-        for label in [label for label in labels if label in goal and label in mine]:
+        for label in [label for label in styles if label in goal and label in mine]:
             seeds = [s for s in goal[label] if s in mine[label]]
             x, y = [mine[label][s] for s in seeds], [goal[label][s] for s in seeds]
-            colour, again = styles[label]
-            marker = {"size": 9, "color": colour,
-                      "symbol": compare_page.SYMBOLS[again % len(compare_page.SYMBOLS)]}
-            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour, "width": 1},
-                               marker=marker)
-        figure.update_layout(title=quantity(metric).head)
-        figure.update_yaxes(title=quantity(target).label)
-        figures.append(figure)
+            line, marker = styles[label]
+            figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, marker={**marker, "size": 9},
+                               line={"color": line["color"], "width": 1})
+        figures.append(primitives.framed(figure, None, quantity(target).label, quantity(metric).head))
     return primitives.panels(figures, columns=3)

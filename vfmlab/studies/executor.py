@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -78,13 +78,14 @@ def phase_nodes(phases: Sequence[config.Phase], root: Path, label: str, retry: b
     nodes, now = [], time.time()
     for phase in phases:
         key, name = str(root / phase.id), f"{label} {phase.stage}"
-        given = {"recipe": phase.recipe.model_dump(mode="json"), "root": str(root)}
-        given, units = given | {"retry": retry, "since": now}, max(1, phase.budget)
+        recipe = phase.recipe.model_dump(mode="json")
+        given = {"recipe": recipe, "root": str(root), "retry": retry, "since": now}
+        units = max(1, phase.budget)
         nodes.append(Node(key, phase.kind, name, train_phase, given, needs, units=units, folder=key))
         needs = (key,)
         if evaluate:
-            given = {"run": phase.id, "root": str(root)}
-            nodes.append(Node(report_key(key), "evaluation", f"{name} report", evaluate_run, given, needs))
+            given = {"ref": phase.id, "root": str(root)}
+            nodes.append(Node(report_key(key), "evaluation", f"{name} report", api.evaluate, given, needs))
     return nodes
 
 
@@ -106,17 +107,12 @@ def train_phase(recipe: dict[str, Any], root: str, retry: bool, since: float) ->
         raise TrainingError(status.message + ("" if retry else " (failed before; --retry trains it again)"))
     while True:
         try:
-            for _ in api.train(run, root):
-                pass
+            deque(api.train(run, root), maxlen=0)
             return
         except RunBusy:
             if stopping(str(folder.path)):
                 raise Stopped("stopped on request") from None
             time.sleep(POLL)
-
-
-def evaluate_run(run: str, root: str) -> None:
-    api.evaluate(run, root)
 
 
 # -- on a worker -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ what lies between two points is in `vfmlab.studies.interpolate`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +69,10 @@ class Disturbance:
     def __post_init__(self) -> None:
         if not 0 <= self.sigma <= 10:  # NaN fails too
             raise ConfigError(f"sigma = {self.sigma}: noise is between 0 and 10 standard deviations")
-        for name, value, high in (("channels", self.channels, None), ("bits", self.bits, 16)):
-            if value is not None and (value < 1 or (high is not None and value > high)):
-                most = f" to {high}" if high else ""
-                raise ConfigError(f"{name} = {value}: give a whole number from 1{most}, or nothing")
+        for name, value, most in (("channels", self.channels, math.inf), ("bits", self.bits, 16)):
+            if value is not None and not 1 <= value <= most:
+                to = f" to {most}" if most < math.inf else ""
+                raise ConfigError(f"{name} = {value}: give a whole number from 1{to}, or nothing")
 
     @property
     def rounds(self) -> bool:
@@ -168,8 +169,8 @@ def layer_maps(model: Tokenizer | VisionModel, images: Images,
     """
     if isinstance(model, VisionModel):
         x = images if isinstance(images, Tensor) else api.read_images(images, model.size)
-        return {f"layer {k}": m.cpu() for k,
-                m in model.features(x.to(model.mean.device), layers).maps.items()}
+        maps = model.features(x.to(model.mean.device), layers).maps
+        return {f"layer {k}": value.cpu() for k, value in maps.items()}
     x = api.images_for(model, images)
     maps = {} if model.vfm is None else layer_maps(model.vfm, x, layers)
     own = model.own_features(x.to(model.stat_mean.device))
@@ -212,13 +213,12 @@ def marked(images: Tensor, query: tuple[float, float]) -> Tensor:
     return out
 
 
-def channel_maps(z: Tensor, size: int, first: int = 0, count: int | None = None) -> Tensor:
-    """Channels of one latent C h w (or 1 C h w) as grey images K 3 `size` `size`.
+def channel_maps(z: Tensor, size: int, count: int | None = None) -> Tensor:
+    """The first `count` channels (None: all) of one latent 1 C h w as grey images K 3 `size` `size`.
 
-    Black is -2.5, white 2.5 standard deviations. first, count: which channels, from 0; None: all.
+    Black is -2.5, white 2.5 standard deviations.
     """
-    z = z[0] if z.ndim == 4 else z
-    return grey(z[first : None if count is None else first + count] / SHOWN_STD, size)
+    return grey(z[0, :count] / SHOWN_STD, size)
 
 
 # -- neighbours ----------------------------------------------------------------------
@@ -229,13 +229,10 @@ def bank(tokenizer: Tokenizer, cfg: config.Data, n: int = 500, seed: int = 0) ->
     """Latents of a seeded choice of `n` held-out images (all, where there are fewer), labels and source."""
     source = data.open_source(cfg, "val")
     which = torch.randperm(len(source), generator=generator("bank", seed))[:n].sort().values
-    z, labels, used = [], [], []
-    for part in which.split(CPU_PART):
-        batch = source.batch(part)
-        z.append(encode(tokenizer, data.to_float(batch.images)))
-        labels.append(batch.labels)
-        used.append(batch.indices)
-    return Maps(torch.cat(z), torch.cat(labels), torch.cat(used), source)
+    batches = [source.batch(part) for part in which.split(CPU_PART)]
+    z = torch.cat([encode(tokenizer, data.to_float(batch.images)) for batch in batches])
+    labels, used = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("labels", "indices"))
+    return Maps(z, labels, used, source)
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,12 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
             shown[f"{row.label if len(stages) == 1 else phase.stage}\n{psnr.mean():.1f} dB"] = restored
         shown["error x4"] = primitives.error_map(images, restored)
         files[row.label] = folder / f"{stem}_{slug(row.label)}.png"
-        _save(sheet(shown), files[row.label])
-        if images.shape == overview.setdefault("original",
-                                               images).shape and images.equal(overview["original"]):
+        runs.write_atomic(files[row.label], primitives.png(sheet(shown), optimize=True))
+        if images.equal(overview.setdefault("original", images)):
             overview[f"{row.label}\n{psnr.mean():.1f} dB"] = restored
     if len(overview) > 2:
         files[""] = folder / f"{stem}.png"
-        _save(sheet(overview), files[""])
+        runs.write_atomic(files[""], primitives.png(sheet(overview), optimize=True))
     return files
 
 
@@ -78,8 +77,3 @@ def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with runs.beside(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)

@@ -6,9 +6,9 @@ protocols are never put into one table, one curve or one cloud.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -16,18 +16,15 @@ from vfmlab.errors import ConfigError, nearest
 from vfmlab.evaluation.number import CURVE, TABLE, Number, groups, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
-from vfmlab.studies.results import Result, courses, curve_names, head, scan
-
-collect = scan
+from vfmlab.studies.results import Result, courses, head
 
 
 def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """(heading, note, rows) of one table per protocol: a row per run, best generation first."""
     made = []
     for part in groups(results):
-        followed = quantities(CURVE)
-        used = [k for k in (*followed, *(k for k in quantities(TABLE) if k not in followed))
-                if any(k in r.numbers for r in part)]
+        named = dict.fromkeys((*quantities(CURVE), *quantities(TABLE)))
+        used = [k for k in named if any(k in r.numbers for r in part)]
         one, rows = max(part, key=lambda r: len(r.protocol)), []
         for r in sorted(part, key=_order):
             row: dict[str, Any] = {"run": r.run, "method": r.method, "seed": r.seed}
@@ -45,28 +42,23 @@ def tables(results: Sequence[Result]) -> list[tuple[str, str, list[dict[str, Any
 
 
 def _order(r: Result) -> tuple[float, float, str]:
-    last = Number(float("inf"))
-    return r.numbers.get("gfd", last).value, r.numbers.get("rfd", last).value, r.run
+    gfd, rfd = (r.numbers[k].value if k in r.numbers else math.inf for k in ("gfd", "rfd"))
+    return gfd, rfd, r.run
 
 
 def metrics(results: Sequence[Result]) -> list[str]:
     """Names of all numbers that at least one record has, those of tables first."""
     there = dict.fromkeys(k for r in results for k in (*r.numbers, *r.instruments))
-    return [*(k for k in quantities(TABLE) if k in there), *(k for k in there if k not in quantities(TABLE))]
+    return list(dict.fromkeys([*(k for k in quantities(TABLE) if k in there), *there]))
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A run in a cloud."""
 
     run: str
     method: str
     x: Number
     y: Number
-
-    @property
-    def protocols(self) -> tuple[str | None, str | None]:
-        return self.x.protocol, self.y.protocol
 
 
 def cloud(results: Sequence[Result], x: str, y: str) -> list[list[Point]]:
@@ -93,16 +85,13 @@ def scatter(points: Sequence[Point], x: str, y: str) -> go.Figure:
     figure = go.Figure()
     for method in dict.fromkeys(p.method for p in points):
         mine = [p for p in points if p.method == method]
-        figure.add_trace(go.Scatter(
+        figure.add_scatter(
             x=[p.x.value for p in mine], y=[p.y.value for p in mine], customdata=[p.run for p in mine], name=method, mode="markers",
             marker={"size": 13, "color": primitives.colour(method), "line": {"width": 1, "color": "#fff"}},
             hovertemplate="%{customdata}<br>" + f"{x} %{{x:.4g}}, {y} %{{y:.4g}}<extra></extra>",
-        ))  # fmt: skip
-    figure.update_xaxes(title=quantity(x).head)
-    figure.update_yaxes(title=quantity(y).head)
-    look = {"height": 400, "margin": {"l": 56, "r": 12, "t": 16, "b": 44},
-            "legend": {"orientation": "h", "y": -0.22}}
-    return figure.update_layout(template=primitives.TEMPLATE, **look)
+        )  # fmt: skip
+    figure = primitives.framed(figure, quantity(x).head, quantity(y).head, height=400)
+    return figure.update_layout(legend={"orientation": "h", "y": -0.22})
 
 
 def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
@@ -117,15 +106,15 @@ def convergence(results: Sequence[Result], metric: str = "gfd") -> go.Figure:
     if metric not in quantities(CURVE):
         raise ConfigError(f"'{metric}' is not measured during training{nearest(metric, quantities(CURVE))}")
     figure, names = primitives.curves({}, x="images seen by the diffusion model", y=quantity(metric).head), []
-    curves = [(r, c) for r, c in courses(results, metric)] if metric in curve_names(results) else []
+    curves = courses(results, metric)
     for r, c in curves:
         if c.samples:
             variants = list(dict.fromkeys(o.name for o, _ in curves if o.method == r.method))
             dash = ("solid", "dash", "dot", "dashdot", "longdash")[variants.index(r.name) % 5]
-            figure.add_trace(go.Scatter(
+            figure.add_scatter(
                 x=c.samples, y=c.values, customdata=[r.run] * len(c.samples), name=r.name, legendgroup=r.name, showlegend=r.name not in names,
                 mode="lines+markers", line={"color": primitives.colour(r.method), "dash": dash}, hovertemplate="%{customdata}<br>%{y:.4g}<extra></extra>",
-            ))  # fmt: skip
+            )  # fmt: skip
             names.append(r.name)
     missing = sum(c.left_out for _, c in curves)
     title = f"{missing} points of other protocols, or without one, are left out" if missing else None

@@ -52,12 +52,11 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
                           "of='tokenizer'")
     if run is None and data is None:
         raise ConfigError(f"'{ref}' has no images of its own: give data=..., for example data=run.data")
+    given = data.model_dump(mode="json") if isinstance(data, config.Data) else data or {}
     changes = {f"protocol.{key}": value for key, value in (protocol or {}).items()}
-    if data is not None:
-        changes |= {f"data.{key}": value
-                    for key, value in (data.model_dump(mode="json") if isinstance(data, config.Data)
-                                       else data).items()}
-    changed = config.override(run or _shell(), changes)
+    changes |= {f"data.{key}": value for key, value in given.items()}
+    empty = {"name": "vfm", "pretrain": {}, "train": {"samples": 1}}  # to hold what is given for a `vfm:`
+    changed = config.override(run or config.parse(empty), changes)
     images, settings = changed.data, changed.protocol
     wanted = base.choose(names, kind, str(ref))
     built_on = run.vfm.name if run is not None and run.vfm is not None else None
@@ -78,9 +77,8 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
     missing = [name for name in wanted if again or report is None or name not in report.instruments]
     if missing:
         space = reference.Reference(open_space(theirs, images.size, root).to(api.device()))
-        more = {"store": where / "features"}
-        new = base.measure(_open(kind, ref, run, folder, layer, root, images, settings, space, more), missing,
-                           progress)
+        opened = _open(kind, str(ref), folder, layer, root, images, settings, space, where / "features")
+        new = base.measure(opened, missing, progress)
         new = new.replace(run=folder.id if folder is not None else str(ref))
         report = number.save(path, new if report is None else report.joined(new))
     parts = [INSTRUMENTS.get(name) for name in wanted]
@@ -107,26 +105,19 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.Ru
     return "vfm", run, folder, -1
 
 
-def _shell() -> config.Recipe:
-    """A run to apply dotted changes to, where there is none."""
-    return config.parse({"name": "vfm", "pretrain": {}, "train": {"samples": 1}})
-
-
-def _open(kind: str, ref: Any, run: config.Phase | None, folder: runs.RunDir | None, layer: int,
-          root: str | Path, images: config.Data, settings: config.Protocol, theirs: reference.Reference,
-          more: dict[str, Any]) -> subject.Subject:
+def _open(kind: str, ref: str, folder: runs.RunDir | None, layer: int, root: str | Path, images: config.Data,
+          settings: config.Protocol, theirs: reference.Reference, store: Path) -> subject.Subject:
+    more = {"folder": folder, "store": store}
     if kind == "tokenizer":
         tokenizer = api.load_tokenizer(folder.path, root, ema=settings.ema)
-        return subject.of_tokenizer(tokenizer, images, settings, theirs, folder.id, folder=folder, **more)
+        return subject.of_tokenizer(tokenizer, images, settings, theirs, folder.id, **more)
     if kind == "diffusion":
         loaded = api.load_diffusion(folder.path, root, ema=settings.ema)
         return subject.of_diffusion(loaded.network, loaded.tokenizer, images, settings, theirs,
-                                    loaded.num_classes, folder.id, folder=folder, **more)
-    if folder is not None:
-        section = config.VFM(name="pocket", weights=str(folder.path))
-    else:
-        name = str(ref).removeprefix("vfm:").partition("@")[0]
-        section = config.VFM(name=name, upscale=vfm.facts(name).side / images.size)
+                                    loaded.num_classes, folder.id, **more)
+    name = ref.removeprefix("vfm:").partition("@")[0]
+    section = (config.VFM(name="pocket", weights=str(folder.path)) if folder is not None
+               else config.VFM(name=name, upscale=vfm.facts(name).side / images.size))
     with torch.no_grad():
         model = vfm.build(section, images.size).to(api.device())
-    return subject.of_vision_model(model, images, settings, theirs, layer, folder=folder, **more)
+    return subject.of_vision_model(model, images, settings, theirs, layer, **more)

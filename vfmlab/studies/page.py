@@ -6,7 +6,6 @@ only parts that bring their own HTML are tables and figures.
 
 from __future__ import annotations
 
-import base64
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +40,7 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-        return "data:image/png;base64," + base64.b64encode(data).decode()
+        return primitives.data_uri(self.source if isinstance(self.source, bytes) else self.source.read_bytes())
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,14 @@ def less(a: Values, b: Values) -> Comparison:
     overlap."""
     (low, high), (low_, high_) = _range(a), _range(b)
     spreads = high > low or high_ > low_
-    holds = None if spreads and high >= low_ and high_ >= low else _mean(a) < _mean(b)
+    holds = None if spreads and high >= low_ and high_ >= low else mean(_all(a)) < mean(_all(b))
     return Comparison(holds, f"{_text(a)} < {_text(b)}")
 
 
 def close(a: Values, b: Values, within: float) -> Comparison:
     """Whether the means differ by at most `within`."""
-    return Comparison(abs(_mean(a) - _mean(b)) <= within, f"{_text(a)} and {_text(b)}, within {within:g}?")
+    holds = abs(mean(_all(a)) - mean(_all(b))) <= within
+    return Comparison(holds, f"{_text(a)} and {_text(b)}, within {within:g}?")
 
 
 def verdicts() -> primitives.Table:
@@ -56,13 +57,12 @@ def verdicts() -> primitives.Table:
     for statement, holds in _made.items():
         try:
             found = holds()
+            found = found if isinstance(found, Comparison) else Comparison(bool(found), "")
+            verdict = "undecided" if found.holds is None else "right" if found.holds else "wrong"
+            numbers = found.numbers
         except (LookupError, NameError, VfmlabError) as error:
-            rows.append({"prediction": statement, "verdict": "not measured",
-                         "numbers": f"{type(error).__name__}: {error}"})
-            continue
-        found = found if isinstance(found, Comparison) else Comparison(bool(found), "")
-        verdict = "undecided" if found.holds is None else "right" if found.holds else "wrong"
-        rows.append({"prediction": statement, "verdict": verdict, "numbers": found.numbers})
+            verdict, numbers = "not measured", f"{type(error).__name__}: {error}"
+        rows.append({"prediction": statement, "verdict": verdict, "numbers": numbers})
     return primitives.table(rows or [{"prediction": "none was made", "verdict": "", "numbers": ""}])
 
 
@@ -82,10 +82,6 @@ def _all(values: Values) -> list[float]:
     return found
 
 
-def _mean(values: Values) -> float:
-    return mean(_all(values))
-
-
 def _range(values: Values) -> tuple[float, float]:
     found, spread = _all(values), (values.spread or 0.0) if isinstance(values, Number) else 0.0
     return min(found) - spread, max(found) + spread
@@ -93,5 +89,5 @@ def _range(values: Values) -> tuple[float, float]:
 
 def _text(values: Values) -> str:
     low, high = _range(values)
-    middle = primitives.number(_mean(values))
+    middle = primitives.number(mean(_all(values)))
     return middle if low == high else f"{middle} ({primitives.number(low)} to {primitives.number(high)})"

@@ -28,15 +28,10 @@ Curves = dict[str, tuple[list[float], list[float]]]  # name -> (x, y), as `primi
 def _features(vfm: VisionModel, cfg: config.Data, n: int) -> tuple[dict[int, Tensor], Tensor, Tensor]:
     """Maps N C h w of each layer, images N 3 S S and labels N of the first `n` held-out images."""
     source = data.open_source(cfg, "val")
-    maps: dict[int, list[Tensor]] = {layer: [] for layer in vfm.layers}
-    images, labels = [], []
-    for part in torch.arange(min(n, len(source))).split(100):
-        batch = source.batch(part)
-        images.append(data.to_float(batch.images))
-        labels.append(batch.labels)
-        for layer, value in vfm.features(images[-1], vfm.layers).maps.items():
-            maps[layer].append(value.float())
-    return {layer: torch.cat(parts) for layer, parts in maps.items()}, torch.cat(images), torch.cat(labels)
+    batch = source.batch(torch.arange(min(n, len(source))))
+    images = data.to_float(batch.images)
+    parts = [vfm.features(part, vfm.layers).maps for part in images.split(100)]
+    return {k: torch.cat([maps[k].float() for maps in parts]) for k in vfm.layers}, images, batch.labels
 
 
 def probe_layers(vfms: Mapping[str, VisionModel], cfg: config.Data, n: int = 1000,
@@ -47,8 +42,8 @@ def probe_layers(vfms: Mapping[str, VisionModel], cfg: config.Data, n: int = 100
         maps, _, labels = _features(vfm, cfg, n)
         for layer, value in maps.items():
             accuracy = probes.probe(value.mean((2, 3)), labels, seed=seed)
-            record = {"VFM": name, "layer": layer, "linear probe": accuracy["linear"], "kNN": accuracy["knn"]}
-            records.append(record | {"images": len(labels)})
+            records.append({"VFM": name, "layer": layer, "linear probe": accuracy["linear"],
+                            "kNN": accuracy["knn"], "images": len(labels)})
     return records
 
 
@@ -71,9 +66,8 @@ def linear_decodability(vfm: VisionModel, cfg: config.Data, n: int = 1000) -> li
         x, y = (m.permute(0, 2, 3, 1).flatten(1, 2).double() for m in (value, patches))
         read = Ridge(x[:half].flatten(0, 1)).fit(y[:half].flatten(0, 1))
         error = (read(x[half:].flatten(0, 1)) - y[half:].flatten(0, 1)).square().mean() / 4
-        grid = "{}x{}".format(*value.shape[-2:])
-        records.append({"features": name, "channels": value.shape[1], "grid": grid,
-                        "PSNR (dB)": float(decibels(error))})
+        records.append({"features": name, "channels": value.shape[1],
+                        "grid": "{}x{}".format(*value.shape[-2:]), "PSNR (dB)": float(decibels(error))})
     return records
 
 

@@ -42,8 +42,7 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
     page = Page(title, QUESTION, verdict(results), lead, definitions())
     images, _, _ = data.examples(first.data, SHOWN, seed)
 
-    with_vfm = next((run for run in chosen.values() if run.vfm is not None), None)
-    if with_vfm is not None:
+    if with_vfm := next((run for run in chosen.values() if run.vfm is not None), None):
         model = vfm.build(with_vfm.vfm, with_vfm.data.size)
         note = "Principal components of the features, early to late layers."
         page.add("What the frozen VFM sees", note, show.features(model, images))
@@ -60,15 +59,14 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
     if diffusion:
         page.add("Samples", "One image of each class from the same noise in every row, below real images of these classes.",
                  _samples(first, diffusion, root, seed))  # fmt: skip
-        part = compare_page.over_training(results)
         page.add("Quality over training",
-                 "Measured on EMA weights during training, under the protocol of the numbers below.", *part)
+                 "Measured on EMA weights during training, under the protocol of the numbers below.",
+                 *compare_page.over_training(results))
         page.add("Generation in numbers", _protocols(reports), primitives.table(report_records(reports)))
         page.add("Reconstruction against generation", "Each point is a run.", figures.trade_off(reports))
     phases = [phase for run in chosen.values() for phase in run.phases() if phase.imported is None]
     for kind in ("tokenizer", "diffusion", "ar"):
-        part = [runs.open_run(phase.id, root) for phase in phases if phase.kind == kind]
-        if part:
+        if part := [runs.open_run(phase.id, root) for phase in phases if phase.kind == kind]:
             note = "One panel per metric, one line per run (of a recipe in stages: per stage)."
             page.add(f"Training curves: {kind}", note, figures.training_curves(part))
     configs = [Folded(f"{name}: config of {run.id}", run.model_dump_json(indent=1))
@@ -85,7 +83,10 @@ def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: s
     """Real images of the classes, then each run's samples at its own guidance and at `GUIDANCE`."""
     source = data.open_source(first.data, "val")
     classes = min(CLASSES, source.num_classes)
-    shown = {"real": _real(source, classes)}
+    batch = source.batch(torch.arange(min(len(source), 512)))
+    images, firsts = data.to_float(batch.images), [(batch.labels == k).nonzero() for k in range(classes)]
+    real = [images[rows[0, 0]] if len(rows) else torch.ones_like(images[0]) for rows in firsts]
+    shown = {"real": torch.stack(real)}  # the first held-out image of each class, white where there is none
     for name, folder in diffusion.items():
         own = folder.config().protocol.guidance.scale
         for scale in dict.fromkeys((own, GUIDANCE)):
@@ -93,14 +94,6 @@ def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: s
             shown[f"{name}\nguidance {scale:g}"] = show.class_samples(
                 folder.path, root, seed=seed, limit=classes, **how)
     return _picture(shown, "samples", source.class_names)
-
-
-def _real(source: data.ImageSource, classes: int) -> Tensor:
-    """The first held-out image of each class, [classes 3 S S]; white where there is none."""
-    batch = source.batch(torch.arange(min(len(source), 512)))
-    images, blank = data.to_float(batch.images), torch.ones_like(data.to_float(batch.images[0]))
-    of_class = [(batch.labels == k).nonzero().flatten().tolist() for k in range(classes)]
-    return torch.stack([images[rows[0]] if rows else blank for rows in of_class])
 
 
 def _picture(groups: Mapping[str, Tensor], caption: str, columns: list[str] | None = None) -> Picture:

@@ -26,7 +26,6 @@ from vfmlab.evaluation.number import (
     Number,
     Quantity,
     Report,
-    groups,
     quantities,
 )
 from vfmlab.studies.rows import Row
@@ -151,34 +150,29 @@ def collect(rows: Sequence[Row], root: str | Path, failed: Mapping[str, str] | N
     failed: id of a row's last phase -> why its training failed.
     """
     built: dict[str, dict[str, Any]] = {}  # seeds of a row have one size
-    return [_row(row, Path(root), dict(failed or {}), built) for row in rows]
+    return [_row(row, Path(root), failed or {}, built) for row in rows]
 
 
-def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str, Any]]) -> Result:
-    last = row.phases[-1]
-    result, why = _begin(last, last.id).replace(label=row.label), failed.get(last.id)
+def _row(row: Row, root: Path, failed: Mapping[str, str], built: dict[str, dict[str, Any]]) -> Result:
+    last, why = row.phases[-1], []
+    result = _begin(last, last.id).replace(label=row.label)
     try:
         built[row.label] = built.get(row.label) or sizes(row)
         result = result.replace(**built[row.label])
     except VfmlabError as error:
-        why = why or str(error)  # the reason of the training first: it comes from the same config
+        why.append(str(error))
     for phase in row.phases:
         folder = runs.RunDir(root / phase.id)
         state = folder.status() if folder.path.is_dir() else None
         if state is None or state.state != "finished":
-            why = (
-                why
-                or f"run '{phase.id}' is not finished "
-                   f"({f'{state.state}: {state.message}'.strip(': ') if state else 'not begun'})"
-            )
+            how = f"{state.state}: {state.message}".strip(": ") if state else "not begun"
+            why.append(f"run '{phase.id}' is not finished ({how})")
             break
         try:
             report = api.evaluate(phase.id, root)
         except Exception as error:  # whatever it is: the other rows must come out
-            why = (
-                why
-                or f"evaluation of run '{phase.id}': {(str(error).splitlines() or [type(error).__name__])[0]}"
-            )
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            why.append(f"evaluation of run '{phase.id}': {line}")
             break
         result = result.with_report(report, phase.kind)
         stage = Stage(phase.stage, phase.kind, phase.id, round(state.seconds, 1), report.measured)
@@ -186,7 +180,9 @@ def _row(row: Row, root: Path, failed: dict[str, str], built: dict[str, dict[str
         result = result.replace(stages=(*result.stages, stage), seconds={**result.seconds, phase.kind: spent})
         if phase.generator is not None:
             result = result.replace(logged=course.logged(folder))
-    return result.replace(failed=why and why.replace(f"{root}/", ""))
+    # the reason of the training first: the others come from the same config
+    first = failed.get(last.id) or next(iter(why), None)
+    return result.replace(failed=first and first.replace(f"{root}/", ""))
 
 
 def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
@@ -416,8 +412,3 @@ def curve_names(results: Sequence[Result]) -> list[str]:
     """The numbers followed over training that any of these results has logged."""
     return [name for name in quantities(CURVE) if any(r.logged.get(name) for r in results)]
 
-
-__all__ = [
-    "Result", "Stage", "best", "collect", "courses", "curve_names", "curve_records", "groups", "head", "labels", "means", "read", "records",
-    "scan", "shown_source", "sizes", "spread", "stage_records", "verdict",
-]  # fmt: skip

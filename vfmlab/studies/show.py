@@ -33,33 +33,30 @@ def describe_run(run: config.Recipe | config.Phase) -> dict[str, Any]:
     """The settings a reader wants to see before a run starts."""
     run = run if isinstance(run, config.Phase) else run.last
     facts: dict[str, Any] = {"run": run.id, "images": f"{run.data.source}, {run.data.size} px"}
-    if run.tokenizer is not None:
-        t = run.tokenizer
-        facts["tokenizer"] = t.method
-        facts["latent"] = t.latent_text(run.data.size)
-        facts["VFM"] = run.vfm.name if run.vfm else "none"
-        facts["losses"] = ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())
+    if (t := run.tokenizer) is not None:
+        facts |= {"tokenizer": t.method, "latent": t.latent_text(run.data.size),
+                  "VFM": run.vfm.name if run.vfm else "none",
+                  "losses": ", ".join(f"{k} {v.weight:g}" for k, v in run.losses.items())}
     if run.generator is not None:
         facts["network"] = run.generator.network.kind
     if run.recipe.parts:
         facts["your own parts"] = ", ".join(f"{k} ({part.source})" for k, part in run.recipe.parts.items())
     if run.imported is not None:
         return facts | {"weights": f"released: {run.imported.name}", "seed": run.seed}
-    facts |= {"images seen": run.budget, "batch": run.train.batch}
-    return facts | {"learning rate": run.train.lr, "seed": run.seed}
+    return facts | {"images seen": run.budget, "batch": run.train.batch, "learning rate": run.train.lr,
+                    "seed": run.seed}
 
 
 def run_card(ref: str | Path, root: str | Path = "runs") -> primitives.Table:
     """What a run is, how far it got, and its numbers with the hash of their protocol."""
     folder = runs.open_run(ref, root)
     status, report = folder.status(), of_run(folder)
-    rows = [{"what": k, "value": v} for k, v in describe_run(folder.config()).items()]
     progress = f"{status.samples:,} of {status.total:,} images, {status.seconds:,.0f} s"
-    rows.append({"what": "state", "value": f"{status.state}, {progress}"})
+    facts = [*describe_run(folder.config()).items(), ("state", f"{status.state}, {progress}")]
     if report is not None:
-        rows += [{"what": v.label, "value": primitives.number(v.value)} for v in report.measured.values()]
-        rows.append({"what": "protocol", "value": f"{report.hash}, N = {report.protocol.get('n')}"})
-    return primitives.table(rows)
+        facts += [(v.label, primitives.number(v.value)) for v in report.measured.values()]
+        facts.append(("protocol", f"{report.hash}, N = {report.protocol.get('n')}"))
+    return primitives.table([{"what": k, "value": v} for k, v in facts])
 
 
 # -- VFM and tokenizer ----------------------------------------------------------------------
@@ -150,8 +147,8 @@ def sample_rows(model: api.LoadedDiffusion | str | Path, root: str | Path = "run
                 variants: Mapping[str, Mapping[str, Any]] = {}, per_class: int = 1,
                 seed: int = 0) -> go.Figure:
     """One row per variant of `api.sample`'s arguments (or `ema`), same noise and classes in every row."""
-    return primitives.rows({k: class_samples(model, root, per_class, seed, **how) for k,
-                            how in variants.items()})
+    drawn = {name: class_samples(model, root, per_class, seed, **how) for name, how in variants.items()}
+    return primitives.rows(drawn)
 
 
 def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12, seed: int = 0,

@@ -58,9 +58,9 @@ def ablation_rows(preset: str, overrides: dict[str, Any] | str, seeds: Sequence[
             if TUNED not in stages:
                 way = "take one of AlignTok's, for example pocket_aligntok"
                 raise ConfigError(f"preset '{preset}' has no stage '{TUNED}'; {way}")
-            run = config.override(run, ABLATIONS[name][0]).model_copy(update={"diffusion": None, "ar": None})
-            if name != BASE:
-                run = run.model_copy(update={"stages": run.stages[: stages.index(TUNED) + 1]})
+            run = config.override(run, ABLATIONS[name][0])
+            own = run.stages if name == BASE else run.stages[: stages.index(TUNED) + 1]
+            run = run.model_copy(update={"diffusion": None, "ar": None, "stages": own})
             rows.append(Row(name, seed, run, "tokenizer"))
     return rows
 
@@ -71,16 +71,22 @@ def plan_records(row: Row) -> list[dict[str, Any]]:
     for phase in row.tokenizers:
         factors = ", ".join(f"{glob} x {factor:g}" for glob, factor in phase.train.lr_for.items())
         losses = ", ".join(f"{name} {term.weight:g}" for name, term in phase.losses.items())
-        record = {"stage": phase.stage, "run": phase.id, "trains": ", ".join(phase.trains), "losses": losses}
-        rate = f"{phase.train.lr:g}" + (f" ({factors})" if factors else "")
-        records.append(record | {"images": phase.budget, "learning rate": rate})
+        records.append({"stage": phase.stage, "run": phase.id, "trains": ", ".join(phase.trains),
+                        "losses": losses, "images": phase.budget,
+                        "learning rate": f"{phase.train.lr:g}" + (f" ({factors})" if factors else "")})
     return records
 
 
 def after(results: Sequence[Result], stage: str = TUNED) -> list[Result]:
     """`results` as they stood after `stage`: the numbers of that stage's run in place of the last one's."""
-    of = {id(result): next((s.numbers for s in result.stages if s.stage == stage), {}) for result in results}
-    return [result.replace(numbers=of[id(result)]) for result in results]
+    return [result.replace(numbers=next((s.numbers for s in result.stages if s.stage == stage), {}))
+            for result in results]
+
+
+def _here(results: Sequence[Result], label: str) -> dict[str, str | None]:
+    """Mean and each seed of the numbers that the paper has too."""
+    values = {key: means(results, key).get(label) for key in HERE}
+    return {HERE[key]: spread(v) if v else None for key, v in values.items()}
 
 
 # -- what the stages buy ----------------------------------------------------------------------
@@ -115,13 +121,13 @@ def stage_records(rows: Sequence[Row], results: Sequence[Result], root: str | Pa
     moved = distances(next(row for row in rows if row.label == BASE), root)
     records = []
     for stage, (rfid, probe) in PAPER_STAGES.items():
-        record: dict[str, Any] = {"after stage": stage}
-        values = {key: means(after(mine, stage), key).get(BASE) for key in HERE}
-        record |= {HERE[key]: spread(v) if v else None for key, v in values.items()}
-        record |= {"latent moved": moved[stage]["latent"], "encoder moved": moved[stage]["encoder"]}
         seconds = [s.seconds for r in mine for s in r.stages if s.stage == stage]
-        record["seconds"] = round(statistics.fmean(seconds)) if seconds else None
-        records.append(record | {"paper: rFID": rfid, "paper: linear probe (%)": probe})
+        records.append({
+            "after stage": stage, **_here(after(mine, stage), BASE),
+            "latent moved": moved[stage]["latent"], "encoder moved": moved[stage]["encoder"],
+            "seconds": round(statistics.fmean(seconds)) if seconds else None,
+            "paper: rFID": rfid, "paper: linear probe (%)": probe,
+        })  # fmt: skip
     return records
 
 
@@ -152,16 +158,13 @@ def latents(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Figure:
 def ablation_records(rows: Sequence[Row], results: Sequence[Result],
                      root: str | Path) -> list[dict[str, Any]]:
     """One record per ablation, all after stage 2: numbers here, distance of the latent, the paper's."""
-    tuned, first = after(results), {row.label: row for row in reversed(rows)}
-    values, records = {key: means(tuned, key) for key in HERE}, []
+    tuned, first, records = after(results), {row.label: row for row in reversed(rows)}, []
     for label in (name for name in ABLATIONS if name in first):
-        record: dict[str, Any] = {"stage 2": label}
-        record |= {HERE[key]: spread(values[key][label]) if label in values[key] else None for key in HERE}
-        if label in values["psnr"]:
+        record: dict[str, Any] = {"stage 2": label, **_here(tuned, label)}
+        if record[HERE["psnr"]]:
             record["latent moved"] = distances(first[label], root)[TUNED]["latent"]
-        rfid, probe, gfid = ABLATIONS[label][1]
-        record |= {"paper: rFID": rfid, "paper: linear probe (%)": probe, "paper: gFID, guided": gfid}
-        records.append(record)
+        paper = zip(("rFID", "linear probe (%)", "gFID, guided"), ABLATIONS[label][1], strict=True)
+        records.append(record | {f"paper: {name}": value for name, value in paper})
     return records
 
 

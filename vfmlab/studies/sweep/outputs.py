@@ -7,6 +7,7 @@ sweep reads them from there. Elsewhere the call shows a line of text, and the pi
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -49,36 +50,28 @@ def result(*reports: Report, images: Any = None, **numbers: float) -> None:
         except (TypeError, ValueError):
             raise ConfigError(f"result: '{name}' = {value!r} is no number") from None
     text = "  ".join(f"{k} –" if v.absent else f"{k} {v.value:.4g}" for k, v in every.items())
-    entries, runs = {k: v.as_json()
-                     for k, v in every.items()}, [report.run for report in reports if report.run]
+    entries, runs = {k: v.as_json() for k, v in every.items()}, [r.run for r in reports if r.run]
     bundle = {MIME: {"numbers": entries, "runs": runs}, "text/plain": f"handed out: {text or 'no numbers'}"}
     if images is not None:
-        bundle["image/png"] = base64.b64encode(_png(images)).decode()
+        if not hasattr(images, "save"):  # a PIL image does not wait for torch
+            import torch
+
+            from vfmlab.plots import primitives
+
+            columns = {"columns": len(images[0])} if isinstance(images, list | tuple) else {}
+            images = primitives.tile(torch.cat(images) if columns else images, **columns)
+        buffer = io.BytesIO()
+        images.save(buffer, "PNG")
+        bundle["image/png"] = base64.b64encode(buffer.getvalue()).decode()
     display(bundle, raw=True)
-
-
-def _png(images: Any) -> bytes:
-    if not hasattr(images, "save"):
-        import torch
-
-        from vfmlab.plots import primitives
-
-        rows = isinstance(images, list | tuple)
-        images = (primitives.tile(torch.cat(images), columns=len(images[0])) if rows
-                  else primitives.tile(images))
-    buffer = io.BytesIO()
-    images.save(buffer, "PNG")  # a PIL image does not wait for torch
-    return buffer.getvalue()
 
 
 def numbers(outcome: Mapping[str, Any]) -> dict[str, Number]:
     """The numbers of a point's result.json; entries that are none are left out."""
     every = {}
     for name, entry in outcome.get("numbers", {}).items():
-        try:
+        with contextlib.suppress(DataError):
             every[name] = Number.from_json(name, entry)
-        except DataError:
-            continue
     return every
 
 

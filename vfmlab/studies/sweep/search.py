@@ -36,13 +36,14 @@ class Study:
     def __init__(self, grid: Grid, code: str, out: Path, direction: str,
                  outcome: Callable[[Point], Outcome | None], check: Callable[[Point], object],
                  refuse: Callable[[Point, str], object]):
-        self.grid, self.code, self.search, self.direction = grid, code, grid.search, direction
+        self.code, self.search, self.direction = code, grid.search, direction
         self.outcome, self.check, self.refuse = outcome, check, refuse
         (self.setting,) = grids.settings(grid)
         self.axes = grid.axes()
         self.space = {".".join(place): _distribution(values) for place, values in self.axes.items()}
+        axes = [[*place, v.model_dump() if isinstance(v, Range) else v] for place, v in self.axes.items()]
         search = self.search.model_dump(exclude={"trials"})
-        definition = [code, self.setting.model_dump(), _plain(self.axes), search, direction]
+        definition = [code, self.setting.model_dump(), axes, search, direction]
         self.file = out / f"search-{config.digest(definition)}.json"
         self.trials: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
         self.running: set[str] = set()
@@ -56,27 +57,24 @@ class Study:
 
     @property
     def left(self) -> int:
-        undecided = [p for p in self.points if self.outcome(p) is None and p.key not in self.running]
-        return len(undecided) + max(self.search.trials - len(self.trials), 0)
+        return len(self._undecided()) + max(self.search.trials - len(self.trials), 0)
+
+    def _undecided(self) -> list[Point]:
+        return [p for p in self.points if self.outcome(p) is None and p.key not in self.running]
 
     def take(self) -> Point | None:
         """The next point to run, or None when there is no further one."""
-        for p in self.points:  # of an interrupted search
-            if self.outcome(p) is None and p.key not in self.running:
-                self.running.add(p.key)
-                return p
-        while len(self.trials) < self.search.trials:
+        while not (waiting := self._undecided()):  # first those of an interrupted search
+            if len(self.trials) >= self.search.trials:
+                return None
             p = self._point(self._draw())
-            if p.key in self.running or self.outcome(p) is not None:
-                continue
-            try:
-                self.check(p)
-            except ConfigError as error:  # a combination that cannot be is a failed trial
-                self.refuse(p, str(error))
-                continue
-            self.running.add(p.key)
-            return p
-        return None
+            if p.key not in self.running and self.outcome(p) is None:
+                try:
+                    self.check(p)
+                except ConfigError as error:  # a combination that cannot be is a failed trial
+                    self.refuse(p, str(error))
+        self.running.add(waiting[0].key)
+        return waiting[0]
 
     def ended(self, point: Point, outcome: Outcome | None) -> None:
         """Raises ConfigError when the objective is not among the numbers, or not measured as before."""
@@ -97,9 +95,9 @@ class Study:
 
     def value(self, point: Point) -> float | None:
         """The objective of a point that is finished and has it."""
-        outcome = self.outcome(point)
-        done = outcome is not None and outcome["state"] == "finished"
-        return outcome["numbers"][self.search.objective]["value"] if done else None
+        outcome = self.outcome(point) or {"state": "open"}
+        finished = outcome["state"] == "finished"
+        return outcome["numbers"][self.search.objective]["value"] if finished else None
 
     def _draw(self) -> dict[str, Any]:
         seed = derive("search", self.search.seed, len(self.trials)) % 2**32
@@ -109,9 +107,9 @@ class Study:
         study = optuna.create_study(direction=self.direction, sampler=sampler)
         for params in self.trials:
             p = self._point(params)
-            value, running = self.value(p), self.outcome(p) is None
-            state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            state = TrialState.RUNNING if running else state
+            value = self.value(p)
+            state = TrialState.RUNNING if self.outcome(p) is None else TrialState.FAIL
+            state = state if value is None else TrialState.COMPLETE
             study.add_trial(create_trial(state=state, value=value, params=params, distributions=self.space))
         params = study.ask(self.space).params
         self.trials.append(params)
@@ -133,7 +131,3 @@ def _distribution(values: list[Any] | Range) -> BaseDistribution:
     if values.whole:
         return IntDistribution(values.low, values.high, log=values.log, step=values.step or 1)
     return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
-
-
-def _plain(axes: dict[tuple[str, str], list[Any] | Range]) -> list[Any]:
-    return [[*place, v.model_dump() if isinstance(v, Range) else v] for place, v in axes.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,25 +22,21 @@ def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict
 
     A value given that shares its name with a number is called `given.NAME`.
     """
-    outcomes = {p.key: folders[p.key].outcome() or {"state": "open", "numbers": {}, "runs": [],
-                                                    "seconds": None, "error": None} for p in points}
-    measured = {p.key: numbers(outcomes[p.key]) for p in points}
-    names = list(dict.fromkeys(name for p in points for name in measured[p.key]))
+    blank = {"state": "open", "numbers": {}, "runs": [], "seconds": None, "error": None}
+    outcomes = {p.key: folders[p.key].outcome() or blank for p in points}
+    found = {p.key: collections.defaultdict(lambda: Number(None), numbers(outcomes[p.key])) for p in points}
+    names = list(dict.fromkeys(name for p in points for name in found[p.key]))
     given = list(dict.fromkeys(name for p in points for name in p.values))
     taken = {*names, "point", "state", "seconds", "error", "runs", "notebook"}
-    blank = Number(None)
-    marked = [name for name in names if any(measured[p.key].get(name, blank).protocol for p in points)]
-    rows = []
-    for p in points:
-        out = outcomes[p.key]
-        row: dict[str, Any] = {"point": p.key, "state": out["state"]}
-        row |= {f"given.{name}" if name in taken else name: p.values.get(name) for name in given}
-        row |= {name: measured[p.key].get(name, blank).value for name in names}
-        row |= {name + PROTOCOL: measured[p.key].get(name, blank).protocol for name in marked}
-        row |= {"seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]),
-                "notebook": f"points/{p.key}/notebook.ipynb"}
-        rows.append(row)
-    return rows
+    marked = [name for name in names if any(found[p.key][name].protocol for p in points)]
+    return [{
+        "point": p.key, "state": out["state"],
+        **{f"given.{name}" if name in taken else name: p.values.get(name) for name in given},
+        **{name: found[p.key][name].value for name in names},
+        **{name + PROTOCOL: found[p.key][name].protocol for name in marked},
+        "seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]),
+        "notebook": f"points/{p.key}/notebook.ipynb",
+    } for p in points for out in [outcomes[p.key]]]  # fmt: skip
 
 
 def write(rows: Sequence[Mapping[str, Any]], out: Path) -> Path:
