@@ -135,17 +135,15 @@ def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
     """
     from vfmlab.training import ar, diffusion, pretrain, tokenizer
 
-    if phase.kind == "pretrain":
-        return pretrain.PretrainTask(phase)
     before = None if phase.parent is None else load_tokenizer(phase.parent, root)
     folder = None if phase.parent is None else runs.open_run(phase.parent, root)
-    if phase.kind == "tokenizer":
-        return tokenizer.TokenizerTask(phase, before, folder)
     latents = runs.root_folder(root) / ".latents"
-    if phase.kind == "ar":
-        return ar.ARTask(phase, before, latents)
-    # what the tokenizer's losses learned goes on too
-    return diffusion.DiffusionTask(phase, before, latents, folder if phase.tuned else None)
+    tuned = folder if phase.tuned else None  # what the tokenizer's losses learned goes on too
+    tasks = {"pretrain": lambda: pretrain.PretrainTask(phase),
+             "tokenizer": lambda: tokenizer.TokenizerTask(phase, before, folder),
+             "diffusion": lambda: diffusion.DiffusionTask(phase, before, latents, tuned),
+             "ar": lambda: ar.ARTask(phase, before, latents)}
+    return tasks[phase.kind]()
 
 
 def evaluate(ref: str | Path, root: str | Path = "runs",

@@ -188,7 +188,7 @@ def block_similarity(row: Row, root: str | Path, n: int = 16,
     """Similarity of blocks over time (`vfmlab.diffusion.reuse`) on a run's own sampling path, unguided."""
     loaded = api.load_diffusion(row.run.id, root)
     sampler = row.run.protocol.sampler.model_copy(update={"solver": "euler", "reuse": None})
-    return reuse.similarity_over_time(loaded.network, lambda network: _draw(loaded, network, sampler, n, seed))
+    return reuse.similarity_over_time(loaded.network, lambda own: _draw(loaded, own, sampler, n, seed))
 
 
 def _draw(loaded: api.LoadedDiffusion, network: torch.nn.Module, sampler: config.Sampler, n: int,

@@ -40,7 +40,8 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        return primitives.data_uri(self.source if isinstance(self.source, bytes) else self.source.read_bytes())
+        source = self.source
+        return primitives.data_uri(source if isinstance(source, bytes) else source.read_bytes())
 
 
 @dataclass(frozen=True)
