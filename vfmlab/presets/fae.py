@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.rae import SMALL_VIT, WIDE_DECODER
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import TINY_DECODER, Tree, base
+from vfmlab.presets.tiers import PHOTO_VFM, TINY_DECODER, Tree, base
 
 FEATURES = {"feature_reconstruction": 1.0, "kl": 1e-6}
 READS, WRITES = ("start.read.*", "start.gain_encode", "start.logvar"), ("start.write.*", "start.gain_decode")
@@ -58,6 +59,14 @@ ROWS = (
              tokenizer={"method": "fae", "channels": 8, "factor": 4, "heads": 4, "head_width": 32, "feature_depth": 1, "linear_start": True,
                         "decoder": WIDE_DECODER}),
         result="docs/results/tokenizers.md", ours="no GAN, as in the other pocket tokenizers",
+    ),
+    Preset(
+        "photo_fae", "FAE (f4d8) on the last block of EfficientNet-Lite0 (320 channels) for 32 px photographs, in two stages with the tier's images in all.",
+        base("photo", vfm=PHOTO_VFM, losses=FEATURES, train__samples=38_400,
+             stages=stages({"l1": 1.0, "l2": 1.0, "multiscale": {"weight": 0.1, "until": 3840}}, linear_start=True),
+             tokenizer={"method": "fae", "layer": -2, "channels": 8, "factor": 4, "heads": 4, "head_width": 32, "feature_depth": 1, "linear_start": True,
+                        "decoder": WIDE_DECODER}),
+        needs=PHOTO_NEEDS, ours="the last block and not the head's 1280 channels, sizes, budgets; no GAN, as in the other tokenizers of the tier",
     ),
     Preset(
         "small_fae", "FAE on DINOv2-S (f4d16) for 32 px images (CIFAR-10), ViT-S pixel decoder, then LightningDiT-S/1.",

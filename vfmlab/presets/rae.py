@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, POCKET_DECODER, SMALL_LOSSES, Tree, base, without
+from vfmlab.presets.tiers import EPOCH, PHOTO_VFM, POCKET_DECODER, SMALL_LOSSES, Tree, base, without
 
 TINY_VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 32}
 TINY_DDT = {"kind": "ddt", "width": 16, "depth": 1, "heads": 2, "head_width": 32, "head_depth": 1,
@@ -24,6 +25,7 @@ POCKET_DDT = {"kind": "ddt", "width": 128, "depth": 4, "heads": 4, "rmsnorm": Fa
 # Noise averages out over channels: the paper's 0.8 for 768, times sqrt(128 / 768). With 0.8 a pocket decoder
 # loses 2 dB.
 POCKET_NOISE = 0.33
+PHOTO_NOISE = 0.5  # by the same rule for 320 channels
 SMALL_VIT = {"kind": "vit", "width": 384, "depth": 12, "heads": 6, "hidden": 1536}
 SMALL_DDT = {"kind": "ddt", "size": "S", "patch": 1, "head_width": 768, "head_depth": 2, "head_heads": 12}
 PAPER_DDT = {"kind": "ddt", "size": "XL", "patch": 1, "head_width": 2048, "head_depth": 2, "head_heads": 16}
@@ -97,6 +99,12 @@ ROWS = (
     Preset(
         "pocket_multi_layer_rae", "pocket_rae on the mean of all four blocks of the pocket VFM.", _pocket("multi_layer_rae", last=4),
         cost=FIFTEEN, result="docs/results/tokenizers.md", ours="K",
+    ),
+    Preset(
+        "photo_rae", "RAE on the last block of EfficientNet-Lite0 (f4d320) for 32 px photographs: only a decoder is trained, then the tier's LightningDiT.",
+        base("photo", vfm=PHOTO_VFM, losses={"l1": 1.0, "l2": 1.0, "multiscale": {"weight": 0.1, "until": 7680}},
+             tokenizer={"channels": 320, "factor": 4, "method": "rae", "noise": PHOTO_NOISE, "linear_start": True, "decoder": WIDE_DECODER}),
+        needs=PHOTO_NEEDS, ours="the tier's generator in place of one with a wide head, the decoder of the other tokenizers in place of a ViT, noise of 0.5, no GAN",
     ),
     Preset("small_rae", "RAE on DINOv2-S (f4d384) for 32 px images (CIFAR-10), ViT-S decoder, then DiT-S/1 with a wide head.", _small("rae"),
            needs=HUB, ours="sizes"),

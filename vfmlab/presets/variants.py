@@ -210,6 +210,17 @@ def _quantiser(kind: str) -> Callable[[Recipe], Changes]:
     return changes
 
 
+def _at_64(run: Recipe) -> Changes:
+    """Images of 64 px with latents and VFM maps on the grids that the recipe has: all by more down-sampling."""
+    finer = 64 / run.data.size
+    changes = {"data.size": 64, "tokenizer.factor": round(run.tokenizer.factor * finer)}
+    if run.vfm is not None:
+        changes["vfm.upscale"] = run.vfm.upscale / finer
+    if widths := getattr(run.tokenizer, "block_out_channels", None):
+        changes["tokenizer.block_out_channels"] = (*widths, *widths[-1:] * round(math.log2(finer)))
+    return changes
+
+
 def _on_a_sphere(run: Recipe) -> Changes:
     """Latents on the sphere of the mean length of a normal vector and the spherical path (HAE's), in fp32;
     solver and cosine term as that path allows."""
@@ -248,6 +259,7 @@ VARIANTS: dict[str, Variant] = {
     "random": Variant("control: a VFM of random weights, as encoder and as target", {"vfm.weights": "random"}, named=True),
     "no_vf": Variant("control: without the VF loss", {"losses.vf.weight": 0.0}, named=True),
     "last_layer": Variant("control: the last of the VFM's layers only", _last_layer, named=True, needs="vfm"),
+    "64px": Variant("images of 64 px on the same latent and VFM grids", _at_64, True, "tokenizer"),
     "sphere": Variant("latents on a sphere, joined with noise along great circles", _on_a_sphere),
     "discrete": Variant("a quantised latent in place of the Gaussian", _discrete, named=True),
     **{kind: Variant(f"the quantiser is {about}", _quantiser(kind), True, "quantiser") for kind, about in (
@@ -271,6 +283,7 @@ PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
         lambda run: getattr(getattr(run.tokenizer, "decoder", None), "kind", None) == "progressive",
         "it changes a progressive decoder, which this run does not have", "pocket_vfm_vae",
     ),
+    "tokenizer": (lambda run: run.tokenizer is not None, "it changes a tokenizer, and the run has none", "pocket_vfm_vae"),
     "diffusion": (lambda run: run.diffusion is not None, "it changes a diffusion model, and the run has none", "pocket_vfm_vae"),
     "quantiser": (
         lambda run: run.tokenizer is not None and run.tokenizer.quantised,
