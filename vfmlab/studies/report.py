@@ -19,9 +19,8 @@ from vfmlab.studies.results import collect, report_records, verdict
 from vfmlab.studies.rows import Row
 
 QUESTION = (
-    "Two tokenizers with the same budget, and the same diffusion model on the latents of each: on whose "
-    "latents does it generate "
-    "better, and is that the tokenizer with the better reconstructions?"
+    "Tokenizers with the same budget, and the same diffusion model on the latents of each: on whose latents "
+    "does it generate better, and is that the tokenizer with the better reconstructions?"
 )
 GUIDANCE = 2.5  # of the second picture of samples
 CLASSES, SHOWN = 10, 8
@@ -39,6 +38,8 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
     results = collect([Row(name, run.seed, run) for name, run in chosen.items()], root)
     names = ", ".join(f"`{folder.id}`" for folder in folders.values())
     lead = f"Images: `{first.data.source}` at {first.data.size} px. Runs: {names}."
+    if generators := dict.fromkeys(generator(run) for run in chosen.values() if run.generator is not None):
+        lead += f" Generator: {'; '.join(generators)}."
     page = Page(title, QUESTION, verdict(results), lead, definitions())
     images, _, _ = data.examples(first.data, SHOWN, seed)
 
@@ -76,6 +77,13 @@ def write(chosen: Mapping[str, config.Recipe], root: str | Path, target: str | P
                  for name, r in every.items()]
     page.add("Configs and protocols", "", *configs, *protocols)
     return page.write(target)
+
+
+def generator(run: config.Recipe) -> str:
+    """Network, optimiser and budget of a recipe's generator, and the guidance of its protocol."""
+    train, network = run.generator.train, run.generator.network
+    budget = "" if train is None else f", {train.optimizer}, {train.samples:,} images"
+    return f"{network.kind}{budget}, guidance {run.protocol.guidance.scale:g}"
 
 
 def _samples(first: config.Recipe, diffusion: Mapping[str, runs.RunDir], root: str | Path,
