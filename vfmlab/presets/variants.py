@@ -211,7 +211,7 @@ def _quantiser(kind: str) -> Callable[[Recipe], Changes]:
 
 
 def _at_64(run: Recipe) -> Changes:
-    """Images of 64 px with latents and VFM maps on the grids that the recipe has: all by more down-sampling."""
+    """Images of 64 px with latents and VFM maps on the grids that the recipe has, by more down-sampling."""
     finer = 64 / run.data.size
     changes = {"data.size": 64, "tokenizer.factor": round(run.tokenizer.factor * finer)}
     if run.vfm is not None:
