@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
-from vfmlab.studies import alignment, compare, probing
+from vfmlab.studies import alignment, compare, probing, reuse
 from vfmlab.widgets import close, expect, less, verdicts
 
 widgets.set_up_notebook()
@@ -206,7 +206,7 @@ times, alike = alignment.block_similarity(split, root)
 figures.similarity_figure(times, alike, encoder=split.run.diffusion.network.depth)
 
 # %%
-records = alignment.reuse_records(split, root)
+records = reuse.records(split.run.id, root)
 primitives.table(records)
 
 # %%

@@ -1,8 +1,9 @@
 # %% [markdown]
-# # Does a codebook stay alive?
+# # Does a codebook stay alive, and how are its codes drawn?
 #
 # **Question.** A quantised tokenizer says an image with a few codes. Why do most entries of a plain codebook
-# die in the first steps, and what brings them back?
+# die in the first steps, and what brings them back? And how does a generator draw an image from them, one
+# code after the other?
 #
 # A token's code is its nearest entry, and only an entry that is chosen gets a gradient. SimVQ
 # (arXiv 2411.02038) makes all entries one linear map of frozen random vectors: a step for one of them moves
@@ -17,15 +18,22 @@ headless = False
 entries = 1024
 steps = 300
 quantisers = "vq,cosine,simvq"  # variants of the preset in section 5; more: fsq, lfq, ema
+draws = 400  # steps of the small generator in section 7
 
 # %%
+import math
+
 import torch
+from torch.nn import functional as F
 
 import vfmlab
 from vfmlab import config, vfm, widgets
+from vfmlab.ar import sampling
+from vfmlab.ar.llamagen import CodeShape
 from vfmlab.evaluation.instruments.codebook import perplexity
 from vfmlab.plots import primitives
-from vfmlab.registry import QUANTIZERS
+from vfmlab.registry import QUANTIZERS, TOKEN_NETWORKS
+from vfmlab.seeding import SampleRandom
 from vfmlab.studies import show
 from vfmlab.widgets import expect, less, verdicts
 
@@ -45,6 +53,9 @@ expect("exactly the chosen entries get a gradient", lambda: torch.equal(moved, c
 expect("SimVQ ends with more entries in use than the plain codebook",
        lambda: less(use["vq"][1][-1], use["simvq"][1][-1]))
 expect("the plain codebook loses entries on the way", lambda: less(use["vq"][1][-1], max(use["vq"][1])))
+expect("the generator's first loss is ln K", lambda: abs(losses[0] - math.log(shape.entries)) < 1e-3)
+expect("what a code follows says more than how often it is there", lambda: less(losses[-1], alone))
+expect("drawn by hand is drawn by the library", lambda: torch.equal(made, library))
 
 # %% [markdown]
 # ## 1. A quantiser by hand
@@ -156,6 +167,68 @@ rebuilt = tokenizer.decode_codes(codes).cpu()
 primitives.rows({"image": images[:8], "codes": rebuilt, "a quarter wrong": spoiled})
 
 # %% [markdown]
+# ## 7. A generator, by hand
+# LlamaGen's transformer, small, reads [class, code 0 .. code T - 2] and gives logits of [code 0 .. code
+# T - 1]; a tenth of the labels is replaced by "no class". *Prediction:* its output begins at zero, so the
+# first loss is ln K; the last is below the entropy of the codes' frequencies, which know no order.
+
+# %%
+torch.manual_seed(seed)
+many, classes, named = vfmlab.data.examples(run.data, n=512, seed=seed + 1)
+shape, device = CodeShape.of(tokenizer), tokenizer.stat_mean.device
+known = torch.cat([tokenizer.codes(part.to(device)) for part in many.split(64)]).cpu()  # N T
+kind, none = TOKEN_NETWORKS.get("llamagen"), int(classes.max()) + 1
+network = kind(kind.Config(width=64, depth=2, heads=4, multiple=32), shape, none).train()
+optimiser, losses = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05), []
+for _ in range(draws):
+    rows = torch.randint(len(known), (32,))
+    given = torch.where(torch.rand(32) < 0.1, none, classes[rows])
+    loss = F.cross_entropy(network(given, known[rows]).flatten(0, 1), known[rows].flatten())
+    optimiser.zero_grad(), loss.backward(), optimiser.step()
+    losses.append(loss.item())
+
+# %%
+often = known.flatten().bincount(minlength=shape.entries) / known.numel()
+alone = float(-(often[often > 0] * often[often > 0].log()).sum())
+print(f"nats a code: ln K {math.log(shape.entries):.2f}, frequencies {alone:.2f}, last loss {losses[-1]:.2f}")
+primitives.curves({"generator": (range(len(losses)), losses)}, x="step", y="nats a code")
+
+# %% [markdown]
+# ## 8. Code by code
+# Each code is drawn where the sum of the probabilities passes a uniform number of the image's own; keys and
+# values of what was drawn stay in a cache. Places that are not drawn yet show the most frequent code.
+# *Prediction:* this loop draws what the library draws.
+
+# %%
+network.eval()
+label = torch.full((4,), int(classes[0]))
+u, cache = SampleRandom(seed, range(4)).rand(shape.tokens), network.cache(4)
+made, frames = torch.full((4, shape.tokens), int(often.argmax())), {}
+logits = network.first(label, cache)  # B K
+for k in range(shape.tokens):
+    made[:, k] = sampling.choose(torch.softmax(logits, dim=1), u[:, k])
+    if (k + 1) % max(1, shape.tokens // 4) == 0:
+        frames[f"{k + 1} codes"] = tokenizer.decode_codes(made.to(device)).cpu()
+    if k + 1 < shape.tokens:
+        logits = network.next(made[:, k], cache)
+library = sampling.sample(network, label, SampleRandom(seed, range(4)))
+assert torch.equal(made, library)
+primitives.rows(frames, title=named[0])
+
+# %% [markdown]
+# ## 9. Guidance
+# Logits under the class, led away from those under none: u + s (c - u). *Prediction:* with s the images of
+# one class become more alike.
+
+# %%
+guided = {}
+for scale in (1.0, 2.0, 6.0):
+    random, strength = SampleRandom(seed, range(4)), config.Guidance(scale=scale)
+    found = sampling.sample(network, label, random, guidance=strength)
+    guided[f"guidance {scale:g}"] = tokenizer.decode_codes(found.to(device)).cpu()
+primitives.rows(guided)
+
+# %% [markdown]
 # ## Predictions
 
 # %%
@@ -178,6 +251,8 @@ verdicts()
 # with a higher PSNR. They need not agree.
 #
 # ## What next
+# A generator at scale on the same codes: `vfmlab train pocket_vqgan+simvq@pocket_ar`, or RAR's network in
+# random orders, `@pocket_rar`; then `vfmlab sample RUN --guidance 2`.
 # More steps, `-p steps 2000`: how far does SimVQ climb? Change the width of section 5 with
 # `-p overrides '{"tokenizer.channels": 4}'`: a plain codebook lives longer in few dimensions.
 # `07_train_diffusion` shows the other kind of generator, which needs no codes.

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vfmlab.ar.llamagen import CodeShape, LlamaGen
 from vfmlab.ar.objective import ARObjective, image_bits
+from vfmlab.ar.rar import RAR
 from vfmlab.ar.sampling import guidance_at, sample, trajectory
 from vfmlab.config import AR, Guidance, TokenSampler
 from vfmlab.errors import ConfigError
@@ -152,6 +153,33 @@ def test_guidance_of_one_or_less_is_none():
     assert rising[2] == pytest.approx(2)
 
 
+@torch.no_grad()
+def test_rar_knows_every_order():
+    torch.manual_seed(0)
+    shape = {"kind": "rar", "width": 16, "depth": 2, "heads": 2, "dropout": 0.0}
+    network, (labels, codes) = awake(RAR(RAR.Config(**shape), GRID, CLASSES)).eval(), inputs()
+    raster = torch.arange(6).expand(4, 6)
+    close(network(labels, codes, raster), network(labels, codes))
+    order = torch.stack([torch.randperm(6, generator=generator("order", i)) for i in range(4)])
+    logits = network(labels, codes, order)
+    close(network(labels[1:2], codes[1:2], order[1:2]), logits[1:2])
+    later = order.clone()
+    later[:, 4:] = order[:, 4:].flip(1)  # the last two places in the other order: step 4 has another target
+    assert torch.equal(network(labels, codes, later)[:, :4], logits[:, :4])
+    assert ((network(labels, codes, later)[:, 4] - logits[:, 4]).abs().amax(1) > 1e-5).all()
+    fresh = RAR(RAR.Config(**shape), GRID, CLASSES)
+    config = AR.model_validate({"network": shape, "train": {"samples": 8}, "permuted": {"until": 8, "raster": 16}})
+    loss, _ = ARObjective(fresh, config)((codes, labels), StepRandom(0, 0, 4), 0)
+    assert loss.item() == pytest.approx(math.log(11), rel=1e-6)
+
+
+def test_rar_has_the_published_sizes():
+    for size, millions in (("B", 261), ("L", 461), ("XL", 955), ("XXL", 1499)):
+        with torch.device("meta"):
+            network = RAR(RAR.Config(size=size), CodeShape(1024, 256, (16, 16)), 1000)
+        assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01), size
+
+
 def test_what_does_not_fit_is_one_line():
     network, (labels, codes) = build(), inputs()
     cache = network.cache(2)
@@ -178,10 +206,21 @@ def test_what_does_not_fit_is_one_line():
 @pytest.mark.parametrize("kind", TOKEN_NETWORKS.names())
 def test_registered_networks_keep_the_contract(kind):
     part = TOKEN_NETWORKS.get(kind)
-    network = awake(part(part.Config(**SMALL), GRID, CLASSES)).train()
+    options = {name: value for name, value in SMALL.items() if name in part.Config.model_fields}
+    network = awake(part(part.Config(**options), GRID, CLASSES)).train()
     labels, codes = inputs()
     logits = network(labels, codes)
     assert logits.shape == (4, 6, 11)
+    with torch.no_grad():  # one token at a time is all at once, and a cache begins anew
+        cache = network.cache(5)
+        for _ in range(2):
+            steps = [network.first(labels, cache), *(network.next(code, cache) for code in codes.T[:-1])]
+        close(torch.stack(steps, 1), network.logits(labels, codes))
+        later = codes.clone()
+        later[:, 3:] = (later[:, 3:] + 1) % 11
+        changed = (network.logits(labels, later) - logits).abs().amax((0, 2))
+        assert torch.equal(changed[:4], torch.zeros(4))
+        assert (changed[4:] > 1e-5).all()
     F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
     dead = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead

@@ -66,12 +66,13 @@ def test_what_was_not_logged_is_a_clear_line(tmp_path):
 
 def test_figures_of_reuse():
     records = [
-        {"encoder at every": 1, "steps": 8, "images a second": 100.0, "gFD": 5.0}, {"encoder at every": 2, "steps": 8, "images a second": 150.0, "gFD": 6.0},
-        {"encoder at every": 1, "steps": 4, "images a second": 200.0, "gFD": 9.0},
+        {"encoder": "every step", "steps": 8, "encodings": 8, "seconds an image": 0.8, "gFD": 5.0},
+        {"encoder": "every 2 steps", "steps": 8, "encodings": 4, "seconds an image": 0.6, "gFD": 6.0},
+        {"encoder": "4 steps", "steps": 4, "encodings": 4, "seconds an image": 0.4, "gFD": 9.0},
     ]  # fmt: skip
     figure = figures.reuse_figure(records)
-    assert [list(trace.x) for trace in figure.data] == [[100.0, 150.0], [100.0, 200.0]]
-    assert list(figure.data[0].text) == ["every 1", "every 2"]
+    assert [list(trace.x) for trace in figure.data] == [[0.6, 0.8], [0.4, 0.8]]
+    assert list(figure.data[0].text) == ["every 2 steps", "every step"]
     matrix = torch.tensor([[1.0, 0.9, 0.5], [0.9, 1.0, 0.8], [0.5, 0.8, 1.0]])
     figure = figures.similarity_figure([1.0, 0.6, 0.2], {1: matrix, 2: matrix}, encoder=1)
     assert list(figure.data[0].x) == [0.6, 0.2]

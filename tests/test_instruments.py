@@ -15,7 +15,7 @@ from vfmlab.config import Data
 from vfmlab.errors import DataError
 from vfmlab.evaluation import linear, lines, reference
 from vfmlab.evaluation.coder import Coder
-from vfmlab.evaluation.instruments import convergence, decoding, geometry, recovery, structure
+from vfmlab.evaluation.instruments import bands, convergence, decoding, geometry, recovery, structure
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, SCALES
 from vfmlab.nn.transforms import resize, turn
 
@@ -286,6 +286,22 @@ def test_segmentation_from_one_image_where_a_channel_holds_the_mask():
     assert recovery.iou(told, masks[1:, :, ::2, ::2]).tolist() == pytest.approx([1.0] * 11)
     noise = recovery.segment(normal(1, 3, 4, 4, seed=2), masks[:1], normal(11, 3, 4, 4, seed=3), 4)
     assert recovery.iou(noise, masks[1:, :, ::2, ::2]).mean() < 0.6
+
+
+@pytest.mark.parametrize("band", bands.BANDS)
+def test_bands_read_a_mask_that_a_channel_holds(band):
+    """By each read-out alike, from 3 images; the global random numbers stay as they are."""
+    cover = (normal(12, 1, 4, 4) > 0).float()
+    masks = torch.nn.functional.interpolate(cover, scale_factor=2, mode="nearest") > 0
+    maps, before = torch.cat([3 * cover - 1, 0.1 * normal(12, 2, 4, 4, seed=1)], 1), torch.get_rng_state()
+    with torch.no_grad():
+        found = bands.segment(maps[:3], masks[:3], maps[3:], 4, band, seed=0)
+        again = bands.segment(maps[:3], masks[:3], maps[3:], 4, band, seed=0)
+    assert recovery.iou(found, masks[3:, :, ::2, ::2]).mean() > 0.95
+    assert torch.equal(found, again)
+    assert torch.equal(before, torch.get_rng_state())
+    noise = bands.segment(normal(3, 3, 4, 4, seed=2), masks[:3], normal(9, 3, 4, 4, seed=3), 4, band, seed=0)
+    assert recovery.iou(noise, masks[3:, :, ::2, ::2]).mean() < 0.6
 
 
 def test_iou_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from urllib.error import URLError
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.losses.adaptive import adaptive_weight
 from vfmlab.losses.base import LossContext, Reconstruction
+from vfmlab.losses.coding_rate import rate, reduction
 from vfmlab.losses.vf import alignment, on_grid
 from vfmlab.nn import transforms
 from vfmlab.registry import LOSSES
@@ -74,7 +76,7 @@ def rows(r, part):
 # What needs nothing but a record. A new loss is tested for free; one that needs more is named here and has a test.
 NEED_MORE = {"lpips": "download", "codebook": "codes", "adversarial": "discriminator", "feature_matching": "discriminator"}
 NEED_MORE |= {"preservation": "an earlier stage", "teacher": "a teacher", "semantic": "a teacher", "token_cosine": "a wide latent"}
-NEED_MORE |= {"cascade": "perturbed latents", "denoising": "a decoder that denoises"}
+NEED_MORE |= {"cascade": "perturbed latents", "denoising": "a decoder that denoises", "coding_rate": "labels, and a whole batch"}
 OFFLINE = [name for name in LOSSES.names() if name not in NEED_MORE]
 
 
@@ -352,3 +354,29 @@ def test_equivariance_path_uses_the_latent_before_the_transform():
     )  # fmt: skip
     loss = make("vf", vfm=FakeVFM())
     assert loss(small).item() == loss(r).item()
+
+
+def test_coding_rate_reduction_by_hand():
+    """Two classes on two axes: log(1 + 1 / e^2) - log(1 + 2 / e^2) / 2. One direction for all: nothing."""
+    axes, labels = torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1])
+    for eps in (0.5, 1.0):
+        assert reduction(axes, labels, eps).item() == pytest.approx(math.log(1 + 1 / eps**2) - math.log(1 + 2 / eps**2) / 2, rel=1e-5)
+        assert reduction(axes, labels * 0, eps).item() == pytest.approx(0, abs=1e-6)
+        assert reduction(axes[:1].expand(4, 2), labels, eps).item() == pytest.approx(0, abs=1e-6)
+    z = torch.randn(5, 7)
+    assert rate(z, 0.5).item() == pytest.approx(rate(torch.cat([z, torch.zeros(5, 9)], 1) * (7 / 16) ** 0.5, 0.5).item(), rel=1e-5)
+
+
+def test_coding_rate_moves_classes_apart():
+    loss, z = make("coding_rate"), nn.Parameter(torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(0)))
+    labels, image = torch.arange(8) % 2, torch.zeros(8, 3, 16, 16)
+    optimizer = torch.optim.Adam([z], 0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(Reconstruction(image, [image], Posterior(z), z, labels=labels)).backward()
+        optimizer.step()
+    unit = F.normalize(z.detach().flatten(1), dim=1)
+    cosines = (unit @ unit.T).abs()
+    assert cosines[labels[:, None] != labels].max() < 0.1, "classes end on orthogonal subspaces"
+    with pytest.raises(ConfigError, match="losses.coding_rate tells classes apart, but this batch has no labels"):
+        loss(Reconstruction(image, [image], Posterior(z), z))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from tiny import COMMON
@@ -168,3 +171,13 @@ def test_paper_recipes_as_released():
     assert {"l1", "lpips", "ssim"}.isdisjoint(losses)
     assert last.train.clip is None
     assert presets.get("paper_rae").diffusion.time.kind == "lognormal"
+
+
+def test_presets_named_beside_published_numbers_exist():
+    text = (Path(__file__).parents[1] / "docs" / "published.md").read_text()
+    named = re.findall(r"`((?:pocket|paper)_\w+)`(?: with `(\+\w+|[\w.]+=\w+)`)?", text)
+    assert len(named) > 15
+    for name, change in named:
+        field, _, value = change.partition("=")
+        recipe = presets.get(name + change) if change.startswith("+") else presets.get(name, {field: json.loads(value)} if value else {})
+        assert recipe.tokenizer is not None, name

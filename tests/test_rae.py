@@ -10,10 +10,11 @@ from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.data import open_source, to_float
 from vfmlab.errors import ConfigError
+from vfmlab.nn.layer_fusion import BoundedFusion, FusionConfig
 from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import measure
+from vfmlab.tokenizers.base import Posterior, measure
 from vfmlab.tokenizers.linear_start import LinearWrite
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
@@ -89,6 +90,76 @@ def test_standardise():
     torch.testing.assert_close(layer.std[1:], x.transpose(0, 1).flatten(1).std(1, correction=0)[1:])
     assert torch.equal(layer(x)[:, 0], torch.zeros(30, 2, 2))  # a constant channel stays finite
     torch.testing.assert_close(layer.inverse(layer(x)), x, atol=1e-3, rtol=1e-5)
+
+
+def test_statistics_of_every_place(model):
+    x, table = torch.randn(30, 3, 2, 2), torch.arange(12.0).view(3, 2, 2)
+    layer = Standardise(3, (2, 2))
+    layer.fit((x * (1 + table) + table).split(7))
+    torch.testing.assert_close(layer.mean, (x * (1 + table) + table).mean(0))
+    torch.testing.assert_close(layer.std, x.std(0, correction=0) * (1 + table))
+    tokenizer = make(model, places=True, noise=0.5, noise_on="raw")
+    batches = list(images(40).split(16))
+    tokenizer.begin(batches)
+    with torch.no_grad():
+        z = torch.cat([tokenizer.posterior(part).mean for part in batches])
+    torch.testing.assert_close(z.mean(0), torch.zeros(128, 4, 4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(128, 4, 4), atol=1e-3, rtol=0)
+    scaled = 2 * z + torch.arange(16.0).view(4, 4)
+    tokenizer.posterior = lambda part: Posterior(scaled[:len(part)])
+    found = measure(tokenizer, [torch.zeros(40, 3, 16, 16)], "x")
+    torch.testing.assert_close(found.mean, scaled.mean(0), atol=1e-4, rtol=0)
+    tokenizer.set_statistics(found)
+    assert tokenizer.normalisation == "places"
+    torch.testing.assert_close(tokenizer.denormalise(tokenizer.normalise(scaled[:2])), scaled[:2], atol=1e-4, rtol=1e-5)
+    z, plain = torch.zeros(6, 128, 4, 4), make(model, noise=0.5)
+    noise = tokenizer.perturb(z, StepRandom(0, 0, 6)) * tokenizer.standardise.std
+    torch.testing.assert_close(noise, plain.perturb(z, StepRandom(0, 0, 6)), atol=1e-5, rtol=1e-4)  # equal before standardising
+    with pytest.raises(ValueError, match="places: latents on a sphere have no statistics of places"):
+        make(model, places=True, radius=8.0)
+
+
+# -- fusion ------------------------------------------------------------------------------------------------------------
+
+
+def test_bounded_fusion():
+    torch.manual_seed(0)
+    maps = [torch.randn(3, 8, 2, 2) for _ in range(7)]
+    last = maps[-1]
+    fusion = BoundedFusion(8, 7, FusionConfig(dropout=(0.0, 0.0, 0.0), caps=(0.01, 0.02, 0.04)))
+    assert fusion.groups == [[0, 1, 2], [3, 4], [5, 6]]
+    moved = (fusion(maps) - last).flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)
+    assert (moved <= 0.07 + 1e-5).all()
+    assert (moved > 0.01).all()
+    free = BoundedFusion(8, 7, FusionConfig(caps=None)).eval()
+    tokens = [m.flatten(2).transpose(1, 2) for m in maps]
+    share = free.router(tokens[-1])
+    share = share / share.norm(dim=-1, keepdim=True)
+    byhand = tokens[-1] + sum(share[..., k, None] * free.experts[k](tokens[k]) for k in range(7))
+    torch.testing.assert_close(free(maps).flatten(2).transpose(1, 2), byhand, atol=1e-5, rtol=1e-5)
+    often = BoundedFusion(8, 7, FusionConfig(dropout=(0.5, 0.0, 0.99))).train()
+    residual = torch.ones(2000, 1, 1)
+    for group, chance in enumerate((0.5, 0.0, 0.99)):
+        assert often.drop(group, residual).mean().item() == pytest.approx(1 - chance, abs=0.04)
+        assert torch.equal(often.eval().drop(group, residual), residual)
+        often.train()
+    for fields in ({"dropout": (1.0, 0.0, 0.0)}, {"caps": (0.0, 1.0, 1.0)}):
+        with pytest.raises(ValueError, match="dropout|caps"):
+            FusionConfig(**fields)
+
+
+def test_rae_with_fusion(model):
+    tokenizer, x = make(model, "multi_layer_rae", last=3, fusion={}), images()
+    tokenizer.eval().begin([x])
+    maps = model.features(x, tokenizer.layers).maps
+    z = tokenizer.posterior(x).mean
+    expected = F.layer_norm(tokenizer.fusion([maps[k] for k in tokenizer.layers]).movedim(1, -1), (128,), eps=1e-6).movedim(-1, 1)
+    torch.testing.assert_close(z, tokenizer.standardise(expected))
+    tokenizer.decode_raw(z)[0].square().mean().backward()
+    assert not [n for n, p in tokenizer.named_parameters() if p.grad is None]
+    assert tokenizer.last_encoder_layer().shape == (128, 512)
+    with pytest.raises(ConfigError, match="tokenizer.fusion joins three groups of layers.*tokenizer.last is 1"):
+        make(model, fusion={})
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------

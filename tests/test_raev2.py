@@ -159,6 +159,8 @@ def test_refusals(stored):
     lone = LightningDiT(LightningDiT.Config(width=16, depth=1, heads=2), SHAPE, 3)
     with pytest.raises(ConfigError, match="guidance.kind 'internal': network 'lightningdit' has no second read-out"):
         sampling.sample(lone, torch.tensor([0]), SampleRandom(0, [0]), guidance=Guidance(kind="internal", scale=2.0))
+    with pytest.raises(ConfigError, match="protocol.guidance.kind 'internal': network 'lightningdit' has no second read-out"):
+        override(presets.get("tiny_rae@tiny_plain_vae"), {"protocol.guidance.kind": "internal"})
     with pytest.raises(ValueError, match="auto-guidance needs the run of a weaker model"):
         Guidance(kind="auto")
     with pytest.raises(ValueError, match="base_depth 4: the stack has blocks 1 to 3"):

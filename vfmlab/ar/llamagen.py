@@ -8,7 +8,7 @@ The release multiplies the class token's query and key by zeros, cosine too: eve
 and it attends to itself. `class_rope` = "identity" leaves them as they are.
 
 Codes in any order (RAR, arXiv 2411.00776) need `target_places`: to the input of each step the place is added
-that is to be predicted, as a learned vector. RAR's own blocks, modulated by the class, are not here.
+that is to be predicted, as a learned vector. RAR's own network is `vfmlab.ar.rar`.
 """
 
 from __future__ import annotations
@@ -119,10 +119,12 @@ class Past:
 
 @dataclass
 class Cache:
-    """Keys and values of tokens drawn so far, block by block. length: inputs seen, the class included."""
+    """Keys and values of tokens drawn so far, block by block. length: inputs seen, the class included.
+    condition: of networks that look at the class at every token."""
 
     blocks: list[Past]
     length: int = 0
+    condition: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -227,14 +229,18 @@ class LlamaGen(nn.Module):
         """Logits of the code after `codes` (long B), which were drawn last: B K."""
         return self._next(self.token_embedding(codes), cache)
 
+    def room(self, rows: int, cache: Cache) -> int:
+        """The number of the next input; :class:`ConfigError` where the cache has no room for it."""
+        if rows > cache.rows:
+            raise ConfigError(f"{rows} sequences, and the cache has room for {cache.rows}; make one with "
+                              f"network.cache({rows})")
+        if cache.length == self.codes.tokens:
+            raise ConfigError(f"all {cache.length} codes are drawn; begin anew with network.first")
+        return cache.length
+
     @torch.no_grad()
     def _next(self, x: Tensor, cache: Cache) -> Tensor:
-        at = cache.length
-        if len(x) > cache.rows:
-            raise ConfigError(f"{len(x)} sequences, and the cache has room for {cache.rows}; make one with "
-                              f"network.cache({len(x)})")
-        if at == self.codes.tokens:
-            raise ConfigError(f"all {at} codes are drawn; begin anew with network.first")
+        at = self.room(len(x), cache)
         x = (x if self.places is None else x + self.places[at])[:, None]
         for block, past in zip(self.blocks, cache.blocks, strict=True):
             x = block(x, self.rope[:, at : at + 1], past, at)

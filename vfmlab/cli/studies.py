@@ -1,4 +1,5 @@
-"""Commands that train many settings: `vfmlab compare`, `correlate`, `claims`, `sweep`, `demo`; and `stop`."""
+"""Commands that train or measure many settings: `vfmlab compare`, `correlate`, `claims`, `reuse`, `sweep`,
+`demo`; and `stop`."""
 
 from __future__ import annotations
 
@@ -120,6 +121,23 @@ def seconds(text: str) -> float:
     if unit is None or not value > 0:
         raise ConfigError(f"--budget '{text}': write a number with s, m or h, for example 90m")
     return value * unit
+
+
+def reuse(run: RunArg, /, root: Root = Path("runs"), out: Path = Path("reuse"),
+          every: tuple[int, ...] = (2, 3, 4), n: int = 500, batch: int = 64) -> int:
+    """What reuse of a split network's encoder saves: gFD against evaluations and seconds, at equal quality.
+
+    Args:
+        out: where to write; .md, .json and .html are added.
+        every: the encoder at every so many-th step; key steps and fewer steps come beside.
+        n: samples of each way, at most as many as the run's protocol has.
+        batch: of the timing.
+    """
+    from vfmlab.studies import reuse as study
+
+    command = shlex.join(["vfmlab", "reuse", run, "--n", str(n), "--every", *map(str, every)])
+    print(f"written: {study.page(run, root, out, command, every, n, batch)}")
+    return 0
 
 
 def sweep(notebook: NotebookArg, /, grid: Path, out: Path | None = None, jobs: Jobs = None,

@@ -18,7 +18,8 @@ Name = Annotated[str | None, tyro.conf.Positional,
 
 def import_(name: Name = None, /, file: Path | None = None, config: Path | None = None,
             statistics: str | None = None, tokenizer: str | None = None, sets: Assignments = (),
-            root: Root = Path("runs"), progress: Progress = "auto", as_json: Json = False) -> int:
+            root: Root = Path("runs"), progress: Progress = "auto", as_json: Json = False,
+            accept_licence: bool = False) -> int:
     """Import released weights into a run that everything else can use.
 
     Args:
@@ -32,9 +33,11 @@ def import_(name: Name = None, /, file: Path | None = None, config: Path | None 
         trained on.
         sets: changes to the run's config, e.g. data.source=folder:PATH vfm.weights=FILE.
         progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
+        accept_licence: the release's non-commercial licence allows what you do; asked on a terminal.
     """
     if name is None:
         return _known(as_json)
+    _agree(name, accept_licence)
     from vfmlab.training.progress import watch
     from vfmlab.weights import import_release
 
@@ -47,6 +50,22 @@ def import_(name: Name = None, /, file: Path | None = None, config: Path | None 
     following = ["eval" if run.generator is None else "sample", run.id, *root_flag(root)]
     print(f"imported {run.id} in {root}\nnext: {shlex.join(['vfmlab', *following])}")
     return 0
+
+
+def _agree(name: str, accepted: bool) -> None:
+    """Non-commercial releases are taken only where the user says that the licence allows it."""
+    import sys
+
+    from vfmlab.weights import table
+
+    licence = table.get(name).licence
+    if accepted or "non-commercial" not in licence:
+        return
+    question = f"'{name}' is released under: {licence}. Does it allow your use? [y/N] "
+    if sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes"):
+        return
+    raise ConfigError(f"'{name}' is released under: {licence}. If it allows your use, say so: "
+                      "--accept-licence")
 
 
 def _known(as_json: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vfmlab.config.section import Section
 
@@ -49,6 +49,22 @@ class Sampler(Section):
     reuse: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
         None, description="run the encoder of a split network only at every so many-th evaluation, or at the "
                           "evaluations listed, from 0; None: always")
+
+    parallel: bool | None = Field(None, description="with reuse: the head's evaluations up to the next "
+        "encoding run as one batch on the state at that encoding (Faster Diffusion); null: one by one")
+
+    @model_validator(mode="after")
+    def _batched(self) -> Sampler:
+        if self.parallel and (self.reuse is None or self.solver != "euler"):
+            raise ValueError(f"parallel: runs the steps that share an encoding as one batch of euler's, here "
+                             f"reuse is {self.reuse} and solver '{self.solver}'; set reuse and solver=euler, "
+                             "or parallel=null")
+        return self
+
+    @field_validator("parallel")
+    @classmethod
+    def _off(cls, parallel: bool | None) -> bool | None:
+        return parallel or None  # one hash for what is the same
 
     @model_validator(mode="after")
     def _keys(self) -> Sampler:

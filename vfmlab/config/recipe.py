@@ -166,6 +166,10 @@ class Recipe(Section):
         if self.diffusion is not None and protocol.token_sampler is not None:
             raise ValueError("protocol.token_sampler is the ar generator's; diffusion samples as "
                              "protocol.sampler says")
+        if self.diffusion is not None and guidance.kind == "internal" and not getattr(
+            self.diffusion.network, "base_depth", None):
+            raise ValueError(f"protocol.guidance.kind 'internal': network '{self.diffusion.network.kind}' "
+                             "has no second read-out; use network.kind=raev2 with base_depth, or kind=null")
         if self.ar is not None and protocol.sampler != Sampler():
             raise ValueError("protocol.sampler is diffusion's; the ar generator draws as "
                              "protocol.token_sampler says, one step a token")

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from vfmlab.config.section import Section, by_name, under
+from vfmlab.config.stale import Stale
 from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS
 
@@ -95,6 +96,8 @@ class TokenizerConfig(Section):
     factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
     radius: float | None = Field(None, gt=0, description="normalised latents lie on a sphere: each token has "
         "this length; null: zero mean and unit variance")
+    places: bool | None = Field(None, description="latent statistics for every place by itself; null: for "
+        "every channel")
     decode_length: float | None = Field(None, gt=0, description="length of the raw tokens that are decoded, "
         "where radius is set; null: the mean over training images")
 
@@ -103,6 +106,9 @@ class TokenizerConfig(Section):
         if self.decode_length is not None and self.radius is None:
             raise ValueError(f"decode_length {self.decode_length:g}: only latents on a sphere have one; set "
                              "radius too, or leave it null")
+        if self.places and self.radius is not None:
+            raise ValueError("places: latents on a sphere have no statistics of places; set places or radius "
+                             "to null")
         return self
 
     @field_validator("channels")
@@ -366,6 +372,7 @@ class Diffusion(Generator):
                                                      "the mode")
     alignment: Alignment | None = Field(None, description="REPA; null: off")
     class_token: ClassToken | None = Field(None, description="REG; null: off")
+    stale: Stale | None = Field(None, description="the head learns on encodings of earlier steps; null: off")
     tune: Tune | None = Field(None, description="REPA-E; null: the tokenizer stays as it is")
 
     @model_validator(mode="after")
@@ -378,6 +385,12 @@ class Diffusion(Generator):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field}: works on the straight path only, not on '{self.path.kind}'; "
                                      f"set {field} or path to null")
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self) -> Diffusion:
+        if self.stale is not None:
+            self.stale.check(self)
         return self
 
     @model_validator(mode="after")

@@ -63,6 +63,8 @@ class Flow:
         noise, t, drop = rng.randn(*z.shape[1:]), path.draw_times(self.config.time, rng), rng.rand()
         labels = torch.where(drop < self.config.class_dropout, network.num_classes, labels)
         along = path.of(network)
+        if self.config.stale is not None:
+            return self._stale(network, along, z, noise, t, labels, rng)
         point = along.interpolate(z, noise, t)
         more: dict[str, Any] = {}
         if self.config.class_token is not None:
@@ -86,6 +88,19 @@ class Flow:
             t, point, prediction, kept,
             along.loss(out.base, point, self.config.cosine_loss) * network.base_weight if second else None,
         )
+
+    def _stale(self, network: nn.Module, along: path.Path, z: Tensor, noise: Tensor, t: Tensor,
+               labels: Tensor, rng: StepRandom) -> Terms:
+        """Losses of a split network's head at several times under one encoding; rows: image by image for the
+        first time, then for the next."""
+        stale = self.config.stale
+        first = along.interpolate(z, noise, t)
+        tokens = network.encode(first.x, first.t, labels)[-1]
+        later = (t[:, None] * (1 - stale.span * rng.rand(stale.heads))).T.flatten()
+        z, noise, tokens = (x.repeat(stale.heads, *[1] * (x.ndim - 1)) for x in (z, noise, tokens))
+        point = along.interpolate(z, noise, later)
+        v, _ = network.head(point.x, point.t, tokens)
+        return Terms(along.loss(v, point, self.config.cosine_loss), None, None, later, point, v, {})
 
     def weigh(self, found: Terms) -> dict[str, Term]:
         """The terms, means over images, with their weights."""

@@ -22,6 +22,11 @@ from vfmlab.errors import ConfigError
 KEYS_50 = (0, 1, 2, 3, 5, 10, 15, 25, 35)  # of 50 steps, as Faster Diffusion's release has them
 
 
+def scaled_keys(steps: int) -> tuple[int, ...]:
+    """The published list for another number of steps: the same places of the way, rounded."""
+    return tuple(sorted({min(steps - 1, round(key * steps / 50)) for key in KEYS_50}))
+
+
 def groups(keys: Sequence[int], steps: int) -> list[list[int]]:
     """Steps that share an encoding: one group from each key step up to the next."""
     ends = [*keys[1:], steps]
@@ -37,6 +42,8 @@ class Reused:
 
     Args:
         network: with `encode(x, t, y) -> [..., tokens]` and `head(x, t, tokens) -> (v, ...)`.
+        grid: times of all evaluations and the end; the head then runs for all that share an encoding as one
+            batch, on the state at the encoding, and later states are not looked at. None: one by one.
 
     Attributes:
         encodings, evaluations: how often the encoder and the head have run.
@@ -45,12 +52,15 @@ class Reused:
         ConfigError: a network that is not split.
     """
 
-    def __init__(self, network: nn.Module, every: int | Sequence[int]):
+    def __init__(
+        self, network: nn.Module, every: int | Sequence[int], grid: Sequence[float] | None = None
+    ):
         if not all(callable(getattr(network, part, None)) for part in ("encode", "head")):
             kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
             raise ConfigError(f"sampler.reuse {every}: network '{kind}' is not split into encoder and head; "
                               "train one with network.kind=ddt, or leave it null")
         self.network, self.every, self.tokens = network, every, None
+        self.grid, self._ahead = grid, []
         self.encodings = self.evaluations = self._since = 0
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -58,9 +68,19 @@ class Reused:
         if self.tokens is None or due or len(self.tokens) != len(x):
             self.tokens, self._since = self.network.encode(x, t, y)[-1], 0
             self.encodings += 1
+            self._ahead = [] if self.grid is None else self._batch(x)
         self._since += 1
         self.evaluations += 1
-        return self.network.head(x, t, self.tokens)[0]
+        return self.network.head(x, t, self.tokens)[0] if self.grid is None else self._ahead.pop(0)
+
+    def _batch(self, x: Tensor) -> list[Tensor]:
+        """Velocities of this evaluation and of those after it that share its encoding, at the state x."""
+        now, total = self.evaluations, len(self.grid) - 1
+        later = (now + self.every,) if isinstance(self.every, int) else [k for k in self.every if k > now]
+        times = self.grid[now:min([total, *later])]
+        n, t = len(times), torch.tensor(times, device=x.device).repeat_interleave(len(x))
+        v, _ = self.network.head(x.repeat(n, 1, 1, 1), t, self.tokens.repeat(n, 1, 1))
+        return list(v.chunk(n))
 
 
 @dataclass

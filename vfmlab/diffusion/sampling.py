@@ -164,11 +164,15 @@ def trajectory(
     if sampler.solver not in along.solvers:
         raise ConfigError(f"sampler.solver '{sampler.solver}' has no form on the path '{along.config.kind}'; "
                           f"choose from: {', '.join(along.solvers)}")
+    grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
     if sampler.reuse is not None:
         if sampler.solver == "dopri5":
             raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use "
                               "euler, heun or sde, or reuse=null")
-        network = Reused(network, sampler.reuse)
+        if sampler.parallel and along.config.kind != "linear":
+            raise ConfigError(f"sampler.parallel on the path '{along.config.kind}': velocities of one state "
+                              "are steps of the straight path only; set parallel=null")
+        network = Reused(network, sampler.reuse, grid if sampler.parallel else None)
     x = along.prior(state.noise(random, noise).to(labels.device, torch.float32))
     scales, velocity = state.scales(guidance), state.velocity(network)
     if guidance.kind is not None:
@@ -183,7 +187,6 @@ def trajectory(
     if sampler.solver == "dopri5":
         total, steps = len(labels), dopri5(field, x)
     else:
-        grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
         total, steps = sampler.steps, SOLVERS[sampler.solver](field, x, grid, random, along)
     for number, (t, x, estimate) in enumerate(steps, 1):
         yield Step(number, total, t, state.latents(x), state.latents(estimate), state.token(x))

@@ -56,6 +56,7 @@ class Reconstruction:
     rebuilt: VFM maps rebuilt from z by tokenizers that do, by layer, B D h' w'.
     taught: code and maps of the tokenizer's teacher, of those that have one.
     denoising: velocity's squared error and noisy state of decoders that denoise.
+    labels: long B, the images' classes.
     perturbed: images decoded from perturbed latents, ever more so, for terms that ask for them.
     """
 
@@ -71,6 +72,7 @@ class Reconstruction:
     taught: Taught | None = None
     perturbed: list[Tensor] = field(default_factory=list)
     denoising: Denoised | None = None
+    labels: Tensor | None = None
 
 
 class Loss(nn.Module):

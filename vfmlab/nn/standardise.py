@@ -1,5 +1,5 @@
-"""Feature maps with zero mean and unit variance per channel, by statistics that are measured once and then
-fixed."""
+"""Feature maps with zero mean and unit variance, per channel or per channel and place, by statistics that are
+measured once and then fixed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from torch import Tensor, nn
 LEAST_STD = 1e-5  # a channel that never changes stays at zero
 
 
-def channel_moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] over all images and places of `maps` (B C h w each), in float64, in one pass."""
-    count, mean, m2 = 0, torch.zeros(()), torch.zeros(())
+def over(statistic: Tensor) -> Tensor:
+    """Mean or std, [C] or [C h w], in the form that meets maps B C h w."""
+    return statistic.view(1, -1, 1, 1) if statistic.ndim == 1 else statistic[None]
+
+
+def channel_moments(maps: Iterable[Tensor], places: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all images of `maps` (B C h w each), in float64, in one pass: [C] over places
+    too, or [C h w] with `places`."""
+    count, mean, m2, axes = 0, torch.zeros(()), torch.zeros(()), (0,) if places else (0, 2, 3)
     for x in maps:
         x = x.double()
-        n, new = x.numel() // x.shape[1], x.mean(dim=(0, 2, 3))
-        delta = new - mean  # Chan's update: exact for batches of any size, no cancellation
-        spread = (x - new.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3))
+        new = x.mean(dim=axes)
+        n, delta = x.numel() // new.numel(), new - mean  # Chan's update: exact for batches of any size
+        spread = (x - over(new)).square().sum(dim=axes)
         m2 = m2 + spread + delta.square() * (count * n / (count + n))
         mean = mean + delta * (n / (count + n))
         count += n
@@ -26,22 +32,24 @@ def channel_moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std per channel of B C h w; mean and std [C] are buffers, 0 and 1 until :meth:`fit`."""
+    """(x - mean) / std of B C h w; mean and std [C], or [C h w] with `places` (h, w), are buffers, 0 and 1
+    until :meth:`fit`."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, places: tuple[int, int] | None = None):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+        shape = (channels, *(places or ()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
 
     @torch.no_grad()
     def fit(self, maps: Iterable[Tensor]) -> None:
-        """Measure mean and std over all images and places of `maps` (B C h w each), in float64."""
-        mean, variance = channel_moments(maps)
+        """Measure mean and std over all `maps` (B C h w each), in float64."""
+        mean, variance = channel_moments(maps, places=self.mean.ndim > 1)
         self.mean.copy_(mean)
         self.std.copy_(variance.sqrt().clamp_min(LEAST_STD))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return (x - over(self.mean)) / over(self.std)
 
     def inverse(self, x: Tensor) -> Tensor:
-        return x * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        return x * over(self.std) + over(self.mean)

@@ -190,19 +190,19 @@ def similarity_figure(times: Sequence[float], matrices: Mapping[int, Tensor],
 
 
 def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """gFD against speed: the encoder reused (solid), and fewer steps (dashed).
+    """gFD against time: the encoder reused (solid), and fewer steps (dashed).
 
-    records: of :func:`vfmlab.studies.alignment.reuse_records`.
+    records: of :func:`vfmlab.studies.reuse.records`.
     """
-    steps, x = max(r["steps"] for r in records), "images a second"
+    steps, x = max(r["steps"] for r in records), "seconds an image"
     groups = {"encoder reused": [r for r in records if r["steps"] == steps],
-              "fewer steps": [r for r in records if r["encoder at every"] == 1]}
+              "fewer steps": [r for r in records if r["encodings"] == r["steps"]]}
     figure = go.Figure()
     for i, (name, group) in enumerate(groups.items()):
         group = sorted(group, key=lambda r: r[x])
         figure.add_scatter(
             x=[r[x] for r in group], y=[r["gFD"] for r in group], name=name, mode="lines+markers+text",
-            text=[f"{r['steps']} steps" if i else f"every {r['encoder at every']}" for r in group],
+            text=[f"{r['steps']} steps" if i else r["encoder"] for r in group],
             textposition="top center", line={"color": primitives.PALETTE[i], "dash": "dash" if i else "solid"}
         )
-    return primitives.framed(figure, x, "gFD", "quality against speed", 400)
+    return primitives.framed(figure, x, "gFD", "quality against time", 400)

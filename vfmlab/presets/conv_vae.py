@@ -36,6 +36,22 @@ PAPER_GAN = GAN | {"start": 2_000_000}
 # The judge's features, and the VFM where a row has one.
 PHOTO_NEEDS = "the extra `photo` (EfficientNet-Lite0) and the package of MobileNetV2's weights: vfmlab doctor"
 DINO = {"name": "dinov2_s14", "upscale": 7.0}
+OFF = {"l1": 0.0, "l2": 0.0, "multiscale": 0.0}
+
+
+def apart(first: int, second: int, third: int, pixels: dict) -> list[dict]:
+    """Joint compression and classification (arXiv 2310.19675): the encoder learns to tell classes apart,
+    then the decoder learns pixels, then both. Budgets in images. Weights are ours; the augmentations of the
+    first stage are left out."""
+    return [
+        {"name": "apart", "trains": ["encoder.*", "quant.*"], "losses": OFF | {"coding_rate": 1.0},
+         "train": {"samples": first}},
+        {"name": "pixels", "trains": ["decoder.*"], "losses": pixels | {"coding_rate": 0.0},
+         "train": {"samples": second}},
+        {"name": "together", "trains": ["*"], "losses": {"coding_rate": 0.01}, "train": {"samples": third}},
+    ]
+
+
 
 ROWS = (
     Preset(
@@ -88,6 +104,15 @@ ROWS = (
         "paper_plain_vae", "Plain convolutional VAE f16d32, the network of VA-VAE without alignment; LightningDiT-XL/1, 64 epochs.",
         base("paper", tokenizer={"method": "plain_vae", **PAPER}, losses=PAPER_LOSSES | {"adversarial": PAPER_GAN}),
         result="published: rFID 0.26, gFID 10.17 at 80 k steps; not run here", ours="batch, optimiser, budget and the start of the discriminator",
+    ),
+    Preset(
+        "tiny_plain_vae_apart", "Classes apart first, then pixels, then both, on the plain VAE, 16 px: does it all run?",
+        {"stages": apart(16, 16, 16, {"l1": 1.0})}, of="tiny_plain_vae",
+    ),
+    Preset(
+        "pocket_plain_vae_apart", "Joint compression and classification: coding-rate reduction first, then the decoder, then both, on the plain VAE.",
+        {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, {"l1": 1.0, "l2": 1.0, "multiscale": 0.1})}, of="pocket_plain_vae",
+        cost="not timed", result="not run to its end yet: no result is claimed", ours="weights, budgets, no augmentations",
     ),
     Preset(
         "tiny_plain_vae_repa_e", "tiny_plain_vae tuned by REPA-E: does it all run?", of="tiny_plain_vae+repa_e",

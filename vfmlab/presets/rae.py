@@ -86,6 +86,13 @@ HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset("tiny_rae", "RAE on the bundled pocket VFM, 16 px, a few dozen images: does it all run?", _tiny("rae")),
     Preset("tiny_multi_layer_rae", "Multi-layer RAE on the bundled pocket VFM, 16 px: does it all run?", _tiny("multi_layer_rae", last=2, pooled=True)),
+    Preset("tiny_hirae", "RAE with HiRAE's bounded fusion of layers and statistics per place, 16 px: does it all run?",
+           _tiny("multi_layer_rae", last=3, fusion={}, places=True)),
+    Preset("paper_hirae", "HiRAE: bounded fusion of all 24 blocks of DINOv3-L (f16d1024), ViT-XL decoder; then RAEv2's network.",
+           {"tokenizer.last": 24, "tokenizer.stride": 1, "tokenizer.pooled": False, "tokenizer.fusion": {}, "tokenizer.places": True,
+            "train.batch": 128, "diffusion.tokenizer_of": None},
+           of="paper_multi_layer_rae_raev2", result="published: rFID 0.209; gFID 2.129 at 80 epochs, 1.038 with internal guidance; not run here",
+           ours="losses, epochs and rates are those of RAEv2, as the paper says; AdamW in place of Muon"),
     Preset("tiny_multi_layer_rae_raev2", "tiny_multi_layer_rae with RAEv2's network and internal guidance: does it all run?",
            of="tiny_multi_layer_rae+raev2"),
     Preset("pocket_multi_layer_rae_raev2", "pocket_multi_layer_rae with RAEv2's network, of the same width and depth, and internal guidance.",

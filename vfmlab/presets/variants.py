@@ -276,7 +276,7 @@ VARIANTS: dict[str, Variant] = {
     "raev2": Variant("RAEv2's network: conditions as tokens, clean latents predicted, internal guidance", _in_context, True, "diffusion"),
     "ddt": Variant("a DiT of encoder and head, whose encoder can serve several sampling steps", _split, True, "diffusion"),
 }  # fmt: skip
-WHOLE = {"diffusion.network", "tokenizer.quantizer"}
+WHOLE = {"diffusion.network", "tokenizer.quantizer", "ar.network"}
 FITTED = ("plain_matched", "fusion_matched")
 PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
     "decoder": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from vfmlab import api, config, runs
+from vfmlab import api, runs
 from vfmlab.diffusion import reuse, sampling
 from vfmlab.errors import ConfigError, RunError, nearest
 from vfmlab.evaluation.instruments import blocks
@@ -187,39 +186,12 @@ def block_similarity(row: Row, root: str | Path, n: int = 16,
                      seed: int = 0) -> tuple[list[float], dict[int, torch.Tensor]]:
     """Similarity of blocks over time (`vfmlab.diffusion.reuse`) on a run's own sampling path, unguided."""
     loaded = api.load_diffusion(row.run.id, root)
-    sampler = row.run.protocol.sampler.model_copy(update={"solver": "euler", "reuse": None})
-    return reuse.similarity_over_time(loaded.network, lambda own: _draw(loaded, own, sampler, n, seed))
-
-
-def _draw(loaded: api.LoadedDiffusion, network: torch.nn.Module, sampler: config.Sampler, n: int,
-          seed: int = 0) -> torch.Tensor:
-    """Latents of n unguided samples, their classes in turn."""
     labels = torch.arange(n, device=loaded.device) % loaded.num_classes
-    return sampling.sample(network, labels, SampleRandom(seed, range(n), loaded.device), sampler,
-                           latent_shape=loaded.tokenizer.latent_shape, null=loaded.num_classes)
+    sampler = row.run.protocol.sampler.model_copy(update={"solver": "euler", "reuse": None, "parallel": None})
 
+    def draw(watched: reuse.Watched) -> None:
+        shape = loaded.tokenizer.latent_shape
+        sampling.sample(watched, labels, SampleRandom(seed, range(n), loaded.device), sampler,
+                        latent_shape=shape, null=loaded.num_classes)
 
-@torch.no_grad()
-def reuse_records(row: Row, root: str | Path, every: Sequence[int] = (1, 2, 3, 4), n: int = 500,
-                  batch: int = 64) -> list[dict[str, Any]]:
-    """Quality and speed when the encoder runs at every k-th step, and at fewer steps without reuse.
-
-    gFD by the run's protocol with at most n samples; images a second: of network and sampler alone, median of
-    three batches on this machine.
-    """
-    loaded, n = api.load_diffusion(row.run.id, root), min(n, row.run.protocol.n)
-    own, records = row.run.protocol.sampler, []
-    plans = [(k, own.steps) for k in every] + [(1, max(1, round(own.steps / k))) for k in every if k > 1]
-    for k, steps in dict.fromkeys(plans):
-        changes = {"n": n, "sampler.steps": steps} | ({"sampler.reuse": k} if k > 1 else {})
-        report = api.evaluate(row.run.id, root, changes)
-        sampler = own.model_copy(update={"reuse": k if k > 1 else None, "steps": steps})
-        seconds = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            _draw(loaded, loaded.network, sampler, batch).sum().item()  # waits for the device
-            seconds.append(time.perf_counter() - begin)
-        records.append({"encoder at every": k, "steps": steps,
-                        "images a second": batch / statistics.median(seconds), "gFD": report.value("gfd"),
-                        "class accuracy": report.value("class_accuracy"), "N": n, "protocol": report.hash})
-    return records
+    return reuse.similarity_over_time(loaded.network, draw)

@@ -24,7 +24,7 @@ from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import Quantised, Quantizer
 from vfmlab.nn.sphere import lengths, onto
-from vfmlab.nn.standardise import channel_moments
+from vfmlab.nn.standardise import channel_moments, over
 from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.shapes import LayerShape, check_shapes
@@ -93,11 +93,6 @@ class CodePosterior(Posterior):
         """The posterior of a map (B C h w), quantised place by place in raster order."""
         codes = quantizer(latent.flatten(2).transpose(1, 2))
         return cls(codes.latent.transpose(1, 2).unflatten(2, latent.shape[-2:]), None, codes)
-
-
-def over(statistic: Tensor) -> Tensor:
-    """Mean or std, [C] or [C h w], in the form that meets latents B C h w."""
-    return statistic.view(1, -1, 1, 1) if statistic.ndim == 1 else statistic[None]
 
 
 @dataclass(frozen=True)
@@ -406,8 +401,8 @@ class Tokenizer(nn.Module):
 
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
-    """Per-channel mean and std of the posterior mode over `batches` of images in [-1, 1], in float64, one
-    pass. On a sphere: the mean length of their tokens.
+    """Mean and std of the posterior mode per channel, with `tokenizer.places` per channel and place, over
+    `batches` of images in [-1, 1], in float64, one pass. On a sphere: the mean length of their tokens.
 
     Several processes: call it on the main one with all images; the pass is cheap beside training.
     """
@@ -421,7 +416,7 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
             images += len(batch)
             yield tokenizer.posterior(batch).mode().cpu()
 
-    mean, variance = channel_moments(latents())
+    mean, variance = channel_moments(latents(), tokenizer.config.places is True)
     if images == 0:
         raise CheckpointError(NO_IMAGES)
     std = variance.sqrt().float()

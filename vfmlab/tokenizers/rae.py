@@ -4,16 +4,17 @@
     VFM blocks -> layer norm without weights, each -> mean -> standardise per channel -> z (+ noise in
     training) -> decoder
 
-Only the decoder is trained. `rae` reads the last block alone. `multi_layer_rae` (RAEv2, arXiv 2605.18324)
+Only the decoder is trained, and with `fusion` HiRAE's experts and router. `rae` reads the last block alone.
+`multi_layer_rae` (RAEv2, arXiv 2605.18324)
 reads the last K blocks, or every `stride`-th of them; their sum and their mean are the same latent once it is
 standardised. What the paper's
 release does and this does: the final norm without its weights on every block, DINOv3 with the last block's
 mean over places added everywhere. Reading block outputs through a layer norm of our own (and not the model's
 final one) is the same thing, since its weights are left out. Statistics are one mean and std for each
-channel, fixed before training.
+channel, with `places` for each channel and place as in the release, fixed before training.
 
 Noise: z + sigma * n with n ~ N(0, 1), one sigma for each image, |N(0, tau)| as the paper writes; the release
-draws it uniformly from [0, tau] and adds it before standardisation (`noise_law`).
+draws it uniformly from [0, tau] (`noise_law`) and adds it before standardisation (`noise_on`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from torch.nn import functional as F
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
-from vfmlab.nn.standardise import Standardise
+from vfmlab.nn.layer_fusion import BoundedFusion, FusionConfig
+from vfmlab.nn.standardise import Standardise, over
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
@@ -60,6 +62,10 @@ class RAE(Tokenizer):
             "tau)|, or uniform in [0, tau]")
         linear_start: bool = Field(False, description="add a linear path to the decoder, fitted before "
                                                       "training (linear_start.py)")
+        noise_on: Literal["raw"] | None = Field(None, description="raw: noise before standardisation, as the "
+                                                                  "release has it; null: after it")
+        fusion: FusionConfig | None = Field(None, description="HiRAE's bounded fusion of the layers read, in "
+            "place of their mean; it trains with the decoder")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
 
     def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):
@@ -75,7 +81,14 @@ class RAE(Tokenizer):
                     f"wide as the VFM's layer {layer}; "
                     f"set tokenizer.channels={vfm.width(layer)}"
                 )
-        self.standardise = Standardise(channels)
+        if config.fusion is not None and (len(self.layers) < 3 or config.pooled):
+            raise ConfigError(f"tokenizer.fusion joins three groups of layers without a pooled token, here "
+                              f"tokenizer.last is {config.last} and pooled {config.pooled}; set "
+                              "tokenizer.last to 3 or more and pooled=false, or fusion=null")
+        self.fusion = (
+            None if config.fusion is None else BoundedFusion(channels, len(self.layers), config.fusion)
+        )
+        self.standardise = Standardise(channels, (side, side) if config.places else None)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.write = LinearWrite(channels, config.factor) if config.linear_start else None
 
@@ -84,6 +97,8 @@ class RAE(Tokenizer):
     def tokens(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
         """Images (B 3 H W) -> the VFM's normalised tokens before standardisation (B C h w)."""
         maps = self.read_features(images, features, self.layers)
+        if self.fusion is not None:
+            return plain_norm(self.fusion([maps[layer] for layer in self.layers]))
         return self.fuse([plain_norm(maps[layer]) for layer in self.layers], self.config.pooled)
 
     @staticmethod
@@ -108,9 +123,12 @@ class RAE(Tokenizer):
 
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         draw = rng.randn(1, 1, 1).abs() if self.config.noise_law == "half_normal" else rng.rand(1, 1, 1)
-        return z + self.config.noise * draw * rng.randn(*z.shape[1:])
+        noise = self.config.noise * draw * rng.randn(*z.shape[1:])
+        return z + (noise if self.config.noise_on is None else noise / over(self.standardise.std))
 
     def last_encoder_layer(self) -> nn.Parameter:
+        if self.fusion is not None:
+            return self.fusion.experts[-1].contract.weight
         raise ConfigError(f"tokenizer '{self.config.method}' trains no encoder: no adaptive weight can be "
                           "taken there; set adaptive=false, or leave the term out")
 

@@ -138,6 +138,7 @@ class TokenizerObjective(nn.Module):
         decoded, denoising = self.tokenizer.decode_in_training(latent, target, rng)
         r = Reconstruction(
             target=target,
+            labels=batch.labels,
             denoising=denoising,
             images=[image.float() for image in decoded],
             posterior=posterior,

@@ -49,7 +49,8 @@ class Family:
     """Released checkpoints of one kind; an entry of `IMPORTERS`.
 
     build: (state dict in the release's names, its configuration) -> module. arguments: the release's config
-    file as plain data -> that configuration; a file may also hold it flat. The other two are for tokenizers.
+    file as plain data -> that configuration; a file may also hold it flat. path: of networks that were not
+    trained on the linear one. The other two are for tokenizers.
     sections: (module, configuration) -> {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of
     that run, module, released (mean, std) or None, batches of images) -> the (mean, std) that are left for
     the tokenizer.
@@ -59,12 +60,13 @@ class Family:
     arguments: Callable[[Config], Config] = dict
     sections: Callable[[Any, Config], Config] = plain_sections
     put: Callable[[Tokenizer, Any, Moments | None, Batches], Moments | None] = plain_put
+    path: str | None = None
 
     def __call__(self, state_dict: dict[str, Tensor], config: Config) -> nn.Module:
         return self.build(state_dict, config)
 
 
-def family(name: str, **parts: Callable) -> Callable:
+def family(name: str, **parts: Any) -> Callable:
     """Decorator of an importer: register it as :class:`Family` `name`, with these parts."""
 
     def register(build: Callable) -> Callable:

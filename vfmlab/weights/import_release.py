@@ -130,9 +130,12 @@ def _generator_run(release: Release, overrides: dict[str, Any] | str | None, roo
     if made != expected:
         raise ConfigError(f"'{release.row.name}' makes {what} {made}, tokenizer run '{folder.id}' has "
                           f"{expected}; name another run: --tokenizer RUN")
-    changes = {"name": parent.name.removesuffix(f"_{parent.stage}"), "stage": None,
-               kind: {"network": network.config.model_dump(mode="json"), "train": None,
-                      "imported": _imported(release)},
+    section = {"network": network.config.model_dump(mode="json"), "train": None,
+               "imported": _imported(release)}
+    if (path := IMPORTERS.get(release.row.family).path) is not None:
+        section["path"] = {"kind": path}
+        _check_radius(release.row.name, parent, made[0] ** 0.5)
+    changes = {"name": parent.name.removesuffix(f"_{parent.stage}"), "stage": None, kind: section,
                "protocol": {**parent.protocol.model_dump(mode="json"), **release.row.protocol}}
     run = config.parse({**parent.recipe.model_dump(mode="json"), **changes}, f"import {release.row.name}")
     run = config.override(run, overrides).last
@@ -141,6 +144,14 @@ def _generator_run(release: Release, overrides: dict[str, Any] | str | None, roo
                           f"config its own run would be '{run.parent}'; import the tokenizer, or train it as "
                           "part of a pipeline")
     return run
+
+
+def _check_radius(name: str, parent: config.Phase, radius: float) -> None:
+    own = parent.tokenizer.radius
+    if own is None or abs(own - radius) > 1e-3 * radius:
+        raise ConfigError(f"'{name}' works on tokens of length sqrt(C) = {radius:.5g}, tokenizer run "
+                          f"'{parent.id}' has tokenizer.radius {own}; name a run with that radius: "
+                          "--tokenizer RUN")
 
 
 def _codes(tokenizer: config.Phase) -> CodeShape:

@@ -62,7 +62,13 @@ class Row:
 
 
 AR_FAMILIES = ("llamagen-gpt",)
-TOKENIZER_FAMILIES = ("vfm-vae", "va-vae", "sd-vae", "rae-decoder", "vfmtok", "llamagen-vq")
+TOKENIZER_FAMILIES = ("vfm-vae", "va-vae", "sd-vae", "rae-decoder", "vfmtok", "llamagen-vq", "gae", "hae",
+                      "pae")
+# Families that take any checkpoint from --file and --config, with the licence of their releases.
+OPEN_FAMILIES = {
+    "llamagen-gpt": "mit", "gae": "apache-2.0 (by its README)", "hae": "mit", "pae": "mit (of the port)",
+    "raev2-ddt": "CC BY-NC 4.0 (non-commercial)", "rjf": "not stated",
+}  # fmt: skip
 
 _VFM_VAE = {
     "img_resolution": 256, "img_channels": 3, "conditional": False, "scale_factor": 2.0,
@@ -232,7 +238,7 @@ def get(name: str) -> Row:
         return replace(_TABLE[_DEFAULTS[name]], name=name, **_CHANGES.get(name, {}))
     if name in _OF_RELEASES:
         return replace(unlisted(name), config=_OF_RELEASES[name])
-    if name in AR_FAMILIES:
+    if name in OPEN_FAMILIES:
         return unlisted(name)
     if name in IMPORTERS:
         raise ConfigError(f"'{name}' is no tokenizer and no network that samples latents alone, so it makes "
@@ -243,4 +249,5 @@ def get(name: str) -> Row:
 
 def unlisted(family: str) -> Row:
     """A row for a file and a config that are given, of which nothing else is known."""
-    return Row(family, family, family, note="given by --file and --config")
+    licence = OPEN_FAMILIES.get(family, "not stated")
+    return Row(family, family, family, licence=licence, note="given by --file and --config")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
@@ -94,12 +95,17 @@ def adopt(tokenizer: RAE, released: TokenDecoder, pixel_mean: tuple[float, ...],
     mean, std = tokenizer.standardise.mean, tokenizer.standardise.std
     mine.embed.bias.add_(mine.embed.weight @ mean)
     mine.embed.weight.mul_(std)
-    pixels = mine.patch**2
-    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(pixels).to(mean)
-                    for x in (pixel_std, pixel_mean))
-    mine.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
-    mine.pred.weight.mul_(2 * scale[:, None])
+    onto_pixels(mine, pixel_mean, pixel_std)
     return tokenizer
+
+
+@torch.no_grad()
+def onto_pixels(decoder: ViTDecoder, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Fold an encoder's mean and std of images in [0, 1], and the change to [-1, 1], into the last layer."""
+    scale, shift = (torch.tensor(x, dtype=torch.float32).repeat(decoder.patch**2).to(decoder.pred.bias)
+                    for x in (std, mean))
+    decoder.pred.bias.mul_(scale).add_(shift).mul_(2).sub_(1)
+    decoder.pred.weight.mul_(2 * scale[:, None])
 
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
