@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.ar.llamagen import INIT, Cache, CodeShape, LlamaGen, Past, inside
-from vfmlab.config import NetworkConfig
+from vfmlab.config import SizedConfig
 from vfmlab.errors import ConfigError
 from vfmlab.nn.attention import attend
 from vfmlab.registry import TOKEN_NETWORKS
@@ -32,34 +32,16 @@ SIZES = {  # name: (width, depth, heads)
 HIDDEN = {"XXL": 6144}  # of the feed-forward, where it is not 4 x the width
 
 
-class Shape(NetworkConfig):
-    """Size of a transformer: a preset, or numbers, or a preset with some numbers replaced."""
+class Shape(SizedConfig):
+    """Options of :class:`RAR`."""
 
+    SIZES = SIZES
     target_places: ClassVar[bool] = True  # it always knows the place that it predicts
 
     kind: str = "rar"
-    size: Literal["B", "L", "XL", "XXL"] | None = Field(None, description="RAR's preset")
-    width: int | None = Field(None, ge=4)
-    depth: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
+    size: Literal["B", "L", "XL", "XXL"] | None = Field(None, description="RAR's width, depth and heads")
     hidden: int | None = Field(None, ge=1, description="of the feed-forward; null: 4 x width, 6144 for XXL")
     dropout: float = Field(0.1, ge=0, lt=1, description="of what each block adds")
-
-    @model_validator(mode="after")
-    def _sized(self) -> Shape:
-        if self.size is None and None in (self.width, self.depth, self.heads):
-            raise ValueError(f"needs either size={'|'.join(SIZES)} or all of width, depth, heads")
-        width, _, heads = self.sizes
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}; change one of them")
-        return self
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """(width, depth, heads)."""
-        preset = SIZES[self.size] if self.size else (None, None, None)
-        given = (self.width, self.depth, self.heads)
-        return tuple(p if g is None else g for g, p in zip(given, preset, strict=True))  # type: ignore
 
     @property
     def inner(self) -> int:

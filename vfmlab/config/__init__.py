@@ -2,6 +2,7 @@
 phases."""
 
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
+from vfmlab.config.permuted import Permuted
 from vfmlab.config.protocol import Guidance, Protocol, Sampler, TokenSampler
 from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of
 from vfmlab.config.schema import (
@@ -20,7 +21,6 @@ from vfmlab.config.schema import (
     Losses,
     NetworkConfig,
     PathConfig,
-    Permuted,
     Pretrain,
     QuantizerConfig,
     SizedConfig,
