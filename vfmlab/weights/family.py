@@ -76,10 +76,14 @@ def family(name: str, **parts: Any) -> Callable:
     return register
 
 
+# Where weights come from; a preset's name: numbers are compared; how latents are normalised around the weights.
+FREE = ("pretrained", "size", "radius", "decode_length", "places")
+
+
 def agree(run: Any, release: Any, where: str) -> None:
     """ConfigError with the first field in which the run's section differs from the release's."""
     mine, theirs = run.model_dump(mode="json"), release.model_dump(mode="json")
-    for field in ("pretrained", "size"):  # where weights come from; a preset's name: numbers are compared
+    for field in FREE:
         mine.pop(field, None), theirs.pop(field, None)
     if hasattr(run, "sizes") and run.sizes == release.sizes:
         for field in ("width", "depth", "heads"):
