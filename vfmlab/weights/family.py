@@ -76,7 +76,7 @@ def family(name: str, **parts: Any) -> Callable:
     return register
 
 
-# Where weights come from; a preset's name: numbers are compared; how latents are normalised around the weights.
+# Where weights come from; a preset's name: numbers are compared; how latents are normalised around them.
 FREE = ("pretrained", "size", "radius", "decode_length", "places")
 
 
