@@ -54,6 +54,7 @@ class DCDecoder(nn.Module):
 
     def __init__(self, config: DCDecoder.Config, latent_channels: int, latent_side: int, size: int):
         super().__init__()
+        self.config = config
         stages, factor = len(config.widths), size // latent_side
         if latent_side * 2 ** (stages - 1) != size:
             raise ConfigError(f"decoder.widths {list(config.widths)}: {stages} stages decode "

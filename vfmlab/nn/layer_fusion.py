@@ -11,6 +11,8 @@ with its chance. Without caps and dropout reconstruction is near perfect and gen
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -61,7 +63,8 @@ class BoundedFusion(nn.Module):
         self.config = config
         self.experts = nn.ModuleList(Expert(width, round(config.ratio * width)) for _ in range(layers))
         self.router = nn.Linear(width, layers)
-        self.groups = [part.tolist() for part in torch.arange(layers).tensor_split(3)]
+        ends = [0, -(-layers // 3), -(-2 * layers // 3), layers]  # as equal as can be
+        self.groups = [list(range(a, b)) for a, b in pairwise(ends)]
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         tokens = [m.float().flatten(2).transpose(1, 2) for m in maps]
