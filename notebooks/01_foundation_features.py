@@ -61,11 +61,30 @@ primitives.curves({"variance": (range(1, len(shares) + 1), shares)}, x="principa
 # the last layer the whole object lights up, in the first only what has the same colour.
 
 # %%
-h, w = maps[last].shape[-2:]
-query = maps[last][:, :, h // 2, w // 2]  # B D, the position in the middle
-length = maps[last].norm(dim=1) * query.norm(dim=1)[:, None, None]
-cosine = (maps[last] * query[:, :, None, None]).sum(1) / length  # B h w
-torch.testing.assert_close(cosine, explore.likeness(maps[last], (0.5, 0.5)), rtol=0, atol=1e-5)
+def likeness(layer, y, x):
+    """Cosine of every position of `layer` with the one at (y, x), each 0 to 1: B h w."""
+    m = maps[layer]
+    row, column = (min(int(at * side), side - 1) for at, side in zip((y, x), m.shape[-2:], strict=True))
+    query = m[:, :, row, column]  # B D
+    return (m * query[:, :, None, None]).sum(1) / (m.norm(dim=1) * query.norm(dim=1)[:, None, None])
+
+
+for layer in vfm.layers:
+    theirs = explore.likeness(maps[layer], (0.5, 0.5))
+    torch.testing.assert_close(likeness(layer, 0.5, 0.5), theirs, rtol=0, atol=1e-5)
+
+# %% [markdown]
+# Choose a layer, and move the query: the whitest place is the query itself.
+
+# %%
+def shown(layer, y, x):
+    grey = likeness(layer, y, x)[:6, None].expand(-1, 3, -1, -1)
+    alike = torch.nn.functional.interpolate(grey, images.shape[-2:])
+    return primitives.rows({"image": images[:6], f"layer {layer}, query {y:g} {x:g}": alike})
+
+
+places = [0.5, 0.0, 0.25, 0.75, 1.0]
+widgets.choose(shown, headless, layer=vfm.layers[::-1], y=places, x=places)
 
 # %%
 widgets.features(vfm, images[:6], headless, view="similarity", query=(0.5, 0.5))

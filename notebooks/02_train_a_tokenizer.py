@@ -45,8 +45,10 @@ plain = vfmlab.resolve(recipe, {"equivariance": {"p_latent": 0, "p_prior": 0}})
 step = vfmlab.open_step(plain, root, fp32=True)
 tensors = {"images": step.images, "mean": step.posterior.mean, "z": step.z, "decoded": step.decoded}
 tensors |= {f"VFM layer {layer}": maps for layer, maps in step.features.items()}
-primitives.table([{"tensor": name, "shape": str(list(x.shape)), "mean": float(x.mean()), "std": float(x.std())}
-                  for name, x in tensors.items()])
+with torch.no_grad():
+    facts = {name: {"shape": str(list(x.shape)), "mean": x.mean().item(), "std": x.std().item()}
+             for name, x in tensors.items()}
+primitives.table([{"tensor": name} | fact for name, fact in facts.items()])
 
 # %%
 expect("the first loss is lower after ten steps by hand", lambda: less(by_hand[-1], by_hand[0]))

@@ -93,14 +93,14 @@ primitives.rows(added | {"image": images})
 
 # %% [markdown]
 # ## 3. Fusion on and off
-# The same trained decoder, with zeros in place of the latent that enters the later blocks. (A decoder that
-# is trained without fusion learns to do without: that is the row `plain_decoder` below.)
+# The same trained decoder, with zeros in place of the latent that enters the later blocks, or with a part of
+# it. (A decoder that is trained without fusion learns to do without: that is the row `plain_decoder` below.)
 
 # %%
-def decode(z, off=()):
-    """Raw latents to images, with zeros for what fusion gives the blocks in `off`."""
+def decode(z, times):
+    """Raw latents to images; what fusion gives a block is multiplied by `times`[its name]."""
     fusion = tokenizer.decoder.fusion
-    hooks = [fusion[k].register_forward_hook(lambda _, inputs, out: torch.zeros_like(out)) for k in off]
+    hooks = [fusion[k].register_forward_hook(lambda _, inputs, out, by=by: by * out) for k, by in times.items()]
     try:
         with torch.no_grad():
             return tokenizer.decode_raw(z)[0].cpu().clamp(-1, 1)
@@ -109,11 +109,21 @@ def decode(z, off=()):
             hook.remove()
 
 
+# %%
 later = [k for k in tokenizer.decoder.fusion if k != "0"]
-restored = {"on": decode(z), "off": decode(z, off=later)} | {f"off in block {k}": decode(z, off=[k]) for k in later}
+restored = {"on": decode(z, {}), "off": decode(z, dict.fromkeys(later, 0.0))}
+restored |= {f"off in block {k}": decode(z, {k: 0.0}) for k in later}
 fused = {name: psnr(images, x).mean().item() for name, x in restored.items()}
 torch.testing.assert_close(restored["on"], tokenizer.decode(tokenizer.normalise(z)).cpu(), rtol=0, atol=1e-3)
 primitives.rows({f"fusion {name}: {fused[name]:.1f} dB": x for name, x in restored.items()})
+
+# %%
+def weaker(times):
+    x = decode(z, dict.fromkeys(later, times))
+    return primitives.rows({"image": images, f"fusion x {times:g}: {psnr(images, x).mean():.1f} dB": x})
+
+
+widgets.choose(weaker, headless, times=[0.5, 0.0, 0.25, 0.75, 1.0, 1.5])
 
 # %% [markdown]
 # ## 4. One block replaced by a plain one

@@ -44,8 +44,10 @@ expect("samples are nearer to reconstructions than to images", lambda: less(repo
 await widgets.train(run.tokenizer_phase, root, headless)
 step = vfmlab.open_step(run, root, phase="diffusion", fp32=True)
 tensors = {"z": step.z, "t": step.t, "noisy": step.noisy, "target": step.target, "predicted": step.velocity}
-primitives.table([{"tensor": name, "shape": str(list(x.shape)), "mean": float(x.mean()), "std": float(x.std())}
-                  for name, x in tensors.items()])
+with torch.no_grad():
+    facts = {name: {"shape": str(list(x.shape)), "mean": x.mean().item(), "std": x.std().item()}
+             for name, x in tensors.items()}
+primitives.table([{"tensor": name} | fact for name, fact in facts.items()])
 
 # %% [markdown]
 # ## 2. The same by hand

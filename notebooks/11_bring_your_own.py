@@ -27,7 +27,7 @@ from torchvision.utils import save_image
 
 import vfmlab
 from vfmlab import config, data, widgets
-from vfmlab.plots import figures, primitives
+from vfmlab.plots import primitives
 from vfmlab.studies import results, show
 from vfmlab.widgets import expect, less, verdicts
 
@@ -94,7 +94,16 @@ torch.testing.assert_close(edges(step.reconstruction), step.terms["edges"].value
 step.explain()
 
 # %%
-figures.loss_terms(step.explain().records)
+terms = {row["term"]: row["weight x value"] for row in step.explain().records}
+
+
+def share(weight):
+    parts = terms | {"edges": weight * step.terms["edges"].value.item()}
+    of_all = {name: value / sum(parts.values()) for name, value in parts.items()}
+    return primitives.bars(of_all, y="share of the loss", title=f"edges with weight {weight:g}")
+
+
+widgets.choose(share, headless, weight=[1.0, 0.1, 0.3, 3.0, 10.0])
 
 # %% [markdown]
 # # At scale

@@ -16,6 +16,7 @@ import pytest
 
 from vfmlab import runs
 from vfmlab.errors import TrainingError
+from vfmlab.studies import site
 from vfmlab.studies.sweep import outputs
 from vfmlab.studies.sweep.notebook import execute
 
@@ -94,13 +95,26 @@ def test_runs_headless(name, demo):
     code = [cell for cell in book.cells if cell.cell_type == "code" and cell.source.strip()]
     figures = [o for cell in code for o in cell.outputs if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert len(figures) >= 3
-    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
     verdicts = [text for cell in code for o in cell.outputs if (text := o.get("data", {}).get("text/plain", "")).startswith("| prediction")]
     assert any(f"| {verdict} |" in verdicts[-1] for verdict in ("right", "wrong", "undecided"))
     if name[:2] in HANDED_OUT:
         found, picture = outputs.read(book)
         assert found["numbers"][HANDED_OUT[name[:2]]]["protocol"]
         assert picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(600)
+def test_the_site_of_all_notebooks_is_whole(demo, tmp_path):
+    """`make site` at `tiny`, on the notebooks that the tests above have executed."""
+    root, _ = demo
+    books = [path for name in NOTEBOOKS for path in (root / f"{name}.ipynb", root / "notebooks" / f"{name}.ipynb") if path.exists()]
+    first = site.build(tmp_path, books)
+    pages = {path.stem: path for path in (tmp_path / "notebooks").glob("*.html")}
+    assert len(pages) == len(books) + 1
+    assert all(f'href="{path.stem}.html"' in pages["index"].read_text() for path in books)
+    assert str(site.TREE) not in "".join(path.read_text() for path in pages.values())
+    assert "docs/results/findings.html" in first.read_text()
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -86,6 +86,13 @@ def test_a_notebook_is_executed_once_for_its_cells_and_parameters(built, tree, m
     monkeypatch.setattr(site.notebook, "execute", lambda *given: asked.append(given))
     site.executed({"00_small": {"broken": False}}, book.parent, tree)
     assert not asked
+    source = tree / "notebooks" / "00_small.ipynb"
+    text = source.read_text()
+    source.write_text(text.replace("# A notebook", "# A notebook with a finding"))
+    site.executed({"00_small": {"broken": False}}, book.parent, tree)
+    assert not asked
+    assert "with a finding" in book.read_text(), "text is that of the source"
+    source.write_text(text)
     for changed in (whole[: len(whole) // 2], whole.replace("y=[1, 2]", "y=[1, 3]"), whole.replace('"execution_count": 3', '"execution_count": null')):
         book.write_text(changed)
         site.executed({"00_small": {"broken": False}}, book.parent, tree)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.plots import primitives
 from vfmlab.studies import predictions
+from vfmlab.widgets.panel import Shown
 
 INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the notebook's own parameters
 
@@ -21,6 +22,7 @@ def set_up_notebook() -> None:
     from IPython import get_ipython
 
     primitives.use_notebook_renderer()
+    Shown.sent = False  # a notebook that is run again may have lost its outputs
     predictions.forget()
     shell = get_ipython()
     check_parameters([] if shell is None else shell.user_ns.get("In", []))

@@ -29,10 +29,16 @@ def controls() -> Any:
     return ipywidgets
 
 
-class Shown:
-    """A figure in the output of a cell, replaced by the next one."""
+# In a notebook that was opened again without its outputs; the setup cell makes the next figure send plotly.js.
+MISSING = """<p class="vfmlab-missing" hidden>This figure needs plotly.js, which this page has lost: run the cell
+with set_up_notebook() and this one again.</p><script>
+if (!window.Plotly) document.querySelectorAll('.vfmlab-missing').forEach(p => p.hidden = false)</script>"""
 
-    _script = False  # plotly.js is in the notebook, for exported pages
+
+class Shown:
+    """A figure in the output of a cell, replaced by the next one. sent: plotly.js is in the notebook."""
+
+    sent = False
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -42,13 +48,13 @@ class Shown:
 
         # As HTML, because JupyterLab's renderer of plotly's own MIME type never draws a second figure in one
         # output.
-        bundle = {"text/html": primitives.fragment(figure), "text/plain": "figure"}
+        bundle = {"text/html": MISSING + primitives.fragment(figure), "text/plain": "figure"}
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
             return
-        if not Shown._script:
+        if not Shown.sent:
             display({"text/html": f"<script>{get_plotlyjs()}</script>"}, raw=True)
-            Shown._script = True
+            Shown.sent = True
         self._handle = display(bundle, raw=True, display_id=True)
 
 
@@ -111,9 +117,19 @@ class Panel:
 
 
 def choose(draw: Draw, headless: bool = False, **options: Sequence[Any]) -> Any:
-    """`draw(**choices)` with a drop-down for each option; headless: the figure of the first choices."""
+    """`draw(**choices)` with a slider for each option of numbers and a drop-down for others.
+
+    It begins with the first of each. headless: the figure of these.
+    """
     if headless:
         return draw(**{name: values[0] for name, values in options.items()})
     widgets = controls()
-    return Panel(draw, {name: widgets.Dropdown(options=[(str(v), v) for v in values], description=name)
-                        for name, values in options.items()})
+
+    def control(name: str, values: Sequence[Any]) -> Any:
+        if all(isinstance(value, int | float) for value in values):
+            ordered = [(f"{value:g}", value) for value in sorted(values)]
+            return widgets.SelectionSlider(options=ordered, value=values[0], description=name,
+                                           continuous_update=False)
+        return widgets.Dropdown(options=[(str(v), v) for v in values], description=name)
+
+    return Panel(draw, {name: control(name, values) for name, values in options.items()})

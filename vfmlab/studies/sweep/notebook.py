@@ -202,8 +202,8 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
 
 
 def executed(source: str | Path, target: str | Path, parameters: Mapping[str, Any]) -> Any:
-    """The notebook at `target` where it is `source`, executed to its end with these parameters; else
-    :func:`execute`."""
+    """The notebook at `target` where the code of `source` was executed to its end with these parameters, with
+    the text that `source` has now; else :func:`execute`."""
     import nbformat
 
     with contextlib.suppress(OSError, ValueError):  # not there, or cut short
@@ -211,11 +211,18 @@ def executed(source: str | Path, target: str | Path, parameters: Mapping[str, An
         facts = book.metadata.get("papermill", {})
         cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         own = nbformat.read(source, as_version=4).cells
-        whole = facts.get("parameters") == dict(parameters) and facts.get("exception") is None
-        if whole and [cell.source for cell in cells] == [cell.source for cell in own] and all(
-                cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip()):
+        ended = facts.get("exception") is None and all(
+            cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
+        if ended and facts.get("parameters") == dict(parameters) and _code(cells) == _code(own):
+            for cell, now in zip(cells, own, strict=True):
+                cell.source = now.source
+            nbformat.write(book, target)
             return book
     return execute(source, target, parameters)
+
+
+def _code(cells: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source if cell.cell_type == "code" else "") for cell in cells]
 
 
 def _ignored(fields: Mapping[str, Any], expected: Sequence[dict[str, Any]],
