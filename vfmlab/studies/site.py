@@ -60,7 +60,8 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
         missing.
     """
     out = Path(out).expanduser().resolve()
-    bodies = {Path("index.html"): _markdown((tree / "README.md").read_text(encoding="utf-8"))}
+    front = _markdown((tree / "README.md").read_text(encoding="utf-8"))
+    bodies = {Path("index.html"): front.replace('href="docs/site/', 'href="')}  # which leads into this site
     for source in sorted((tree / "docs").glob("**/*.md")):
         if out not in source.parents:
             page = source.relative_to(tree).with_suffix(".html")
