@@ -21,6 +21,7 @@ import pytest
 from vfmlab import runs
 
 jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupyterlab")
 pytest.importorskip("ipywidgets")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -45,21 +46,20 @@ def lab(tmp_path_factory):
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("notebooks")
     shutil.copyfile(FOLDER / "jupytext.toml", folder / "jupytext.toml")
     for name, values in PARAMETERS.items():
-        book = jupytext.read(FOLDER / f"{name}.py")
+        book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
         cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
         for key, value in {**values, "root": str(folder / "runs")}.items():
             written = json.dumps(value) if isinstance(value, dict) else value
             cell.source, found = re.subn(rf"^{key} = .*$", lambda _, k=key, v=written: f"{k} = {v!r}", cell.source, flags=re.M)
             assert found == 1, key
-        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        for ending in (".py", ".ipynb"):
-            jupytext.write(book, folder / f"{name}{ending}", fmt="py:percent" if ending == ".py" else None)
-    settings = home / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # all cells are in the page
+        put(book, folder / name)
+    for part, text in {"notebook-extension/tracker": {"windowingMode": "none"}, "apputils-extension/notification": {"fetchNews": "false"}}.items():
+        settings = home / "settings" / "@jupyterlab" / f"{part}.jupyterlab-settings"  # all cells are in the page, and no question over it
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(text))
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "spaces"}
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-               "--ServerApp.port=0", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               "--ServerApp.port=0", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=os.environ | {key: str(home / name) for key, name in own.items()}, stdout=log, stderr=log,
                                   start_new_session=True)
@@ -68,6 +68,12 @@ def lab(tmp_path_factory):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+def put(book, stem: Path) -> None:
+    """Both files of a pair."""
+    nbformat.write(book, stem.with_suffix(".ipynb"))
+    jupytext.write(book, stem.with_suffix(".py"), fmt="py:percent")
 
 
 def address(home: Path, server: subprocess.Popen, patience: float = 120) -> str:
@@ -113,7 +119,8 @@ class Book:
         self.page.wait_for_function("() => ![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))")
 
     def errors(self):
-        return self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+        """Of cells, in red; what a cell writes to stderr looks the same."""
+        return self.page.locator("[data-mime-type='application/vnd.jupyter.stderr'], [data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
 
     def seen(self, what, text=""):
         if where := os.environ.get("VFMLAB_SCREENSHOTS"):
@@ -135,7 +142,7 @@ def opened(browser, lab, name):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{lab[0]}lab/tree/{name}.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator("[data-status='idle'], .jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()
+    page.get_by_text(re.compile(r"^Python 3 .*\| Idle$")).first.wait_for()  # before, Run asks which kernel to take
     yield Book(page, name)
     page.close()
     assert not wrong
