@@ -169,14 +169,17 @@ def _linked(body: str) -> str:
 
 
 def _notebook(path: Path, tree: Path) -> str:
-    """An executed notebook; its figures draw with the site's copy of plotly.js, and its paths begin at the
-    checkout."""
+    """An executed notebook; its figures draw with the site's copy of plotly.js, and its paths begin at its
+    root or at the checkout."""
     import nbformat
     import plotly.io
     from nbconvert import HTMLExporter
 
     _filters()
-    book = nbformat.reads(path.read_text(encoding="utf-8").replace(f"{tree}{os.sep}", ""), as_version=4)
+    text, root = path.read_text(encoding="utf-8"), _facts(nbformat.read(path, as_version=4)).get("root", "")
+    for folder, shown in ((str(root), Path(root).name), (f"{tree}{os.sep}", "")):
+        text = text.replace(folder, shown) if os.path.isabs(folder) else text
+    book = nbformat.reads(text, as_version=4)
     for cell in book.cells:
         shown = [o for o in cell.get("outputs", []) if PLOTLY in o.get("data", {})
                  or "plotly.js v" not in str(o.get("data", {}).get("text/html", ""))]
@@ -191,13 +194,18 @@ def _notebook(path: Path, tree: Path) -> str:
     return f'<p class="note">{_escape(" · ".join(_when(book).values()))}</p>{_linked(body)}'
 
 
+def _facts(book: Any) -> dict[str, Any]:
+    """The values of its parameters: those of its tagged cell, and what papermill set."""
+    cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    return notebook.literals("\n".join(cells)) | dict(book.metadata.papermill.parameters)
+
+
 def _when(book: Any) -> dict[str, str]:
-    """Of an executed notebook: the day, how long it took, and what was set in it."""
-    facts = book.metadata.papermill
-    hidden = {"root", "headless"} | ({"overrides"} if facts.parameters.get("overrides") == "{}" else set())
-    given = {k: v for k, v in facts.parameters.items() if k not in hidden}
+    """Of an executed notebook: the day, how long it took, and its parameters."""
+    facts, hidden = book.metadata.papermill, ("root", "headless", "report", "jobs")
+    given = ", ".join(f"{k} = {v}" for k, v in _facts(book).items() if k not in hidden and v not in ("", "{}"))
     return {"executed": f"executed on {facts.start_time[:10]}", "time": f"in {clock(facts.duration)}",
-            "with": ", ".join(f"{k} = {v}" for k, v in given.items())}
+            "with": given}
 
 
 def _list(books: Sequence[Path]) -> str:

@@ -127,6 +127,16 @@ def read(path: str | Path) -> Notebook:
     return Notebook(path, text, spec["name"], digest, parameters, until)
 
 
+def literals(source: str) -> dict[str, Any]:
+    """The variables that a cell sets to literals."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
