@@ -203,7 +203,8 @@ def _facts(book: Any) -> dict[str, Any]:
 def _when(book: Any) -> dict[str, str]:
     """Of an executed notebook: the day, how long it took, and its parameters."""
     facts, hidden = book.metadata.papermill, ("root", "headless", "report", "jobs")
-    given = ", ".join(f"{k} = {v}" for k, v in _facts(book).items() if k not in hidden and v not in ("", "{}"))
+    given = ", ".join(f"{k} = {v}" for k, v in _facts(book).items()
+                      if k not in hidden and v not in ("", "{}"))
     return {"executed": f"executed on {facts.start_time[:10]}", "time": f"in {clock(facts.duration)}",
             "with": given}
 

@@ -29,10 +29,10 @@ def controls() -> Any:
     return ipywidgets
 
 
-# In a notebook that was opened again without its outputs; the setup cell makes the next figure send plotly.js.
-MISSING = """<p class="vfmlab-missing" hidden>This figure needs plotly.js, which this page has lost: run the cell
-with set_up_notebook() and this one again.</p><script>
-if (!window.Plotly) document.querySelectorAll('.vfmlab-missing').forEach(p => p.hidden = false)</script>"""
+# Where a notebook was opened again without its outputs; the setup cell makes the next figure send plotly.js.
+MISSING = """<p class="vfmlab-missing" hidden>This figure needs plotly.js, which this page has lost: run
+the cell with set_up_notebook() and this one again.</p><script>if (!window.Plotly)
+document.querySelectorAll('.vfmlab-missing').forEach(p => p.hidden = false)</script>"""
 
 
 class Shown:
