@@ -82,6 +82,28 @@ UPSAMPLE = {"norm": "norm", "depthwise": "depthwise", "pointwise": "pointwise"}
 FUSION_FIRST = {"0": "depthwise", "1": "pointwise", "2": "norm"}
 FUSION_LAST = {"0": "mix", "1": "norm_out"}
 ACTIVATIONS = {"lrelu": "leaky_relu", "relu": "relu", "silu": "silu", "gelu": "gelu"}
+PLAIN = {"weight": "weight", "bias": "bias"}
+_BLOCK = r"synthesis\.blocks\.(\d+)\."
+# Where a key begins in the release and here, and the table of what follows; the first that fits counts.
+PLACES = (
+    (r"ldm_adapter\.patch_quants\.(\d+)\.0\.blocks\.(\d+)\.", r"projections.\1.layers.\2.", PROJECTION),
+    (r"ldm_adapter\.patch_quants\.(\d+)\.0\.", r"projections.\1.", PLAIN),  # a 1x1 convolution
+    (r"ldm_adapter\.final_quant\.blocks\.(\d+)\.", r"final_projection.layers.\1.", PROJECTION),
+    (r"ldm_adapter\.final_quant\.", "final_projection.", PLAIN),
+    (r"ldm_adapter\.post_quant\.blocks\.(\d+)\.", r"decoder.decompress.layers.\1.", PROJECTION),
+    (r"ldm_adapter\.post_quant\.", "decoder.decompress.", PLAIN),
+    (r"ldm_adapter\.linear_proj\.", "alignment.", {"weight": "weight"}),
+    (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.", r"quantizer.codebooks.\1.",
+     {"codebook.weight": "weight", "vocab_usage": "usage"}),
+    (r"mapping\.mlp\.fc(\d+)\.", r"decoder.mapping.layers.\1.", PLAIN),
+    (_BLOCK + r"seperate_upsample_conv\.", r"decoder.blocks.\1.upsample.", UPSAMPLE),
+    (_BLOCK + r"last_upsample_conv\.", r"decoder.blocks.\1.sum_upsample.", UPSAMPLE),
+    (_BLOCK + r"conv0\.", r"decoder.blocks.\1.layers.0.", LAYER),
+    (_BLOCK + r"convs1\.(\d+)\.", lambda m: f"decoder.blocks.{m[1]}.layers.{int(m[2]) + 1}.", LAYER),
+    (_BLOCK + r"torgb\.", r"decoder.blocks.\1.to_rgb.", TO_RGB),
+    (_BLOCK + r"self_attns\.(\d+)\.", r"decoder.blocks.\1.attention.\2.", ATTENTION),
+    (_BLOCK + r"cross_attns\.(\d+)\.", r"decoder.blocks.\1.cross_attention.\2.", ATTENTION),
+)
 
 
 def _table(key: str, table: dict[str, str]) -> str | None:
@@ -97,62 +119,20 @@ class _Names:
 
     def __init__(self, fusion: dict[int, tuple[int, bool]]):
         self.fusion = fusion
-        self.rules = (
-            (r"ldm_adapter\.patch_quants\.(\d+)\.0\.(.+)", lambda i,
-             rest: self._projection(f"projections.{i}", rest)),
-            (r"ldm_adapter\.final_quant\.(.+)", lambda rest: self._projection("final_projection", rest)),
-            (r"ldm_adapter\.post_quant\.(.+)", lambda rest: self._projection("decoder.decompress", rest)),
-            (r"ldm_adapter\.linear_proj\.weight", lambda: "alignment.weight"),
-            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.codebook\.weight",
-             "quantizer.codebooks.{}.weight".format),
-            (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.vocab_usage", "quantizer.codebooks.{}.usage".format),
-            (r"mapping\.mlp\.fc(\d+)\.(weight|bias)", "decoder.mapping.layers.{}.{}".format),
-            (r"synthesis\.z_convs\.(\d+)\.(\d+)\.(.+)", self._fusion),
-            (r"synthesis\.blocks\.(\d+)\.(.+)", self._block)
-        )
 
     def __call__(self, key: str) -> str | None:
-        for pattern, ours in self.rules:
-            if match := re.fullmatch(pattern, key):
-                return ours(*match.groups())
-        return None
-
-    @staticmethod
-    def _projection(ours: str, rest: str) -> str | None:
-        if rest in ("weight", "bias"):  # the 1x1 convolution
-            return f"{ours}.{rest}"
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", rest)
-        name = _table(match[2], PROJECTION) if match else None
-        return name and f"{ours}.layers.{match[1]}.{name}"
-
-    def _fusion(self, index: str, stage: str, rest: str) -> str | None:
-        if int(index) not in self.fusion:
+        for pattern, ours, table in PLACES:
+            if match := re.match(pattern, key):
+                found = _table(key[match.end():], table)
+                return found and (match.expand(ours) if isinstance(ours, str) else ours(match)) + found
+        match = re.match(r"synthesis\.z_convs\.(\d+)\.(\d+)\.", key)
+        if match is None or int(match[1]) not in self.fusion:
             return None
-        block, unshuffles = self.fusion[int(index)]
-        # A pixel-unshuffle takes the first place of the sequence, a pixel-shuffle the second; neither has
-        # weights.
-        name = _table(rest, FUSION_FIRST if int(stage) == int(unshuffles) else FUSION_LAST)
-        return name and f"decoder.fusion.{block}.{name}"
-
-    @staticmethod
-    def _block(index: str, rest: str) -> str | None:
-        ours = f"decoder.blocks.{index}"
-        for pattern, name, table in ((r"seperate_upsample_conv\.(.+)", "upsample", UPSAMPLE),
-                                     (r"last_upsample_conv\.(.+)", "sum_upsample", UPSAMPLE),
-                                     (r"conv0\.(.+)", "layers.0", LAYER), (r"torgb\.(.+)", "to_rgb", TO_RGB)):
-            if match := re.fullmatch(pattern, rest):
-                found = _table(match[1], table)
-                return found and f"{ours}.{name}.{found}"
-        match = re.fullmatch(r"(convs1|self_attns|cross_attns)\.(\d+)\.(.+)", rest)
-        if match is None:
-            return None
-        kind, number, rest = match.groups()
-        if kind == "convs1":
-            found, name = _table(rest, LAYER), f"layers.{int(number) + 1}"
-        else:
-            found = _table(rest, ATTENTION)
-            name = ("attention" if kind == "self_attns" else "cross_attention") + f".{number}"
-        return found and f"{ours}.{name}.{found}"
+        block, unshuffles = self.fusion[int(match[1])]
+        # A pixel-unshuffle takes the first place, a pixel-shuffle the second; neither has weights.
+        table = FUSION_FIRST if int(match[2]) == int(unshuffles) else FUSION_LAST
+        found = _table(key[match.end():], table)
+        return found and f"decoder.fusion.{block}.{found}"
 
 
 class _Arguments:
