@@ -11,8 +11,6 @@ The files are those of `vfmlab.diffusion.shards`, as for latents.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +23,11 @@ from vfmlab.config import Data
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
 from vfmlab.data.stream import Order, from_thread
 from vfmlab.diffusion import shards
-from vfmlab.errors import CheckpointError
 from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-FORMAT = "vfmlab-codes/1"
+FORMAT, CACHE = "vfmlab-codes/1", "code cache"
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
 SHARD = 65_536  # images a shard: ten crops of 256 codes are 670 MB
 
@@ -77,9 +74,9 @@ class Versions:
 def fingerprint(tokenizer: Tokenizer, versions: Versions) -> str:
     """Digest of all that decides a cache: the tokenizer's weights, its VFM, the images and their versions."""
     vfm, source = getattr(tokenizer.vfm, "fingerprint", None), versions.source
-    what = [FORMAT, tokenizer.config.model_dump(mode="json"), tokenizer.size, io.digest(tokenizer), vfm,
-            source.fingerprint, len(source), versions.side, versions.count]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return shards.fingerprint(FORMAT, tokenizer.config.model_dump(mode="json"), tokenizer.size,
+                              io.digest(tokenizer), vfm, source.fingerprint, len(source), versions.side,
+                              versions.count)
 
 
 def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch: int = 64, rank: int = 0,
@@ -95,7 +92,7 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
         outside its codebook.
     """
     directory, shape = Path(directory), CodeShape.of(tokenizer)
-    wanted, meta = fingerprint(tokenizer, versions), shards.read_meta(Path(directory), FORMAT, "code cache")
+    wanted, meta = fingerprint(tokenizer, versions), shards.read_meta(directory, FORMAT, CACHE)
     if meta is None:
         meta = {
             "format": FORMAT, "fingerprint": wanted, "count": len(versions.source), "shard": SHARD,
@@ -103,7 +100,7 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
             "class_names": versions.source.class_names, "method": tokenizer.config.method,
             "data": versions.source.fingerprint,
         }  # fmt: skip
-    _check(meta["fingerprint"], wanted, directory)
+    shards.check(meta, wanted, directory, "codes")
     device = next(tokenizer.parameters()).device
 
     @torch.no_grad()
@@ -117,13 +114,6 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
     yield from shards.write(directory, "codes", meta, encode, batch, rank, world, PATIENCE)
 
 
-def _check(found: str, wanted: str, directory: Path) -> None:
-    if found != wanted:
-        raise CheckpointError(f"codes in '{directory}' are of another tokenizer, data set or options "
-                              f"({found}, wanted {wanted}); delete the folder to encode again, or name "
-                              "another")
-
-
 class CodeSource:
     """Random access to a finished cache; its shards are memory-mapped.
 
@@ -132,10 +122,8 @@ class CodeSource:
     """
 
     def __init__(self, directory: str | Path, wanted: str):
-        meta = shards.read_meta(Path(directory), FORMAT, "code cache")
-        if meta is None:
-            raise CheckpointError(f"no code cache in '{directory}'; encode one with vfmlab.ar.codes.build")
-        _check(meta["fingerprint"], wanted, Path(directory))
+        meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.ar.codes.build")
+        shards.check(meta, wanted, directory, "codes")
         self.versions, self._shards = meta["versions"], shards.Shards(Path(directory), "codes", meta)
         self.labels = torch.cat([shard["labels"] for shard in self._shards.parts])
 

@@ -15,11 +15,9 @@ data and options that it was asked for.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-FORMAT = "vfmlab-latents/1"
+FORMAT, CACHE = "vfmlab-latents/1", "latent cache"
 PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
 Maps = Callable[[Tensor, bool], dict[int, Tensor]]  # (indices long B, mirrored) -> B D h w by layer
 SHARD = 4096  # images a shard: at 16 x 16 x 32 about 128 MB with both copies
@@ -51,9 +49,8 @@ def fingerprint(tokenizer: Tokenizer, source: ImageSource, flip: bool = False, s
     tokenizer.statistics  # noqa: B018  missing statistics are an error here, before anything is encoded
     vfm = getattr(tokenizer.vfm, "fingerprint", None)
     config = tokenizer.config.model_dump(mode="json")
-    what = [FORMAT, config, tokenizer.size, io.digest(tokenizer), vfm, source.fingerprint, len(source), flip,
-            sampled]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return shards.fingerprint(FORMAT, config, tokenizer.size, io.digest(tokenizer), vfm, source.fingerprint,
+                              len(source), flip, sampled)
 
 
 def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip: bool = False,
@@ -73,7 +70,7 @@ def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip
         not finite.
     """
     directory, wanted = Path(directory), fingerprint(tokenizer, source, flip, sampled)
-    meta = _meta(directory)
+    meta = shards.read_meta(directory, FORMAT, CACHE)
     if meta is None:
         statistics = tokenizer.statistics
         meta = {
@@ -93,7 +90,7 @@ def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip
                 "fingerprint": statistics.fingerprint,
             },
         }
-    _check(meta, wanted, directory)
+    shards.check(meta, wanted, directory, "latents")
 
     def encode(indices: Tensor) -> dict[str, Tensor]:
         return _encode(tokenizer, source, indices, flip, sampled, maps)
@@ -124,17 +121,6 @@ def _encode(tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bo
     return kept
 
 
-def _meta(directory: Path) -> dict[str, Any] | None:
-    return shards.read_meta(directory, FORMAT, "latent cache")
-
-
-def _check(meta: dict[str, Any], wanted: str | None, directory: Path) -> None:
-    if wanted is not None and meta["fingerprint"] != wanted:
-        raise CheckpointError(f"latents in '{directory}' are of another tokenizer, data set or options "
-                              f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, "
-                              "or name another")
-
-
 class LatentSource:
     """Random access to a finished cache. Shards are memory-mapped: a cache larger than memory is read as it
     is needed.
@@ -150,15 +136,11 @@ class LatentSource:
     """
 
     def __init__(self, directory: str | Path, wanted: str | None = None):
-        directory = Path(directory)
-        meta = _meta(directory)
-        if meta is None:
-            raise CheckpointError(f"no latent cache in '{directory}'; encode one with "
-                                  "vfmlab.diffusion.latents.build")
-        _check(meta, wanted, directory)
+        meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.diffusion.latents.build")
+        shards.check(meta, wanted, directory, "latents")
         self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
         self.class_names, self.flip = meta["class_names"], meta["flip"]
-        self._shards = shards.Shards(directory, "latents", meta)
+        self._shards = shards.Shards(Path(directory), "latents", meta)
         self.shards = self._shards.parts
         self.sampled = "std" in self.shards[0]
         self.all_labels = torch.cat([shard["labels"] for shard in self.shards])
@@ -198,8 +180,8 @@ class Draws:
     """Step -> indices of this rank's rows, and which are mirrored: the draws of `BatchStream`."""
 
     def __init__(self, count: int, batch: int, seed: int, rows: slice, flip: bool):
-        self.order, self.batch, self.seed, self.rows, self.flip = Order(
-            count, batch, seed), batch, seed, rows, flip
+        self.order, self.batch, self.seed = Order(count, batch, seed), batch, seed
+        self.rows, self.flip = rows, flip
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.order(step)[self.rows]

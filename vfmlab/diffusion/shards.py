@@ -12,6 +12,7 @@ holds the same of the mirrored images.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,27 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AssertionError):
         raise CheckpointError(
             f"'{file}' does not describe a {what}; delete the folder to encode again") from None
+
+
+def opened(directory: str | Path, form: str, what: str, build: str) -> dict[str, Any]:
+    """The meta data of a finished folder. build: what makes one, for the message where there is none."""
+    meta = read_meta(Path(directory), form, what)
+    if meta is None:
+        raise CheckpointError(f"no {what} in '{directory}'; encode one with {build}")
+    return meta
+
+
+def check(meta: dict[str, Any], wanted: str | None, directory: str | Path, what: str) -> None:
+    """:class:`CheckpointError` where a folder of a tokenizer's latents or codes has another fingerprint."""
+    if wanted not in (None, meta["fingerprint"]):
+        raise CheckpointError(f"{what} in '{directory}' are of another tokenizer, data set or options "
+                              f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, "
+                              "or name another")
+
+
+def fingerprint(*what: Any) -> str:
+    """16 hex digits of all that decides a folder."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write(directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int,

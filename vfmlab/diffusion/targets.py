@@ -11,8 +11,6 @@ files are kept: `vfmlab.diffusion.shards`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +91,8 @@ class Teacher:
 
     def fingerprint(self, source: ImageSource, flip: bool) -> str:
         """Digest of all that decides a cache of these targets."""
-        what = [FORMAT, self.cfg.name, self.model.fingerprint, self.model.input_size, self.layer, self.grid,
-                self.pooled]
-        return hashlib.sha256(json.dumps([*what, source.fingerprint, len(source),
-                                          flip]).encode()).hexdigest()[:16]
+        return shards.fingerprint(FORMAT, self.cfg.name, self.model.fingerprint, self.model.input_size,
+                                  self.layer, self.grid, self.pooled, source.fingerprint, len(source), flip)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
@@ -189,10 +185,7 @@ class Targets:
     """Random access to a finished cache."""
 
     def __init__(self, directory: Path):
-        meta = shards.read_meta(Path(directory), FORMAT, "target cache")
-        if meta is None:
-            raise CheckpointError(f"no target cache in '{directory}'; encode one with "
-                                  "vfmlab.diffusion.targets.build")
+        meta = shards.opened(directory, FORMAT, "target cache", "vfmlab.diffusion.targets.build")
         self.meta, self.flip = meta, meta["flip"]
         self._shards = shards.Shards(Path(directory), "targets", meta)
 

@@ -7,8 +7,6 @@ weights, the size at which it sees images, the layers and the images, and all ru
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +52,7 @@ class Reader:
 
     def fingerprint(self, source: ImageSource, flip: bool) -> str:
         """Digest of all that decides the folder."""
-        what = [FORMAT, self.facts(), source.fingerprint, len(source), flip]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return shards.fingerprint(FORMAT, self.facts(), source.fingerprint, len(source), flip)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
