@@ -95,7 +95,7 @@ class Interpolation(Instrument):
         length, rough = path_shape(frames)
         section = subject.section({"measure": "decoded straight lines", "pairs": PAIRS, "steps": STEPS})
         for name, values in (("path_length", length), ("path_roughness", rough)):
-            report.add(name, float(values.mean()), section, PAIRS, float(values.std(correction=0)))
+            report.mean(name, values, section)
         x = frames.double().flatten(2)
         steps = (x[:, 1:] - x[:, :-1]).norm(dim=2)
         report.add("path_steps", (steps / steps.sum(1, keepdim=True)).mean(0).tolist(), section, PAIRS)

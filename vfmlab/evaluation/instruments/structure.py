@@ -75,5 +75,4 @@ class LocalStructure(Instrument):
         values = lds(maps).double()
         facts = {"measure": "local - distant cosine", "near": "four neighbours",
                  "far": far_bound(*maps.shape[-2:])}
-        report.add("lds", float(values.mean()), subject.section(facts), len(values),
-                   float(values.std(correction=0)))
+        report.mean("lds", values, subject.section(facts))
