@@ -152,6 +152,19 @@ def find(tree: Any, *keys: str) -> dict[str, Any] | None:
     return next((node for node in mappings(tree) if all(key in node for key in keys)), None)
 
 
+def section(name: str, *keys: str) -> Callable[[Config], Config]:
+    """The `arguments` of a family whose configs have them in the first mapping with all `keys`."""
+
+    def arguments(tree: Config) -> Config:
+        found = find(tree, *keys)
+        if found is None:
+            listed = " and ".join([", ".join(f"'{key}'" for key in keys[:-1]), f"'{keys[-1]}'"])
+            raise ConfigError(f"{name} config: no section has {listed}; give the release's")
+        return found
+
+    return arguments
+
+
 def scalar(tree: Any, *names: str) -> Any:
     """The first scalar called one of `names`, outermost first; None if there is none."""
     for name in names:

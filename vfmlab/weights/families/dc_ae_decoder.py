@@ -12,7 +12,7 @@ from torch import Tensor
 from vfmlab.decoders.dc_ae import DCDecoder
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import check_fixed, family, find, rewritten
+from vfmlab.weights.family import check_fixed, family, rewritten, section
 
 DEFAULTS = {  # of the release's configuration; other values of these are not supported
     "in_channels": 3, "norm": "trms2d", "act": "silu", "upsample_match_channel": True,
@@ -34,16 +34,7 @@ RENAMES = [
 ]
 
 
-def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """The section of the release's configuration that has `width_list`."""
-    section = find(tree, "width_list", "depth_list")
-    if section is None:
-        raise ConfigError("dc-ae-decoder config: no section has 'width_list' and 'depth_list'; give the "
-                          "release's")
-    return section
-
-
-@family("dc-ae-decoder", arguments=arguments)
+@family("dc-ae-decoder", arguments=section("dc-ae-decoder", "width_list", "depth_list"))
 def import_dc_ae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DCDecoder:
     """Release names and values -> :class:`vfmlab.decoders.dc_ae.DCDecoder`.
 

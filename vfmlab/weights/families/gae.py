@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.errors import ConfigError
 from vfmlab.tokenizers.gae import GAE
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family, find, headed
+from vfmlab.weights.family import STATISTICS, family, headed, section
 
 PARTS = {  # prefixes of the release, and shorter ones -> ours
     "encoder.": "encoder.", "enc.": "encoder.", "adapter.model.": "adapter.", "adapter.": "adapter.",
@@ -18,15 +18,7 @@ PARTS = {  # prefixes of the release, and shorter ones -> ours
 }  # fmt: skip
 
 
-def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """The release's config: the section with `encoder`, `latent` and `decoder`."""
-    section = find(tree, "encoder", "latent", "decoder")
-    if section is None:
-        raise ConfigError("gae config: no section has 'encoder', 'latent' and 'decoder'; give the release's")
-    return section
-
-
-@family("gae", arguments=arguments)
+@family("gae", arguments=section("gae", "encoder", "latent", "decoder"))
 def import_gae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> GAE:
     """Release names and values -> :class:`vfmlab.tokenizers.gae.GAE`; it has no latent statistics yet.
 

@@ -20,7 +20,7 @@ from vfmlab.nn.dc_blocks import ConvStem
 from vfmlab.tokenizers.dino_sae import DinoSAE
 from vfmlab.weights import io
 from vfmlab.weights.families.dc_ae_decoder import import_dc_ae
-from vfmlab.weights.family import Batches, Moments, family, find
+from vfmlab.weights.family import Batches, Moments, family, section
 
 VFM = {"name": "dinov3_l16"}
 STEM, DECODER = "cnn.0.conv.weight", r"project_in\.(main\.)?conv\.weight"
@@ -33,14 +33,6 @@ class HAEParts(nn.Module):
     def __init__(self, stem: ConvStem, decoder: DCDecoder):
         super().__init__()
         self.stem, self.decoder = stem, decoder
-
-
-def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """The release's configuration: the section with `embed_dim` and `decoder`."""
-    section = find(tree, "embed_dim", "decoder")
-    if section is None:
-        raise ConfigError("hae config: no section has 'embed_dim' and 'decoder'; give the release's")
-    return section
 
 
 def sections(module: HAEParts, config: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +53,7 @@ def put(tokenizer: DinoSAE, module: HAEParts, known: Moments | None, batches: Ba
 
 
 @torch.no_grad()
-@family("hae", arguments=arguments, sections=sections, put=put)
+@family("hae", arguments=section("hae", "embed_dim", "decoder"), sections=sections, put=put)
 def import_hae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> HAEParts:
     """Release names and values -> :class:`HAEParts`.
 

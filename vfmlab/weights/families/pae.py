@@ -20,7 +20,7 @@ from vfmlab.nn.sphere import rms_over_channels
 from vfmlab.tokenizers.pae import PAE
 from vfmlab.weights import io
 from vfmlab.weights.families.rae_decoder import import_rae_decoder, onto_pixels
-from vfmlab.weights.family import Batches, Moments, family, find
+from vfmlab.weights.family import Batches, Moments, family, headed, section
 
 PARTS = {
     "delta_encoder.": "encoder.", "delta.": "encoder.", "compressor.0.": "compressor.attn.",
@@ -50,14 +50,6 @@ class PAEParts(nn.Module):
         return self.decoder(self.decompressor(z))[0]
 
 
-def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """The section of the release's config that has `dim`, `latent` and `decoder`."""
-    section = find(tree, "dim", "latent", "decoder")
-    if section is None:
-        raise ConfigError("pae config: no section has 'dim', 'latent' and 'decoder'; give the release's")
-    return section
-
-
 def sections(module: PAEParts, config: dict[str, Any]) -> dict[str, Any]:
     decoder = module.decoder
     if decoder.side != module.side:
@@ -84,7 +76,7 @@ def put(tokenizer: PAE, module: PAEParts, known: Moments | None, batches: Batche
 
 
 @torch.no_grad()
-@family("pae", arguments=arguments, sections=sections, put=put)
+@family("pae", arguments=section("pae", "dim", "latent", "decoder"), sections=sections, put=put)
 def import_pae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> PAEParts:
     """Release names and values -> :class:`PAEParts`: `encode(pixels, u)`, `decode(z)`.
 
@@ -114,7 +106,5 @@ def import_pae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> PAEPart
 
 def rename(key: str) -> str:
     """A key of the release under our name; parts may be kept as "delta.sd."."""
-    key = key.replace(".sd.", ".", 1)
-    prefix = next((part for part in PARTS if key.startswith(part)), "")
-    key = PARTS.get(prefix, "") + key.removeprefix(prefix)
+    key = headed(key.replace(".sd.", ".", 1), PARTS)
     return key.replace("patch_embed.proj.", "patch_embed.").replace(".mlp.", ".")

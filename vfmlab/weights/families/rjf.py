@@ -15,15 +15,8 @@ from torch import Tensor
 
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.weights import io
-from vfmlab.weights.families.lightningdit import (
-    DEFAULTS,
-    arguments,
-    built,
-    check_rope,
-    settings,
-    translated,
-)
-from vfmlab.weights.family import family
+from vfmlab.weights.families.lightningdit import DEFAULTS, arguments, built, check_rope, translated
+from vfmlab.weights.family import family, settings
 
 
 @family("rjf", arguments=arguments, path="sphere")
