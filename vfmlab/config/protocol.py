@@ -32,8 +32,7 @@ class Guidance(Section):
                              "noise)")
         if (self.kind == "auto") != (self.weaker is not None):
             raise ValueError(f"kind {self.kind!r} with weaker {self.weaker!r}: auto-guidance needs the run "
-                             "of a "
-                             "weaker model, the other kinds none; set both or neither")
+                             "of a weaker model, the other kinds none; set both or neither")
         if self.kind is not None and (self.channels is not None or self.token is not None):
             raise ValueError(f"kind '{self.kind}' guides the whole state; leave channels and token null")
         return self

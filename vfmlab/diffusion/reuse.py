@@ -52,9 +52,7 @@ class Reused:
         ConfigError: a network that is not split.
     """
 
-    def __init__(
-        self, network: nn.Module, every: int | Sequence[int], grid: Sequence[float] | None = None
-    ):
+    def __init__(self, network: nn.Module, every: int | Sequence[int], grid: Sequence[float] | None = None):
         if not all(callable(getattr(network, part, None)) for part in ("encode", "head")):
             kind = getattr(getattr(network, "config", None), "kind", type(network).__name__)
             raise ConfigError(f"sampler.reuse {every}: network '{kind}' is not split into encoder and head; "
@@ -103,16 +101,14 @@ class Watched:
         return v
 
 
-def similarity_over_time(
-    network: nn.Module, sample: Callable[[Watched], object], blocks: tuple[int, ...] | None = None
-) -> tuple[list[float], dict[int, Tensor]]:
+def similarity_over_time(network: nn.Module, sample: Callable[[Watched], object],
+                         blocks: tuple[int, ...] | None = None) -> tuple[list[float], dict[int, Tensor]]:
     """How alike each block's tokens are at two times of the way from noise to data.
 
     Args:
         network: with `features_at` and `depth`. sample: draws samples with the network it is given, for
-        example
-            `lambda watched: sampling.sample(watched, labels, random, sampler, null=..., latent_shape=...)`,
-            unguided.
+            example `lambda watched: sampling.sample(watched, labels, random, sampler, null=...,
+            latent_shape=...)`, unguided.
         blocks: default all of them.
 
     Returns:

@@ -108,8 +108,7 @@ def dopri5(field: Guided, x: Tensor) -> Iterator[Reached]:
     noise.
 
     Solved at once, a batch would tie its samples together through the error norm that sets the step. The
-    price is a
-    network batch of one: a reference solver, not a fast one. `steps` and `shift` have no effect.
+    price is a network batch of one: a reference solver, not a fast one. `steps` and `shift` have no effect.
     """
     x = x.clone()
     for i in range(x.shape[0]):
@@ -120,28 +119,21 @@ def dopri5(field: Guided, x: Tensor) -> Iterator[Reached]:
 
 
 @torch.no_grad()
-def trajectory(
-    network: nn.Module | Callable[..., Tensor],
-    labels: Tensor,
-    random: SampleRandom | None,
-    sampler: Sampler | None = None,
-    guidance: Guidance | None = None,
-    latent_shape: tuple[int, int, int] | None = None,
-    null: int | None = None,
-    noise: Tensor | None = None,
-) -> Iterator[Step]:
+def trajectory(network: nn.Module | Callable[..., Tensor], labels: Tensor, random: SampleRandom | None,
+               sampler: Sampler | None = None, guidance: Guidance | None = None,
+               latent_shape: tuple[int, int, int] | None = None, null: int | None = None,
+               noise: Tensor | None = None) -> Iterator[Step]:
     """Integrate from noise to data, step by step.
 
     Args:
         network: `(x B C h w, t B, y B) -> v B C h w`, in eval mode, on the device of `labels`; its attribute
-            `path` says how steps are taken (none: straight). Networks with
-        a class token
+            `path` says how steps are taken (none: straight). Networks with a class token
             (`network.config.token`) are called with `token=` too, and the token is integrated beside the
             latents.
         labels: B class labels; the null label samples without condition.
         random: noise streams, one per label; the same (seed, id) always gives the same sample.
         sampler: solver, steps (intervals), time shift, reuse of the encoder. guidance: see
-        :class:`~vfmlab.diffusion.guidance.Guided`.
+            :class:`~vfmlab.diffusion.guidance.Guided`.
         latent_shape, null: (C, h, w) and the null label; by default the network's own.
         noise: B C h w to start from instead of the streams' first numbers.
 
@@ -178,8 +170,7 @@ def trajectory(
     if guidance.kind is not None:
         if sampler.reuse is not None:
             raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both "
-                              "read-outs "
-                              "need the whole network; set one of them to null")
+                              "read-outs need the whole network; set one of them to null")
         pair = internal(network) if guidance.kind == "internal" else auto(network, velocity, state.velocity)
         velocity, scales = Steered(pair, guidance.scale, guidance.interval), None
         guidance = Guidance()
@@ -192,17 +183,10 @@ def trajectory(
         yield Step(number, total, t, state.latents(x), state.latents(estimate), state.token(x))
 
 
-def sample(
-    network: nn.Module | Callable[..., Tensor],
-    labels: Tensor,
-    random: SampleRandom | None,
-    sampler: Sampler | None = None,
-    guidance: Guidance | None = None,
-    latent_shape: tuple[int, int, int] | None = None,
-    null: int | None = None,
-    noise: Tensor | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
+def sample(network: nn.Module | Callable[..., Tensor], labels: Tensor, random: SampleRandom | None,
+           sampler: Sampler | None = None, guidance: Guidance | None = None,
+           latent_shape: tuple[int, int, int] | None = None, null: int | None = None,
+           noise: Tensor | None = None, callback: Callback | None = None) -> Tensor:
     """Clean normalised latents B C h w (fp32) for `labels`; arguments as in :func:`trajectory`.
 
     callback(step, total, t, x, estimate): called after every step, 1 to total, with the time reached, the

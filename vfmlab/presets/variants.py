@@ -46,8 +46,7 @@ class Variant:
     needs: str = ""
 
 
-# -- decoder and latent
-# ----------------------------------------------------------------------------------------
+# -- decoder and latent ------------------------------------------------------------------------------------
 
 TABLE = ("plain_decoder", "fusion", "modern_blocks", "multi_layer")
 PAPER_RFID = dict(zip(TABLE, (19.69, 14.35, 1.08, 0.71), strict=True))  # 5 M images, ImageNet 256
@@ -80,9 +79,8 @@ def decoder_size(run: Recipe) -> int:
 
     c = run.tokenizer
     with torch.device("meta"):
-        decoder = DECODERS.get(c.decoder.kind)(
-            c.decoder, c.channels, run.data.size // c.factor, run.data.size
-        )
+        decoder = DECODERS.get(c.decoder.kind)(c.decoder, c.channels, run.data.size // c.factor,
+                                               run.data.size)
     return sum(p.numel() for p in decoder.parameters())
 
 
@@ -116,8 +114,7 @@ def _width(channels: int) -> Callable[[Recipe], Changes]:
     return of
 
 
-# -- diffusion-side alignment
-# ----------------------------------------------------------------------------------
+# -- diffusion-side alignment ------------------------------------------------------------------------------
 
 SETTINGS = ("repa", "irepa", "reg", "joint")
 _POCKET = {"vfm": {"name": "pocket"}}
@@ -182,8 +179,7 @@ def _in_context(run: Recipe) -> Changes:
 
 def _discrete(run: Recipe) -> Changes:
     """Codebook loss (beta 0.25) with a little entropy in place of KL. Numbers of codebooks and entries:
-    ours.
-    """
+    ours."""
     tokenizer = {"discrete": True, "codebooks": 2, "vocabulary": 64 if run.tier == "tiny" else 1024}
     losses = {"losses.kl": 0.0, "losses.codebook": {"weight": 1.0, "entropy": 0.1}}
     return {f"tokenizer.{name}": value for name, value in tokenizer.items()} | losses
@@ -325,6 +321,5 @@ def change(recipe: Recipe, changes: Changes) -> Recipe:
 
 def _check(recipe: Recipe, name: str, part: str) -> None:
     if part and not PARTS[part][0](recipe):
-        raise ConfigError(
-            f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example {PARTS[part][2]}"
-        )
+        raise ConfigError(f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example "
+                          f"{PARTS[part][2]}")

@@ -5,13 +5,12 @@
     training) -> decoder
 
 Only the decoder is trained, and with `fusion` HiRAE's experts and router. `rae` reads the last block alone.
-`multi_layer_rae` (RAEv2, arXiv 2605.18324)
-reads the last K blocks, or every `stride`-th of them; their sum and their mean are the same latent once it is
-standardised. What the paper's
-release does and this does: the final norm without its weights on every block, DINOv3 with the last block's
-mean over places added everywhere. Reading block outputs through a layer norm of our own (and not the model's
-final one) is the same thing, since its weights are left out. Statistics are one mean and std for each
-channel, with `places` for each channel and place as in the release, fixed before training.
+`multi_layer_rae` (RAEv2, arXiv 2605.18324) reads the last K blocks, or every `stride`-th of them; their sum
+and their mean are the same latent once it is standardised. What the paper's release does and this does: the
+final norm without its weights on every block, DINOv3 with the last block's mean over places added everywhere.
+Reading block outputs through a layer norm of our own (and not the model's final one) is the same thing, since
+its weights are left out. Statistics are one mean and std for each channel, with `places` for each channel and
+place as in the release, fixed before training.
 
 Noise: z + sigma * n with n ~ N(0, 1), one sigma for each image, |N(0, tau)| as the paper writes; the release
 draws it uniformly from [0, tau] (`noise_law`) and adds it before standardisation (`noise_on`).
@@ -76,11 +75,9 @@ class RAE(Tokenizer):
         for layer in self.layers:
             check_grid(vfm, layer, side, config.factor)
             if vfm.width(layer) != channels:
-                raise ConfigError(
-                    f"tokenizer.channels {channels}: '{config.method}' does not compress, its latent is as "
-                    f"wide as the VFM's layer {layer}; "
-                    f"set tokenizer.channels={vfm.width(layer)}"
-                )
+                raise ConfigError(f"tokenizer.channels {channels}: '{config.method}' does not compress, its "
+                                  f"latent is as wide as the VFM's layer {layer}; set "
+                                  f"tokenizer.channels={vfm.width(layer)}")
         if config.fusion is not None and (len(self.layers) < 3 or config.pooled):
             raise ConfigError(f"tokenizer.fusion joins three groups of layers without a pooled token, here "
                               f"tokenizer.last is {config.last} and pooled {config.pooled}; set "
@@ -152,10 +149,8 @@ def last_blocks(depth: int, last: int, stride: int) -> tuple[int, ...]:
     """The layers to read of a VFM with `depth` blocks, the last one (-2: before the final norm) last."""
     first = depth - (last - 1) * stride
     if first < 1:
-        raise ConfigError(
-            f"tokenizer.last {last}: with tokenizer.stride {stride} the VFM's {depth} blocks give at most "
-            f"{(depth - 1) // stride + 1}; lower one of them"
-        )
+        raise ConfigError(f"tokenizer.last {last}: with tokenizer.stride {stride} the VFM's {depth} blocks "
+                          f"give at most {(depth - 1) // stride + 1}; lower one of them")
     return (*range(first, depth, stride), -2)
 
 
@@ -169,8 +164,6 @@ def check_grid(vfm: nn.Module, layer: int, side: int, factor: int) -> None:
     """:class:`ConfigError` unless the map of `layer` is `side` x `side`."""
     grid = vfm.grid(layer)[0]
     if grid != side:
-        raise ConfigError(
-            f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} asks for {side} x "
-            f"{side}; "
-            f"set vfm.upscale={vfm.upscale * side / grid:g} or a tokenizer.factor that fits"
-        )
+        raise ConfigError(f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} "
+                          f"asks for {side} x {side}; set vfm.upscale={vfm.upscale * side / grid:g} or a "
+                          "tokenizer.factor that fits")

@@ -50,10 +50,9 @@ class Family:
 
     build: (state dict in the release's names, its configuration) -> module. arguments: the release's config
     file as plain data -> that configuration; a file may also hold it flat. path: of networks that were not
-    trained on the linear one. The other two are for tokenizers.
-    sections: (module, configuration) -> {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of
-    that run, module, released (mean, std) or None, batches of images) -> the (mean, std) that are left for
-    the tokenizer.
+    trained on the linear one. The other two are for tokenizers. sections: (module, configuration) ->
+    {"tokenizer", "vfm" (or None), "size"} of a run. put: (tokenizer of that run, module, released (mean, std)
+    or None, batches of images) -> the (mean, std) that are left for the tokenizer.
     """
 
     build: Callable[[dict[str, Tensor], Config], nn.Module]
