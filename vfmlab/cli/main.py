@@ -20,7 +20,7 @@ from vfmlab.cli.arguments import Interrupted
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
 from vfmlab.cli.serve import app
-from vfmlab.cli.studies import claims, compare, correlate, demo, reuse, site, stop, sweep
+from vfmlab.cli.studies import choose, claims, compare, correlate, demo, reuse, site, stop, sweep
 from vfmlab.cli.training import evaluate, train
 from vfmlab.cli.weights import export, import_
 from vfmlab.config.files import expand, root_folder
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "plan": plan,
     "doctor": doctor,
     "compare": compare,
+    "choose": choose,
     "claims": claims,
     "reuse": reuse,
     "sweep": sweep,

@@ -74,6 +74,43 @@ def correlate(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0
     return 0
 
 
+def choose(sets: Assignments = (),
+           data: Annotated[str, arg(metavar="SOURCE")] = "",
+           vfm: Annotated[tuple[str, ...], arg(metavar="VFM ...")] = (),
+           methods: tuple[str, ...] = ("vfm_vae", "va_vae"), tier: str = "photo",
+           seeds: tuple[int, ...] = (0, 1, 2), finalists: int = 3, tokenizer_images: int = 7680,
+           generator_images: int = 25_600, root: Root = Path("runs"), out: Path = Path("choice"),
+           jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False) -> int:
+    """Which VFM and which tokenizer for your images? Short trainings, a ranking with intervals, a recipe.
+
+    Args:
+        data: your images: folder:PATH, parquet:PATH, hf:NAME.
+        vfm: vision models: rows of the VFM table, timm:NAME.
+        sets: changes that hold for all rows, e.g. data.size=32.
+        methods: tokenizers that are tried on every VFM; the plain VAE is compared anyway.
+        tier: of the presets: pocket or photo.
+        finalists: rows that a generator is trained on, besides the plain VAE.
+        tokenizer_images: images seen by each tokenizer.
+        generator_images: images seen by each generator.
+        out: where to write; .md, .json, .html and .recipe.json are added.
+    """
+    from vfmlab.studies import choose as choosing
+    from vfmlab.studies.results import shown_source
+
+    if not data:
+        raise ConfigError("--data names no images; for example --data folder:PATH")
+    budget = choosing.Budget(tokenizer_images, generator_images)
+    flags = {"--data": [shown_source(data)], "--vfm": vfm, "--methods": methods, "--tier": [tier],
+             "--seeds": seeds, "--finalists": [finalists], "--tokenizer-images": [budget.tokenizer],
+             "--generator-images": [budget.generator], "--set": sets}
+    given = [[flag, *map(str, values)] for flag, values in flags.items() if values]
+    command = shlex.join(["vfmlab", "choose", *(word for words in given for word in words)])
+    page = choosing.run(data, vfm, root, out, command, methods, tier, seeds, finalists, budget,
+                        assignments(sets), jobs, cluster, retry)
+    print(f"written: {page}")
+    return 0
+
+
 def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "scenes",
            seeds: tuple[int, ...] = (0, 1, 2), only: tuple[str, ...] = (), budget: str = "",
            dry: bool = False, files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),

@@ -1,0 +1,85 @@
+"""Choosing a VFM and a tokenizer: fitting a VFM to a latent, screening, standings with their intervals, both rounds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from vfmlab import config, vfm
+from vfmlab.errors import ConfigError
+from vfmlab.evaluation.number import Number
+from vfmlab.studies import choose
+from vfmlab.studies.results import Result
+
+SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16}
+
+
+@pytest.mark.parametrize(("name", "size"), [("timm:efficientnet_lite0", 32), ("timm:resnet18", 32), ("timm:convnext_atto", 32), ("pocket", 32), ("dinov2_s14", 64)])
+def test_the_last_map_lies_on_the_latents_grid(name, size):
+    fields = choose.settings(name, size, 4)
+    cfg = config.VFM(**{key.removeprefix("vfm."): value for key, value in fields.items() if key.startswith("vfm.")}, weights="random")
+    model = vfm.build(cfg, size)
+    assert model.grid(fields["losses.vf.layer"]) == (size // 4, size // 4)
+    assert fields["losses.vf.layer"] in cfg.layers
+    assert all(model.grid(layer)[0] % (size // 4) == 0 for layer in cfg.layers)
+
+
+def rows(values, name="gfd"):
+    return [Result(label, f"{label}-{seed}", seed, numbers={name: Number(value, "p")})
+            for label, mine in values.items() for seed, value in enumerate(mine)]
+
+
+def test_standings_are_contrasts_with_the_first():
+    found = choose.standings(rows({"a": [31.0, 33.0, 32.0], "b": [20.0, 22.1, 21.0], "c": [20.4, 21.9, 21.4]}))
+    assert [s.label for s in found] == ["b", "c", "a"]
+    assert found[0].behind == 0
+    assert found[1].behind == pytest.approx(0.2, abs=1e-6)
+    assert [s.tied for s in found] == [True, True, False]
+    assert "b is first" in (text := choose.verdict(found, 3))
+    assert "c: not told apart from it by 3 seeds" in text
+    assert "ahead of all others" in choose.verdict([found[0], found[2]], 3)
+    assert choose.verdict(choose.standings(rows({"a": [1.0], "b": [2.0]})), 1).startswith("None: one seed")
+    assert choose.standings([]) == []
+
+
+def test_a_finalist_that_lost_a_seed_is_not_ranked():
+    found = rows({"a": [31.0, 33.0], "b": [20.0, 22.0]})[:-1]
+    assert [s.label for s in choose.standings(found)] == ["a"]
+
+
+def test_small_folders_keep_a_fifth_apart(tmp_path):
+    for k in range(20):
+        Image.new("RGB", (20, 20), (12 * k, 0, 0)).save(tmp_path / f"{k:02d}.png")
+    data = config.Data(source=f"folder:{tmp_path}", size=16, train=20_000, val=1000)
+    assert choose.images(data) == {"data.val": 4, "data.train": 16}
+    assert choose.images(config.Data(source="scenes:easy", train=64)) == {}
+
+
+def test_bad_input_is_one_line(tmp_path):
+    for more, complaint in (
+        ({"vfms": []}, "--vfm names no vision model"),
+        ({"vfms": ["pockt"]}, r"unknown VFM 'pockt' \(did you mean 'pocket'\?\)"),
+        ({"vfms": ["pocket"], "methods": ["vfm_va"]}, "did you mean 'tiny_vfm_vae'"),
+        ({"vfms": ["pocket"], "methods": ["plain_vae"]}, "'tiny_plain_vae' reads no VFM"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            choose.run("scenes:easy", root=tmp_path, out=tmp_path / "c", command="", tier="tiny", **more)
+
+
+def test_both_rounds_and_the_recipe(tmp_path, capsys):
+    budget = choose.Budget(16, 16)
+    more = {"tier": "tiny", "seeds": (0, 1), "finalists": 1, "budget": budget, "overrides": SMALL, "methods": ["vfm_vae"], "jobs": 1}
+    page = choose.run("scenes:easy", ["pocket"], tmp_path / "runs", tmp_path / "choice", "vfmlab choose", **more)
+    text, found = page.read_text(encoding="utf-8"), json.loads((tmp_path / "choice.json").read_text(encoding="utf-8"))
+    assert {s["label"] for s in found["ranking"]} == {"plain VAE", "vfm_vae on pocket"}
+    assert len(found["first"]) == len(found["results"]) == 4
+    assert all("effective_rank" in r["instruments"] for r in found["first"])
+    assert "is first" in text
+    recipe = config.parse(json.loads((tmp_path / "choice.recipe.json").read_text(encoding="utf-8")))
+    assert recipe.tokenizer.method == ("vfm_vae" if found["ranking"][0]["label"].startswith("vfm") else "plain_vae")
+    assert recipe.train.samples == 64, "the tier's own budget"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/metrics.jsonl")}
+    choose.run("scenes:easy", ["pocket"], tmp_path / "runs", tmp_path / "again", "vfmlab choose", **more)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/metrics.jsonl")}

@@ -1,0 +1,235 @@
+"""Which VFM and which tokenizer for my images and my budget? Two rounds, a ranking with its uncertainty, and
+the recipe to go on with.
+
+Round one trains a small tokenizer for every method and VFM and measures what costs no generator. Round two
+trains a short generator on the first few and on the plain VAE, with several seeds, and ranks them by gFD.
+What is trained and shared is not trained again, in round two or by a later call with more VFMs or seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vfmlab import api, presets, vfm
+from vfmlab.config import VFM, Data, override
+from vfmlab.data import open_source
+from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.evaluation.contrasts import Block
+from vfmlab.evaluation.number import LOWER, groups, quantity
+from vfmlab.plots import primitives
+from vfmlab.runs import write_json
+from vfmlab.studies import compare, compare_page, correlation
+from vfmlab.studies.page import Lines, Page, definitions
+from vfmlab.studies.results import Result, collect, records, spread
+from vfmlab.studies.rows import Row, Until
+
+METHODS = ("vfm_vae", "va_vae")
+BASELINE, PLAIN = "plain_vae", "plain VAE"
+# What goes along with gFD most clearly in docs/results/correlation.md, and needs neither masks nor classes: a
+# low effective rank goes with a low gFD. It compares latents of one width, as those of a tier are.
+PREDICTOR, INSTRUMENTS = "effective_rank", ("geometry",)
+TARGET = "gfd"
+
+
+class Budget(NamedTuple):
+    """Images seen by a tokenizer and by a generator; None: the tier's own."""
+
+    tokenizer: int | None = 7680
+    generator: int | None = 25_600
+
+
+SHORT = Budget()
+
+
+class Standing(NamedTuple):
+    """A finalist: its gFD by seed, and how far it is behind the first, with the half-width of the 95 %
+    interval."""
+
+    label: str
+    values: tuple[float, ...]
+    behind: float
+    half_width: float
+
+    @property
+    def tied(self) -> bool:
+        """Whether the seeds do not tell it from the first."""
+        return self.behind <= self.half_width
+
+
+def settings(name: str, size: int, factor: int) -> dict[str, Any]:
+    """Fields that let a VFM serve tokenizers whose latent has size / factor places a side.
+
+    Its last map lies on the latent's grid. Hierarchical models are read at an early stage, which keeps the
+    pixels, at the last but one and at the last; where their convolutions can be dilated the last has stride
+    16.
+
+    Raises:
+        ConfigError: no such VFM.
+    """
+    facts = vfm.facts(name)
+    side, layers, last, stride = size // factor, list(facts.layers), -1, None
+    if facts.hierarchical:
+        stride = 16 if _dilates(name, side * 16 / size, size) else None
+        depth = _model(name, side * (stride or facts.patch) / size, size, stride).depth
+        layers, last = [1, depth - 1, -2], -2
+    upscale = side * (stride or facts.patch) / size
+    return {"vfm.name": name, "vfm.layers": layers, "vfm.upscale": upscale, "vfm.stride": stride,
+            "losses.vf.layer": last}
+
+
+def _model(name: str, upscale: float, size: int, stride: int | None) -> vfm.VisionModel:
+    return vfm.build(VFM(name=name, upscale=upscale, stride=stride, weights="random"), size)
+
+
+def _dilates(name: str, upscale: float, size: int) -> bool:
+    try:
+        return _model(name, upscale, size, 16).grid(-2)[0] == round(size * upscale / 16)
+    except ConfigError:
+        return False
+
+
+def images(data: Data) -> dict[str, Any]:
+    """How many images there are to train on and to hold out, where the tier asks for more than there are."""
+    if data.source.startswith("scenes:"):
+        return {}
+    there = len(open_source(data.model_copy(update={"train": None, "val": 1}), "train")) + 1
+    held_out = min(data.val, there // 5)
+    train = min(there - held_out, data.train or there)
+    return {"data.val": held_out, "data.train": train}
+
+
+def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
+          fields: Mapping[str, Any]) -> dict[str, Any]:
+    """label -> (preset, fields): the baseline, and every method on every VFM."""
+    if not vfms:
+        raise ConfigError("--vfm names no vision model; vfmlab list vfms shows them, for example --vfm "
+                          "efficientnet_lite0 mobilenetv2")
+    found = {PLAIN: (f"{tier}_{BASELINE}", {})}
+    for method in methods:
+        preset = f"{tier}_{method}"
+        run = override(presets.get(preset), dict(fields))
+        if run.vfm is None:
+            raise ConfigError(f"--methods {method}: '{preset}' reads no VFM; the plain VAE is compared "
+                              "anyway")
+        for name in vfms:
+            own = settings(name, run.data.size, run.tokenizer.factor)
+            own = {k: v for k, v in own.items() if k != "losses.vf.layer" or "vf" in (run.losses or {})}
+            found[f"{method} on {name}"] = (preset, own)
+    return found
+
+
+def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, command: str,
+        methods: Sequence[str] = METHODS, tier: str = "photo", seeds: Sequence[int] = (0, 1, 2),
+        finalists: int = 3, budget: Budget = SHORT, overrides: Mapping[str, Any] | None = None,
+        jobs: int | None = None, cluster: str | None = None, retry: bool = False) -> Path:
+    """Both rounds; writes `out`.md (returned), .json, .html, and `out`.recipe.json, the first's recipe at the
+    tier's own budget.
+
+    Args:
+        source: of images, as `data.source`. finalists: rows with a generator, the plain VAE besides. The rest
+            as in :func:`vfmlab.studies.compare.run`.
+
+    Raises:
+        ConfigError: no VFM, a method or VFM that does not exist. TrainingError: every row failed.
+    """
+    root, out = Path(root).expanduser(), compare.writable(out)
+    fields = {"data.source": source, **(overrides or {})}
+    fields |= images(override(presets.get(f"{tier}_{BASELINE}"), dict(fields)).data)
+    chosen = specs(vfms, methods, tier, fields)
+    short = _short(budget)
+    rows = _rows(chosen, seeds, fields | short, "tokenizer")
+    first = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
+    first = correlation.measure_rows(first, rows, root, INSTRUMENTS, None, print)
+    if not any(r.numbers for r in first):
+        raise TrainingError(f"all {len(rows)} rows failed; the first: {first[0].failed}")
+    order = screened(first)
+    last = [*[label for label in order if label != PLAIN][:finalists], PLAIN]
+    rows = _rows({label: chosen[label] for label in last}, seeds, fields | short, None)
+    second = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
+    ranking = standings(second)
+    name, own = chosen[ranking[0].label if ranking else order[0]]
+    recipe = out.with_name(f"{out.name}.recipe.json")
+    write_json(recipe, api.resolve(name, fields | own).model_dump(mode="json", exclude_unset=True))
+    page = build(first, order, second, ranking, recipe.name, command)
+    return page.publish(out, {"first": [r.as_json() for r in first], "results": [r.as_json() for r in second],
+                              "ranking": [s._asdict() for s in ranking]})
+
+
+def _short(budget: Budget) -> dict[str, Any]:
+    fields = {"train.samples": budget.tokenizer, "diffusion.train.samples": budget.generator,
+              "diffusion.train.evaluate_at": budget.generator and [budget.generator]}
+    return {k: v for k, v in fields.items() if v is not None} | {"protocol.noise": "run"}
+
+
+def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, Any],
+          until: Until) -> list[Row]:
+    return [Row(label, seed, api.resolve(name, {**fields, **own}, seed), until)
+            for seed in seeds for label, (name, own) in chosen.items()]
+
+
+def screened(results: Sequence[Result]) -> list[str]:
+    """Labels, the most promising by :data:`PREDICTOR` first; those without it are left out."""
+    found = correlation.values(results, PREDICTOR)
+    return sorted(found, key=lambda label: statistics.fmean(found[label].values()))
+
+
+def standings(results: Sequence[Result]) -> list[Standing]:
+    """Finalists by mean gFD, best first, each with its distance from the first and the interval of it."""
+    values = correlation.values(results, TARGET)
+    seeds = {seed for mine in values.values() for seed in mine}
+    values = {label: mine for label, mine in values.items() if set(mine) == seeds}
+    if not values:
+        return []
+    block, sign = Block.of(values), 1 if quantity(TARGET).better == LOWER else -1
+    order = sorted(values, key=lambda label: sign * statistics.fmean(values[label].values()))
+    found = []
+    for label in order:
+        gap = block.contrast({label: float(sign), order[0]: -float(sign)}) if label != order[0] else None
+        behind = (gap.estimate, gap.half_width()) if gap else (0.0, 0.0)
+        found.append(Standing(label, tuple(values[label][s] for s in sorted(seeds)), *behind))
+    return found
+
+
+def verdict(ranking: Sequence[Standing], seeds: int) -> str:
+    """The sentence that a reader takes along."""
+    if not ranking:
+        return "None: no finalist has a generator that was measured."
+    first, rest = ranking[0], ranking[1:]
+    close = [s.label for s in rest if s.tied]
+    text = f"{first.label} is first, gFD {spread(first.values)}."
+    if seeds < 2 or not rest:
+        return f"None: one seed, so nothing is known of the spread. {text}"
+    return text + (f" {', '.join(close)}: not told apart from it by {seeds} seeds." if close else
+                   f" It is ahead of all others by more than {seeds} seeds leave open.")
+
+
+def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result],
+          ranking: Sequence[Standing], recipe: str, command: str) -> Page:
+    """The page of a choice."""
+    question = "Which VFM and which tokenizer serve a generator of these images best?"
+    page = Page("Which tokenizer for these images?", question, verdict(ranking, len({r.seed for r in second})),
+                definitions=definitions(), command=command)
+    table = [{"row": s.label, quantity(TARGET).head: spread(s.values)} for s in ranking]
+    for line, s in zip(table[1:], ranking[1:], strict=True):
+        line |= {"behind the first": f"{s.behind:+.3g} ± {s.half_width:.2g}",
+                 "told apart": "no" if s.tied else "yes"}
+    note = ("A generator of one network and budget on each finalist's latents. Behind the first: with its 95 % "
+            "interval from all finalists and seeds.")
+    page.add("Ranking", note, primitives.table(table), *compare_page.over_training(second))
+    page.add("Go on", f"The recipe of the first at the tier's own budget: `vfmlab train {recipe}`.")
+    for part in groups(second):
+        page.add("Finalists", compare_page.note(part), primitives.table(records(part, "**{}**")))
+    values = correlation.values(first, PREDICTOR)
+    head, name = quantity(PREDICTOR).head, quantity(PREDICTOR).label
+    cells = [{"row": label, head: spread(list(values[label].values()))} for label in order]
+    note = (f"Tokenizers alone, the most promising first: a low {name} goes with a low gFD in "
+            "docs/results/correlation.md.")
+    page.add("Round one", note, primitives.table(cells))
+    for part in groups(first):
+        page.add("", compare_page.note(part), primitives.table(records(part, "**{}**")))
+    if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in (*first, *second) if r.failed]:
+        page.add("Not in the tables, or only in part", "", Lines(list(dict.fromkeys(failed))))
+    return page
