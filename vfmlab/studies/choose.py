@@ -210,14 +210,15 @@ def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result
           ranking: Sequence[Standing], recipe: str, command: str) -> Page:
     """The page of a choice."""
     question = "Which VFM and which tokenizer serve a generator of these images best?"
-    page = Page("Which tokenizer for these images?", question, verdict(ranking, len({r.seed for r in second})),
-                definitions=definitions(), command=command)
+    said = verdict(ranking, len({r.seed for r in second}))
+    title = "Which tokenizer for these images?"
+    page = Page(title, question, said, definitions=definitions(), command=command)
     table = [{"row": s.label, quantity(TARGET).head: spread(s.values)} for s in ranking]
     for line, s in zip(table[1:], ranking[1:], strict=True):
         line |= {"behind the first": f"{s.behind:+.3g} ± {s.half_width:.2g}",
                  "told apart": "no" if s.tied else "yes"}
-    note = ("A generator of one network and budget on each finalist's latents. Behind the first: with its 95 % "
-            "interval from all finalists and seeds.")
+    note = ("A generator of one network and budget on each finalist's latents. Behind the first: with its "
+            "95 % interval from all finalists and seeds.")
     page.add("Ranking", note, primitives.table(table), *compare_page.over_training(second))
     page.add("Go on", f"The recipe of the first at the tier's own budget: `vfmlab train {recipe}`.")
     for part in groups(second):
