@@ -213,6 +213,48 @@ def test_repa_e_stops_the_diffusion_loss_at_the_latents(tuned):
     fresh()
 
 
+def test_batch_statistics_are_for_diffusion_alone(tuned):
+    """The network's gradient is that at latents normalised by their own batch, the tokenizer's that at running ones."""
+    objective, weights = tuned.objective, tuned.weights
+    batch = next(iter(tuned.stream(0, slice(0, 8))))
+    before, config = {k: v.clone() for k, v in weights.tokenizer.state_dict().items()}, objective.config
+    objective.config = config.model_copy(update={"tune": config.tune.model_copy(update={"statistics": "batch"})})
+    weights.zero_grad()
+    loss, _, _ = objective(batch, StepRandom(0, 0, 8), 0)
+    loss.backward()
+    tokenizer, network = gradients(weights.tokenizer), gradients(weights.network)
+    objective.config = config
+
+    weights.tokenizer.load_state_dict(before)
+    weights.zero_grad()
+    rng = StepRandom(0, 0, 8)
+    r = objective.own.reconstruct(batch, rng, 0)
+    own, _ = objective.own.score(r, objective.own.terms(r, 0))
+    own.backward(retain_graph=True)
+    of_own = gradients(weights.tokenizer)
+    objective._follow(r.z.detach())
+    z, raw = weights.tokenizer.normalise(r.z), r.z.detach()
+    whole = (raw - raw.mean((0, 2, 3), keepdim=True)) / raw.std((0, 2, 3), correction=0, keepdim=True)
+    assert (whole - z).abs().max() > 0.05, "running statistics have not arrived yet"
+
+    def terms(latents):
+        return objective.flow.terms(weights.network, latents, batch.labels, rng, objective.projection, batch.target, batch.token)
+
+    first, second = terms(whole), terms(z)
+    weights.zero_grad()
+    (first.velocity.mean() + 0.5 * first.alignment.mean()).backward()
+    for name, value in network.items():
+        torch.testing.assert_close(value, weights.network.get_parameter(name).grad, atol=1e-6, rtol=1e-3)
+    weights.zero_grad()
+    (2.0 * second.alignment.mean()).backward()
+    of_alignment = gradients(weights.tokenizer)
+    for name, value in tokenizer.items():
+        expected = of_own.get(name, 0) + of_alignment.get(name, torch.zeros_like(value))
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-3)
+    weights.tokenizer.load_state_dict(before)
+    weights.zero_grad()
+
+
 def test_running_statistics_follow_the_latents(tuned):
     tokenizer = tuned.weights.tokenizer
     kept = {k: v.clone() for k, v in tokenizer.state_dict().items()}

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from vfmlab import api, presets, runs
-from vfmlab.evaluation import samples
+from vfmlab.evaluation import generation, samples
 from vfmlab.evaluation.ranks import Ranks
 
 SMALL = {"train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [], "train.evaluate_at": []}
@@ -55,6 +55,18 @@ def test_two_processes_measure_and_draw_what_one_does(trained, tmp_path):
     for each in (first, second):
         assert each["line"].startswith("samples: process 0 has ")
         assert "\n" not in each["line"]
+
+
+def test_samples_that_are_there_are_measured_and_not_drawn_anew(trained, monkeypatch):
+    root, _, generator = trained
+    alone = api.evaluate(generator, root, PROTOCOL, again=True)
+    path = api.sample_npz(generator, 13, None, root, PROTOCOL)
+    monkeypatch.setattr(generation, "drawn", None)  # must not be called
+    again = api.evaluate(generator, root, PROTOCOL, again=True)
+    path.unlink()
+    for name in ("gfd", "gkd", "gfd_own", "class_accuracy"):
+        assert again[name].value == pytest.approx(alone[name].value, rel=1e-5, abs=1e-7), name
+        assert again[name].protocol == alone[name].protocol
 
 
 def test_shares_are_equal_and_join_to_the_whole():

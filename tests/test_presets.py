@@ -76,7 +76,7 @@ IDS = {
     "pocket_rae": "ea0072ac 7d68de3f",
     "pocket_judge": "887d4852",
     "small_vfm_vae_joint": "202665d0 3e822bfa 384c45f1 0bdb55a4 b981daa9",
-    "paper_vfm_vae_joint": "964c3369 9b69dc75 b67436f8 7c25d1e4 6960f52c",
+    "paper_vfm_vae_joint": "09b0850d c14de5dc 85328065 ad13c27b 9ca0ae6c",
     "paper_fae": "a6adb6dc 8f588414 1821e712",
     "paper_sd_vae": "d9af9d11 776a24f6",
 }

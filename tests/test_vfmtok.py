@@ -139,3 +139,8 @@ def test_a_plan_counts_the_real_parts(name):
     assert found["latent_shape"] == [16]
     assert sum(found["parameters"].values()) == sum(p.numel() for p in build(name).parameters())
     assert found["flops"]["encode"] > 0
+
+
+def test_region_tokens_need_not_be_the_decoders_grid():
+    """Nine tokens, sixteen places of the decoder: the image is compared with the whole original all the same."""
+    assert plan.plan(presets.get("tiny_vfmtok", {"tokenizer.tokens": 9}))["phases"][0]["latent_shape"] == [9]

@@ -188,7 +188,8 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
                progress: Callable[[int, int], object] | None = None) -> Path:
     """Draw n samples of a generator run into one npz file for ADM's evaluator (`arr_0`, uint8 N H W 3).
 
-    They are those that :func:`evaluate` measures under the same protocol. Called again, it goes on where it
+    They are those that :func:`evaluate` measures under the same protocol, which reads them where they lie in
+    the run's directory. Called again, it goes on where it
     was broken off; all processes of an `accelerate launch` take part.
 
     Args:
@@ -208,7 +209,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
     loaded = load_generator(folder.path, root, protocol.ema, decoder=protocol.decoder)
     with_weaker(loaded.network, protocol.guidance, folder.path.parent)
     about = samples.facts(protocol, run=folder.id, weights=measure.weights(folder, protocol))
-    path = folder.path / "npz" / f"{n}-{config.digest(about)}.npz" if out is None else Path(out)
+    path = samples.place(folder.path, n, about) if out is None else Path(out)
     if path.suffix != ".npz":
         raise ConfigError(f"out = '{path}': the file's name ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)

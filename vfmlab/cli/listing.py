@@ -52,13 +52,23 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
     return 0
 
 
-def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "") -> int:
+def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "",
+            published: bool = False) -> int:
     """List presets and variants with what they are for; of one preset all that is known before it is started.
 
     A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model
     (PRESET@PRESET).
+
+    Args:
+        published: the paper presets beside what papers and releases say: the page docs/paper_presets.md.
     """
     from vfmlab import presets as table
+
+    if published:
+        from vfmlab.studies.page import published_page
+
+        print(published_page())
+        return 0
 
     rows = {row.name: row.about for row in map(table.row, table.names())}
     rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}

@@ -1,6 +1,7 @@
 """The configuration: frozen pydantic models, one section per part, nothing unknown allowed; recipes and their
 phases."""
 
+from vfmlab.config.data import Data
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
 from vfmlab.config.permuted import Permuted
 from vfmlab.config.protocol import Guidance, Protocol, Sampler, TokenSampler
@@ -12,7 +13,6 @@ from vfmlab.config.schema import (
     AnyDecoder,
     AnyQuantizer,
     ClassToken,
-    Data,
     DecoderConfig,
     Diffusion,
     Equivariance,

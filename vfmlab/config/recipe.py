@@ -6,7 +6,7 @@ its training.
 A recipe is plain JSON, and the same JSON always gives the same id. `recipe.phases()` lists what is trained
 one after the other; each phase has an id and a run directory of its own, so that two recipes that differ only
 in their generator, or in a later stage, share what comes before. The sections are in
-`vfmlab/config/schema.py`.
+`vfmlab/config/schema.py` and beside it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
+from vfmlab.config.data import Data
 from vfmlab.config.protocol import Guidance, Protocol, Sampler
 from vfmlab.config.schema import (
     AR,
     VFM,
-    Data,
     Diffusion,
     Equivariance,
     Imported,

@@ -1,4 +1,4 @@
-"""The sections of a config that stand on their own: data, VFM, training, diffusion, protocol; frozen, nothing
+"""The sections of a config that stand on their own: VFM, training, diffusion, protocol; frozen, nothing
 unknown allowed.
 
 Budgets (`samples`, `*_every`, `warmup`, `ema_halflife`) are counted in training images seen, never in steps,
@@ -28,28 +28,6 @@ from vfmlab.config.section import Section, by_name, under
 from vfmlab.config.stale import Stale
 from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS
-
-
-class Data(Section):
-    """Where images come from and how they are cut.
-
-    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`,
-    `wds:PATTERN`.
-    """
-
-    source: str = "scenes:medium"
-    size: int = Field(32, ge=8, le=8192, description="images are size x size after ADM's centre crop")
-    train: int | None = Field(None, ge=1, le=10**10, description="cap on training images; scenes need it")
-    val: int = Field(1000, ge=1, le=10**10,
-                     description="held-out images, taken from the source's own split where it has one")
-    flip: bool = Field(False, description="random horizontal flips in training")
-    image_column: str | None = Field(None,
-                                     description="parquet / hf column with the image; None: found by type")
-    label_column: str | None = Field(None,
-                                     description="parquet / hf column with the class; None: found by name")
-    seed: int = 0
-    workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and "
-                                              "caches small sets)")
 
 
 class VFM(Section):
@@ -342,6 +320,9 @@ class Tune(Section):
                                                  "network's is alignment.weight")
     trains: tuple[str, ...] = Field(("*",), description="globs on the tokenizer's parameter names")
     losses: Losses | None = Field(None, description="the tokenizer's own; null: those of its last stage")
+    statistics: Literal["batch"] | None = Field(None, description="that normalise the latents which "
+        "diffusion learns: batch, the batch's own, as in the paper (the tokenizer's step keeps the running "
+        "ones); null: running ones for both")
 
 
 class Generator(Section):

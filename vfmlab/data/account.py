@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vfmlab.config.data import Data
 from vfmlab.config.files import read_json, write_json
-from vfmlab.config.schema import Data
 from vfmlab.data.base import ImageSource
 from vfmlab.data.open import open_source
 from vfmlab.errors import DataError, VfmlabError

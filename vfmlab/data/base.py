@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vfmlab.errors import DataError
+from vfmlab.errors import ConfigError, DataError
 
 CACHE_BYTES = 2**30
 """A set whose cropped 8-bit images take no more than this is kept in memory once drawn or decoded."""
@@ -52,6 +52,7 @@ class ImageSource:
         fingerprint: digest of everything that decides the pixels and labels of this split.
 
     Attributes:
+        least: shortest side of the images that are read, in pixels; None: any.
         bad: a line for each image that could not be read. what: the source string. sizes: images to train on,
         how many of them there are without a cap, and images held out. dropped: reason -> [count, names] of
         files that are not used. notes: sentences that a user should see.
@@ -60,6 +61,7 @@ class ImageSource:
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
         self.size, self.labels = size, labels
         self.class_names, self.fingerprint = list(class_names), fingerprint
+        self.least: int | None = None
         self.bad: list[str] = []
         self.what, self.sizes = "", (len(labels), len(labels), 0)
         self.dropped: dict[str, list] = {}
@@ -107,6 +109,19 @@ class ImageSource:
             self._used[missing] = used  # last: a reader in another thread sees a slot only once it is full
         used = self._used[indices]
         return Batch(self._cache[indices], self.labels[used], used)
+
+    def at_least(self, side: int | None) -> ImageSource:
+        """This source, from now on without the images that have a shorter side in pixels; None: with all."""
+        return self
+
+    def cropped(self, indices: Tensor, draws: Tensor) -> Batch:
+        """As :meth:`batch`, each image cut to a random square; draws: B 3, its share of the short side and
+        its place (left, top), in [0, 1).
+
+        Raises:
+            ConfigError: images that are made at their size.
+        """
+        raise ConfigError(f"data.crop: the images of '{self.what}' have no larger original; set it to null")
 
     def masks(self, indices: Tensor) -> Tensor | None:
         """Segmentation of the object, bool B 1 S S; None where the source knows none."""

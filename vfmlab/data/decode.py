@@ -6,6 +6,7 @@ import io
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,10 @@ class Unreadable(Exception):
     """An image cannot be read; the message is the reason without the name."""
 
 
+class TooSmall(Unreadable):
+    """An image is smaller than the data section asks for: no fault, it is left out."""
+
+
 @cache
 def suffixes() -> dict[str, str]:
     """File suffix -> format, of all that this Pillow reads of `FORMATS`: {".jfif": "JPEG", ...}."""
@@ -53,6 +58,21 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+class Cut(NamedTuple):
+    """A random square: `share` of the short side, at `left` and `top`, shares of the room that is left."""
+
+    share: float
+    left: float
+    top: float
+
+    def of(self, image: Image.Image, size: int) -> Image.Image:
+        """The square, at least a pixel, resized to `size` (Lanczos)."""
+        side = max(1, round(self.share * min(image.size)))
+        left, top = (int(place * (full - side + 1)) for place, full in zip(self[1:], image.size, strict=True))
+        square = image.crop((left, top, left + side, top + side))
+        return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -83,21 +103,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def decode(data: bytes, size: int, cut: Cut | None = None, least: int | None = None) -> np.ndarray:
     """An encoded image -> uint8 H W 3 with H = W = `size`.
 
+    cut: a random square in place of the centre crop. least: shortest side in pixels.
+
     Raises:
+        TooSmall: a side shorter than `least`.
         Unreadable: empty, truncated, not an image of `FORMATS`, or too large.
     """
     if not data:
         raise Unreadable("zero bytes")
     try:
-        return _decode(data, size)
+        return _decode(data, size, cut, least)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly every type on damaged files
         try:
-            return _decode(_pixels_only(data), size)
+            return _decode(_pixels_only(data), size, cut, least)
         except MemoryError:
             raise
         except Exception:
@@ -109,13 +132,16 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=sorted(set(suffixes().values())))
 
 
-def _decode(data: bytes, size: int) -> np.ndarray:
+def _decode(data: bytes, size: int, cut: Cut | None, least: int | None) -> np.ndarray:
     with _open(data) as image:
         width, height = image.size
+        if least is not None and min(width, height) < least:
+            raise TooSmall(f"{width} x {height} pixels, the short side is below {least}")
         enlarged = width * height * max(1.0, size / min(width, height)) ** 2
         if max(width * height, enlarged) > MAX_PIXELS:
             raise Unreadable(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
-        return np.asarray(centre_crop(to_rgb(image), size))
+        whole = to_rgb(image)
+        return np.asarray(centre_crop(whole, size) if cut is None else cut.of(whole, size))
 
 
 def _pixels_only(data: bytes) -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vfmlab.config.data import Data
 from vfmlab.config.files import read_bytes
-from vfmlab.config.schema import Data
 from vfmlab.data.decode import MAX_BYTES, suffixes
 from vfmlab.data.records import Records, RecordSource, existing, readable, stamp
 from vfmlab.data.split import VAL_NAMES, source, split_of

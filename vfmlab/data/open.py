@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Literal
 
-from vfmlab.config.schema import Data
+from vfmlab.config.data import Data
 from vfmlab.data.base import ImageSource
 from vfmlab.data.records import readable
 from vfmlab.errors import ConfigError, DataError, nearest

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmlab.data.base import ImageSource
-from vfmlab.data.decode import Unreadable, decode, dimensions
+from vfmlab.data.base import Batch, ImageSource
+from vfmlab.data.decode import Cut, TooSmall, Unreadable, decode, dimensions
 from vfmlab.errors import DataError, nearest
 
 FEW = 10
@@ -97,14 +97,26 @@ class RecordSource(ImageSource):
         self._tried = 0
         self._decode(0)  # fails here and now if nothing can be read
 
-    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, indices: Tensor, cuts: Sequence[Cut | None] | None = None) -> tuple[Tensor, Tensor]:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         used = torch.empty(len(indices), dtype=torch.long)
         for row, index in enumerate(indices.tolist()):
-            images[row], used[row] = self._decode(index)
+            images[row], used[row] = self._decode(index, None if cuts is None else cuts[row])
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), used
 
-    def _decode(self, index: int) -> tuple[np.ndarray, int]:
+    def at_least(self, side: int | None) -> ImageSource:
+        if side is not None:
+            self.least = side
+            self.notes.append(f"images with a side below {side} px are left out when they are met; the next "
+                              "one stands in")
+            self._decode(0)  # fails here and now if none is left
+        return self
+
+    def cropped(self, indices: Tensor, draws: Tensor) -> Batch:
+        images, used = self.read(indices, [Cut(*row) for row in draws.tolist()])
+        return Batch(images, self.labels[used], used)
+
+    def _decode(self, index: int, cut: Cut | None = None) -> tuple[np.ndarray, int]:
         """The image at `index`, or the first readable one after it, circular; with the index it has."""
         for step in range(len(self)):
             i = (index + step) % len(self)
@@ -113,7 +125,9 @@ class RecordSource(ImageSource):
             self._tried += self._state[i] == 0
             position = int(self.picked[i])
             try:
-                image = decode(self.records.read(position), self.size)
+                image = decode(self.records.read(position), self.size, cut, self.least)
+            except TooSmall:
+                self._state[i] = 2
             except (Unreadable, OSError) as error:
                 known, self._state[i] = self._state[i] == 2, 2
                 if not known:  # another thread may have met it meanwhile
@@ -122,8 +136,8 @@ class RecordSource(ImageSource):
             else:
                 self._state[i] = 1
                 return image, i
-        raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example "
-                        f"{self.bad[-1]}")
+        example = self.bad[-1] if self.bad else f"all have a side below {self.least} px (data.least_side)"
+        raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example {example}")
 
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""

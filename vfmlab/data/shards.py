@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vfmlab.config.schema import Data
+from vfmlab.config.data import Data
 from vfmlab.data.decode import MAX_BYTES, Unreadable, suffixes
 from vfmlab.data.records import FEW, SHARE, Records, RecordSource, existing, readable, stamp
 from vfmlab.data.split import source, split_names

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vfmlab.config.schema import Data
+from vfmlab.config.data import Data
 from vfmlab.data.base import UNLABELLED
 from vfmlab.data.records import Records, RecordSource, readable
 from vfmlab.errors import ConfigError, DataError, nearest

@@ -46,12 +46,22 @@ class Order:
 class _Steps(Dataset):
     """Step -> this rank's rows of its batch."""
 
-    def __init__(self, source: ImageSource, batch: int, seed: int, rows: slice, flip: bool):
+    def __init__(self, source: ImageSource, batch: int, seed: int, rows: slice, flip: bool,
+                 crop: tuple[float, float] | None = None):
         self.source, self.order, self.rows, self.flip = source, Order(len(source), batch, seed), rows, flip
-        self.seed, self.total = seed, batch
+        self.seed, self.total, self.crop = seed, batch, crop
+
+    def _images(self, step: int) -> Batch:
+        indices = self.order(step)[self.rows]
+        if self.crop is None:
+            return self.source.batch(indices)
+        low, high = self.crop
+        draws = torch.rand(self.total, 3, generator=generator("crop", self.seed, step))[self.rows]
+        draws[:, 0] = low + (high - low) * draws[:, 0]
+        return self.source.cropped(indices, draws)
 
     def __getitem__(self, step: int) -> Batch:
-        batch = self.source.batch(self.order(step)[self.rows])
+        batch = self._images(step)
         if not self.flip:
             return batch
         turned = torch.rand(self.total, generator=generator("flip", self.seed, step))[self.rows] < 0.5
@@ -76,18 +86,21 @@ class BatchStream(Iterator[Batch]):
         source: the images. batch: global batch over all ranks and accumulation steps. seed: of the order and
         the flips. start_step: a stream started at k goes on exactly like one that has run to k. rows: this
         rank's rows of each global batch. flip: mirror each image left-right with probability 1/2, drawn from
-        (seed, step). workers: loader processes; 0 prepares batches in a thread of this process.
+        (seed, step). crop: smallest and largest share of the short side, of a random square of each image,
+        drawn from (seed, step); None: the centre crop. workers: loader processes; 0 prepares batches in a
+        thread of this process.
 
     Raises:
         DataError: too many unreadable images, when the batch that meets them is asked for.
     """
 
     def __init__(self, source: ImageSource, batch: int, seed: int, start_step: int = 0,
-                 rows: slice | None = None, flip: bool = False, workers: int = 0):
+                 rows: slice | None = None, flip: bool = False, workers: int = 0,
+                 crop: tuple[float, float] | None = None):
         if batch < 1:
             raise ConfigError(f"field 'train.batch' = {batch}: must be at least 1")
         self.source, self._rows = source, rows if rows is not None else slice(0, batch)
-        args = (source, batch, seed, self._rows, flip)
+        args = (source, batch, seed, self._rows, flip, crop)
         if workers:
             source.share()
             self._loader = DataLoader(_Reporting(*args), batch_size=None, sampler=itertools.count(start_step),

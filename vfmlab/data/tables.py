@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vfmlab.config.data import Data
 from vfmlab.config.files import read_bytes
-from vfmlab.config.schema import Data
 from vfmlab.data.columns import class_names, class_values, holds_images, image_column, label_column
 from vfmlab.data.decode import MAX_BYTES, Unreadable
 from vfmlab.data.records import HASHED, Records, RecordSource, existing, stamp

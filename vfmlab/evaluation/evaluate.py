@@ -9,7 +9,7 @@ from typing import Any
 
 from vfmlab import config, data, runs
 from vfmlab.errors import RunError
-from vfmlab.evaluation import number
+from vfmlab.evaluation import number, samples
 from vfmlab.evaluation.features import open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
@@ -132,6 +132,8 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     else:
         model, classes = loaded.network, loaded.num_classes
         with_weaker(model, run.protocol.guidance, folder.path.parent)
+        about = samples.facts(run.protocol, run=folder.id, weights=weights(folder, run.protocol))
+        setup.drawn = samples.found(Path(folder.path), run.protocol, run.data.size, about)
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     report = report.replace(run=folder.id, request=key)

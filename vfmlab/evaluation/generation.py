@@ -25,7 +25,8 @@ from vfmlab.evaluation.roundtrip import as_saved, evaluating
 from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 
-BESIDE = ("rfd", "rkd", "psnr", "class_accuracy_own")  # of the tokenizer, beside the generation numbers
+# Of the tokenizer, beside the generation numbers.
+BESIDE = ("rfd", "rfd_reference", "rkd", "psnr", "class_accuracy_own")
 
 
 def labels_of(ids: Tensor, num_classes: int, protocol: config.Protocol | None = None) -> Tensor:
@@ -63,8 +64,9 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     ranks, done = setup.ranks, 0
     batches = torch.arange(protocol.n).split(protocol.batch * ranks.count)
     shares = (ranks.share(ids) for ids in batches)
-    with evaluating(network, tokenizer), tf32(False), contextlib.closing(
-        drawn(network, tokenizer, protocol, shares, num_classes, seed)) as images:
+    source = (drawn(network, tokenizer, protocol, shares, num_classes, seed) if setup.drawn is None
+              else _there(setup, device))
+    with evaluating(network, tokenizer), tf32(False), contextlib.closing(source) as images:
         for ids, own in zip(batches, images, strict=True):
             own = as_saved(own)
             seen = setup.space(own)
@@ -82,6 +84,12 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     numbers = {**report.numbers, **{name: own[name] for name in BESIDE if name in own}}
     protocols = {**own.protocols, **report.protocols, resolved.hash: resolved.as_dict()}
     return report.replace(numbers=numbers, protocols=protocols)
+
+
+def _there(setup: Setup, device: torch.device) -> Iterator[Tensor]:
+    """This process's share of samples that were drawn before, batch after batch."""
+    for part in setup.drawn.images(setup.protocol.batch * setup.ranks.count):
+        yield data.to_float(setup.ranks.share(part)).to(device)
 
 
 def drawn(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, batches: Iterable[Tensor],

@@ -73,6 +73,11 @@ def dump(protocol: config.Protocol) -> dict[str, Any]:
     return fields
 
 
+def exact(protocol: config.Protocol) -> config.Protocol:
+    """The protocol of what is computed in fp32 whatever its precision, such as instruments."""
+    return protocol.model_copy(update={"precision": "fp32"})
+
+
 def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSource,
             space: FeatureSpace | None = None, sampling: bool = False,
             reference: Reference | None = None) -> Resolved:
@@ -116,7 +121,10 @@ def selection(resolved: Resolved, source: data.ImageSource) -> Tensor:
 
 @dataclass
 class Setup:
-    """What evaluations of one data set under one protocol share, opened once."""
+    """What evaluations of one data set under one protocol share, opened once.
+
+    ranks: the processes that measure together. drawn: the samples, where they lie in a file already.
+    """
 
     cfg: config.Data
     protocol: config.Protocol
@@ -124,6 +132,7 @@ class Setup:
     space: FeatureSpace
     reference: Reference | None = None
     ranks: Ranks = ALONE
+    drawn: Reference | None = None
 
     def resolved(self, sampling: bool = False, compared: bool = False) -> Resolved:
         """sampling: of numbers of samples. compared: of numbers against the reference, as those of samples

@@ -36,6 +36,17 @@ def facts(protocol: config.Protocol, **more: Any) -> dict[str, Any]:
     return more | {"protocol": {k: v for k, v in dump(protocol).items() if k not in NOT_DRAWN}}
 
 
+def place(run: Path, n: int, about: dict[str, Any]) -> Path:
+    """The file of n such samples in the directory of their run."""
+    return run / "npz" / f"{n}-{config.digest(about)}.npz"
+
+
+def found(run: Path, protocol: config.Protocol, size: int, about: dict[str, Any]) -> npz.Reference | None:
+    """The samples of a protocol in the directory of their run, where they have been drawn."""
+    path = place(run, protocol.n, about)
+    return npz.open_reference(path, size) if path.exists() else None
+
+
 def write(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, num_classes: int,
           path: Path, about: dict[str, Any], seed: int = 0, ranks: Ranks = ALONE,
           progress: Progress | None = None) -> Path:

@@ -22,7 +22,7 @@ from vfmlab.errors import ConfigError, DataError, VfmlabError
 from vfmlab.evaluation import cache, perturbations
 from vfmlab.evaluation.perturbations import CLEAN, Perturbation, sides_of
 from vfmlab.evaluation.probes import training_images
-from vfmlab.evaluation.protocol import Resolved, resolve, selection
+from vfmlab.evaluation.protocol import Resolved, exact, resolve, selection
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.representation import pool
 from vfmlab.evaluation.roundtrip import CPU_PART, evaluating
@@ -92,7 +92,7 @@ class Subject:
 
     @cached_property
     def resolved(self) -> Resolved:
-        return resolve(self.protocol, self.cfg, self.source)
+        return resolve(exact(self.protocol), self.cfg, self.source)
 
     @property
     def n(self) -> int:

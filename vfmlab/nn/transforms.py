@@ -43,8 +43,8 @@ def scaled_side(side: int, scale: float) -> int:
     return max(1, int(side * scale + 0.5))
 
 
-def plan(config: Equivariance, rng: StepRandom, latent_side: int, factor: int) -> Choice:
-    """Draw what happens to this step's batch; the same on every rank.
+def plan(config: Equivariance, rng: StepRandom, latent_side: int, factor: float) -> Choice:
+    """Draw what happens to this step's batch; the same on every rank. factor: pixels of a cell's side.
 
     Always takes the same count of numbers from `rng`, so that what is drawn later does not depend on the
     outcome.
@@ -53,12 +53,12 @@ def plan(config: Equivariance, rng: StepRandom, latent_side: int, factor: int) -
     if path < config.p_latent:
         scale = config.scales[min(int(size * len(config.scales)), len(config.scales) - 1)]
         side = scaled_side(latent_side, scale)
-        return Choice("latent", side, side * factor, min(int(turn * 4), 3))
+        return Choice("latent", side, round(side * factor), min(int(turn * 4), 3))
     smaller = [scale for scale in config.scales if scale < 1]
     if kind < config.p_prior and smaller:
         side = scaled_side(latent_side, smaller[min(int(size * len(smaller)), len(smaller) - 1)])
-        return Choice("prior", side, side * factor)
-    return Choice("none", latent_side, latent_side * factor)
+        return Choice("prior", side, round(side * factor))
+    return Choice("none", latent_side, round(latent_side * factor))
 
 
 def input_images(images: Tensor, choice: Choice) -> Tensor:

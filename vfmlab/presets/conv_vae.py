@@ -133,7 +133,7 @@ ROWS = (
     Preset(
         "paper_plain_vae_repa_e", "REPA-E on the plain VAE (f16d32): SiT-XL/1 and the tokenizer together, REPA to DINOv2-B with 0.5 and 1.5, 80 epochs.",
         {"diffusion.network": {"kind": "sit", "size": "XL", "patch": 1, "qk_norm": True}, "diffusion.cosine_loss": 0.0,
-         "diffusion.time": {"kind": "uniform"}, "diffusion.train.samples": 80 * EPOCH},
-        of="paper_plain_vae+repa_e", ours="batch, learning rates, running statistics in place of a batch norm; the published models tune SD-VAE and others",
+         "diffusion.time": {"kind": "uniform"}, "diffusion.train.samples": 80 * EPOCH, "diffusion.tune.statistics": "batch"},
+        of="paper_plain_vae+repa_e", ours="batch, learning rates; the published models tune SD-VAE and others",
     ),
 )  # fmt: skip

@@ -7,7 +7,8 @@
 
 From the released configuration: which losses with which weights, budgets and learning rates of each stage;
 the first discriminator stays on beside the PatchGAN, whose norms run over virtual batches of 8; gradients are
-not clipped. Unknown, so ours: everything below `paper`.
+not clipped; crops are random, from half to all of the short side, and images below 256 px are left out.
+Unknown, so ours: everything below `paper`, and that a crop's side (not its area) is drawn uniformly.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ ROWS = (
         "paper_vfm_vae", "VFM-VAE f16d32 on SigLIP2-L/16 at 512 px in four stages (44 M images); LightningDiT-XL/1, 64 epochs.",
         base("paper", tokenizer={"method": "vfm_vae", "channels": 32, "factor": 16}, stages=PAPER_STAGES,
              vfm={"name": "siglip2_l16_512", "layers": [0, 12, -1], "upscale": 2.0}, equivariance={"p_latent": 0.5, "p_prior": 0.25}, train__clip=None,
+             data__crop=[0.5, 1.0], data__least_side=256,
              losses={"l1": 1.0, "lpips": 10.0, "kl": 1e-6, "multiscale": {"weight": 0.1, "until": 5_000_000}, "vf": {"weight": 5.0},
                      "adversarial": {"weight": 1.0, "loss": "hinge", "discriminator": "projected"}}),
         result="published: rFID 0.52, gFID 3.80 without guidance; not run here", ours="learning-rate schedule, weight decay and the DiT's EMA",

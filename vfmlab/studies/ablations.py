@@ -16,7 +16,7 @@ from vfmlab import api, data
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
 from vfmlab.evaluation.number import quantity
 from vfmlab.evaluation.pixels import psnr
-from vfmlab.evaluation.protocol import Resolved, open_setup, real_features
+from vfmlab.evaluation.protocol import Resolved, exact, open_setup, real_features
 from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.plots import primitives
 from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
@@ -146,7 +146,7 @@ def rate_distortion(rows: Sequence[Row], root: str | Path, bits: Sequence[int] =
         run = row.run
         tokenizer = api.load_tokenizer(row.tokenizers[-1].id, root)
         device = tokenizer.stat_mean.device
-        protocol = run.protocol.model_copy(update={"n": min(n, run.protocol.n), "batch": 50})
+        protocol = exact(run.protocol).model_copy(update={"n": min(n, run.protocol.n), "batch": 50})
         setup = open_setup(run.data, protocol, root, device)
         quantiser = {"quantiser": "uniform, least squared error for N(0, 1)"}
         resolved = Resolved({**setup.resolved().sections, "latents": quantiser})

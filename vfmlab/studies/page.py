@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfmlab import runs
+from vfmlab import presets, runs
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.plots.primitives import Table
+from vfmlab.presets import published
 
 DEFINED = ("rfd", "gfd", "gfd_own")
 WORDS = {
@@ -144,6 +145,20 @@ def metrics_table() -> Table:
     return Table([{"name": f"`{q.name}`", "called": q.title, "better": ends[q.better],
                    "meaning": q.definition}
                   for q in quantities().values()])
+
+
+def published_page() -> str:
+    """Every `paper` preset beside its paper and its release. The page `docs/paper_presets.md`."""
+    text = ["# The paper presets beside their sources", "",
+            "What papers and releases say of a field, in this project's units (images, not steps; t = 1 is "
+            "noise), and what the preset has. Grades: C, released code or configuration; P, a paper's text; "
+            "N, a third party's note or another paper's table. *unknown* is stated in no source that was "
+            "read: the value is ours.", ""]
+    for name in published.presets():
+        about = presets.row(name)
+        text += [f"## {name}", "", about.about + (f" Ours: {about.ours}." if about.ours else ""), "",
+                 Table(published.rows(name)).markdown(), ""]
+    return "\n".join([*text, "Written by `vfmlab presets --published > docs/paper_presets.md`."])
 
 
 def _markdown(block: Any) -> list[str]:

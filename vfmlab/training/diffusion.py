@@ -237,9 +237,10 @@ class DiffusionTask(Task):
         """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it
         is aligned with."""
         from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
-        from vfmlab.evaluation.protocol import selection
+        from vfmlab.evaluation.protocol import exact, resolve, selection
 
-        z, resolved = self._baseline.latents, self._setup.resolved()
+        z, setup = self._baseline.latents, self._setup
+        resolved = resolve(exact(setup.protocol), setup.cfg, setup.source, setup.space)
         ids = selection(resolved, self._setup.source)[: len(z)]
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
         if self.run.diffusion.alignment is not None:

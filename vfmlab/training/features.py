@@ -52,7 +52,8 @@ class Reader:
 
     def fingerprint(self, source: ImageSource, flip: bool) -> str:
         """Digest of all that decides the folder."""
-        return shards.fingerprint(FORMAT, self.facts(), source.fingerprint, len(source), flip)
+        least = [] if source.least is None else [source.least]
+        return shards.fingerprint(FORMAT, self.facts(), source.fingerprint, len(source), flip, *least)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:

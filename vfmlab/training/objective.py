@@ -100,8 +100,8 @@ class TokenizerObjective(nn.Module):
 
     def plan(self, rng: StepRandom) -> transforms.Choice:
         """Which equivariance path this step takes; the first thing drawn from `rng`."""
-        return transforms.plan(self.equivariance, rng, self.tokenizer.map_shape[-1],
-                               self.tokenizer.config.factor)
+        side = self.tokenizer.map_shape[-1]  # of region tokens, whose grid is not the decoder's, too
+        return transforms.plan(self.equivariance, rng, side, self.tokenizer.size / side)
 
     def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
         """Loss and metrics of one batch (see :meth:`pieces`), and what the discriminators learn from."""

@@ -8,8 +8,9 @@ tokenizer's own losses:
     tokenizer: tune.weight * alignment + its own losses
 
 Latents are encoded at every step and normalised by running statistics, the tokenizer's own buffers, which are
-carried in its checkpoint; at the end they are measured again. In the paper a batch norm with the batch's own
-statistics does this.
+carried in its checkpoint; at the end they are measured again. In the paper a batch norm does this, with the
+batch's own statistics for the diffusion loss and the running ones for the tokenizer's (`tune.statistics`):
+the network then sees the latents twice, the second time with noise and times of its own (ours).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 
 from vfmlab.config import Diffusion, Equivariance, Losses, Phase, Tune
 from vfmlab.diffusion.alignment import Projection, TokenScale
-from vfmlab.diffusion.objective import Flow
+from vfmlab.diffusion.objective import Flow, Terms
 from vfmlab.errors import ConfigError
 from vfmlab.losses.discriminators.training import Pairs
 from vfmlab.losses.terms import Pieces
 from vfmlab.nn import parts
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.tokenizers.base import Tokenizer, over
 from vfmlab.training.objective import TokenizerObjective
 
 MOMENTUM = 0.1  # of the running latent statistics, per step
@@ -113,22 +114,29 @@ class TunedObjective(nn.Module):
         found = self.own.pieces(batch, rng, samples)
         r = found.reconstruction
         raw = r.z if self.config.sample_posterior else r.posterior.mode()
-        self._follow(raw.detach())
+        mean, variance = self._follow(raw.detach())
         z = tokenizer.normalise(raw)
         cut = z.detach().requires_grad_()
         on = self.projection.on(samples)
         scaled = self.scale(batch.token) if self.scale is not None else None
         projection = self.projection if on else None
-        terms = self.flow.terms(
-            self.weights.network, cut, batch.labels, rng, projection, batch.target, batch.token, scaled
-        )
+
+        def terms_at(latents: Tensor) -> Terms:
+            return self.flow.terms(self.weights.network, latents, batch.labels, rng, projection, batch.target,
+                                   batch.token, scaled)
+
+        if self.config.tune.statistics == "batch":
+            terms = terms_at((raw.detach() - over(mean)) / over(variance.sqrt()))
+            seen = terms_at(cut) if on else terms
+        else:
+            seen = terms = terms_at(cut)
         weighed = self.flow.weigh(terms)
         loss, parts = self.flow.loss(terms, weighed)
         loss = loss + found.loss
         if on:
             # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term
             # which is zero.
-            (g,) = torch.autograd.grad(self.config.tune.weight * terms.alignment.mean(), cut,
+            (g,) = torch.autograd.grad(self.config.tune.weight * seen.alignment.mean(), cut,
                                        retain_graph=True)
             through = (z * g).sum()
             loss = loss + (through - through.detach())
@@ -137,13 +145,14 @@ class TunedObjective(nn.Module):
         return Pieces(loss, parts, weighed, r, terms)
 
     @torch.no_grad()
-    def _follow(self, raw: Tensor) -> None:
-        """Running statistics over the global batch."""
+    def _follow(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel over the global batch, which the running statistics follow."""
         first, second = raw.mean((0, 2, 3)), raw.square().mean((0, 2, 3))
         if PartialState().num_processes > 1:
             first, second = reduce(first, "mean"), reduce(second, "mean")
         variance = (second - first.square()).clamp_min(1e-8)
         self.weights.tokenizer.move_statistics(first, variance, MOMENTUM)
+        return first, variance
 
 
 def trains(tune: Tune) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class TokenizerTask(Task):
         if (run.parent is None) != (parent is None):
             raise ConfigError(f"run '{run.id}' starts from {run.parent or 'no other run'}; train it through "
                               "vfmlab.train")
-        self.source: ImageSource = open_source(run.data, "train")
+        self.source: ImageSource = open_source(run.data, "train").at_least(run.data.least_side)
         self.held_out: ImageSource = open_source(run.data, "val")
         model = vfm.build(run.vfm, run.data.size) if run.vfm is not None else None
         with torch.random.fork_rng(devices=[]):
@@ -107,6 +107,10 @@ class TokenizerTask(Task):
         most, layers, flip = self.train.vfm_cache, self.objective.layers, self.run.data.flip
         if most is None or not layers:
             return
+        if self.run.data.crop is not None:
+            self.started = {"note": "the VFM is asked at every step: features of random crops (data.crop) "
+                                    "cannot be kept"}
+            return
         reader = features.Reader(self.weights.vfm, layers)
         needed = reader.size(len(self.source), flip)
         if needed > most:
@@ -122,7 +126,8 @@ class TokenizerTask(Task):
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         data, batch = self.run.data, self.train.batch
-        images = BatchStream(self.source, batch, self.seed, start_step, rows, data.flip, data.workers)
+        images = BatchStream(self.source, batch, self.seed, start_step, rows, data.flip, data.workers,
+                             data.crop)
         if self.cached is None:
             return images
         return features.beside(images, self.cached, batch, self.seed, start_step, rows)

@@ -7,7 +7,7 @@ import torch
 from vfmlab.ar.objective import image_bits
 from vfmlab.evaluation.instruments.base import CODES, Metric
 from vfmlab.evaluation.number import CURVE, LOWER, Draft, Quantity
-from vfmlab.evaluation.protocol import Resolved
+from vfmlab.evaluation.protocol import Resolved, exact, resolve
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.weights import io
 
@@ -37,5 +37,7 @@ class CodeBits(Metric):
         bits = torch.cat(found)
         shape = network.codes
         own = {"tokenizer": io.digest(tokenizer), "entries": shape.entries, "tokens": shape.tokens}
-        resolved = Resolved({**gathered.resolved.of("images").sections, "codes": own})
+        setup = gathered.setup
+        images = resolve(exact(setup.protocol), setup.cfg, setup.source)
+        resolved = Resolved({**images.sections, "codes": own})
         draft.mean("bits_per_image", bits, resolved)
