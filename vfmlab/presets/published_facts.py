@@ -1,4 +1,4 @@
-"""What is known of the recipes behind the `paper` presets, field by field; see :mod:`vfmlab.presets.published`."""
+"""What is known of the recipes behind the `paper` presets, field by field, for `vfmlab.presets.published`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ SAMPLED = (
     release("protocol.sampler.solver", "euler"), release("protocol.sampler.steps", 250, "intervals, each with one evaluation"),
     release("protocol.sampler.shift", 1 / 0.3, "0.3 in the release's time"),
 )  # fmt: skip
-OPEN_DIT = (unknown("diffusion.train.weight_decay"), unknown("diffusion.train.schedule"), unknown("diffusion.train.ema_halflife"))
+OPEN = ("weight_decay", "schedule", "ema_halflife")
+OPEN_DIT = tuple(unknown(f"diffusion.train.{name}") for name in OPEN)
 SUMMED = (release("losses.kl.weight", 1e-6 / (3 * 256**2), KL),)
 
 
@@ -257,11 +258,18 @@ _AR = {fact.field: fact for fact in FACTS["paper_ar_b"]}
 
 
 def _ar(size: str, epochs: int, scale: float) -> tuple[Fact, ...]:
-    own = (release("ar.network.size", size), release("ar.train.samples", epochs * EPOCH), release("protocol.guidance.scale", scale))
+    own = (release("ar.network.size", size), release("ar.train.samples", epochs * EPOCH),
+           release("protocol.guidance.scale", scale))
     return (*own, *(fact for field, fact in _AR.items() if field not in {each.field for each in own}))
 
 
-FACTS |= {"paper_ar_l": _ar("L", 300, 2.0), "paper_ar_xl": _ar("XL", 50, 1.75), "paper_ar_xxl": _ar("XXL", 50, 1.75), "paper_ar_3b": _ar("3B", 50, 1.65)}
+FACTS |= {"paper_ar_l": _ar("L", 300, 2.0), "paper_ar_xl": _ar("XL", 50, 1.75),
+          "paper_ar_xxl": _ar("XXL", 50, 1.75), "paper_ar_3b": _ar("3B", 50, 1.65)}
+FACTS["paper_rar_l"] = (release("ar.network.kind", "rar"), release("ar.network.size", "L"))
+FACTS["paper_rar_xl"] = (
+    release("ar.network.kind", "rar"), release("ar.network.size", "XL"),
+    release("protocol.guidance.scale", 6.5, "VFMTok-RAR's"), release("protocol.token_sampler.guidance_power", 1.0),
+)  # fmt: skip
 FACTS["paper_ar_l_orders"] = (
     release("ar.permuted.until", 200 * EPOCH), release("ar.permuted.raster", 300 * EPOCH), release("ar.train.samples", 400 * EPOCH),
     release("ar.train.batch", 2048), release("ar.train.lr", 4e-4), release("ar.train.betas", (0.9, 0.96)), release("ar.train.weight_decay", 0.03),
