@@ -37,9 +37,8 @@ def test_standings_are_contrasts_with_the_first():
     assert found[0].behind == 0
     assert found[1].behind == pytest.approx(0.2, abs=1e-6)
     assert [s.tied for s in found] == [True, True, False]
-    assert "b is first" in (text := choose.verdict(found, 3))
-    assert "c: not told apart from it by 3 seeds" in text
-    assert "ahead of all others" in choose.verdict([found[0], found[2]], 3)
+    assert choose.verdict(found, 3) == "None: 3 seeds do not tell c from the first, b, gFD 21 (20, 22.1, 21)."
+    assert choose.verdict([found[0], found[2]], 3).endswith(": ahead of all others by more than 3 seeds leave open.")
     assert choose.verdict(choose.standings(rows({"a": [1.0], "b": [2.0]})), 1).startswith("None: one seed")
     assert choose.standings([]) == []
 
@@ -76,7 +75,7 @@ def test_both_rounds_and_the_recipe(tmp_path, capsys):
     assert {s["label"] for s in found["ranking"]} == {"plain VAE", "vfm_vae on pocket"}
     assert len(found["first"]) == len(found["results"]) == 4
     assert all("effective_rank" in r["instruments"] for r in found["first"])
-    assert "is first" in text
+    assert "**Verdict.**" in text
     recipe = config.parse(json.loads((tmp_path / "choice.recipe.json").read_text(encoding="utf-8")))
     assert recipe.tokenizer.method == ("vfm_vae" if found["ranking"][0]["label"].startswith("vfm") else "plain_vae")
     assert recipe.train.samples == 64, "the tier's own budget"

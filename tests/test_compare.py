@@ -119,6 +119,7 @@ def test_pages_do_not_tell_of_this_machine():
     assert results.shown_source("parquet:/somewhere/of/mine/cifar10") == "parquet:cifar10"
     assert results.shown_source("scenes:medium") == "scenes:medium"
     assert results._brief("LPIPS: weights could not be downloaded (no route); put a file into a folder") == "LPIPS: weights could not be downloaded"
+    assert results._brief("LPIPS (AlexNet): weights could not be downloaded (no route); put a file into a folder") == "LPIPS (AlexNet): weights could not be downloaded"
 
 
 def test_sheet_has_a_line_per_group():

@@ -198,12 +198,12 @@ def verdict(ranking: Sequence[Standing], seeds: int) -> str:
     if not ranking:
         return "None: no finalist has a generator that was measured."
     first, rest = ranking[0], ranking[1:]
-    close = [s.label for s in rest if s.tied]
-    text = f"{first.label} is first, gFD {spread(first.values)}."
+    text, close = f"{first.label}, gFD {spread(first.values)}", [s.label for s in rest if s.tied]
     if seeds < 2 or not rest:
-        return f"None: one seed, so nothing is known of the spread. {text}"
-    return text + (f" {', '.join(close)}: not told apart from it by {seeds} seeds." if close else
-                   f" It is ahead of all others by more than {seeds} seeds leave open.")
+        return f"None: one seed, so nothing is known of the spread. First: {text}."
+    if close:
+        return f"None: {seeds} seeds do not tell {', '.join(close)} from the first, {text}."
+    return f"{text}: ahead of all others by more than {seeds} seeds leave open."
 
 
 def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result],

@@ -240,7 +240,8 @@ def shown_source(source: str) -> str:
 
 def _brief(reason: str) -> str:
     """What is missing, without what to do about it on this machine."""
-    return reason.partition(";")[0].partition(" (")[0]
+    name, colon, rest = reason.partition(";")[0].rpartition(": ")
+    return name + colon + rest.partition(" (")[0]
 
 
 def sizes(row: Row) -> dict[str, Any]:
