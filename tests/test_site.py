@@ -16,7 +16,10 @@ pytest.importorskip("papermill")
 TREE = Path(__file__).resolve().parents[1]
 CELLS = """# %% [markdown]
 # # A notebook
-# See [the manual](../docs/app.md).
+# **Question.** Is it [in the manual](../docs/app.md)?
+
+# %% [markdown]
+# ## A section
 
 # %% tags=["parameters"]
 broken = False
@@ -106,8 +109,10 @@ def test_a_page_says_when_and_with_what_it_was_executed(built):
     for name in ("00_small", "index"):
         text = (out / "notebooks" / f"{name}.html").read_text()
         assert "broken = False" in text
+        assert "Is it" in text
         assert re.search(r"executed on \d{4}-\d\d-\d\d", text)
     assert str(out) not in text
+    assert str(TREE) not in "".join(path.read_text() for path in (out / "api").glob("*.html"))
 
 
 def test_every_notebook_of_the_project_has_its_parameters():

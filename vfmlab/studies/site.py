@@ -14,6 +14,7 @@ import os
 import pkgutil
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -216,7 +217,7 @@ def _list(books: Sequence[Path]) -> str:
     rows = []
     for path in books:
         book = nbformat.read(path, as_version=4)
-        text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+        text = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
         question = text.partition("**Question.**")[2].partition("\n\n")[0]
         link = f'<a href="{path.stem}.html">{_escape(text.splitlines()[0].lstrip("# "))}</a>'
         rows.append([link, _escape(question),
@@ -250,6 +251,8 @@ def _described(thing: Any) -> str:
         signature = str(inspect.signature(thing))
     except (TypeError, ValueError):
         signature = ""
+    for place in (str(TREE), sys.prefix, str(Path.home())):  # defaults that are folders of this machine
+        signature = signature.replace(place, "...")
     text = _escape(inspect.getdoc(thing) or "")
     head = f"<code>{thing.__name__}{_escape(signature)}</code>"
     return f"<details open><summary>{head}</summary><pre>{text}</pre></details>"
