@@ -63,10 +63,9 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
     out = Path(out).expanduser().resolve()
     front = _markdown((tree / "README.md").read_text(encoding="utf-8"))
     bodies = {Path("index.html"): front.replace('href="docs/site/', 'href="')}  # which leads into this site
-    for source in sorted((tree / "docs").glob("**/*.md")):
-        if out not in source.parents:
-            page = source.relative_to(tree).with_suffix(".html")
-            bodies[page] = _markdown(source.read_text(encoding="utf-8"))
+    for source in _manual(tree, out, ".md"):
+        page = source.relative_to(tree).with_suffix(".html")
+        bodies[page] = _markdown(source.read_text(encoding="utf-8"))
     if books:
         bodies[Path("notebooks", "index.html")] = _list(books)
     bodies |= {Path("notebooks", f"{book.stem}.html"): _notebook(book, tree) for book in books}
@@ -281,13 +280,18 @@ def _menu(here: Path, pages: Sequence[Path] | Mapping[Path, str]) -> str:
     return f'<nav>{lines}</nav><script src="{up}{SCRIPT}"></script>'
 
 
+def _manual(tree: Path, out: Path, *endings: str) -> list[Path]:
+    """Files of docs/, those of a site in it left out."""
+    return sorted(path for path in (tree / "docs").glob("**/*")
+                  if path.suffix in endings and not {tree / "docs" / "site", out} & set(path.parents))
+
+
 def _copy(tree: Path, out: Path) -> None:
     """What pages link to besides pages: pictures and data of the manual, the licence, and plotly.js."""
     from plotly.offline import get_plotlyjs
 
-    for source in (tree / "docs").glob("**/*"):
-        if source.suffix in (".png", ".svg", ".json") and out not in source.parents:
-            target = out / source.relative_to(tree)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    for source in _manual(tree, out, ".png", ".svg", ".json"):
+        target = out / source.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     runs.write_atomic(out / SCRIPT, get_plotlyjs())

@@ -90,7 +90,7 @@ class Monitor:
             finally:
                 self.stop.disabled = True
         message = f"stopped by the button; run '{self._run}' is saved: run this cell again to go on"
-        self.line.value = html.escape(message)
+        self.line.value, self.stop.description = html.escape(message), "stopped"
         raise Stopped(message)
 
     def show(self, event: Event) -> None:
