@@ -73,12 +73,10 @@ class Recipe(Section):
     equivariance: Equivariance = Equivariance()
     trains: tuple[str, ...] = Field(("*",), description="globs on parameter names; the VFM is always frozen")
     train: Train | None = None
-    stages: tuple[Stage, ...] = Field(
-        (), description="of the tokenizer's training; none: one, the fields above"
-    )
-    stage: int | None = Field(
-        None, ge=0, description="in a run's config: the last of `stages`; null: a whole recipe"
-    )
+    stages: tuple[Stage, ...] = Field((),
+                                      description="of the tokenizer's training; none: one, the fields above")
+    stage: int | None = Field(None, ge=0,
+                              description="in a run's config: the last of `stages`; null: a whole recipe")
     imported: Imported | None = None
     diffusion: Diffusion | None = None
     ar: AR | None = None
@@ -100,28 +98,22 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
         if self.imported is not None and self.train is not None and not self.stages:
-            raise ValueError(
-                "imported weights are trained further in stages: move 'train' into one of 'stages', or leave "
-                "it out"
-            )
+            raise ValueError("imported weights are trained further in stages: move 'train' into one of "
+                             "'stages', or leave it out")
         if self.train is None and self.imported is None:
             raise ValueError("field 'train' is missing: every run needs a training budget")
         if (self.tokenizer is None) == (self.pretrain is None):
-            raise ValueError(
-                "a run has either a 'tokenizer' section (tokenizer, generator) or a 'pretrain' section (vfm, "
-                "judge)"
-            )
+            raise ValueError("a run has either a 'tokenizer' section (tokenizer, generator) or a 'pretrain' "
+                             "section (vfm, judge)")
         if self.diffusion is not None and self.tokenizer is not None and self.tokenizer.quantised:
-            raise ValueError(
-                f"diffusion: the latent of tokenizer '{self.tokenizer.method}' is codes, which diffusion "
-                "does not make; use the 'ar' section, the generator of tokens in order, in its place"
-            )
+            raise ValueError(f"diffusion: the latent of tokenizer '{self.tokenizer.method}' is codes, which "
+                             "diffusion does not make; use the 'ar' section, the generator of tokens in "
+                             "order, in its place")
         if self.tokenizer is not None and self.data.size % self.tokenizer.factor:
             size, over = self.data.size, self.data.size % self.tokenizer.factor
-            raise ValueError(
-                f"data.size {size} is not divisible by tokenizer.factor {self.tokenizer.factor}; "
-                f"use {size - over} or {size - over + self.tokenizer.factor}"
-            )
+            raise ValueError(f"data.size {size} is not divisible by tokenizer.factor "
+                             f"{self.tokenizer.factor}; use {size - over} or "
+                             f"{size - over + self.tokenizer.factor}")
         if self.tokenizer is not None and self.diffusion is not None:
             self._on_one_path(self.tokenizer, self.diffusion)
         self._one_generator()
@@ -130,10 +122,8 @@ class Recipe(Section):
             if names.count(name) > 1 or name in ("tokenizer", "imported", "diffusion", "ar"):
                 raise ValueError(f"stages {names}: '{name}' is taken; give each stage a name of its own")
         if self.stage is not None and self.stage != len(self.stages) - 1:
-            raise ValueError(
-                f"field 'stage' = {self.stage}: a stage's run lists the stages up to itself, here "
-                f"{len(self.stages)}"
-            )
+            raise ValueError(f"field 'stage' = {self.stage}: a stage's run lists the stages up to itself, "
+                             f"here {len(self.stages)}")
         for i in range(len(self.stages)):
             self.settings(i)  # so that a stage that does not fit is refused before the first one is trained
         return self
@@ -142,17 +132,12 @@ class Recipe(Section):
     def _on_one_path(tokenizer: TokenizerConfig, diffusion: Diffusion) -> None:
         kind = "linear" if diffusion.path is None else diffusion.path.kind
         if tokenizer.radius is not None and kind == "linear":
-            raise ValueError(
-                f"tokenizer.radius {tokenizer.radius:g} puts latents on a sphere, which the linear path "
-                f"leaves; "
-                "set diffusion.path=sphere, or tokenizer.radius=null"
-            )
+            raise ValueError(f"tokenizer.radius {tokenizer.radius:g} puts latents on a sphere, which the "
+                             "linear path leaves; set diffusion.path=sphere, or tokenizer.radius=null")
         if tokenizer.radius is None and kind == "sphere":
-            raise ValueError(
-                "diffusion.path 'sphere' needs latents on a sphere, but tokenizer.radius is null; set "
-                f"tokenizer.radius, for example to {tokenizer.channels**0.5:.4g} = sqrt(channels), or "
-                "diffusion.path=null"
-            )
+            raise ValueError("diffusion.path 'sphere' needs latents on a sphere, but tokenizer.radius is "
+                             f"null; set tokenizer.radius, for example to {tokenizer.channels**0.5:.4g} = "
+                             "sqrt(channels), or diffusion.path=null")
 
     def _one_generator(self) -> None:
         protocol, guidance = self.protocol, self.protocol.guidance
@@ -184,8 +169,7 @@ class Recipe(Section):
 
     def settings(self, stage: int | None) -> Settings:
         """`trains, losses, equivariance, train` as they hold in a stage (by number); None: before the
-        first.
-        """
+        first."""
         settings = {"trains": self.trains, "equivariance": self.equivariance, "train": self.train,
                     "losses": self.losses}
         if stage is None:

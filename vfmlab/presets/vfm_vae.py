@@ -33,10 +33,8 @@ from vfmlab.presets.tiers import (
 WRITES = ["decoder.*", "start.write.*", "start.gain_decode"]
 
 
-def stages(
-    weak: int, ssim: int, patchgan: int, *, vf: float, upper: list[str], writes: list[str], lr: float,
-    ssim_losses: Tree, patchgan_losses: Tree
-) -> list[Tree]:
+def stages(weak: int, ssim: int, patchgan: int, *, vf: float, upper: list[str], writes: list[str], lr: float,
+           ssim_losses: Tree, patchgan_losses: Tree) -> list[Tree]:
     """The four stages. weak, ssim, patchgan: budgets in images; the first one's is the recipe's own. vf:
     weight in `weak`.
 

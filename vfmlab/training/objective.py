@@ -33,9 +33,8 @@ class TokenizerObjective(nn.Module):
 
     Args:
         tokenizer: what is trained; its frozen VFM stays outside of parameters. terms: the recipe's losses;
-        those of weight 0
-            are left out. parent: the stage before, for terms that preserve its latents; it is frozen. parts:
-            terms given from a notebook's cell are among them.
+            those of weight 0 are left out. parent: the stage before, for terms that preserve its latents; it
+            is frozen. parts: terms given from a notebook's cell are among them.
 
     Attributes:
         discriminators: those of the adversarial terms, or None. Another optimiser's, so no part of these
@@ -45,14 +44,9 @@ class TokenizerObjective(nn.Module):
         ConfigError: no terms; a term that nothing can feed.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        terms: dict[str, config.LossConfig],
-        equivariance: config.Equivariance,
-        parent: Tokenizer | None = None,
-        parts: Mapping[str, config.Part] | None = None,
-    ):
+    def __init__(self, tokenizer: Tokenizer, terms: dict[str, config.LossConfig],
+                 equivariance: config.Equivariance, parent: Tokenizer | None = None,
+                 parts: Mapping[str, config.Part] | None = None):
         super().__init__()
         if not terms:
             raise ConfigError("losses is empty: a tokenizer learns nothing; set for example losses.l1=1.0")
@@ -73,10 +67,8 @@ class TokenizerObjective(nn.Module):
                 of = f"losses.{loss.config.of}"
                 raise ConfigError(f"losses.{name} reads the discriminator of {of}, which is off; add {of}")
             if isinstance(loss, Preservation) and parent is None:
-                raise ConfigError(
-                    f"losses.{name} keeps the latent where the stage before had put it, but there is none; "
-                    "move it to a later stage"
-                )
+                raise ConfigError(f"losses.{name} keeps the latent where the stage before had put it, but "
+                                  "there is none; move it to a later stage")
         self.rebuilds = any(isinstance(loss, FeatureReconstruction) for loss in self.losses.values())
         preserves = any(isinstance(loss, Preservation) for loss in self.losses.values())
         self.frozen = Frozen(parent=parent.requires_grad_(False).eval() if preserves else None)

@@ -62,18 +62,15 @@ class TunedObjective(nn.Module):
 
     Args:
         weights: network and tokenizer. config: with `tune` and `alignment`. terms: the losses with which the
-        tokenizer was
-            trained; `tune.losses` come in their place. original: the tokenizer as it was, for terms that
-            preserve its
-            latents. projection: REPA's loss.
+            tokenizer was trained; `tune.losses` come in their place. original: the tokenizer as it was, for
+            terms that preserve its latents. projection: REPA's loss.
 
     Raises:
         ConfigError: a tokenizer without losses of its own, or one whose statistics are not per channel.
     """
 
-    def __init__(
-        self, weights: Tuned, config: Diffusion, terms: Losses, original: Tokenizer, projection: Projection
-    ):
+    def __init__(self, weights: Tuned, config: Diffusion, terms: Losses, original: Tokenizer,
+                 projection: Projection):
         super().__init__()
         self.config = config
         terms = terms if config.tune.losses is None else config.tune.losses
@@ -84,11 +81,8 @@ class TunedObjective(nn.Module):
                 '{"l1": 1.0}'
             )
         if weights.tokenizer.stat_mean.ndim != 1:
-            raise ConfigError(
-                "tune: this tokenizer has latent statistics for every place; running ones are per channel, "
-                "so it cannot "
-                "be tuned"
-            )
+            raise ConfigError("tune: this tokenizer has latent statistics for every place; running ones are "
+                              "per channel, so it cannot be tuned")
         self.weights, self.projection, self.flow = weights, projection, Flow(self.config)
         own = TokenizerObjective(weights.tokenizer, terms, Equivariance(), original)
         self.losses, self.frozen = own.losses, own.frozen

@@ -38,9 +38,8 @@ class TokenizerTask(Task):
     Args:
         run: the phase to train.
         parent, parent_dir: the tokenizer and the directory of the stage before (or of imported weights), for
-        runs that
-            have one: weights begin as the parent's average, and what losses and discriminators learned goes
-            on.
+            runs that have one: weights begin as the parent's average, and what losses and discriminators
+            learned goes on.
 
     Raises:
         ConfigError: no losses, a loss that needs what the run has not, sizes that do not fit.
@@ -157,11 +156,9 @@ class TokenizerTask(Task):
         shares = [book.effective() for book in counting(self.weights)]
         if not shares or max(shares) >= COLLAPSED:
             return ""
-        return (
-            f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try "
-            "losses.codebook.entropy above 0, fewer entries, more codebooks, "
-            "or a quantiser that moves all entries, such as simvq or fsq"
-        )
+        return (f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try "
+                "losses.codebook.entropy above 0, fewer entries, more codebooks, or a quantiser that moves "
+                "all entries, such as simvq or fsq")
 
     def finish(self, weights: Tokenizer, run_dir: RunDir) -> None:
         """Latent statistics, of the averaged and of the raw weights, each on the same training images."""
