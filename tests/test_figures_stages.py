@@ -7,7 +7,7 @@ import pytest
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import stages
-from vfmlab.studies.results import Result, Stage, means
+from vfmlab.studies.results import Result, Stage, after, means
 
 
 def result(label, seed, **metrics):
@@ -40,7 +40,7 @@ def test_unknown_ablation_and_preset_without_stages():
 def test_numbers_after_a_stage_are_those_of_its_run():
     values = {"w_sp 0": (0.3, 0.2), "w_sp 1": (0.4, 0.6), "w_sp 5": (0.5, 0.7)}
     results = [result(k, 0, rfd=(1.0, rfd, 0.1), probe_linear=(0.8, probe, 0.0)) for k, (rfd, probe) in values.items()]
-    assert means(stages.after(results), "rfd") == {k: [rfd] for k, (rfd, _) in values.items()}
-    assert means(stages.after(results, "refine"), "probe_linear") == {k: [0.0] for k in values}
+    assert means(after(results, stages.TUNED), "rfd") == {k: [rfd] for k, (rfd, _) in values.items()}
+    assert means(after(results, "refine"), "probe_linear") == {k: [0.0] for k in values}
     points = {trace.name: (trace.x[0], trace.y[0]) for trace in stages.trade_off(results).data}
     assert points == values | {"stage 1": (1.0, 0.8)}

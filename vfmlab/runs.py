@@ -289,12 +289,11 @@ class RunDir:
                 lines.append(str(error))
         try:
             bad = len(files.lines(self.path / "metrics.jsonl")) - len(self.metrics())
-        except OSError as error:
-            lines.append(f"run '{self.id}': metrics.jsonl cannot be read: {error.strerror}")
-        else:
             if bad > 1:  # one: its writer was killed in the middle of a line
                 lines.append(f"run '{self.id}': {bad} lines of metrics.jsonl are no records; they are left "
                              "out")
+        except OSError as error:
+            lines.append(f"run '{self.id}': metrics.jsonl cannot be read: {error.strerror}")
         return lines
 
 
@@ -409,11 +408,10 @@ def listing(root: str | Path = "runs") -> tuple[list[RunDir], dict[str, str]]:
 
 def _foreign(path: Path) -> bool:
     """Whether a config.json is whole, and somebody else's."""
-    try:
-        config = files.parse_json(files.read_bytes(path), object)
-    except (OSError, ValueError):
-        return False
-    return not isinstance(config, dict) or "name" not in config or "data" not in config
+    with suppress(RunError):
+        config = read_json(path, RunError, kind=object)
+        return not isinstance(config, dict) or "name" not in config or "data" not in config
+    return False
 
 
 def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
@@ -432,16 +430,15 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
 
 def environment() -> Tree:
     """Versions, platform and the commit of the working tree (None outside one)."""
-    versions = dict.fromkeys(LIBRARIES)
+    versions, commit = dict.fromkeys(LIBRARIES), None
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     tree = Path(__file__).resolve().parents[1]
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    commit = None
     if (tree / ".git").exists():
         with suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
             commit = done.stdout.strip()
-    system = {"python": platform.python_version(), "platform": platform.platform()}
-    return {**system, "versions": versions, "commit": commit}
+    return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions,
+            "commit": commit}

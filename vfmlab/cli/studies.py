@@ -21,20 +21,19 @@ ADDRESS = "a dask scheduler (tcp://HOST:PORT), or a YAML file for dask-jobqueue"
 Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help=ROW)]
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
+Seeds = Annotated[tuple[int, ...], arg(help="every row is trained with each")]
+Out = Annotated[Path, arg(help="where to write; .md, .json and .html are added")]
 Jobs = Annotated[int | None, arg(help=WORKERS)]
 Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
 Retry = Annotated[bool, arg(help="try again what failed before")]
 
 
-def compare(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0, 1), root: Root = Path("runs"),
-            out: Path = Path("comparison"), jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False,
+def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
+            out: Out = Path("comparison"), jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False,
             title: str = "Comparison", until: Literal["first_stage", "tokenizer"] | None = None) -> int:
     """Train several settings with several seeds under one protocol and write tables and curves.
 
     Args:
-        sets: changes that hold for all rows.
-        seeds: every row is trained with each.
-        out: where to write; .md, .json and .html are added.
         title: heading of the page.
         until: leave diffusion out, or all but the first stage of each recipe.
     """
@@ -48,17 +47,14 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0, 
     return 0
 
 
-def correlate(rows: Rows, /, sets: Assignments = (), seeds: tuple[int, ...] = (0, 1),
-              root: Root = Path("runs"), out: Path = Path("correlation"), jobs: Jobs = None,
-              cluster: Cluster = None, retry: Retry = False, target: str = "gfd",
+def correlate(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
+              out: Out = Path("correlation"), jobs: Jobs = None, cluster: Cluster = None,
+              retry: Retry = False, target: str = "gfd",
               names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
               compared_with: str | None = None) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
-        sets: changes that hold for all rows.
-        seeds: every row is trained with each.
-        out: where to write; .md, .json and .html are added.
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
         compared_with: reference model of all rows in place of each row's default.
@@ -114,18 +110,16 @@ def choose(sets: Assignments = (),
 def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "scenes",
            seeds: tuple[int, ...] = (0, 1, 2), only: tuple[str, ...] = (), budget: str = "",
            dry: bool = False, files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),
-           root: Root = Path("runs"), out: Path = Path("claims"), jobs: Jobs = None, cluster: Cluster = None,
+           root: Root = Path("runs"), out: Out = Path("claims"), jobs: Jobs = None, cluster: Cluster = None,
            retry: Retry = False) -> int:
     """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
 
     Args:
-        sets: changes that hold for all rows.
         domain: scenes, or photo (then --set data.source=parquet:PATH).
         only: ids of claims; all without.
         budget: of one core, such as 90m or 2h; claims beyond it are listed as not run.
         dry: only show what each claim costs.
         files: decide by results that vfmlab compare or correlate wrote before; nothing is trained.
-        out: where to write; .md, .json and .html are added.
     """
     from vfmlab.studies import claims_study
 

@@ -22,8 +22,8 @@ from vfmlab.plots import primitives
 from vfmlab.presets.variants import PAPER_RFID, TABLE, VARIANTS
 from vfmlab.runs import finished
 from vfmlab.studies import show
-from vfmlab.studies.results import Result, labels, means, sizes, spread
-from vfmlab.studies.rows import Row, listed
+from vfmlab.studies.results import Result, cells, labels, means, sizes, spread
+from vfmlab.studies.rows import Row, listed, parse
 
 SHOWN = ("psnr", "psnr_mask", "ssim", "lpips", "feature_distance", "rfd", "probe_linear")
 RATE_IMAGES = 500
@@ -39,9 +39,8 @@ def study(preset: str, names: str, overrides: str = "{}", seed: int = 0, seeds: 
     """
     distinct: dict[str, str] = {}
     for name in listed(names):
-        distinct.setdefault(api.resolve(f"{preset}+{name}", overrides, seed).id, name)
-    rows = [(s, name) for s in range(seed, seed + seeds) for name in distinct.values()]
-    return [Row(name, s, api.resolve(f"{preset}+{name}", overrides, s), "first_stage") for s, name in rows]
+        distinct.setdefault(api.resolve(f"{preset}+{name}", overrides).id, f"{name}={preset}+{name}")
+    return parse(list(distinct.values()), range(seed, seed + seeds), overrides, "first_stage")
 
 
 def sizes_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -71,8 +70,7 @@ def table(results: Sequence[Result]) -> primitives.Table:
         mine = [r for r in results if r.label == label]
         counts = mine[0].parameters
         seconds = [r.seconds["tokenizer"] for r in mine if "tokenizer" in r.seconds]
-        numbers = {quantity(key).title: spread(values[label]) for key in SHOWN
-                   if label in (values := means(results, key))}
+        numbers = cells(results, label, {key: quantity(key).title for key in SHOWN})
         lines.append({"row": label, "decoder parameters": counts["decoder"], "all trained": counts["trained"],
                       **numbers, "seconds": round(statistics.fmean(seconds)) if seconds else None,
                       "protocol": mine[0].hash})

@@ -20,7 +20,7 @@ from vfmlab.presets.variants import SETTINGS
 from vfmlab.seeding import SampleRandom
 from vfmlab.studies import show
 from vfmlab.studies.results import Result, means, spread
-from vfmlab.studies.rows import Row, listed
+from vfmlab.studies.rows import Row, listed, parse
 from vfmlab.training.diffusion import TARGET_KEY
 
 NONE, SPLIT = "none", "split"  # without alignment; the DiT of encoder and head
@@ -43,17 +43,14 @@ def rows(preset: str, baseline: str, overrides: dict[str, Any] | str, seeds: Seq
     names = listed(names)
     if unknown := [how for how in names if how not in (NONE, *SETTINGS)]:
         raise ConfigError(f"unknown alignment '{unknown[0]}'{nearest(unknown[0], SETTINGS)}")
-    study = []
-    for seed in seeds:
-        for name in filter(None, [preset, baseline]):
-            run = api.resolve(name, overrides, seed=seed)
-            if run.diffusion is None:
-                way = "take one that does, for example pocket_vfm_vae"
-                raise ConfigError(f"preset '{name}' trains no diffusion model; {way}")
-            study.append(Row(label(name, NONE), seed, run))
-            study += [Row(label(name, how), seed, api.resolve(f"{name}+{how}", overrides, seed=seed))
-                      for how in dict.fromkeys(names) if how != NONE]
-    return study
+    specs = []
+    for name in filter(None, [preset, baseline]):
+        if api.resolve(name, overrides).diffusion is None:
+            way = "take one that does, for example pocket_vfm_vae"
+            raise ConfigError(f"preset '{name}' trains no diffusion model; {way}")
+        specs.append(f"{label(name, NONE)}={name}")
+        specs += [f"{label(name, how)}={name}+{how}" for how in dict.fromkeys(names) if how != NONE]
+    return parse(specs, seeds, overrides)
 
 
 def label(preset: str, how: str) -> str:
@@ -62,7 +59,7 @@ def label(preset: str, how: str) -> str:
 
 def split_row(preset: str, overrides: dict[str, Any] | str, seed: int) -> Row:
     """The preset with a split DiT, for the reuse of its encoder."""
-    return Row(label(preset, SPLIT), seed, api.resolve(f"{preset}+ddt", overrides, seed=seed))
+    return parse([f"{label(preset, SPLIT)}={preset}+ddt"], [seed], overrides)[0]
 
 
 def plan_records(study: Sequence[Row]) -> list[dict[str, Any]]:

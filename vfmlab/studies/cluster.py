@@ -110,18 +110,13 @@ def _plugin() -> Any:
     return KeepRunning()
 
 
-def _jobqueue() -> Any:
-    """dask-jobqueue; its import alone would make Ctrl-C a `sys.exit`, so the handler is put back."""
+def _queue(path: Path, jobs: int | None) -> Any:
+    """Workers that a batch system starts: `{slurm: {memory: 32GB, walltime: "24:00:00", jobs: 8}}`."""
     before = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
+    # its import alone makes Ctrl-C a `sys.exit`
     signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
-    return dask_jobqueue
-
-
-def _queue(path: Path, jobs: int | None) -> Any:
-    """Workers that a batch system starts: `{slurm: {memory: 32GB, walltime: "24:00:00", jobs: 8}}`."""
-    dask_jobqueue = _jobqueue()
     names = [name for name in dir(dask_jobqueue) if name.endswith("Cluster")]
     systems = {name.removesuffix("Cluster").lower(): name for name in names}
     try:

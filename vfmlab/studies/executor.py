@@ -196,10 +196,9 @@ def run(nodes: Iterable[Node] = (), jobs: int | None = None, cluster: str | None
     Raises:
         ConfigError: no such cluster, or `jobs` that cannot be.
     """
-    graph = _Graph(stream or sys.stderr, more, done)
-    graph.first = list(nodes)
-    with _terminating(), connect(cluster, jobs, len(graph.first)) as client:
-        return graph.run(client)
+    nodes = list(nodes)
+    with _terminating(), connect(cluster, jobs, len(nodes)) as client:
+        return _Graph(stream or sys.stderr, more, done).run(client, nodes)
 
 
 @contextlib.contextmanager
@@ -220,19 +219,18 @@ class _Graph:
     stream: TextIO
     more: Callable[[int], Iterable[Node]]
     done: Callable[[Node, Outcome], object]
-    first: list[Node] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     futures: dict[str, Future] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    def run(self, client: Client) -> dict[str, Outcome]:
+    def run(self, client: Client, nodes: Iterable[Node]) -> dict[str, Outcome]:
         from distributed import wait
 
         bar = tqdm(total=100, desc="study", file=self.stream, disable=not self.stream.isatty(),
                    bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}")
         shown = time.monotonic()
         try:
-            self._submit(client, self.first)
+            self._submit(client, nodes)
             self._submit(client, self.more(self._idle(client)))
             while open_ := [future for key, future in self.futures.items() if key not in self.outcomes]:
                 with contextlib.suppress(TimeoutError, CancelledError):

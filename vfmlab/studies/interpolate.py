@@ -46,11 +46,11 @@ def walk(a: Tensor, b: Tensor, frames: int = 9, kind: Kind = "linear") -> Tensor
         raise ConfigError(f"frames = {frames}: a walk has 2 to {MOST} frames")
     if kind == "linear":
         return between(a[None], b[None], frames - 1)[0]
-    x, y = a.flatten().double(), b.flatten().double()
-    lengths = x.norm(), y.norm()
-    if min(lengths) == 0:
+    ends = torch.stack([a, b]).flatten(1).double()
+    lengths = ends.norm(dim=1, keepdim=True)
+    if lengths.min() == 0:
         raise ConfigError("an end of a spherical walk is zero and has no direction; take the linear one")
-    x, y = x / lengths[0], y / lengths[1]
+    x, y = ends / lengths
     angle = torch.arccos((x @ y).clamp(-1, 1))
     share = torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]
     if torch.sin(angle) < 1e-6:  # the same direction (or opposite ones, between which no arc is the shortest)
@@ -60,7 +60,7 @@ def walk(a: Tensor, b: Tensor, frames: int = 9, kind: Kind = "linear") -> Tensor
     else:
         points = (torch.sin((1 - share) * angle) * x + torch.sin(share * angle) * y) / torch.sin(angle)
     points = points * torch.lerp(lengths[0], lengths[1], share)
-    points[0], points[-1] = a.flatten().double(), b.flatten().double()
+    points[[0, -1]] = ends
     return points.to(a).view(-1, *a.shape)
 
 
@@ -78,10 +78,9 @@ class Walk:
 
 def _walk(frames: Tensor) -> Walk:
     try:
-        length, rough = path_shape(frames[None])
+        return Walk(frames, *map(float, path_shape(frames[None])))
     except DataError:
         return Walk(frames, None, None)
-    return Walk(frames, float(length), float(rough))
 
 
 def images(tokenizer: Tokenizer, first: explore.Images, second: explore.Images, frames: int = 9,

@@ -18,16 +18,7 @@ from typing import Any
 from vfmlab import api, config, runs
 from vfmlab.errors import DataError, VfmlabError
 from vfmlab.evaluation import course, number
-from vfmlab.evaluation.number import (
-    CURVE,
-    HIGHER,
-    TABLE,
-    TARGET,
-    Number,
-    Quantity,
-    Report,
-    quantities,
-)
+from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, quantities
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -318,7 +309,19 @@ def verdict(results: Sequence[Result]) -> str:
     return "None: fewer than two rows have a number of what is generated under one protocol."
 
 
+def after(results: Sequence[Result], stage: str) -> list[Result]:
+    """`results` as they stood after `stage`: the numbers of that stage's run in place of the last one's."""
+    return [result.replace(numbers=next((s.numbers for s in result.stages if s.stage == stage), {}))
+            for result in results]
+
+
 # -- tables ------------------------------------------------------------------------------------------------
+
+
+def cells(results: Sequence[Result], label: str, heads: Mapping[str, str]) -> dict[str, str]:
+    """Mean and every seed of the numbers that a row has. heads: number -> head of its column."""
+    values = {title: means(results, name).get(label) for name, title in heads.items()}
+    return {title: spread(own) for title, own in values.items() if own}
 
 
 def head(q: Quantity, size: int | None) -> str:
@@ -370,16 +373,14 @@ def stage_records(results: Sequence[Result]) -> list[dict[str, str]]:
     """One table row per stage of every recipe that has more than one: what each stage bought."""
     table = []
     for label in labels(results):
-        mine = sorted((r for r in results if r.label == label), key=lambda r: r.seed)
-        stages = [s for r in mine for s in r.stages if s.kind == "tokenizer"]
-        names = list(dict.fromkeys(s.stage for s in stages))
-        for name in names if len(names) > 1 else ():
-            at = [s for s in stages if s.stage == name]
-            row = {"row": label, "after stage": name}
-            for k, q in quantities(TABLE).items():
-                if values := [s.numbers[k].value for s in at if k in s.numbers]:
-                    row[head(q, mine[0].size)] = spread(values)
-            table.append(row | {"seconds": f"{statistics.fmean(s.seconds for s in at):,.0f}"})
+        mine = [r for r in results if r.label == label]
+        seconds: dict[str, list[float]] = {}
+        for s in (s for r in mine for s in r.stages if s.kind == "tokenizer"):
+            seconds.setdefault(s.stage, []).append(s.seconds)
+        heads = {k: head(q, mine[0].size) for k, q in quantities(TABLE).items()}
+        table += [{"row": label, "after stage": name, **cells(after(mine, name), label, heads),
+                   "seconds": f"{statistics.fmean(spent):,.0f}"}
+                  for name, spent in seconds.items() if len(seconds) > 1]
     return table
 
 

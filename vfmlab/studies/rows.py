@@ -19,18 +19,20 @@ Until = Literal["first_stage", "tokenizer"] | None
 
 @dataclass(frozen=True)
 class Row:
-    """One setting with one seed. until: leave out what comes after the tokenizer, or its first stage."""
+    """One setting with one seed. until: leave out what comes after the tokenizer, its first stage, or the
+    stage of that name."""
 
     label: str
     seed: int
     run: config.Recipe
-    until: Until = None
+    until: Until | str = None
 
     @property
     def tokenizers(self) -> list[config.Phase]:
         """The stages of the tokenizer; the last one is what diffusion is trained on."""
         stages = [phase for phase in self.run.phases() if phase.generator is None]
-        return stages[:1] if self.until == "first_stage" else stages
+        named = [i + 1 for i, phase in enumerate(stages) if phase.stage == self.until]
+        return stages[:1] if self.until == "first_stage" else stages[: named[0] if named else None]
 
     @property
     def phases(self) -> list[config.Phase]:
@@ -44,7 +46,7 @@ def listed(names: str | Sequence[str]) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | None = None,
+def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] | str | None = None,
           until: Until = None) -> list[Row]:
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
@@ -54,14 +56,14 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     if until not in (None, "first_stage", "tokenizer"):
         raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' "
                           "or its 'first_stage'")
-    rows = []
+    rows, common = [], config.parse_overrides(overrides)
     for seed in seeds:
         for spec in specs:
             label, name, fields = _read(spec)
-            if "seed" in {**(overrides or {}), **fields}:
+            if "seed" in {**common, **fields}:
                 raise ConfigError(f"row '{spec}': its seeds are {', '.join(map(str, seeds))}; leave 'seed' "
                                   "out of the fields and of --set")
-            run = api.resolve(name, {**(overrides or {}), **fields}, seed=seed)
+            run = api.resolve(name, {**common, **fields}, seed=seed)
             if run.tokenizer is None:
                 raise ConfigError(f"row '{spec}': '{name}' trains no tokenizer; name a preset that does")
             rows.append(Row(label, seed, run, until))

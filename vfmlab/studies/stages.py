@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,25 @@ import plotly.graph_objects as go
 import torch
 from torch.nn import functional as F
 
-from vfmlab import api, config, data
+from vfmlab import api, data
 from vfmlab.errors import ConfigError
 from vfmlab.plots import primitives
 from vfmlab.studies import show
-from vfmlab.studies.results import Result, means, spread
-from vfmlab.studies.rows import Row, listed
+from vfmlab.studies.results import Result, after, cells, means
+from vfmlab.studies.rows import Row, listed, parse
 from vfmlab.tokenizers.base import Tokenizer
 
 FIRST, TUNED = "latent", "perceptual"  # the stages after which the ablations compare
 HERE = {"psnr": "PSNR (dB)", "rfd": "rFD", "probe_linear": "linear probe"}
 BASE = "w_sp 1"  # after the adapter, L2: the method itself
-_FIELD = f"stages.{TUNED}.losses.preservation"
-# What changes against the method, and the paper's rFID, linear probe (%) and guided gFD after stage 2 (arXiv
-# 2509.25162, ablations).
-ABLATIONS: dict[str, tuple[dict[str, Any], tuple[float, float, float]]] = {
-    "w_sp 0": ({f"{_FIELD}.weight": 0.0}, (0.33, 9.50, 3.05)),
-    BASE: ({}, (0.36, 35.09, 2.19)),
-    "w_sp 5": ({f"{_FIELD}.weight": 5.0}, (0.49, 40.55, 2.48)),
-    "before the adapter": ({f"{_FIELD}.anchor": "before"}, (0.34, 15.61, 2.83)),
-    "cosine": ({f"{_FIELD}.distance": "cosine"}, (0.37, 37.99, 2.23)),
+# What changes in its preservation loss against the method, and the paper's rFID, linear probe (%) and guided
+# gFD after stage 2 (arXiv 2509.25162, ablations).
+ABLATIONS: dict[str, tuple[str, tuple[float, float, float]]] = {
+    "w_sp 0": ("weight=0.0", (0.33, 9.50, 3.05)),
+    BASE: ("", (0.36, 35.09, 2.19)),
+    "w_sp 5": ("weight=5.0", (0.49, 40.55, 2.48)),
+    "before the adapter": ("anchor=before", (0.34, 15.61, 2.83)),
+    "cosine": ("distance=cosine", (0.37, 37.99, 2.23)),
 }
 # The paper's rFID and linear probe (%) after each stage; the probe is printed for the first and the last row
 # only.
@@ -50,19 +50,14 @@ def ablation_rows(preset: str, overrides: dict[str, Any] | str, seeds: Sequence[
     names = listed(names)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise ConfigError(f"ablations: unknown '{unknown[0]}' (choose from: {', '.join(ABLATIONS)})")
-    rows = []
-    for name in dict.fromkeys([BASE, *names]):
-        for seed in seeds:
-            run = api.resolve(preset, overrides, seed=seed)
-            stages = [stage.name for stage in run.stages]
-            if TUNED not in stages:
-                way = "take one of AlignTok's, for example pocket_aligntok"
-                raise ConfigError(f"preset '{preset}' has no stage '{TUNED}'; {way}")
-            run = config.override(run, ABLATIONS[name][0])
-            own = run.stages if name == BASE else run.stages[: stages.index(TUNED) + 1]
-            run = run.model_copy(update={"diffusion": None, "ar": None, "stages": own})
-            rows.append(Row(name, seed, run, "tokenizer"))
-    return rows
+    if TUNED not in [stage.name for stage in api.resolve(preset, overrides).stages]:
+        way = "take one of AlignTok's, for example pocket_aligntok"
+        raise ConfigError(f"preset '{preset}' has no stage '{TUNED}'; {way}")
+    changes = {name: ABLATIONS[name][0] for name in dict.fromkeys([BASE, *names])}
+    specs = [f"{name}={preset}" + (f":stages.{TUNED}.losses.preservation.{change}" if change else "")
+             for name, change in changes.items()]
+    return [row if row.label == BASE else replace(row, until=TUNED)
+            for row in parse(specs, seeds, overrides, "tokenizer")]
 
 
 def plan_records(row: Row) -> list[dict[str, Any]]:
@@ -75,18 +70,6 @@ def plan_records(row: Row) -> list[dict[str, Any]]:
                         "losses": losses, "images": phase.budget,
                         "learning rate": f"{phase.train.lr:g}" + (f" ({factors})" if factors else "")})
     return records
-
-
-def after(results: Sequence[Result], stage: str = TUNED) -> list[Result]:
-    """`results` as they stood after `stage`: the numbers of that stage's run in place of the last one's."""
-    return [result.replace(numbers=next((s.numbers for s in result.stages if s.stage == stage), {}))
-            for result in results]
-
-
-def _here(results: Sequence[Result], label: str) -> dict[str, str | None]:
-    """Mean and each seed of the numbers that the paper has too."""
-    values = {key: means(results, key).get(label) for key in HERE}
-    return {HERE[key]: spread(v) if v else None for key, v in values.items()}
 
 
 # -- what the stages buy ----------------------------------------------------------------------
@@ -123,7 +106,7 @@ def stage_records(rows: Sequence[Row], results: Sequence[Result], root: str | Pa
     for stage, (rfid, probe) in PAPER_STAGES.items():
         seconds = [s.seconds for r in mine for s in r.stages if s.stage == stage]
         records.append({
-            "after stage": stage, **_here(after(mine, stage), BASE),
+            "after stage": stage, **dict.fromkeys(HERE.values()), **cells(after(mine, stage), BASE, HERE),
             "latent moved": moved[stage]["latent"], "encoder moved": moved[stage]["encoder"],
             "seconds": round(statistics.fmean(seconds)) if seconds else None,
             "paper: rFID": rfid, "paper: linear probe (%)": probe,
@@ -158,9 +141,9 @@ def latents(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Figure:
 def ablation_records(rows: Sequence[Row], results: Sequence[Result],
                      root: str | Path) -> list[dict[str, Any]]:
     """One record per ablation, all after stage 2: numbers here, distance of the latent, the paper's."""
-    tuned, first, records = after(results), {row.label: row for row in reversed(rows)}, []
+    tuned, first, records = after(results, TUNED), {row.label: row for row in reversed(rows)}, []
     for label in (name for name in ABLATIONS if name in first):
-        record: dict[str, Any] = {"stage 2": label, **_here(tuned, label)}
+        record = {"stage 2": label, **dict.fromkeys(HERE.values()), **cells(tuned, label, HERE)}
         if record[HERE["psnr"]]:
             record["latent moved"] = distances(first[label], root)[TUNED]["latent"]
         paper = zip(("rFID", "linear probe (%)", "gFID, guided"), ABLATIONS[label][1], strict=True)

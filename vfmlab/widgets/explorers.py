@@ -30,10 +30,9 @@ def pick_run(root: str | Path = "runs", kind: str | None = None, headless: bool 
     def listed() -> list[str]:
         return [folder.id for folder in reversed(runs.scan(root)) if kind in (None, folder.kind)]
 
-    ids = listed()
-    if not ids:
-        way = "begin with: vfmlab train tiny_vfm_vae"
-        raise RunError(f"no {kind + ' ' if kind else ''}run in '{root}' yet; {way}")
+    if not (ids := listed()):
+        what = f"{kind} run" if kind else "run"
+        raise RunError(f"no {what} in '{root}' yet; begin with: vfmlab train tiny_vfm_vae")
     if headless:
         return show.run_card(ids[0], root)
     widgets = controls()
@@ -136,11 +135,10 @@ def interpolation(tokenizers: Mapping[str, Tokenizer], images: Tensor, headless:
     def index(value: int, name: str) -> Any:
         return widgets.BoundedIntText(value=value, min=0, max=len(images) - 1, description=name)
 
-    frames = widgets.IntSlider(value=9, min=3, max=17, description="frames", continuous_update=False)
-    kind = widgets.Dropdown(options=["linear", "spherical"], description="line")
-    ends = {"first": index(first, "from image"), "second": index(second, "to image")}
-    draw = functools.partial(interpolate.figure, tokenizers, images)
-    return Panel(draw, {**ends, "frames": frames, "kind": kind})
+    return Panel(functools.partial(interpolate.figure, tokenizers, images), {
+        "first": index(first, "from image"), "second": index(second, "to image"),
+        "frames": widgets.IntSlider(value=9, min=3, max=17, description="frames", continuous_update=False),
+        "kind": widgets.Dropdown(options=["linear", "spherical"], description="line")})
 
 
 def _slider(low: float, high: float, step: float, value: float, name: str) -> Any:

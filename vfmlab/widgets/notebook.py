@@ -39,6 +39,5 @@ def check_parameters(cells: list[str]) -> None:
 
 def _names(source: str) -> set[str]:
     """The variables that a cell sets."""
-    body = ast.parse(source).body
-    targets = [getattr(node, "targets", None) or [getattr(node, "target", None)] for node in body]
-    return {target.id for group in targets for target in group if isinstance(target, ast.Name)}
+    return {node.id for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -225,11 +225,9 @@ def expand(grid: Grid, code: str, where: str = "grid") -> list[Point]:
     if grid.search is not None:
         raise ConfigError(f"{where}: the points of a search depend on its results; a grid without 'search' "
                           "has a list of them")
-    axes, points = grid.axes(), []
-    for setting in settings(grid):
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            points.append(place(setting, chosen, code))
+    axes = grid.axes()
+    points = [place(setting, dict(zip(axes, values, strict=True)), code)
+              for setting in settings(grid) for values in itertools.product(*axes.values())]
     first: dict[str, int] = {}
     for i, p in enumerate(points):
         if first.setdefault(p.key, i) < i:

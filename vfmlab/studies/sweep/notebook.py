@@ -82,9 +82,8 @@ class Notebook:
         """The parameters that papermill sets."""
         own = {"root": str(root), "headless": True}
         own = {name: value for name, value in own.items() if name in self.parameters}
-        if point.set:
-            own["overrides"] = json.dumps(self.overrides(point))
-        return {**point.parameters, **own}
+        overrides = {"overrides": json.dumps(self.overrides(point))} if point.set else {}
+        return {**point.parameters, **own, **overrides}
 
 
 def read(path: str | Path) -> Notebook:
@@ -106,8 +105,8 @@ def read(path: str | Path) -> Notebook:
     except Exception as error:  # the reader raises whatever it stumbles over
         raise ConfigError(f"'{path}' is no notebook ({type(error).__name__}); name an .ipynb or py:percent "
                           "file") from None
-    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    spec |= notebook.metadata.get("kernelspec", {})
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python",
+            **notebook.metadata.get("kernelspec", {})}
     notebook.metadata["kernelspec"] = spec
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     if "parameters" not in tags:
@@ -121,7 +120,10 @@ def read(path: str | Path) -> Notebook:
         clean = Path(folder) / "notebook.ipynb"  # as it will be executed, whatever format it came in
         clean.write_text(text, encoding="utf-8")
         inspected = papermill.inspect_notebook(clean)
-    parameters = {name: _literal(facts["default"]) for name, facts in inspected.items()}
+    parameters = dict.fromkeys(inspected)
+    for name, facts in inspected.items():
+        with contextlib.suppress(ValueError, SyntaxError):
+            parameters[name] = ast.literal_eval(facts["default"])
     until = next((tag.removeprefix(TRAINS) for tag in tags if tag.startswith(TRAINS)), None)
     digest = config.digest([cell.source for cell in code])
     return Notebook(path, text, spec["name"], digest, parameters, until)
@@ -135,13 +137,6 @@ def literals(source: str) -> dict[str, Any]:
             with contextlib.suppress(ValueError):
                 found[node.targets[0].id] = ast.literal_eval(node.value)
     return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None
 
 
 IMPORTS = ("import vfmlab", "from vfmlab import")  # lines of a notebook that uses the library at large
@@ -192,16 +187,16 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
 
     from vfmlab.studies.kernels import Kernels
 
-    options = {"progress_bar": False, "kernel_name": kernel, "start_timeout": PATIENCE}
-    options["kernel_manager_class"] = Kernels
     try:
         text = Path(source).read_text(encoding="utf-8")
         settings = {"Kernels": {"forks": any(f'"{line}' in text for line in IMPORTS)}}
         with tempfile.TemporaryDirectory(prefix="vfmlab-") as folder:
             if os.name != "nt":  # sockets that only this user opens, in a folder of this kernel alone
                 settings["KernelManager"] = {"transport": "ipc", "ip": f"{folder}/kernel"}
-            options["config"] = Config(settings)
-            return papermill.execute_notebook(source, target, dict(parameters), **options)
+            return papermill.execute_notebook(
+                source, target, dict(parameters), progress_bar=False, kernel_name=kernel,
+                start_timeout=PATIENCE, kernel_manager_class=Kernels, config=Config(settings)
+            )
     except papermill.PapermillExecutionError as error:
         if error.ename in ("KeyboardInterrupt", "Stopped"):
             raise Stopped("stopped on request; started again, it goes on") from None
@@ -239,14 +234,14 @@ def _ignored(fields: Mapping[str, Any], expected: Sequence[dict[str, Any]],
              reported: Sequence[Path]) -> str | None:
     """The first field of `set` in which no reported run is as expected; numbers carry their protocols."""
     trained = [runs.RunDir(path).raw_config for path in reported if (path / "config.json").exists()]
+
+    def at(tree: Any, dotted: str) -> Any:
+        for key in dotted.split("."):
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
+
     for name in fields if trained and expected else ():
-        values = [_at(phase, name) for phase in expected]
-        if not name.startswith("protocol.") and not any(_at(phase, name) in values for phase in trained):
+        values = [at(phase, name) for phase in expected]
+        if not name.startswith("protocol.") and not any(at(phase, name) in values for phase in trained):
             return name
     return None
-
-
-def _at(tree: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree

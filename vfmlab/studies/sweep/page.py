@@ -5,6 +5,7 @@ Points of different protocols stand in different sections; nothing is ranked acr
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,8 +71,7 @@ def write(grid: Grid, notebook: str, points: Sequence[Point], folders: Mapping[s
             results.append(Outcome(point, measured, outcome["seconds"], folders[point.key].image))
     counts = [f"{len(results)} of {len(points)} points finished"]
     counts += [f"{n} {word}" for n, word in ((len(failed), "failed"), (still, "still to be run")) if n]
-    if results:
-        counts.append(f"{clock(statistics.fmean(r.seconds for r in results))} a point")
+    counts += [f"{clock(statistics.fmean(r.seconds for r in results))} a point"] if results else []
     fixed = grid.fixed()
     same = ", ".join(f"{k} = {show(v)}" for k, v in {**fixed.parameters, **fixed.set}.items() if k != "root")
     lead = "; ".join(counts) + "." + (f" The same in all: {same}." if same else "")
@@ -107,6 +107,7 @@ def _sections(page: Page, grid: Grid, part: Sequence[Outcome], names: Sequence[s
     ordered = rank(part, first, end)
     varied = [n for n in names if len({show(r.point.values.get(n)) for r in part}) > 1]
     way = f"{first}, {end} is better" if end else f"{first} (which end is good was not said)"
+    order = "In the order of the grid."
     if len(part) > 1 and varied:
         note = f"One line per point, coloured by {way}. Drag along an axis to choose."
         page.add("All points", note, parallel(part, varied, shown, end))
@@ -117,13 +118,10 @@ def _sections(page: Page, grid: Grid, part: Sequence[Outcome], names: Sequence[s
                  course(part, first, end))
     if pictures := [r for r in ordered if r.image.is_file()][:BEST]:
         cards = [_card(r, [n for n in names if n in varied] or names, shown) for r in pictures]
-        page.add("Best images" if end else "Images", f"By {way}." if end else "In the order of the grid.",
-                 cards)
-    rows = []
-    for r in ordered:
-        given = {n: r.point.values.get(n) for n in names}
-        rows.append({"point": r.point.key, **given, **{k: r.value(k) for k in shown}, "seconds": r.seconds})
-    page.add("Numbers", f"Ordered by {way}." if end else "In the order of the grid.", primitives.table(rows))
+        page.add("Best images" if end else "Images", f"By {way}." if end else order, cards)
+    rows = [{"point": r.point.key, **{n: r.point.values.get(n) for n in names},
+             **{k: r.value(k) for k in shown}, "seconds": r.seconds} for r in ordered]
+    page.add("Numbers", f"Ordered by {way}." if end else order, primitives.table(rows))
 
 
 def rank(part: Sequence[Outcome], metric: str, end: str | None) -> list[Outcome]:
@@ -163,8 +161,8 @@ def parallel(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
         axes.append(axis)
     axes += [{"label": k, "values": [r.value(k) for r in whole]} for k in shown]
     colours = [r.value(shown[0]) for r in whole]
-    line = {"color": colours, "colorscale": SHADES, "reversescale": end == LOWER, "showscale": True}
-    line["colorbar"] = {"title": {"text": shown[0]}, "thickness": 12}
+    line = {"color": colours, "colorscale": SHADES, "reversescale": end == LOWER, "showscale": True,
+            "colorbar": {"title": {"text": shown[0]}, "thickness": 12}}
     figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-12 if len(axes) > 5 else 0,
                                     unselected={"line": {"opacity": 0.1}}))
     size = {"height": 440, "width": max(700, 150 * len(axes)), "margin": {"l": 96, "r": 24, "t": 84, "b": 36}}
@@ -187,18 +185,16 @@ def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
             if _scale(x)[1] is not None:
                 x, axis = [show(v) if v is not None else "–" for v in x], {"type": "category"}
             dots = {"color": primitives.PALETTE[i % len(primitives.PALETTE)], "opacity": 0.55, "size": 8}
-            tip = "%{text}<br>%{y:.4g}<extra></extra>"
-            sheet.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=dots, text=hover, hovertemplate=tip,
-                                       showlegend=False), **cell)
+            sheet.add_scatter(x=x, y=y, mode="markers", marker=dots, text=hover, showlegend=False,
+                              hovertemplate="%{text}<br>%{y:.4g}<extra></extra>", **cell)
             seen = list(dict.fromkeys(x)) if axis["type"] == "category" else sorted(set(x))
             if name not in ranges:
                 means = [statistics.fmean(b for a, b in zip(x, y, strict=True) if a == v) for v in seen]
-                look = {"line": {"color": "#1b1f23", "width": 1.5},
-                        "marker": {"symbol": "line-ew-open", "size": 14}}
-                sheet.add_trace(go.Scatter(x=seen, y=means, mode="lines+markers", hoverinfo="skip",
-                                           showlegend=False, **look), **cell)
-            if axis["type"] == "linear" and _spread(seen):
-                axis["type"] = "log"
+                sheet.add_scatter(x=seen, y=means, mode="lines+markers", hoverinfo="skip", showlegend=False,
+                                  line={"color": "#1b1f23", "width": 1.5},
+                                  marker={"symbol": "line-ew-open", "size": 14}, **cell)
+            if axis["type"] == "linear" and min(seen) > 0 and max(seen) / min(seen) >= 100:
+                axis["type"] = "log"  # two decades or more
             if name not in ranges and len(seen) <= 8:
                 axis |= {"tickvals": seen, "ticktext": [_short(str(v), 14) for v in seen]}
             sheet.update_xaxes(title_text=name if i == len(shown) - 1 else None, **axis, **cell)
@@ -208,21 +204,15 @@ def marginal(part: Sequence[Outcome], names: Sequence[str], shown: Sequence[str]
                                **size)
 
 
-def _spread(values: Sequence[float]) -> bool:
-    """Whether positive values span two decades, so that an axis should be logarithmic."""
-    return min(values) > 0 and max(values) / min(values) >= 100
-
-
 def course(part: Sequence[Outcome], metric: str, end: str | None) -> go.Figure:
     """A number over the points of a search, in the order in which they were drawn."""
     values = [r.value(metric) for r in part if metric in r.numbers]
-    choose = max if end == HIGHER else min
-    best = [choose(values[: i + 1]) for i in range(len(values))]
+    best = list(itertools.accumulate(values, max if end == HIGHER else min))
     steps = list(range(1, len(values) + 1))
     figure = primitives.curves({"best so far": (steps, best)}, x="point", y=metric)
     figure.update_traces(mode="lines", line_shape="hv")
-    return figure.add_trace(go.Scatter(x=steps, y=values, mode="markers", name="point",
-                                       marker={"color": primitives.PALETTE[1], "size": 8}))
+    return figure.add_scatter(x=steps, y=values, mode="markers", name="point",
+                              marker={"color": primitives.PALETTE[1], "size": 8})
 
 
 def _card(result: Outcome, names: Sequence[str], shown: Sequence[str]) -> Picture:

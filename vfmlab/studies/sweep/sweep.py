@@ -65,7 +65,7 @@ def run(notebook: str | Path, grid: Source, out: str | Path | None = None, jobs:
     plan.write()
     points = study.points if study else plan.points
     for point in points if retry else ():
-        if (result := plan.folder(point).outcome()) is not None and result["state"] == "failed":
+        if (plan.folder(point).outcome() or {}).get("state") == "failed":
             plan.folder(point).result.unlink()
     todo = [] if study else [point for point in points if plan.folder(point).outcome() is None]
     total, left = (plan.grid.search.trials, study.left) if study else (len(points), len(todo))
@@ -126,14 +126,12 @@ class _Plan:
     @property
     def names(self) -> list[str]:
         """Of what differs between points."""
-        names = dict.fromkeys(name for _, name in self.grid.axes())
-        for setting in self.grid.points:
-            names |= dict.fromkeys([*setting.parameters, *setting.set])
-        return list(names)
+        together = (name for setting in self.grid.points for name in (*setting.parameters, *setting.set))
+        return list(dict.fromkeys([*(name for _, name in self.grid.axes()), *together]))
 
     def write(self) -> None:
-        facts = {"notebook": self.notebook.path.name, "code": self.notebook.code}
-        facts["grid"] = self.grid.model_dump(mode="json", exclude_none=True)
+        facts = {"notebook": self.notebook.path.name, "code": self.notebook.code,
+                 "grid": self.grid.model_dump(mode="json", exclude_none=True)}
         try:
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             runs.write_atomic(self.copy, self.notebook.text)
@@ -155,9 +153,8 @@ class _Plan:
         last = tuple(node.key for node in nodes[-1:])
         first = [self.first.setdefault(phase.id, key) for phase in phases] if not trained else []
         others = tuple(dict.fromkeys(other for other in first if other != key))
-        given = {"folder": key, "root": str(self.root)}
-        task = notebooks.execute_point
-        return [*nodes, executor.Node(key, "notebook", self.label(point), task, given, last, others)]
+        return [*nodes, executor.Node(key, "notebook", self.label(point), notebooks.execute_point,
+                                      {"folder": key, "root": str(self.root)}, last, others)]
 
     def record(self, point: Point, outcome: executor.Outcome) -> None:
         """Say that a point has ended, and put down why where it did not come to that itself."""
@@ -199,12 +196,13 @@ def _check_search(source: Notebook, grid: Grid, where: str) -> None:
     (setting,) = grids.settings(grid)
     tried = {place: [v.low, v.high] if isinstance(v, grids.Range) else v for place, v in grid.axes().items()}
     if moved := [name for part, name in tried if part == "set" and name.split(".")[0] == "protocol"]:
-        way = "numbers of different protocols cannot be ranked, so a search cannot vary them; use a grid"
-        raise ConfigError(f"{where}: set.{moved[0]}: {way}")
+        raise ConfigError(f"{where}: set.{moved[0]}: numbers of different protocols cannot be ranked, so a "
+                          "search cannot vary them; use a grid")
     first = {place: values[0] for place, values in tried.items()}
-    for place, value in ((place, value) for place, values in tried.items() for value in values):
-        point = grids.place(setting, {**first, place: value}, source.code)
-        _check(source, point, f"{where}: {'.'.join(place)} = {grids.show(value)}")
+    for place, values in tried.items():
+        for value in values:
+            point = grids.place(setting, {**first, place: value}, source.code)
+            _check(source, point, f"{where}: {'.'.join(place)} = {grids.show(value)}")
 
 
 def _study(plan: _Plan) -> Any:
@@ -214,15 +212,13 @@ def _study(plan: _Plan) -> Any:
     search = plan.grid.search
     end = page.better(search.objective, plan.grid)
     if search.direction is None and end is None:
-        way = "write 'direction: minimize' or 'maximize'"
-        raise ConfigError(f"search: it is not known which end of '{search.objective}' is good; {way}")
+        raise ConfigError(f"search: it is not known which end of '{search.objective}' is good; write "
+                          "'direction: minimize' or 'maximize'")
     direction = search.direction or ("maximize" if end == "higher" else "minimize")
 
     def refuse(point: Point, why: str) -> None:
         plan.folder(point).begin(point={"parameters": point.parameters, "set": point.set})
         plan.folder(point).end("failed", 0.0, why)
 
-    def outcome(point: Point) -> dict[str, Any] | None:
-        return plan.folder(point).outcome()
-
-    return Study(plan.grid, plan.notebook.code, plan.out, direction, outcome, plan.notebook.check, refuse)
+    return Study(plan.grid, plan.notebook.code, plan.out, direction,
+                 lambda point: plan.folder(point).outcome(), plan.notebook.check, refuse)
