@@ -468,7 +468,7 @@ def test_app_without_gradio_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 2, done.stderr
-    assert "the app needs gradio" in done.stderr
+    assert "'app' needs gradio, which is not installed" in done.stderr
     assert "Traceback" not in done.stderr
 
 

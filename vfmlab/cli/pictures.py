@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from vfmlab.cli.arguments import Assignments, Root, RunArg, arg, assignments, counting
 from vfmlab.errors import ConfigError, DataError, VfmlabError
@@ -178,11 +177,12 @@ def _image_files(given: Sequence[Path]) -> list[Path]:
 
 
 def _chunks(count: int) -> Iterator[slice]:
-    """Slices of at most CHUNK, with a bar on a terminal where there are several."""
-    with tqdm(total=count, unit="image", leave=False, disable=None if count > CHUNK else True) as bar:
-        for start in range(0, count, CHUNK):
-            yield slice(start, min(start + CHUNK, count))
-            bar.update(CHUNK)
+    """Slices of at most CHUNK; where there are several, a line about the images that are done."""
+    say = counting("images") if count > CHUNK else lambda done, total: None
+    for start in range(0, count, CHUNK):
+        end = min(start + CHUNK, count)
+        yield slice(start, end)
+        say(end, count)
 
 
 # -- what goes out -----------------------------------------------------------------------------------------

@@ -30,17 +30,14 @@ def app(root: AppRoot = Path("runs"), port: int = 7860, host: str = "127.0.0.1",
     user, colon, password = (login or "").partition(":")
     if login is not None and not (user and colon and password):
         raise ConfigError("--auth (or VFMLAB_APP_AUTH) is of the form USER:PASSWORD, neither of them empty")
-    if not 1 <= port <= 65535:
-        raise ConfigError(f"--port {port}: a port is a number from 1 to 65535")
     print(f"vfmlab app: starting on http://{host}:{port} for the runs in {root} ...", flush=True)
     try:
         from apps import app as application
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("gradio", "apps"):
+        if error.name != "apps":  # a package: the way to it is said for all commands
             raise
-        missing = "gradio" if error.name != "apps" else "the folder apps/ of the repository"
-        way = "in a clone, uv pip install -c constraints.txt -e '.[app]'"
-        raise ConfigError(f"the app needs {missing}: {way}") from None
+        raise ConfigError("the app needs the folder apps/ of the repository: in a clone, uv pip install -c "
+                          "constraints.txt -e '.[app]'") from None
     if login is None and host not in ("127.0.0.1", "localhost", "::1"):
         warning = f"anybody who can reach {host}:{port} can use this app"
         print(f"vfmlab: {warning}; ask for a login with VFMLAB_APP_AUTH=USER:PASSWORD", file=sys.stderr)
