@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from vfmlab.errors import ConfigError, TrainingError
+from vfmlab import runs
+from vfmlab.errors import TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
@@ -119,15 +119,8 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
 def writable(out: str | Path) -> Path:
     """The name of the files to write, without an ending. A folder that cannot be written is refused now."""
     out = Path(out).expanduser()
-    out = out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"out = '{out}' cannot be written: {error.strerror}; choose another "
-                          "folder") from None
-    return out
+    runs.output_folder(out.parent, bool, overwrite=True)
+    return out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
 
 
 def _command(verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path,

@@ -132,13 +132,9 @@ class _Plan:
     def write(self) -> None:
         facts = {"notebook": self.notebook.path.name, "code": self.notebook.code,
                  "grid": self.grid.model_dump(mode="json", exclude_none=True)}
-        try:
-            self.copy.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_atomic(self.copy, self.notebook.text)
-            runs.write_json(self.out / "sweep.json", facts)
-        except OSError as error:
-            raise ConfigError(f"out = '{self.out}' cannot be written: {error.strerror}; choose another "
-                              "folder") from None
+        runs.output_folder(self.copy.parent, bool, overwrite=True)
+        runs.write_atomic(self.copy, self.notebook.text)
+        runs.write_json(self.out / "sweep.json", facts)
 
     def nodes(self, point: Point) -> list[executor.Node]:
         """The phases of a point, where the notebook says which it trains, then the notebook."""
