@@ -145,7 +145,7 @@ def test_shared_phases_are_paid_once_and_a_budget_holds():
                   [Claim("x", "X.", "p", "1", (better("gfd", "a", "b"),)), Claim("y", "Y.", "p", "1", (better("gfd", "b", "a"),))], {"scenes": {}})
     study = book.study("scenes", book.claims, [0], {})
     listed = claims.prices(study, book.claims, lambda row: {phase.id: 10.0 for phase in row.phases})
-    assert [one.seconds for one in listed] == [30.0, 0.0]  # the tokenizer is the same
+    assert [seconds for _, seconds in listed] == [30.0, 0.0]  # the tokenizer is the same
     assert claims.affordable(listed, 30.0) == (list(book.claims), [])
     assert claims.affordable(listed, 29.0) == ([book.claims[1]], [book.claims[0]])
 

@@ -130,9 +130,9 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "sc
     changes, most = assignments(sets), seconds(budget) if budget else None
     if dry:
         prices = claims_study.listed(ledger, domain, root, seeds, only, changes)
-        for price in prices:
-            print(f"{price.claim.id:12s} {price.seconds / 60:7.1f} min  {price.claim.statement}")
-        total = sum(price.seconds for price in prices) / 60
+        for claim, spent in prices:
+            print(f"{claim.id:12s} {spent / 60:7.1f} min  {claim.statement}")
+        total = sum(spent for _, spent in prices) / 60
         print(f"{'together':12s} {total:7.1f} min of one core; shared phases once, finished ones nothing")
     elif files:
         print(f"written: {claims_study.from_files(ledger, files, only, out, command)}")

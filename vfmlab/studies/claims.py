@@ -308,17 +308,12 @@ def ledger(name: str) -> Ledger:
 # -- running -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Price:
-    """What a claim costs. seconds: of one core for its rows and seeds that no earlier claim pays for."""
-
-    claim: Claim
-    seconds: float
+Price = tuple[Claim, float]  # and what it costs: seconds of one core that no earlier claim pays for
 
 
 def prices(rows: Sequence[Row], claims: Sequence[Claim],
            price: Callable[[Row], Mapping[str, float]]) -> list[Price]:
-    """Seconds of each claim, in order; a phase that two claims share is paid once.
+    """What each claim costs, in order; a phase that two claims share is paid once.
 
     price: row -> {id of a phase: seconds of one core, 0 where it is finished}.
     """
@@ -328,17 +323,14 @@ def prices(rows: Sequence[Row], claims: Sequence[Claim],
         before = sum(paid.values())
         for row in (row for row in rows if row.label in claim.rows):
             paid |= price(row)
-        listed.append(Price(claim, sum(paid.values()) - before))
+        listed.append((claim, sum(paid.values()) - before))
     return listed
 
 
 def affordable(listed: Iterable[Price], budget: float) -> tuple[list[Claim], list[Claim]]:
     """Claims that fit into a budget (s of one core) in their order, and those that do not."""
     fits, left = [], []
-    for one in listed:
-        if one.seconds <= budget:
-            budget -= one.seconds
-            fits.append(one.claim)
-        else:
-            left.append(one.claim)
+    for claim, seconds in listed:
+        (fits if seconds <= budget else left).append(claim)
+        budget -= seconds if seconds <= budget else 0.0
     return fits, left
