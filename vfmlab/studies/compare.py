@@ -47,17 +47,15 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
     return {row.phases[-1].id: mine[0] for row, mine in zip(rows, errors, strict=True) if mine}
 
 
-def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1,
-             stream: TextIO | None = None) -> list[Result]:
+def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Result]:
     """Train and measure all rows, for notebooks: a line now and then, and one for every row that failed.
 
-    stream: where the lines go; None: the cell's output. Ctrl-C saves all and is raised.
+    Ctrl-C saves all and is raised.
     """
-    stream = stream or sys.stdout
-    found = collect(rows, root, train(rows, root, jobs, stream))
-    for result in found:
-        if result.failed:
-            print(f"failed: {result.label}, seed {result.seed}: {result.failed}", file=stream)
+    cell = sys.stdout  # what a cell shows
+    found = collect(rows, root, train(rows, root, jobs, cell))
+    for result in (result for result in found if result.failed):
+        print(f"failed: {result.label}, seed {result.seed}: {result.failed}", file=cell)
     return found
 
 

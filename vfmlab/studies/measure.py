@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,10 @@ from vfmlab.evaluation.instruments import base
 from vfmlab.evaluation.number import Report
 from vfmlab.registry import INSTRUMENTS
 
-Progress = Callable[[int, int], object]
-
 
 def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Path = "runs",
             protocol: Mapping[str, Any] | None = None, data: config.Data | Mapping[str, Any] | None = None,
-            compared_with: str | None = None, of: str | None = None, again: bool = False,
-            progress: Progress | None = None) -> Report:
+            compared_with: str | None = None, of: str | None = None, again: bool = False) -> Report:
     """What the instruments say about a run; what was measured before under the protocol is read.
 
     Args:
@@ -78,8 +75,8 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
     if missing:
         space = reference.Reference(open_space(theirs, images.size, root).to(api.device()))
         opened = _open(kind, str(ref), folder, layer, root, images, settings, space, where / "features")
-        new = base.measure(opened, missing, progress)
-        new = new.replace(run=folder.id if folder is not None else str(ref))
+        run_id = folder.id if folder is not None else str(ref)
+        new = base.measure(opened, missing).replace(run=run_id)
         report = number.save(path, new if report is None else report.joined(new))
     parts = [INSTRUMENTS.get(name) for name in wanted]
     chosen = report.only([q.name for part in parts for q in part.quantities])
