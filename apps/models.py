@@ -60,15 +60,22 @@ def _weights(folder: runs.RunDir) -> bool:
     return folder.ema.exists() or folder.model.exists()
 
 
+def _finished(known: dict[str, runs.RunDir], kinds: tuple[str, ...]) -> list[str]:
+    return [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
+
+
+def finished(root: Path, *kinds: str) -> list[str]:
+    """Ids of runs of these kinds that have weights, newest first."""
+    return _finished(_known(root)[0], kinds)
+
+
 def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
-    """(readable name, id) of the runs of these kinds that have weights, newest first; a name says what
-    differs from others of that name."""
-    known, names = _known(root)[0].values(), {}
+    """(readable name, id) of the finished runs: their name, and what differs from others of that name."""
+    known = _known(root)[0]
+    ids, differ = _finished(known, kinds), {}
     for kind in kinds:
-        mine = [run for run in known if run.kind == kind and _weights(run)]
-        differ = runs.contrast(mine)
-        names |= {run.id: run.raw_config["name"] + (f" ({differ[run.id][:70]})" if differ[run.id] else "")
-                  for run in mine}
+        differ |= runs.contrast([known[i] for i in ids if known[i].kind == kind])
+    names = {i: known[i].raw_config["name"] + (f" ({differ[i][:70]})" if differ[i] else "") for i in ids}
     taken = list(names.values())
     unique = {i: name if taken.count(name) == 1 else f"{name} [{i[-8:]}]" for i, name in names.items()}
     return [(printable(name), i) for i, name in unique.items()]

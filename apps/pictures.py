@@ -20,7 +20,7 @@ from vfmlab.plots import primitives
 class Checked:
     """Part of :class:`Picture`: a file's header must be that of an image that the project's decoder reads."""
 
-    names: dict[str, str]  # in a shared state -> file of an example
+    examples: list[str]
 
     def get_block_name(self) -> str:
         return "image"  # what it is for the page
@@ -47,16 +47,19 @@ class Checked:
             raise problem(f"This picture has {width} x {height} pixels, {too_many}.")
         return payload.path
 
-    def named(self, **paths: str | None) -> dict[str, str]:
-        """Fields of a shared state with the names of their pictures, which are examples; one's own is not
-        shared."""
-        known = {_digest(example): name for name, example in self.names.items()}
-        found = {field: known.get(_digest(path)) for field, path in paths.items() if path}
-        return {field: name for field, name in found.items() if name}
+    def name_of(self, path: str | None) -> str | None:
+        """How a picture stands in a shared state: one of the examples, or None (one's own is not shared)."""
+        mine = _digest(path) if path else None
+        return next((f"example:{i}" for i, each in enumerate(self.examples) if _digest(each) == mine), None)
+
+    def named(self, **path: str | None) -> dict[str, str]:
+        """A field of a shared state with the name of its picture; {} where it has none."""
+        return {field: name for field, one in path.items() if (name := self.name_of(one)) is not None}
 
     def from_name(self, name: Any) -> str | None:
         """The example that a state names."""
-        return self.names.get(name) if isinstance(name, str) else None
+        names = {f"example:{i}": example for i, example in enumerate(self.examples)}
+        return names.get(name) if isinstance(name, str) else None
 
 
 # Not by gradio's metaclass, which would write a .pyi file; no constructor, whose arguments would be sent.
@@ -69,7 +72,7 @@ def picture(label: str, examples: list[str], **more: Any) -> Picture:
     # "filepath" without a mode: gradio would decode the whole image to convert it
     look = {"sources": ["upload", "clipboard", "webcam"], "buttons": ["fullscreen"]}
     place = Picture(label=label, type="filepath", image_mode=None, **look, **more)
-    place.names = {f"example:{i}": example for i, example in enumerate(examples)}
+    place.examples = list(examples)
     return place
 
 
