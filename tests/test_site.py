@@ -115,6 +115,10 @@ def test_a_page_says_when_and_with_what_it_was_executed(built):
     assert str(TREE) not in "".join(path.read_text() for path in (out / "api").glob("*.html"))
 
 
+def test_anchors_are_those_of_github():
+    assert 'id="guidance-with-muon-and-more"' in site._linked('<h2 id="Guidance,-with-Muon-(and-more)">')
+
+
 def test_every_notebook_of_the_project_has_its_parameters():
     given = site.parameters("tiny_vfm_vae", "tiny_plain_vae", {"headless": True}, own={"04": {"seeds": 1}})
     assert len(given) == len(list((TREE / "notebooks").glob("[0-9]*.ipynb")))

@@ -165,7 +165,7 @@ def _linked(body: str) -> str:
     """Links to sources become links to their pages; anchors are written as GitHub writes them."""
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", body)
-    return re.sub(r'(<h\d id=")([^"]*)"', lambda m: f'{m[1]}{m[2].lower()}"', body)
+    return re.sub(r'(?<=<h\d id=")[^"]*', lambda m: re.sub(r"[^\w-]", "", m[0].lower()), body)
 
 
 def _notebook(path: Path, tree: Path) -> str:
