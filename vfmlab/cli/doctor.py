@@ -252,7 +252,7 @@ def _extras() -> Iterator[Check]:
         yield Check("extras", "ok", ", ".join(EXTRAS))
 
 
-def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "pocket")) -> Iterator[Check]:
+def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "factors", "pocket")) -> Iterator[Check]:
     """Bundled weights: there, whole (sha256 in a sibling .json), and with their provenance."""
     advice = "git checkout -- vfmlab/assets, or install the package again"
     for name in sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected)):

@@ -10,7 +10,7 @@ from typing import Any
 from vfmlab import config, data, runs
 from vfmlab.errors import RunError
 from vfmlab.evaluation import number, samples
-from vfmlab.evaluation.features import open_space
+from vfmlab.evaluation.features import OWN, open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
 from vfmlab.evaluation.instruments.base import LATENTS, Metrics
@@ -78,8 +78,8 @@ def _closed(report: Report, setup: Setup, started: float, tokenizer: Tokenizer) 
 def request(run: config.Phase, folder: runs.RunDir) -> str:
     """Digest of all that decides the numbers: protocol, data, judge, and every weight that is read."""
     protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
-    judge = run.protocol.features.partition(":")[0] == "judge"  # opened in no time
-    version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if judge else ""
+    own = run.protocol.features.partition(":")[0] in OWN
+    version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if own else ""
     source = data.open_source(run.data, "val").fingerprint
     facts = [protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol), version]
     if run.protocol.reference is not None:

@@ -1,10 +1,10 @@
 """Feature spaces in which sets of images are compared: the judge, timm's vision models, Inception.
 
 A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
-directory), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, either with `@SIDE` for a side in
-pixels, `classifier:VFM@SIDE` (with a linear head that knows the data's classes), or `inception`. Everything
-that could change its numbers (weights, pre-processing, dimension) is part of what it declares, and so of a
-protocol's hash.
+directory), `factors` or `factors:RUN` (true factors of drawn scenes), a row of the VFM table such as
+`dinov2_b14`, `timm:NAME`, either with `@SIDE` for a side in pixels, `classifier:VFM@SIDE` (with a linear head
+that knows the data's classes), or `inception`. Everything that could change its numbers (weights,
+pre-processing, dimension) is part of what it declares, and so of a protocol's hash.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vfmlab import config, vfm
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import FEATURE_SPACES
+
+OWN = ("judge", "factors")  # trained here: opened in no time, and other weights may come with a version
 
 
 class Seen(NamedTuple):
@@ -88,21 +90,25 @@ def open_space(name: str, size: int, root: str | Path = "runs") -> FeatureSpace:
     return space.requires_grad_(False).eval()
 
 
+def run_or_path(reference: str, root: str | Path) -> Path | None:
+    """What `judge:REFERENCE` names: a path, else a pretraining run of `root`; None for "", the bundled one."""
+    from vfmlab import runs
+
+    path = Path(reference).expanduser()
+    if not reference or path.exists():
+        return path if reference else None
+    return runs.open_run(reference, root, kind="pretrain").path
+
+
 @FEATURE_SPACES.register("judge")
 class JudgeSpace(FeatureSpace):
     """The small independent classifier: bundled (knows the scenes' classes), or one trained on own data."""
 
     def __init__(self, reference: str, size: int, root: str | Path):
         super().__init__()
-        from vfmlab import runs
         from vfmlab.evaluation import judge
 
-        path = None
-        if reference:
-            path = Path(reference).expanduser()
-            if not path.exists():
-                path = runs.open_run(reference, root, kind="pretrain").path
-        self.judge = judge.load(path)
+        self.judge = judge.load(run_or_path(reference, root))
         self.version, self.dimension = self.judge.fingerprint, self.judge.dim
         self.class_names = list(self.judge.class_names)
         self.preprocessing = f"bilinear antialiased to {judge.SIZE}"

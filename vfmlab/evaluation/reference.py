@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vfmlab import config, data
 from vfmlab.evaluation import cache, perturbations
-from vfmlab.evaluation.features import FeatureSpace, VisionModelSpace
+from vfmlab.evaluation.features import OWN, FeatureSpace, VisionModelSpace
 from vfmlab.evaluation.number import NOT_HASHED
 from vfmlab.evaluation.perturbations import Perturbation, sides_of
 from vfmlab.evaluation.protocol import Resolved, selection
@@ -54,7 +54,7 @@ def related(vfm: str | None, features: str) -> str:
 
 def default(vfm: str | None, features: str) -> str:
     """Feature space of the reference for something built on `vfm` (or on none) under `protocol.features`."""
-    if family(features) == "judge":
+    if family(features) in OWN:
         return features
     if features.startswith("classifier:") or bare(features) in map(bare, SHIPPED):
         known = (features.removeprefix("classifier:"), *SHIPPED)

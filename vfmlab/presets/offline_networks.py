@@ -1,4 +1,4 @@
-"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, its leaky control, judge."""
+"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, leaky control, judge, factors."""
 
 from __future__ import annotations
 
@@ -32,5 +32,9 @@ ROWS = (
         "pocket_judge", "Training of the judge whose features the pocket Frechet distances use; with blur, noise and colour changes.",
         _pretrain("classify", "scenes:hard", 1, 3e-3, 102_400, 3000), cost="a few minutes on one core",
         result="accuracies in docs/results/pocket_vfm.md; data.source=folder:PATH makes one for other images, named as protocol.features=judge:RUN_DIRECTORY",
+    ),
+    Preset(
+        "pocket_factors", "Training of the second space for drawn scenes, protocol.features=factors: position, size, angle, colours, shape; with blur and noise.",
+        _pretrain("regress", "scenes:hard", 2, 3e-3, 102_400, 3000), cost="a few minutes on one core", result="R2 of every factor in docs/results/pocket_vfm.md",
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from vfmlab import api, config, runs, vfm
 from vfmlab.data import open_source
 from vfmlab.errors import ConfigError, RunError
 from vfmlab.evaluation import cache, evaluate, number, reference, subject
-from vfmlab.evaluation.features import open_space
+from vfmlab.evaluation.features import OWN, open_space
 from vfmlab.evaluation.instruments import base
 from vfmlab.evaluation.number import Report
 from vfmlab.registry import INSTRUMENTS
@@ -62,8 +62,8 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
     theirs = compared_with or reference.default(built_on, settings.features)
     protocol = settings.model_dump(mode="json", exclude_none=True,
                                    exclude={"batch", "sampler", "guidance", "decoder", "token_sampler"})
-    judge = reference.family(theirs) == "judge"  # opened in no time; a new one makes old reports stale
-    version = open_space(theirs, images.size, root).version if judge else ""
+    own = reference.family(theirs) in OWN  # a new one makes old reports stale
+    version = open_space(theirs, images.size, root).version if own else ""
     state = (str(ref) if folder is None
              else evaluate.weights(folder, settings.model_copy(update={"decoder": None})))
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]

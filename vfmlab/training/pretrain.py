@@ -1,4 +1,4 @@
-"""Pretraining of the two small networks that make the project work offline: the pocket VFM and the judge.
+"""Pretraining of the small networks that make the project work offline: pocket VFM, judge, reader of factors.
 
 Objectives (`pretrain.objective`), all on any image source unless said otherwise:
 
@@ -8,11 +8,13 @@ Objectives (`pretrain.objective`), all on any image source unless said otherwise
 | leaky       | pocket VFM | the same with the source's own labels: a control that knows what the generator is told    |
 | mae         | pocket VFM | masked reconstruction only; needs no labels                                               |
 | classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
+| regress     | factors    | the true factors of drawn scenes, under blur and noise                                    |
 
 The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes
 shape and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other
-styles. A finished run holds `pocket.safetensors` or `judge.safetensors`, readable through `vfm.weights` and
-`judge.load`; `python -m vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
+styles. A finished run holds `pocket.safetensors`, `judge.safetensors` or `factors.safetensors`, readable
+through `vfm.weights`, `judge.load` and `factors.load`; `python -m vfmlab.training.pretrain export RUN_DIR
+NAME` puts it among the bundled weights.
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ from vfmlab import config, runs
 from vfmlab.data import Batch, ImageSource, open_source, to_float
 from vfmlab.data.stream import BatchStream
 from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
-from vfmlab.evaluation import judge, linear
+from vfmlab.evaluation import factors, judge, linear
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.task import Task
 from vfmlab.vfm import pocket
 from vfmlab.weights import io
 
-OBJECTIVES = ("factors+mae", "leaky", "mae", "classify")
+OBJECTIVES = ("factors+mae", "leaky", "mae", "classify", "regress")
+# Name of the file and of the entry in its metadata -> network, and how it is read.
+NETWORKS = {"pocket": (pocket.PocketNet, pocket.read), "judge": (judge.Judge, judge.load),
+            "factors": (factors.FactorNet, factors.load)}
 # `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every
 # size.
 MIXED = {"scenes:hard": ("scenes:hard", "scenes:medium", "scenes:easy")}
@@ -92,7 +97,7 @@ class Mixed(ImageSource):
 
 def open_mixed(data: config.Data, objective: str, split: str) -> ImageSource:
     """The run's source, together with the easier styles where their labels are learnt too."""
-    if objective not in ("classify", "leaky") or data.source not in MIXED:
+    if objective not in ("classify", "regress", "leaky") or data.source not in MIXED:
         return open_source(data, split)
     names = MIXED[data.source]
     share = {
@@ -120,6 +125,28 @@ class ClassifyObjective(nn.Module):
         logits = self.net(x)[1]
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.05)
         return loss, {"accuracy": (logits.detach().argmax(1) == batch.labels).float().mean()}
+
+
+class RegressObjective(nn.Module):
+    """Squared error of the true factors, each in units of its variance, on soft and noisy images."""
+
+    def __init__(self, source: ImageSource):
+        super().__init__()
+        self.source = source
+        truth = factors.targets(source, torch.arange(min(len(source), 10_000)))
+        self.net = factors.FactorNet(source.class_names)
+        self.net.fit_scale(truth)
+
+    def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(batch.images.device.type, enabled=False):  # pixels have 8 bits, and so has bf16
+            x = augment.blur(to_float(batch.images), rng, p=0.5, most=1.6)
+            x = augment.noise(x, rng, p=0.5, most=0.3)
+            x = x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+        found = self.net(x)[0]
+        truth = factors.targets(self.source, batch.indices.cpu()).to(found.device)
+        errors = self.net.by_factor((found - self.net.standardise(truth)).square())
+        errors = {name: value.sum(1).mean() for name, value in errors.items()}
+        return torch.stack(list(errors.values())).mean(), {k: v.detach() for k, v in errors.items()}
 
 
 class PocketObjective(nn.Module):
@@ -222,8 +249,10 @@ class PretrainTask(Task):
         objective = run.pretrain.objective
         if objective not in OBJECTIVES:
             raise ConfigError(f"pretrain.objective '{objective}': unknown{nearest(objective, OBJECTIVES)}")
-        judging = objective == "classify"
-        if not judging and (run.data.size % pocket.PATCH or run.data.flip):
+        judging = {"classify": ClassifyObjective, "regress": RegressObjective}.get(objective)
+        if objective == "regress" and run.data.flip:
+            raise ConfigError("data.flip True: the factors of scenes are not mirrored with them; leave it out")
+        if judging is None and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
                 f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is "
                 "a multiple "
@@ -234,8 +263,8 @@ class PretrainTask(Task):
         self.held_out = open_mixed(run.data, objective, "val")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("pretrain", run.seed))
-            if judging:
-                self.objective: nn.Module = ClassifyObjective(self.source)
+            if judging is not None:
+                self.objective: nn.Module = judging(self.source)
             else:
                 self.objective = PocketObjective(self.source, objective, run.pretrain.mask)
         self.objective.to(memory_format=torch.channels_last)
@@ -251,20 +280,25 @@ class PretrainTask(Task):
 
     @torch.no_grad()
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
-        """Accuracy on held-out images: the judge's own; the pocket VFM's is a ridge classifier's on its
-        global mean."""
+        """On held-out images: the judge's accuracy; R^2 of every factor; or the accuracy of a ridge
+        classifier on the pocket VFM's global mean."""
         device = next(weights.parameters()).device
         weights = weights.eval()
         if isinstance(weights, judge.Judge):
             logits, labels = _over(self.held_out, lambda x: weights(x.to(device))[1])
             return {"accuracy": float((logits.argmax(1) == labels).float().mean())}
+        if isinstance(weights, factors.FactorNet):
+            found, _ = _over(self.held_out, lambda x: weights(x.to(device))[0])
+            truth = factors.targets(self.held_out, torch.arange(len(found))).to(device)
+            scores = factors.r2(weights, found, weights.standardise(truth).cpu())
+            return {f"r2_{name}": value for name, value in scores.items()}
         pooled, labels = _over(self.held_out, lambda x: weights(x.to(device))[-1].float().mean(dim=(2, 3)))
         return {"ridge_accuracy": ridge_accuracy(pooled, labels)}
 
     def finish(self, weights: nn.Module, run_dir: runs.RunDir) -> None:
-        """Write `judge.safetensors` or `pocket.safetensors` into the run directory."""
-        spec = {"judge": weights.spec} if isinstance(weights, judge.Judge) else {"pocket": weights.spec}
-        write(run_dir.path / f"{next(iter(spec))}.safetensors", weights, spec, self.run,
+        """Write the network into the run directory, in a file named after its kind."""
+        kind = next(kind for kind, (network, _) in NETWORKS.items() if isinstance(weights, network))
+        write(run_dir.path / f"{kind}.safetensors", weights, {kind: weights.spec}, self.run,
               self.source.fingerprint)
 
 
@@ -310,14 +344,12 @@ def write(path: Path, net: nn.Module, spec: dict[str, Any], run: config.Phase, f
 def export(run_dir: str | Path, name: str) -> Path:
     """Copy a finished run's network into the package as `assets/NAME.safetensors`, after checking that it
     loads."""
-    found = [
-        path for path in (Path(run_dir) / "pocket.safetensors", Path(run_dir) / "judge.safetensors")
-        if path.is_file()
-    ]
+    files = [Path(run_dir) / f"{kind}.safetensors" for kind in NETWORKS]
+    found = [path for path in files if path.is_file()]
     if not found:
-        raise CheckpointError(f"'{run_dir}' holds no finished pretraining (pocket.safetensors or "
-                              "judge.safetensors)")
-    (judge.load if found[0].stem == "judge" else pocket.read)(found[0])
+        names = " or ".join(path.name for path in files)
+        raise CheckpointError(f"'{run_dir}' holds no finished pretraining ({names})")
+    NETWORKS[found[0].stem][1](found[0])
     target = io.ASSETS / f"{name}.safetensors"
     target.write_bytes(found[0].read_bytes())
     return target

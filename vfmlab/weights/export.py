@@ -19,6 +19,7 @@ import torch
 from vfmlab import api, config, runs, vfm
 from vfmlab.config.files import read_json
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.evaluation.features import OWN
 from vfmlab.evaluation.number import Report, of_run
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
@@ -142,7 +143,7 @@ def public(run: config.Phase) -> config.Phase:
     pretrained = getattr(run.tokenizer, "pretrained", None)
     if pretrained is not None and Path(pretrained).expanduser().is_dir():
         changes["tokenizer.pretrained"] = None
-    if run.protocol.features.partition(":")[0] == "judge":  # of a run's directory
+    if run.protocol.features.partition(":")[0] in OWN:  # of a run's directory
         changes["protocol.features"] = run.protocol.features.partition(":")[0]
     recipe = config.override(run.recipe, changes)
     if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
