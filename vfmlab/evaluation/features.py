@@ -91,7 +91,7 @@ def open_space(name: str, size: int, root: str | Path = "runs") -> FeatureSpace:
 
 
 def run_or_path(reference: str, root: str | Path) -> Path | None:
-    """What `judge:REFERENCE` names: a path, else a pretraining run of `root`; None for "", the bundled one."""
+    """What `judge:REFERENCE` names: a path, or a pretraining run of `root`; None for "", the bundled one."""
     from vfmlab import runs
 
     path = Path(reference).expanduser()

@@ -1,4 +1,4 @@
-"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, leaky control, judge, factors."""
+"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, judge, factors."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ class PretrainTask(Task):
             raise ConfigError(f"pretrain.objective '{objective}': unknown{nearest(objective, OBJECTIVES)}")
         judging = {"classify": ClassifyObjective, "regress": RegressObjective}.get(objective)
         if objective == "regress" and run.data.flip:
-            raise ConfigError("data.flip True: the factors of scenes are not mirrored with them; leave it out")
+            raise ConfigError("data.flip True: factors of scenes are not mirrored with them; leave it out")
         if judging is None and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
                 f"data.size {run.data.size}, data.flip {run.data.flip}: the pocket VFM needs a size that is "
