@@ -1,0 +1,199 @@
+"""Notebooks in JupyterLab, in a real browser: run all, move a widget, stop a training and go on, change an own part.
+
+Pictures of what is seen go to the folder VFMLAB_SCREENSHOTS, if it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vfmlab import runs
+
+jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("jupyterlab")
+pytest.importorskip("ipywidgets")
+playwright = pytest.importorskip("playwright.sync_api")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+WAIT = 600_000  # ms; machines of CI are slow now and then
+SHORT = {"data.train": 64, "data.val": 32, "protocol.n": 32}
+PARAMETERS = {
+    "02_train_a_tokenizer": {"preset": "tiny_vfm_vae", "overrides": {**SHORT, "train.samples": 4000, "train.log_every": 32}, "own_steps": 3},
+}
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on copies of the pairs, at the `tiny` tier: (address, their folder)."""
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("notebooks")
+    shutil.copyfile(FOLDER / "jupytext.toml", folder / "jupytext.toml")
+    for name, values in PARAMETERS.items():
+        book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+        cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+        for key, value in {**values, "root": str(folder / "runs")}.items():
+            written = json.dumps(value) if isinstance(value, dict) else value
+            cell.source, found = re.subn(rf"^{key} = .*$", lambda _, k=key, v=written: f"{k} = {v!r}", cell.source, flags=re.M)
+            assert found == 1, key
+        put(book, folder / name)
+    for part, text in {"notebook-extension/tracker": {"windowingMode": "none"}, "apputils-extension/notification": {"fetchNews": "false"}}.items():
+        settings = home / "settings" / "@jupyterlab" / f"{part}.jupyterlab-settings"  # all cells are in the page, and no question over it
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(text))
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "spaces"}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+               "--ServerApp.port=0", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=os.environ | {key: str(home / name) for key, name in own.items()}, stdout=log, stderr=log,
+                                  start_new_session=True)
+    try:
+        yield address(home, server), folder
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def put(book, stem: Path) -> None:
+    """Both files of a pair."""
+    nbformat.write(book, stem.with_suffix(".ipynb"))
+    jupytext.write(book, stem.with_suffix(".py"), fmt="py:percent")
+
+
+def address(home: Path, server: subprocess.Popen, patience: float = 120) -> str:
+    end = time.monotonic() + patience
+    while time.monotonic() < end and server.poll() is None:
+        for found in (home / "runtime").glob("jpserver-*.json"):
+            return json.loads(found.read_text())["url"]
+        time.sleep(0.1)
+    raise AssertionError((home / "log").read_text())
+
+
+@pytest.fixture(scope="module")
+def browser(lab):
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Book:
+    """A notebook in a page of the browser."""
+
+    def __init__(self, page, name):
+        self.page, self.name = page, name
+
+    def cell(self, text):
+        """The one code cell whose source or output holds `text`."""
+        return self.page.locator(".jp-CodeCell", has_text=text).first
+
+    def run_all(self):
+        self.menu("Run All Cells")
+
+    def menu(self, item):
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
+
+    def choose(self, text):
+        """Make the cell the active one."""
+        self.cell(text).locator(".jp-InputPrompt").click()
+
+    def idle(self):
+        """Nothing is executed, or waits to be."""
+        self.page.wait_for_function("() => ![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))")
+
+    def errors(self):
+        """Of cells, in red; what a cell writes to stderr looks the same."""
+        return self.page.locator("[data-mime-type='application/vnd.jupyter.stderr'], [data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+
+    def seen(self, what, text=""):
+        if where := os.environ.get("VFMLAB_SCREENSHOTS"):
+            if text:
+                self.cell(text).scroll_into_view_if_needed()
+            self.page.screenshot(path=Path(where) / f"{self.name[:2]}_{what}.png")
+
+    def slide(self, text, name, key="ArrowRight"):
+        """Move the slider `name` below a cell, by a key."""
+        row = self.cell(text).locator(".widget-hslider", has=self.page.get_by_text(name, exact=True))
+        row.locator(".noUi-handle").press(key)
+
+
+@contextmanager
+def opened(browser, lab, name):
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    page.set_default_timeout(WAIT)
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{lab[0]}lab/tree/{name}.ipynb?reset")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_text(re.compile(r"^Python 3 .*\| Idle$")).first.wait_for()  # before, Run asks which kernel to take
+    yield Book(page, name)
+    page.close()
+    assert not wrong
+
+
+def right(book):
+    """The last table: no prediction that was not measured."""
+    table = book.page.locator("table", has_text="verdict").last
+    assert "not measured" not in table.inner_text()
+
+
+def test_a_tokenizer_is_trained_stopped_and_taken_up_again(browser, lab):
+    """02: run all, stop and save, go on; a channel moves; the own loss is another one after an edit, in both files."""
+    with opened(browser, lab, "02_train_a_tokenizer") as book:
+        book.run_all()
+        training = book.cell("folders = [runs.open_run")
+        stop = training.get_by_role("button", name="stop and save")
+        stop.wait_for()
+        training.get_by_text(re.compile(r"tokenizer\s+[\d,]+/4,000 images.*left")).wait_for()
+        book.seen("training", "folders = [runs.open_run")
+        stop.click()
+        training.get_by_text("run this cell again to go on").last.wait_for()
+        book.idle()
+        book.seen("stopped", "folders = [runs.open_run")
+        (stopped,) = [run for run in runs.scan(lab[1] / "runs") if run.status().state == "interrupted"]
+        assert 0 < stopped.status().samples < 4000
+        assert len(book.errors()) == 1
+        book.choose("folders = [runs.open_run")
+        book.menu("Run Selected Cell and All Below")
+        book.page.locator("table", has_text="verdict").last.wait_for()
+        book.idle()
+        assert stopped.status().state == "finished"
+        assert not book.errors()
+        right(book)
+        figure = book.cell("def moved(channel, by)")
+        figure.get_by_text("channel 0 +2").wait_for()
+        book.slide("def moved(channel, by)", "channel")
+        figure.get_by_text("channel 1 +2").wait_for()
+        book.seen("channel", "def moved(channel, by)")
+        before = len(runs.scan(lab[1] / "runs"))
+        line = book.page.locator(".cm-line", has_text="return wrong.diff(dim=-1)").first
+        line.click()
+        book.page.keyboard.press("End")
+        book.page.keyboard.type(" + 0 * r.z.sum()")
+        book.page.keyboard.press("Control+Enter")
+        book.page.wait_for_timeout(200)
+        book.idle()
+        assert len(runs.scan(lab[1] / "runs")) == before + 1
+        assert not book.errors()
+        book.seen("own_loss", "def edges(r)")
+        book.page.keyboard.press("Control+s")
+        for ending in (".py", ".ipynb"):
+            end = time.monotonic() + 60
+            while "0 * r.z.sum()" not in (lab[1] / f"02_train_a_tokenizer{ending}").read_text():
+                assert time.monotonic() < end, f"the edit is not in the {ending}"
+                time.sleep(0.2)
