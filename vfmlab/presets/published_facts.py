@@ -265,6 +265,9 @@ def _ar(size: str, epochs: int, scale: float) -> tuple[Fact, ...]:
 
 FACTS |= {"paper_ar_l": _ar("L", 300, 2.0), "paper_ar_xl": _ar("XL", 50, 1.75),
           "paper_ar_xxl": _ar("XXL", 50, 1.75), "paper_ar_3b": _ar("3B", 50, 1.65)}
+FACTS["paper_hirae"] = (
+    paper("tokenizer.last", 24, "all blocks"), paper("tokenizer.stride", 1), unknown("tokenizer.pooled"), paper("train.batch", 128),
+)  # fmt: skip
 FACTS["paper_rar_l"] = (release("ar.network.kind", "rar"), release("ar.network.size", "L"))
 FACTS["paper_rar_xl"] = (
     release("ar.network.kind", "rar"), release("ar.network.size", "XL"),
