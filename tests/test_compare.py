@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,11 @@ def test_a_tokenizer_under_the_diffusion_model_of_another():
     assert own.run.diffusion.network.kind == "ddt"
     assert (common.run.diffusion.network, common.run.protocol, common.run.diffusion.train.lr) == (other.run.diffusion.network, other.run.protocol, 0.5)
     assert len({row.phases[-1].id for row in (own, common, other)}) == 3
+
+
+def test_a_page_knows_nothing_of_this_machine():
+    command = compare._command("compare", ["tiny_plain_vae"], [0], Path("out"), {"data.source": "parquet:/home/me/cifar10", "train.samples": 8}, {})
+    assert command == "vfmlab compare tiny_plain_vae --seeds 0 --out out --set data.source=parquet:cifar10 train.samples=8"
 
 
 def test_spread_shows_every_seed():

@@ -21,7 +21,7 @@ from vfmlab.errors import TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import Result, collect
+from vfmlab.studies.results import Result, collect, shown_source
 from vfmlab.studies.rows import Row, Until, parse
 
 TITLE = "Comparison"
@@ -124,7 +124,8 @@ def writable(out: str | Path) -> Path:
 def _command(verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path,
              overrides: dict[str, Any] | None, more: dict[str, Sequence[str | None]]) -> str:
     """What to type to have the same again, without folders of this machine."""
-    sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]
+    shown = {k: shown_source(v) if k == "data.source" else v for k, v in (overrides or {}).items()}
+    sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in shown.items()]
     parts = ["vfmlab", verb, *specs, "--seeds", *map(str, seeds)]
     for flag, values in {**more, "--out": [] if out.is_absolute() else [str(out)], "--set": sets}.items():
         parts += [flag, *values] if values and values[0] else []
