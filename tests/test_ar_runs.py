@@ -157,7 +157,8 @@ def test_the_app_draws_tokens_as_they_come(trained):
     call = dict.fromkeys(sample.FIELDS, None) | {
         "run": recipe.id, "count": 1, "seed": 4, "steps": 9, "solver": "heun", "scale": 3.0, "low": 0.1, "high": 0.9, "shift": 2.0, "ema": True,
     }  # fmt: skip
-    model, labels, how = sample._call(root, call)
+    shown, labels, how = sample._call(root, call)
+    model = shown.model
     assert how == {"seed": 4, "guidance": {"scale": 3.0}}
     steps = list(api.sample(model, labels, previews=16, **how))
     assert len(steps) == 16

@@ -59,7 +59,7 @@ def test_a_tokenizer_under_the_diffusion_model_of_another():
 
 
 def test_a_page_knows_nothing_of_this_machine():
-    command = compare._command("compare", ["tiny_plain_vae"], [0], Path("out"), {"data.source": "parquet:/home/me/cifar10", "train.samples": 8}, {})
+    command = compare._command("compare", ["tiny_plain_vae"], [0], Path("out"), {"data.source": "parquet:DATA/cifar10", "train.samples": 8}, {})
     assert command == "vfmlab compare tiny_plain_vae --seeds 0 --out out --set data.source=parquet:cifar10 train.samples=8"
 
 
