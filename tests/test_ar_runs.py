@@ -162,7 +162,7 @@ def test_the_app_draws_tokens_as_they_come(trained):
     assert how == {"seed": 4, "guidance": {"scale": 3.0}}
     steps = list(api.sample(model, labels, previews=16, **how))
     assert len(steps) == 16
-    assert sample._state(call, how)["shift"] == 2.0
+    assert sample._state(call)["shift"] == 2.0
     assert sample.models.class_names(root, recipe.id) == model.class_names
     assert recipe.id in {i for _, i in sample.models.choices(root, *sample.models.GENERATORS)}
 
