@@ -170,11 +170,12 @@ def test_a_ledger_runs_from_its_price_to_its_page(tmp_path: Path, monkeypatch):
     book = Ledger("Tiny", rows, [Claim("learns", "A higher rate learns more.", "none", "none", (better("psnr", "plain", "slow"),))], {"scenes": {"protocol.n": 16}})
     monkeypatch.setattr(claims, "ledger", lambda name: book)
     monkeypatch.setattr(claims_study.compare, "train", train_here)  # the executor has tests of its own
-    price = claims_study.listed("tiny", "scenes", tmp_path, (0, 1))
-    assert price[0].seconds > 0
+    (claim, seconds), = claims_study.listed("tiny", "scenes", tmp_path, (0, 1))
+    assert claim.id == "learns"
+    assert seconds > 0
     page = claims_study.run("tiny", "scenes", tmp_path, tmp_path / "tiny", "vfmlab claims tiny", (0, 1), budget=1e6, jobs=1)
     assert "learns" in page.read_text()
-    assert claims_study.listed("tiny", "scenes", tmp_path, (0, 1))[0].seconds == 0.0
+    assert claims_study.listed("tiny", "scenes", tmp_path, (0, 1))[0][1] == 0.0
     finding = json.loads((tmp_path / "tiny.json").read_text())["claims"][0]["contrasts"][0]
     assert finding["rows"] == 2
     assert finding["seeds"] == 2

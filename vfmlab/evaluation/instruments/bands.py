@@ -71,7 +71,7 @@ class SegmentationBands(Instrument):
     with none; mean and spread over 3 draws. All three are trained alike, so they compare with each other, not
     with the closed form of `segmentation`."""
 
-    quantities = tuple(Quantity(f"segmentation_{band}", f"IoU, {SHOTS} labels, {words}", HIGHER,
+    quantities = tuple(Quantity(f"bands_{band}", f"IoU, {SHOTS} labels, {words}", HIGHER,
                                 definition=f"IoU of the object's mask from {SHOTS} labelled images, trained "
                                            f"read-out, channel attention: {words}")
                        for band, words in BANDS.items())
@@ -94,4 +94,4 @@ class SegmentationBands(Instrument):
                 found = segment(train.maps[chosen], masks, maps, subject.cfg.size, band,
                                 derive("bands", seed, number))
                 scores.append(float(iou(found, wanted).mean()))
-            report.add(f"segmentation_{band}", fmean(scores), section, len(maps), pstdev(scores))
+            report.add(f"bands_{band}", fmean(scores), section, len(maps), pstdev(scores))
