@@ -37,9 +37,10 @@ from vfmlab.seeding import SampleRandom
 from vfmlab.studies import show
 from vfmlab.widgets import expect, less, verdicts
 
-# %%
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed).tokenizer_phase
+
+# %%
 images, labels, names = vfmlab.data.examples(run.data, n=16, seed=seed)
 vision = vfm.build(config.VFM(name="pocket"), run.data.size)
 
