@@ -92,7 +92,7 @@ def _dilates(name: str, upscale: float, size: int) -> bool:
 
 
 def images(data: Data) -> dict[str, Any]:
-    """How many images there are to train on and to hold out, where the tier asks for more than there are."""
+    """`data.train` and `data.val` as the source allows: a fifth is held out of a small one. {} for scenes."""
     if data.source.startswith("scenes:"):
         return {}
     there = len(open_source(data.model_copy(update={"train": None, "val": 1}), "train")) + 1
@@ -105,8 +105,8 @@ def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
           fields: Mapping[str, Any]) -> dict[str, Any]:
     """label -> (preset, fields): the baseline, and every method on every VFM."""
     if not vfms:
-        raise ConfigError("--vfm names no vision model; vfmlab list vfms shows them, for example --vfm "
-                          "efficientnet_lite0 mobilenetv2")
+        raise ConfigError(f"--vfm names no vision model; choose from {', '.join(vfm.names())}, or "
+                          "timm:NAME")
     found = {PLAIN: (f"{tier}_{BASELINE}", {})}
     for method in methods:
         preset = f"{tier}_{method}"
@@ -150,7 +150,7 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     rows = _rows({label: chosen[label] for label in last}, seeds, fields | short, None)
     second = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
     ranking = standings(second)
-    name, own = chosen[ranking[0].label if ranking else order[0]]
+    name, own = chosen[ranking[0].label if ranking else last[0]]
     recipe = out.with_name(f"{out.name}.recipe.json")
     write_json(recipe, api.resolve(name, fields | own).model_dump(mode="json", exclude_unset=True))
     page = build(first, order, second, ranking, recipe.name, command)
@@ -220,14 +220,15 @@ def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result
     note = ("A generator of one network and budget on each finalist's latents. Behind the first: with its "
             "95 % interval from all finalists and seeds.")
     page.add("Ranking", note, primitives.table(table), *compare_page.over_training(second))
-    page.add("Go on", f"The recipe of the first at the tier's own budget: `vfmlab train {recipe}`.")
+    page.add("Go on", "The recipe of the first by its mean, at the tier's own budget: "
+             f"`vfmlab train {recipe}`.")
     for part in groups(second):
         page.add("Finalists", compare_page.note(part), primitives.table(records(part, "**{}**")))
     values = correlation.values(first, PREDICTOR)
     head, name = quantity(PREDICTOR).head, quantity(PREDICTOR).label
     cells = [{"row": label, head: spread(list(values[label].values()))} for label in order]
-    note = (f"Tokenizers alone, the most promising first: a low {name} goes with a low gFD in "
-            "docs/results/correlation.md.")
+    note = (f"Tokenizers alone, the most promising first: a low {name} goes with a low gFD over the twelve "
+            "rows of docs/results/correlation.md, which describe and decide nothing.")
     page.add("Round one", note, primitives.table(cells))
     for part in groups(first):
         page.add("", compare_page.note(part), primitives.table(records(part, "**{}**")))
