@@ -10,8 +10,8 @@ from vfmlab.config.section import Section
 class Data(Section):
     """Where images come from and how they are cut.
 
-    `source` is one string: `scenes:easy|medium|hard` (procedural), `folder:PATH`, `hf:NAME`, `parquet:PATH`,
-    `wds:PATTERN`.
+    `source` is one string: `scenes:easy|medium|hard|groups` (procedural), `folder:PATH`, `hf:NAME`,
+    `parquet:PATH`, `wds:PATTERN`.
     """
 
     source: str = "scenes:medium"
@@ -28,6 +28,8 @@ class Data(Section):
                                      description="parquet / hf column with the image; None: found by type")
     label_column: str | None = Field(None,
                                      description="parquet / hf column with the class; None: found by name")
+    caption_column: str | None = Field(None, description="parquet / hf column with the caption, for "
+                                       "diffusion.text; null: found by name")
     seed: int = 0
     workers: int = Field(0, ge=0, description="loader processes; 0 decodes in the training process (and "
                                               "caches small sets)")

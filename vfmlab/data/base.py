@@ -131,6 +131,14 @@ class ImageSource:
         """True values of what varies in the images, by name, B ...; None where the source knows none."""
         return None
 
+    def captions(self, indices: Tensor) -> list[str] | None:
+        """What the images at `indices` (long B) show, in words; None where the source has no captions.
+
+        Raises:
+            DataError: an image without one, in a source whose others have one.
+        """
+        return None
+
     def share(self) -> None:
         """Move the cache to shared memory, so that loader processes fill one cache together."""
         if self._cache is not None and self._used is not None:

@@ -12,6 +12,7 @@ from vfmlab.errors import ConfigError, DataError, nearest
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture", "pixels", "bytes")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_id", "cls", "target", "category", "y")
+CAPTION_NAMES = ("caption", "captions", "text", "prompt", "description")
 LABEL_WORDS = {"label", "labels", "class", "classes", "cls", "target", "category"}
 
 
@@ -41,6 +42,13 @@ def label_column(what: str, wanted: str | None, columns: list[str]) -> str | Non
         return _known(what, "label_column", wanted, columns) if wanted else None
     words = (name for name in columns if LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower())))
     return next((name for name in LABEL_NAMES if name in columns), next(words, None))
+
+
+def caption_column(what: str, wanted: str | None, columns: list[str]) -> str | None:
+    """The column `wanted`, else one with a usual name; None: no captions."""
+    if wanted is not None:
+        return _known(what, "caption_column", wanted, columns)
+    return next((name for name in CAPTION_NAMES if name in columns), None)
 
 
 def _known(what: str, field: str, name: str, columns: list[str]) -> str:

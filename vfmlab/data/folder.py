@@ -16,6 +16,7 @@ from vfmlab.data.records import Records, RecordSource, existing, readable, stamp
 from vfmlab.data.split import VAL_NAMES, source, split_of
 from vfmlab.errors import DataError
 
+CAPTION, LONGEST = ".txt", 2**16  # of an image, beside it; bytes
 LOOKED = 100_000
 """After so many entries of which not one in a hundred is an image, this is no folder of images."""
 
@@ -63,6 +64,8 @@ class FolderRecords(Records):
     whatever name, is not taken again.
     """
 
+    captioned = "write it into a .txt of the image's name beside it"
+
     def __init__(self, what: str, root: Path):
         super().__init__(what)
         self.root = root
@@ -76,7 +79,7 @@ class FolderRecords(Records):
         self.files = sorted(nested or files)
 
     def _list(self) -> list[str]:
-        files, seen, looked = [], set(), 0
+        files, texts, seen, looked = [], [], set(), 0
         queue, links = [""], []
         with tqdm(desc=f"listing {self.what}", unit=" files", delay=2, disable=None, leave=False) as bar:
             while queue or links:
@@ -103,7 +106,9 @@ class FolderRecords(Records):
                 except OSError as error:
                     self.drop(f"not there or closed ({error.strerror})", name)
                     continue
-                if suffix not in suffixes():
+                if suffix == CAPTION:
+                    texts.append(name)
+                elif suffix not in suffixes():
                     self.drop(f"{readable(suffix) or 'without suffix'} not read", name)
                 elif not stat.S_ISREG(info.st_mode):
                     self.drop("not regular files", name)
@@ -115,6 +120,10 @@ class FolderRecords(Records):
                     seen.add((info.st_dev, info.st_ino))
                     self.bytes += info.st_size
                     files.append(name)
+        images = {os.path.splitext(name)[0] for name in files}
+        for name in texts:
+            if os.path.splitext(name)[0] not in images:
+                self.drop(f"{CAPTION} not read", name)
         return files
 
     def look_at_classes(self) -> None:
@@ -141,6 +150,16 @@ class FolderRecords(Records):
 
     def stamp(self, position: int) -> str:
         return stamp(self.root / self.files[position])
+
+    def caption(self, position: int) -> str | None:
+        path = (self.root / self.files[position]).with_suffix(CAPTION)
+        if not path.is_file():
+            return None
+        try:
+            return read_bytes(path, LONGEST).decode()
+        except (UnicodeDecodeError, OSError) as error:
+            raise DataError(f"{self.what}: the caption {readable(str(path))} cannot be read: "
+                            f"{error}") from None
 
     def read(self, position: int) -> bytes:
         return read_bytes(self.root / self.files[position], MAX_BYTES)

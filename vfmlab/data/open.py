@@ -11,7 +11,7 @@ from vfmlab.data.records import readable
 from vfmlab.errors import ConfigError, DataError, nearest
 
 OPENERS = {
-    "scenes": "vfmlab.data.scenes:open_scenes",
+    "scenes": "vfmlab.data.groups:open_scenes",
     "folder": "vfmlab.data.folder:open_folder",
     "parquet": "vfmlab.data.tables:open_parquet",
     "hf": "vfmlab.data.tables:open_hf",

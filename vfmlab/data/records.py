@@ -36,6 +36,7 @@ class Records:
 
     names: list[str] | None = None
     bytes: int = 0
+    captioned = "captions are read from folders and tables"  # what to do about a missing one
 
     def __init__(self, what: str, labels: Sequence[int] | Sequence[str] | None = None):
         self.what, self.labels = what, labels
@@ -69,6 +70,10 @@ class Records:
             return hashlib.sha256(self.read(position)).hexdigest()
         except (Unreadable, OSError):
             return self.stamp(position)
+
+    def caption(self, position: int) -> str | None:
+        """Text that came with the image; None: there is none."""
+        return None
 
     def drop(self, reason: str, name: str) -> None:
         entry = self.dropped.setdefault(reason, [0, []])
@@ -138,6 +143,16 @@ class RecordSource(ImageSource):
                 return image, i
         example = self.bad[-1] if self.bad else f"all have a side below {self.least} px (data.least_side)"
         raise DataError(f"{self.what}: none of its {len(self)} images can be read, for example {example}")
+
+    def captions(self, indices: Tensor) -> list[str] | None:
+        positions = self.picked[np.asarray(indices, dtype=np.int64)].tolist()
+        found = [self.records.caption(position) for position in positions]
+        if all(text is None for text in found):
+            return None
+        if None in found:
+            name = readable(self.records.name(positions[found.index(None)]))
+            raise DataError(f"{self.what}: {name} has no caption, others have; {self.records.captioned}")
+        return [" ".join(text.split()) for text in found]
 
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""

@@ -1,4 +1,5 @@
-"""`scenes:easy|medium|hard|other`: drawn images, one textured shape before a background.
+"""`scenes:easy|medium|hard|other`: drawn images, one textured shape before a background; `scenes:groups`,
+several of them, is :mod:`vfmlab.data.groups`.
 
 An image is a pure function of (style, seed, split, index, size); what is shown does not depend on the size.
 Its class is shape x texture; everything else (position, scale, rotation, colours, background) is a nuisance
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmlab.config import Data, digest
+from vfmlab.config import digest
+from vfmlab.data import captions
 from vfmlab.data import shapes as draw
 from vfmlab.data.base import ImageSource
 from vfmlab.errors import ConfigError, nearest
@@ -37,7 +39,7 @@ class Style:
     inverted: float = 0.0  # share of images with a dark object before a bright background
 
 
-BASIC = ("disc", "square", "triangle", "cross", "ring")
+BASIC = captions.BASIC
 STYLES = {
     "easy": Style(BASIC, ("plain", "striped"), (0.7, 0.86), 0.1, 0.15, ("flat",)),
     "medium": Style(BASIC, ("plain", "striped"), (0.56, 0.86), 0.3, 0.4, ("flat", "linear")),
@@ -53,7 +55,7 @@ STYLES = {
 }  # fmt: skip
 
 
-def _uniform(key: int, indices: np.ndarray, count: int) -> np.ndarray:
+def uniform(key: int, indices: np.ndarray, count: int) -> np.ndarray:
     """`count` numbers in [0, 1) for each index, float64 B count: splitmix64 of (key, index, slot)."""
     with np.errstate(over="ignore"):
         x = np.uint64(key) + indices.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
@@ -66,7 +68,7 @@ def _uniform(key: int, indices: np.ndarray, count: int) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _colour(u: np.ndarray, dark: np.ndarray) -> np.ndarray:
+def colour(u: np.ndarray, dark: np.ndarray) -> np.ndarray:
     """u B 3 in [0, 1) -> RGB B 3 in [0, 1]; dark and bright colours do not overlap in luminance."""
     hue, saturation = 6 * u[:, 0], np.where(dark, 0.3 + 0.7 * u[:, 1], 0.1 + 0.45 * u[:, 1])
     value = np.where(dark, 0.05 + 0.3 * u[:, 2], 0.8 + 0.2 * u[:, 2])
@@ -88,7 +90,7 @@ class SceneSource(ImageSource):
     def __init__(self, style: str, split: str, size: int, count: int, seed: int = 0):
         if style not in STYLES:
             raise ConfigError(f"field 'data.source' = 'scenes:{style}': unknown "
-                              f"style{nearest(style, STYLES)}")
+                              f"style{nearest(style, [*STYLES, 'groups'])}")
         if count > MOST:
             raise ConfigError(f"field 'data.{split}' = {count}: at most {MOST:,} scenes are drawn")
         self.style = STYLES[style]
@@ -116,16 +118,23 @@ class SceneSource(ImageSource):
 
     def _factors(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         s = self.style
-        u = _uniform(self._key, indices, 18)
+        u = uniform(self._key, indices, 18)
         label = indices % self.num_classes
         dark = u[:, 4] < s.inverted
         return {"shape": label // len(s.textures), "texture": label % len(s.textures),
                 "x": s.offset * (2 * u[:, 0] - 1), "y": s.offset * (2 * u[:, 1] - 1),
                 "scale": s.radius[0] + (s.radius[1] - s.radius[0]) * u[:, 2],
-                "rotation": s.rotation * (2 * u[:, 3] - 1), "foreground": _colour(u[:, 5:8], dark),
-                "background": _colour(u[:, 8:11], ~dark), "background_end": _colour(u[:, 11:14], ~dark),
+                "rotation": s.rotation * (2 * u[:, 3] - 1), "foreground": colour(u[:, 5:8], dark),
+                "background": colour(u[:, 8:11], ~dark), "background_end": colour(u[:, 11:14], ~dark),
                 "background_style": (u[:, 14] * len(s.backgrounds)).astype(np.int64),
                 "background_angle": 2 * np.pi * u[:, 15]}
+
+    def captions(self, indices: Tensor) -> list[str]:
+        """ "a striped red disc", as in :mod:`vfmlab.data.captions`."""
+        found, s = self._factors(np.asarray(indices, dtype=np.int64)), self.style
+        colours = captions.colour_names(found["foreground"])
+        return [str(captions.Thing(1, s.textures[t], colour, s.shapes[k]))
+                for t, colour, k in zip(found["texture"], colours, found["shape"], strict=True)]
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = np.empty((len(indices), 3, self.size, self.size), np.uint8)
@@ -150,10 +159,10 @@ class SceneSource(ImageSource):
             for start in range(0, len(group), BLOCK):
                 rows = group[start : start + BLOCK]
                 factors = self._factors(where[rows])
-                yield rows, factors, _Place(self.style, factors, self.size)
+                yield rows, factors, Place(self.style, factors, self.size)
 
 
-class _Place:
+class Place:
     """Pixels in the coordinates of the object, and how much of each it covers. All images show one class."""
 
     def __init__(self, style: Style, factors: dict[str, np.ndarray], size: int):
@@ -197,13 +206,17 @@ def _background(style: Style, factors: dict[str, np.ndarray], axis: np.ndarray) 
     return mix
 
 
-def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.ndarray:
+def second_tone(fore: np.ndarray) -> np.ndarray:
+    """Between the first tone (float32 B 3) and the other end of the scale."""
+    bright = fore.max(1, keepdims=True) >= 0.5
+    return np.where(bright, np.float32(0.42) * fore, fore + np.float32(0.45) * (1 - fore))
+
+
+def _compose(style: Style, factors: dict[str, np.ndarray], place: Place) -> np.ndarray:
     """Background, then the object in two tones: uint8 B 3 H W."""
     fore, back, end = (factors[name].astype(np.float32)
                        for name in ("foreground", "background", "background_end"))
-    # the second tone lies between the first and the other end of the scale
-    bright = fore.max(1, keepdims=True) >= 0.5
-    tone = np.where(bright, np.float32(0.42) * fore, fore + np.float32(0.45) * (1 - fore))
+    tone = second_tone(fore)
     mix = _background(style, factors, place.axis)
     image = np.empty((len(fore), 3, *mix.shape[1:]), np.uint8)
     for c in range(3):
@@ -212,14 +225,3 @@ def _compose(style: Style, factors: dict[str, np.ndarray], place: _Place) -> np.
         value = behind + place.coverage * (a + (b - a) * place.texture - behind)
         image[:, c] = value * np.float32(255) + np.float32(0.5)
     return image
-
-
-def open_scenes(config: Data, style: str, split: str) -> SceneSource:
-    """The split of `scenes:STYLE` that `config` describes; :class:`ConfigError` without `data.train`."""
-    if split == "train" and config.train is None:
-        raise ConfigError("field 'data.train' is missing: scenes are endless, so set for example "
-                          "data.train=20000")
-    source = SceneSource(style, split, config.size, config.train if split == "train" else config.val,
-                         config.seed)
-    source.sizes = (config.train or 0, config.train or 0, config.val)
-    return source

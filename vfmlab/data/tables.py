@@ -11,7 +11,14 @@ import numpy as np
 
 from vfmlab.config.data import Data
 from vfmlab.config.files import read_bytes
-from vfmlab.data.columns import class_names, class_values, holds_images, image_column, label_column
+from vfmlab.data.columns import (
+    caption_column,
+    class_names,
+    class_values,
+    holds_images,
+    image_column,
+    label_column,
+)
 from vfmlab.data.decode import MAX_BYTES, Unreadable
 from vfmlab.data.records import HASHED, Records, RecordSource, existing, stamp
 from vfmlab.data.split import source, split_names
@@ -129,14 +136,19 @@ class HubTable:
 
 
 class TableRecords(Records):
-    """Rows of a table with a column of images, as bytes or named files, and perhaps one of classes."""
+    """Rows of a table with a column of images, as bytes or named files, and perhaps one of classes and one of
+    captions."""
+
+    captioned = "name another column in data.caption_column"
 
     def __init__(self, config: Data, what: str, table: ParquetTable | HubTable):
         super().__init__(what)
         columns = table.schema.names
         fitting = [field.name for field in table.schema if holds_images(field.type)]
         self.table, self.image = table, image_column(what, config.image_column, columns, fitting)
-        label = label_column(what, config.label_column, [name for name in columns if name != self.image])
+        others = [name for name in columns if name != self.image]
+        label = label_column(what, config.label_column, others)
+        self.text = caption_column(what, config.caption_column, others)
         if label is None:
             known = ", ".join(columns)
             self.notes.append(f"no column of classes among {known}; name one in data.label_column")
@@ -153,11 +165,25 @@ class TableRecords(Records):
         return [chunk for chunk in self.table.column(self.image).chunks if len(chunk)]
 
     @cached_property
+    def _captions(self) -> list:
+        """Text or None of each row; a list of texts (several captions) stands for its first."""
+        values = [] if self.text is None else self.table.column(self.text).to_pylist()
+        firsts = [next(iter(value), None) if isinstance(value, list) else value for value in values]
+        if odd := [value for value in firsts if not isinstance(value, str | None)]:
+            raise DataError(f"{self.what}: column '{self.text}' holds {type(odd[0]).__name__}, not captions; "
+                            "name another in data.caption_column")
+        return firsts
+
+    def caption(self, row: int) -> str | None:
+        return None if self.text is None else self._captions[row]
+
+    @cached_property
     def _starts(self) -> np.ndarray:
         return np.cumsum([0, *map(len, self._chunks)])
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_chunks"}  # another process reads its own
+        large = ("_chunks", "_captions")  # another process reads its own
+        return {k: v for k, v in self.__dict__.items() if k not in large}
 
     def _value(self, row: int) -> Any:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
