@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vfmlab import config, presets, runs
-from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import compare, compare_page, executor, grids, results
@@ -210,3 +210,13 @@ def test_a_target_that_cannot_be_written_is_seen_first(tmp_path):
 def test_all_rows_failing_is_one_error(tmp_path):
     with pytest.raises(TrainingError, match="all 1 rows failed; the first: .*lr"):
         compare.run(["tiny_plain_vae:train.lr=1e30,train.guard_patience=1"], [0], tmp_path, tmp_path / "out", jobs=1, overrides=SMALL)
+
+
+def test_a_study_that_is_interrupted_in_a_notebook_says_so_in_one_line(monkeypatch, tmp_path):
+    def train(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train", train)
+    with pytest.raises(Interrupted, match="run this cell again to go on") as caught:
+        compare.measured(compare.parse(["tiny_plain_vae"], [0]), tmp_path)
+    assert caught.value._render_traceback_() == [str(caught.value)]

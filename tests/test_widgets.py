@@ -211,7 +211,7 @@ def test_the_stop_button_saves_and_the_same_cell_goes_on(plain, tmp_path):
         elif kind in ("display_data", "update_display_data"):
             shown.append(content["data"])
         elif kind == "error":
-            assert content["ename"] == "Stopped"
+            assert content["ename"] == "Interrupted"
             assert content["traceback"] == [content["evalue"]], "one line, no traceback"
             assert "is saved: run this cell again to go on" in content["evalue"]
         elif kind == "status" and content["execution_state"] == "idle" and message["parent_header"]["msg_id"] == sent:

@@ -42,6 +42,14 @@ class Stopped(VfmlabError):
     """A training ended early and saved its state, because a stop was requested."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A person stopped what a cell of a notebook does; all is saved. Ends "run all" like an interrupt, and
+    says so in one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 class TrainingError(VfmlabError):
     """Training stopped itself: non-finite or exploding loss, dead gradients, out of memory, disk full."""
 

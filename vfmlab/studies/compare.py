@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vfmlab import runs
-from vfmlab.errors import TrainingError
+from vfmlab.errors import Interrupted, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
@@ -50,10 +50,14 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
 def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Result]:
     """Train and measure all rows, for notebooks: a line now and then, and one for every row that failed.
 
-    Ctrl-C saves all and is raised.
+    Raises:
+        Interrupted: by Ctrl-C, or the notebook's button; all is saved, and the same cell goes on from there.
     """
     cell = sys.stdout  # what a cell shows
-    found = collect(rows, root, train(rows, root, jobs, cell))
+    try:
+        found = collect(rows, root, train(rows, root, jobs, cell))
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what was trained is saved: run this cell again to go on") from None
     for result in (result for result in found if result.failed):
         print(f"failed: {result.label}, seed {result.seed}: {result.failed}", file=cell)
     return found

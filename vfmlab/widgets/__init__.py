@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from vfmlab.studies.predictions import close, expect, less, verdicts
 from vfmlab.widgets.explorers import features, interpolation, pick_run, reconstructions, sampling
-from vfmlab.widgets.monitor import Monitor, Stopped, train
+from vfmlab.widgets.monitor import Monitor, train
 from vfmlab.widgets.notebook import set_up_notebook
 from vfmlab.widgets.panel import Panel, choose
 
-__all__ = ["Monitor", "Panel", "Stopped", "choose", "close", "expect", "features", "interpolation", "less",
+__all__ = ["Monitor", "Panel", "choose", "close", "expect", "features", "interpolation", "less",
            "pick_run", "reconstructions", "sampling", "set_up_notebook", "train", "verdicts"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vfmlab import api, config, runs
+from vfmlab.errors import Interrupted
 from vfmlab.plots import figures, primitives
 from vfmlab.training import progress
 from vfmlab.training.events import Event
@@ -25,13 +26,6 @@ from vfmlab.widgets.panel import Shown, controls
 
 EVERY = 2.0  # seconds between two drawings of the curves, at least
 SHARE = 0.05  # of the time that drawing may take
-
-
-class Stopped(KeyboardInterrupt):
-    """The button was pressed. Ends "run all" like an interrupt, and says so in one line."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
 
 
 async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "runs", headless: bool = False,
@@ -44,7 +38,7 @@ async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "r
         the events, previews of all but the last left out.
 
     Raises:
-        Stopped: by the button; the state is saved, and the same cell goes on from there.
+        Interrupted: by the button; the state is saved, and the same cell goes on from there.
     """
     if headless:
         return progress.follow(api.train(run, root, **how), "plain")
@@ -91,7 +85,7 @@ class Monitor:
                 self.stop.disabled = True
         message = f"stopped by the button; run '{self._run}' is saved: run this cell again to go on"
         self.line.value, self.stop.description = html.escape(message), "stopped"
-        raise Stopped(message)
+        raise Interrupted(message)
 
     def show(self, event: Event) -> None:
         """Bring line, bar, preview and curves up to date."""

@@ -198,7 +198,7 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
                 start_timeout=PATIENCE, kernel_manager_class=Kernels, config=Config(settings)
             )
     except papermill.PapermillExecutionError as error:
-        if error.ename in ("KeyboardInterrupt", "Stopped"):
+        if error.ename in ("KeyboardInterrupt", "Interrupted", "Stopped"):
             raise Stopped("stopped on request; started again, it goes on") from None
         message = " ".join(f"{error.ename}: {error.evalue}".split())[:1000]
         raise TrainingError(f"{message} (cell {error.exec_count})") from None
