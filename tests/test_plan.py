@@ -18,6 +18,18 @@ from vfmlab.training import plan, price
 from vfmlab.training.meter import Meter, shapes_only
 
 TINY = ["tiny_plain_vae", "tiny_vfm_vae"]
+# FLOPs and stored bytes of a step with one image, as torch's fake tensors and counter give them.
+COUNTED = {
+    "tiny_plain_vae": [(10_506_752, 262_416), (748_032, 18_956)],
+    "tiny_vfm_vae": [(69_558_272, 373_618), (748_032, 18_956)],
+    "paper_vfm_vae": [(2_774_439_398_400, 2_521_070_078), (2_774_250_654_720, 2_520_939_134),
+                      (2_105_374_919_922, 2_475_435_478), (1_943_185_785_856, 2_087_551_388),
+                      (715_965_235_200, 495_682_820)],
+}  # fmt: skip
+
+
+def counted(found: dict) -> list[tuple[int, int]]:
+    return [(phase["flops"]["step_per_image"], phase["activations_per_image"]) for phase in found["phases"]]
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -43,6 +55,11 @@ def test_parameters_are_those_of_the_real_parts(planned):
     assert sum(diffusion_phase["parameters"].values()) == count(network)
     assert diffusion_phase["trained"] == sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert diffusion_phase["notes"] == [], "the classes of scenes are known, not assumed"
+
+
+def test_figures_are_those_of_torchs_counter(planned):
+    run, found = planned
+    assert counted(found) == COUNTED[run.name]
 
 
 def test_memory_adds_up(planned):
@@ -130,6 +147,14 @@ def test_paper_preset_is_the_published_network(golden, monkeypatch):
     assert tokenizer["latent_shape"] == [32, 16, 16]
     assert tokenizer["frozen_in_losses"] > 14_000_000, "LPIPS' backbone is counted"
     assert not any("loss" in note for note in tokenizer["notes"])
+    assert counted(found) == COUNTED["paper_vfm_vae"]
+
+
+def test_gradients_inside_a_forward_pass_are_counted():
+    """The adaptive weight of this preset's adversarial term takes gradients at a leaf."""
+    phase = plan.plan(api.resolve("tiny_epsilon_vae_gan"))["phases"][0]
+    assert phase["flops"]["discriminators"] > 0
+    assert phase["flops"]["backward"] > 2 * phase["flops"]["encode"]
 
 
 def test_data_that_is_not_here_is_said(tmp_path):

@@ -1,21 +1,19 @@
-"""Running code on fake tensors: shapes without storage, FLOPs by part, and the bytes that autograd stores."""
+"""Running code on shapes (`shapes.py`): FLOPs by part, and the bytes that autograd stores."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from vfmlab import config
 from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
+from vfmlab.training.shapes import Shapes
 
 
 @contextmanager
@@ -49,22 +47,8 @@ def weightless(section: Any) -> Any:
     return section.model_copy(update=changes)
 
 
-def _conv_backward_flops(
-    grad: torch.Size, x: torch.Size, weight: torch.Size, bias: Any, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, output_padding: Any, groups: int, wanted: list[bool], **_: Any,
-) -> int:  # fmt: skip
-    """FLOPs of a convolution's backward pass: the forward's, once for the input's and once for the weight's
-    gradient.
-
-    torch's own formula takes the weight's gradient of a grouped convolution for a dense one, hundreds of
-    times too much.
-    """
-    places = math.prod((x if transposed else grad)[2:])
-    return 2 * x[0] * places * math.prod(weight) * sum(wanted[:2])
-
-
 class Meter:
-    """FLOPs by part, and the bytes that autograd stores, of code that runs on fake tensors."""
+    """FLOPs by part, and the bytes that autograd stores, of code that runs on shapes."""
 
     def __init__(self):
         self.flops: dict[str, int] = {}
@@ -74,10 +58,9 @@ class Meter:
 
     @contextmanager
     def fake(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU, not meta tensors."""
+        """Inside, `modules` and what they hold as `Frozen` have shapes on the CPU, not meta tensors."""
         replaced: dict[int, Tensor] = {}  # parameters and modules may be shared
-        with FakeTensorMode(allow_non_fake_inputs=True), saved_tensors_hooks(
-            self._pack, lambda tensor: tensor):
+        with Shapes() as self._shapes, saved_tensors_hooks(self._pack, lambda tensor: tensor):
             for child in everything(*modules):
                 for table in (child._parameters, child._buffers):
                     for name, old in table.items():
@@ -109,14 +92,12 @@ class Meter:
         if self._inside:
             yield
             return
-        table = {torch.ops.aten.convolution_backward: _conv_backward_flops}
-        self._inside = True
+        self._inside, before = True, self._shapes.flops
         try:
-            with FlopCounterMode(display=False, custom_mapping=table) as counter:
-                yield
+            yield
         finally:
             self._inside = False
-        self.flops[name] = self.flops.get(name, 0) + counter.get_total_flops()
+        self.flops[name] = self.flops.get(name, 0) + self._shapes.flops - before
 
     def _pack(self, tensor: Tensor) -> Tensor:
         # A storage counts once however many views of it are stored; the reference keeps its id from being
@@ -144,7 +125,7 @@ def everything(*modules: nn.Module | None) -> list[nn.Module]:
 
 
 class Undrawn(StepRandom):
-    """Random numbers without values, for fake tensors; decisions for the whole batch take the last choice."""
+    """Random numbers without values; decisions for the whole batch take the last choice."""
 
     def __init__(self, rows: int = 1):
         super().__init__(0, 0, rows)
