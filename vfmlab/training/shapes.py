@@ -1,8 +1,8 @@
 """Tensors without values, and operators on them: shapes, types, which storage is whose, and FLOPs.
 
-torch's `FakeTensorMode` does the same and far more, at a fifth of a millisecond for every operator. Here it is
-asked once for an operator and the shapes of its arguments; after that the answer is read from a table. A second
-stage of the same networks takes a sixth of the time so.
+torch's `FakeTensorMode` does the same and far more, at a fifth of a millisecond for every operator. Here it
+is asked once for an operator and the shapes of its arguments; after that the answer is read from a table. A
+second stage of the same networks takes a sixth of the time so.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _fake(tensor: Tensor) -> Tensor:
 
 
 def _remember(out: Any, given: list[Tensor]) -> Any:
-    """A result as a recipe: ("same", i) argument i, ("view", i, meta) of its storage, ("new", meta, bytes)."""
+    """How to make a result: ("same", i): argument i, ("view", i, meta) of it, or ("new", meta, bytes)."""
     if isinstance(out, (list, tuple)):
         return [_remember(one, given) for one in out]
     if not isinstance(out, Tensor):
