@@ -1,10 +1,11 @@
 """Feature spaces in which sets of images are compared: the judge, timm's vision models, Inception.
 
 A space is named by one string: `judge` (bundled), `judge:RUN` (one trained on own data; a run's id, prefix or
-directory), `factors` or `factors:RUN` (true factors of drawn scenes), a row of the VFM table such as
-`dinov2_b14`, `timm:NAME`, either with `@SIDE` for a side in pixels, `classifier:VFM@SIDE` (with a linear head
-that knows the data's classes), or `inception`. Everything that could change its numbers (weights,
-pre-processing, dimension) is part of what it declares, and so of a protocol's hash.
+directory), `factors` or `factors:RUN` (true factors of drawn scenes), `groups` or `groups:RUN` (what stands
+where in `scenes:groups`), a row of the VFM table such as `dinov2_b14`, `timm:NAME`, either with `@SIDE` for a
+side in pixels, `classifier:VFM@SIDE` (with a linear head that knows the data's classes), or `inception`.
+Everything that could change its numbers (weights, pre-processing, dimension) is part of what it declares, and
+so of a protocol's hash.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vfmlab import config, vfm
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import FEATURE_SPACES
 
-OWN = ("judge", "factors")  # trained here: opened in no time, and other weights may come with a version
+OWN = ("judge", "factors", "groups")  # trained here: opened in no time, and other weights may come with a version
 
 
 class Seen(NamedTuple):

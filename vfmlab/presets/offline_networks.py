@@ -1,4 +1,4 @@
-"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, judge, factors."""
+"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, judge, factors, groups."""
 
 from __future__ import annotations
 
@@ -36,5 +36,9 @@ ROWS = (
     Preset(
         "pocket_factors", "Training of the second space for drawn scenes, protocol.features=factors: position, size, angle, colours, shape; with blur and noise.",
         _pretrain("regress", "scenes:hard", 2, 3e-3, 102_400, 3000), cost="a few minutes on one core", result="R2 of every factor in docs/results/pocket_vfm.md",
+    ),
+    Preset(
+        "pocket_groups", "Training of the judge of prompts, protocol.features=groups: what stands on each place of scenes:groups; with blur and noise.",
+        _pretrain("groups", "scenes:groups", 3, 3e-3, 102_400, 3000), cost="a few minutes on one core", result="what it reads right: docs/text_to_image.md",
     ),
 )  # fmt: skip

@@ -9,11 +9,12 @@ Objectives (`pretrain.objective`), all on any image source unless said otherwise
 | mae         | pocket VFM | masked reconstruction only; needs no labels                                               |
 | classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
 | regress     | factors    | the true factors of drawn scenes, under blur and noise                                    |
+| groups      | groups     | what stands on the places of `scenes:groups`, under blur and noise                        |
 
 The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes
 shape and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other
-styles. A finished run holds `pocket.safetensors`, `judge.safetensors` or `factors.safetensors`, readable
-through `vfm.weights`, `judge.load` and `factors.load`; `python -m vfmlab.training.pretrain export RUN_DIR
+styles. A finished run holds `pocket.safetensors`, `judge.safetensors`, `factors.safetensors` or
+`groups.safetensors`, readable through `vfm.weights` and each one's `load`; `python -m vfmlab.training.pretrain export RUN_DIR
 NAME` puts it among the bundled weights.
 """
 
@@ -33,17 +34,17 @@ from vfmlab import config, runs
 from vfmlab.data import Batch, ImageSource, open_source, to_float
 from vfmlab.data.stream import BatchStream
 from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
-from vfmlab.evaluation import factors, judge, linear
+from vfmlab.evaluation import factors, groups, judge, linear
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.task import Task
 from vfmlab.vfm import pocket
 from vfmlab.weights import io
 
-OBJECTIVES = ("factors+mae", "leaky", "mae", "classify", "regress")
+OBJECTIVES = ("factors+mae", "leaky", "mae", "classify", "regress", "groups")
 # Name of the file and of the entry in its metadata -> network, and how it is read.
 NETWORKS = {"pocket": (pocket.PocketNet, pocket.read), "judge": (judge.Judge, judge.load),
-            "factors": (factors.FactorNet, factors.load)}
+            "factors": (factors.FactorNet, factors.load), "groups": (groups.GroupNet, groups.load)}
 # `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every
 # size.
 MIXED = {"scenes:hard": ("scenes:hard", "scenes:medium", "scenes:easy")}
@@ -149,6 +150,31 @@ class RegressObjective(nn.Module):
         return torch.stack(list(errors.values())).mean(), {k: v.detach() for k, v in errors.items()}
 
 
+class GroupsObjective(nn.Module):
+    """Cross-entropies of shape (or nothing), texture and colour on each place, of soft, noisy and moved
+    images."""
+
+    def __init__(self, source: ImageSource):
+        super().__init__()
+        if not hasattr(source, "cells"):
+            raise ConfigError(f"pretrain.objective 'groups' needs what stands on each place, which "
+                              f"'{source.what}' does not say; set data.source=scenes:groups")
+        self.source, self.net = source, groups.GroupNet()
+
+    def forward(self, batch: Batch, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(batch.images.device.type, enabled=False):  # pixels have 8 bits, and so has bf16
+            x = augment.zoom(to_float(batch.images), rng, p=0.5, most=1.1, shift=0.05)
+            x = augment.noise(augment.blur(x, rng, p=0.5, most=1.6), rng, p=0.5, most=0.3).clamp(-1, 1)
+        found = {name: part.flatten(0, 1) for name, part in groups.parts(self.net(x)).items()}
+        losses = {}
+        for name, truth in self.source.cells(batch.indices.cpu()).items():
+            truth = truth.flatten().to(x.device)
+            if name == "shape":  # -1, nothing, is a class of its own; it has no texture and no colour
+                truth = truth.where(truth >= 0, groups.NOTHING)
+            losses[name] = F.cross_entropy(found[name], truth, ignore_index=-1)
+        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
+
+
 class PocketObjective(nn.Module):
     """What the pocket VFM learns from one batch; see the table at the top.
 
@@ -249,8 +275,9 @@ class PretrainTask(Task):
         objective = run.pretrain.objective
         if objective not in OBJECTIVES:
             raise ConfigError(f"pretrain.objective '{objective}': unknown{nearest(objective, OBJECTIVES)}")
-        judging = {"classify": ClassifyObjective, "regress": RegressObjective}.get(objective)
-        if objective == "regress" and run.data.flip:
+        judging = {"classify": ClassifyObjective, "regress": RegressObjective,
+                   "groups": GroupsObjective}.get(objective)
+        if objective in ("regress", "groups") and run.data.flip:
             raise ConfigError("data.flip True: factors of scenes are not mirrored with them; leave it out")
         if judging is None and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
@@ -280,8 +307,8 @@ class PretrainTask(Task):
 
     @torch.no_grad()
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
-        """On held-out images: the judge's accuracy; R^2 of every factor; or the accuracy of a ridge
-        classifier on the pocket VFM's global mean."""
+        """On held-out images: the judge's accuracy; R^2 of every factor; shares of captions that are read
+        right; or the accuracy of a ridge classifier on the pocket VFM's global mean."""
         device = next(weights.parameters()).device
         weights = weights.eval()
         if isinstance(weights, judge.Judge):
@@ -292,6 +319,9 @@ class PretrainTask(Task):
             truth = factors.targets(self.held_out, torch.arange(len(found))).to(device)
             scores = factors.r2(weights, found, weights.standardise(truth).cpu())
             return {f"r2_{name}": value for name, value in scores.items()}
+        if isinstance(weights, groups.GroupNet):
+            found, _ = _over(self.held_out, lambda x: groups.probabilities(weights(x.to(device))))
+            return groups.shares(self.held_out.captions(torch.arange(len(found))), found)
         pooled, labels = _over(self.held_out, lambda x: weights(x.to(device))[-1].float().mean(dim=(2, 3)))
         return {"ridge_accuracy": ridge_accuracy(pooled, labels)}
 
