@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def build(root: Path) -> share.Tab:
             run = models.dropdown(root, models.GENERATORS, "diffusion or ar run")
             beside = models.dropdown(root, models.GENERATORS, "beside it, from the same noise", NONE)
             classes = [EVERY, *models.class_names(root, run.value)]
-            label = gr.Dropdown(classes, value=EVERY, label="class", allow_custom_value=True)
+            what = "class; of a run that reads text: a prompt, chosen or typed"
+            label = gr.Dropdown(classes, value=EVERY, label=what, allow_custom_value=True)
             count = gr.Slider(1, 16, 2, step=1, label="samples per class")
             with gr.Row():
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=SEED, min_width=70)
@@ -73,7 +75,7 @@ def build(root: Path) -> share.Tab:
                history: list[str] | None = None):
         """Samples of a run, streamed as they form (codes as they are drawn); the last message has all.
 
-        run, beside: ids of diffusion runs ("none": only one). label: a class's name or number.
+        run, beside: ids of diffusion runs ("none": only one). label: a class's name or number, or a prompt.
         count: images per class. Guidance acts for t in [low, high], t = 0 data, t = 1 noise. Returns HTML, a
         PNG grid, a link, Python lines, the state as JSON, the last calls.
         """
@@ -174,6 +176,9 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], di
         how["sampler"] = {"solver": call["solver"], "shift": call["shift"]}
     if call["label"] in (None, EVERY):
         return one, [i for i in range(one.model.num_classes) for _ in range(count)][:MOST], how
+    if one.model.run.protocol.prompts is not None:
+        how["prompts"] = [text(call["label"])]
+        return replace(one, model=one.model.prompted(how["prompts"])), [0] * count, how
     return one, [models.class_index(one.model, call["label"])] * count, how
 
 

@@ -200,7 +200,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
         ConfigError: processes that disagree, a protocol that cannot be. DataError: a file of other samples.
     """
     from vfmlab.evaluation import evaluate as measure
-    from vfmlab.evaluation import samples
+    from vfmlab.evaluation import prompts, samples
 
     folder, run, ranks = _under(ref, root, protocol)
     if run.generator is None:
@@ -208,13 +208,15 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
     protocol = config.override(run, {"protocol.n": n}).protocol
     loaded = load_generator(folder.path, root, protocol.ema, decoder=protocol.decoder)
     with_weaker(loaded.network, protocol.guidance, folder.path.parent)
-    about = samples.facts(protocol, run=folder.id, weights=measure.weights(folder, protocol))
+    source = data.open_source(run.data, "val")
+    network = prompts.prompted(loaded.network, protocol, source)
+    classes = loaded.num_classes if protocol.prompts is None else network.num_classes
+    about = samples.facts(protocol, source, run=folder.id, weights=measure.weights(folder, protocol))
     path = samples.place(folder.path, n, about) if out is None else Path(out)
     if path.suffix != ".npz":
         raise ConfigError(f"out = '{path}': the file's name ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return samples.write(loaded.network, loaded.tokenizer, protocol, loaded.num_classes, path, about,
-                         run.seed, ranks, progress)
+    return samples.write(network, loaded.tokenizer, protocol, classes, path, about, run.seed, ranks, progress)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = N
            guidance: float | dict[str, Any] | None = None, steps: int | None = None,
            sampler: dict[str, Any] | None = None, root: str | Path = "runs", ema: bool = True,
            previews: int = 8, decoder: str | Path | None = None, noise: Tensor | None = None,
-           first: int = 0) -> Iterator[Preview]:
+           first: int = 0, prompts: Sequence[str] | None = None) -> Iterator[Preview]:
     """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
 
     More than `CHUNK` images are drawn in parts, without previews.
@@ -282,13 +284,15 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = N
         previews: at most so many intermediate decodings. decoder: as in :func:`load_generator`, for a
         reference.
         noise: N C h w to start from, one for each label, in place of the seed's; an ar generator has none.
+        prompts: texts in place of classes, for a generator that reads text; its labels are their numbers.
 
     Raises:
-        ConfigError: as in :func:`sampling_protocol`. CheckpointError: the weights give images that are not
-        finite.
+        ConfigError: a prompt that cannot be read; as in :func:`sampling_protocol`. CheckpointError: the
+        weights give images that are not finite.
     """
     loaded = (model if isinstance(model, LoadedDiffusion)
               else load_generator(model, root, ema, decoder=decoder))
+    loaded = loaded if prompts is None else loaded.prompted(prompts)
     labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     with_weaker(loaded.network, protocol.guidance, root)

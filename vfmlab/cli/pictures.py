@@ -29,7 +29,8 @@ MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0, steps: int | None = None,
            guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
            out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
-           decoder: str | None = None, npz: int | None = None, sets: Assignments = ()) -> int:
+           decoder: str | None = None, npz: int | None = None, sets: Assignments = (),
+           prompt: tuple[str, ...] | None = None) -> int:
     """Draw images from a diffusion run.
 
     Args:
@@ -46,9 +47,15 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
         npz: draw so many samples under the run's protocol into one npz file for ADM's evaluator instead;
         --out names it. Goes on where it was broken off, also under accelerate launch.
         sets: changes to the protocol, with --npz, e.g. labels=random precision=bf16 batch=64.
+        prompt: texts, one image each, of a run that reads text: --prompt "a striped red disc" "two blue
+        rings". Left out: a few captions of its training images.
     """
     from vfmlab import api, data
 
+    if prompt is not None and (labels is not None or npz is not None):
+        other = "--labels: an image has a class or a prompt" if labels is not None else (
+            "--npz: its prompts are the protocol's; give --set prompts=FILE")
+        raise ConfigError(f"--prompt with {other}")
     if npz is not None:
         flags = {"seed": seed, "sampler.steps": steps, "sampler.solver": solver, "guidance.scale": guidance,
                  "decoder": decoder, "ema": False if raw else None}
@@ -60,6 +67,8 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
     model = api.load_generator(run, root, ema=not raw, decoder=decoder)
+    if prompt is not None:
+        model = model.prompted(prompt)
     classes = model.class_names
     chosen = range(len(classes)) if labels is None else [data.class_number(text, classes) for text in labels]
     how = {"seed": seed, "guidance": guidance, "steps": steps,

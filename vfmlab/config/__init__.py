@@ -4,7 +4,7 @@ phases."""
 from vfmlab.config.data import Data
 from vfmlab.config.override import explain, located, override, parse, parse_assignments, parse_overrides
 from vfmlab.config.permuted import Permuted
-from vfmlab.config.protocol import Guidance, Protocol, Sampler, TokenSampler
+from vfmlab.config.protocol import CAPTIONS, Guidance, Protocol, Sampler, TokenSampler
 from vfmlab.config.recipe import Kind, Phase, Recipe, Stage, TokenizerPhase, digest, kind_of
 from vfmlab.config.schema import (
     AR,
@@ -32,7 +32,7 @@ from vfmlab.config.schema import (
 from vfmlab.config.section import Part, Section
 
 __all__ = [
-    "AR", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig",
+    "AR", "CAPTIONS", "VFM", "Alignment", "AnyDecoder", "AnyQuantizer", "ClassToken", "Data", "DecoderConfig",
     "Diffusion", "Equivariance", "Guidance", "Imported", "Kind", "LossConfig", "Losses", "NetworkConfig",
     "Part", "PathConfig", "Permuted", "Phase", "Pretrain", "Protocol", "QuantizerConfig", "Recipe", "Sampler",
     "Section", "SizedConfig", "Stage", "TimeSampling", "TokenSampler", "TokenizerConfig", "TokenizerPhase", "Train", "Tune",

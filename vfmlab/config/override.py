@@ -49,7 +49,7 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
             return value
         if field == "source":
             return absolute_source(value)
-        files = field in ("weights", "pretrained", "reference")
+        files = field in ("weights", "pretrained", "reference", "prompts")
         local = files and (value.startswith("~") or os.path.exists(value))
         return os.path.abspath(expand(value)) if local else value
 

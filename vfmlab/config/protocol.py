@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from vfmlab.config.section import Section
 
 
+CAPTIONS = "captions"  # the protocol's own prompts
+
+
 class Guidance(Section):
     """Guidance v = v_weak + scale (v - v_weak), inside `interval` of t and on `channels`. `kind` says what is
     weak: the null label (classifier-free), a second read-out, or a weaker model.
@@ -98,6 +101,8 @@ class Protocol(Section):
     token_sampler: TokenSampler | None = Field(None, description="of the ar generator, in place of `sampler`")
     labels: Literal["balanced", "random"] = Field("balanced", description="of samples: every class in turn, "
         "or one drawn for each sample")
+    prompts: str | None = Field(None, description="of a generator that reads text: 'captions', those of the "
+        "held-out images in turn, or a text file with one prompt a line; null: classes")
     reference: str | None = Field(None, description="npz file of ADM's evaluator, with which samples are "
         "compared; null: the held-out images")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of encoding, sampling and "

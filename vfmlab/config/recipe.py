@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from vfmlab.config.data import Data
-from vfmlab.config.protocol import Guidance, Protocol, Sampler
+from vfmlab.config.protocol import CAPTIONS, Guidance, Protocol, Sampler
 from vfmlab.config.schema import (
     AR,
     VFM,
@@ -87,13 +87,20 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _drawn(cls, value: Any) -> Any:
-        """An ar generator's protocol says how tokens are drawn."""
+        """An ar generator's protocol says how tokens are drawn, that of one that reads text for which
+        prompts."""
         protocol = value.get("protocol", {}) if isinstance(value, dict) else None
         if isinstance(protocol, Protocol):
             protocol = protocol.model_dump()
-        if not isinstance(protocol, dict) or value.get("ar") is None:
+        if not isinstance(protocol, dict):
             return value
-        return value | {"protocol": protocol | {"token_sampler": protocol.get("token_sampler") or {}}}
+        diffusion, more = value.get("diffusion"), {}
+        if value.get("ar") is not None:
+            more["token_sampler"] = protocol.get("token_sampler") or {}
+        text = diffusion.get("text") if isinstance(diffusion, dict) else getattr(diffusion, "text", None)
+        if text is not None:
+            more["prompts"] = protocol.get("prompts") or CAPTIONS
+        return value | {"protocol": protocol | more} if more else value
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
@@ -148,6 +155,10 @@ class Recipe(Section):
         if self.ar is not None and not self.tokenizer.quantised:
             raise ValueError(f"ar: tokenizer '{self.tokenizer.method}' has a continuous latent and no codes; "
                              "use the 'diffusion' section in its place")
+        if self.generator is not None and protocol.prompts is not None and getattr(
+            self.generator, "text", None) is None:
+            raise ValueError(f"protocol.prompts '{protocol.prompts}': this generator reads no text but "
+                             "classes; set diffusion.text, or prompts=null")
         if self.diffusion is not None and protocol.token_sampler is not None:
             raise ValueError("protocol.token_sampler is the ar generator's; diffusion samples as "
                              "protocol.sampler says")

@@ -26,6 +26,7 @@ from pydantic import (
 from vfmlab.config.permuted import Permuted
 from vfmlab.config.section import Section, by_name, under
 from vfmlab.config.stale import Stale
+from vfmlab.config.text import Text
 from vfmlab.errors import ConfigError
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, QUANTIZERS, TOKEN_NETWORKS
 
@@ -356,6 +357,7 @@ class Diffusion(Generator):
     class_token: ClassToken | None = Field(None, description="REG; null: off")
     stale: Stale | None = Field(None, description="the head learns on encodings of earlier steps; null: off")
     tune: Tune | None = Field(None, description="REPA-E; null: the tokenizer stays as it is")
+    text: Text | None = Field(None, description="captions as condition; null: classes")
 
     @model_validator(mode="after")
     def _straight(self) -> Diffusion:
@@ -371,8 +373,12 @@ class Diffusion(Generator):
 
     @model_validator(mode="after")
     def _shared(self) -> Diffusion:
-        if self.stale is not None:
-            self.stale.check(self)
+        for part in (self.stale, self.text):
+            if part is not None:
+                part.check(self)
+        if self.text is None and getattr(self.network, "text", None) is not None:
+            raise ValueError(f"network.text {list(self.network.text)}: there is no text to read; add 'text', "
+                             "or set network.text to null")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,7 +62,9 @@ class LightningDiT(nn.Module):
             and num_classes itself is the null label of classifier-free guidance.
 
     With `token` it denoises the class token of a VFM too (REG, arXiv 2507.01467): the noisy token, brought to
-    the network's width, goes before those of the latents, without a place of its own.
+    the network's width, goes before those of the latents, without a place of its own. With `text` labels are
+    numbers of texts (:mod:`vfmlab.diffusion.prompts`), whose tokens go there and through all blocks (joint
+    tokens, as in U-ViT, arXiv 2209.12152); their mean takes the place of the class's vector.
     """
 
     class Config(Shape):
@@ -78,6 +80,8 @@ class LightningDiT(nn.Module):
         pos_embed: bool = Field(True, description="add a fixed sine-cosine position code")
         token: int | None = Field(None, ge=1, description="width of a class token that is denoised beside "
                                                           "the latents (REG)")
+        text: tuple[PositiveInt, PositiveInt] | None = Field(None, description="[tokens, width] of texts "
+            "that are the condition in place of classes")
 
     def __init__(self, config: Config, latent_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
@@ -89,7 +93,11 @@ class LightningDiT(nn.Module):
 
         self.patch_embed = nn.Conv2d(channels, width, config.patch, config.patch)
         self.time_embed = TimeEmbedding(width)
-        self.label_embed = nn.Embedding(num_classes + 1, width)
+        if config.text is None:
+            self.label_embed = nn.Embedding(num_classes + 1, width)
+        else:
+            self.text_embed, self.text_norm = nn.Linear(config.text[1], width), LayerNorm(width, affine=True)
+            self.label_embed, self.prompts = nn.Linear(width, width), None
         self.blocks = nn.ModuleList(
             Block(width, heads, config.mlp_ratio, norm, config.qk_norm, config.swiglu, config.shift_free)
             for _ in range(depth)
@@ -101,12 +109,12 @@ class LightningDiT(nn.Module):
         if config.token is not None:
             self.class_embed, self.class_norm = nn.Linear(config.token, width), LayerNorm(width, affine=True)
             self.class_final = nn.Linear(width, config.token)
-            # the class token comes first and has no place
-            places = torch.cat([torch.zeros(1, width), places])
-            if turns is not None:
-                # sin 0, cos 1
-                still = torch.stack([torch.zeros(1, turns.shape[-1]), torch.ones(1, turns.shape[-1])])
-                turns = torch.cat([still, turns], dim=1)
+        # tokens before those of the latents, which have no place
+        self.apart = config.text[0] if config.text is not None else int(config.token is not None)
+        places = torch.cat([torch.zeros(self.apart, width), places])
+        if turns is not None:  # sin 0, cos 1
+            still = torch.zeros(self.apart, turns.shape[-1])
+            turns = torch.cat([torch.stack([still, still + 1]), turns], dim=1)
         # A parameter without gradient, not a buffer: published parameter counts include it, and releases
         # store it.
         self.pos_embed = nn.Parameter(places[None], False) if config.pos_embed else None
@@ -142,12 +150,15 @@ class LightningDiT(nn.Module):
         if token is not None and self.config.token is None:
             raise ConfigError("this network has no class token to denoise (network.token is null); call it "
                               "without one")
-        given, apart = token is not None, int(self.config.token is not None)
-        if apart and not given:
+        given, apart = token is not None, self.apart
+        if self.config.token is not None and not given:
             token = x.new_zeros(len(x), self.config.token)
         h = self.patch_embed(x).flatten(2).transpose(1, 2)  # B N D
         if token is not None:
             h = torch.cat([self.class_norm(self.class_embed(token)).unsqueeze(1), h], dim=1)
+        if self.config.text is not None:
+            y = self._read(y)
+            h, y = torch.cat([y, h], dim=1), y.mean(1)
         if self.pos_embed is not None:
             h = h + self.pos_embed
         # B D; each block's modulation begins with this SiLU
@@ -164,6 +175,14 @@ class LightningDiT(nn.Module):
             return out
         return out, {k: tokens if given else tokens[:, apart:]
                      for k, tokens in pick(kept, features_at).items()}
+
+
+    def _read(self, y: Tensor) -> Tensor:
+        """Texts, by number B -> their tokens B L D at the network's width."""
+        if self.prompts is None:
+            raise ConfigError("this network reads text and has none; set some with "
+                              "vfmlab.diffusion.prompts.set_prompts")
+        return self.text_norm(self.text_embed(self.prompts(y).to(self.text_embed.weight.dtype)))
 
 
 def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vfmlab import config, data, runs
 from vfmlab.errors import RunError
-from vfmlab.evaluation import number, samples
+from vfmlab.evaluation import number, prompts, samples
 from vfmlab.evaluation.features import OWN, open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
@@ -80,8 +80,11 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
     protocol = {key: value for key, value in dump(run.protocol).items() if key != "batch"}
     own = run.protocol.features.partition(":")[0] in OWN
     version = open_space(run.protocol.features, run.data.size, folder.path.parent).version if own else ""
-    source = data.open_source(run.data, "val").fingerprint
-    facts = [protocol, run.data.model_dump(mode="json"), source, weights(folder, run.protocol), version]
+    source = data.open_source(run.data, "val")
+    facts = [protocol, run.data.model_dump(mode="json"), source.fingerprint, weights(folder, run.protocol),
+             version]
+    if run.protocol.prompts is not None:
+        facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:
         facts.append(open_reference(run.protocol.reference).digest)
     return config.digest(facts)
@@ -132,7 +135,8 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     else:
         model, classes = loaded.network, loaded.num_classes
         with_weaker(model, run.protocol.guidance, folder.path.parent)
-        about = samples.facts(run.protocol, run=folder.id, weights=weights(folder, run.protocol))
+        about = samples.facts(run.protocol, setup.source, run=folder.id,
+                              weights=weights(folder, run.protocol))
         setup.drawn = samples.found(Path(folder.path), run.protocol, run.data.size, about)
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import config, data
+from vfmlab.evaluation import prompts
 from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.instruments.base import CODES, SAMPLES, Metrics, Part, Pass
@@ -26,7 +27,7 @@ from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 
 # Of the tokenizer, beside the generation numbers.
-BESIDE = ("rfd", "rfd_reference", "rkd", "psnr", "class_accuracy_own")
+BESIDE = ("rfd", "rfd_reference", "rkd", "psnr", "class_accuracy_own", "prompt_all_own")
 
 
 def labels_of(ids: Tensor, num_classes: int, protocol: config.Protocol | None = None) -> Tensor:
@@ -58,6 +59,9 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
     device = next(network.parameters()).device
     setup = setup or open_setup(cfg, protocol, device=device)
     baseline = baseline or measure(tokenizer, cfg, protocol, setup)
+    network = prompts.prompted(network, protocol, setup.source)
+    if protocol.prompts is not None:
+        num_classes = network.num_classes
     resolved, samples = setup.resolved(sampling=True), FeatureSet.empty(setup.space.dimension)
     gathered = Pass(setup, resolved, tokenizer, baseline.real, baseline.own, samples, network=network)
     metrics = Metrics(SAMPLES, gathered)
@@ -73,7 +77,9 @@ def evaluate_generation(network: nn.Module, tokenizer: Tokenizer, cfg: config.Da
             whole, *parts = ranks.join(len(ids), data.to_uint8(own), *seen)
             whole, seen = own if ranks.count == 1 else data.to_float(whole), Seen(*parts)
             samples.update(seen.features)
-            metrics.update(Part(None, whole, seen, labels_of(ids, num_classes, protocol), ids))
+            labels = labels_of(ids, num_classes, protocol)
+            shown = prompts.classes(protocol, setup.source, labels)
+            metrics.update(Part(None, whole, seen, shown, ids, drawn_for=labels))
             done += len(ids)
             if progress is not None:
                 progress(done, protocol.n)

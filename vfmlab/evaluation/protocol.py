@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vfmlab import config, data
 from vfmlab.errors import DataError
-from vfmlab.evaluation import cache
+from vfmlab.evaluation import cache, prompts
 from vfmlab.evaluation.features import FeatureSpace, open_space
 from vfmlab.evaluation.frechet import FeatureSet, Moments
 from vfmlab.evaluation.npz import STATISTICS, Reference, open_reference
@@ -59,7 +59,7 @@ class Resolved:
 
 LATER = {"sampler": ("reuse", "parallel"), "guidance": ("token", "kind", "weaker")}
 LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None, "labels": "balanced", "reference": None,
-                  "precision": "fp32"}
+                  "precision": "fp32", "prompts": None}
 DTYPES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 LABELS = {"balanced": "id modulo classes", "random": "drawn by id"}
 
@@ -101,6 +101,8 @@ def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSourc
     if sampling:
         fields = dump(protocol)
         labels = {"guidance": fields["guidance"], "labels": LABELS[protocol.labels]}
+        if protocol.prompts is not None:
+            labels["prompts"] = prompts.mark(protocol, source)
         if protocol.token_sampler is not None:
             labels["guidance"] = {"scale": protocol.guidance.scale}
         how = fields.get("token_sampler") or fields["sampler"]

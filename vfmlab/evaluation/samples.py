@@ -17,7 +17,7 @@ from torch import nn
 from vfmlab import config, data
 from vfmlab.config.files import beside, read_json
 from vfmlab.errors import DataError, VfmlabError
-from vfmlab.evaluation import npz
+from vfmlab.evaluation import npz, prompts
 from vfmlab.evaluation.generation import drawn
 from vfmlab.evaluation.precision import tf32
 from vfmlab.evaluation.protocol import dump
@@ -31,8 +31,11 @@ PART, FORMAT = 512, "vfmlab/npz-1"
 NOT_DRAWN = ("batch", "features", "reference")  # fields of a protocol that change no sample
 
 
-def facts(protocol: config.Protocol, **more: Any) -> dict[str, Any]:
-    """What decides the samples, and so whether parts that lie there are theirs. more: run, weights."""
+def facts(protocol: config.Protocol, source: data.ImageSource | None = None, **more: Any) -> dict[str, Any]:
+    """What decides the samples, and so whether parts that lie there are theirs. source: of held-out images,
+    which prompts may come from. more: run, weights."""
+    if protocol.prompts is not None:
+        more["prompts"] = prompts.mark(protocol, source)
     return more | {"protocol": {k: v for k, v in dump(protocol).items() if k not in NOT_DRAWN}}
 
 

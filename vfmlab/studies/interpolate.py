@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab import api
+from vfmlab.diffusion import prompts
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.lines import between, path_shape
 from vfmlab.plots import primitives
@@ -167,6 +168,10 @@ def blended(network: nn.Module, labels: tuple[int, int], frames: int, kind: Kind
 
     It shares all other weights with `network`, which stays as it is.
     """
+    if (own := getattr(network, "prompts", None)) is not None:
+        ends = own(torch.tensor([*labels, len(own)]))  # two texts, and the empty one
+        tokens = torch.cat([walk(ends[0], ends[1], frames, kind), ends[2:]])
+        return prompts.prompted(network, prompts.Prompts([""] * frames, lambda frame: tokens[frame]))
     table = network.label_embed.weight.detach()
     steps = walk(table[labels[0]], table[labels[1]], frames, kind)
     mixed = torch.cat([steps, table[network.num_classes][None]])

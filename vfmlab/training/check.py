@@ -10,6 +10,7 @@ import torch
 from vfmlab import data, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
+from vfmlab.diffusion import prompts
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
 from vfmlab.evaluation.npz import open_reference
@@ -28,7 +29,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on. DataError: a reference that cannot serve.
+        too few held-out images to measure on. DataError: a reference that cannot serve, captions that are
+        missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
@@ -47,6 +49,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 side = size // phase.tokenizer.factor
                 shape = (phase.tokenizer.channels, side, side)
                 diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
+        if phase.diffusion is not None and phase.diffusion.text is not None:
+            prompts.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
         if phase.train.evaluate_at:
             space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
             if own is not None and space.startswith("classifier:") and bare(space) == bare(own):

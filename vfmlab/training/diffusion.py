@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
-from vfmlab.diffusion import latents, path, sampling, targets
+from vfmlab.diffusion import latents, path, prompts, sampling, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
@@ -60,7 +60,10 @@ class DiffusionTask(Task):
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         _ = tokenizer.statistics
         self.source: ImageSource = open_source(run.data, "train")
-        self.num_classes = self.source.num_classes
+        self.captions = (None if run.diffusion.text is None
+                         else prompts.Captioned(run.diffusion, self.source))
+        self.class_names = self.source.class_names if self.captions is None else self.captions.texts
+        self.num_classes = len(self.class_names)
         with torch.random.fork_rng(devices=[]):
             network, self.targets, projection = build(
                 run.diffusion, run.data.size, run.seed, tokenizer.latent_shape, self.num_classes,
@@ -96,9 +99,12 @@ class DiffusionTask(Task):
 
     def _parts(self, weights: nn.Module) -> tuple[nn.Module, Tokenizer]:
         """Network and tokenizer of `weights`."""
-        return (
-            (weights.network, weights.tokenizer) if isinstance(weights, Tuned) else (weights, self.tokenizer)
-        )
+        network, tokenizer = weights, self.tokenizer
+        if isinstance(weights, Tuned):
+            network, tokenizer = weights.network, weights.tokenizer
+        if self.captions is not None:
+            prompts.set_prompts(network, self.captions.prompts)
+        return network, tokenizer
 
     @property
     def compiled(self) -> list[nn.Module]:
@@ -106,9 +112,14 @@ class DiffusionTask(Task):
 
     def facts(self) -> dict[str, str]:
         model, statistics = self.tokenizer.vfm, self.tokenizer.statistics
-        found = {"fingerprint": statistics.fingerprint, "class_names": json.dumps(self.source.class_names)}
+        found = {"fingerprint": statistics.fingerprint, "class_names": json.dumps(self._remembered)}
         found["tokenizer"] = self.run.parent or ""
         return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
+
+    @property
+    def _remembered(self) -> list[str]:
+        """The classes; of captions a few examples."""
+        return self.class_names if self.captions is None else self.class_names[: prompts.EXAMPLES]
 
     # -- data -----------------------------------------------------------------------------------------------
 
@@ -129,6 +140,10 @@ class DiffusionTask(Task):
             for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share, maps=maps):
                 yield "latents", done, of
             self.cached = latents.LatentSource(folder, wanted)
+        if self.captions is not None:
+            for done, of in self.captions.prepare(self.cache_root, self.device, **share):
+                yield "captions", done, of
+            self._parts(self.weights)
         if self.targets is not None:
             yield from self._prepare_targets(share, flip)
 
@@ -151,6 +166,10 @@ class DiffusionTask(Task):
             self.objective.scale.set(*found)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
+        found = self._stream(start_step, rows)
+        return found if self.captions is None else self.captions.labelled(found)
+
+    def _stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         batch, seed, data = self.train.batch, self.run.seed, self.run.data
         asks = any(isinstance(source, targets.Teacher) for source in self.sources)
         encodes, tunes = self.cached is None, self.run.diffusion.tune is not None
@@ -284,6 +303,8 @@ def build(cfg: config.Diffusion, size: int, seed: int, latent_shape: tuple[int, 
     torch.manual_seed(derive("diffusion", seed))
     network = NETWORKS.get(cfg.network.kind)(cfg.network, latent_shape, num_classes)
     network = given.replace(network, parts, "network", seed)
+    if cfg.text is not None:
+        prompts.set_prompts(network, prompts.blank(cfg.network.text))
     align = cfg.alignment
     if align is None and cfg.class_token is None:
         return Parts(network, None, None)

@@ -48,17 +48,17 @@ class TextEncoder(nn.Module):
         """Prompts that fit -> fp32 B L D."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> tokens, fp32 B L D.
-
-        Raises:
-            ConfigError: a prompt that is too long or has an unknown word.
-        """
+    def check(self, prompts: Sequence[str]) -> None:
+        """:class:`ConfigError` for a prompt that is too long or has an unknown word."""
         for prompt in prompts:
             if (n := self.tokens(prompt)) > self.length:
                 raise ConfigError(f"prompt '{shown(prompt)}' has {n} tokens, encoder '{self.name}' takes "
                                   f"{self.length}; make it shorter")
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> tokens, fp32 B L D; errors as :meth:`check`."""
+        self.check(prompts)
         return self.encode(prompts)
 
     def train(self, mode: bool = True) -> TextEncoder:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from vfmlab import config, runs, vfm
 from vfmlab.ar.llamagen import CodeShape
+from vfmlab.diffusion import prompts
 from vfmlab.diffusion.path import of_run as path_of_run
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.nn import parts
@@ -103,7 +105,10 @@ def weights_file(folder: runs.RunDir, ema: bool) -> Path:
 
 @dataclass(frozen=True)
 class LoadedDiffusion:
-    """A trained generator (diffusion or ar) with the tokenizer whose latents or codes it makes."""
+    """A trained generator (diffusion or ar) with the tokenizer whose latents or codes it makes.
+
+    Of one that reads text, classes are prompts: first a few of its training images' captions.
+    """
 
     network: nn.Module
     tokenizer: Tokenizer
@@ -115,6 +120,19 @@ class LoadedDiffusion:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def prompted(self, texts: Sequence[str]) -> LoadedDiffusion:
+        """This generator with `texts` in place of classes.
+
+        Raises:
+            ConfigError: it reads no text, or the encoder does not take one of them.
+        """
+        own = getattr(self.network, "prompts", None)
+        if own is None:
+            raise ConfigError(f"run '{self.folder.id}' draws classes and reads no text; leave prompts out, "
+                              "or train one with diffusion.text (presets with t2i in their names)")
+        network = prompts.prompted(self.network, prompts.of(texts, own.encoder))
+        return replace(self, network=network, num_classes=len(texts), class_names=list(texts))
 
 
 def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
@@ -143,6 +161,8 @@ def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     network = parts.replace(network, run.recipe.parts, "network", run.seed)
     if run.diffusion is not None:
         network.path = path_of_run(run.diffusion, run.tokenizer)
+        if run.diffusion.text is not None:
+            prompts.set_prompts(network, prompts.of(names, prompts.encoder_of(run.diffusion)))
     io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))
@@ -168,6 +188,9 @@ def with_weaker(network: nn.Module, guidance: config.Guidance, root: str | Path)
     """
     if guidance.kind != "auto":
         return
+    if getattr(network, "prompts", None) is not None:
+        raise ConfigError("guidance.kind 'auto': not of a network that reads text; set guidance.kind=null, "
+                          "which leads away from the empty text")
     other = load_diffusion(guidance.weaker, root, on=next(network.parameters()).device).network
     mine, theirs = ((n.latent_shape, n.num_classes) for n in (network, other))
     if mine != theirs:

@@ -63,17 +63,19 @@ class Part(NamedTuple):
     """One batch. images: B 3 H W in [-1, 1], None for samples; output: decoded, 8 bits; seen: its features.
 
     real: the images' features B D, of reconstructions; latents: B C h w on the CPU; codes: B T, of
-    quantised tokenizers; ids: of images or samples, long B.
+    quantised tokenizers; ids: of images or samples, long B. labels: classes, None where samples have none;
+    drawn_for: of samples, the classes or numbers of prompts that the network was given.
     """
 
     images: Tensor | None
     output: Tensor
     seen: Seen
-    labels: Tensor
+    labels: Tensor | None
     ids: Tensor
     real: Tensor | None = None
     latents: Tensor | None = None
     codes: Tensor | None = None
+    drawn_for: Tensor | None = None
 
 
 class Metric:

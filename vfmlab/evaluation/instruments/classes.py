@@ -15,6 +15,8 @@ class ClassAccuracy(Metric):
         self.unknown, self.hits, self.n = gathered.setup.unknown_classes, 0, 0
 
     def update(self, part: Part) -> None:
+        if part.labels is None:
+            self.unknown = "prompts of a file have no classes"
         if self.unknown is None:
             self.hits += int((self.gathered.setup.classify(part.seen.logits) == part.labels).sum())
             self.n += len(part.labels)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.diffusion import path as flow
+from vfmlab.diffusion import prompts
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.instruments.blocks import PART, latents
 from vfmlab.evaluation.number import LOWER, Draft, Quantity
@@ -52,8 +53,13 @@ class TimeLoss(Instrument):
 
     def measure(self, subject: Subject, report: Draft) -> None:
         z, ids = latents(subject)
-        labels = subject.held_out.labels[: len(z)]
-        times, losses = time_losses(subject.network, z, labels, ids, subject.protocol.seed)
-        section = subject.section({"measure": "velocity error", "bins": BINS, "images": len(z)})
+        network, labels = subject.network, subject.held_out.labels[: len(z)]
+        facts = {"measure": "velocity error", "bins": BINS, "images": len(z)}
+        if (own := getattr(network, "prompts", None)) is not None:
+            texts = prompts.captions(subject.source, torch.tensor(ids))
+            network = prompts.prompted(network, prompts.of(texts, own.encoder))
+            labels, facts = torch.arange(len(z)), facts | {"condition": "captions"}
+        times, losses = time_losses(network, z, labels, ids, subject.protocol.seed)
+        section = subject.section(facts)
         report.add("velocity_error", sum(losses) / len(losses), section, len(z))
         report.add("velocity_error_over_t", losses, section, len(z), t=times)

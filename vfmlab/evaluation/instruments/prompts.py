@@ -1,0 +1,95 @@
+"""Prompts: how much of a caption the judge of groups reads off an image, in the manner of GenEval."""
+
+from __future__ import annotations
+
+import torch
+
+from vfmlab.errors import ConfigError
+from vfmlab.evaluation import groups, prompts
+from vfmlab.evaluation.instruments.base import SAMPLES, Metric, Part, Pass
+from vfmlab.evaluation.number import CURVE, HEADLINE, HIGHER, TABLE, TARGET, Draft, Quantity
+from vfmlab.registry import INSTRUMENTS
+
+PARTS = {
+    "count": "as many things as it says", "shape": "the shapes it names, and no other",
+    "texture": "the textures it names, and no other", "colour": "the colours it names, and no other",
+    "side": "of captions with a side: its things stand there", "all": "every thing as it says",
+}  # fmt: skip
+
+
+class PromptsFollowed(Metric):
+    """Shares of images that are as their captions say, by the judge of groups; absent in other spaces."""
+
+    def __init__(self, gathered: Pass):
+        super().__init__(gathered)
+        self.reason, self.features, self.texts = None, [], []
+        if not isinstance(gathered.setup.space, groups.GroupSpace):
+            name = gathered.setup.space.name
+            self.reason = f"feature space '{name}' reads no things; set protocol.features=groups"
+
+    def said(self, part: Part) -> list[str]:
+        """The captions of a batch."""
+        raise NotImplementedError
+
+    def update(self, part: Part) -> None:
+        if self.reason is None:
+            self.features.append(part.seen.features.cpu())
+            self.texts += self.said(part)
+
+    def write(self, draft: Draft) -> None:
+        found: dict[str, float] = {}
+        if self.reason is None:
+            try:
+                found = groups.shares(self.texts, torch.cat(self.features))
+            except ConfigError as error:
+                self.reason = str(error)
+        for quantity in self.quantities:
+            part = quantity.name.split("_")[1]
+            if part in found:
+                draft.add(quantity.name, found[part], self.gathered.resolved, len(self.texts))
+            else:
+                draft.absent(quantity.name, self.reason or f"no prompt says a {part}")
+
+
+@INSTRUMENTS.register("sample_prompts")
+class OfSamples(PromptsFollowed):
+    """Of samples, by the prompts they were drawn for."""
+
+    order, over = 42, SAMPLES
+    quantities = tuple(
+        Quantity(f"prompt_{part}", f"prompts: {part}", HIGHER, "",
+                 (TABLE, CURVE, TARGET, HEADLINE) if part == "all" else (CURVE, TARGET),
+                 definition="share of samples in which the judge of groups sees what the prompt says: "
+                            f"{words}")
+        for part, words in PARTS.items())
+
+    @classmethod
+    def fits(cls, gathered: Pass) -> bool:
+        return gathered.setup.protocol.prompts is not None
+
+    def __init__(self, gathered: Pass):
+        super().__init__(gathered)
+        self.every = prompts.texts(gathered.setup.protocol, gathered.setup.source)
+
+    def said(self, part: Part) -> list[str]:
+        return [self.every[i] for i in part.drawn_for.tolist()]
+
+
+@INSTRUMENTS.register("reconstruction_prompts")
+class OfReconstructions(PromptsFollowed):
+    """Of reconstructions, by the images' captions: what a generator on this tokenizer can reach."""
+
+    order = 23
+    quantities = (Quantity("prompt_all_own", "prompts: all, of rec.", HIGHER,
+                           definition="share of reconstructions in which the judge of groups sees all that "
+                                      "the image's caption says"),)
+
+    @classmethod
+    def fits(cls, gathered: Pass) -> bool:
+        return isinstance(gathered.setup.space, groups.GroupSpace)
+
+    def said(self, part: Part) -> list[str]:
+        found = self.gathered.setup.source.captions(part.ids)
+        if found is None:
+            self.reason = "the images have no captions"
+        return found or []
