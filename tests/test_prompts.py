@@ -76,7 +76,7 @@ def test_a_network_reads_its_text(options):
         alone = prompts.prompted(net, prompts.of(TWO[1:], made.encoder))
         torch.testing.assert_close(alone(x, t, torch.zeros(3, dtype=torch.long)), out[1])
         torch.testing.assert_close(alone(x, t, torch.ones(3, dtype=torch.long)), out[3])
-        v, kept = net(x, t, torch.tensor([0, 1, 3]), features_at=(0, 2))
+        _, kept = net(x, t, torch.tensor([0, 1, 3]), features_at=(0, 2))
         assert kept[2].shape == (3, net.grid[0] * net.grid[1], 16), "the text's tokens are none of the image's"
     assert net.num_classes == 3
     assert len(alone.prompts) == 1

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from vfmlab.config.section import Section
 
-
 CAPTIONS = "captions"  # the protocol's own prompts
 
 
