@@ -161,7 +161,7 @@ def test_each_image_is_trained_with_its_caption(run, tmp_path):
 
 def test_a_run_logs_how_prompts_are_followed(run, root):
     folder = runs.open_run(run.id, root)
-    (line,) = [json.loads(line) for line in folder.metrics.read_text().splitlines() if '"evaluation"' in line]
+    (line,) = folder.metrics("evaluation")
     assert 0 <= line["prompt_all"]["value"] <= 1
     assert folder.status().state == "finished"
 

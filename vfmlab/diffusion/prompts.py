@@ -3,30 +3,25 @@
 A network that reads text is conditioned by numbers, as others are by classes: condition i is the i-th text of
 its :class:`Prompts`, and the one after the last is the empty text, which guidance leads away from. So nothing
 between here and the network has to know of text. What the texts are is set from outside: the captions of the
-training images, those of a protocol, or what a user types.
-
-    <directory>/meta.json             encoder, texts
-                text-00000.safetensors `tokens` L D of each text, the empty one last, fp16
+training images (:mod:`vfmlab.diffusion.captions`), those of a protocol, or what a user types.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vfmlab.config import Diffusion
-from vfmlab.data import ImageSource
-from vfmlab.diffusion import latents, shards
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.vfm.text import TextEncoder, open_encoder
 
-FORMAT, CACHE = "vfmlab-text/1", "cache of captions"
-CHECKED = 10_000  # captions that are looked at before anything is trained
+if TYPE_CHECKING:
+    from vfmlab.data import ImageSource
+
 EXAMPLES = 16  # captions that a run remembers, to sample when nothing else is asked for
 
 
@@ -105,53 +100,3 @@ def captions(source: ImageSource, indices: Tensor | None = None) -> list[str]:
                         ".txt beside its image, name a column of the table in data.caption_column, or draw "
                         "scenes:groups")
     return found
-
-
-class Captioned:
-    """The captions of a run's training images as the conditions of its network.
-
-    Attributes:
-        texts: the different ones. of_image: long N, the condition of each image. prompts: set by
-        :meth:`prepare`.
-
-    Raises:
-        DataError: images without captions. ConfigError: an encoder that does not fit, captions that it does
-        not take.
-    """
-
-    def __init__(self, cfg: Diffusion, source: ImageSource):
-        self.encoder, found = encoder_of(cfg), captions(source)
-        self.texts = list(dict.fromkeys(found))
-        self.encoder.check(self.texts[:CHECKED])  # fails here and now
-        number = {text: i for i, text in enumerate(self.texts)}
-        self.of_image = torch.tensor([number[text] for text in found])
-        self.prompts = blank(cfg.network.text)
-
-    def prepare(self, root: Path, device: torch.device | str, rank: int = 0,
-                world: int = 1) -> Iterator[tuple[int, int]]:
-        """Encode the captions into a folder below `root`, or find them encoded; yields (done, in all)."""
-        encoder, texts = self.encoder.to(device), [*self.texts, ""]
-        wanted = shards.fingerprint(FORMAT, encoder.fingerprint, encoder.length, texts)
-        folder = root / f"text-{wanted}"
-        meta = shards.read_meta(folder, FORMAT, CACHE) or {
-            "format": FORMAT, "fingerprint": wanted, "count": len(texts), "shard": latents.SHARD,
-            "encoder": encoder.name, "shape": [encoder.length, encoder.width]}
-
-        def encode(indices: Tensor) -> dict[str, Tensor]:
-            return {"tokens": encoder([texts[i] for i in indices.tolist()]).half().cpu()}
-
-        yield from shards.write(folder, "text", meta, encode, 64, rank, world, latents.PATIENCE)
-        stored = shards.Shards(folder, "text", meta)
-        self.prompts = Prompts(self.texts, lambda conditions: stored.rows("tokens", conditions), encoder)
-
-    def label(self, batch: Any) -> Any:
-        """A batch with the conditions of its images in place of their classes."""
-        return batch._replace(labels=self.of_image[batch.indices.cpu()].to(batch.labels.device))
-
-    def labelled(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Each of `batches` so."""
-        try:
-            for batch in batches:
-                yield self.label(batch)
-        finally:
-            batches.close()

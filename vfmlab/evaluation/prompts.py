@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.config.files import expand, read_bytes
-from vfmlab.data import ImageSource
 from vfmlab.diffusion import prompts as conditions
 from vfmlab.errors import DataError
+
+if TYPE_CHECKING:
+    from vfmlab.data import ImageSource
 
 
 def texts(protocol: config.Protocol, source: ImageSource) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from vfmlab import data, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
-from vfmlab.diffusion import prompts
+from vfmlab.diffusion import captions
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
 from vfmlab.evaluation.npz import open_reference
@@ -50,7 +50,7 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 shape = (phase.tokenizer.channels, side, side)
                 diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
         if phase.diffusion is not None and phase.diffusion.text is not None:
-            prompts.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
+            captions.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
         if phase.train.evaluate_at:
             space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
             if own is not None and space.startswith("classifier:") and bare(space) == bare(own):

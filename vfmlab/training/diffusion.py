@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
-from vfmlab.diffusion import latents, path, prompts, sampling, targets
+from vfmlab.diffusion import captions, latents, path, prompts, sampling, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
@@ -61,7 +61,7 @@ class DiffusionTask(Task):
         _ = tokenizer.statistics
         self.source: ImageSource = open_source(run.data, "train")
         self.captions = (None if run.diffusion.text is None
-                         else prompts.Captioned(run.diffusion, self.source))
+                         else captions.Captioned(run.diffusion, self.source))
         self.class_names = self.source.class_names if self.captions is None else self.captions.texts
         self.num_classes = len(self.class_names)
         with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,6 @@ from vfmlab.data.captions import WORDS
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import TEXT_ENCODERS
 from vfmlab.seeding import generator
-from vfmlab.weights import io
 
 
 class TextEncoder(nn.Module):
@@ -129,6 +128,8 @@ class Tower(TextEncoder):
     """
 
     def __init__(self, name: str, length: int):
+        from vfmlab.weights import io
+
         super().__init__()
         try:
             from transformers import AutoModel, AutoTokenizer
