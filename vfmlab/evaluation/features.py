@@ -21,7 +21,7 @@ from vfmlab import config, vfm
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import FEATURE_SPACES
 
-OWN = ("judge", "factors", "groups")  # trained here: opened in no time, and other weights may come with a version
+OWN = ("judge", "factors", "groups")  # trained here: opened at once; other weights may come with a version
 
 
 class Seen(NamedTuple):

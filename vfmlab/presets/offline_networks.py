@@ -1,4 +1,4 @@
-"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, judge, factors, groups."""
+"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, three judges."""
 
 from __future__ import annotations
 

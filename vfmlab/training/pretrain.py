@@ -14,8 +14,8 @@ Objectives (`pretrain.objective`), all on any image source unless said otherwise
 The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes
 shape and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other
 styles. A finished run holds `pocket.safetensors`, `judge.safetensors`, `factors.safetensors` or
-`groups.safetensors`, readable through `vfm.weights` and each one's `load`; `python -m vfmlab.training.pretrain export RUN_DIR
-NAME` puts it among the bundled weights.
+`groups.safetensors`, readable through `vfm.weights` and each one's `load`; `python -m
+vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
 """
 
 from __future__ import annotations

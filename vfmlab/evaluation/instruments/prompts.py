@@ -22,19 +22,28 @@ class PromptsFollowed(Metric):
 
     def __init__(self, gathered: Pass):
         super().__init__(gathered)
-        self.reason, self.features, self.texts = None, [], []
-        if not isinstance(gathered.setup.space, groups.GroupSpace):
-            name = gathered.setup.space.name
-            self.reason = f"feature space '{name}' reads no things; set protocol.features=groups"
+        self.features, self.texts, self.reason, setup = [], [], None, gathered.setup
+        if not isinstance(setup.space, groups.GroupSpace):
+            self.reason = (f"feature space '{setup.space.name}' reads no things; set "
+                           "protocol.features=groups")
+        self.every = prompts.texts(setup.protocol, setup.source) if self.over == SAMPLES else []
 
-    def said(self, part: Part) -> list[str]:
-        """The captions of a batch."""
-        raise NotImplementedError
+    @classmethod
+    def fits(cls, gathered: Pass) -> bool:
+        if cls.over == SAMPLES:
+            return gathered.setup.protocol.prompts is not None
+        return isinstance(gathered.setup.space, groups.GroupSpace)
 
     def update(self, part: Part) -> None:
-        if self.reason is None:
-            self.features.append(part.seen.features.cpu())
-            self.texts += self.said(part)
+        if self.reason is not None:
+            return
+        if self.over == SAMPLES:
+            said = [self.every[i] for i in part.drawn_for.tolist()]
+        elif (said := self.gathered.setup.source.captions(part.ids)) is None:
+            self.reason = "the images have no captions"
+            return
+        self.texts += said
+        self.features.append(part.seen.features.cpu())
 
     def write(self, draft: Draft) -> None:
         found: dict[str, float] = {}
@@ -52,7 +61,7 @@ class PromptsFollowed(Metric):
 
 
 @INSTRUMENTS.register("sample_prompts")
-class OfSamples(PromptsFollowed):
+class FollowedInSamples(PromptsFollowed):
     """Of samples, by the prompts they were drawn for."""
 
     order, over = 42, SAMPLES
@@ -63,33 +72,12 @@ class OfSamples(PromptsFollowed):
                             f"{words}")
         for part, words in PARTS.items())
 
-    @classmethod
-    def fits(cls, gathered: Pass) -> bool:
-        return gathered.setup.protocol.prompts is not None
-
-    def __init__(self, gathered: Pass):
-        super().__init__(gathered)
-        self.every = prompts.texts(gathered.setup.protocol, gathered.setup.source)
-
-    def said(self, part: Part) -> list[str]:
-        return [self.every[i] for i in part.drawn_for.tolist()]
-
 
 @INSTRUMENTS.register("reconstruction_prompts")
-class OfReconstructions(PromptsFollowed):
+class FollowedInReconstructions(PromptsFollowed):
     """Of reconstructions, by the images' captions: what a generator on this tokenizer can reach."""
 
     order = 23
     quantities = (Quantity("prompt_all_own", "prompts: all, of rec.", HIGHER,
                            definition="share of reconstructions in which the judge of groups sees all that "
                                       "the image's caption says"),)
-
-    @classmethod
-    def fits(cls, gathered: Pass) -> bool:
-        return isinstance(gathered.setup.space, groups.GroupSpace)
-
-    def said(self, part: Part) -> list[str]:
-        found = self.gathered.setup.source.captions(part.ids)
-        if found is None:
-            self.reason = "the images have no captions"
-        return found or []
