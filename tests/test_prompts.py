@@ -282,3 +282,19 @@ def test_the_velocity_error_is_that_of_captions(run, root):
     report = measure(run.id, ["time_loss"], root, compared_with="judge")
     assert report["velocity_error"].value > 0
     assert '"condition": "captions"' in json.dumps(report.as_json())
+
+
+def test_the_app_takes_a_prompt_in_place_of_a_class(run, root):
+    pytest.importorskip("gradio", reason="needs the package gradio")
+    from apps import sample
+
+    fields = (run.id, sample.NONE, TWO[1], 2, 0, 3, "euler", 2.0, 0.0, 1.0, 1.0, True)
+    call = dict(zip(sample.FIELDS, fields, strict=True))
+    one, labels, how = sample._call(root, call)
+    assert (one.model.class_names, labels, how["prompts"]) == (TWO[1:], [0, 0], TWO[1:])
+    assert last(one.model, labels, **how).shape == (2, 3, 16, 16)
+    with pytest.raises(ConfigError, match="did you mean 'purple'"):
+        sample._call(root, call | {"label": "a purble disc"})
+    one, labels, how = sample._call(root, call | {"label": sample.EVERY})
+    assert len(set(labels)) == prompts.EXAMPLES
+    assert "prompts" not in how
