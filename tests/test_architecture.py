@@ -27,7 +27,7 @@ FLOORS = [
     ["diffusion", "ar"],
     ["evaluation", "training", "weights"],
     ["api", "training.plan"],
-    ["weights.export", "weights.bundled", "plots.primitives"],
+    ["weights.export", "weights.pipeline", "weights.bundled", "plots.primitives"],
     ["studies", "plots", "training.open_step"],
     ["widgets", "cli"],
     ["__main__"],

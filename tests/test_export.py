@@ -152,8 +152,10 @@ def test_nothing_of_this_machine_is_exported(exported):
     root, folder, out = exported
     run = folder.config()
     local = {"data.source": f"folder:{root}/secret/imagenet", "vfm.weights": f"{root}/secret/vfm.safetensors",
-             "protocol.features": f"judge:{root}/secret"}  # fmt: skip
+             "protocol.features": f"judge:{root}/secret", "protocol.reference": f"{root}/secret.npz",
+             "protocol.decoder": f"{root}/secret"}  # fmt: skip
     found = export.public(override(run, local))
+    assert found.protocol.reference is found.protocol.decoder is None
     assert found.data.source == "folder:imagenet"
     assert (found.vfm.weights, found.protocol.features) == ("pretrained", "judge")
     assert export.public(run) == run

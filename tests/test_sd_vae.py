@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +13,7 @@ from vfmlab.config import parse
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers import linear_start, sd_vae
+from vfmlab.weights import import_release
 
 AutoencoderKL = pytest.importorskip("diffusers").AutoencoderKL
 SMALL = {"channels": 4, "factor": 4, "block_out_channels": (8, 8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -70,6 +73,28 @@ def test_names_of_older_releases_are_read(release, tmp_path):
     tokenizer = make().load_pretrained(tmp_path)
     for key, value in net.state_dict().items():
         assert torch.equal(tokenizer.state_dict()[key], value)
+
+
+def test_a_folder_in_several_files_without_convolutions_around_the_latent(tmp_path):
+    """As SD3 and FLUX have their autoencoders, and as diffusers splits what is large."""
+    torch.manual_seed(2)
+    net = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 16), norm_num_groups=4,
+        latent_channels=6, use_quant_conv=False, use_post_quant_conv=False, sample_size=16, shift_factor=0.1,
+    ).eval()  # fmt: skip
+    net.save_pretrained(tmp_path, max_shard_size="40kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    tokenizer = import_release.open_release("sd-vae", tmp_path).module.eval()
+    with torch.no_grad():
+        mean = net.encode(images()).latent_dist.mean
+        torch.testing.assert_close(tokenizer.posterior(images()).mean, mean)
+        torch.testing.assert_close(tokenizer.decode_raw(mean)[0], net.decode(mean).sample)
+    assert tokenizer.config.quant_conv is False
+    assert tokenizer.last_encoder_layer() is tokenizer.encoder.conv_out.weight
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_quant_conv": True}))
+    with pytest.raises(ConfigError, match="differ"):
+        import_release.open_release("sd-vae", tmp_path)
 
 
 def test_only_training_and_importing_read_the_pretrained_weights():

@@ -307,7 +307,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = N
         for step in _trajectory(loaded, y, random, protocol, start):
             if previews and step.number < step.total and step.number % stride == 0:
                 yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
-        images.append(_finite(_decode(loaded, step.x), f"run '{loaded.folder.id}'"))
+        images.append(_finite(_decode(loaded, step.x), f"run '{loaded.run.id}'"))
     unguided = loaded.run.ar is not None and protocol.guidance.scale < 1
     note = f"guidance.scale {protocol.guidance.scale:g}: 1 or less means no guidance here" if unguided else ""
     yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=note)

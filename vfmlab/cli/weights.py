@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,7 @@ from vfmlab.cli.arguments import Assignments, Json, Progress, Root, RunArg, assi
 from vfmlab.errors import ConfigError
 
 arg = tyro.conf.arg
+Form = Literal["hub", "diffusers"]
 Name = Annotated[str | None, tyro.conf.Positional,
                  arg(metavar="NAME", help="a release; none: list those that are known")]
 
@@ -87,25 +88,38 @@ def _known(as_json: bool) -> int:
     return 0
 
 
-def export(run: RunArg, /, to: Path | None = None, push: str | None = None, private: bool = False,
-           licence: str | None = None, overwrite: bool = False, root: Root = Path("runs")) -> int:
-    """Export a run's tokenizer in the form of the Hugging Face hub: config, safetensors, model card.
+def export(run: RunArg, /, to: Path | None = None, form: Form = "hub", push: str | None = None,
+           private: bool = False, licence: str | None = None, data_licence: str | None = None,
+           overwrite: bool = False, root: Root = Path("runs")) -> int:
+    """Export a run with a model card.
 
     Args:
-        to: folder to write to: new, empty, or an earlier export; none: exported/ in the run's directory.
+        to: folder to write to: new, empty, or an earlier export; none: exported/ (diffusers/) in the run's
+        directory.
+        form: hub: the run's tokenizer as config.json and model.safetensors; diffusers: what its
+        from_pretrained loads, a tokenizer as an autoencoder, a diffusion run as a pipeline.
         push: hub repository (user/name) to upload to.
         private: make that repository private, if it is new.
         licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none
         is stated.
+        data_licence: of the training images, for the card.
         overwrite: write into a folder that holds other files, too.
     """
     from vfmlab.weights import export as exporting
 
+    save, back = exporting.save_pretrained, "vfmlab.weights.export.from_pretrained"
+    if form == "diffusers":
+        try:
+            from vfmlab.weights import pipeline
+        except ImportError:
+            raise ConfigError("--form diffusers needs diffusers; pip install 'vfmlab[hub]'") from None
+        save, back = pipeline.save, "vfmlab.weights.pipeline"
     if push is not None:
         if to is not None:
             raise ConfigError("--to and --push: one of the two; exporting and uploading are separate")
-        print(f"uploaded: {exporting.push_to_hub(run, push, root, private, licence)}")
+        address = exporting.push_to_hub(run, push, root, private, licence, None, save, data_licence)
+        print(f"uploaded: {address}")
         return 0
-    folder = exporting.save_pretrained(run, to, root, licence=licence, overwrite=overwrite)
-    print(f"exported: {folder}\nback: vfmlab.weights.export.from_pretrained({str(folder)!r})")
+    folder = save(run, to, root, licence=licence, overwrite=overwrite, data_licence=data_licence)
+    print(f"exported: {folder}\nback: {back} (see {folder / exporting.CARD})")
     return 0

@@ -53,6 +53,9 @@ class SDVAE(Tokenizer):
                                       description="residual blocks per resolution (one more in the decoder)")
         norm_num_groups: int = Field(32, ge=1)
         mid_block_add_attention: bool = True
+        quant_conv: bool | None = Field(
+            None, description="1x1 convolutions around the latent; null: yes; false: none (SD3, FLUX)"
+        )
         pretrained: str | None = Field(None,
                                        description="hub repository or folder with diffusers' safetensors")
         linear_start: bool = Field(False,
@@ -78,6 +81,8 @@ class SDVAE(Tokenizer):
             latent_channels=config.channels,
             norm_num_groups=groups,
             mid_block_add_attention=config.mid_block_add_attention,
+            use_quant_conv=config.quant_conv is not False,
+            use_post_quant_conv=config.quant_conv is not False,
         )
         self.encoder, self.quant_conv = net.encoder, net.quant_conv
         self.post_quant_conv, self.decoder = net.post_quant_conv, net.decoder
@@ -85,14 +90,19 @@ class SDVAE(Tokenizer):
             self.start = LinearStart(config.channels, config.factor)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        moments = self.encoder(images)
+        moments = moments if self.quant_conv is None else self.quant_conv(moments)
+        mean, logvar = moments.chunk(2, dim=1)
         return self.gaussian(mean, logvar, images)
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
-        return self.with_start([self.decoder(self.post_quant_conv(z))], z)
+        inner = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return self.with_start([self.decoder(inner)], z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant_conv.weight if self.start is None else self.start.read.weight
+        if self.start is not None:
+            return self.start.read.weight
+        return (self.encoder.conv_out if self.quant_conv is None else self.quant_conv).weight
 
     def last_decoder_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight

@@ -9,30 +9,29 @@ Paths of this machine are not exported. A frozen VFM is named, not included; its
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vfmlab import api, config, runs, vfm
+from vfmlab import api, config, runs
 from vfmlab.config.files import read_json
+from vfmlab.config.protocol import CAPTIONS
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.evaluation.features import OWN
-from vfmlab.evaluation.number import Report, of_run
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import checkpoint
 from vfmlab.weights import io, load
+from vfmlab.weights.card import UNSTATED, card
 
 CONFIG, WEIGHTS, CARD, LIBRARY = "config.json", "model.safetensors", "README.md", "vfmlab"
-HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
-                "cc-by-nc-sa-4.0", "openrail")
-UNSTATED = "not stated"
 
 
 def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str | Path = "runs",
-                    ema: bool = True, licence: str | None = None, overwrite: bool = False) -> Path:
+                    ema: bool = True, licence: str | None = None, overwrite: bool = False,
+                    data_licence: str | None = None) -> Path:
     """Write the tokenizer of run `ref` (of a diffusion run: its own) to `folder`; returns that.
 
     Args:
@@ -40,6 +39,7 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
             weights.
         overwrite: take a folder with other files in it, too. licence: under which these weights are passed
             on, e.g. "mit"; by default that of the release they come from, where the run is imported.
+            data_licence: of the training images, for the card.
 
     Raises:
         RunError, CheckpointError: no such run, or no trained weights.
@@ -52,19 +52,30 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
                               f"{run_dir.status().state}); finish its training")
     run, exported = public(run_dir.config()), run_dir.path / "exported"
     folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
-    if licence is None and facts.get("licence") != UNSTATED:
-        licence = facts.get("licence")
+    images = "  # images: B 3 H W in [-1, 1]"
+    usage = ["from vfmlab.weights.export import from_pretrained", "",
+             'tokenizer = from_pretrained("PATH OR REPOSITORY")']
+    usage += ([f"codes = tokenizer.codes(images){images}", "restored = tokenizer.decode_codes(codes)"]
+              if run.tokenizer.quantised else
+              [f"z = tokenizer.encode(images).mode(){images}", "restored = tokenizer.decode(z)"])
+    count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
+    readme = card(run, [run_dir], count, facts, usage, LIBRARY, of_release(licence, facts), data_licence)
     content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id,
                "run": run.recipe.model_dump(mode="json")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_json(folder / CONFIG, content)
         io.write(folder / WEIGHTS, tensors, facts)
-        runs.write_atomic(folder / CARD, card(run, run_dir, tensors, facts, licence))
+        runs.write_atomic(folder / CARD, readme)
     except OSError as error:
         raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another "
                           "folder") from None
     return folder
+
+
+def of_release(licence: str | None, facts: Mapping[str, str]) -> str | None:
+    """The licence as given, else that of the release the weights come from, where it states one."""
+    return facts.get("licence") if licence is None and facts.get("licence") != UNSTATED else licence
 
 
 def _made_here(folder: Path) -> bool:
@@ -109,11 +120,13 @@ def from_pretrained(source: str | Path, revision: str | None = None, vfm_weights
 
 
 def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: bool = False,
-                licence: str | None = None, hub: Any = None) -> str:
+                licence: str | None = None, hub: Any = None,
+                save: Callable[..., Path] = save_pretrained, data_licence: str | None = None) -> str:
     """Export run `ref` to the hub repository `repo`, which is made if need be; returns its address.
 
     Args:
         hub: what does the upload; by default huggingface_hub's HfApi with the token of this machine's login.
+        save: what exports, in the form wanted.
     """
     if repo.count("/") != 1:
         raise ConfigError(f"hub repository '{repo}' is not of the form user/name")
@@ -121,11 +134,11 @@ def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: 
 
     hub = hub or HfApi()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(ref, temporary, root, licence=licence)
+        folder = save(ref, temporary, root, licence=licence, data_licence=data_licence)
         try:
             hub.create_repo(repo_id=repo, repo_type="model", private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo, repo_type="model", folder_path=str(folder),
-                              commit_message="Upload tokenizer")
+                              commit_message="Upload from vfmlab")
         except Exception as error:  # no network, no token, no rights, ...: the hub's client raises many kinds
             reason = " ".join(str(error).split())[:120]
             raise CheckpointError(f"cannot push to the hub repository '{repo}' ({type(error).__name__}: "
@@ -145,92 +158,13 @@ def public(run: config.Phase) -> config.Phase:
         changes["tokenizer.pretrained"] = None
     if run.protocol.features.partition(":")[0] in OWN:  # of a run's directory
         changes["protocol.features"] = run.protocol.features.partition(":")[0]
+    for name in ("reference", "decoder"):  # files and runs of this machine
+        if getattr(run.protocol, name) is not None:
+            changes[f"protocol.{name}"] = None
+    if run.protocol.prompts not in (None, CAPTIONS):
+        changes["protocol.prompts"] = CAPTIONS
     recipe = config.override(run.recipe, changes)
     if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
         data = recipe.data.model_copy(update={"source": f"{kind}:{Path(where).name}"})
         recipe = recipe.model_copy(update={"data": data})
     return recipe.last
-
-
-# -- the model card ----------------------------------------------------------------------------------------
-
-
-def card(run: config.Phase, run_dir: runs.RunDir, tensors: dict[str, torch.Tensor], facts: dict[str, str],
-         licence: str | None) -> str:
-    """README.md of an exported tokenizer: where it comes from, how to load it, and what report.json says."""
-    t = run.tokenizer
-    latent = t.latent_text(run.data.size)
-    images = "  # images: B 3 H W in [-1, 1]"
-    back = [f"z = tokenizer.encode(images).mode(){images}", "restored = tokenizer.decode(z)"]
-    if t.quantised:
-        back = [f"codes = tokenizer.codes(images){images}", "restored = tokenizer.decode_codes(codes)"]
-    count = sum(value.numel() for key, value in tensors.items() if not key.startswith("stat_"))
-    lines = ["---", "library_name: vfmlab", *_licence_lines(licence), "tags:", "- vfmlab",
-             "- image-tokenizer", f"- {t.method}", "---", "", f"# {run_dir.id}", "",
-             f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to "
-             f"latents of {latent.partition(' (')[0]} and back.",
-             "", "```python", "from vfmlab.weights.export import from_pretrained", "",
-             'tokenizer = from_pretrained("PATH OR REPOSITORY")', *back, "```", "", "| | |", "|---|---|"]
-    rows = {"method": t.method, "latent": latent, "numbers in the weights": f"{count:,}"}
-    rows |= _vfm_rows(run, facts)
-    rows |= _origin_rows(run, facts)
-    rows["images of the latent statistics"] = facts.get("fingerprint") or "unknown"
-    rows["licence of these weights"] = licence or f"{UNSTATED} by who exported them"
-    lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join([*lines, "", *_numbers(of_run(run_dir)), ""])
-
-
-def _licence_lines(licence: str | None) -> list[str]:
-    if not licence or licence == UNSTATED:
-        return []
-    return ([f"license: {licence}"] if licence in HUB_LICENCES
-            else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"])
-
-
-def _vfm_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
-    if run.vfm is None:
-        return {"vision foundation model": "none"}
-    row = vfm.facts(run.vfm.name)
-    hub = f", `{row.hub}`" if row.hub else ", bundled with vfmlab"
-    if row.shipped is not None:
-        hub = f", shipped by the package `{row.shipped.package}`; {row.shipped.origin}"
-    weights = ("random weights" if run.vfm.weights == "random"
-               else f"fingerprint {facts.get('vfm_fingerprint', 'unknown')}")
-    return {"vision foundation model": f"{run.vfm.name}{hub} ({weights})",
-            "licence of that model": row.licence}
-
-
-def _origin_rows(run: config.Phase, facts: dict[str, str]) -> dict[str, str]:
-    rows = {}
-    if facts.get("imported"):
-        where = (f": `{facts['imported_file']}` of `{facts['imported_repo']}`" if facts.get("imported_repo")
-                 else ", from a file given by hand")
-        rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
-        rows["licence of that release"] = facts.get("licence", UNSTATED)
-    if run.recipe.stages:
-        rows["stages"] = ", ".join(stage.name for stage in run.recipe.stages)
-    if run.imported is None:
-        rows["trained on"] = f"{run.data.source}, {int(facts.get('samples', 0)):,} images seen"
-        rows["losses"] = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.items())
-    return rows
-
-
-def _numbers(report: Report | None) -> list[str]:
-    if report is None:
-        return ["## Evaluation", "", "Not measured."]
-    lines = ["## Evaluation", "",
-             "Numbers of one protocol hash can be compared with each other, others cannot. Whole protocol: "
-             f"`{report.hash}`.",
-             "", "| metric | value | spread | better | images | protocol |", "|---|---|---|---|---|---|"]
-    for name, one in report.measured.items():
-        spread = "" if one.spread is None else f"{one.spread:.4g}"
-        cells = (name, f"{one.value:.4g}", spread, one.better or "", one.n or "", f"`{one.protocol or ''}`")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    used = {one.protocol for one in report.measured.values()} | {report.hash}
-    lines += ["", "| protocol | what it means |", "|---|---|"]
-    for digest, protocol in report.protocols.items():
-        if digest in used:
-            shown = {**protocol,
-                     "images": {k: v for k, v in protocol.get("images", {}).items() if k != "source"}}
-            lines.append(f"| `{digest}` | `{json.dumps(shown, separators=(', ', ': '))}` |")
-    return lines

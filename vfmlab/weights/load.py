@@ -115,7 +115,7 @@ class LoadedDiffusion:
     run: config.Phase
     num_classes: int
     class_names: list[str]
-    folder: runs.RunDir
+    folder: runs.RunDir | None = None  # None: of an export
 
     @property
     def device(self) -> torch.device:
@@ -129,10 +129,22 @@ class LoadedDiffusion:
         """
         own = getattr(self.network, "prompts", None)
         if own is None:
-            raise ConfigError(f"run '{self.folder.id}' draws classes and reads no text; leave prompts out, "
+            raise ConfigError(f"run '{self.run.id}' draws classes and reads no text; leave prompts out, "
                               "or train one with diffusion.text (presets with t2i in their names)")
         network = prompts.prompted(self.network, prompts.of(texts, own.encoder))
         return replace(self, network=network, num_classes=len(texts), class_names=list(texts))
+
+
+def build_network(run: config.Phase, shape: tuple[int, ...] | CodeShape, names: Sequence[str]) -> nn.Module:
+    """The network of a generator's phase, not trained, for latents (C, h, w) or codes and these classes."""
+    section, registry = (run.diffusion, NETWORKS) if run.ar is None else (run.ar, TOKEN_NETWORKS)
+    network = registry.get(section.network.kind)(section.network, shape, len(names))
+    network = parts.replace(network, run.recipe.parts, "network", run.seed)
+    if run.diffusion is not None:
+        network.path = path_of_run(run.diffusion, run.tokenizer)
+        if run.diffusion.text is not None:
+            prompts.set_prompts(network, prompts.of(names, prompts.encoder_of(run.diffusion)))
+    return network
 
 
 def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
@@ -154,15 +166,7 @@ def load_generator(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     path = weights_file(folder, ema)
     tokenizer = load_tokenizer(_parent(folder).path, on=on)
     names = json.loads(io.metadata(path).get("class_names", "[]"))
-    section, registry, shape = run.diffusion, NETWORKS, tokenizer.latent_shape
-    if section is None:
-        section, registry, shape = run.ar, TOKEN_NETWORKS, CodeShape.of(tokenizer)
-    network = registry.get(section.network.kind)(section.network, shape, len(names))
-    network = parts.replace(network, run.recipe.parts, "network", run.seed)
-    if run.diffusion is not None:
-        network.path = path_of_run(run.diffusion, run.tokenizer)
-        if run.diffusion.text is not None:
-            prompts.set_prompts(network, prompts.of(names, prompts.encoder_of(run.diffusion)))
+    network = build_network(run, tokenizer.latent_shape if run.ar is None else CodeShape.of(tokenizer), names)
     io.load_file(nn.ModuleDict({"network": network, "tokenizer": tokenizer}) if run.tuned else network, path)
     if decoder is not None:
         tokenizer = _refined(tokenizer, load_tokenizer(decoder, root, on=on), run.parent, str(decoder))

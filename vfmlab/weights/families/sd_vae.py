@@ -19,8 +19,9 @@ from vfmlab.weights.family import STATISTICS, check_fixed, family
 
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
-    "in_channels": 3, "out_channels": 3, "act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
+    "in_channels": 3, "out_channels": 3, "act_fn": "silu",
 }  # fmt: skip
+CONVOLUTIONS = ("use_quant_conv", "use_post_quant_conv")  # both or neither
 NOT_READ = (
     "force_upcast", "sample_size",
     "scaling_factor", "shift_factor", "latents_mean", "latents_std",  # read by weights/statistics.py
@@ -37,15 +38,20 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
     """
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-    known = {"latent_channels", *SAME_HERE, *FIXED, *NOT_READ, *blocks}
+    known = {"latent_channels", *SAME_HERE, *FIXED, *CONVOLUTIONS, *NOT_READ, *blocks}
     if unknown := [key for key in config if key not in known]:
         raise ConfigError(f"sd-vae config: unknown field '{unknown[0]}'{nearest(unknown[0], known)}")
     check_fixed(config, FIXED, "sd-vae config")
     for field, kind in blocks.items():
         if set(config.get(field, [kind])) != {kind}:
             raise ConfigError(f"sd-vae config: {field} = {config[field]!r} is not supported, only {kind}")
+    around = {config.get(field, True) for field in CONVOLUTIONS}
+    if len(around) > 1:
+        raise ConfigError(f"sd-vae config: {' and '.join(CONVOLUTIONS)} differ, which is not supported")
     method = TOKENIZERS.get("sd_vae")
     fields = {field: config[field] for field in SAME_HERE if field in config}
+    if around == {False}:
+        fields["quant_conv"] = False
     if "block_out_channels" in fields:
         fields["factor"] = 2 ** (len(fields["block_out_channels"]) - 1)
     options = method.Config.model_validate({"channels": config.get("latent_channels", 4), **fields})
