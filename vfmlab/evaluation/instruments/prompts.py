@@ -67,7 +67,7 @@ class FollowedInSamples(PromptsFollowed):
     order, over = 42, SAMPLES
     quantities = tuple(
         Quantity(f"prompt_{part}", f"prompts: {part}", HIGHER, "",
-                 (TABLE, CURVE, TARGET, HEADLINE) if part == "all" else (CURVE, TARGET),
+                 (TABLE, CURVE, TARGET, HEADLINE) if part == "all" else (TABLE, TARGET),
                  definition="share of samples in which the judge of groups sees what the prompt says: "
                             f"{words}")
         for part, words in PARTS.items())
