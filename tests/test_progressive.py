@@ -14,6 +14,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.convnext import ModulatedConvNeXt
 from vfmlab.nn.fusion import LatentFusion
 from vfmlab.nn.modulation import EqualLinear, Mapping, modulated_conv
+from vfmlab.nn.norms import group_norm
 from vfmlab.nn.null_attention import AttentionBlock
 from vfmlab.nn.resample import BinomialBlur, NearestUpsample, ShuffleUpsample
 from vfmlab.registry import DECODERS
@@ -239,3 +240,12 @@ def test_registered_with_the_papers_defaults():
     with torch.device("meta"):
         decoder = ProgressiveDecoder(ProgressiveConfig(), 32, 16, 256)
     assert sum(p.numel() for p in decoder.parameters()) == 128_144_914
+
+
+def test_group_norm_trains_on_a_frozen_input():
+    """Channels last and no gradient to the input: torch 2.11's own backward ends the process on the CPU."""
+    norm, x = group_norm(16), torch.randn(2, 16, 8, 8)
+    grads = [torch.autograd.grad(norm(y).square().sum(), [norm.weight, norm.bias])
+             for y in (x, x.to(memory_format=torch.channels_last))]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)

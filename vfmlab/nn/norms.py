@@ -12,6 +12,10 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            if x.device.type == "cpu" and not x.requires_grad:
+                # torch 2.11's backward ends the process where the input is stored with channels last and
+                # wants no gradient, as in a stage that trains the last blocks of a decoder.
+                x = x.contiguous()
             return super().forward(x.float()).to(x.dtype)
 
 
