@@ -389,7 +389,8 @@ def test_rows_are_whole():
         assert row.config
         assert row.file
         assert row.repo or row.note
-        assert row.sha256 is None or len(row.sha256) == 64
+        assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
+        assert row.revision is None or re.fullmatch("[0-9a-f]{40}", row.revision)
         assert row.vfm is None or row.vfm["name"] in VFMS
         if row.kind == "diffusion":
             assert table.get(row.tokenizer).kind == "tokenizer"
@@ -397,6 +398,26 @@ def test_rows_are_whole():
             f"protocol.{key}": value for key, value in row.protocol.items()
         })  # fmt: skip
     assert set(vfm_vae.VFMS.values()) <= set(VFMS)
+
+
+def test_sizes_are_those_of_the_networks():
+    """A safetensors file is its tensors in fp32 and a header of less than 100 kB."""
+    pytest.importorskip("diffusers")
+    for name in ("sd_vae_mse", "sd_vae_ema"):
+        row = table.get(name)
+        with torch.device("meta"):
+            net = TOKENIZERS.get("sd_vae")(TOKENIZERS.get("sd_vae").Config(), 256)
+        assert 0 < row.size - 4 * sum(p.numel() for p in net.parameters()) < 100_000
+
+
+def test_the_manual_names_every_release_with_its_file():
+    text = (Path(__file__).parents[1] / "docs" / "released_weights.md").read_text(encoding="utf-8")
+    for name in table.names():
+        row = table.get(name)
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        assert row.licence in line
+        for fact in (row.file, row.repo, row.revision and row.revision[:8], row.sha256 and row.sha256[:8], row.size and f"{row.size:,}"):
+            assert fact is None or fact in line, f"{name}: '{fact}' is not in its row"
 
 
 def test_unknown_names():

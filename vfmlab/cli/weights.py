@@ -83,7 +83,8 @@ def _known(as_json: bool) -> int:
     width, method = max(len(row.name) for row in rows), max(len(row.method) for row in rows)
     for row in rows:
         where = f"{row.repo}: {row.file}" if row.repo else f"{row.file} (not on the hub)"
-        print(f"{row.name:<{width}}  {row.method:<{method}}  {row.kind:<9}  {row.licence:<21}  {where}")
+        size = f" ({row.size / 1e6:.0f} MB)" if row.size else ""
+        print(f"{row.name:<{width}}  {row.method:<{method}}  {row.kind:<9}  {row.licence:<21}  {where}{size}")
     print("\nnext: vfmlab import NAME, or vfmlab import NAME --file PATH where the hub cannot be reached")
     return 0
 

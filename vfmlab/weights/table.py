@@ -31,11 +31,11 @@ class Row:
     Attributes:
         name: what `vfmlab import` takes. method: as papers call it. family: importer of `vfmlab.weights`.
             config: the release's own argument names. file, repo, revision: on the Hugging Face hub; repo
-            None: elsewhere, see `note`. sha256: of the file, where its publisher states it. licence: of the
-            release. statistics: of the latents; None: those of the config (diffusers' `scaling_factor`), else
-            measured on the run's images. vfm: the `vfm` section its tokenizer reads. tokenizer: of a
-            diffusion model: the row of the tokenizer it was trained on. protocol: how the release samples, in
-            our terms.
+            None: elsewhere, see `note`. sha256, size (bytes): of the file, where its publisher or several
+            of its users state the same. licence: of the release. statistics: of the latents; None: those of
+            the config (diffusers' `scaling_factor`), else measured on the run's images. vfm: the `vfm`
+            section its tokenizer reads. tokenizer: of a diffusion model: the row of the tokenizer it was
+            trained on. protocol: how the release samples, in our terms.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Row:
     repo: str | None = None
     revision: str | None = None
     sha256: str | None = None
+    size: int | None = None
     licence: str = "not stated"
     statistics: Statistics | None = None
     vfm: dict[str, Any] | None = None
@@ -128,7 +129,7 @@ def _sit(width: int, depth: int, heads: int) -> dict[str, Any]:
 _LIGHTNING_SAMPLER = {"sampler": {"solver": "euler", "steps": 249, "shift": 1 / 0.3}}
 _RAE_REPO, _VAVAE_REPO = "nyu-visionx/RAE-collections", "hustvl/vavae-imagenet256-f16d32-dinov2"
 _VARIANTS, _SIT_REPO = "hustvl/va-vae-imagenet256-experimental-variants", "nyu-visionx/SiT-collections"
-_SD_FILE = "diffusion_pytorch_model.safetensors"
+_SD_FILE, _SD_BYTES = "diffusion_pytorch_model.safetensors", 334_643_276
 _VFM_VAE_FOLDER = "checkpoints_imagenet256"
 
 _CODES = {"codebook_size": 16_384, "commit_loss_beta": 0.25, "entropy_loss_ratio": 0.0}
@@ -162,11 +163,12 @@ ROWS = (
     ),
     Row(
         "sd_vae_mse", "SD-VAE", "sd-vae", _SD_VAE, _SD_FILE, "stabilityai/sd-vae-ft-mse",
-        "ad7ac2cf88578c68f660449f60fe9496f35a1cbf", licence="mit",
+        "31f26fdeee1355a5c34592e401dd41e45d25a493", "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        _SD_BYTES, licence="mit",
     ),
     Row(
         "sd_vae_ema", "SD-VAE", "sd-vae", _SD_VAE, _SD_FILE, "stabilityai/sd-vae-ft-ema",
-        "8937891f91ef6e9946cb7cf1b2e0207b1d8180bf", licence="mit",
+        "f04b2c4b98319346dad8c65879f680b1997b204a", size=_SD_BYTES, licence="mit",
         note="the one that SiT, REPA and REG sample with",
     ),
     Row(
