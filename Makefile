@@ -17,11 +17,12 @@ WORKERS     ?= $(shell $(BIN)/python -c "import os; print(min(8, len(os.sched_ge
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint pytest notebooks site bench lab app lock clean
+.PHONY: help install demo test lint pytest nightly notebooks site bench lab app lock clean
 
 help:
 	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... BASELINE=... OVERRIDES=... ROOT=...)"
 	@echo "make test       lint and tests"
+	@echo "make nightly    the paper presets from images to the evaluator's number, random weights, a few images (half an hour, 17 GB)"
 	@echo "make install    create $(VENV) with the versions pinned in constraints.txt"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make app        the app on the runs of the demo (ROOT=...)"
@@ -64,6 +65,10 @@ lint: $(STAMP)
 
 pytest: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Not a part of `make test`: the networks of the papers.
+nightly: $(STAMP)
+	@$(BIN)/python -m pytest -s tests/nightly_paper.py $(PYTEST_ARGS)
 
 # The newer side of a pair wins (jupytext's rule); both sides as they were stay in notebooks/.ipynb_checkpoints.
 notebooks: $(STAMP)
