@@ -203,6 +203,22 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, title: str | No
     return framed(figure, x, y, title, 380).update_layout(showlegend=False)
 
 
+def plane(groups: Mapping[str, Tensor], lines: Sequence[str] = (), title: str | None = None) -> go.Figure:
+    """Points of a plane, N 2 for each name, at one scale for both axes.
+
+    lines: names whose points are joined in their order.
+    """
+    figure = go.Figure()
+    for i, (name, points) in enumerate(groups.items()):
+        x, y = points.detach().double().cpu().t().tolist()
+        dots = {"mode": "markers", "marker_size": 4 if len(points) > 40 else 10}
+        style = {"mode": "lines"} if name in lines else dots
+        figure.add_scatter(x=x, y=y, name=name, **style, line_color=colour(name, i))
+    figure.update_xaxes(constrain="domain")
+    figure.update_yaxes(scaleanchor="x")
+    return framed(figure, None, None, title, 420)
+
+
 def number(value: Any) -> str:
     """A number with three significant digits, text as it is, None as a dash, lists and mappings as JSON."""
     if value is None:

@@ -1,0 +1,16 @@
+"""The parts of figures that nothing else draws."""
+
+from __future__ import annotations
+
+import torch
+
+from vfmlab.plots import primitives
+
+
+def test_a_plane_has_one_scale_and_joins_lines_alone():
+    walk, cloud = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.rand(50, 2, requires_grad=True)
+    figure = primitives.plane({"walk": walk, "ends": walk, "cloud": cloud}, lines=["walk"])
+    assert [(trace.name, trace.mode) for trace in figure.data] == [("walk", "lines"), ("ends", "markers"), ("cloud", "markers")]
+    assert (figure.data[0].x, figure.data[0].y) == ((0, 3), (0, 4))
+    assert figure.layout.yaxis.scaleanchor == "x"
+    assert figure.data[1].marker.size > figure.data[2].marker.size, "a few points are seen"
