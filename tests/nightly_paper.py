@@ -2,10 +2,10 @@
 a few images of 256 px, on the CPU. Not a part of `make test`: one preset takes about a quarter of an hour on one core, 17 GB of
 memory and 25 GB of disk.
 
-Reduced are images (4), steps of training (one of two images a stage), samples (4) and solver steps (2); networks, losses,
+Reduced are images (2, and 4 held out), steps of training (one of two images a stage), samples (4) and solver steps (2); networks, losses,
 stages, feature space and file formats are the preset's. Weights that are downloaded elsewhere (VFM, discriminator's backbone,
 VGG-16, InceptionV3) are random, those of files in files of the released names. So nothing of its numbers means anything but that
-they are there. `NIGHTLY=FILE` writes the log as JSON.
+they are there. With `NIGHTLY=FOLDER` runs and log (`log.json`) are written there, and what was broken off goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from PIL import Image
 from vfmlab import api, config, runs
 from vfmlab.evaluation import npz
 
-CLASSES, IMAGES = 1000, 4
+CLASSES, IMAGES, HELD_OUT = 1000, 2, 4
 COMMON = {
-    "data.train": IMAGES, "data.val": IMAGES, "data.workers": 0, "train.batch": 2, "train.samples": 2, "train.log_every": 2,
+    "data.train": IMAGES, "data.val": HELD_OUT, "data.workers": 0, "train.batch": 2, "train.samples": 2, "train.log_every": 2,
     "diffusion.train.batch": 2, "diffusion.train.samples": 2, "diffusion.train.log_every": 2,
-    "protocol.n": IMAGES, "protocol.batch": 2, "protocol.sampler.steps": 2,
+    "protocol.n": HELD_OUT, "protocol.batch": 2, "protocol.sampler.steps": 2,
 }  # fmt: skip
 PAPER = {
     "paper_vfm_vae": {
@@ -42,9 +42,18 @@ PAPER = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def place(tmp_path_factory) -> Path:
+    folder = os.environ.get("NIGHTLY")
+    return Path(folder) if folder else tmp_path_factory.mktemp("nightly")
+
+
+@pytest.fixture(scope="module")
+def pictures(place) -> Path:
     """A folder of 1000 classes with one smooth JPEG each, larger than the crop."""
-    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    folder, draw = place / "images", np.random.default_rng(0)
+    if folder.exists():
+        return folder
+    folder.mkdir(parents=True)
     for label in range(CLASSES):
         (folder / f"n{label:08d}").mkdir()
         small = Image.fromarray(draw.integers(0, 256, (9, 8, 3), dtype=np.uint8))
@@ -80,8 +89,10 @@ def hub(tmp_path_factory):
 class Log:
     """Seconds, peak memory of the process so far and what was found, of each part."""
 
-    def __init__(self, preset: str):
-        self.preset, self.rows, self.last = preset, [], time.perf_counter()
+    def __init__(self, preset: str, place: Path):
+        self.preset, self.path, self.last = preset, place / "log.json", time.perf_counter()
+        self.whole = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.rows = self.whole.setdefault(preset, [])
 
     def add(self, part: str, **facts: object) -> None:
         now = time.perf_counter()
@@ -90,9 +101,7 @@ class Log:
         self.rows.append({"part": part, "seconds": round(now - self.last, 1), "peak_gb": round(peak, 1), **facts})
         print(f"{self.preset}: {json.dumps(self.rows[-1])}", flush=True)  # noqa: T201
         self.last = time.perf_counter()
-        if path := os.environ.get("NIGHTLY"):
-            before = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-            Path(path).write_text(json.dumps(before | {self.preset: self.rows}, indent=1) + "\n")
+        self.path.write_text(json.dumps(self.whole, indent=1) + "\n")
 
 
 def losses(folder: runs.RunDir) -> dict[str, float]:
@@ -106,8 +115,8 @@ def losses(folder: runs.RunDir) -> dict[str, float]:
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("preset", PAPER)
-def test_from_images_to_the_evaluators_number(preset, pictures, hub, tmp_path):
-    log, root = Log(preset), tmp_path / "runs"
+def test_from_images_to_the_evaluators_number(preset, place, pictures, hub):
+    log, root = Log(preset, place), place / "runs"
     recipe = api.resolve(preset, COMMON | PAPER[preset] | {"data.source": f"folder:{pictures}"})
     published = api.resolve(preset)
     assert recipe.tokenizer == published.tokenizer
@@ -132,9 +141,9 @@ def test_from_images_to_the_evaluators_number(preset, pictures, hub, tmp_path):
     log.add("evaluation: tokenizer", **{name: round(one.value, 4) for name, one in report.measured.items()})
     assert math.isfinite(report["rfd"].value)
 
-    file = api.sample_npz(generator.id, IMAGES, root=root)
+    file = api.sample_npz(generator.id, HELD_OUT, root=root)
     samples = np.load(file)["arr_0"]
-    assert (samples.shape, samples.dtype) == ((IMAGES, recipe.data.size, recipe.data.size, 3), np.uint8)
+    assert (samples.shape, samples.dtype) == ((HELD_OUT, recipe.data.size, recipe.data.size, 3), np.uint8)
     log.add("samples: npz", megabytes=round(file.stat().st_size / 1e6, 2))
 
     report = api.evaluate(generator.id, root)

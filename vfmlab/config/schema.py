@@ -196,6 +196,8 @@ class Train(Section):
     ema_halflife: int = Field(10_000, ge=0, description="half-life of the weight average; 0: no average")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    recompute: bool | None = Field(None, description="blocks store their inputs only, and compute the rest "
+        "again in backward: less memory, about a third more work")
     vfm_cache: float | None = Field(None, gt=0, description="of tokenizers: gigabytes that the frozen VFM's "
         "features of all images may take on disk; null, or where they take more: asked at every step")
     log_every: int = Field(640, ge=1)
@@ -210,6 +212,8 @@ class Train(Section):
     def _rates(self) -> Train:
         if self.matrix_lr is not None and self.optimizer != "muon":
             raise ValueError(f"matrix_lr is read by optimizer=muon only, not {self.optimizer}; use lr")
+        if self.compile and self.recompute:
+            raise ValueError("compile and recompute do not go together; set one of them to false")
         return self
 
 

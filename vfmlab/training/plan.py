@@ -25,7 +25,7 @@ from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Statistics, Tokenizer
-from vfmlab.training import ar, diffusion, dryrun, repa_e
+from vfmlab.training import ar, diffusion, dryrun, recompute, repa_e
 from vfmlab.training.meter import Meter, Undrawn, everything, shapes_only, weightless
 from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import trainable
@@ -167,6 +167,7 @@ def _tokenizer_phase(run: config.Phase) -> dict[str, Any]:
     frozen = costs["vfm_parameters"] + costs["frozen_in_losses"]
     frozen += sum(p.numel() for p in tokenizer.parameters() if not p.requires_grad)
     _watch_tokenizer(meter, objective)
+    costs["notes"] += _recompute(tokenizer, run.train)
     with meter.fake(objective):
         batch = Batch(torch.empty(1, 3, size, size, dtype=torch.uint8), *torch.zeros(2, 1, dtype=torch.long))
         _step(meter, objective, others, batch)
@@ -203,6 +204,7 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         meter.watch(parts.projection, "forward", "alignment")
     if own is not None:
         _watch_tokenizer(meter, own)
+    notes = _recompute(weights, run.diffusion.train)
     with meter.fake(objective):
         shape, size = original.latent_shape, run.data.size
         _step(meter, objective, others,
@@ -217,7 +219,7 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         "loss_parameters": {} if parts.projection is None else {"alignment": _count(parts.projection)},
         "trained": trained,
         "flops": meter.flops,
-        "notes": [remark] if remark else [],
+        "notes": [*([remark] if remark else []), *notes],
     }
     solver = run.protocol.sampler
     calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
@@ -238,6 +240,7 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
     if not run.ar.cache:
         frozen = _count(tokenizer) + (0 if tokenizer.vfm is None else _count(tokenizer.vfm))
     meter.watch(network, "forward", "network")
+    notes = _recompute(network, run.ar.train)
     with meter.fake(objective):
         _step(meter, objective, None, ar.example(1, codes, num_classes))
     costs = {
@@ -250,11 +253,20 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
         "loss_parameters": {},
         "trained": sum(p.numel() for p in trainable(objective, network, ("*",), "ar")),
         "flops": meter.flops,
-        "notes": [remark] if remark else [],
+        "notes": [*([remark] if remark else []), *notes],
     }
     # Keys and values are kept, so drawing all tokens costs what one pass over them does.
     costs["sampling_flops"] = meter.flops["network"] * (2 if run.protocol.guidance.scale > 1 else 1)
     return _finish(costs, run.ar.train, frozen, meter.activations)
+
+
+def _recompute(weights: nn.Module, train: config.Train) -> list[str]:
+    """Wrap the blocks where `train.recompute` asks for it; a remark on what the estimate leaves out."""
+    if not train.recompute:
+        return []
+    count = len(recompute.start(weights))
+    return [f"{count} blocks are computed again in backward; what one of them stores meanwhile is not in "
+            "the memory's estimate"]
 
 
 def _finish(costs: dict[str, Any], train: config.Train, frozen: int, activations: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vfmlab.config import Train
 from vfmlab.errors import ConfigError
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
-from vfmlab.training import muon
+from vfmlab.training import muon, recompute
 from vfmlab.training.task import Task, apply, select
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
@@ -88,6 +88,7 @@ class Prepared:
     def __init__(self, task: Task, accelerator: Accelerator):
         self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
         self.parameters = select(task)
+        self.recomputed = recompute.start(task.weights) if task.train.recompute else []
         if task.train.compile:
             # adaptive weights go through the graph before backward does
             torch._functorch.config.donated_buffer = False
@@ -102,7 +103,8 @@ class Prepared:
                                                        accelerator.mixed_precision != "no")]
 
     def release(self) -> None:
-        """Undo what accelerate did to the task's modules, and let go of gradients."""
+        """Undo what was done to the task's modules, and let go of gradients."""
+        recompute.stop(self.recomputed)
         for prepared, own in ((self.objective, self.task.objective),
                               (self.discriminators, self.task.discriminators)):
             if prepared is not None:
