@@ -104,7 +104,8 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     """The report of a run under `run.protocol`: read where it was measured before, else measured and written.
 
     report.json holds the report under the run's own protocol; others lie beside it in reports/. One that
-    cannot be written (a read-only folder, a full disk) is returned with a warning.
+    cannot be written (a read-only folder, a full disk) is returned with a warning. Where a run's weights were
+    deleted, its own report is what is left of it, and is given as it is.
 
     Args:
         run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
@@ -122,7 +123,8 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
     own = run.protocol == folder.config().protocol
     path = Path(folder.path) / "report.json" if own else Path(folder.path) / "reports" / f"{key}.json"
     report = None if again else number.read(path)
-    there = report is not None and report.request == key
+    deleted = own and not weights(folder, run.protocol)[0]
+    there = report is not None and (report.request == key or deleted)
     ranks.agree("evaluation", f"{key}{' measured' if there else ''}")
     if there:
         return report
