@@ -16,7 +16,7 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation import linear, lines, reference
 from vfmlab.evaluation.coder import Coder
 from vfmlab.evaluation.instruments import bands, convergence, decoding, geometry, recovery, structure
-from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, SCALES
+from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, RELEASE, SCALES
 from vfmlab.nn.transforms import resize, turn
 
 
@@ -93,6 +93,17 @@ def test_noise_belongs_to_the_image_not_to_the_batch():
     assert abs(float((noise[0] / 0.05 * noise[1] / 0.1).mean())) < 0.02  # sets are independent
     ((_, other),) = NOISY[0](torch.zeros(400, 3, 8, 8), range(400), 1)
     assert abs(float((noise[0] * other).mean())) < 1e-4
+
+
+def test_noise_of_the_release_is_drawn_on_8_bits():
+    """sigma x 255 on 0..255, clipped and rounded: 2 sigma on [-1, 1]."""
+    for view, sigma in zip(RELEASE, (0.05, 0.1, 0.15, 0.2), strict=False):
+        ((_, grey),) = view(torch.zeros(400, 3, 8, 8), range(400), 0)
+        assert float(grey.std()) == pytest.approx(2 * sigma, rel=0.02)
+        torch.testing.assert_close(data.to_float(data.to_uint8(grey)), grey, atol=0, rtol=0)
+        ((_, white),) = view(torch.ones(4, 3, 8, 8), range(4), 0)
+        assert white.max() == 1
+        assert white.min() < 1
 
 
 def test_turns_and_scales_are_those_of_the_image():

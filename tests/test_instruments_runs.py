@@ -81,6 +81,19 @@ def test_a_representation_that_is_the_reference_agrees_wholly():
     assert sets.facts["reference_clean"][1] < sets.value[1]  # the reference that stays put agrees less
 
 
+def test_as_released_the_reference_reads_small_images_at_their_size(monkeypatch):
+    echo, sides = Echo(), {"se_cknna": set(), "se_cknna_release": set()}
+    read = echo.forward
+    for name, seen in sides.items():
+        monkeypatch.setattr(echo, "forward", lambda images, seen=seen: seen.add(images.shape[-1]) or read(images))
+        found = bench.measure(lossless(space=echo), [name])
+        assert 0 < found[name].value < 1 + 1e-6
+    assert sides == {"se_cknna": {32}, "se_cknna_release": {8, 16, 24, 32}}
+    # both read the same images at the same size: they agree wholly, as in no other way
+    assert found["se_cknna_release"].value == pytest.approx(1, abs=1e-5)
+    assert found["se_cknna_release_change"].value == pytest.approx(0, abs=1e-5)
+
+
 def test_neither_batch_size_nor_kept_files_change_features(tmp_path):
     for make in (lossless, lambda protocol, **more: diffusion(protocol, **more)):
         whole = make(PROTOCOL)

@@ -24,16 +24,22 @@ SCALES = (1.0, 0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Perturbation:
-    """sigma: of Gaussian noise on images in [-1, 1]. moved: a random quarter turn and scale each."""
+    """sigma: of Gaussian noise on images in [-1, 1]. moved: a random quarter turn and scale each.
+
+    release: as VFM-VAE's release does it. Noise of 255 sigma on images in 0..255 (twice as much), clipped and
+    rounded; the reference reads a scaled image at its size.
+    """
 
     name: str = "clean"
     sigma: float = 0.0
     moved: bool = False
+    release: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
         """What enters a protocol's hash."""
-        return {"sigma": self.sigma} | ({"turns": 4, "scales": list(SCALES)} if self.moved else {})
+        return ({"sigma": self.sigma} | ({"turns": 4, "scales": list(SCALES)} if self.moved else {})
+                | ({"as": "release"} if self.release else {}))
 
     def __call__(self, images: Tensor, ids: Sequence[int], seed: int,
                  cell: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -44,7 +50,9 @@ class Perturbation:
         random = SampleRandom(derive(self.name, seed), ids)
         rows = torch.arange(len(images))
         if self.sigma:
-            return [(rows, images + self.sigma * random.randn(*images.shape[1:]).to(images))]
+            noise = self.sigma * random.randn(*images.shape[1:]).to(images)
+            noisy = data.to_float(data.to_uint8(images + 2 * noise)) if self.release else images + noise
+            return [(rows, noisy)]
         if not self.moved:
             return [(rows, images)]
         drawn = torch.tensor([torch.randint(4, (2,), generator=g).tolist()
@@ -88,3 +96,5 @@ def sides_of(size: int, cell: int = 1) -> list[int]:
 CLEAN = Perturbation()
 NOISY = tuple(Perturbation(f"noise {sigma:.2f}", sigma) for sigma in SIGMAS)
 MOVED = Perturbation("rotation and scale", moved=True)
+RELEASE = (*(Perturbation(f"release, {p.name}", p.sigma, release=True) for p in NOISY),
+           Perturbation("release, rotation and scale", moved=True, release=True))

@@ -82,14 +82,20 @@ class Reference:
 
     def features(self, source: data.ImageSource, resolved: Resolved, perturbation: Perturbation,
                  batch_size: int, device: str | torch.device, cell: int = 1) -> Tensor:
-        """N D for the protocol's perturbed images; a scaled image is brought back to the full size for it."""
+        """N D for the protocol's perturbed images; a scaled image is brought back to the full size for it,
+        but where the perturbation is the release's.
+
+        Raises:
+            ConfigError: the release's, and a network that reads no smaller images.
+        """
         section = {k: v for k, v in resolved.sections["images"].items() if k not in ("ema", *NOT_HASHED)}
         sides = sides_of(section["size"], cell) if perturbation.moved else None
         key = config.digest([section, self.facts(), perturbation.name, perturbation.facts, sides])
         path = cache.folder() / "reference_features" / f"{key}.safetensors"
 
         def read(images: Tensor, ids: list[int]) -> Tensor:
-            return self(resize(images.to(device), section["size"]))
+            images = images.to(device)
+            return self(images if perturbation.release else resize(images, section["size"]))
 
         return perturbations.features(path, source, selection(resolved, source), perturbation,
                                       section["seed"], cell, batch_size, read)

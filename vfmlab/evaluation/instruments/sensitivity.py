@@ -9,16 +9,19 @@ How the sets are combined is not published. `se_cknna` is our reading: the mean 
 the one set of turns and scales. The undisturbed value stands apart, every set is reported, and so is the mean
 with a reference that sees the undisturbed image instead. Noise is added to images in [-1, 1] (ours); scaled
 images are read at their smaller size where the network takes it, else brought back to full size (the protocol
-says which).
+says which). `se_cknna_release` disturbs as the release does: noise of 255 sigma on images in 0..255, clipped
+and rounded, twice as strong, and a reference that reads scaled images at their smaller size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, Draft, Quantity
-from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, sides_of
+from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, RELEASE, Perturbation, sides_of
 from vfmlab.evaluation.representation import (
     QUANTILE,
     K,
@@ -74,11 +77,7 @@ class SeCknna(Instrument):
             mine = prepare(subject.pooled(disturbed))
             both[disturbed.name] = cknna(mine, prepare(subject.theirs(disturbed)), K)
             one[disturbed.name] = cknna(mine, still, K)
-        facts = {
-            "measure": "SE-CKNNA", **PREPARED, "noise": "on [-1, 1], not clipped", "combined": "mean of 4 noise sets and 1 of turns and scales (ours)",
-            "sets": {p.name: p.facts for p in (*NOISY, MOVED)}, "sides": sides_of(subject.cfg.size, subject.cell),
-            "scaled images": "smaller" if subject.scales else "brought back to full size",
-        }  # fmt: skip
+        facts = _facts(subject, (*NOISY, MOVED), "on [-1, 1], not clipped")
         section, n = subject.section(facts, reference=True), len(still)
         mean = fmean(both.values())
         report.add("se_cknna", mean, section, n)
@@ -94,3 +93,28 @@ class SeCknna(Instrument):
         report.add("se_cknna_reference_clean", fmean(one.values()), section, n)
         values, alone = [clean, *both.values()], [clean, *one.values()]
         report.add("se_cknna_sets", values, section, n, sets=["clean", *both], reference_clean=alone)
+
+
+@INSTRUMENTS.register("se_cknna_release")
+class SeCknnaRelease(Instrument):
+    """SE-CKNNA of images that are disturbed as in VFM-VAE's release; see the module."""
+
+    quantities = (Quantity("se_cknna_release", "SE-CKNNA (release)", HIGHER),
+                  Quantity("se_cknna_release_change", "SE-CKNNA (release) against CKNNA", HIGHER))
+
+    def measure(self, subject: Subject, report: Draft) -> None:
+        clean = cknna(prepare(subject.pooled()), prepare(subject.theirs()), K)
+        value = fmean(cknna(prepare(subject.pooled(p)), prepare(subject.theirs(p)), K) for p in RELEASE)
+        facts = _facts(subject, RELEASE, "255 sigma on 0..255, clipped and rounded")
+        section = subject.section(facts, reference=True)
+        report.add("se_cknna_release", value, section, subject.n)
+        if clean > 0:
+            report.add("se_cknna_release_change", value / clean - 1, section, subject.n)
+
+
+def _facts(subject: Subject, sets: Sequence[Perturbation], noise: str) -> dict[str, Any]:
+    return {
+        "measure": "SE-CKNNA", **PREPARED, "noise": noise, "combined": "mean of 4 noise sets and 1 of turns and scales (ours)",
+        "sets": {p.name: p.facts for p in sets}, "sides": sides_of(subject.cfg.size, subject.cell),
+        "scaled images": "smaller" if subject.scales else "brought back to full size",
+    }  # fmt: skip
