@@ -142,6 +142,18 @@ def test_images_without_captions_are_one_line(tmp_path):
         override(presets.get("tiny_plain_vae"), {"protocol.prompts": "captions"})
 
 
+def test_a_folder_of_an_encoder_is_named_in_full_and_does_not_travel(tmp_path, monkeypatch):
+    from vfmlab.weights.export import public
+
+    (tmp_path / "tower").mkdir()
+    monkeypatch.chdir(tmp_path)
+    named = api.resolve("tiny_t2i_plain_vae", {"diffusion.text.encoder": "transformers:tower"})
+    assert named.diffusion.text.encoder == f"transformers:{tmp_path / 'tower'}"
+    assert public(named.last).diffusion.text.encoder == "transformers:tower"
+    hub = api.resolve("tiny_t2i_plain_vae", {"diffusion.text.encoder": "transformers:openai/clip"})
+    assert public(hub.last).diffusion.text.encoder == hub.diffusion.text.encoder == "transformers:openai/clip"
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 

@@ -41,10 +41,10 @@ def expand(path: str | Path) -> Path:
 
 
 def absolute_source(source: Any) -> Any:
-    """A data source with an absolute path: the same words in two folders mean two data sets, and two runs."""
+    """A data source or text encoder with an absolute path: the same words in two folders are two runs."""
     kind, colon, path = str(source).partition(":")
-    local = kind in ("folder", "parquet", "wds") or (kind == "hf"
-                                                     and (path[:1] in (".", "~") or os.path.exists(path)))
+    local = kind in ("folder", "parquet", "wds") or (
+        kind in ("hf", "transformers") and (path[:1] in (".", "~") or os.path.exists(path)))
     if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
         return source
     return f"{kind}{colon}{os.path.abspath(os.path.expanduser(path))}"

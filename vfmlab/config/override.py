@@ -47,7 +47,7 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
             return {key: absolute(str(key), inner) for key, inner in value.items()}
         if not isinstance(value, str) or value in ("pretrained", "random"):
             return value
-        if field == "source":
+        if field in ("source", "encoder"):
             return absolute_source(value)
         files = field in ("weights", "pretrained", "reference", "prompts")
         local = files and (value.startswith("~") or os.path.exists(value))

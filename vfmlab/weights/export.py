@@ -167,4 +167,10 @@ def public(run: config.Phase) -> config.Phase:
     if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
         data = recipe.data.model_copy(update={"source": f"{kind}:{Path(where).name}"})
         recipe = recipe.model_copy(update={"data": data})
+    text = None if recipe.diffusion is None else recipe.diffusion.text
+    kind, _, where = ("" if text is None else text.encoder).partition(":")
+    if Path(where).is_absolute():
+        text = text.model_copy(update={"encoder": f"{kind}:{Path(where).name}"})
+        diffusion = recipe.diffusion.model_copy(update={"text": text})
+        recipe = recipe.model_copy(update={"diffusion": diffusion})
     return recipe.last
