@@ -22,6 +22,8 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from vfmlab.data import to_uint8
+
 # Okabe-Ito, readable with colour-vision deficiency and on light and dark ground.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 TEMPLATE = "plotly_white"
@@ -43,18 +45,11 @@ def colour(name: str, index: int = 0) -> str:
 # -- images ----------------------------------------------------------------------
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
-    """[N 3 H W] in [-1, 1] (or uint8) -> uint8 [N H W 3]."""
-    if images.ndim == 3:
-        images = images[None]
-    if images.dtype != torch.uint8:
-        images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return images.cpu().permute(0, 2, 3, 1).numpy()
-
-
 def tile(images: Tensor, columns: int = 8, scale: int | None = None, gap: int = 2) -> Image.Image:
-    """One picture with all images [N 3 H W] in [-1, 1], enlarged by a whole factor."""
-    pixels = to_pixels(images)
+    """One picture with all images [N 3 H W] in [-1, 1] (or uint8), enlarged by a whole factor."""
+    images = images[None] if images.ndim == 3 else images
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images.detach())
+    pixels = pixels.cpu().permute(0, 2, 3, 1).numpy()
     count, height, width, _ = pixels.shape
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
