@@ -22,7 +22,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make demo       train a tokenizer and a diffusion model, write a report (DATA=... PRESET=... BASELINE=... OVERRIDES=... ROOT=...)"
 	@echo "make test       lint and tests"
-	@echo "make nightly    the paper presets from images to the evaluator's number, random weights, a few images (half an hour, 17 GB)"
+	@echo "make nightly    the paper presets from images to the evaluator's number, random weights, a few images (20 GB of memory)"
 	@echo "make install    create $(VENV) with the versions pinned in constraints.txt"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make app        the app on the runs of the demo (ROOT=...)"

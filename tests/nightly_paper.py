@@ -1,6 +1,6 @@
 """`make nightly`: the paper presets from images to the evaluator's number, with the networks as published, random weights and
-a few images of 256 px, on the CPU. Not a part of `make test`: one preset takes about a quarter of an hour on one core, 17 GB of
-memory and 25 GB of disk.
+a few images of 256 px, on the CPU. Not a part of `make test`: LightningDiT-XL takes 16 GB of memory with its optimiser and
+average, and 3 GB more while a checkpoint is written; one preset leaves about 15 GB on the disk.
 
 Reduced are images (2, and 4 held out), steps of training (one of two images a stage), samples (4) and solver steps (2); networks, losses,
 stages, feature space and file formats are the preset's. Weights that are downloaded elsewhere (VFM, discriminator's backbone,

@@ -7,13 +7,14 @@ second stage of the same networks takes a sixth of the time so.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, shape_wrapper
@@ -75,7 +76,6 @@ class Shapes(TorchDispatchMode):
 
     # For the whole process, because phases and presets repeat each other's shapes.
     answers: ClassVar[dict[Any, tuple[Any, int]]] = {}
-    asked = FakeTensorMode()
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +100,14 @@ class Shapes(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         self.flops += flops
         return _give(made, tensors)
+
+
+@functools.cache
+def _asked() -> FakeTensorMode:
+    """torch's own, without its table; made when it is needed, because it imports the compiler."""
+    mode = FakeTensorMode()
+    mode.cache_enabled = False
+    return mode
 
 
 PARTS = object()  # the answer for operators that are made of others
@@ -128,8 +136,8 @@ def _ask(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any,
     """The answer of torch's fake tensors: how to make the results, and the FLOPs."""
     if func._overloadpacket not in FORMULAS and func._can_decompose():
         return PARTS, 0
-    with Shapes.asked:
-        fakes = {id(tensor): _fake(tensor) for tensor in tensors}
+    fakes = {id(tensor): _fake(tensor) for tensor in tensors}
+    with _asked():
         given = tree_map(lambda value: fakes.get(id(value), value), (args, kwargs))
         out = func(*given[0], **given[1])
     formula = FORMULAS.get(func._overloadpacket)
@@ -151,7 +159,8 @@ def _fake(tensor: Tensor) -> Tensor:
     """A fake tensor alike, in a storage of its own."""
     size, stride, offset, dtype = _meta(tensor)
     last = 0 if 0 in size else sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    return torch.empty(offset + last + 1, dtype=dtype).as_strided(size, stride, offset)
+    meta = torch.empty(offset + last + 1, dtype=dtype, device="meta").as_strided(size, stride, offset)
+    return FakeTensor(_asked(), meta, torch.device("cpu"))
 
 
 def _remember(out: Any, given: list[Tensor]) -> Any:
