@@ -12,6 +12,7 @@ from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import site
 
 jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 TREE = Path(__file__).resolve().parents[1]
 CELLS = """# %% [markdown]
@@ -113,6 +114,13 @@ def test_a_page_says_when_and_with_what_it_was_executed(built):
         assert re.search(r"executed on \d{4}-\d\d-\d\d", text)
     assert str(out) not in text
     assert str(TREE) not in "".join(path.read_text() for path in (out / "api").glob("*.html"))
+
+
+def test_the_log_of_a_training_is_one_block():
+    new = nbformat.v4.new_output
+    cell = [new("stream", name="stdout", text="a\n"), new("stream", name="stdout", text="b\n"), new("display_data", {"text/plain": "figure"}),
+            new("stream", name="stdout", text="c\n"), new("stream", name="stderr", text="d\n")]
+    assert [o.get("text") for o in site._joined(cell)] == ["a\nb\n", None, "c\n", "d\n"]
 
 
 def test_anchors_are_those_of_github():

@@ -189,9 +189,20 @@ def _notebook(path: Path, tree: Path) -> str:
                 figure = plotly.io.from_json(text, skip_invalid=True)
                 output.data = nbformat.NotebookNode({"text/html": primitives.fragment(figure)})
         if "outputs" in cell:
-            cell.outputs = shown
+            cell.outputs = _joined(shown)
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
     return f'<p class="note">{_escape(" · ".join(_when(book).values()))}</p>{_linked(body)}'
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """Outputs of a cell with lines of one stream in one output: the log of a training is one block."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _facts(book: Any) -> dict[str, Any]:
