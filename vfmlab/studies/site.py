@@ -198,8 +198,9 @@ def _joined(outputs: Sequence[Any]) -> list[Any]:
     """Outputs of a cell with lines of one stream in one output: the log of a training is one block."""
     joined: list[Any] = []
     for output in outputs:
-        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
-            joined[-1].text += output.text
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
         else:
             joined.append(output)
     return joined
