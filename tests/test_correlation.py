@@ -147,7 +147,12 @@ def test_one_command(tmp_path, capsys):
     assert all(f"| {name} |" in text for name in "abcd")
     assert str(tmp_path) not in text
     assert (tmp_path / "why.html").stat().st_size > 100_000
+    again = ["correlate", "--from", str(tmp_path / "why.json"), "--out", str(tmp_path / "again")]
+    assert main.main(again) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["correlations"] == data["correlations"]
     capsys.readouterr()
+    assert main.main([*again, *specs]) == 2
+    assert "not both" in capsys.readouterr().err
     assert main.main(["correlate", *specs[:2]]) == 2
     assert "need at least 4" in capsys.readouterr().err
 

@@ -47,20 +47,28 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: 
     return 0
 
 
-def correlate(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
+def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
               out: Out = Path("correlation"), jobs: Jobs = None, cluster: Cluster = None,
               retry: Retry = False, target: str = "gfd",
               names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
-              compared_with: str | None = None) -> int:
+              compared_with: str | None = None,
+              files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = ()) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
+        files: take the results that vfmlab compare wrote before, in place of rows; nothing is trained.
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
         compared_with: reference model of all rows in place of each row's default.
     """
     from vfmlab.studies import compare as comparing
 
+    if files and rows:
+        raise ConfigError("rows and --from: name rows to train, or files with results, not both")
+    if files:
+        command = shlex.join(["vfmlab", "correlate", "--from", *map(str, files), "--target", target])
+        print(f"written: {comparing.correlate_files(files, out, target, command)}")
+        return 0
     if len(rows) < comparing.correlation.LEAST:
         raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} "
                           "settings")

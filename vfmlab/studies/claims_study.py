@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from vfmlab.config import Phase
 from vfmlab.errors import TrainingError
 from vfmlab.studies import claims, claims_page, compare
 from vfmlab.studies.claims import Claim, Price
-from vfmlab.studies.results import Result, collect, read
+from vfmlab.studies.results import Result, collect, together
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -24,7 +23,7 @@ def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out:
         ConfigError: no such ledger or claim. DataError: a file that holds no results.
     """
     book = claims.ledger(name)
-    results = _together([read(path) for path in files])
+    results = together(files)
     chosen, out = book.chosen(only), compare.writable(out)
     return _write(book, chosen, results, out, command, [Path(file).name for file in files])
 
@@ -79,16 +78,6 @@ def _seconds(phase: Phase) -> float:
         sampler, measurements = phase.protocol.sampler, 1 + len(phase.train.evaluate_at)
         images += phase.protocol.n * sampler.steps * measurements / 3
     return step * images / phase.train.batch
-
-
-def _together(parts: Sequence[Sequence[Result]]) -> list[Result]:
-    """Results of several files; of one row and seed in two of them, the numbers of both."""
-    merged: dict[tuple[str, int], Result] = {}
-    for result in itertools.chain.from_iterable(parts):
-        before = merged.setdefault((result.label, result.seed), result)
-        both = {**before.instruments, **result.instruments}
-        merged[result.label, result.seed] = before.replace(instruments=both)
-    return list(merged.values())
 
 
 def _write(book: claims.Ledger, chosen: Sequence[Claim], results: Sequence[Result], out: Path, command: str,

@@ -21,7 +21,7 @@ from vfmlab.errors import Interrupted, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import Result, collect, shown_source
+from vfmlab.studies.results import Result, collect, shown_source, together
 from vfmlab.studies.rows import Row, Until, parse
 
 TITLE = "Comparison"
@@ -108,10 +108,23 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     rows = parse(specs, seeds, overrides)
     failed = train(rows, root, jobs, None, cluster, retry)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
-    strengths = correlation.correlate(results, target)
     more: dict[str, Sequence[str | None]] = {"--target": [target] if target != "gfd" else []}
     more["--instruments"] = list(names) if tuple(names) != correlation.NAMES else []
     command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
+    return _correlated(results, target, out, command)
+
+
+def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, command: str) -> Path:
+    """:func:`correlate` of results that comparisons wrote before; nothing is trained or measured.
+
+    Raises:
+        ConfigError: unknown target, or too few rows with it. DataError: a file that holds no results.
+    """
+    return _correlated(together(files), target, writable(out), command)
+
+
+def _correlated(results: Sequence[Result], target: str, out: Path, command: str) -> Path:
+    strengths = correlation.correlate(results, target)
     title = f"What goes along with {quantity(target).label}"
     record = {"target": target, "correlations": [c._asdict() for c in strengths],
               "results": [r.as_json() for r in results]}

@@ -132,6 +132,17 @@ def read(path: str | Path) -> list[Result]:
         raise DataError(f"'{path}' holds no results; name the .json that vfmlab compare wrote") from None
 
 
+def together(files: Sequence[str | Path]) -> list[Result]:
+    """The results of several files; of one row and seed in two of them, the numbers of both. Errors as
+    :func:`read`."""
+    merged: dict[tuple[str, int], Result] = {}
+    for result in (one for path in files for one in read(path)):
+        before = merged.setdefault((result.label, result.seed), result)
+        both = {**before.instruments, **result.instruments}
+        merged[result.label, result.seed] = before.replace(instruments=both)
+    return list(merged.values())
+
+
 # -- collecting --------------------------------------------------------------------------------------------
 
 
