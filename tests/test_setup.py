@@ -20,6 +20,7 @@ OPTIONAL = [
 # These exist to draw and to drive notebooks, so they may import an extra at their head; nothing else may.
 PRESENTATION = [
     *(f"vfmlab.{name}" for name in ("plots", "widgets", "studies")),
+    "vfmlab.weights.pipeline",  # classes of diffusers
 ]
 
 # What is hidden is not found, as if it were not installed: neither by `import` nor by `find_spec`.

@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# torch 2.11's backward ends the process on a CPU where the input of a group norm is stored with channels
+# last and wants no gradient, as in a stage that trains the last blocks of a decoder; 2.15's does not.
+OLD = torch.__version__ < (2, 15)
+
 
 class GroupNorm(nn.GroupNorm):
     """GroupNorm in fp32, given back in the input's precision (torch's bf16 kernel is slower on the CPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            if x.device.type == "cpu" and not x.requires_grad:
-                # torch 2.11's backward ends the process where the input is stored with channels last and
-                # wants no gradient, as in a stage that trains the last blocks of a decoder.
+            if OLD and x.device.type == "cpu" and not x.requires_grad:
                 x = x.contiguous()
             return super().forward(x.float()).to(x.dtype)
 
