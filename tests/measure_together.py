@@ -6,6 +6,8 @@ import json
 import os
 import sys
 
+from accelerate import PartialState
+
 from vfmlab import api
 from vfmlab.errors import ConfigError
 
@@ -28,3 +30,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # threads of an open group may abort a process that ends
