@@ -22,6 +22,7 @@ from typing import Any
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LATENT, Draft, Quantity
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY, RELEASE, Perturbation, sides_of
+from vfmlab.evaluation.protocol import Resolved
 from vfmlab.evaluation.representation import (
     QUANTILE,
     K,
@@ -83,11 +84,7 @@ class SeCknna(Instrument):
         report.add("se_cknna", mean, section, n)
         report.add("se_cknna_corrected", beyond_chance(mean, K, n), section, n)
         report.add("se_cknna_clean", clean, section, n)
-        if clean > 0:
-            report.add("se_cknna_change", mean / clean - 1, section, n)
-        else:
-            report.absent("se_cknna_change",
-                          f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
+        _change("se_cknna_change", mean, clean, section, n, report)
         report.add("se_cknna_noise", fmean(both[p.name] for p in NOISY), section, n)
         report.add("se_cknna_moved", both[MOVED.name], section, n)
         report.add("se_cknna_reference_clean", fmean(one.values()), section, n)
@@ -108,8 +105,14 @@ class SeCknnaRelease(Instrument):
         facts = _facts(subject, RELEASE, "255 sigma on 0..255, clipped and rounded")
         section = subject.section(facts, reference=True)
         report.add("se_cknna_release", value, section, subject.n)
-        if clean > 0:
-            report.add("se_cknna_release_change", value / clean - 1, section, subject.n)
+        _change("se_cknna_release_change", value, clean, section, subject.n, report)
+
+
+def _change(name: str, value: float, clean: float, section: Resolved, n: int, report: Draft) -> None:
+    if clean > 0:
+        report.add(name, value / clean - 1, section, n)
+    else:
+        report.absent(name, f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
 
 
 def _facts(subject: Subject, sets: Sequence[Perturbation], noise: str) -> dict[str, Any]:
