@@ -1,7 +1,8 @@
 """Tensors without values, and operators on them: shapes, types, which storage is whose, and FLOPs.
 
 torch's `FakeTensorMode` does the same and far more, slowly. Here it is asked once for an operator and the
-shapes of its arguments; after that the answer is read from a table, as in the next stage of the same networks.
+shapes of its arguments; after that the answer is read from a table, as in the next stage of the same
+networks.
 """
 
 from __future__ import annotations
