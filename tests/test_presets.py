@@ -69,11 +69,11 @@ IDS = {
     "tiny_va_vae": "e05ec853 ffb327c0",
     "tiny_vfm_vae_ddt": "3be50a49 43c5772f",
     "tiny_plain_vae_repa_e": "a7a3e4e0 aae3a85f",
-    "pocket_vfm_vae": "1e929b51 82438ee8",
-    "pocket_vfm_vae_discrete": "cf4b3006 b8f8d7de",
-    "pocket_vfm_vae_last_layer": "520e21c3 8cc9b638",
-    "pocket_aligntok": "75da1b0a bf58cda0 f91a4749 f4164e24",
-    "pocket_rae": "ea0072ac 7d68de3f",
+    "pocket_vfm_vae": "1e929b51 8477f473",
+    "pocket_vfm_vae_discrete": "cf4b3006 b31c31d3",
+    "pocket_vfm_vae_last_layer": "520e21c3 1faf923b",
+    "pocket_aligntok": "75da1b0a bf58cda0 f91a4749 12c0a5af",
+    "pocket_rae": "ea0072ac 1af85cb1",
     "pocket_judge": "887d4852",
     "small_vfm_vae_joint": "202665d0 3e822bfa 384c45f1 0bdb55a4 b981daa9",
     "paper_vfm_vae_joint": "09b0850d c14de5dc 85328065 ad13c27b 9ca0ae6c",
@@ -85,6 +85,16 @@ IDS = {
 @pytest.mark.parametrize("name", IDS)
 def test_ids_of_presets_stay(name):
     assert [phase.id.rpartition("-")[2] for phase in presets.get(name).phases()] == IDS[name].split()
+
+
+# When AdamW was the optimiser of pocket's generators.
+BEFORE_MUON = {"pocket_vfm_vae": "82438ee8", "pocket_vfm_vae_discrete": "b8f8d7de", "pocket_vfm_vae_last_layer": "8cc9b638",
+               "pocket_aligntok": "f4164e24", "pocket_rae": "7d68de3f"}
+
+
+@pytest.mark.parametrize("name", BEFORE_MUON)
+def test_runs_of_the_former_optimiser_are_found_by_naming_it(name):
+    assert presets.get(name, {"diffusion.train.optimizer": "adamw"}).id == f"{name}-{BEFORE_MUON[name]}"
 
 
 @pytest.mark.parametrize("name", [name for name in presets.names() if presets.row(name).of and not presets.row(name).config])

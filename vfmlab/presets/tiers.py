@@ -93,8 +93,8 @@ BASES: dict[str, Tree] = {
         "diffusion": {
             "network": {"kind": "lightningdit", "width": 128, "depth": 4, "heads": 4, "patch": 2, "rmsnorm": False},
             "train": {
-                "samples": 51_200, "batch": 64, "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280, "preview_every": 25_600,
-                "checkpoint_every": 12_800, "evaluate_at": [12_800, 25_600, 51_200],
+                "samples": 51_200, "batch": 64, "optimizer": "muon", "lr": 1e-3, "warmup": 3200, "ema_halflife": 6400, "log_every": 1280,
+                "preview_every": 25_600, "checkpoint_every": 12_800, "evaluate_at": [12_800, 25_600, 51_200],
             },
         },
         "protocol": {"n": 1000, "sampler": {"steps": 20}},
