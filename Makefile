@@ -28,7 +28,7 @@ help:
 	@echo "make app        the app on the runs of the demo (ROOT=...)"
 	@echo "make lint       ruff"
 	@echo "make notebooks  bring the two files of every notebook (.py, .ipynb) together"
-	@echo "make site       pages of manual, results, API and executed notebooks, in docs/site (PRESET=... BASELINE=... PARAMETERS=... ROOT=...)"
+	@echo "make site       pages of manual, results, API and executed notebooks, in docs/site (PRESET=... BASELINE=... NOTEBOOKS='02 07' PARAMETERS=... ROOT=...)"
 	@echo "make bench      time the library's choices against their alternatives"
 	@echo "make lock       choose versions anew for constraints.txt"
 	@echo "make clean      remove $(VENV)"
@@ -52,6 +52,7 @@ demo app site: export ARG_PRESET = $(PRESET)
 demo app site: export ARG_BASELINE = $(BASELINE)
 demo app site: export ARG_OVERRIDES = $(OVERRIDES)
 site: export ARG_PARAMETERS = $(PARAMETERS)
+site: export ARG_NOTEBOOKS = $(NOTEBOOKS)
 demo app site: export ARG_ROOT = $(or $(ROOT),demo)
 
 demo: $(STAMP)
@@ -77,7 +78,8 @@ notebooks: $(STAMP)
 
 site: $(STAMP)
 	@$(BIN)/python -m vfmlab site $(if $(PRESET),--preset "$$ARG_PRESET") $(if $(BASELINE),--baseline "$$ARG_BASELINE") \
-	  $(if $(PARAMETERS),--parameters "$$ARG_PARAMETERS") --root "$$ARG_ROOT/runs"
+	  $(if $(OVERRIDES),--overrides "$$ARG_OVERRIDES") $(if $(PARAMETERS),--parameters "$$ARG_PARAMETERS") \
+	  $(if $(NOTEBOOKS),--notebooks $$ARG_NOTEBOOKS) --root "$$ARG_ROOT/runs"
 
 bench: $(STAMP)
 	@$(BIN)/python tests/benchmarks.py

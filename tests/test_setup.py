@@ -134,6 +134,8 @@ def test_make_passes_values_as_they_are(checkout: Path, value: str):
     assert done.stdout.splitlines() == ["-m", "vfmlab", "demo", "--data", value, "--overrides", value, "--root", value]
     assert make("app", f"ROOT={given}", cwd=checkout).stdout.splitlines()[-1] == f"{value}/runs"
     assert make("demo", cwd=checkout).stdout.splitlines() == ["-m", "vfmlab", "demo", "--root", "demo"]
+    numbers = make("site", "NOTEBOOKS=02 07", f"OVERRIDES={given}", cwd=checkout).stdout.splitlines()
+    assert numbers == ["-m", "vfmlab", "site", "--overrides", value, "--notebooks", "02", "07", "--root", "demo/runs"]
 
 
 def test_import_is_light():

@@ -105,6 +105,18 @@ def test_a_notebook_is_executed_once_for_its_cells_and_parameters(built, tree, m
     assert len(asked) == 4
 
 
+def test_notebooks_of_another_call_stay_while_their_code_does(built, tree, tmp_path):
+    shutil.copytree(tree / "notebooks", tmp_path / "notebooks")
+    source, folder = tmp_path / "notebooks" / "01_other.ipynb", tmp_path / ".executed"
+    shutil.copyfile(tree / "notebooks" / "00_small.ipynb", source)
+    folder.mkdir()
+    for name in ("00_small", "01_other"):
+        shutil.copyfile(built[0] / ".executed" / "00_small.ipynb", folder / f"{name}.ipynb")
+    assert [book.stem for book in site.executed({}, folder, tmp_path)] == ["00_small", "01_other"]
+    source.write_text(source.read_text().replace("y=[1, 2]", "y=[1, 3]"))
+    assert [book.stem for book in site.executed({}, folder, tmp_path)] == ["00_small"]
+
+
 def test_a_page_says_when_and_with_what_it_was_executed(built):
     out, _ = built
     for name in ("00_small", "index"):

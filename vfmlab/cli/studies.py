@@ -251,7 +251,8 @@ def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline
         baseline: of the notebooks that compare.
         overrides: JSON with dotted names.
         seed: of the notebooks.
-        notebooks: numbers such as 02; all by default.
+        notebooks: numbers such as 02; all by default. The others stay as they were executed for these pages,
+            with whatever was set, where their code is still the same.
         parameters: JSON, what is set in one notebook alone: '{"04": {"seeds": 1}}'.
     """
     from vfmlab.studies import site as pages
@@ -260,7 +261,8 @@ def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline
     own = _object(parameters, "--parameters")
     chosen = pages.parameters(preset, baseline, given, notebooks, own)
     out = out.expanduser().resolve()
-    print(f"site: {pages.build(out, pages.executed(chosen, out / '.executed'))}")
+    books = pages.executed(chosen, out / ".executed")
+    print(f"site: {pages.build(out, books)}   executed notebooks: {' '.join(book.stem[:2] for book in books)}")
     return 0
 
 

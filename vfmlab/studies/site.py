@@ -40,14 +40,16 @@ def executed(parameters: Mapping[str, Mapping[str, Any]], folder: Path, tree: Pa
 
     parameters: name of a notebook (without ending) -> what papermill sets in it.
 
+    Returns the executed notebooks of `folder`: these, and others whose code is still that of the checkout.
+
     Raises:
         TrainingError: a cell fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    books = [folder / f"{name}.ipynb" for name in parameters]
-    for book in books:
-        notebook.executed(tree / "notebooks" / book.name, book, parameters[book.stem])
-    return books
+    for name, values in parameters.items():
+        notebook.executed(tree / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", values)
+    sources = sorted((tree / "notebooks").glob("[0-9]*.ipynb"))
+    return [book for source in sources if notebook.ended(source, book := folder / source.name)]
 
 
 def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:

@@ -207,8 +207,17 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
 
 
 def executed(source: str | Path, target: str | Path, parameters: Mapping[str, Any]) -> Any:
-    """The notebook at `target` where the code of `source` was executed to its end with these parameters, with
-    the text that `source` has now; else :func:`execute`."""
+    """The notebook at `target` where it was executed with these parameters (:func:`ended`), else
+    :func:`execute`."""
+    book = ended(source, target)
+    if book is not None and book.metadata.papermill.parameters == dict(parameters):
+        return book
+    return execute(source, target, parameters)
+
+
+def ended(source: str | Path, target: str | Path) -> Any:
+    """The notebook at `target` where the code of `source` was executed to its end, with the text that `source`
+    has now; else None."""
     import nbformat
 
     with contextlib.suppress(OSError, ValueError):  # not there, or cut short
@@ -216,14 +225,14 @@ def executed(source: str | Path, target: str | Path, parameters: Mapping[str, An
         facts = book.metadata.get("papermill", {})
         cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         own = nbformat.read(source, as_version=4).cells
-        ended = facts.get("exception") is None and all(
+        whole = facts.get("duration") and facts.get("exception") is None and all(
             cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
-        if ended and facts.get("parameters") == dict(parameters) and _code(cells) == _code(own):
+        if whole and _code(cells) == _code(own):
             for cell, now in zip(cells, own, strict=True):
                 cell.source = now.source
             nbformat.write(book, target)
             return book
-    return execute(source, target, parameters)
+    return None
 
 
 def _code(cells: Sequence[Any]) -> list[tuple[str, str]]:
