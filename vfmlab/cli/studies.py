@@ -262,7 +262,8 @@ def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline
     chosen = pages.parameters(preset, baseline, given, notebooks, own)
     out = out.expanduser().resolve()
     books = pages.executed(chosen, out / ".executed")
-    print(f"site: {pages.build(out, books)}   executed notebooks: {' '.join(book.stem[:2] for book in books)}")
+    numbers = " ".join(book.stem[:2] for book in books)
+    print(f"site: {pages.build(out, books)}   executed notebooks: {numbers}")
     return 0
 
 

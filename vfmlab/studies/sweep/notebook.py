@@ -216,8 +216,8 @@ def executed(source: str | Path, target: str | Path, parameters: Mapping[str, An
 
 
 def ended(source: str | Path, target: str | Path) -> Any:
-    """The notebook at `target` where the code of `source` was executed to its end, with the text that `source`
-    has now; else None."""
+    """The notebook at `target` where the code of `source` was executed to its end, with the text that
+    `source` has now; else None."""
     import nbformat
 
     with contextlib.suppress(OSError, ValueError):  # not there, or cut short
