@@ -33,6 +33,8 @@ DELTAS = {
     "psnr": 0.25,
     "rfd": math.log(1.1),
     "se_cknna_change": 0.02,
+    "se_cknna_release_change": 0.02,
+    "codebook_used": 0.02,
 }
 RATIOS = ("rfd",)  # compared as ratios: a contrast is the logarithm of one
 

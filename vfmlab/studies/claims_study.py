@@ -9,7 +9,8 @@ from typing import Any
 from vfmlab import runs
 from vfmlab.config import Phase
 from vfmlab.errors import TrainingError
-from vfmlab.studies import claims, claims_page, compare
+from vfmlab.evaluation.instruments.base import instrument_of
+from vfmlab.studies import claims, claims_page, compare, correlation
 from vfmlab.studies.claims import Claim, Price
 from vfmlab.studies.results import Result, collect, together
 from vfmlab.studies.rows import Row
@@ -46,6 +47,7 @@ def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds
         chosen, left = claims.affordable(listed(name, domain, root, seeds, only, overrides), budget)
     rows = book.study(domain, chosen, seeds, overrides or {})
     results = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
+    results = _with_instruments(chosen, results, rows, root)
     if rows and not any(r.numbers for r in results):
         raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
     return _write(book, chosen, results, out, command, (), left)
@@ -78,6 +80,18 @@ def _seconds(phase: Phase) -> float:
         sampler, measurements = phase.protocol.sampler, 1 + len(phase.train.evaluate_at)
         images += phase.protocol.n * sampler.steps * measurements / 3
     return step * images / phase.train.batch
+
+
+def _with_instruments(chosen: Sequence[Claim], results: Sequence[Result], rows: Sequence[Row],
+                      root: Path) -> list[Result]:
+    """`results` with what the claims' numbers need beyond the reports, measured on the rows that need it."""
+    needed: dict[str, dict[str, None]] = {}
+    for contrast in (contrast for claim in chosen for contrast in claim.contrasts):
+        if name := instrument_of(contrast.metric):
+            for row in contrast.rows:
+                needed.setdefault(row.partition("#")[0], {})[name] = None
+    return [correlation.measure_rows([result], [row], root, tuple(needed[row.label]))[0]
+            if row.label in needed else result for result, row in zip(results, rows, strict=True)]
 
 
 def _write(book: claims.Ledger, chosen: Sequence[Claim], results: Sequence[Result], out: Path, command: str,

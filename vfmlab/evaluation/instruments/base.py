@@ -152,6 +152,12 @@ def names(kind: str | None = None) -> list[str]:
             and (kind is None or kind in part.kinds)]
 
 
+def instrument_of(metric: str) -> str | None:
+    """The instrument that measures a number; None: it stands in every report."""
+    return next((name for name in INSTRUMENTS if issubclass(kind := INSTRUMENTS.get(name), Instrument)
+                 and any(q.name == metric for q in kind.quantities)), None)
+
+
 def choose(wanted: Sequence[str] | None, kind: str, what: str) -> list[str]:
     """The instruments of these names, or all that measure this kind.
 

@@ -1,0 +1,114 @@
+"""Ledger B: what the second wave of continuous tokenizers claims: spheres, priors, RAEv2, diffusion decoders.
+
+Latents are compared under pocket_plain_vae's generator, networks on one latent. Guided numbers have protocols
+of their own and are not compared with unguided ones.
+"""
+
+from __future__ import annotations
+
+from vfmlab.registry import LEDGERS
+from vfmlab.studies.claims import Claim, Entry, Ledger, better, same
+from vfmlab.studies.ledgers.a import OUTCOMES
+from vfmlab.studies.rows import Until
+
+HAE, GAE, PAE, RAEV2 = "HAE (2601.22904)", "GAE (2603.10365)", "PAE (2605.07915)", "RAEv2 (2605.18324)"
+PS_VAE, EPSILON, COMMON = "PS-VAE (2512.17909)", "Epsilon-VAE (2410.04081)", "@pocket_plain_vae"
+SPHERE = "rae@pocket_plain_vae+sphere"
+PRIORS = "stages.autoencoder.losses"
+
+
+def _row(spec: str, block: str, until: Until = None) -> Entry:
+    return Entry({"scenes": f"pocket_{spec}"}, until, block)
+
+
+def _pae(*without: str) -> Entry:
+    changes = ",".join(f"{PRIORS}.{name}.weight=0" for name in without)
+    return _row(f"pae{':' if changes else ''}{changes}", "small latents")
+
+
+ROWS = {
+    "RAE": _row(f"rae{COMMON}", "wide latents"),
+    "RAE, no noise": _row(f"rae{COMMON}:tokenizer.noise=0", "wide latents"),
+    "RAE on a sphere": _row(SPHERE, "wide latents"),
+    "RAE on a sphere, radial 0": _row(f"{SPHERE}:diffusion.path.radial=0", "wide latents"),
+    "RAE on a sphere, radial 1": _row(f"{SPHERE}:diffusion.path.radial=1", "wide latents"),
+    "bounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion={{}}", "wide latents"),
+    "unbounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion.caps=null", "wide latents"),
+    **{f"GAE, semantic {weight}": _row(f"gae:{PRIORS}.semantic.weight={weight}", "small latents")
+       for weight in (0, 0.5, 1, 2)},
+    "PAE": _pae(),
+    "PAE, no priors": _pae("gram", "cascade", "semantic"),
+    "PAE, structure alone": _pae("cascade", "semantic"),
+    "PAE, continuity alone": _pae("gram", "semantic"),
+    "PAE, semantics alone": _pae("gram", "cascade"),
+    "PAE, small angle": _row(f"pae:{PRIORS}.cascade.degrees=[42.5]", "small latents"),
+    "PAE, large angle": _row(f"pae:{PRIORS}.cascade.degrees=[85]", "small latents"),
+    "PS-VAE": _row("ps_vae", "small latents"),
+    "Epsilon-VAE": _row("epsilon_vae", "diffusion decoders", "tokenizer"),
+    "Epsilon-VAE, no image loss": _row("epsilon_vae:losses.l1=0", "diffusion decoders", "tokenizer"),
+    "Epsilon-VAE, GAN": _row("epsilon_vae_gan", "diffusion decoders", "tokenizer"),
+    "Epsilon-VAE, 6 steps": _row("epsilon_vae:tokenizer.decoder.steps=6", "diffusion decoders", "tokenizer"),
+}
+
+_EACH = ("structure", "continuity", "semantics")
+CLAIMS = (
+    Claim("sphere", "On a VFM's tokens the geodesic path of a sphere beats the straight path.",
+          HAE, "gFID 2.65 against 15.95", (better("gfd", "RAE on a sphere", "RAE"),)),
+    Claim("radial", "A little radial penalty is best.", HAE, "4.40 / 3.90 / 5.70 at 0 / .1 / 1",
+          (better("gfd", "RAE on a sphere", "RAE on a sphere, radial 0"),
+           better("gfd", "RAE on a sphere", "RAE on a sphere, radial 1"))),
+    Claim("length", "The length at decoding matters for a decoder trained on free lengths.", HAE,
+          "gFID 7.36 / 2.65 at 8 / 14",
+          open="rows of pocket_dino_sae with a wide head are not in this ledger"),
+    Claim("noise", "Noise on the decoder's latents costs reconstruction and helps generation.", HAE,
+          "rFID .37 -> .78, gFID 32.64 -> 2.65",
+          (better("rfd", "RAE, no noise", "RAE"), better("gfd", "RAE", "RAE, no noise"))),
+    Claim("stem", "A convolutional stem buys PSNR at the same meaning.", HAE, "19.55 -> 26.20 dB",
+          open="a row without the stem and with the same decoder is not there"),
+    Claim("guidance", "Internal guidance is ahead of a weaker model's, that of CFG, that of none.", RAEV2,
+          "gFID 1.06, 1.14, 1.49, 1.65",
+          open="numbers under different guidance have protocols of their own, which are not compared"),
+    Claim("prediction", "Internal guidance wants clean latents predicted.", RAEV2, "gFID 1.65 against 1.87",
+          open="RAEv2's network predicts clean latents only"),
+    Claim("semantic", "Without the semantic loss generation collapses; its weight hardly matters.", GAE,
+          "gFID 12.55 / 2.35 / 2.36 / 2.45",
+          (better("gfd", "GAE, semantic 1", "GAE, semantic 0"),
+           same("gfd", "GAE, semantic 0.5", "GAE, semantic 1"),
+           same("gfd", "GAE, semantic 1", "GAE, semantic 2"))),
+    Claim("rms", "Tokens of one length are ahead of KL for the same latent.", GAE, "gFID 12.55 against 16.72",
+          open="GAE has no row with KL"),
+    Claim("fusion", "Unbounded fusion of layers reconstructs better and generates worse than bounded.",
+          "HiRAE", "rFID .023 / .209, gFID 7.9 / 2.4",
+          (better("rfd", "unbounded fusion", "bounded fusion"),
+           better("gfd", "bounded fusion", "unbounded fusion"))),
+    Claim("priors", "Structure, continuity and semantics each help alone, and more together.", PAE,
+          "gFID 7.18 -> 2.5 to 2.7 -> 1.86",
+          (*(better("gfd", f"PAE, {one} alone", "PAE, no priors") for one in _EACH),
+           *(better("gfd", "PAE", f"PAE, {one} alone") for one in _EACH))),
+    Claim("cascade", "Two angles in cascade beat either.", PAE, "gFID 1.80 against 2.00 and 2.04",
+          (better("gfd", "PAE", "PAE, small angle"), better("gfd", "PAE", "PAE, large angle"))),
+    Claim("compress", "Compressed tokens generate better than wide ones, and pixels repair what they lose.",
+          PS_VAE, "table of S-VAE, RAE, PS-VAE",
+          (better("gfd", "PS-VAE", "RAE"), better("psnr", "PS-VAE", "PS-VAE#semantic"))),
+    Claim("toy", "The share of samples off the manifold grows with the ambient dimension.", PS_VAE, "a toy",
+          open="no row of tokenizers: notebook 13 measures it"),
+    Claim("decoding",
+          "Of a diffusion decoder's losses that on the image gains most; more than three steps lose.",
+          EPSILON, "rFID 22.04 -> 11.76 -> 8.24",
+          (better("rfd", "Epsilon-VAE", "Epsilon-VAE, no image loss"),
+           better("rfd", "Epsilon-VAE, GAN", "Epsilon-VAE"),
+           better("rfd", "Epsilon-VAE", "Epsilon-VAE, 6 steps"))),
+    Claim("reuse",
+          "An encoder's features vary less over t than the head's; key steps should be dense at noise.",
+          "Faster Diffusion, TiUE", "9 of 50 key steps",
+          open="one network, many samplers: vfmlab reuse draws it"),
+    Claim("instruments", "VIV, LNC and iFID predict gFID better than rFID.", "their papers", ".87, .79, .65",
+          open="a correlation over tokenizers: vfmlab correlate"),
+    Claim("offset", "Meaning denoised a moderate time ahead of texture beats both in step.", "SFD",
+          "offset of .3", open="that generator is not here"),
+    Claim("two_levels", "Two noise levels in one image help.", "2607.02508", "none",
+          open="that training is not here"),
+)
+
+LEDGERS.register("b")(Ledger("What the second wave of continuous tokenizers claims", ROWS, CLAIMS,
+                             {"scenes": OUTCOMES}))

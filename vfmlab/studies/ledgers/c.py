@@ -1,0 +1,110 @@
+"""Ledger C: what the papers of discrete tokenizers claim of quantisers, VFMTok and VQRAE.
+
+Quantisers are compared in pocket_vqgan, which differs in nothing else. Codes are counted on held-out images.
+"""
+
+from __future__ import annotations
+
+from vfmlab.registry import LEDGERS
+from vfmlab.studies.claims import Claim, Contrast, Entry, Ledger, better, same
+from vfmlab.studies.rows import Until
+
+VFMTOK, VQRAE, LLAMAGEN = "VFMTok (2507.08441)", "VQRAE (2511.23386)", "LlamaGen (2406.06525)"
+SIMVQ, FSQ = "SimVQ (2411.02038)", "FSQ (2309.15505)"
+QUANTISERS = {"VQ": "+vq", "cosine VQ": "+cosine", "SimVQ": "+simvq"}
+
+
+def _row(spec: str, block: str, until: Until = "tokenizer") -> Entry:
+    return Entry({"scenes": f"pocket_{spec}"}, until, block)
+
+
+def _tokens(change: str = "", variant: str = "") -> Entry:
+    """VFMTok under pocket_ar's transformer."""
+    return _row(f"vfmtok{variant}@pocket_ar{':' if change else ''}{change}", "region tokens", None)
+
+
+ROWS = {
+    **{f"{name}, width {d}": _row(f"vqgan{variant}:tokenizer.channels={d}", "quantisers")
+       for name, variant in QUANTISERS.items() for d in (8, 32, 128) if (name, d) != ("SimVQ", 8)},
+    "FSQ": _row("vqgan+fsq", "quantisers"),
+    "LFQ": _row("vqgan+lfq", "quantisers"),
+    **{f"VQRAE, {name}, width {d}": _row(f"vqrae{QUANTISERS[name]}:tokenizer.channels={d}", "VQRAE")
+       for name in ("SimVQ", "cosine VQ") for d in (8, 128)},
+    "VQRAE, no distillation": _row("vqrae_no_distillation", "VQRAE"),
+    "VFMTok": _tokens(),
+    "VFMTok, no feature loss": _tokens(variant="_no_features"),
+    "VFMTok, random VFM": _tokens(variant="+random"),
+    "VFMTok, plain attention": _tokens(variant="_cross"),
+    "VFMTok, second level": _tokens("vfm.layers=[1]"),
+    "VFMTok, last level": _tokens("vfm.layers=[-1]"),
+    "VFMTok, 36 tokens": _tokens("tokenizer.tokens=36"),
+    "VFMTok, 16 tokens": _tokens("tokenizer.tokens=16"),
+}  # fmt: skip
+
+
+def _uses_more(first: str, second: str) -> Contrast:
+    return better("codebook_used", first, second)
+
+
+CLAIMS = (
+    Claim("width", "The wider an entry, the fewer a plain codebook uses and the worse it reconstructs.",
+          f"{VFMTOK}, {LLAMAGEN}", "use 97 -> .3 % from width 8 to 256",
+          (_uses_more("VQ, width 8", "VQ, width 32"), _uses_more("VQ, width 32", "VQ, width 128"),
+           better("rfd", "VQ, width 8", "VQ, width 128"),
+           better("rfd", "cosine VQ, width 8", "VQ, width 128"))),
+    Claim("simvq", "SimVQ uses its whole codebook where a plain one collapses, and reconstructs better.",
+          SIMVQ, "use near 100 % against a few percent",
+          tuple(contrast for d in (32, 128) for contrast in (
+              _uses_more(f"SimVQ, width {d}", f"VQ, width {d}"),
+              better("psnr", f"SimVQ, width {d}", f"VQ, width {d}")))),
+    Claim("cosine", "A cosine codebook wants narrow entries.", LLAMAGEN, "width 8 of 8, 32, 256",
+          (better("rfd", "cosine VQ, width 8", "cosine VQ, width 32"),
+           better("rfd", "cosine VQ, width 32", "cosine VQ, width 128"))),
+    Claim("opposite", "On a VFM's features SimVQ gets better with width, cosine VQ worse.",
+          VQRAE, "SimVQ up to 1536 of 1152, cosine down to 8 to 12",
+          (better("rfd", "VQRAE, SimVQ, width 128", "VQRAE, SimVQ, width 8"),
+           better("rfd", "VQRAE, cosine VQ, width 8", "VQRAE, cosine VQ, width 128"))),
+    Claim("features",
+          "The feature loss keeps meaning in codes, helps generation, and leaves reconstruction alone.",
+          VFMTOK, "linear probe 69 against 23, gFID 3.42 against 3.71, rFID .89 and .92",
+          (better("probe_linear", "VFMTok", "VFMTok, no feature loss"),
+           better("gfd", "VFMTok", "VFMTok, no feature loss"),
+           same("rfd", "VFMTok", "VFMTok, no feature loss"))),
+    Claim("guidance_gap", "Codes of a VFM need no guidance, those of pixels do.",
+          VFMTOK, "gFID unguided / guided .8 to 1.0 against 4 to 6",
+          open="a guided and an unguided number have protocols of their own, which are not compared"),
+    Claim("levels", "A middle level reconstructs better, the last level generates better and means more.",
+          VFMTOK, "rFID best in the middle; gFID and probe best with the last",
+          (better("rfd", "VFMTok, second level", "VFMTok, last level"),
+           better("gfd", "VFMTok, last level", "VFMTok, second level"),
+           better("probe_linear", "VFMTok, last level", "VFMTok, second level"))),
+    Claim("tokens", "Reconstruction improves with tokens; generation is flat beyond about half of them.",
+          VFMTOK, "144 of 256 tokens",
+          (better("rfd", "VFMTok", "VFMTok, 36 tokens"),
+           better("rfd", "VFMTok, 36 tokens", "VFMTok, 16 tokens"),
+           same("gfd", "VFMTok", "VFMTok, 36 tokens"))),
+    Claim("sweep", "Over guidance FID is U-shaped, precision rises and recall falls.",
+          LLAMAGEN, "guided samples of one network",
+          open="one network under several protocols; vfmlab compare with protocol.guidance draws its curve"),
+    Claim("random", "With a random VFM and the feature loss some of the gain is lost, not all.",
+          VFMTOK, "gFID 3.73 against 3.42, 3.71 without the loss",
+          (better("gfd", "VFMTok", "VFMTok, random VFM"),)),
+    Claim("deformable", "Deformable attention gives codes more meaning than plain cross-attention.",
+          VFMTOK, "linear probe 69 against 34, gFID 3.42 against 3.89",
+          (better("probe_linear", "VFMTok", "VFMTok, plain attention"),
+           better("gfd", "VFMTok", "VFMTok, plain attention"))),
+    Claim("objective",
+          "A VFM of masked pixels reconstructs best, one of contrast and masked latents generates best.",
+          VFMTOK, "table of VFMs", open="one VFM is bundled for drawn scenes"),
+    Claim("distillation", "Distillation keeps a tuned encoder's meaning; without it pixels gain.",
+          VQRAE, "understanding 1439 against 609 at about equal rFID",
+          (better("probe_linear", "VQRAE, SimVQ, width 128", "VQRAE, no distillation"),
+           better("rfd", "VQRAE, no distillation", "VQRAE, SimVQ, width 128"))),
+    Claim("scalars", "FSQ and LFQ use all codes untuned and reconstruct between cosine and plain VQ.",
+          FSQ, "rFID 2.80 and 2.88 between 2.63 and 3.7",
+          (_uses_more("FSQ", "VQ, width 8"), _uses_more("LFQ", "VQ, width 8"),
+           better("rfd", "cosine VQ, width 8", "FSQ"), better("rfd", "FSQ", "VQ, width 8"))),
+)
+
+LEDGERS.register("c")(Ledger("What the papers of discrete tokenizers claim", ROWS, CLAIMS, {
+    "scenes": {"protocol.n": 4000, "data.val": 4000, "protocol.noise": "run"}}))
