@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vfmlab import api, registry
+from vfmlab.cli.main import main
 from vfmlab.cli.studies import seconds
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.number import Number
@@ -191,3 +192,11 @@ def test_the_page_in_docs_follows_from_its_files(tmp_path: Path):
     claims_study.from_files("a", files, (), tmp_path / "new" / "claims.md", record["command"])
     again = json.loads((tmp_path / "new" / "claims.json").read_text())
     assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]
+
+
+@pytest.mark.parametrize("option", [["--seeds", "0", "1", "2"], ["--set", "seed=1"], ["--budget", "90m"], ["--domain", "scenes"], ["--dry"]])
+def test_results_from_files_are_taken_as_they_are(option: list[str], tmp_path: Path, capsys):
+    command = ["claims", "a", "--from", str(RESULTS / "tokenizers.json"), "--out", str(tmp_path / "out")]
+    assert main([*command, *option]) == 2
+    assert f"error: {option[0]} with --from: results are taken as the files have them" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -153,6 +153,9 @@ def test_one_command(tmp_path, capsys):
     capsys.readouterr()
     assert main.main([*again, *specs]) == 2
     assert "not both" in capsys.readouterr().err
+    for option in (["--seeds", "0", "1"], ["--set", "seed=1"], ["--instruments", "lds"], ["--retry"]):
+        assert main.main([*again, *option]) == 2
+        assert f"error: {option[0]} with --from: results are taken as the files have them" in capsys.readouterr().err
     assert main.main(["correlate", *specs[:2]]) == 2
     assert "need at least 4" in capsys.readouterr().err
 

@@ -13,11 +13,14 @@ from torch.nn import functional as F
 
 from vfmlab import api, presets
 from vfmlab.config import Guidance, Sampler, TokenizerConfig, override
+from vfmlab.data import examples
 from vfmlab.diffusion import path, sampling
 from vfmlab.diffusion.sphere import LARGEST
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation.roundtrip import as_saved, through
 from vfmlab.nn.sphere import lengths, mean_length, onto
 from vfmlab.registry import PATHS
+from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, StepRandom, generator
 from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
 
@@ -230,6 +233,23 @@ def test_normalisation_of_a_tokenizer():
     assert Pixels().normalisation == "channels"
 
 
+def test_reconstructions_go_over_the_sphere():
+    """Metrics see what decode(encode(x)) gives; without a radius, what the raw latent gives, with or without statistics."""
+    images = torch.rand(8, 3, 16, 16, generator=generator("images")) * 2 - 1
+    for tokenizer in (Pixels(radius=3.0), Pixels(radius=3.0, decode_length=2.0), Pixels()):
+        tokenizer.decoder = lambda z: [F.pixel_shuffle(z, 2)]
+        bare = None if tokenizer.config.radius else through(tokenizer, images).restored
+        tokenizer.set_statistics(measure(tokenizer, images.split(3), "toy"))
+        trip = through(tokenizer, images)
+        assert torch.equal(trip.raw, tokenizer.posterior(images).mode())
+        close(trip.restored, as_saved(tokenizer.decode(tokenizer.encode(images).mode())), 2 / 255 + 1e-6)
+        if bare is None:
+            assert (trip.restored - images).square().mean() > 1e-3, "lengths are lost"
+        else:
+            assert torch.equal(trip.restored, bare)
+            assert torch.equal(bare, as_saved(images))
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -273,10 +293,15 @@ def test_other_refusals():
 
 def test_a_run_on_a_sphere(tmp_path):
     run = override(presets.get("tiny_rae+sphere"), {"data.train": 48, "data.val": 16, "protocol.n": 16, "diffusion.train.samples": 32,
-                                                     "train.samples": 16, "diffusion.train.evaluate_at": []})
+                                                     "train.samples": 16, "train.evaluate_at": [8, 16], "diffusion.train.evaluate_at": []})
     assert run.tokenizer.radius == pytest.approx(mean_length(128))
     list(api.train(run, tmp_path))
     loaded = api.load_diffusion(run.id, tmp_path)
+    logged = [record["psnr"]["value"] for record in RunDir(tmp_path / run.tokenizer_phase.id).metrics("evaluation")]
+    report = api.evaluate(run.tokenizer_phase.id, tmp_path)
+    assert logged[-1] == pytest.approx(report["psnr"].value, abs=1e-4), "during training as at its end"
+    images, _, _ = examples(run.data, 16)
+    assert float(api.reconstruct(loaded.tokenizer, images)[2].mean()) == pytest.approx(report["psnr"].value, abs=0.02)
     assert loaded.network.path.radius == pytest.approx(mean_length(128))
     *_, last = api.sample(loaded, [0, 1], previews=0)
     assert last.images.shape == (2, 3, 16, 16)

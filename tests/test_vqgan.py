@@ -43,7 +43,7 @@ def test_images_from_codes_are_those_of_the_forward_pass(images, quantizer):
     assert tokenizer.codebook_size == 32
     assert tokenizer.codebook().shape == (32, 4 // parts)
     whole = tokenizer.decode_raw(tokenizer.posterior(images).mode())[0].clamp(-1, 1)
-    assert torch.equal(tokenizer.decode_codes(codes), whole)
+    torch.testing.assert_close(tokenizer.decode_codes(codes), whole, atol=1e-6, rtol=0)  # with gradients other kernels
     assert torch.equal(tokenizer.codes(images), codes)
 
 

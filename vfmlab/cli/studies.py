@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", h
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
 Seeds = Annotated[tuple[int, ...], arg(help="every row is trained with each")]
+Files = Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")]
 Out = Annotated[Path, arg(help="where to write; .md, .json and .html are added")]
 Jobs = Annotated[int | None, arg(help=WORKERS)]
 Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
@@ -47,15 +49,15 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: 
     return 0
 
 
-def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
-              out: Out = Path("correlation"), jobs: Jobs = None, cluster: Cluster = None,
-              retry: Retry = False, target: str = "gfd",
+def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...] | None = None,
+              root: Root = Path("runs"), out: Out = Path("correlation"), jobs: Jobs = None,
+              cluster: Cluster = None, retry: Retry = False, target: str = "gfd",
               names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
-              compared_with: str | None = None,
-              files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = ()) -> int:
+              compared_with: str | None = None, files: Files = ()) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
+        seeds: every row is trained with each; left out: 0 1.
         files: take the results that vfmlab compare wrote before, in place of rows; nothing is trained.
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
@@ -66,6 +68,8 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: Seeds = (0, 1),
     if files and rows:
         raise ConfigError("rows and --from: name rows to train, or files with results, not both")
     if files:
+        _as_they_are({"--seeds": seeds is not None, "--set": sets, "--jobs": jobs, "--cluster": cluster,
+                      "--retry": retry, "--instruments": names, "--compared-with": compared_with})
         command = shlex.join(["vfmlab", "correlate", "--from", *map(str, files), "--target", target])
         print(f"written: {comparing.correlate_files(files, out, target, command)}")
         return 0
@@ -74,8 +78,16 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: Seeds = (0, 1),
                           "settings")
     more = {"names": names} if names else {}
     more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
+    seeds = (0, 1) if seeds is None else seeds
     print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
     return 0
+
+
+def _as_they_are(options: Mapping[str, object]) -> None:
+    """ConfigError for an option that --from would ignore. options: name -> whether it is given."""
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigError(f"{given[0]} with --from: results are taken as the files have them, and nothing is "
+                          f"trained; leave out {' and '.join(given)}")
 
 
 def choose(sets: Assignments = (),
@@ -115,15 +127,15 @@ def choose(sets: Assignments = (),
     return 0
 
 
-def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "scenes",
-           seeds: tuple[int, ...] = (0, 1, 2), only: tuple[str, ...] = (), budget: str = "",
-           dry: bool = False, files: Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")] = (),
-           root: Root = Path("runs"), out: Out = Path("claims"), jobs: Jobs = None, cluster: Cluster = None,
-           retry: Retry = False) -> int:
+def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | None = None,
+           seeds: tuple[int, ...] | None = None, only: tuple[str, ...] = (), budget: str = "",
+           dry: bool = False, files: Files = (), root: Root = Path("runs"), out: Out = Path("claims"),
+           jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False) -> int:
     """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
 
     Args:
-        domain: scenes, or photo (then --set data.source=parquet:PATH).
+        domain: scenes, or photo (then --set data.source=parquet:PATH); left out: scenes.
+        seeds: every row is trained with each; left out: 0 1 2.
         only: ids of claims; all without.
         budget: of one core, such as 90m or 2h; claims beyond it are listed as not run.
         dry: only show what each claim costs.
@@ -131,6 +143,10 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str = "sc
     """
     from vfmlab.studies import claims_study
 
+    if files:
+        _as_they_are({"--seeds": seeds is not None, "--set": sets, "--budget": budget, "--domain": domain,
+                      "--dry": dry, "--jobs": jobs, "--cluster": cluster, "--retry": retry})
+    domain, seeds = domain or "scenes", (0, 1, 2) if seeds is None else seeds
     flags = {"--from": files} if files else {"--domain": [domain], "--seeds": seeds}
     flags |= {"--only": only, "--budget": [budget] if budget else (), "--set": sets}
     given = (word for flag, values in flags.items() if values for word in (flag, *map(str, values)))

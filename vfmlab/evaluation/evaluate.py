@@ -83,6 +83,8 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
     source = data.open_source(run.data, "val")
     facts = [protocol, run.data.model_dump(mode="json"), source.fingerprint, weights(folder, run.protocol),
              version]
+    if run.tokenizer.radius is not None:
+        facts.append("decoded from the sphere")  # earlier reports decoded raw latents
     if run.protocol.prompts is not None:
         facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:

@@ -30,8 +30,8 @@ def as_saved(images: Tensor) -> Tensor:
 
 
 class Trip(NamedTuple):
-    """There and back. raw: latents, the posterior's mean, fp32; restored: what is decoded from them as a
-    metric sees it; codes: B T long of quantised tokenizers, else None."""
+    """There and back. raw: latents, the posterior's mean, fp32; restored: what is decoded from them (on a
+    sphere: from their directions) as a metric sees it; codes: B T long of quantised tokenizers, else None."""
 
     raw: Tensor
     restored: Tensor
@@ -51,7 +51,12 @@ def through(tokenizer: Tokenizer, images: Tensor) -> Trip:
 
 
 def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
-    """Raw latents -> images in [-1, 1]; works before statistics are measured, as during training."""
+    """Raw latents -> images in [-1, 1]; works before statistics are measured, as during training.
+
+    On a sphere they take the length at which a generator's are decoded, which needs the statistics.
+    """
+    if tokenizer.config.radius is not None:
+        raw = tokenizer.denormalise(tokenizer.normalise(raw))
     return tokenizer.decode_raw(raw)[0].float().clamp(-1, 1)
 
 

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 BEFORE, OF_EACH = ("00_start_here", "01_foundation_features"), ("02_train_a_tokenizer", "07_train_diffusion")
 SHOWN = ("psnr", "rfd", "gfd", "gfd_own", "class_accuracy")
 # First the pipeline on a VFM, then the one that it is compared with, then others that stand beside them.
-SCENES = ("pocket_vfm_vae+ddt+muon", "pocket_plain_vae+ddt+muon")
+SCENES = ("pocket_vfm_vae+ddt", "pocket_plain_vae+ddt")
 PHOTOGRAPHS = ("photo_vfm_vae", "photo_plain_vae", "photo_va_vae")
 GUIDED = {"protocol.guidance.scale": 2.5}
 PHOTO_WEIGHTS = ("efficientnet_lite0", "mobilenetv2")

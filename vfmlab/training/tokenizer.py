@@ -4,6 +4,7 @@ statistics."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive
-from vfmlab.tokenizers.base import Tokenizer, measure
+from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
 from vfmlab.training import checkpoint, features
 from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import Task
@@ -149,7 +150,8 @@ class TokenizerTask(Task):
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 
         self._setup = self._setup or open_setup(self.run.data, self.run.protocol, self.root, self.device)
-        return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup).record()
+        with _on_its_sphere(weights, self.source, self.seed):
+            return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup).record()
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""
@@ -165,13 +167,34 @@ class TokenizerTask(Task):
         write_statistics(run_dir, [self.weights, weights], self.source, self.run.seed)
 
 
+def _measured(tokenizer: Tokenizer, source: ImageSource, seed: int) -> Statistics:
+    """The tokenizer's latent statistics on a seeded part of the images; it has them from then on."""
+    images = some_images(source, STATISTICS_IMAGES, "statistics", seed, device=tokenizer.stat_mean.device)
+    statistics = measure(tokenizer, images, source.fingerprint)
+    tokenizer.set_statistics(statistics)
+    return statistics
+
+
+@contextmanager
+def _on_its_sphere(tokenizer: Tokenizer, source: ImageSource, seed: int) -> Iterator[None]:
+    """Inside, a tokenizer whose latents lie on a sphere has the statistics that decoding them needs; those of
+    its run are measured at the end."""
+    if tokenizer.config.radius is None:
+        yield
+        return
+    before = {name: value.clone() for name, value in tokenizer.named_buffers() if name.startswith("stat_")}
+    _measured(tokenizer, source, seed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            getattr(tokenizer, name).copy_(value)
+
+
 def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: ImageSource, seed: int) -> None:
-    """Measure latent statistics of each tokenizer on a seeded part of the images, and write the last one's to
-    the run."""
+    """Measure latent statistics of each tokenizer, and write the last one's to the run."""
     for tokenizer in tokenizers:
-        images = some_images(source, STATISTICS_IMAGES, "statistics", seed, device=tokenizer.stat_mean.device)
-        statistics = measure(tokenizer, images, source.fingerprint)
-        tokenizer.set_statistics(statistics)
+        statistics = _measured(tokenizer, source, seed)
     facts = {"count": str(statistics.count), "fingerprint": statistics.fingerprint}
     with beside(run_dir.latent_stats) as temporary:
         save_file({"mean": statistics.mean, "std": statistics.std}, temporary, facts)
