@@ -19,7 +19,7 @@ import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import explore, probing, show
-from vfmlab.widgets import expect, less, verdicts
+from vfmlab.widgets import close, expect, less, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -34,6 +34,9 @@ expect("pixels are read better from the first layer than from the last",
        lambda: less(pixels[f"layer {last}"], pixels[f"layer {first}"]))
 expect("by hand: a linear map explains more of the pixels from the first layer than from the last",
        lambda: less(explained[last], explained[first]))
+expect("the trained network's probe gains with depth",
+       lambda: less(probe["trained", first], probe["trained", last]))
+expect("that of random weights does not", lambda: close(probe["random", first], probe["random", last], within=0.05))
 
 # %% [markdown]
 # # Step by step
@@ -121,6 +124,7 @@ primitives.bars({f"layer {k}": v for k, v in explained.items()}, y="explained va
 untrained = (run.vfm or vfmlab.config.recipe.VFM()).model_copy(update={"weights": "random"})
 random = vfmlab.vfm.build(untrained, run.data.size)
 probes = probing.probe_layers({"trained": vfm, "random": random}, run.data, n=n, seed=seed)
+probe = {(record["VFM"], record["layer"]): record["linear probe"] for record in probes}
 figures.probe_figure(probes)
 
 # %% [markdown]

@@ -45,6 +45,16 @@ expect("the VFM tokenizer agrees more with the reference (SE-CKNNA)",
        lambda: less(of(baseline, "se_cknna"), of(preset, "se_cknna")))
 expect("the plain VAE has the higher effective rank",
        lambda: less(of(preset, "effective_rank"), of(baseline, "effective_rank")))
+
+# %%
+expect("the VFM tokenizer has the higher LDS", lambda: less(of(baseline, "lds"), of(preset, "lds")))
+expect("factors of the class are read better off the VFM tokenizer",
+       lambda: less(of(baseline, "factor_class_r2"), of(preset, "factor_class_r2")))
+for name in (preset, baseline):
+    expect(f"{name}: agreement falls faster where the reference stays undisturbed",
+           lambda name=name: less(of(name, "se_cknna_reference_clean"), of(name, "se_cknna")))
+    expect(f"{name}: the class survives at fewer bits than the pixels do",
+           lambda name=name: less(of(name, "bpp_probe"), of(name, "bpp_psnr")))
 expect("by hand: neighbours in the VFM tokenizer's latent share a class more often",
        lambda: less(same_class[baseline], same_class[preset]))
 

@@ -31,6 +31,8 @@ expect("an untrained network, which says 0, scores 2: the variance of noise minu
        lambda: close(by_hand[0], 2, within=0.3))
 expect("half the step, half the error of Euler", lambda: close(errors[100] / errors[200], 2, within=0.1))
 expect("gFD falls over the training", lambda: less(gfd[-1], gfd[0]))
+expect("so does gFD to own reconstructions", lambda: less(own[-1], own[0]))
+expect("the error by time is largest in the noisy half", lambda: less(0.5, hardest))
 expect("samples are nearer to reconstructions than to images", lambda: less(report["gfd_own"], report["gfd"]))
 
 # %% [markdown]
@@ -154,7 +156,8 @@ primitives.rows(pictures)
 # samples a judge recognises as the class they were asked to be. *Prediction:* both distances fall together.
 
 # %%
-gfd = [point["gfd"]["value"] for point in folder.metrics("evaluation") if "gfd" in point]
+points = [point for point in folder.metrics("evaluation") if "gfd" in point]
+gfd, own = ([point[key]["value"] for point in points] for key in ("gfd", "gfd_own"))
 figures.convergence([folder])
 
 # %% [markdown]
@@ -191,6 +194,7 @@ widgets.choose(one_call, headless, t=[0.5, 0.2, 0.8, 0.95]) if alone else "this 
 
 # %%
 lines = probing.loss_by_time(run.id, root, seed=seed)
+hardest = max(zip(*lines[run.id], strict=True), key=lambda point: point[1])[0]
 primitives.curves(lines, x="t (0 data, 1 noise)", y="velocity error / target power")
 
 # %% [markdown]

@@ -18,7 +18,7 @@ import vfmlab
 from vfmlab import widgets
 from vfmlab.plots import primitives
 from vfmlab.studies import probing, show
-from vfmlab.widgets import expect, less, verdicts
+from vfmlab.widgets import close, expect, less, verdicts
 
 widgets.set_up_notebook()
 run = vfmlab.resolve(preset, overrides, seed=seed)
@@ -27,6 +27,10 @@ model = vfmlab.load_diffusion(run.id, root)
 
 # %%
 expect("the two velocities of guidance differ most near noise", lambda: less(gap[0], gap[-1]))
+everywhere, between = "2 everywhere", "2 in 0.2..0.8"
+expect("guidance in the interval keeps the class accuracy of guidance everywhere, within .05",
+       lambda: close(by_guidance[between]["class_accuracy"], by_guidance[everywhere]["class_accuracy"], within=0.05))
+expect("... at a lower gFD", lambda: less(by_guidance[between]["gfd"], by_guidance[everywhere]["gfd"]))
 expect("Heun at 10 steps is nearer to the limit than Euler at 20", lambda: less(off["Heun 10"], off["Euler 20"]))
 
 # %% [markdown]
@@ -139,9 +143,10 @@ show.sample_rows(model, variants=solvers, per_class=1, seed=seed)
 # the interval keeps class accuracy at a lower distance.
 
 # %%
-settings = {"none": {}, "2 everywhere": {"scale": 2.0}}
-settings["2 in 0.2..0.8"] = {"scale": 2.0, "interval": [0.2, 0.8]}
-primitives.table(probing.guidance_records(run.id, root, settings))
+settings = {"none": {}, everywhere: {"scale": 2.0}, between: {"scale": 2.0, "interval": [0.2, 0.8]}}
+records = probing.guidance_records(run.id, root, settings)
+by_guidance = {record["guidance"]: record for record in records}
+primitives.table(records)
 
 # %% [markdown]
 # ## 8. Everything together

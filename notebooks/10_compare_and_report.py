@@ -34,6 +34,7 @@ folders = [runs.open_run(run.id, root) for run in chosen.values()]
 # %%
 a, b = preset, baseline
 expect(f"{a} has the lower gFD", lambda: less(reports[a]["gfd"], reports[b]["gfd"]))
+expect(f"{a} is ahead at the first evaluation already", lambda: less(early[a], early[b]))
 expect(f"{b} has the lower rFD", lambda: less(reports[b]["rfd"], reports[a]["rfd"]))
 expect(f"the first velocity loss after training is lower on the latents of {a}", lambda: less(loss[a], loss[b]))
 
@@ -69,6 +70,8 @@ primitives.rows(shown)
 # *Prediction:* the VFM's latents give the lower curve from the first point on; both still fall at the end.
 
 # %%
+early = {name: next(point["gfd"]["value"] for point in folder.metrics("evaluation") if "gfd" in point)
+         for name, folder in zip(chosen, folders, strict=True)}
 figures.convergence(folders)
 
 # %% [markdown]

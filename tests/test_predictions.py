@@ -32,6 +32,8 @@ def test_a_prediction_is_made_before_it_can_be_known():
     [
         ([1.0, 2.0], [2.5, 3.0], "right"), ([2.5, 3.0], [1.0, 2.0], "wrong"), ([1.0, 2.6], [2.5, 3.0], "undecided"),
         (Number(1.0, spread=0.2), Number(2.0, spread=0.1), "right"), (Number(1.0, spread=0.6), Number(2.0, spread=0.6), "undecided"),
+        (Number(26.9, n=1000, spread=1.5, facts={"over": "images"}), Number(28.7, n=1000, spread=1.5, facts={"over": "images"}), "right"),
+        (Number(26.9, n=1000, spread=1.5, facts={"over": "images"}), Number(27.0, n=1000, spread=1.5, facts={"over": "images"}), "undecided"),
         (Number(None, reason="too few images"), 1.0, "not measured"), (2.0, 1.0, "wrong"),
     ],
 )  # fmt: skip

@@ -71,7 +71,8 @@ class Number:
 
     value: None where it could not be had, and then `reason` says why; a list for curves. protocol: hash of
     all that it depends on. n: images or samples. spread: standard deviation (over images, subsets or draws:
-    as the metric says). facts: what belongs to it: the axes of a curve ({"sigma": [...]}), chance, the block.
+    as the metric says; facts["over"] is "images" where it is that of single images around their mean). facts:
+    what belongs to it: the axes of a curve ({"sigma": [...]}), chance, the block.
     """
 
     value: Any
@@ -267,7 +268,8 @@ class Draft:
 
     def mean(self, name: str, values: Any, protocol: Any) -> None:
         """Write the mean of values [N], a number an image; spread: their standard deviation."""
-        self.add(name, float(values.mean()), protocol, len(values), float(values.std(correction=0)))
+        spread = float(values.std(correction=0))
+        self.add(name, float(values.mean()), protocol, len(values), spread, over="images")
 
     def absent(self, name: str, reason: str) -> None:
         """A number that could not be had is there too, with the reason: never 0, never left out silently."""

@@ -16,6 +16,7 @@ from vfmlab.evaluation.number import Number
 from vfmlab.plots import primitives
 
 Values = float | Number | Sequence[float]
+OF_THIS_RUN = "of the runs above: where a side is one value, nothing is known of its spread over seeds"
 _made: dict[str, Callable[[], bool | Comparison]] = {}  # of this notebook, in order
 
 
@@ -37,8 +38,8 @@ def expect(statement: str, holds: Callable[[], bool | Comparison]) -> None:
 
 
 def less(a: Values, b: Values) -> Comparison:
-    """Whether a lies below b: by their means, and undecided where their ranges over seeds (or +- one spread)
-    overlap."""
+    """Whether a lies below b: by their means, and undecided where their ranges overlap: over seeds, or +- one
+    spread; of a mean over images, +- two standard errors."""
     (low, high), (low_, high_) = _range(a), _range(b)
     spreads = high > low or high_ > low_
     holds = None if spreads and high >= low_ and high_ >= low else mean(_all(a)) < mean(_all(b))
@@ -52,7 +53,10 @@ def close(a: Values, b: Values, within: float) -> Comparison:
 
 
 def verdicts() -> primitives.Table:
-    """Every prediction of this notebook with its verdict and its numbers."""
+    """Every prediction of this notebook with its verdict and its numbers.
+
+    A verdict is of the runs of this notebook: single values have no spread, and another seed may differ.
+    """
     rows = []
     for statement, holds in _made.items():
         try:
@@ -63,7 +67,7 @@ def verdicts() -> primitives.Table:
         except (LookupError, NameError, VfmlabError) as error:
             verdict, numbers = "not measured", f"{type(error).__name__}: {error}"
         rows.append({"prediction": statement, "verdict": verdict, "numbers": numbers})
-    return primitives.table(rows or [{"prediction": "none was made", "verdict": "", "numbers": ""}])
+    return primitives.table(rows or [{"prediction": "none was made", "verdict": "", "numbers": ""}], OF_THIS_RUN)
 
 
 def forget() -> None:
@@ -83,7 +87,11 @@ def _all(values: Values) -> list[float]:
 
 
 def _range(values: Values) -> tuple[float, float]:
-    found, spread = _all(values), (values.spread or 0.0) if isinstance(values, Number) else 0.0
+    found, spread = _all(values), 0.0
+    if isinstance(values, Number):
+        spread = values.spread or 0.0
+        if values.facts.get("over") == "images" and values.n:
+            spread *= 2 / values.n**0.5
     return min(found) - spread, max(found) + spread
 
 
