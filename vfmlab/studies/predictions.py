@@ -67,7 +67,8 @@ def verdicts() -> primitives.Table:
         except (LookupError, NameError, VfmlabError) as error:
             verdict, numbers = "not measured", f"{type(error).__name__}: {error}"
         rows.append({"prediction": statement, "verdict": verdict, "numbers": numbers})
-    return primitives.table(rows or [{"prediction": "none was made", "verdict": "", "numbers": ""}], OF_THIS_RUN)
+    none = [{"prediction": "none was made", "verdict": "", "numbers": ""}]
+    return primitives.table(rows or none, OF_THIS_RUN if rows else "")
 
 
 def forget() -> None:
