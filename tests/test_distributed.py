@@ -14,15 +14,15 @@ from vfmlab import runs
 from vfmlab.weights import io
 
 
-def launch(root, wait=True, **options):
+def launch(root, wait=True, launcher="--multi_gpu", state="finished", **options):
     """`accelerate launch` of tests/tiny.py with two processes on the CPU."""
-    process = processes.start(tiny.__file__, {"root": str(root), **options})
+    process = processes.start(tiny.__file__, {"root": str(root), **options}, launcher)
     if not wait:
         return process
     output, _ = process.communicate(timeout=290)
     assert process.returncode == 0, output
     (run_dir,) = runs.scan(root)
-    assert (run_dir.env()["processes"], run_dir.status().state) == (2, "finished"), output
+    assert (run_dir.env()["processes"], run_dir.status().state) == (2, state), output
     return run_dir
 
 
@@ -70,6 +70,24 @@ def test_two_processes_equal_one_for_real_parts(tmp_path, kind, optimizer):
         assert first["weight_vf"] > 0
         assert "adversarial" not in first
         assert last["weight_adversarial"] > 0
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), [("diffusion", "muon"), ("ar", "adamw")])
+def test_shares_of_two_processes_equal_one_and_resume(tmp_path, kind, optimizer):
+    """FSDP: stopped once, gone on sharded, then by one process: the same curve and weights as never sharded."""
+    measured = [32] if kind == "diffusion" else []
+    overrides = {"precision": "fp32", "evaluate_at": measured, "preview_every": 32, "optimizer": optimizer, "clip": 0.1}
+    overrides = {f"{kind}.train.{key}": value for key, value in overrides.items()}
+    overrides |= {"ar.network.dropout": 0.0} if kind == "ar" else {}
+    options = {"kind": kind, "overrides": overrides}
+    two = launch(tmp_path / "two", launcher="--use_fsdp", state="interrupted", stops=[24, 48], **options)
+    assert (two.env()["sharded"], two.status().samples) == (True, 48)
+    whole, _ = tiny.train_tiny(kind, tmp_path / "one", **overrides)
+    resumed, events = tiny.train_tiny(kind, tmp_path / "two", **overrides)
+    assert [event.data["resumed"] for event in events if "resumed" in event.data] == [48]
+    close(whole, resumed, rtol=2e-3, atol=5e-4, later=1e-2)
+    assert [each.keys() for each in whole.metrics("evaluation")] == [each.keys() for each in two.metrics("evaluation")]
+    assert len(list(two.images.iterdir())) == len(list(whole.images.iterdir())) > 0
 
 
 def test_a_bad_step_is_skipped_by_all_and_ctrl_c_stops_all(tmp_path):

@@ -98,11 +98,13 @@ def work(options):
 
     kill_step, kill_rename: signal 9 in the middle of that step, at that rename. poison_rank: the process whose loss is
     not finite in step 4. interrupt_step: in the middle of that step the first process sends Ctrl-C to its launcher.
+    stops: samples after which training stops, to go on from there by a task of its own; None: its end.
     """
     root, kind, overrides = Path(options.pop("root")), options.pop("kind"), options.pop("overrides", {})
     kill_step, kill_rename = options.pop("kill_step", None), options.pop("kill_rename", None)
     rank, interrupt_step = int(os.environ.get("RANK", 0)), options.pop("interrupt_step", None)
     poison = {3: float("nan")} if options.pop("poison_rank", None) == rank else None
+    stops = options.pop("stops", [None])
     if options:
         extra = {key: options.pop(key) for key in ("norm", "delay") if key in options}
         run = toy_run(**options)
@@ -128,7 +130,9 @@ def work(options):
 
     os.replace = rename
     task.objective.register_forward_hook(lambda *_: strike("forward", kill_step))
-    list(fit(task, runs.create(run, root), device="cpu"))
+    for until in stops:
+        list(fit(task or make_task(run, root), runs.create(run, root), until=until, device="cpu"))
+        task = None
 
 
 def awake(network):

@@ -38,6 +38,7 @@ class ARTask(Task):
     """
 
     name = "ar"
+    shards = True
 
     def __init__(self, run: config.Phase, tokenizer: Tokenizer, cache_root: str | Path = "runs/.latents"):
         self.run, self.train, self.cache_root = run, run.train, Path(cache_root)

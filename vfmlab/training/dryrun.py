@@ -41,13 +41,18 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
             module.to(accelerator.device).train()
     prepared = Prepared(task, accelerator)
     try:
-        return measure_prepared(prepared, steps)
+        with exhaustion(task.name, task.train):
+            average = [value.detach().clone() for value in task.weights.state_dict().values()]
+        found = measure_prepared(prepared, steps)
+        del average
+        return found
     finally:
         prepared.release()
 
 
 def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
-    """:func:`measure` for modules that accelerate has prepared; all processes take part."""
+    """:func:`measure` for modules that accelerate has prepared, with whatever average there is; all processes
+    take part."""
     task, device = on.task, on.accelerator.device
     modules = [module for module in (task.objective, task.discriminators) if module is not None]
     before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
@@ -60,8 +65,6 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
             half = on.accelerator.mixed_precision != "no"
             optimizers = make_optimizers(task, on.parameters, device, half)  # whose state is thrown away
             batch = apply(task.example(on.rows), lambda tensor: tensor.to(device))
-            # what the average takes
-            average = [value.detach().clone() for value in task.weights.state_dict().values()]
             for step in task.costly_steps(steps):
                 begin = time.perf_counter()
                 samples = (
@@ -79,7 +82,6 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
                 torch.cuda.max_memory_allocated(device) if device.type == "cuda"
                 else psutil.Process().memory_info().rss
             )
-            del average
     finally:
         optimizers = None
         for module, state in zip(modules, before, strict=True):

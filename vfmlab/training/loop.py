@@ -23,7 +23,7 @@ from vfmlab.data import account
 from vfmlab.errors import DataError, Stopped, TrainingError, VfmlabError
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import derive
-from vfmlab.training import checkpoint, dryrun
+from vfmlab.training import checkpoint, dryrun, sharded
 from vfmlab.training.events import Event
 from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
@@ -67,6 +67,7 @@ def fit(task: Task, run_dir: RunDir, until: int | None = None, device: str | Non
                 yield from loop.show(loop.after_step())  # what an interrupted run had still to do
                 while loop.step < loop.steps:
                     if until is not None and loop.samples >= until:
+                        loop.leaving = True
                         loop.interrupt(f"stopped at {loop.samples} samples as asked")
                         return
                     loop.take_step()
@@ -84,6 +85,7 @@ class _Loop:
         self.on: Prepared | None = None
         self.stream: Any = None
         self.ready = False  # the state is complete, so it may be saved
+        self.leaving = False  # all processes stop after this step
         self.clock, self.beat, self.unreadable = Clock(), 0.0, -1  # images, at the last account of them
 
     @property
@@ -149,6 +151,7 @@ class _Loop:
                 device=str(acc.device),
                 device_name=torch.cuda.get_device_name() if acc.device.type == "cuda" else acc.device.type,
                 processes=acc.num_processes,
+                sharded=sharded.asked(task),
                 threads=torch.get_num_threads(),
                 precision=acc.mixed_precision,
             )
@@ -165,12 +168,15 @@ class _Loop:
         # refused here, before anything is computed
         my_rows(train, acc), make_optimizers(task, select(task), acc.device)
         yield from self._prepare(fresh)
-        self.on = Prepared(task, acc)
+        if sharded.asked(task):
+            task.objective.cpu()  # from where it goes to the devices in shares
+        self.state.restore()
+        self.on = Prepared(task, acc, self.state.average)
         if train.logger != "none":
             acc.init_trackers("vfmlab", {"run": self.run_dir.id})
         facts = {"resumed": self.samples, "precision": acc.mixed_precision, **task.started}
         facts |= {"data": data} if data else {}
-        if fresh and acc.device.type == "cuda":
+        if fresh and acc.device.type == "cuda" and not self.on.sharded:
             facts |= dryrun.measure_prepared(self.on)
         yield self.event("start", **facts)
         yield from self.warnings(() if images is None else images.notes)
@@ -211,8 +217,9 @@ class _Loop:
         if self.main:
             with self._evaluating():
                 self.task.finish(self.state.average.module, self.run_dir)
-            # again: finishing may have filled buffers, such as the latent statistics
+        if self.main or self.on.sharded:  # again: buffers may be filled now, such as the latent statistics
             self.state.save(self.run_dir)
+        if self.main:
             remark = self.task.remark()
             self._status(state="finished", message=remark)
         self.accelerator.wait_for_everyone()
@@ -267,7 +274,7 @@ class _Loop:
             state.guard.check_patience(reason, "bad_steps.jsonl")
         if time.time() - self.beat > BEAT:
             self._status()
-        if self.stop.asked:
+        if self.stop.asked and (self.leaving or not self.stop.together):
             self.stop.raise_now()
 
     def _look_for_request(self) -> None:
@@ -281,10 +288,9 @@ class _Loop:
         numbers = torch.stack([*metrics.values(), torch.tensor(float(self.stop.asked), device=acc.device)])
         if acc.num_processes > 1:
             numbers = acc.reduce(numbers, "mean")
-        parameters = get_total_norm(self.on.parameters)
-        *values, asked, gradient, parameters = torch.cat(
-            [numbers, torch.stack([gradient.float(), parameters.float()])]
-        ).tolist()
+        norms = [sharded.whole(norm).float() for norm in (gradient, get_total_norm(self.on.parameters))]
+        *values, asked, gradient, parameters = torch.cat([numbers, torch.stack(norms)]).tolist()
+        self.leaving = bool(asked)
         if asked and not self.stop.asked:
             self.stop.asked = round(asked * acc.num_processes)
         return {**dict(zip(metrics, values, strict=True)), "grad_norm": gradient,
@@ -338,7 +344,8 @@ class _Loop:
             if name == "checkpoint":
                 done.append(name)  # the checkpoint says of itself that it was made
             self.stop.busy = name == "log"  # a log empties the running means: it happens whole
-            event = getattr(self, f"_{name}")() if self.main else None
+            together = self.on.sharded and name != "log"
+            event = getattr(self, f"_{name}")() if self.main or together else None
             self.stop.busy = False
             if name in ("preview", "evaluate"):
                 self.accelerator.wait_for_everyone()
@@ -365,12 +372,13 @@ class _Loop:
         return self.event("step", **facts, samples_per_second=speed)
 
     def _preview(self) -> Event | None:
-        shown: dict[str, Tensor] = {}
-        for which, weights in {"raw": self.task.weights, "ema": self.state.average.module}.items():
-            with self._evaluating():
-                images = self.task.preview(weights)
-            if images is None:
-                return None
+        shown: dict[str, Tensor | None] = {}
+        for which, own in {"raw": self.task.weights, "ema": self.state.average.module}.items():
+            with self._evaluating(), self.on.whole(own) as weights:
+                shown[which] = None if weights is None else self.task.preview(weights)
+        if any(images is None for images in shown.values()):
+            return None
+        for which, images in shown.items():
             shown[which] = images.detach().float().cpu().clamp(-1, 1)
             with beside(self.run_dir.images / f"{self.samples:010d}_{which}.png") as temporary:
                 save_image(shown[which], temporary, "png", nrow=self.task.columns, normalize=True,
@@ -380,8 +388,8 @@ class _Loop:
     def _evaluate(self) -> Event | None:
         """Numbers that cannot be had (images alike, too few) are absent with their reason: a run goes on."""
         try:
-            with self._evaluating():
-                numbers = self.task.evaluate(self.state.average.module, self.samples)
+            with self._evaluating(), self.on.whole(self.state.average.module) as weights:
+                numbers = None if weights is None else self.task.evaluate(weights, self.samples)
         except (DataError, torch.linalg.LinAlgError) as error:
             reason = str(error).splitlines()[0]
             self.run_dir.log({"kind": "evaluation", "step": self.step, "samples": self.samples,
@@ -419,17 +427,19 @@ class _Loop:
                 account.record(self.run_dir.path, self.task.images)
 
     def interrupt(self, why: str) -> None:
-        """Save if the state is whole. Only the first process works here: the others may be gone."""
-        if not self.main:
+        """Save if the state is complete. Only the first process works here: the others may be gone. A sharded
+        state is saved where all of them stop after the same step."""
+        alone = self.on is None or not self.on.sharded
+        if not self.main and (alone or not self.leaving):
             return
-        if self.ready and not self.stop.busy and self.step:
+        if self.ready and not self.stop.busy and self.step and (alone or self.leaving):
             try:
                 self.state.save(self.run_dir)
             except BaseException as error:
                 self._fail(error)
                 raise
             why += "; start the run again to go on"
-        elif self.stop.busy:
+        elif self.stop.busy or not alone:
             why += " in the middle of a step; goes on from the last checkpoint"
         self._status(state="interrupted", message=why)
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfmlab.training.sharded import share, whole
+
 LR = 0.02  # of the matrices; Jordan et al. and the runs in docs/results/optimizers.md
 MOMENTUM = 0.95
 # Newton-Schulz: X <- a X + b (X X') X + c (X X')^2 X, five times. Singular values end between 0.7 and 1.2.
@@ -85,7 +87,7 @@ class Muon(torch.optim.AdamW):
         alike: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                alike.setdefault((p.shape[0], p[0].numel()), []).append(p)
+                alike.setdefault((p.shape[0], p.numel() // p.shape[0]), []).append(p)
         for (rows, columns), of in alike.items():
             states = [self.state[p] for p in of]
             for state, p in zip(states, of, strict=True):
@@ -94,8 +96,10 @@ class Muon(torch.optim.AdamW):
             momentum, gradients = [state["momentum"] for state in states], [p.grad for p in of]
             torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momentum, MOMENTUM)  # Nesterov's
-            updates = orthogonal(torch.stack([each.reshape(rows, columns) for each in ahead]), self.dtype)
+            # of shares every process takes the step of the whole matrix, and its part of it
+            ahead = [whole(each).reshape(rows, columns) for each in ahead]
+            updates = orthogonal(torch.stack(ahead), self.dtype)
             if group["weight_decay"]:
                 torch._foreach_mul_(of, 1 - group["lr"] * group["weight_decay"])
-            steps = [update.reshape(p.shape).to(p.dtype) for update, p in zip(updates, of, strict=True)]
+            steps = [share(update.reshape(p.shape).to(p.dtype), p) for update, p in zip(updates, of, strict=True)]
             torch._foreach_add_(of, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)

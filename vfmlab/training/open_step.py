@@ -276,6 +276,7 @@ def _start(task: Task, folder: runs.RunDir | None, root: str | Path, number: int
             pass
         task.objective.train()
     if state.resumed:
+        state.restore()
         state.begin(make_optimizers(task, select(task), accelerator.device), None)
     return Step(task, state.step if number is None else number, device, note)
 

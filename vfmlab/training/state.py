@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from vfmlab.errors import TrainingError
 from vfmlab.runs import RunDir
-from vfmlab.training import checkpoint
+from vfmlab.training import checkpoint, sharded
 from vfmlab.training.average import Average
 from vfmlab.training.guards import Guard
 from vfmlab.training.task import Task
@@ -23,7 +24,8 @@ RECORDS = {"log": "step", "evaluate": "evaluation"}  # what is done between step
 
 
 class State:
-    """Counts and running means from the start; optimiser and average join in :meth:`begin`.
+    """Counts and running means from the start; the average joins in :meth:`restore`, optimisers in
+    :meth:`begin`.
 
     Attributes:
         step: completed steps. done: what has been done since the last of them; a resumed run does the rest.
@@ -54,7 +56,8 @@ class State:
         return self._saved is not None
 
     def load(self, run_dir: RunDir) -> None:
-        """Read the run's checkpoint, if there is one: weights and step now, the rest in `begin`."""
+        """Read the run's checkpoint, if there is one: weights and step now, the rest in `restore` and
+        `begin`."""
         found = checkpoint.load(run_dir)
         if found is not None:
             model, ema, state = found
@@ -62,22 +65,30 @@ class State:
             self.step, self._saved = state["step"], {"ema": ema, **state}
 
     @torch.no_grad()
-    def begin(self, optimizers: list[torch.optim.Optimizer], scaler: Any) -> None:
-        """Take up optimisers and scaler, average weights from here on, restore what :meth:`load` read."""
-        self.optimizers, self.scaler = optimizers, scaler
+    def restore(self) -> None:
+        """Average weights from here on; average, losses and discriminators take what :meth:`load` read."""
         self.average = Average(self.task.weights, self.task.train)
-        saved, self._saved = self._saved, None
-        if saved is None:
+        if self._saved is None:
             return
+        saved = self._saved
         if self.average.ema is not None:
             io.load(self.average.module, saved["ema"], "ema.safetensors")
+        del saved["ema"]
         others = self._others()
         io.check(others, saved["others"], "state.pt")
         for key, value in others.items():
             value.copy_(saved["others"][key])
-        optimizers[0].load_state_dict(saved["optimizer"])
         if self.task.discriminators is not None:
             io.load(self.task.discriminators, saved["discriminators"], "state.pt")
+
+    def begin(self, optimizers: list[torch.optim.Optimizer], scaler: Any) -> None:
+        """Take up optimisers and scaler, and restore the rest of what :meth:`load` read."""
+        self.optimizers, self.scaler = optimizers, scaler
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        optimizers[0].load_state_dict(sharded.cut(saved["optimizer"], optimizers[0]))
+        if self.task.discriminators is not None:
             optimizers[1].load_state_dict(saved["discriminator_optimizer"])
         self.guard.load_state_dict(saved["guard"])
         self.average.updates, self.sums, self.seconds = saved["updates"], saved["sums"], saved["seconds"]
@@ -86,11 +97,19 @@ class State:
             scaler.load_state_dict(saved["scaler"])
 
     def save(self, run_dir: RunDir) -> None:
-        """Write the checkpoint; :class:`TrainingError` if weights are not finite or the disk is full."""
-        model, ema = self.task.weights.state_dict(), self.average.module.state_dict()
-        floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
+        """Write the checkpoint; :class:`TrainingError` if weights are not finite or the disk is full.
+
+        The first process calls it; of a sharded run all do, and the first one writes.
+        """
         trained = [p for p in self.task.objective.parameters() if p.requires_grad]
-        if not torch.isfinite(get_total_norm([*floats, *trained])):
+        size = sharded.whole(get_total_norm(trained))
+        model, ema, optimizer, others = sharded.gathered(
+            [self.task.weights.state_dict(), self.average.module.state_dict(),
+             self.optimizers[0].state_dict(), self._others()])
+        if not PartialState().is_main_process:
+            return
+        floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
+        if not torch.isfinite(size + get_total_norm(floats)):
             raise TrainingError(f"weights are not finite at step {self.step}, so they are not saved; the "
                                 f"last checkpoint is intact: lower train.lr (now {self.task.train.lr:g}) or "
                                 "set train.precision=fp32")
@@ -100,11 +119,11 @@ class State:
             "sums": self.sums,
             "seconds": self.seconds,
             "updates": self.average.updates,
-            "optimizer": self.optimizers[0].state_dict(),
+            "optimizer": optimizer,
             **self._discriminators(),
             "guard": self.guard.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "others": {key: value.detach().cpu() for key, value in self._others().items()},
+            "others": {key: value.detach().cpu() for key, value in others.items()},
         }
         facts = {"samples": self.samples, "ema_samples": self.average.samples, **self.task.facts()}
         checkpoint.save(run_dir, model, ema, state, facts)

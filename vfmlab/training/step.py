@@ -6,19 +6,21 @@ import contextlib
 import datetime
 import fnmatch
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 from torch import Tensor, nn
 
 from vfmlab.config import Train
 from vfmlab.errors import ConfigError
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
-from vfmlab.training import muon, recompute
+from vfmlab.training import muon, recompute, sharded
+from vfmlab.training.average import Average
 from vfmlab.training.task import Task, apply, select
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
@@ -57,13 +59,15 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if logger != "none" and importlib.util.find_spec(logger) is None:
         raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or "
                           "set none")
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=precision,
-        log_with=None if logger == "none" else logger,
-        project_dir=None if run_dir is None else str(run_dir.path),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused)],
-    )
+    # accelerate would shard every model, in half precision throughout, and none on a CPU: see sharded.py
+    with patch_environment(**{sharded.SWITCH: "false"}):
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=precision,
+            log_with=None if logger == "none" else logger,
+            project_dir=None if run_dir is None else str(run_dir.path),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused)],
+        )
 
 
 def my_rows(train: Train, accelerator: Accelerator) -> slice:
@@ -83,24 +87,50 @@ class Prepared:
     Attributes:
         parameters: all of the objective that train. rows: this process's rows of the global batch.
         optimizers: of the objective and, where there are discriminators, theirs.
+        sharded: each process has a share of the objective. plain: then, on the first process, weights of its
+        own for what needs a whole network.
+
+    average: of the weights, which is sharded with them.
     """
 
-    def __init__(self, task: Task, accelerator: Accelerator):
+    def __init__(self, task: Task, accelerator: Accelerator, average: Average | None = None):
         self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
-        self.parameters = select(task)
+        self.sharded, self.plain = sharded.asked(task), None
         self.recomputed = recompute.start(task.weights) if task.train.recompute else []
         if task.train.compile:
             # adaptive weights go through the graph before backward does
             torch._functorch.config.donated_buffer = False
             for module in task.compiled:
                 module.compile(dynamic=False)  # equivariance has few sizes: a graph for each
-        self.objective = accelerator.prepare(task.objective)
+        if self.sharded:
+            self.plain = sharded.start(task, average, accelerator.device)
+        self.parameters = select(task)
+        # of a sharded one accelerate does no more than the precision
+        self.objective = accelerator.prepare_model(task.objective, device_placement=not self.sharded,
+                                                   evaluation_mode=self.sharded)
         self.discriminators = (
             None if task.discriminators is None else accelerator.prepare(task.discriminators)
         )
         self.optimizers = [accelerator.prepare(each)
                            for each in make_optimizers(task, self.parameters, accelerator.device,
                                                        accelerator.mixed_precision != "no")]
+
+    @contextlib.contextmanager
+    def whole(self, module: nn.Module) -> Iterator[nn.Module | None]:
+        """`module` (the weights or their average) for a forward pass outside training: itself, or of a
+        sharded one a copy on the first process, which all have to make together, and None elsewhere."""
+        if not self.sharded:
+            yield module
+            return
+        state = sharded.gathered(module.state_dict())
+        if self.plain is None:
+            yield None
+            return
+        self.plain.load_state_dict(state)
+        try:
+            yield self.plain.to(self.accelerator.device)
+        finally:
+            self.plain.cpu()
 
     def release(self) -> None:
         """Undo what was done to the task's modules, and let go of gradients."""

@@ -36,6 +36,7 @@ class Task:
         discriminators: those of adversarial terms, which have an optimiser of their own, or None. The
             objective then returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)`
             is their training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
+        shards: the network may be cut over processes (:mod:`vfmlab.training.sharded`).
         columns: images per row of a preview.
         started: facts about the start, for the event of it.
     """
@@ -48,6 +49,7 @@ class Task:
     trains: tuple[str, ...] = ("*",)
     find_unused: bool = False
     discriminators: nn.Module | None = None
+    shards: bool = False
     columns: int = 8
     started: Mapping[str, Any] = {}
 
