@@ -101,5 +101,6 @@ class Muon(torch.optim.AdamW):
             updates = orthogonal(torch.stack(ahead), self.dtype)
             if group["weight_decay"]:
                 torch._foreach_mul_(of, 1 - group["lr"] * group["weight_decay"])
-            steps = [share(update.reshape(p.shape).to(p.dtype), p) for update, p in zip(updates, of, strict=True)]
+            steps = [share(update.reshape(p.shape).to(p.dtype), p)
+                     for update, p in zip(updates, of, strict=True)]
             torch._foreach_add_(of, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)

@@ -1,9 +1,9 @@
 """Networks that do not fit one device: every process holds a share of parameters, gradients, average and
 optimiser state.
 
-`accelerate launch --use_fsdp` asks for it; torch's `fully_shard` (FSDP2) does it, block by block. Precision is
-autocast's as without it: shares, reductions and losses are fp32. Checkpoints hold whole tensors, so that a run
-goes on with any number of processes, sharded or not.
+`accelerate launch --use_fsdp` asks for it; torch's `fully_shard` (FSDP2) does it, block by block. Precision
+is autocast's as without it: shares, reductions and losses are fp32. Checkpoints hold whole tensors, so that a
+run goes on with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
