@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import BASES, EPOCH, Tree
 
@@ -15,8 +16,8 @@ POCKET = {"kind": "llamagen", "width": 128, "depth": 4, "heads": 4, "multiple": 
 
 
 def _train(tier: str, **changes: Any) -> Tree:
-    """Budget and rhythm of the tier's diffusion phase, with other fields."""
-    return {**BASES[tier]["diffusion"]["train"], **changes}
+    """Budget and rhythm of the tier's diffusion phase, with AdamW and other fields."""
+    return {**BASES[tier]["diffusion"]["train"], "optimizer": "adamw", **changes}
 
 
 def _paper(size: str, epochs: int) -> Tree:
@@ -51,6 +52,9 @@ ROWS = (
     Preset("pocket_ar_orders", "pocket_ar trained in RAR's random orders for the first half of its images, more and more in raster order after it.",
            {"ar.network.target_places": True, "ar.permuted": {"until": 25_600, "raster": 38_400}}, of="pocket_ar",
            result="no result is claimed", ours="sizes and schedule"),
+    Preset("photo_ar", "LlamaGen's transformer, small, over the 64 codes of photo_vqgan, with the budget of the photo tier's DiT.",
+           _on("photo_vqgan", {"network": POCKET, "train": _train("photo")}), of="photo_vqgan", needs=PHOTO_NEEDS,
+           cost="not timed", result="no result is claimed", ours="sizes and schedule"),
     Preset("tiny_rar", "RAR's own network over the codes of tiny_vqgan, in random orders at first: does it all run?",
            {"ar.network": {"kind": "rar", "width": 32, "depth": 2, "heads": 2}}, of="tiny_ar_orders"),
     Preset("pocket_rar", "RAR's own network, small, over the 64 codes of pocket_vqgan, trained as pocket_ar_orders.",

@@ -24,14 +24,6 @@ SOURCE = {"tiny": "", "pocket": "", "photo": " --set data.source=parquet:PATH",
           "paper": " --set data.source=folder:PATH"}
 EPOCH = 1_281_167  # images of ImageNet
 
-#          images                                    tokenizer phase                      diffusion phase
-# tier     source          size  train    val    f  d   samples      batch lr        samples      batch lr
-# evaluation tiny     scenes:easy     16    64       32     4  4   64           8     2e-3      64           8
-# 2e-3    32, 4 steps pocket   scenes:medium   32    20 000   1000   4  8   15 360       32    2e-3      51
-# 200       64    1e-3    1000, 20 steps small    parquet:cifar10 32    50 000   10000  4  16  5 000 000
-# 256   4e-4      20 000 000   256   2e-4    10 000, 50 steps paper    folder:imagenet 256   1.28 M   50000
-# 16 32  20 000 000   512   1e-4      82 000 000   1024  2e-4    50 000, 250 steps
-
 TINY_DECODER = {
     "kind": "progressive", "blocks": 2, "channel_base": 4096, "channel_max": 16, "num_res_blocks": 0,
     "decompress_factor": 4, "style_width": 16,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, Tree
+from vfmlab.presets.tiers import EPOCH, PHOTO_VFM, Tree
 from vfmlab.presets.vqgan import codes
 
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 0.0, "cosine": 1.0}}
@@ -46,6 +47,11 @@ ROWS = (
     Preset(
         "pocket_vfmtok_cross", "Control: pocket_vfmtok with plain attention on all places of all levels.", {"tokenizer.attends": "cross"},
         of="pocket_vfmtok", cost="not timed", result="no result is claimed", ours="the paper's control has a window of 16 x 16",
+    ),
+    Preset(
+        "photo_vfmtok", "VFMTok on three levels of EfficientNet-Lite0 for 32 px photographs: 64 region tokens of 1024 codes, features rebuilt beside pixels.",
+        codes("photo", vfm=PHOTO_VFM, tokenizer=POCKET, losses={"l1": 1.0, "l2": 1.0, "codebook": 1.0} | FEATURES),
+        needs=PHOTO_NEEDS, cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
     ),
     Preset(
         "small_vfmtok", "VFMTok on DINOv2-S for 32 px images (CIFAR-10): 64 region tokens of 4096 codes.",

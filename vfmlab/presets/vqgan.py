@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
@@ -47,6 +48,13 @@ ROWS = (
               tokenizer={"method": "vqgan", "channels": 8, "factor": 4, **POCKET_CONV, "inner": 32, "quantizer": {"kind": "cosine", "size": 1024},
                          "decoder": POCKET_DECODER}),
         result="no result is claimed", ours="sizes",
+    ),
+    Preset(
+        "photo_vqgan", "VQGAN (f4, 1024 codes of width 8, cosine) on photographs, with decoder, losses and budget of photo_vfm_vae: 64 codes an image.",
+        codes("photo", losses=without(POCKET_LOSSES, "kl") | CODES,
+              tokenizer={"method": "vqgan", "channels": 8, "factor": 4, **POCKET_CONV, "inner": 32, "quantizer": {"kind": "cosine", "size": 1024},
+                         "decoder": POCKET_DECODER}),
+        needs=PHOTO_NEEDS, cost="not timed", result="no result is claimed", ours="sizes",
     ),
     Preset(
         "small_vqgan", "VQGAN (f4, 4096 codes of width 8, cosine) for 32 px images (CIFAR-10).",

@@ -10,8 +10,9 @@ fall to 0 where the paper's fall to a quarter and a tenth.
 
 from __future__ import annotations
 
+from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import SMALL_LOSSES, Tree
+from vfmlab.presets.tiers import PHOTO_VFM, SMALL_LOSSES, Tree
 from vfmlab.presets.vqgan import codes
 
 FROZEN = ["quant*", "post_quant.*", "decoder.*"]  # "quant*": the map and the quantiser, if it has weights
@@ -48,6 +49,13 @@ ROWS = (
     Preset(
         "pocket_vqrae_no_distillation", "Control: pocket_vqrae whose second stage lets the encoder go. What is left of the VFM?",
         {"stages.tune.losses.preservation.weight": 0.0}, of="pocket_vqrae", cost="not timed", result="no result is claimed",
+    ),
+    Preset(
+        "photo_vqrae", "VQRAE from EfficientNet-Lite0 (1024 codes of width 128, 64 an image) for 32 px photographs, ViT decoder, budget of photo_vfm_vae.",
+        codes("photo", vfm=PHOTO_VFM, losses={"l1": 1.0, "l2": 1.0, "codebook": 1.0}, stages=stages(51_200, 25_600, 0.1),
+              tokenizer={"method": "vqrae", "channels": 128, "factor": 4, "layer": -2, "quantizer": {"kind": "simvq", "size": 1024},
+                         "decoder": {"kind": "vit", "width": 128, "depth": 4, "heads": 4, "hidden": 512}}),
+        needs=PHOTO_NEEDS, cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
     ),
     Preset(
         "small_vqrae", "VQRAE from DINOv2-S (4096 codes of width 512) for 32 px images (CIFAR-10).",
