@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from functools import cache
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vfmlab.config.files import expand, read_bytes
@@ -23,12 +24,6 @@ MAX_BYTES = 2**28
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats of Pillow that are read, whatever a file is called. Never EPS: it starts another program."""
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
 
 
 class Unreadable(Exception):
@@ -84,10 +79,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         Unreadable: floating-point or 32-bit pixels, whose range no file states.
     """
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # Pillow raises nearly every type on damaged camera data
-        turn = None
+    with contextlib.suppress(Exception):  # Pillow raises nearly every type on damaged camera data
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
         raise Unreadable(f"{kind} pixels without a known range; convert it to 8 or 16 bits")
@@ -95,7 +88,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF: 12 is stored in 16
         grey = np.asarray(image).astype(np.float64) * (255 / (2**bits - 1))
         image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    image = image if turn is None else image.transpose(turn)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -23,14 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vfmlab import data
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import judge
 from vfmlab.evaluation.features import FeatureSpace, Seen, run_or_path
 from vfmlab.registry import FEATURE_SPACES
-from vfmlab.weights import io
 
 # How often an object looks the same in one turn, by shape and by texture; 0: whatever the rotation.
 REPEATS = {
@@ -132,11 +130,7 @@ class FactorNet(nn.Module):
         return dict(zip(self.columns, values.split(list(self.columns.values()), 1), strict=True))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.float()
-        if x.shape[-2:] != (judge.SIZE, judge.SIZE):
-            x = F.interpolate(x, (judge.SIZE, judge.SIZE), mode="bilinear", antialias=True,
-                              align_corners=False)
-        maps = self.stages(self.stem(x)).flatten(1).float()
+        maps = self.stages(self.stem(judge.resized(images))).flatten(1).float()
         with torch.autocast(maps.device.type, enabled=False):  # fp32: Frechet statistics are taken of these
             found = self.head(maps)
             shown = kinds(self.class_names).to(found)
@@ -152,18 +146,8 @@ def r2(net: FactorNet, found: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def load(weights: str | Path | None = None) -> FactorNet:
-    """A trained network, frozen and in eval mode.
-
-    Args:
-        weights: None for the bundled one, a safetensors file, or the directory of a run with objective
-            "regress".
-
-    Raises:
-        CheckpointError: no such file, not safetensors, or not a network of factors.
-    """
-    path = io.ASSETS / "factors.safetensors" if weights is None else weights
-    net, net.fingerprint = io.network(path, "factors", FactorNet, "factors")
-    return net.eval().requires_grad_(False)
+    """A reader of factors: bundled, or of a run with objective "regress"; see `judge.trained`."""
+    return judge.trained(weights, "factors", FactorNet)
 
 
 @FEATURE_SPACES.register("factors")

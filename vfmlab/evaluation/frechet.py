@@ -146,13 +146,16 @@ def _range_factor(a: Tensor) -> Tensor:
 
 def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int = 100,
                     subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance (KID): unbiased MMD^2, kernel (x.y / D + 1)^3; mean and std over subsets.
+    """Kernel distance (KID): unbiased MMD^2 (torchmetrics'), kernel (x.y / D + 1)^3; mean and std over
+    subsets.
 
     Args:
         a, b: features N D and M D, or feature sets (their held rows are used). subsets, subset_size: as
             published (100 of 1000). With fewer than 2000 rows a subset holds half of the smaller set, because
             equal subsets would show no spread. seed: of the subsets.
     """
+    from torchmetrics.image.kid import poly_mmd
+
     a, b = (s.features() if isinstance(s, FeatureSet) else s for s in (a, b))
     if a.shape[1] != b.shape[1]:
         raise DataError(f"features have {a.shape[1]} and {b.shape[1]} dimensions; compare within one feature "
@@ -169,21 +172,9 @@ def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int
     for _ in range(subsets):
         x = a[torch.randperm(len(a), generator=draw)[:size]]
         y = b[torch.randperm(len(b), generator=draw)[:size]]
-        values.append(_mmd2(x, y))
+        values.append(float(poly_mmd(x, y)))
     values = torch.tensor(values, dtype=torch.float64)
     return float(values.mean()), float(values.std(correction=0))
-
-
-def _mmd2(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD of x, y (m D each) with the cubic kernel."""
-    m, d = x.shape
-
-    def kernel(u: Tensor, v: Tensor) -> Tensor:
-        k = torch.mm(u, v.T).div_(d).add_(1)
-        return k.square().mul_(k)
-
-    within = sum(float(k.sum() - k.diagonal().sum()) for k in (kernel(x, x), kernel(y, y)))
-    return within / (m * (m - 1)) - 2 * float(kernel(x, y).mean())
 
 
 def few_samples_warning(n: int) -> str | None:

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vfmlab.data import captions
 from vfmlab.data.groups import COLOURS, PLACES, STYLE
 from vfmlab.evaluation import judge
 from vfmlab.evaluation.features import FeatureSpace, Seen, run_or_path
 from vfmlab.registry import FEATURE_SPACES
-from vfmlab.weights import io
 
 # Columns of a place; the last shape is none.
 COLUMNS = {"shape": len(STYLE.shapes) + 1, "texture": len(STYLE.textures), "colour": len(COLOURS)}
@@ -60,12 +58,8 @@ class GroupNet(nn.Module):
         return {"width": self.width}
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float()
-        if x.shape[-2:] != (judge.SIZE, judge.SIZE):
-            x = F.interpolate(x, (judge.SIZE, judge.SIZE), mode="bilinear", antialias=True,
-                              align_corners=False)
         half = judge.SIZE // 2
-        x = x.unflatten(3, (2, half)).unflatten(2, (2, half)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        x = judge.resized(images).unflatten(3, (2, half)).unflatten(2, (2, half)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         maps = self.stages(self.stem(x)).flatten(1).float()
         with torch.autocast(maps.device.type, enabled=False):  # fp32: Frechet statistics are taken of these
             return self.head(maps).unflatten(0, (-1, PLACES))
@@ -141,18 +135,8 @@ def _stands(a: int, side: str, b: int) -> bool:
 
 
 def load(weights: str | Path | None = None) -> GroupNet:
-    """A trained network, frozen and in eval mode.
-
-    Args:
-        weights: None for the bundled one, a safetensors file, or the directory of a run with objective
-            "groups".
-
-    Raises:
-        CheckpointError: no such file, not safetensors, or not a reader of groups.
-    """
-    path = io.ASSETS / "groups.safetensors" if weights is None else weights
-    net, net.fingerprint = io.network(path, "groups", GroupNet, "groups")
-    return net.eval().requires_grad_(False)
+    """A reader of groups: bundled, or of a run with objective "groups"; see `judge.trained`."""
+    return judge.trained(weights, "groups", GroupNet)
 
 
 @FEATURE_SPACES.register("groups")

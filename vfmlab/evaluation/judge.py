@@ -11,8 +11,9 @@ data set gets its own judge from a run whose `pretrain.objective` is "classify"
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.weights import io
 
+Net = TypeVar("Net", bound=nn.Module)
 SIZE = 32  # pixels a side; other sizes are resized to it
 
 
@@ -83,26 +85,34 @@ class Judge(nn.Module):
         return [self.class_names.index(name) for name in class_names]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.float()
-        if x.shape[-2:] != (SIZE, SIZE):
-            x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
-        features = self.stages(self.stem(x)).mean(dim=(2, 3)).float()
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # fp32: Frechet statistics are taken of these
+        features = self.stages(self.stem(resized(images))).mean(dim=(2, 3)).float()
+        with torch.autocast(features.device.type, enabled=False):  # fp32: statistics are taken of these
             return features, self.head(features)
 
 
-def load(weights: str | Path | None = None) -> Judge:
-    """A trained judge, frozen and in eval mode.
+def resized(images: Tensor) -> Tensor:
+    """Images B 3 H W as the small networks take them: fp32, of SIZE pixels a side."""
+    x = images.float()
+    if x.shape[-2:] == (SIZE, SIZE):
+        return x
+    return F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+
+
+def trained(weights: str | Path | None, kind: str, make: Callable[..., Net]) -> Net:
+    """A small network, frozen and in eval mode.
 
     Args:
-        weights: None for the bundled one, a safetensors file, or the directory of a run with objective
-            "classify".
+        weights: None for the bundled one, a safetensors file, or the directory of the run that trained it.
+        kind: "judge", "factors" or "groups". make: its class.
 
     Raises:
-        CheckpointError: no such file, not safetensors, or not a judge's.
+        CheckpointError: no such file, not safetensors, or not a network of this kind.
     """
-    path = io.ASSETS / "judge.safetensors" if weights is None else weights
-    judge, judge.fingerprint = io.network(path, "judge", Judge, "judge")
-    return judge.eval().requires_grad_(False)
+    path = io.ASSETS / f"{kind}.safetensors" if weights is None else weights
+    net, net.fingerprint = io.network(path, kind, make, kind)
+    return net.eval().requires_grad_(False)
+
+
+def load(weights: str | Path | None = None) -> Judge:
+    """A judge: bundled, or of a run with objective "classify"; see :func:`trained`."""
+    return trained(weights, "judge", Judge)
