@@ -59,7 +59,8 @@ class GroupNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         half = judge.SIZE // 2
-        x = judge.resized(images).unflatten(3, (2, half)).unflatten(2, (2, half)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        x = judge.resized(images).unflatten(3, (2, half)).unflatten(2, (2, half))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         maps = self.stages(self.stem(x)).flatten(1).float()
         with torch.autocast(maps.device.type, enabled=False):  # fp32: Frechet statistics are taken of these
             return self.head(maps).unflatten(0, (-1, PLACES))
