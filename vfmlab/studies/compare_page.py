@@ -46,7 +46,9 @@ def build(results: Sequence[Result], command: str, title: str,
             curves, left_out = curve_records(part, name), course.left_out(c for _, c in courses(part, name))
             if curves or left_out:
                 label = quantities()[name].label
-                text = f"{label} over training (images seen by the diffusion model). {left_out}"
+                text = (f"{label} over training (images seen by the diffusion model). {left_out} Last column: "
+                        "images until the level that every run reaches (EP@k in images), not before the first "
+                        "evaluation.")
                 page.add("", text.strip(), *([primitives.table(curves)] if curves else []))
         page.add("", "", *over_training(part))
     if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed]:

@@ -18,6 +18,7 @@ from typing import Any
 from vfmlab import api, config, runs
 from vfmlab.errors import DataError, VfmlabError
 from vfmlab.evaluation import course, number
+from vfmlab.evaluation.instruments import convergence
 from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, quantities
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
@@ -290,13 +291,13 @@ def best(results: Sequence[Result], metric: str) -> str | None:
                 metric)[0][0]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = ".3g") -> str:
     """Mean and, in brackets, every value; from four values on mean ± standard deviation."""
-    text = f"{statistics.fmean(values):.3g}"
+    text = f"{statistics.fmean(values):{form}}"
     if len(values) == 1:
         return text
     return (f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3
-            else f"{text} ({', '.join(f'{v:.3g}' for v in values)})")
+            else f"{text} ({', '.join(f'{v:{form}}' for v in values)})")
 
 
 def verdict(results: Sequence[Result]) -> str:
@@ -408,15 +409,23 @@ def courses(results: Sequence[Result], metric: str) -> list[tuple[Result, course
 
 
 def curve_records(results: Sequence[Result], metric: str) -> list[dict[str, str]]:
-    """One table row per label: a number over training, a column per number of images seen."""
-    curves = [(r.label, dict(zip(c.samples, c.values, strict=True))) for r, c in courses(results, metric)]
-    points = sorted({at for _, curve in curves for at in curve})
+    """One table row per label: a number over training, a column per number of images seen; and the images
+    until the level that every run reaches, the worst last value, with straight lines between evaluations.
+    """
+    curves = [(r.label, c) for r, c in courses(results, metric) if c.samples]
+    points = sorted({at for _, c in curves for at in c.samples})
+    lower = quantities()[metric].better != HIGHER
+    level = (max if lower else min)((c.values[-1] for _, c in curves), default=0.0)
     table = []
-    for label in dict.fromkeys(label for label, _ in curves) if points else ():
+    for label in dict.fromkeys(label for label, _ in curves):
+        mine = [c for name, c in curves if name == label]
         row = {"row": label}
         for at in points:
-            values = [curve[at] for name, curve in curves if name == label and at in curve]
+            values = [c.values[c.samples.index(at)] for c in mine if at in c.samples]
             row[f"{at:,}"] = spread(values) if values else "–"
+        if len(points) > 1:
+            reached = [convergence.reach(c.samples, c.values, level, lower) for c in mine]
+            row[f"images until {level:.3g}"] = spread(reached, ",.0f")
         table.append(row)
     return table
 
