@@ -26,6 +26,7 @@ QUESTION = (
     "The same budget, images and protocol for every row: which setting is better, and "
     "by more than its seeds differ?"
 )
+UNTIL = "Last column: images until the level that every run reaches (EP@k in images), not before the first one."
 # of the first, second ... row of one colour
 DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")
 
@@ -46,9 +47,9 @@ def build(results: Sequence[Result], command: str, title: str,
             curves, left_out = curve_records(part, name), course.left_out(c for _, c in courses(part, name))
             if curves or left_out:
                 label = quantities()[name].label
-                text = (f"{label} over training (images seen by the diffusion model). {left_out} Last column: "
-                        "images until the level that every run reaches (EP@k in images), not before the first "
-                        "evaluation.")
+                text = f"{label} over training (images seen by the diffusion model). {left_out}"
+                if any(len(row) > 2 for row in curves):
+                    text += f" {UNTIL}"
                 page.add("", text.strip(), *([primitives.table(curves)] if curves else []))
         page.add("", "", *over_training(part))
     if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed]:
