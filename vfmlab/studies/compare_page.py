@@ -26,7 +26,7 @@ QUESTION = (
     "The same budget, images and protocol for every row: which setting is better, and "
     "by more than its seeds differ?"
 )
-UNTIL = "Last column: images until the level that every run reaches (EP@k in images), not before the first one."
+UNTIL = "Last column: images until the level that all runs reach (EP@k in images), at the earliest the first."
 # of the first, second ... row of one colour
 DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "diamond", "square", "x")
 
