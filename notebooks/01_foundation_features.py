@@ -146,12 +146,20 @@ verdicts()
 
 # %% [markdown]
 # ## Finding
-# Our recorded numbers for the bundled pocket VFM (`docs/results/pocket_vfm.md`, one seed, `scenes:medium`,
-# probes fitted on 4000 images): linear probe 0.986 trained and 0.784 with random weights; pixels read
-# linearly from layer 0 at 63.6 dB, from the last layer at 20.5 dB. One seed each.
+# Ours, executed on 28 November 2026: pocket tier, seed 0; 1000 held-out images, half of them fitted on.
 #
-# The two tables give the answer in numbers for the VFM of this run: read them together. A layer that is
-# good for the probe and poor for the linear decoder needs company from an earlier one.
+# - **Detail is at the front.** From one position of layer 0 a linear map reads its patch at 37.6 dB, from
+#   the last layer at 20.2 dB; all three layers together give 61.3 dB. By hand: 0.999 and 0.933 of the
+#   variance of the patches' mean colours. The last layer keeps the colour of a place, not what is in it.
+# - **Meaning is behind.** The probe reads 0.19 from layer 0 and 0.954 from layer 2 and from the last; kNN
+#   0.168, 0.892 and 0.934. A share of 500 images has a standard error of at most 0.022.
+# - **Wrong: random weights gain with depth, too**, from 0.16 to 0.574 (kNN 0.314). What training bought is
+#   the rest. A probe above chance says little without this control.
+# - By eye: at layer 0 what has the query's colour lights up, at the last layer the object as a blob, but
+#   striped ones in part only.
+#
+# One network, one seed and one split: nothing is said of other VFMs. Probes that are fitted on 4000 images
+# read 0.986, and 0.784 with random weights (`docs/results/pocket_vfm.md`).
 #
 # ## What next
 # `02_train_a_tokenizer` squeezes several layers into one small latent.

@@ -204,19 +204,26 @@ verdicts()
 
 # %% [markdown]
 # ## Finding
-# Our recorded runs (`docs/results/correlation.md`: seeds 0 and 1, protocol `55f08ee0`, N = 1000; mean, each
-# seed):
+# Ours, executed on 28 November 2026: pocket tier, seed 0, N = 1000.
 #
-# | row | SE-CKNNA | LDS | effective rank | linear probe | gFD |
-# |---|---|---|---|---|---|
-# | VFM-VAE | 0.0832 (0.0874, 0.079) | 0.265 (0.272, 0.258) | 5.9 (5.99, 5.8) | 0.963 (0.964, 0.961) | 25.6 (26.5, 24.7) |
-# | plain VAE | 0.0135 (0.0149, 0.0121) | 0.298 (0.299, 0.297) | 7.93 (7.95, 7.92) | 0.529 (0.53, 0.529) | 30.4 (30.2, 30.5) |
+# - **Agreement, probe and rank go as predicted.** SE-CKNNA 0.0876 with the VFM and 0.0149 without, effective
+#   rank 5.89 and 7.96 of 8 channels, probe of the mean token 0.85 and 0.192. By hand, 0.77 of the nearest
+#   neighbours share a class, and 0.10 without the VFM, which is chance.
+# - **Wrong: LDS.** The plain VAE's is higher, 0.298 against 0.271, with standard errors over images of 0.005
+#   and 0.004, although its latent holds more energy in high frequencies (0.461 against 0.228).
+# - Disturbance: noise up to 0.2 hardly moves the agreement, so "all curves fall with noise" is wrong here.
+#   Rotation and scale do move that of the VFM-VAE, and more where the reference stays undisturbed (0.092 to
+#   0.042).
+# - Shape and texture are read at an R2 of 0.65 and 0.96 with the VFM, 0.29 and 0.36 without; position at
+#   0.95 and 0.87. Rotation is not linear in either (0.26 and 0.01).
+# - The class survives at 0.5 bits a pixel in both, the pixels (1 dB lost at most) need 3.
+# - The plain VAE forgives noise more: by half a standard deviation its features move 0.29, those of the
+#   VFM-VAE 0.42. Whether that helps a generator is asked in `10_compare_and_report`.
 #
-# Agreement, probe and effective rank go as predicted in both seeds; LDS does not: the plain VAE's is higher.
-#
-# Read the table of section 5 as a list of hypotheses: each column orders the latents, and only what a
-# diffusion model makes of them can say which column matters. Rows with different marks under "protocols" do
-# not belong in one order.
+# One seed. Of the recorded numbers with two seeds (`docs/results/correlation.md`), SE-CKNNA, LDS and
+# effective rank overlap in none: 0.0874 and 0.079 against 0.0149 and 0.0121; 0.272 and 0.258 against 0.299
+# and 0.297; 5.99 and 5.8 against 7.95 and 7.92. Columns are hypotheses; rows with different marks under
+# "protocols" do not belong in one order.
 #
 # ## What next
 # `07_train_diffusion` trains the same small DiT on each latent; `10_compare_and_report` sets its gFD beside

@@ -135,6 +135,11 @@ def test_the_log_of_a_training_is_one_block():
     assert [o.get("text") for o in site._joined(cell)] == ["a\nb\n", None, "c\n", "d\n"]
 
 
+def test_long_cells_of_tables_break_into_lines():
+    row = f"<tr><td>short</td><td>{'word ' * 20}</td><td style='x'>1</td></tr>"
+    assert re.findall('<td class="long">(.{4})', site._linked(row)) == ["word"]
+
+
 def test_anchors_are_those_of_github():
     assert 'id="guidance-with-muon-and-more"' in site._linked('<h2 id="Guidance,-with-Muon-(and-more)">')
 

@@ -89,7 +89,7 @@ def segmentation(reports: Reports) -> go.Figure:
         shots, iou, spread = zip(*values, strict=True) if values else ((), (), ())
         line, error = {"color": primitives.colour(run, i)}, {"type": "data", "array": spread}
         figure.add_scatter(x=shots, y=iou, name=run, mode="lines+markers", line=line, error_y=error)
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", tickvals=sorted({shots for one in figure.data for shots in one.x}))
     return primitives.framed(figure, "labelled images", "IoU", "few-label segmentation")
 
 

@@ -157,7 +157,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
         line = {"color": hue, "dash": "dash" if name in dashed else "solid"}
         figure.add_trace(go.Scatter(x=list(xs), y=list(ys), name=name, mode=mode, line=line))
     figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(type="log" if log_y else "linear")
+    figure.update_yaxes(type="log" if log_y else "linear", exponentformat="power" if log_y else None)
     return framed(figure, x, y, title).update_layout(hovermode="x unified")
 
 

@@ -31,6 +31,7 @@ from vfmlab.training.progress import clock
 
 TREE = Path(__file__).resolve().parents[2]
 LARGEST = 3_000_000  # bytes of a page
+LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
 PLOTLY = "application/vnd.plotly.v1+json"
 
@@ -164,7 +165,9 @@ def _markdown(text: str) -> str:
 
 
 def _linked(body: str) -> str:
-    """Links to sources become links to their pages; anchors are written as GitHub writes them."""
+    """Links to sources become links to their pages; anchors are written as GitHub writes them; long cells of
+    tables are marked, because only they break into lines."""
+    body = re.sub(rf"<td(?=[^>]*>(?:(?!</td>).){{{LONG}}})", '<td class="long"', body, flags=re.S)
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", body)
     return re.sub(r'(?<=<h\d id=")[^"]*', lambda m: re.sub(r"[^\w-]", "", m[0].lower()), body)
