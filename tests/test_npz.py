@@ -153,6 +153,20 @@ def test_a_round_trip_of_samples_is_their_own_reference(tmp_path):
     assert numbers["gfd"].protocol != measured(setup(BASE, space=stand()))["gfd"].protocol
 
 
+def test_training_images_are_a_reference():
+    """Of the same images one distance is zero; held-out ones, their hash and their stored features stay apart."""
+    trained = BASE.model_copy(update={"reference": "train"})
+    s = p.open_setup(CFG, trained)
+    assert s.reference.n == CFG.train
+    parts = list(s.reference.images(7))
+    images = data.open_source(CFG, "train").batch(torch.arange(CFG.train)).images
+    assert torch.equal(torch.cat(parts), images)
+    space = s.space(data.to_float(images)).features
+    torch.testing.assert_close(p.compared_features(s).features(), space, atol=1e-4, rtol=1e-4)
+    assert s.resolved(compared=True).hash != p.open_setup(CFG, BASE).resolved(compared=True).hash
+    assert s.resolved().hash == p.open_setup(CFG, BASE).resolved().hash, "reconstructions have their own images"
+
+
 def test_statistics_of_a_file_stand_in_for_its_images(tmp_path):
     """mu and sigma are compared with; rows, for precision and the kernel distance, are those of arr_0."""
     np.savez(tmp_path / "both.npz", arr_0=pictures(30, 0), **statistics(10, 0))

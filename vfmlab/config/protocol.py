@@ -102,8 +102,8 @@ class Protocol(Section):
         "or one drawn for each sample")
     prompts: str | None = Field(None, description="of a generator that reads text: 'captions', those of the "
         "held-out images in turn, or a text file with one prompt a line; null: classes")
-    reference: str | None = Field(None, description="npz file of ADM's evaluator, with which samples are "
-        "compared; null: the held-out images")
+    reference: str | None = Field(None, description="what samples are compared with: npz file of ADM's "
+        "evaluator, or 'train', the training images; null: the held-out images")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of encoding, sampling and "
         "decoding; features and statistics are fp32")
     ema: bool = True

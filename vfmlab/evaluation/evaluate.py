@@ -14,9 +14,8 @@ from vfmlab.evaluation.features import OWN, open_space
 from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
 from vfmlab.evaluation.instruments.base import LATENTS, Metrics
-from vfmlab.evaluation.npz import open_reference
 from vfmlab.evaluation.number import Report
-from vfmlab.evaluation.protocol import Setup, dump, open_setup
+from vfmlab.evaluation.protocol import Setup, dump, open_compared, open_setup
 from vfmlab.evaluation.ranks import ALONE, Ranks
 from vfmlab.evaluation.reconstruction import Progress, measure
 from vfmlab.evaluation.reference import related
@@ -88,7 +87,7 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
     if run.protocol.prompts is not None:
         facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:
-        facts.append(open_reference(run.protocol.reference).digest)
+        facts.append(open_compared(run.protocol, run.data).digest)
     return config.digest(facts)
 
 

@@ -47,6 +47,11 @@ class Reference:
         """What enters a protocol's hash; the path (`source`) is shown only."""
         return {"source": str(self.path), "sha256": self.digest}
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its images' features are stored under."""
+        return {"sha256": self.digest}
+
     def moments(self, of: str) -> Moments | None:
         """The statistics that it gives of a space's `features` or `spatial` output; None where it has none.
 

@@ -80,11 +80,11 @@ def exact(protocol: config.Protocol) -> config.Protocol:
 
 def resolve(protocol: config.Protocol, cfg: config.Data, source: data.ImageSource,
             space: FeatureSpace | None = None, sampling: bool = False,
-            reference: Reference | None = None) -> Resolved:
+            reference: Reference | TrainingImages | None = None) -> Resolved:
     """What `protocol` means for held-out images `source` of `cfg`, and for `space`.
 
     Images: protocol.n of the val split, or all of them where there are fewer; the protocol then says so.
-    reference: the npz file that is compared with in their place.
+    reference: what is compared with in their place.
     """
     base = {"version": protocol.version, "ema": protocol.ema,
             "dtype": DTYPES[protocol.precision], "seed": protocol.seed}
@@ -121,6 +121,48 @@ def selection(resolved: Resolved, source: data.ImageSource) -> Tensor:
     return order[:n].sort().values
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """All training images, without flips, as the reference in place of an npz file: a Frechet distance to
+    more images is less biased, and leaves the same room for memorised ones as published numbers do."""
+
+    source: data.ImageSource
+    size: int
+    path: str = "the training images"
+
+    @property
+    def n(self) -> int:
+        return len(self.source)
+
+    def facts(self) -> dict[str, Any]:
+        return {"split": "train", "fingerprint": self.source.fingerprint, "n": self.n}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {**self.facts(), "size": self.size}
+
+    @property
+    def digest(self) -> str:
+        return config.digest(self.key)
+
+    def moments(self, of: str) -> None:
+        """No statistics are given: they are made from the images."""
+
+    def images(self, batch: int) -> Iterator[Tensor]:
+        """In order, uint8 B 3 H W."""
+        for ids in torch.arange(self.n).split(batch):
+            yield self.source.batch(ids).images
+
+
+def open_compared(protocol: config.Protocol, cfg: config.Data) -> Reference | TrainingImages | None:
+    """What samples are compared with by `protocol.reference`; None: the held-out images."""
+    if protocol.reference is None:
+        return None
+    if protocol.reference == "train":
+        return TrainingImages(data.open_source(cfg, "train"), cfg.size)
+    return open_reference(protocol.reference, cfg.size)
+
+
 @dataclass
 class Setup:
     """What evaluations of one data set under one protocol share, opened once.
@@ -132,7 +174,7 @@ class Setup:
     protocol: config.Protocol
     source: data.ImageSource
     space: FeatureSpace
-    reference: Reference | None = None
+    reference: Reference | TrainingImages | None = None
     ranks: Ranks = ALONE
     drawn: Reference | None = None
 
@@ -182,10 +224,10 @@ class Setup:
 def open_setup(cfg: config.Data, protocol: config.Protocol, root: str | Path = "runs",
                device: str | torch.device = "cpu", ranks: Ranks = ALONE) -> Setup:
     """Held-out images, feature space and reference of a protocol; errors as
-    :func:`~vfmlab.evaluation.features.open_space` and :func:`~vfmlab.evaluation.npz.open_reference`."""
+    :func:`~vfmlab.evaluation.features.open_space` and :func:`open_compared`."""
     space = open_space(protocol.features, cfg.size, root).to(device)
     space.prepare(cfg)
-    reference = None if protocol.reference is None else open_reference(protocol.reference, cfg.size)
+    reference = open_compared(protocol, cfg)
     setup = Setup(cfg, protocol, data.open_source(cfg, "val"), space, reference, ranks)
     if reference is not None:
         given(setup, "features")
@@ -216,8 +258,7 @@ def compared_features(setup: Setup, of: str = "features") -> FeatureSet:
         ranks, batch = setup.ranks, setup.protocol.batch
         parts = reference.images(batch * ranks.count)
         batches = ((data.to_float(ranks.share(part)).to(device), len(part)) for part in parts)
-        key = {"sha256": reference.digest}
-        features = _features(setup, key, batches, reference.n, True, of)
+        features = _features(setup, reference.key, batches, reference.n, True, of)
         moments, rows = moments or features.moments, features.rows
     if moments is None:
         raise DataError(f"'{reference.path}' has neither images nor {' and '.join(STATISTICS[of])}")

@@ -13,7 +13,7 @@ from vfmlab.config import Phase
 from vfmlab.diffusion import captions
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features
-from vfmlab.evaluation.npz import open_reference
+from vfmlab.evaluation.protocol import open_compared
 from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
 from vfmlab.training import ar, diffusion
@@ -56,8 +56,7 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             if own is not None and space.startswith("classifier:") and bare(space) == bare(own):
                 raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
             spaces.add((space, size))
-            if phase.protocol.reference is not None:
-                open_reference(phase.protocol.reference, size)
+            open_compared(phase.protocol, phase.data)
             protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)
