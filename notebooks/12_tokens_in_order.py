@@ -55,6 +55,10 @@ expect("exactly the chosen entries get a gradient", lambda: torch.equal(moved, c
 expect("SimVQ ends with more entries in use than the plain codebook",
        lambda: less(use["vq"][1][-1], use["simvq"][1][-1]))
 expect("the plain codebook loses entries on the way", lambda: less(use["vq"][1][-1], max(use["vq"][1])))
+first_kind, *_, last_kind = quantisers.split(",")
+expect(f"in the tokenizer, {last_kind} uses more entries than {first_kind}",
+       lambda: less(reports[first_kind]["codebook_used"], reports[last_kind]["codebook_used"]))
+expect(f"{last_kind} has the higher PSNR", lambda: less(reports[first_kind]["psnr"], reports[last_kind]["psnr"]))
 expect("the generator's first loss is ln K", lambda: abs(losses[0] - math.log(shape.entries)) < 1e-3)
 expect("what a code follows says more than how often it is there", lambda: less(losses[-1], alone))
 expect("drawn by hand is drawn by the library", lambda: torch.equal(made, library))
