@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vfmlab import runs
 from vfmlab.config import Phase
 from vfmlab.errors import TrainingError
@@ -72,14 +74,19 @@ def listed(name: str, domain: str, root: str | Path, seeds: Sequence[int] = (0, 
 
 
 def _seconds(phase: Phase) -> float:
-    """A phase's training steps, and for a diffusion model the sampling of its evaluation, a third of a step
-    each."""
-    step = plan.measured(phase)["seconds_per_step"]
-    images = float(phase.budget)
-    if phase.diffusion is not None:
-        sampler, measurements = phase.protocol.sampler, 1 + len(phase.train.evaluate_at)
-        images += phase.protocol.n * sampler.steps * measurements / 3
-    return step * images / phase.train.batch
+    """A phase's training steps on one core, and its measurements, whose images cost half of a training step's
+    each time that they go through (seen at `pocket`; without gradients, but with features and statistics)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step = plan.measured(phase)["seconds_per_step"]
+    finally:
+        torch.set_num_threads(threads)
+    passes = phase.protocol.n
+    if phase.generator is not None:
+        passes *= 1 + len(phase.train.evaluate_at)
+        passes *= 1 if phase.diffusion is None else phase.protocol.sampler.steps
+    return step * (phase.budget + passes / 2) / phase.train.batch
 
 
 def _with_instruments(chosen: Sequence[Claim], results: Sequence[Result], rows: Sequence[Row],
