@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,7 @@ class Coder:
         rounded, symbol = _round(x, self.interval(bits)[:channels].float(), bits)
         entropy = 0.0
         for column in symbol.long().unbind(1):
-            p = column.bincount().double() / len(column)
-            entropy += float(-(p[p > 0] * p[p > 0].log2()).sum())
+            entropy += float(torch.special.entr(column.bincount().double() / len(column)).sum()) / math.log(2)
         back = rounded @ self.write[:channels] + self.mean.float()
         return back.view(n, h, w, -1).permute(0, 3, 1, 2), entropy
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from vfmlab import api, presets, vfm
 from vfmlab.config import VFM, Data, override
 from vfmlab.data import open_source
-from vfmlab.errors import ConfigError, TrainingError
+from vfmlab.errors import ConfigError
 from vfmlab.evaluation.contrasts import Block
 from vfmlab.evaluation.number import LOWER, groups, quantity
 from vfmlab.plots import primitives
 from vfmlab.runs import write_json
 from vfmlab.studies import compare, compare_page, correlation
-from vfmlab.studies.page import Lines, Page, definitions
+from vfmlab.studies.page import Page, definitions
 from vfmlab.studies.results import Result, collect, records, spread
 from vfmlab.studies.rows import Row, Until
 
@@ -141,10 +141,8 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     chosen = specs(vfms, methods, tier, fields)
     short = _short(budget)
     rows = _rows(chosen, seeds, fields | short, "tokenizer")
-    first = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
+    first = compare.trained(rows, root, jobs, cluster, retry)
     first = correlation.measure_rows(first, rows, root, INSTRUMENTS, None, print)
-    if not any(r.numbers for r in first):
-        raise TrainingError(f"all {len(rows)} rows failed; the first: {first[0].failed}")
     order = screened(first)
     last = [*[label for label in order if label != PLAIN][:finalists], PLAIN]
     rows = _rows({label: chosen[label] for label in last}, seeds, fields | short, None)
@@ -232,6 +230,5 @@ def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result
     page.add("Round one", note, primitives.table(cells))
     for part in groups(first):
         page.add("", compare_page.note(part), primitives.table(records(part, "**{}**")))
-    if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in (*first, *second) if r.failed]:
-        page.add("Not in the tables, or only in part", "", Lines(list(dict.fromkeys(failed))))
+    compare_page.add_failed(page, (*first, *second))
     return page

@@ -10,11 +10,10 @@ import torch
 
 from vfmlab import runs
 from vfmlab.config import Phase
-from vfmlab.errors import TrainingError
 from vfmlab.evaluation.instruments.base import instrument_of
 from vfmlab.studies import claims, claims_page, compare, correlation
 from vfmlab.studies.claims import Claim, Price
-from vfmlab.studies.results import Result, collect, together
+from vfmlab.studies.results import Result, together
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -48,10 +47,7 @@ def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds
     if budget is not None:
         chosen, left = claims.affordable(listed(name, domain, root, seeds, only, overrides), budget)
     rows = book.study(domain, chosen, seeds, overrides or {})
-    results = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
-    results = _with_instruments(chosen, results, rows, root)
-    if rows and not any(r.numbers for r in results):
-        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
+    results = _with_instruments(chosen, compare.trained(rows, root, jobs, cluster, retry), rows, root)
     return _write(book, chosen, results, out, command, (), left)
 
 

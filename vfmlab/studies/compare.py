@@ -63,6 +63,19 @@ def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Resul
     return found
 
 
+def trained(rows: Sequence[Row], root: str | Path, jobs: int | None = None, cluster: str | None = None,
+            retry: bool = True) -> list[Result]:
+    """Results of all rows, trained and measured as :func:`train` does it.
+
+    Raises:
+        TrainingError: every row failed.
+    """
+    results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
+    if rows and not any(r.numbers for r in results):
+        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
+    return results
+
+
 def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
         jobs: int | None = None, overrides: dict[str, Any] | None = None, title: str = TITLE,
         until: Until = None, cluster: str | None = None, retry: bool = True) -> Path:
@@ -77,9 +90,7 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
     """
     root, out = Path(root).expanduser(), writable(out)
     rows = parse(specs, seeds, overrides, until)
-    results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
-    if not any(r.numbers for r in results):
-        raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
+    results = trained(rows, root, jobs, cluster, retry)
     more = {"--until": [until], "--title": [title] if title != TITLE else []}
     command = _command("compare", specs, seeds, out, overrides, more)
     pictures = grids.write(rows, root, out.parent / "images", out.name)

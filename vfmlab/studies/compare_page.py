@@ -52,13 +52,18 @@ def build(results: Sequence[Result], command: str, title: str,
                     text += f" {UNTIL}"
                 page.add("", text.strip(), *([primitives.table(curves)] if curves else []))
         page.add("", "", *over_training(part))
-    if failed := [f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed]:
-        page.add("Not in the tables, or only in part", "", Lines(failed))
+    add_failed(page, results)
     order = sorted((pictures or {}).items(), key=lambda item: item[0] != "")
     blocks = [Picture(path, label or "All rows", f"images/{path.name}") for label, path in order]
     if blocks:
         page.add("Reconstructions", "The same held-out images for every row, first seed.", *blocks)
     return page
+
+
+def add_failed(page: Page, results: Sequence[Result]) -> None:
+    """Which rows are not in the tables, and why."""
+    if failed := dict.fromkeys(f"`{r.label}`, seed {r.seed}: {r.failed}" for r in results if r.failed):
+        page.add("Not in the tables, or only in part", "", Lines(list(failed)))
 
 
 def _longest(results: Sequence[Result]) -> Result:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument
-from vfmlab.evaluation.instruments.recovery import SEGMENTED, iou
+from vfmlab.evaluation.instruments.recovery import SEGMENTED, iou, object_masks
 from vfmlab.evaluation.number import HIGHER, Draft, Quantity
 from vfmlab.evaluation.subject import Subject
 from vfmlab.nn.frequency_attention import FrequencyAttention
@@ -77,10 +77,7 @@ class SegmentationBands(Instrument):
                        for band, words in BANDS.items())
 
     def measure(self, subject: Subject, report: Draft) -> None:
-        train, test = subject.training, subject.held_out
-        wanted, maps = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
-        if wanted is None:
-            raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
+        train, wanted, maps = subject.training, object_masks(subject), subject.held_out.maps[:SEGMENTED]
         if len(train) < SHOTS:
             raise DataError(f"needs {SHOTS} training images, there are {len(train)}")
         section = subject.section({"measure": "few-label segmentation by bands", **FACTS,

@@ -49,5 +49,4 @@ class CodebookUse(Metric):
 
 def perplexity(counts: Tensor) -> float:
     """exp of the entropy of counts [K]: 1 when one entry is all there is, K when all are alike."""
-    share = counts[counts > 0].double() / counts.sum()
-    return float((-(share * share.log()).sum()).exp())
+    return float(torch.special.entr(counts.double() / counts.sum()).sum().exp())

@@ -43,9 +43,7 @@ def spectrum(x: Tensor) -> Tensor:
 
 def effective_rank(values: Tensor) -> float:
     """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C."""
-    p = values / values.sum()
-    p = p[p > 0]
-    return float((-(p * p.log()).sum()).exp())
+    return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
 def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> float:

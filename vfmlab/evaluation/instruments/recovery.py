@@ -127,6 +127,19 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(either > 0, both / either.clamp_min(1), 1.0)
 
 
+def object_masks(subject: Subject) -> Tensor:
+    """Masks bool N 1 S S of the first :data:`SEGMENTED` held-out images.
+
+    Raises:
+        DataError: a source that knows no masks.
+    """
+    test = subject.held_out
+    masks = test.source.masks(test.indices[:SEGMENTED])
+    if masks is None:
+        raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
+    return masks
+
+
 @INSTRUMENTS.register("segmentation")
 class Segmentation(Instrument):
     """Mean IoU of the object from 1, 5 and 20 labelled training images; mean and spread over 5 draws."""
@@ -136,10 +149,7 @@ class Segmentation(Instrument):
                        for k in SHOTS)
 
     def measure(self, subject: Subject, report: Draft) -> None:
-        train, test = subject.training, subject.held_out
-        wanted, maps = test.source.masks(test.indices[:SEGMENTED]), test.maps[:SEGMENTED]
-        if wanted is None:
-            raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
+        train, wanted, maps = subject.training, object_masks(subject), subject.held_out.maps[:SEGMENTED]
         section = subject.section({"measure": "few-label segmentation", **linear.FACTS, "draws": DRAWS,
                                    "test_images": len(maps)})
         draw = generator("segmentation", subject.protocol.seed)
