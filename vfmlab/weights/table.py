@@ -132,16 +132,6 @@ _VARIANTS, _SIT_REPO = "hustvl/va-vae-imagenet256-experimental-variants", "nyu-v
 _SD_FILE, _SD_BYTES = "diffusion_pytorch_model.safetensors", 334_643_276
 _VFM_VAE_FOLDER = "checkpoints_imagenet256"
 
-_CODES = {"codebook_size": 16_384, "commit_loss_beta": 0.25, "entropy_loss_ratio": 0.0}
-_LLAMAGEN = {"image_size": 256, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "encoder_res_blocks": 2, "z_channels": 256,
-             "codebook_embed_dim": 8, **_CODES}  # fmt: skip
-_VFMTOK = {
-    "vfm_width": 1024, "feature_grid": 24, "levels": 4, "region_tokens": 256, "dim": 512, "pixel_grid": 21, "image_size_out": 336,
-    "deformable": {"layers": 6, "heads": 8, "points": 4, "ffn": 1024}, "codebook_dim": 12,
-    "decoder_transformer": {"layers": 6, "heads": 8, "mlp_dim": 2048, "swiglu_hidden": 1368, "registers": 4},
-    "conv_decoder": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "res_blocks": 2}, **_CODES,
-}  # fmt: skip
-
 ROWS = (
     Row(
         "vfm_vae_f16d32", "VFM-VAE", "vfm-vae", _VFM_VAE,
@@ -219,8 +209,9 @@ _CHANGES = {
         "note": "statistics are measured, one for each channel",
     }
 }
-# Families whose file names and repositories are not known here: the config of the release, for --file alone.
-_OF_RELEASES = {"llamagen-vq": _LLAMAGEN, "vfmtok": _VFMTOK}
+# Families whose file names and repositories are not known here: the importer's defaults are the release's,
+# for --file alone.
+_OF_RELEASES = {"llamagen-vq": {"image_size": 256}, "vfmtok": {"image_size_out": 336}}
 
 
 def names() -> list[str]:
