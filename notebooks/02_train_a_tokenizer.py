@@ -134,10 +134,11 @@ if "vf" in step.terms:
 # loss can have the largest gradient at the encoder, and the other way round.
 
 # %%
-step.explain()
+explained = step.explain()
+explained
 
 # %%
-figures.loss_terms(step.explain().records)
+figures.loss_terms(explained.records)
 
 # %% [markdown]
 # ## 6. Ten steps by hand

@@ -91,10 +91,11 @@ given = {"losses.edges": (edges, 1.0)}
 changed = {**own, "vfm.name": network}
 step = vfmlab.open_step(vfmlab.resolve(base[preset], changed, parts=given), root, fp32=True)
 torch.testing.assert_close(edges(step.reconstruction), step.terms["edges"].value)
-step.explain()
+explained = step.explain()
+explained
 
 # %%
-terms = {row["term"]: row["weight x value"] for row in step.explain().records}
+terms = {row["term"]: row["weight x value"] for row in explained.records}
 
 
 def share(weight):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
+from vfmlab.tokenizers import linear_start
 from vfmlab.tokenizers.linear_start import LinearStart, fit
 
 NARROW = {"width": 16, "blocks": 1, "attention": (), "patch": 4, "middle": False}
@@ -116,6 +117,20 @@ def test_features_that_keep_everything_give_the_pixels_code():
     by_features = fit(Reader(start, maps), [images])
     by_pixels = fit(Reader(LinearStart(6, 4), {}), [images])
     assert by_features == pytest.approx(by_pixels, abs=0.3)
+
+
+def test_a_vfm_is_asked_once_where_its_maps_fit(monkeypatch):
+    images, asked = smooth().split(8), []
+    maps = {0: lambda x: (asked.append(len(x)), F.avg_pool2d(x, 2))[1]}
+    starts = []
+    for room in (2**29, sum(batch.nbytes for batch in images[:2]) // 4, 0):
+        monkeypatch.setattr(linear_start, "KEPT", room)
+        starts.append(LinearStart(6, 4, {0: (3, 2.0)}))
+        fit(Reader(starts[-1], maps), images)
+    counts = len(images), 2 * len(images) - 2, 2 * len(images)
+    assert len(asked) == sum(counts)
+    for other in starts[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(starts[0].parameters(), other.parameters(), strict=True))
 
 
 def test_maps_of_any_grid():

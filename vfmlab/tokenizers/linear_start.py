@@ -36,6 +36,7 @@ RIDGE = 1e-4
 START_GAIN = 0.03
 # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
 START_LOGVAR = -6.0
+KEPT = 2**29  # bytes of a VFM's maps that the second pass need not ask for again
 
 
 class LinearStart(nn.Module):
@@ -259,13 +260,23 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
         return None
     device = start.read.weight.device
 
+    kept: list[dict[int, Tensor]] = []  # maps of the first batches, for the second pass
+    room = KEPT
+
     def pairs():
-        for images in batches:
+        nonlocal room
+        for number, images in enumerate(batches):
             images = images.to(device)
             if start.widths is None:
-                yield images, images
+                source = images
+            elif number < len(kept):
+                source = kept[number]
             else:
-                yield images, tokenizer.read_features(images, None, tuple(start.widths))
+                source = tokenizer.read_features(images, None, tuple(start.widths))
+                room -= sum(maps.nbytes for maps in source.values())
+                if room >= 0:
+                    kept.append(source)
+            yield images, source
 
     if iter(batches) is batches:  # an iterator can be read only once, and two passes are made
         batches = list(batches)
