@@ -12,6 +12,7 @@ from data_files import data, fill, png, shard, table
 from vfmlab import api
 from vfmlab.cli import doctor, listing
 from vfmlab.data import account, open_source
+from vfmlab.training.events import Event
 from vfmlab.training.progress import describe
 
 CHANGES = {"data.size": 16, "data.train": None, "data.val": 8, "train.samples": 64, "train.batch": 16}
@@ -103,3 +104,9 @@ def test_an_account_that_is_damaged_is_none(tmp_path):
         account.record(tmp_path, {"train": source})
         assert account.read(tmp_path)["train"]["fingerprint"] == source.fingerprint
     assert torch.equal(source.labels, torch.arange(8))
+
+
+def test_lines_of_a_training_name_their_phase():
+    assert describe(Event("finish", "run-1", "latents")) == "run-1 finished: latents"
+    step = describe(Event("step", "run-1", "diffusion", 640, 1280, 3.0, {"samples": 640, "loss": 0.5}))
+    assert step == "diffusion  640/1,280 images  loss 0.5  0:03 left"

@@ -27,14 +27,15 @@ def describe(event: Event) -> str:
     """One line for one event."""
     where = f"{event.phase}  {event.samples:,}/{event.total:,} images"
     if event.kind == "step":
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in event.data.items() if isinstance(v, int | float))
+        numbers = {k: v for k, v in event.data.items() if isinstance(v, int | float) and k != "samples"}
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
         return f"{where}  {shown}  {clock(event.seconds_left)} left"
     if event.kind in ("start", "finish", "skip"):
         word = {"start": "starts", "finish": "finished", "skip": "was finished before"}[event.kind]
         facts = (
             {"images: ": event.data.get("data"), "": event.data.get("note")} if event.kind == "start" else {}
         )
-        return "; ".join([f"{event.run_id} {word}",
+        return "; ".join([f"{event.run_id} {word}: {event.phase}",
                           *(f"{name}{fact}" for name, fact in facts.items() if fact)])
     if event.kind == "warning":
         return f"warning: {event.phase}: {event.data.get('message', '')}"
