@@ -164,10 +164,25 @@ verdicts()
 
 # %% [markdown]
 # ## Finding
-# No recorded result answers this question for the default preset: **undecided** until you run it with
-# several seeds.
+# Ours, executed on 28 November 2026: pocket tier, generator trained by Muon, seed 0, 500 samples a row.
 #
-# The figures above separate what the network knows from what the sampler adds; keep the protocol fixed when
+# | guidance | gFD | gFD to own reconstructions | class accuracy | protocol |
+# |---|---|---|---|---|
+# | none | 15.3 | 14.2 | 0.55 | `e011ed58` |
+# | 2 everywhere | 11.7 | 10.6 | 0.792 | `ab5fbaed` |
+# | 2 in 0.2..0.8 | 11.8 | 10.8 | 0.716 | `f75bbe84` |
+#
+# - **Guidance is what this sampler decides.** A scale of 2 lifts the class accuracy by 0.24 and takes 3.6
+#   off gFD; a share of 500 samples has a standard error of 0.02. gFD falls with it because the judge's
+#   features tell classes apart: that it is lower does not say that images vary as much.
+# - **Wrong: the interval.** Guidance in the middle alone loses a third of what guidance gains in accuracy,
+#   at the same gFD. The two velocities differ most near noise (0.76 at t = 1, 0.16 in the middle), and there
+#   the interval has none.
+# - **Steps matter little here.** Of the latents' unit variance Euler is off by 0.077 at 10 steps and 0.042
+#   at 20, Heun at 10, for as many calls, by 0.014. By eye five steps of Euler draw the same shapes: that the
+#   image is soft below ten is wrong. The SDE draws other pictures from the same noise.
+#
+# One network and one seed: how much guidance helps other latents is undecided. Keep the protocol fixed when
 # tokenizers are compared.
 #
 # ## What next
