@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+from pathlib import Path
 
-from accelerate import PartialState
+import torch
 
 from vfmlab import api
 from vfmlab.errors import ConfigError
@@ -28,6 +30,11 @@ def main():
         json.dump({**both, "line": line, "progress": seen}, file)
 
 
+def say_whether_open():
+    out = json.loads(sys.argv[1])["out"]
+    Path(f"{out}.{os.environ['RANK']}.open").write_text(str(torch.distributed.is_initialized()))
+
+
 if __name__ == "__main__":
+    atexit.register(say_whether_open)  # before the library registers its own, so that it is called after it
     main()
-    PartialState().destroy_process_group()  # threads of an open group may abort a process that ends

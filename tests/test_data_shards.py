@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import tarfile
+from contextlib import closing
+from itertools import islice
 
 import pytest
-from data_files import both, numbers, png, shard
+import torch
+from data_files import both, numbers, png, shard, shards
 
+from vfmlab.data import BatchStream
 from vfmlab.errors import DataError
 
 
@@ -70,3 +74,26 @@ def test_labels_of_several_types_in_json(tmp_path):
         shard(tmp_path / f"{k}/x.tar", members)
     names = [both(f"wds:{tmp_path}/{k}")[0].class_names for k in range(4)]
     assert names == [["0", "1", "2", "3"], ["False", "True"], ["0", "1"], ["7", "a"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch_with_any_number_of_processes(tmp_path, workers):
+    """Stopped after step 4 of 7 a pass, it is opened anew by two processes, each with its half of every batch."""
+    shards(tmp_path, {f"train-{k:02}": range(10 * k, 10 * k + 10) for k in range(4)} | {"val-00": range(90, 98)})
+    shard(tmp_path / "train-04.tar", [("bad.png", b"no image"), ("bad.cls", b"1"), ("s0040.png", png(40)), ("s0040.cls", b"1")])
+    pattern, batch = f"wds:{tmp_path}/{{train-{{00..04}},val-00}}.tar", 6
+
+    def steps(start, count, rows=None):
+        train = both(pattern)[0]  # its headers read again, as by a process that starts
+        with closing(BatchStream(train, batch, seed=5, start_step=start, rows=rows, workers=workers)) as stream:
+            return list(islice(stream, count))
+
+    whole = steps(0, 12)
+    halves = [steps(5, 7, rows) for rows in (slice(0, 3), slice(3, 6))]
+    for step, parts in enumerate(zip(*halves, strict=True), 5):
+        for field in ("images", "labels", "indices"):
+            joined = torch.cat([getattr(part, field) for part in parts])
+            assert torch.equal(joined, getattr(whole[step], field)), (step, field)
+    epoch = torch.cat([each.indices for each in whole])[:42]
+    missing = set(range(42)) - set(epoch.tolist())
+    assert len(missing) == 1, "a pass has every image once, but for the damaged one, in whose place stands the next"

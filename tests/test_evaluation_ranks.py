@@ -40,6 +40,7 @@ def test_two_processes_measure_and_draw_what_one_does(trained, tmp_path):
     process = processes.start(measure_together.__file__, options)
     output, _ = process.communicate(timeout=290)
     assert process.returncode == 0, output
+    assert [(tmp_path / f"two.npz.{rank}.open").read_text() for rank in (0, 1)] == ["False", "False"], "of the process group"
     with np.load(out) as file:
         assert np.abs(file["arr_0"].astype(int) - one).max() <= 1
     first, second = (json.loads((tmp_path / f"two.npz.{rank}.json").read_text()) for rank in (0, 1))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
+import cache_together
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,6 +23,7 @@ from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import CheckpointError
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
+from vfmlab.weights import io
 
 COUNT = 20
 
@@ -125,6 +130,25 @@ def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
     one, _ = run(tmp_path / "one", tokenizer, source)
     two = latents.LatentSource(tmp_path / "two", one.fingerprint)
     torch.testing.assert_close(two.latents(torch.arange(COUNT)), one.latents(torch.arange(COUNT)))
+
+
+def test_processes_build_what_one_builds_and_one_that_was_killed_goes_on(tmp_path):
+    """48 images in six shards of 8 (three batches each); the second of two processes dies in its second shard."""
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    jobs = [{"folder": one, "world": 1}, {"folder": two, "world": 2, "kill": 5, "patience": 0.0}, {"folder": two, "world": 2}]
+    command = [sys.executable, cache_together.__file__, json.dumps(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=290, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert json.loads(done.stdout) == [[0], [1, -9], [0, 0]], done.stderr
+    names = sorted(file.name for file in (tmp_path / "one").glob("*.safetensors"))
+    assert len(names) == 6
+    for name in names:  # the order of the facts in a file's head is arbitrary
+        (mine, facts), (theirs, other) = (io.read(tmp_path / folder / name) for folder in ("one", "two"))
+        assert (mine.keys(), facts) == (theirs.keys(), other)
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert (tmp_path / "one" / "meta.json").read_text() == (tmp_path / "two" / "meta.json").read_text()
+    assert not list((tmp_path / "two").glob("*.tmp"))
+    again = [int((tmp_path / "two" / f"calls.{rank}").read_text()) for rank in (0, 1)]
+    assert again == [0, 6], "the first process had all of its shards, the second one of three"
 
 
 def test_other_tokenizers_data_and_options_are_refused(tmp_path, tokenizer, source):

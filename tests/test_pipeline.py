@@ -11,7 +11,7 @@ from test_export import images, smallest, untrained
 from tiny import train_tiny
 from tiny import untrained as made_up
 
-from vfmlab import api
+from vfmlab import api, runs
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import load
 from vfmlab.weights.import_release import write
@@ -34,11 +34,19 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
     """(root, run, folder) of a diffusion run with its tokenizer as a pipeline."""
-    root = tmp_path_factory.mktemp("pipeline")
-    run_dir, _ = train_tiny("diffusion", root)
-    before = run_dir.config().before
-    from vfmlab import runs
+    return exported("diffusion", tmp_path_factory.mktemp("pipeline"))
 
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """The same of a run that reads text, after one step."""
+    short = {"diffusion.train.samples": 8, "diffusion.train.evaluate_at": [], "data.flip": False}
+    return exported("text", tmp_path_factory.mktemp("reader"), **short)
+
+
+def exported(kind, root, **overrides):
+    run_dir, _ = train_tiny(kind, root, **overrides)
+    before = run_dir.config().before
     write(runs.create(before, root), made_up(before).state_dict(), None, {"fingerprint": "made up"})
     return root, run_dir, pipeline.save(run_dir.id, root / "out", root)
 
@@ -80,6 +88,36 @@ def test_a_pipeline_samples_as_the_run_does(generator):
         pipe([1], output_type="jpg")
     with pytest.raises(ConfigError, match="not one of this run's"):
         pipe([999])
+
+
+def test_a_prompt_is_drawn_as_the_run_draws_it(reader):
+    root, run_dir, folder = reader
+    texts = ["two striped red discs", "a plain cross"]
+    *_, ours = api.sample(run_dir.id, seed=3, steps=2, root=root, prompts=texts)
+    pipe = pipeline.VFMLabPipeline.from_pretrained(folder)
+    both = pipe(prompt=texts, seed=3, num_inference_steps=2, output_type="pt").images
+    torch.testing.assert_close(both, (ours.images / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-6)
+    [one] = pipe(prompt=texts[0], seed=3, num_inference_steps=2, output_type="pt").images
+    torch.testing.assert_close(one, both[0], rtol=0, atol=1e-6)
+    second = pipe([1], prompt=texts, seed=3, num_inference_steps=2, output_type="pt").images
+    assert second.shape == both[1:].shape, "labels are numbers of prompts"
+
+
+def test_prompts_that_cannot_be_are_one_line(reader, generator):
+    pipe = pipeline.VFMLabPipeline.from_pretrained(reader[2])
+    most = pipe.transformer.network.prompts.encoder.length
+    lines = {
+        " ".join(["disc"] * (most + 1)): rf"has {most + 1} tokens, encoder 'words' takes {most}; make it shorter",
+        "two striped zebras": "'zebras'",
+    }
+    for text, line in lines.items():
+        with pytest.raises(ConfigError, match=line) as error:
+            pipe(prompt=["a plain cross", text], num_inference_steps=1)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="label 2 is not one of this run's 2"):
+        pipe([2], prompt=["a plain cross"] * 2, num_inference_steps=1)
+    with pytest.raises(ConfigError, match="reads no text; leave prompts out"):
+        pipeline.VFMLabPipeline.from_pretrained(generator[2])(prompt="a plain cross")
 
 
 def test_weights_in_several_files(generator, tmp_path):

@@ -35,12 +35,12 @@ def tiny_run(kind, **overrides):
         run = override(presets.get("tiny_vfm_vae"), {"vfm.weights": "random"} | COMMON | overrides)
     elif kind == "game":  # VF loss and discriminator, both weighed by gradients; the game begins with the third step
         run = override(presets.get("tiny_va_vae"), GAME | COMMON | overrides)
-    elif kind == "ar":
-        run = override(presets.get("tiny_ar_orders"), COMMON | overrides)
+    elif kind in ("ar", "text"):
+        run = override(presets.get({"ar": "tiny_ar_orders", "text": "tiny_t2i_plain_vae"}[kind]), COMMON | overrides)
     else:
         fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
         run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)
-    return run.last if kind.startswith(("diffusion", "ar")) else run.phases()[0]
+    return run.last if kind.startswith(("diffusion", "ar", "text")) else run.phases()[0]
 
 
 def make_task(run, root):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vfmlab.ar.llamagen import CodeShape, inside
 from vfmlab.config import Data
-from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.data import Batch, BatchStream, ImageSource, open_source, to_float
 from vfmlab.data.stream import Order, from_thread
 from vfmlab.diffusion import shards
 from vfmlab.seeding import generator
@@ -104,14 +104,14 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
     device = next(tokenizer.parameters()).device
 
     @torch.no_grad()
-    def encode(indices: Tensor) -> dict[str, Tensor]:
-        part = versions.source.batch(indices)
+    def encode(indices: Tensor, part: Batch) -> dict[str, Tensor]:
         images = to_float(part.images).to(device)
         codes = torch.stack([tokenizer.codes(version) for version in versions.of(images)], dim=1)
         inside("codes", codes, shape.entries, f"of tokenizer '{tokenizer.config.method}'")
         return {"codes": codes.int().cpu(), "labels": part.labels}
 
-    yield from shards.write(directory, "codes", meta, encode, batch, rank, world, PATIENCE)
+    yield from shards.write(directory, "codes", meta, versions.source.batch, encode, batch, rank, world,
+                            PATIENCE)
 
 
 class CodeSource:

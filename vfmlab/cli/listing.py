@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vfmlab.cli.arguments import Assignments, Json, PresetArg, Root, arg, assignments
+from vfmlab.cli.arguments import Assignments, Json, Root, arg, assignments
+from vfmlab.errors import ConfigError
+
+NAMES = "presets, PRESET+VARIANT, PRESET@PRESET or config files (.json); a tier stands for all of its presets"
 
 
 def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
@@ -81,24 +85,41 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
     return 0
 
 
-def plan(preset: PresetArg, /, sets: Assignments = (), measure: bool = False, gpus: int = 8,
-         mfu: float = 0.35, as_json: Json = False) -> int:
-    """What a preset would cost: parameters, latent shape, FLOPs, memory, hours on named GPUs.
+def plan(names: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="PRESET ...", help=NAMES)], /,
+         sets: Assignments = (), measure: bool = False, gpus: int = 8, mfu: float = 0.35, page: bool = False,
+         as_json: Json = False) -> int:
+    """What presets would cost: parameters, latent shape, FLOPs, memory, hours on named GPUs.
 
     Args:
         measure: also run the most expensive step on this machine and report its time and peak memory.
         gpus: how many GPUs the hours are for.
         mfu: share of their peak that is reached, an assumption.
+        page: tables of all of them in Markdown: of the tier paper, the page docs/throughput.md.
     """
     from vfmlab import api
+    from vfmlab import presets as known
     from vfmlab.training import plan as planning
     from vfmlab.training import price
 
-    run = api.resolve(preset, assignments(sets))
-    costs = planning.plan(run, measure=measure)
-    costs["price"] = price.price(costs, run.protocol.n, run.data.train or price.IMAGENET, gpus, mfu)
-    print(json.dumps(costs, indent=2) if as_json
-          else f"{planning.table(costs)}\n\n{price.table(costs['price'])}")
+    if not names:
+        raise ConfigError("no preset; name one, for example: vfmlab plan pocket_vfm_vae")
+    tiers = {tier: [name for name in known.names() if known.row(name).tier == tier] for tier in known.TIERS}
+    recipes = [api.resolve(each, assignments(sets)) for name in names for each in tiers.get(name, [name])]
+    plans = [(recipe, planning.plan(recipe, measure=measure)) for recipe in recipes]
+    for recipe, costs in plans:
+        images = recipe.data.train or price.IMAGENET
+        costs["price"] = price.price(costs, recipe.protocol.n, images, gpus, mfu)
+    if page:
+        from vfmlab.studies import throughput
+
+        options = [*(["--set", *sets] if sets else []), "--gpus", str(gpus), "--mfu", str(mfu), "--page"]
+        command = shlex.join(["vfmlab", "plan", *names, *options])
+        print(throughput.page(plans, gpus, mfu, command).markdown())
+    elif as_json:
+        found = [costs for _, costs in plans]
+        print(json.dumps(found if len(found) > 1 else found[0], indent=2))
+    else:
+        print("\n\n".join(f"{planning.table(costs)}\n\n{price.table(costs['price'])}" for _, costs in plans))
     return 0
 
 

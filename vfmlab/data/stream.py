@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,15 +133,18 @@ def _as_it_is(value):
     return value
 
 
-def from_thread(steps: _Steps, start: int) -> Iterator[Batch]:
-    """Batches from a thread that works `AHEAD` of the reader. The generator owns the thread and ends it."""
+def from_thread(steps: Any, start: int, stop: int | None = None) -> Iterator[Any]:
+    """`steps[start]`, ... from a thread that works `AHEAD` of the reader. The generator owns the thread and
+    ends it. stop: the first number that is not asked for; None: there is no end."""
     with ThreadPoolExecutor(1, thread_name_prefix="vfmlab-data") as pool:
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Any]] = deque()
         try:
-            for step in itertools.count(start):
+            for step in itertools.count(start) if stop is None else range(start, stop):
                 waiting.append(pool.submit(steps.__getitem__, step))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()

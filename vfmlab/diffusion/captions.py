@@ -52,10 +52,13 @@ class Captioned:
             "format": FORMAT, "fingerprint": wanted, "count": len(texts), "shard": latents.SHARD,
             "encoder": encoder.name, "shape": [encoder.length, encoder.width]}
 
-        def encode(indices: Tensor) -> dict[str, Tensor]:
-            return {"tokens": encoder([texts[i] for i in indices.tolist()]).half().cpu()}
+        def read(indices: Tensor) -> list[str]:
+            return [texts[i] for i in indices.tolist()]
 
-        yield from shards.write(folder, "text", meta, encode, 64, rank, world, latents.PATIENCE)
+        def encode(_: Tensor, lines: list[str]) -> dict[str, Tensor]:
+            return {"tokens": encoder(lines).half().cpu()}
+
+        yield from shards.write(folder, "text", meta, read, encode, 64, rank, world, latents.PATIENCE)
         stored = shards.Shards(folder, "text", meta)
         self.prompts = Prompts(self.texts, lambda conditions: stored.rows("tokens", conditions), encoder)
 

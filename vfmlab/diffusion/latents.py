@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vfmlab.data import BatchStream, ImageSource, to_float
+from vfmlab.data import Batch, BatchStream, ImageSource, to_float
 from vfmlab.data.stream import Order, from_thread
 from vfmlab.diffusion import shards
 from vfmlab.errors import CheckpointError
@@ -92,17 +92,16 @@ def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip
         }
     shards.check(meta, wanted, directory, "latents")
 
-    def encode(indices: Tensor) -> dict[str, Tensor]:
-        return _encode(tokenizer, source, indices, flip, sampled, maps)
+    def encode(indices: Tensor, images: Batch) -> dict[str, Tensor]:
+        return _encode(tokenizer, indices, images, flip, sampled, maps)
 
-    yield from shards.write(directory, "latents", meta, encode, batch, rank, world, PATIENCE)
+    yield from shards.write(directory, "latents", meta, source.batch, encode, batch, rank, world, PATIENCE)
 
 
 @torch.no_grad()
-def _encode(tokenizer: Tokenizer, source: ImageSource, indices: Tensor, flip: bool, sampled: bool,
+def _encode(tokenizer: Tokenizer, indices: Tensor, batch: Batch, flip: bool, sampled: bool,
             maps: Maps | None) -> dict[str, Tensor]:
     """One batch as it is stored."""
-    batch = source.batch(indices)
     images = to_float(batch.images).to(tokenizer.stat_mean.device)
     kept = {"labels": batch.labels}
     for suffix, view in {"": images, "_flip": images.flip(-1)}.items():

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import filelock
 import torch
 from torch import Tensor
 
+from vfmlab.data.stream import from_thread
 from vfmlab.errors import CheckpointError
 from vfmlab.runs import write_json
 from vfmlab.weights import io
 
-Encode = Callable[[Tensor], dict[str, Tensor]]
+Read = Callable[[Tensor], Any]
+Encode = Callable[[Tensor, Any], dict[str, Tensor]]
 
 
 def files(directory: Path, name: str, meta: dict[str, Any]) -> list[Path]:
@@ -69,15 +71,15 @@ def fingerprint(*what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write(directory: Path, name: str, meta: dict[str, Any], encode: Encode, batch: int, rank: int, world: int,
-          patience: float) -> Iterator[tuple[int, int]]:
+def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: Encode, batch: int, rank: int,
+          world: int, patience: float) -> Iterator[tuple[int, int]]:
     """Fill the shards that are missing; yields (images done, images in all) on the way.
 
     Two programs that need the same folder fill it one after the other, so that nothing is encoded twice.
 
     Args:
-        meta: written first, if there is none yet. encode: indices (long B) -> rows of each tensor, on the
-        CPU.
+        meta: written first, if there is none yet. read: indices (long B) -> what is encoded, called in a
+        thread ahead of the rest. encode: the indices and what was read -> rows of each tensor, on the CPU.
         rank, world: of several processes each fills every world-th shard, then waits for the others.
         patience: seconds without a new shard after which the other processes count as dead.
     """
@@ -98,18 +100,29 @@ def write(directory: Path, name: str, meta: dict[str, Any], encode: Encode, batc
                 done += last - first
                 continue
             parts: dict[str, list[Tensor]] = {}
-            for start in range(first, last, batch):
-                indices = torch.arange(start, min(start + batch, last))
-                for key, value in encode(indices).items():
-                    parts.setdefault(key, []).append(value)
-                done += len(indices)
-                yield min(done * world, total), total
+            slices = torch.arange(first, last).split(batch)
+            with contextlib.closing(from_thread(_Reads(slices, read), 0, len(slices))) as found:
+                for indices, content in zip(slices, found, strict=True):
+                    for key, value in encode(indices, content).items():
+                        parts.setdefault(key, []).append(value)
+                    done += len(indices)
+                    yield min(done * world, total), total
             rows = {key: torch.cat(value) for key, value in parts.items()}
             io.write(file, rows, {"fingerprint": meta["fingerprint"], "digest": io.digest(rows)})
     finally:
         lock.release()
     _wait(every, patience)
     yield total, total
+
+
+class _Reads:
+    """Number of a slice -> what is read of it."""
+
+    def __init__(self, slices: Sequence[Tensor], read: Read):
+        self.slices, self.read = slices, read
+
+    def __getitem__(self, number: int) -> Any:
+        return self.read(self.slices[number])
 
 
 def _acquired(lock: filelock.FileLock) -> bool:

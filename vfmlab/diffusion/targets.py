@@ -167,8 +167,8 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
         raise CheckpointError(f"targets in '{directory}' are of another VFM, data set or options; delete the "
                               "folder to encode again")
 
-    def encode(indices: Tensor) -> dict[str, Tensor]:
-        images, kept = to_float(source.batch(indices).images).to(teacher.device), {}
+    def encode(indices: Tensor, batch: Batch) -> dict[str, Tensor]:
+        images, kept = to_float(batch.images).to(teacher.device), {}
         for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
             if not suffix or flip:
                 kept |= {f"{key}{suffix}": value.half().cpu() for key, value in teacher.read(view).items()}
@@ -178,7 +178,8 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
                                       f"one of the images {int(indices[0])} to {int(indices[-1])}")
         return kept
 
-    yield from shards.write(directory, "targets", meta, encode, batch, rank, world, latents.PATIENCE)
+    yield from shards.write(directory, "targets", meta, source.batch, encode, batch, rank, world,
+                            latents.PATIENCE)
 
 
 class Targets:

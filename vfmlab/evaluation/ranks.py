@@ -70,11 +70,9 @@ def launched() -> Ranks:
     """This process among those that a launcher started; alone without one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    from accelerate import PartialState
+    from vfmlab.training.step import open_processes
 
-    from vfmlab.training.step import WAIT
-
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
+    state = open_processes(cpu=not torch.accelerator.is_available())
     return Ranks(state.process_index, state.num_processes)
 
 

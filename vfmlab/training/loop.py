@@ -84,8 +84,7 @@ class _Loop:
         self.state: State | None = None
         self.on: Prepared | None = None
         self.stream: Any = None
-        self.ready = False  # the state is complete, so it may be saved
-        self.leaving = False  # all processes stop after this step
+        self.ready, self.leaving = False, False  # the state is complete; all processes stop after this step
         self.clock, self.beat, self.unreadable = Clock(), 0.0, -1  # images, at the last account of them
 
     @property
@@ -134,8 +133,8 @@ class _Loop:
         finally:
             if hasattr(self.stream, "close"):
                 self.stream.close()
-            if self.train.logger != "none":
-                self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # end_training would close the group of processes, too
+                tracker.finish()
             if self.on is not None:
                 self.on.release()
             self.on = self.state = self.stream = self.buffers = None
@@ -244,7 +243,6 @@ class _Loop:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate(self.train, self.samples)
-            optimizer.zero_grad(set_to_none=True)
         before = {name: buffer.clone() for name, buffer in self.buffers.items()}
 
         metrics = backward(on, batch, self.step, self.samples)
@@ -266,6 +264,8 @@ class _Loop:
             self._skip(reason, batch, numbers, before)
         state.step += 1
         task.stepped(state.step, numbers)
+        for optimizer in on.optimizers:  # before a checkpoint or an evaluation takes memory of its own
+            optimizer.zero_grad(set_to_none=True)
         self.stop.busy = False
         elapsed = time.perf_counter() - begin
         state.seconds += elapsed

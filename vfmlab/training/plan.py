@@ -212,6 +212,7 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
     costs = {
         "kind": "diffusion",
         "cached": run.diffusion.cache and tune is None and run.imported is None,
+        "views": 1 + run.data.flip,
         "id": run.id,
         "latent_shape": list(original.latent_shape),
         "num_classes": num_classes,
@@ -246,6 +247,7 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
     costs = {
         "kind": "ar",
         "cached": run.ar.cache and run.imported is None,
+        "views": 1 + run.data.flip if run.ar.ten_crops is None else 10,
         "id": run.id,
         "latent_shape": list(tokenizer.latent_shape),
         "num_classes": num_classes,

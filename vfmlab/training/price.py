@@ -40,7 +40,8 @@ def price(found: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: flo
         if phase["kind"] == "tokenizer":
             encode = flops.get("vfm", 0) + flops.get("encode", 0)
         elif phase["cached"]:
-            work.append((f"{phase['phase']}: latents of {images:,} images", encode * images))
+            what = f"{phase['phase']}: latents of {images:,} images"
+            work.append((what, encode * images * phase["views"]))  # mirrored copies, crops
         if phase["total_flops"]:
             work.append((f"{phase['phase']}: training", phase["total_flops"]))
         if "sampling_flops" in phase:

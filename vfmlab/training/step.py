@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import fnmatch
@@ -44,6 +45,24 @@ def pick_precision(train: Train, device: torch.device) -> str:
     return "bf16" if native else "no"
 
 
+def open_processes(cpu: bool) -> PartialState:
+    """accelerate's state of this process among those that a launcher started. cpu: keep off accelerators.
+
+    A group that goes through gloo is closed when the process ends: its threads may abort one that ends with
+    the group open.
+    """
+    state = PartialState(cpu=cpu, timeout=WAIT)
+    atexit.unregister(_close)
+    atexit.register(_close)
+    return state
+
+
+def _close() -> None:
+    # not other backends, whose closing may wait for a process that failed
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+
+
 def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | None = None) -> Accelerator:
     """An Accelerator for this task. run_dir: of trackers, or None. device: "cpu" keeps off accelerators."""
     # accelerate keeps one state per process; phases that follow each other may differ in precision and
@@ -54,7 +73,7 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if task.discriminators is not None and task.train.precision == "fp16":
         raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms "
                           "bring a second; use bf16, fp32 or auto")
-    precision = pick_precision(task.train, PartialState(cpu=device == "cpu", timeout=WAIT).device)
+    precision = pick_precision(task.train, open_processes(device == "cpu").device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
         raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or "

@@ -213,11 +213,9 @@ def _first_alone() -> contextlib.AbstractContextManager:
     """Of several processes one imports, the others then find the run finished."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
-    from accelerate import PartialState
+    from vfmlab.training.step import open_processes
 
-    from vfmlab.training.step import WAIT
-
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT).main_process_first()
+    return open_processes(cpu=not torch.accelerator.is_available()).main_process_first()
 
 
 def _import(run: config.Phase, folder: runs.RunDir, given: tuple,

@@ -120,7 +120,12 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     """Write tensors as safetensors (contiguous, on the CPU) with `metadata` as text; beside, then renamed."""
     if compiled := [key for key in tensors if "_orig_mod" in key]:
         raise CheckpointError(f"weights have a compiler's prefix ('{compiled[0]}'); save the module itself")
-    cpu = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+    cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    seen: set[int] = set()
+    for key, value in cpu.items():  # a file holds tied weights twice; nothing else is copied
+        place = value.untyped_storage().data_ptr()
+        cpu[key] = value.clone() if place in seen else value
+        seen.add(place)
     with runs.beside(Path(path)) as temporary:
         save_file(cpu, temporary, {key: str(value) for key, value in (metadata or {}).items()})
 
