@@ -15,11 +15,11 @@ from vfmlab.studies.page import Page
 from vfmlab.training.price import IMAGENET, PEAK, price
 
 MEMORY = {"A100": 80e9, "H100": 80e9, "H200": 141e9}  # bytes, of the large variants: the vendors' data sheets
-LEAD = """Computed, not measured: the FLOPs of one training step (matrix products, convolutions and attention; a
-multiply-add is two), over the dense bf16 peak of a GPU. "At most" is 100 % of that peak, the physical limit. The
-other figures take {mfu:.0%} of it, an assumption: what a run reaches (MFU) is measured on one's own machine by
-`vfmlab plan PRESET --measure`. What was measured on a GPU stands in [benchmarks](results/benchmarks.md). H100 and
-H200 have the same peak and differ in memory."""
+LEAD = """Computed, not measured: the FLOPs of one training step (matrix products, convolutions and
+attention; a multiply-add is two), over the dense bf16 peak of a GPU. "At most" is 100 % of that peak, the
+physical limit. The other figures take {mfu:.0%} of it, an assumption: what a run reaches (MFU) is measured
+on one's own machine by `vfmlab plan PRESET --measure`. What was measured on a GPU stands in
+[benchmarks](results/benchmarks.md). H100 and H200 have the same peak and differ in memory."""
 
 
 def steps(plans: Iterable[tuple[Recipe, Mapping[str, Any]]], mfu: float) -> list[dict[str, Any]]:
@@ -76,14 +76,14 @@ def page(plans: list[tuple[Recipe, Mapping[str, Any]]], gpus: int, mfu: float, c
     found.add("GPUs", "", Table([{"GPU": gpu, "dense bf16, TFLOP/s": round(PEAK[gpu] / 1e12),
                                   "memory, GB": round(MEMORY[gpu] / 1e9)} for gpu in MEMORY]))
     found.add("A training step, one GPU",
-              "But for images: parameters that train, with gradients, average and AdamW's moments, and frozen "
-              "ones, in fp32. An image: what autograd stores for it, by shapes; kernels' own memory and the allocator's "
-              "slack come on top, so fewer fit than the column says. 0: not even one "
+              "But for images: parameters that train, with gradients, average and AdamW's moments, and "
+              "frozen ones, in fp32. An image: what autograd stores for it, by shapes; kernels' own memory and the "
+              "allocator's slack come on top, so fewer fit than the column says. 0: not even one "
               "([shares](scale.md#networks-that-do-not-fit-one-gpu)). A last column names the run, so that "
               "a page of other settings is noticed.", Table(steps(plans, mfu)))
     found.add("The whole preset",
-              "Training: all phases, and the latents of the data set where they are cached. Evaluation: as many "
-              "samples as the protocol draws, by its solver and guidance, decoded, and as many images "
+              "Training: all phases, and the latents of the data set where they are cached. Evaluation: as "
+              "many samples as the protocol draws, by its solver and guidance, decoded, and as many images "
               "reconstructed; the judge's own network is left out, and a decoder that draws in several steps "
               "counts as in a training step. An autoregressive generator reads all of its weights for every "
               "token, so that its samples come nowhere near a limit of FLOPs.",
