@@ -77,7 +77,7 @@ def page(plans: list[tuple[Recipe, Mapping[str, Any]]], gpus: int, mfu: float, c
                                   "memory, GB": round(MEMORY[gpu] / 1e9)} for gpu in MEMORY]))
     found.add("A training step, one GPU",
               "But for images: parameters that train, with gradients, average and AdamW's moments, and "
-              "frozen ones, in fp32. An image: what autograd stores for it, by shapes; kernels' own memory and "
+              "frozen ones, in fp32. An image: what autograd stores, by shapes; kernels' own memory and "
               "the allocator's slack come on top, so fewer fit than the column says. 0: not even one "
               "([shares](scale.md#networks-that-do-not-fit-one-gpu)). A last column names the run, so that "
               "a page of other settings is noticed.", Table(steps(plans, mfu)))
