@@ -218,7 +218,7 @@ verdicts()
 #   0.95 and 0.87. Rotation is not linear in either (0.26 and 0.01).
 # - The class survives at 0.5 bits a pixel in both, the pixels (1 dB lost at most) need 3.
 # - The plain VAE forgives noise more: by half a standard deviation its features move 0.29, those of the
-#   VFM-VAE 0.42. Whether that helps a generator is asked in `10_compare_and_report`.
+#   VFM-VAE 0.42. In `10_compare_and_report` the VFM-VAE is ahead all the same.
 #
 # One seed. Of the recorded numbers with two seeds (`docs/results/correlation.md`), SE-CKNNA, LDS and
 # effective rank overlap in none: 0.0874 and 0.079 against 0.0149 and 0.0121; 0.272 and 0.258 against 0.299
