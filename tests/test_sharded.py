@@ -88,3 +88,11 @@ def test_accelerate_itself_shards_nothing(root, launched):
     assert not accelerator.is_fsdp2
     assert getattr(accelerator.state, "fsdp_plugin", None) is None
     assert sharded.parse_flag_from_env(sharded.SWITCH)
+
+
+@pytest.mark.parametrize(("there", "device", "cpu"), [(False, None, True), (True, None, False), (True, "cpu", True)])
+def test_processes_without_a_gpu_find_each_other(monkeypatch, there, device, cpu):
+    """accelerate looks for a launcher's other processes only where it is said to compute on the CPU, or finds a GPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    monkeypatch.setattr(step, "PartialState", lambda **options: options)
+    assert step.open_processes(device) == {"cpu": cpu, "timeout": step.WAIT}

@@ -72,7 +72,7 @@ def launched() -> Ranks:
         return ALONE
     from vfmlab.training.step import open_processes
 
-    state = open_processes(cpu=not torch.accelerator.is_available())
+    state = open_processes()
     return Ranks(state.process_index, state.num_processes)
 
 

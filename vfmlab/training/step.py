@@ -45,13 +45,18 @@ def pick_precision(train: Train, device: torch.device) -> str:
     return "bf16" if native else "no"
 
 
-def open_processes(cpu: bool) -> PartialState:
-    """accelerate's state of this process among those that a launcher started. cpu: keep off accelerators.
+def on_cpu(device: str | None = None) -> bool:
+    """Whether that is where a run on `device` ("cpu", or None: the best there is) computes."""
+    return device == "cpu" or not torch.accelerator.is_available()
+
+
+def open_processes(device: str | None = None) -> PartialState:
+    """accelerate's state of this process among those that a launcher started; device: see :func:`on_cpu`.
 
     A group that goes through gloo is closed when the process ends: its threads may abort one that ends with
     the group open.
     """
-    state = PartialState(cpu=cpu, timeout=WAIT)
+    state = PartialState(cpu=on_cpu(device), timeout=WAIT)  # without a GPU it finds others only so
     atexit.unregister(_close)
     atexit.register(_close)
     return state
@@ -73,7 +78,7 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if task.discriminators is not None and task.train.precision == "fp16":
         raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms "
                           "bring a second; use bf16, fp32 or auto")
-    precision = pick_precision(task.train, open_processes(device == "cpu").device)
+    precision = pick_precision(task.train, open_processes(device).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
         raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or "
@@ -81,7 +86,7 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     # accelerate would shard every model, in half precision throughout, and none on a CPU: see sharded.py
     with patch_environment(**{sharded.SWITCH: "false"}):
         return Accelerator(
-            cpu=device == "cpu",
+            cpu=on_cpu(device),
             mixed_precision=precision,
             log_with=None if logger == "none" else logger,
             project_dir=None if run_dir is None else str(run_dir.path),

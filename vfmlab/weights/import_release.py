@@ -215,7 +215,7 @@ def _first_alone() -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     from vfmlab.training.step import open_processes
 
-    return open_processes(cpu=not torch.accelerator.is_available()).main_process_first()
+    return open_processes().main_process_first()
 
 
 def _import(run: config.Phase, folder: runs.RunDir, given: tuple,
