@@ -185,11 +185,15 @@ def test_a_ledger_runs_from_its_price_to_its_page(tmp_path: Path, monkeypatch):
         assert finding["seeds"] == 2
 
 
-def test_the_page_in_docs_follows_from_its_files(tmp_path: Path):
-    record = json.loads((RESULTS / "claims.json").read_text())
+@pytest.mark.parametrize("name", ["claims", "claims_photo"])
+def test_a_page_in_docs_follows_from_its_files(name: str, tmp_path: Path):
+    """From those that its command names, or from its own rows where it trained them."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
     words = record["command"].split()
-    files = [RESULTS.parents[1] / word for word in words[words.index("--from") + 1 :] if word.endswith(".json")]
-    claims_study.from_files("a", files, (), tmp_path / "new" / "claims.md", record["command"])
+    named = words[words.index("--from") + 1 :] if "--from" in words else [f"docs/results/{name}.json"]
+    files = [RESULTS.parents[1] / word for word in named if word.endswith(".json")]
+    only = [one["id"] for one in record["claims"]]
+    claims_study.from_files("a", files, only, tmp_path / "new" / "claims.md", record["command"])
     again = json.loads((tmp_path / "new" / "claims.json").read_text())
     assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]
 
