@@ -117,6 +117,25 @@ def test_notebooks_of_another_call_stay_while_their_code_does(built, tree, tmp_p
     assert [book.stem for book in site.executed({}, folder, tmp_path)] == ["00_small"]
 
 
+def test_pages_stay_without_the_executed_notebooks(built, tree, tmp_path):
+    out, folder = tmp_path / "site", tmp_path / "tree"
+    shutil.copytree(built[0], out, ignore=shutil.ignore_patterns(".executed"))
+    shutil.copytree(tree, folder)
+    page = out / "notebooks" / "00_small.html"
+    before = page.read_text()
+    assert site.missing(out, folder) == []
+    (folder / "docs" / "new.md").write_text("# A new page")
+    site.build(out, [], folder)
+    assert 'href="../docs/new.html"' in page.read_text()
+    assert page.read_text().replace(' · <a href="../docs/new.html">new</a>', "") == before
+    assert "Is it" in (out / "notebooks" / "index.html").read_text()
+    source = folder / "notebooks" / "00_small.ipynb"
+    source.write_text(source.read_text().replace("y=[1, 2]", "y=[1, 3]"))
+    assert site.missing(out, folder) == ["00"]
+    site.build(out, [], folder)
+    assert "00_small" not in (out / "index.html").read_text()
+
+
 def test_a_page_says_when_and_with_what_it_was_executed(built):
     out, _ = built
     for name in ("00_small", "index"):

@@ -267,19 +267,19 @@ def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline
         baseline: of the notebooks that compare.
         overrides: JSON with dotted names.
         seed: of the notebooks.
-        notebooks: numbers such as 02; all by default. The others stay as they were executed for these pages,
-            with whatever was set, where their code is still the same.
+        notebooks: numbers such as 02, or none; all by default. The others keep the pages that are there, with
+            whatever was set, while their code is the same.
         parameters: JSON, what is set in one notebook alone: '{"04": {"seeds": 1}}'.
     """
     from vfmlab.studies import site as pages
 
     given = {"overrides": overrides, "root": str(root.expanduser().resolve()), "seed": seed, "headless": True}
     own = _object(parameters, "--parameters")
-    chosen = pages.parameters(preset, baseline, given, notebooks, own)
+    chosen = {} if notebooks == ("none",) else pages.parameters(preset, baseline, given, notebooks, own)
     out = out.expanduser().resolve()
-    books = pages.executed(chosen, out / ".executed")
-    numbers = " ".join(book.stem[:2] for book in books)
-    print(f"site: {pages.build(out, books)}   executed notebooks: {numbers}")
+    print(f"site: {pages.build(out, pages.executed(chosen, out / '.executed'))}")
+    if left := pages.missing(out):
+        print(f"no page with today's code: notebooks {' '.join(left)}")
     return 0
 
 

@@ -57,7 +57,8 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
     """Write the site and return its first page.
 
     Args:
-        out: folder, made anew page by page. books: executed notebooks. tree: a checkout.
+        out: folder, made anew page by page. books: executed notebooks; a page that is there of another one
+            stays as it was executed, while the notebook's code is the same. tree: a checkout.
 
     Raises:
         ConfigError: a link that leads nowhere, a page of more than `LARGEST` bytes, a package that is
@@ -69,9 +70,11 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
     for source in _manual(tree, out, ".md"):
         page = source.relative_to(tree).with_suffix(".html")
         bodies[page] = _markdown(source.read_text(encoding="utf-8"))
-    if books:
-        bodies[Path("notebooks", "index.html")] = _list(books)
-    bodies |= {Path("notebooks", f"{book.stem}.html"): _notebook(book, tree) for book in books}
+    own = {Path("notebooks", f"{book.stem}.html"): _notebook(book, tree) for book in books}
+    own = dict(sorted((_earlier(out, tree) | own).items()))
+    if own:
+        bodies[Path("notebooks", "index.html")] = _list(own)
+    bodies |= own
     for room, body in _api():
         bodies[Path("api", f"{room}.html")] = body
     _copy(tree, out)
@@ -109,6 +112,13 @@ def parameters(preset: str, baseline: str, given: Mapping[str, Any], only: Seque
         mine = {k: v for k, v in names.items() if k in defaults}
         found[paths[number].stem] = {**given, **mine, **(own or {}).get(number, {})}
     return found
+
+
+def missing(out: Path, tree: Path = TREE) -> list[str]:
+    """Numbers of notebooks of which there is no page with today's code."""
+    there = _earlier(out, tree)
+    names = sorted(path.stem for path in (tree / "notebooks").glob("[0-9]*.ipynb"))
+    return [name[:2] for name in names if Path("notebooks", f"{name}.html") not in there]
 
 
 def check(out: Path) -> None:
@@ -196,7 +206,22 @@ def _notebook(path: Path, tree: Path) -> str:
         if "outputs" in cell:
             cell.outputs = _joined(shown)
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
-    return f'<p class="note">{_escape(" · ".join(_when(book).values()))}</p>{_linked(body)}'
+    when, code = _escape(" · ".join(_when(book))), notebook.digest(book.cells)
+    return f'<article data-code="{code}"><p class="note">{when}</p>{_linked(body)}</article>'
+
+
+def _earlier(out: Path, tree: Path) -> dict[Path, str]:
+    """Pages of executed notebooks that are in `out` and whose code is that of the checkout."""
+    import nbformat
+
+    found = {}
+    for source in sorted((tree / "notebooks").glob("[0-9]*.ipynb")):
+        path = Path("notebooks", f"{source.stem}.html")
+        page = (out / path).read_text(encoding="utf-8") if (out / path).exists() else ""
+        code = notebook.digest(nbformat.read(source, as_version=4).cells)
+        if body := re.search(f'<article data-code="{code}">.*</article>', page, re.S):
+            found[path] = f"<h1>{_title(page)}</h1>{body[0]}"
+    return found
 
 
 def _joined(outputs: Sequence[Any]) -> list[Any]:
@@ -217,27 +242,22 @@ def _facts(book: Any) -> dict[str, Any]:
     return notebook.literals("\n".join(cells)) | dict(book.metadata.papermill.parameters)
 
 
-def _when(book: Any) -> dict[str, str]:
+def _when(book: Any) -> list[str]:
     """Of an executed notebook: the day, how long it took, and its parameters."""
     facts, hidden = book.metadata.papermill, ("root", "headless", "report", "jobs")
     given = ", ".join(f"{k} = {v}" for k, v in _facts(book).items()
                       if k not in hidden and v not in ("", "{}"))
-    return {"executed": f"executed on {facts.start_time[:10]}", "time": f"in {clock(facts.duration)}",
-            "with": given}
+    return [f"executed on {facts.start_time[:10]}", f"in {clock(facts.duration)}", given]
 
 
-def _list(books: Sequence[Path]) -> str:
+def _list(pages: Mapping[Path, str]) -> str:
     """The executed notebooks: title, question, day, and what was set."""
-    import nbformat
-
     rows = []
-    for path in books:
-        book = nbformat.read(path, as_version=4)
-        text = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-        question = text.partition("**Question.**")[2].partition("\n\n")[0]
-        link = f'<a href="{path.stem}.html">{_escape(text.splitlines()[0].lstrip("# "))}</a>'
-        rows.append([link, _escape(question),
-                     *map(_escape, _when(book).values())])
+    for path, body in pages.items():
+        link = f'<a href="{path.name}">{_title(body)}</a>'
+        question = re.search(r"<strong>Question\.</strong>(.*?)</p>", body, re.S)
+        when = re.search(r'<p class="note">(.*?)</p>', body, re.S)
+        rows.append([link, question[1] if question else "", *(when[1].split(" · ") if when else ())])
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return ("<h1>Executed notebooks</h1><p>A run that was there already is not trained again, so that a time "
             f"may be without the trainings.</p><table class='text'>{body}</table>")

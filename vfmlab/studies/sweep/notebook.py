@@ -125,8 +125,13 @@ def read(path: str | Path) -> Notebook:
         with contextlib.suppress(ValueError, SyntaxError):
             parameters[name] = ast.literal_eval(facts["default"])
     until = next((tag.removeprefix(TRAINS) for tag in tags if tag.startswith(TRAINS)), None)
-    digest = config.digest([cell.source for cell in code])
-    return Notebook(path, text, spec["name"], digest, parameters, until)
+    return Notebook(path, text, spec["name"], digest(code), parameters, until)
+
+
+def digest(cells: Sequence[Any]) -> str:
+    """Of the code of a notebook, without what papermill set."""
+    return config.digest([cell.source for cell in cells if cell.cell_type == "code"
+                          and "injected-parameters" not in cell.metadata.get("tags", [])])
 
 
 def literals(source: str) -> dict[str, Any]:
