@@ -134,11 +134,10 @@ if "vf" in step.terms:
 # loss can have the largest gradient at the encoder, and the other way round.
 
 # %%
-explained = step.explain()
-explained
+step.explain()
 
 # %%
-figures.loss_terms(explained.records)
+figures.loss_terms(step.explain().records)
 
 # %% [markdown]
 # ## 6. Ten steps by hand
