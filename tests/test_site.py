@@ -161,6 +161,12 @@ def test_anchors_are_those_of_github():
     assert 'id="guidance-with-muon-and-more"' in site._linked('<h2 id="Guidance,-with-Muon-(and-more)">')
 
 
+def test_readme_says_at_which_tier_each_page_was_executed():
+    said = {n: tier for tier, numbers in re.findall(r"at `(\w+)`: ([\d ]+)", (TREE / "README.md").read_text()) for n in numbers.split()}
+    pages = {path.stem[:2]: path.read_text() for path in (TREE / "docs" / "site" / "notebooks").glob("[0-9]*.html")}
+    assert said == {n: re.search(r'class="note">executed on .*?preset = (\w+?)_', text)[1] for n, text in pages.items()}
+
+
 def test_every_notebook_of_the_project_has_its_parameters():
     given = site.parameters("tiny_vfm_vae", "tiny_plain_vae", {"headless": True}, own={"04": {"seeds": 1}})
     assert len(given) == len(list((TREE / "notebooks").glob("[0-9]*.ipynb")))
