@@ -124,6 +124,7 @@ def train(run: Described, root: str | Path = "runs", overrides: dict[str, Any] |
                     task = open_task(phase, root)
                 given.save(phase.recipe.parts, folder.path / "parts")
                 yield from loop.fit(task, folder)
+                del task  # its memory is free when the next one is built
 
 
 def open_task(phase: config.Phase, root: str | Path = "runs") -> Task:
