@@ -185,7 +185,7 @@ def test_a_ledger_runs_from_its_price_to_its_page(tmp_path: Path, monkeypatch):
         assert finding["seeds"] == 2
 
 
-@pytest.mark.parametrize("name", ["claims", "claims_photo"])
+@pytest.mark.parametrize("name", ["claims", "claims_two_seeds", "claims_photo"])
 def test_a_page_in_docs_follows_from_its_files(name: str, tmp_path: Path):
     """From those that its command names, or from its own rows where it trained them."""
     record = json.loads((RESULTS / f"{name}.json").read_text())

@@ -47,10 +47,10 @@ def build(results: Sequence[Result], command: str, title: str,
             curves, left_out = curve_records(part, name), course.left_out(c for _, c in courses(part, name))
             if curves or left_out:
                 label = quantities()[name].label
-                text = f"{label} over training (images seen by the diffusion model). {left_out}"
-                if any(len(row) > 2 for row in curves):
-                    text += f" {UNTIL}"
-                page.add("", text.strip(), *([primitives.table(curves)] if curves else []))
+                said = [f"{label} over training (images seen by the diffusion model).", left_out,
+                        UNTIL if any(len(row) > 2 for row in curves) else ""]
+                text = " ".join(filter(None, said))
+                page.add("", text, *([primitives.table(curves)] if curves else []))
         page.add("", "", *over_training(part))
     add_failed(page, results)
     order = sorted((pictures or {}).items(), key=lambda item: item[0] != "")
