@@ -151,11 +151,11 @@ verdicts()
 #   12 cycles on both lose most of it, the plain VAE as much: that the VFM-VAE loses more of the *highest*
 #   frequencies is wrong here.
 #
-# The standard error of these PSNRs over images is 0.05 dB, but a seed is one tokenizer: beside seed 1
-# (`docs/results/tokenizers.md`) PSNR is 26.8 and 26.9 against 28.7 and 29.1 dB, rFD 0.225 and 0.137 against
-# 0.0569 and 0.0703, the probe 0.964 and 0.961 against 0.53 and 0.529. The seeds overlap in no column; two of
-# them make that a hint. Reconstruction is one half of the question: a tokenizer that loses here can still
-# win `10_compare_and_report`.
+# The standard error of these PSNRs over images is 0.05 dB, but a seed is one tokenizer. Of three seeds
+# (`docs/results/scenes.md`, N = 4000) PSNR is 26.8, 26.7 and 26.3 against 28.6, 28.9 and 29.9 dB, rFD 0.205,
+# 0.142 and 0.162 against 0.0539, 0.065 and 0.0487, the probe 0.963, 0.96 and 0.939 against 0.529, 0.53 and
+# 0.526: they overlap in no column. Reconstruction is one half of the question: a tokenizer that loses here
+# can still win `10_compare_and_report`.
 #
 # ## What next
 # `07_train_diffusion` trains the same small DiT on each latent.

@@ -231,9 +231,10 @@ verdicts()
 #   0.95.
 # - By eye, EMA weights draw the cleaner shapes, as predicted. Squares and triangles have soft corners still.
 #
-# One seed: no verdict beside any other tokenizer. With AdamW (`+adamw`, `docs/results/tokenizers.md`, seeds
-# 0 and 1) the same latents gave 65.3 and 62.9, 37.6 and 36.5, 26.5 and 24.7: the optimiser alone is worth
-# more than VFM-VAE and the plain VAE are apart there. `10_compare_and_report` sets two of them side by side.
+# One seed: no verdict beside any other tokenizer. Three seeds are in `docs/results/scenes.md` (N = 4000,
+# `6b8a2033`): 15.6, 15.6 and 14.4 after 51,200 images. With AdamW (`+adamw`, `docs/results/tokenizers.md`,
+# seeds 0 and 1) the same latents gave 26.5 and 24.7. `10_compare_and_report` sets two tokenizers side by
+# side.
 #
 # ## What next
 # `09_sampling_and_guidance` plays with the sampler; `10_compare_and_report` compares.

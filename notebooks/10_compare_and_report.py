@@ -121,10 +121,11 @@ verdicts()
 # All four predictions are right of this seed: the tokenizer with the worse reconstructions is ahead from the
 # first point on, both curves still fall at the end, and the velocity loss goes along (0.39 and 0.51).
 #
-# One seed has no spread, so it is no verdict. With AdamW (`+adamw`, `docs/results/tokenizers.md`, seeds 0
-# and 1) gFD after 51,200 images was 26.5 and 24.7 against 30.2 and 30.5, class accuracy 0.307 and 0.325
-# against 0.198 and 0.216: the same order, no overlap, and two seeds make it a hint. These are drawn scenes,
-# and the judge was trained on their classes. On photographs the order is the reverse
+# One seed has no spread, so it is no verdict. Three seeds give one (`docs/results/scenes.md`, N = 4000,
+# `6b8a2033`): gFD after 51,200 images 15.6, 15.6 and 14.4 against 21, 20.1 and 20.5, class accuracy 0.605,
+# 0.615 and 0.644 against 0.455, 0.476 and 0.454, rFD 0.205, 0.142 and 0.162 against 0.0539, 0.065 and
+# 0.0487. After 12,800 images all seeds are apart, too (35.6, 33.5, 37 against 44.5, 39.9, 41.5). These are
+# drawn scenes, and the judge was trained on their classes. On photographs the order is the reverse
 # (`docs/results/photo.md`).
 #
 # ## What next
