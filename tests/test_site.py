@@ -157,6 +157,10 @@ def test_long_cells_of_tables_break_into_lines():
     assert re.findall('<td class="long">(.{4})', site._linked(row)) == ["word"]
 
 
+def test_the_readme_is_the_first_page():
+    assert site._linked('<a href="../README.md#tiers">') == '<a href="../index.html#tiers">'
+
+
 def test_anchors_are_those_of_github():
     assert 'id="guidance-with-muon-and-more"' in site._linked('<h2 id="Guidance,-with-Muon-(and-more)">')
 

@@ -180,6 +180,7 @@ def _linked(body: str) -> str:
     body = re.sub(rf"<td(?=[^>]*>(?:(?!</td>).){{{LONG}}})", '<td class="long"', body, flags=re.S)
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", body)
+    body = re.sub(r'(href="(?:\.\./)*)README\.html', r"\1index.html", body)
     return re.sub(r'(?<=<h\d id=")[^"]*', lambda m: re.sub(r"[^\w-]", "", m[0].lower()), body)
 
 
