@@ -15,7 +15,7 @@ TIERS = ("tiny", "pocket", "photo", "small", "paper")
 COST = {"tiny": "seconds on one core", "pocket": "about six minutes on one core", "small": "hours on one GPU",
         "photo": "tens of minutes on one core; two fifths of it are timed", "paper": "days on many GPUs"}  # fmt: skip
 RESULT = {
-    "tiny": "it runs; the pictures are noise", "pocket": "docs/results/comparison.md",
+    "tiny": "it runs; the pictures are noise", "pocket": "docs/results/scenes.md",
     "photo": "docs/results/photo.md, at a part of the budget",
     "small": "not run to its end yet: no result is claimed", "paper": "not run here: no result is claimed",
 }  # fmt: skip
