@@ -14,22 +14,25 @@ OWN = [name for name in PHOTO if not presets.row(name).of]  # the others change 
 # Drawn scenes, a VFM of random weights and the bundled judge: nothing of this needs a package or a data set.
 SHORT = {
     "data.source": "scenes:medium", "data.train": 8, "data.val": 8, "train.batch": 4, "train.samples": 4, "train.vfm_cache": None,
-    "diffusion.train.samples": 4, "diffusion.train.batch": 4, "diffusion.train.evaluate_at": [], "protocol.features": "judge",
-    "protocol.sampler.steps": 2,
+    "protocol.features": "judge",
 }  # fmt: skip
+GENERATOR = {"samples": 4, "batch": 4, "evaluate_at": []}
 
 
 def short(name):
+    """A row of codes under the tier's transformer."""
     recipe = presets.get(name)
+    kind, steps = ("ar", {}) if recipe.tokenizer.quantised else ("diffusion", {"protocol.sampler.steps": 2})
+    generator = {f"{kind}.train.{field}": value for field, value in GENERATOR.items()} | steps
     # the VFM sees 64 px in place of 128, on the same grids
     weights = {} if recipe.vfm is None else {"vfm.weights": "random", "vfm.upscale": recipe.vfm.upscale / 2, "vfm.stride": 8}
     stages = {f"stages.{stage.name}.train.samples": 4 for stage in recipe.stages if stage.train and stage.train.get("samples")}
-    return presets.get(name, SHORT | weights | stages)
+    return presets.get(f"{name}@photo_ar" if kind == "ar" else name, SHORT | generator | weights | stages)
 
 
 def test_the_tier_has_a_row_of_every_family():
     methods = {presets.get(name).tokenizer.method for name in OWN}
-    assert methods == {"plain_vae", "sd_vae", "va_vae", "vfm_vae", "aligntok", "rae", "fae"}
+    assert methods == {"plain_vae", "sd_vae", "va_vae", "vfm_vae", "aligntok", "rae", "fae", "vqgan", "vfmtok", "vqrae"}
     assert {"photo_va_vae_no_margins", "photo_vfm_vae_random", "photo_vfm_vae_no_vf", "photo_vfm_vae_last_layer"} <= set(PHOTO)
 
 
