@@ -22,7 +22,7 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": None,  # a long step is no dead worker
     "distributed.worker.daemon": False,  # a training may start loader processes
     "distributed.worker.profile.enabled": False,
-    # dask's own without MALLOC_TRIM_THRESHOLD_, by which each freed tensor goes back to the system: to get the
+    # dask's own without MALLOC_TRIM_THRESHOLD_, by which freed tensors go back to the system: to get the
     # pages again took three tenths of the CPU of two workers that trained, and two fifths of their time
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
