@@ -16,7 +16,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 TREE = Path(__file__).resolve().parents[1]
 CELLS = """# %% [markdown]
-# # A notebook
+# # A reader's small notebook & more
 # **Question.** Is it [in the manual](../docs/app.md)?
 
 # %% [markdown]
@@ -92,7 +92,7 @@ def test_a_notebook_is_executed_once_for_its_cells_and_parameters(built, tree, m
     assert not asked
     source = tree / "notebooks" / "00_small.ipynb"
     text = source.read_text()
-    source.write_text(text.replace("# A notebook", "# A notebook with a finding"))
+    source.write_text(text.replace("# A reader's small notebook & more", "# A reader's small notebook & more with a finding"))
     site.executed({"00_small": {"broken": False}}, book.parent, tree)
     assert not asked
     assert "with a finding" in book.read_text(), "text is that of the source"
@@ -128,6 +128,7 @@ def test_pages_stay_without_the_executed_notebooks(built, tree, tmp_path):
     site.build(out, [], folder)
     assert 'href="../docs/new.html"' in page.read_text()
     assert page.read_text().replace(' · <a href="../docs/new.html">new</a>', "") == before
+    assert "<title>A reader&#39;s small notebook &amp; more</title>" in before
     assert "Is it" in (out / "notebooks" / "index.html").read_text()
     source = folder / "notebooks" / "00_small.ipynb"
     source.write_text(source.read_text().replace("y=[1, 2]", "y=[1, 3]"))
@@ -150,6 +151,10 @@ def test_the_log_of_a_training_is_one_block():
     cell = [new("stream", name="stdout", text="a\n"), new("stream", name="stdout", text="b\n"), new("display_data", {"text/plain": "figure"}),
             new("stream", name="stdout", text="c\n"), new("stream", name="stderr", text="d\n")]
     assert [o.get("text") for o in site._joined(cell)] == ["a\nb\n", None, "c\n", "d\n"]
+
+
+def test_signatures_are_the_same_at_every_build(built):
+    assert not [path.name for path in (built[0] / "api").glob("*.html") if " at 0x" in path.read_text()]
 
 
 def test_long_cells_of_tables_break_into_lines():

@@ -8,6 +8,7 @@ one file beside them. A cell that fails, a link that leads nowhere and a page th
 
 from __future__ import annotations
 
+import html
 import importlib
 import inspect
 import os
@@ -221,7 +222,7 @@ def _earlier(out: Path, tree: Path) -> dict[Path, str]:
         page = (out / path).read_text(encoding="utf-8") if (out / path).exists() else ""
         code = notebook.digest(nbformat.read(source, as_version=4).cells)
         if body := re.search(f'<article data-code="{code}">.*</article>', page, re.S):
-            found[path] = f"<h1>{_title(page)}</h1>{body[0]}"
+            found[path] = f"<h1>{_escape(_title(page))}</h1>{body[0]}"
     return found
 
 
@@ -255,7 +256,7 @@ def _list(pages: Mapping[Path, str]) -> str:
     """The executed notebooks: title, question, day, and what was set."""
     rows = []
     for path, body in pages.items():
-        link = f'<a href="{path.name}">{_title(body)}</a>'
+        link = f'<a href="{path.name}">{_escape(_title(body))}</a>'
         question = re.search(r"<strong>Question\.</strong>(.*?)</p>", body, re.S)
         when = re.search(r'<p class="note">(.*?)</p>', body, re.S)
         rows.append([link, question[1] if question else "", *(when[1].split(" · ") if when else ())])
@@ -290,6 +291,7 @@ def _described(thing: Any) -> str:
         signature = ""
     for place in (str(TREE), sys.prefix, str(Path.home())):  # defaults that are folders of this machine
         signature = signature.replace(place, "...")
+    signature = re.sub(r"( object)? at 0x[0-9a-f]+", "", signature)  # another one at every build
     text = _escape(inspect.getdoc(thing) or "")
     head = f"<code>{thing.__name__}{_escape(signature)}</code>"
     return f"<details open><summary>{head}</summary><pre>{text}</pre></details>"
@@ -303,8 +305,9 @@ def _escape(text: str) -> str:
 
 
 def _title(body: str) -> str:
+    """The first heading as text."""
     found = re.search(r"<h1\b[^>]*>(.*?)</h1>", body, re.S)
-    return re.sub(r"<[^>]+>", "", found[1]).strip() if found else ""
+    return html.unescape(re.sub(r"<[^>]+>", "", found[1])).strip() if found else ""
 
 
 def _menu(here: Path, pages: Sequence[Path] | Mapping[Path, str]) -> str:
