@@ -123,8 +123,8 @@ def selection(resolved: Resolved, source: data.ImageSource) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """All training images, without flips, as the reference in place of an npz file: a Frechet distance to
-    more images is less biased, and leaves the same room for memorised ones as published numbers do."""
+    """All training images, without flips, as the reference in place of an npz file. A Frechet distance to
+    more images is less biased; samples that repeat training images are not punished by it."""
 
     source: data.ImageSource
     size: int

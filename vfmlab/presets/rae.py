@@ -97,7 +97,7 @@ ROWS = (
            of="tiny_multi_layer_rae+raev2"),
     Preset("pocket_multi_layer_rae_raev2", "pocket_multi_layer_rae with RAEv2's network, of the same width and depth, and internal guidance.",
            of="pocket_multi_layer_rae+raev2", cost="about fifteen minutes on one core", result="not run to its end yet: no result is claimed",
-           ours="sizes; AdamW in place of Muon"),
+           ours="sizes"),
     Preset(
         "pocket_rae", "RAE on the last block of the pocket VFM (f4d128): only a decoder is trained, then a DiT with a wide head.", _pocket("rae"),
         cost=FIFTEEN, result="the last block keeps less of the pixels than what the other tokenizers read; docs/results/tokenizers.md",
