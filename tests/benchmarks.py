@@ -29,14 +29,14 @@ from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
 from vfmlab import api, config, data, presets, runs
-from vfmlab.diffusion import latents, sampling
+from vfmlab.diffusion import latents
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, VfmlabError, nearest
 from vfmlab.evaluation import frechet
 from vfmlab.evaluation.representation import cknna
 from vfmlab.nn.modulation import modulated_conv
-from vfmlab.registry import DECODERS, NETWORKS
-from vfmlab.seeding import SampleRandom, StepRandom, generator
+from vfmlab.registry import NETWORKS
+from vfmlab.seeding import StepRandom, generator
 from vfmlab.tokenizers.base import Statistics
 
 Result = dict[str, Any]
@@ -329,69 +329,16 @@ def loading(repeats: int) -> Result:
     return {"what": what, **ratio(step, load, repeats), "goal": "below 0.1"}
 
 
-# -- on a GPU -------------------------------------------------------------------------------------------------------
-
-
-def step_figures(module: nn.Module, loss: Callable[[], Tensor], images: int, repeats: int) -> dict[str, float]:
-    """Median step time in bf16, images per second and peak memory."""
-    step = trainer(module, loss, torch.bfloat16)
-    for _ in range(3):
-        step()
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    middle = median(seconds(step) for _ in range(repeats))
-    peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
-    return {"step_seconds": middle, "images_per_second": images / middle, "peak_GiB": peak}
-
-
-def gpu_decoder(repeats: int, run: config.Recipe | None = None, batch: int = 16) -> Result:
-    """Training step of the decoder that the paper describes, from latents to images."""
-    run = run or presets.get("paper_vfm_vae")
-    channels, side, _ = latent_shape(run)
-    kind = run.tokenizer.decoder
-    decoder = DECODERS.get(kind.kind)(kind, channels, side, run.data.size).to(DEVICE)
-    z = torch.randn(batch, channels, side, side, generator=generator("bench", "decoder")).to(DEVICE)
-    figures = step_figures(decoder, lambda: decoder(z)[0].float().square().mean(), batch, repeats)
-    return {"what": f"{run.name} decoder, bf16 training step, batch {batch}", "figures": figures}
-
-
-def gpu_dit(repeats: int, run: config.Recipe | None = None, batch: int = 128) -> Result:
-    """Training step and sampling of LightningDiT-B/1 on the latents of the paper's tokenizer."""
-    small = {"diffusion.network": {"kind": "lightningdit", "size": "B", "patch": 1}, "diffusion.train.batch": batch}
-    run = run or config.override(presets.get("paper_vfm_vae"), small)
-    objective, z, labels = diffusion(run, 1000)
-    figures = step_figures(objective, diffusion_loss(run, objective, z, labels), len(z), repeats)
-    network, steps = objective.network.eval(), 25
-    sampler, guidance = config.Sampler(steps=steps), config.Guidance(scale=2.0)
-
-    def draw() -> None:
-        with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-            noise = SampleRandom(0, range(len(labels)), DEVICE)
-            for _ in sampling.trajectory(network, labels, noise, sampler, guidance):
-                pass
-
-    draw()
-    middle = median(seconds(draw) for _ in range(3))
-    figures |= {"sampling_seconds": middle, "samples_per_second": len(labels) / middle}
-    kind = run.diffusion.network.kind
-    what = f"{kind} on {run.name} latents, bf16, batch {len(z)}; sampling with {steps} guided Euler steps"
-    return {"what": what, "figures": figures}
-
-
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "modulation": modulation, "modulation_pocket": modulation_pocket, "frechet": frechet_distance,
     "cknna": cknna_neighbours, "bf16": bf16, "bf16_vae": bf16_tokenizer, "latents": latent_cache, "loading": loading,
 }  # fmt: skip
-ON_GPU: dict[str, Callable[[int], Result]] = {"gpu_decoder": gpu_decoder, "gpu_dit": gpu_dit}
 
 
 def line(name: str, result: Result) -> str:
     """A result as one line."""
-    if "ratio" in result:
-        low, high = result["spread"]
-        shown = f"{result['ratio']:.3g}x ({low:.3g} to {high:.3g})"
-    else:
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in result["figures"].items())
+    low, high = result["spread"]
+    shown = f"{result['ratio']:.3g}x ({low:.3g} to {high:.3g})"
     goal = f"  [{result['goal']}]" if result.get("goal") else ""
     detail = f"  {json.dumps(result['detail'])}" if result.get("detail") else ""
     return f"{name:<18} {result['what']}: {shown}{goal}{detail}"
@@ -408,16 +355,14 @@ def main(
     Args:
         repeats: alternating pairs, of which the median ratio is printed.
     """
-    able = BENCHMARKS | (ON_GPU if DEVICE.type == "cuda" else {})
     for name in only:
-        if name not in able:
-            gpu = "; it needs a CUDA device" if name in ON_GPU else nearest(name, able)
-            raise ConfigError(f"unknown benchmark '{name}'{gpu}")
+        if name not in BENCHMARKS:
+            raise ConfigError(f"unknown benchmark '{name}'{nearest(name, BENCHMARKS)}")
     if repeats < 3:
         raise ConfigError(f"--repeats {repeats}: a median needs at least 3")
     results = []
-    for name in only or able:
-        results.append({"name": name, **able[name](repeats)})
+    for name in only or BENCHMARKS:
+        results.append({"name": name, **BENCHMARKS[name](repeats)})
         print(line(name, results[-1]), flush=True)  # noqa: T201
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
     processor = platform.processor() or platform.machine()

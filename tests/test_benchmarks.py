@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import benchmarks
+import benchmarks_gpu
 import pytest
-import torch
+from filelock import FileLock
 
 from vfmlab import api, config
 from vfmlab.errors import ConfigError
@@ -74,11 +75,26 @@ def test_training_benchmarks_run_and_are_written(tiny, capsys, tmp_path):
     assert saved["machine"]["versions"]["torch"]
 
 
-def test_gpu_benchmarks_run_on_small_parts(tiny):
-    for function in benchmarks.ON_GPU.values():
-        figures = function(3, run=tiny, batch=2)["figures"]
-        assert all(value >= 0 for value in figures.values())
-        assert figures["images_per_second"] > 0
+def test_steps_of_whole_phases_are_timed_and_tabled(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmarks_gpu, "STEPS", 3)
+    found = [benchmarks_gpu.measure(case, FileLock(tmp_path / "lock")) for case in benchmarks_gpu.GROUPS["tiny"]]
+    assert [(each["phase"], each["precision"]) for each in found] == [("tokenizer", "fp32"), ("tokenizer", "bf16"), ("diffusion", "fp32")]
+    failed = {**found[0], "failed": "not done after 1 s"}
+    del failed["seconds_per_step"]
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200", "versions": {"torch": "2"}}, "results": [*found, failed]}))
+    benchmarks_gpu.main(page_of=file)
+    shown = capsys.readouterr().out
+    assert f"{8 / found[0]['seconds_per_step']:,.0f}" in shown
+    assert "not done after 1 s" in shown
+    assert shown.count("%") == 2  # in the heading, and of the one step in bf16
+
+
+def test_every_case_on_a_gpu_sets_the_phase_that_it_names():
+    for case in (case for cases in benchmarks_gpu.GROUPS.values() for case in cases):
+        (phase,) = [each for each in case.recipe.phases() if each.stage == case.phase]
+        train = phase.train if phase.generator is None else phase.diffusion.train
+        assert (train.batch, train.precision, train.compile) == (case.batch, case.precision, case.compiled)
 
 
 def test_bad_requests_are_refused():
@@ -86,6 +102,3 @@ def test_bad_requests_are_refused():
         benchmarks.main(("freche",))
     with pytest.raises(ConfigError, match="at least 3"):
         benchmarks.main(("bf16",), repeats=2)
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="needs a CUDA device"):
-            benchmarks.main(("gpu_dit",))

@@ -17,9 +17,10 @@ from vfmlab.training.price import IMAGENET, PEAK, price
 MEMORY = {"A100": 80e9, "H100": 80e9, "H200": 141e9}  # bytes, of the large variants: the vendors' data sheets
 LEAD = """Computed, not measured: the FLOPs of one training step (matrix products, convolutions and
 attention; a multiply-add is two), over the dense bf16 peak of a GPU. "At most" is 100 % of that peak, the
-physical limit. The other figures take {mfu:.0%} of it, an assumption: what a run reaches (MFU) is measured
-on one's own machine by `vfmlab plan PRESET --measure`. What was measured on a GPU stands in
-[benchmarks](results/benchmarks.md). H100 and H200 have the same peak and differ in memory."""
+physical limit. The other figures take {mfu:.0%} of it, an assumption: what a run reaches (MFU) is
+measured on one's own machine by `vfmlab plan PRESET --measure`; on an H200 LightningDiT-XL reached 17 %
+without `train.compile` ([steps on a GPU](results/gpu_steps.md)). H100 and H200 have the same peak and
+differ in memory."""
 
 
 def steps(plans: Iterable[tuple[Recipe, Mapping[str, Any]]], mfu: float) -> list[dict[str, Any]]:
