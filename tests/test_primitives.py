@@ -14,3 +14,8 @@ def test_a_plane_has_one_scale_and_joins_lines_alone():
     assert (figure.data[0].x, figure.data[0].y) == ((0, 3), (0, 4))
     assert figure.layout.yaxis.scaleanchor == "x"
     assert figure.data[1].marker.size > figure.data[2].marker.size, "a few points are seen"
+
+
+def test_a_points_label_stands_inside_the_figure():
+    figure = primitives.scatter([{"name": "a", "x": 0.1, "y": 1}, {"name": "b", "x": 0.9, "y": 2}, {"name": "c", "x": None, "y": 3}], "x", "y")
+    assert [trace.textposition for trace in figure.data] == ["middle right", "middle left", "middle right"]

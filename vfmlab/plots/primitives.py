@@ -188,11 +188,14 @@ def panels(figures: Sequence[go.Figure], columns: int = 2, title: str | None = N
 
 
 def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, title: str | None = None) -> go.Figure:
-    """One labelled point per record {"name": ..., x: ..., y: ...}."""
+    """One point per record {"name": ..., x: ..., y: ...}, its label on the side where there is room."""
     figure = go.Figure()
+    across = [point[x] for point in points if point[x] is not None]
     for i, point in enumerate(points):
         name = str(point["name"])
-        dot = {"mode": "markers+text", "textposition": "top center", "text": [name]}
+        right = point[x] is not None and 2 * point[x] > min(across) + max(across)
+        side = "middle left" if right else "middle right"
+        dot = {"mode": "markers+text", "textposition": side, "text": [name]}
         marker = {"size": 12, "color": colour(name, i)}
         figure.add_scatter(x=[point[x]], y=[point[y]], name=name, marker=marker, **dot)
     return framed(figure, x, y, title, 380).update_layout(showlegend=False)
