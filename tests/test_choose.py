@@ -43,6 +43,11 @@ def test_standings_are_contrasts_with_the_first():
     assert choose.standings([]) == []
 
 
+def test_round_one_goes_by_gfd_and_leaves_out_what_has_none():
+    found = [*rows({"a": [31.0], "b": [20.0]}), Result("c", "c-0", failed="out of memory")]
+    assert choose.screened(found) == ["b", "a"]
+
+
 def test_a_finalist_that_lost_a_seed_is_not_ranked():
     found = rows({"a": [31.0, 33.0], "b": [20.0, 22.0]})[:-1]
     assert [s.label for s in choose.standings(found)] == ["a"]
@@ -68,13 +73,14 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_both_rounds_and_the_recipe(tmp_path, capsys):
-    budget = choose.Budget(16, 16)
+    budget = choose.Budget(16, 16, 8)
     more = {"tier": "tiny", "seeds": (0, 1), "finalists": 1, "budget": budget, "overrides": SMALL, "methods": ["vfm_vae"], "jobs": 1}
     page = choose.run("scenes:easy", ["pocket"], tmp_path / "runs", tmp_path / "choice", "vfmlab choose", **more)
     text, found = page.read_text(encoding="utf-8"), json.loads((tmp_path / "choice.json").read_text(encoding="utf-8"))
     assert {s["label"] for s in found["ranking"]} == {"plain VAE", "vfm_vae on pocket"}
-    assert len(found["first"]) == len(found["results"]) == 4
-    assert all("effective_rank" in r["instruments"] for r in found["first"])
+    assert [r["seed"] for r in found["first"]] == [0, 0]
+    assert len(found["results"]) == 4
+    assert all(set(r["logged"]) >= {"gfd"} and r["logged"]["gfd"][-1]["samples"] == 8 for r in found["first"]), "the screening's own budget"
     assert "**Verdict.**" in text
     recipe = config.parse(json.loads((tmp_path / "choice.recipe.json").read_text(encoding="utf-8")))
     assert recipe.tokenizer.method == ("vfm_vae" if found["ranking"][0]["label"].startswith("vfm") else "plain_vae")

@@ -95,8 +95,9 @@ def choose(sets: Assignments = (),
            vfm: Annotated[tuple[str, ...], arg(metavar="VFM ...")] = (),
            methods: tuple[str, ...] = ("vfm_vae", "va_vae"), tier: str = "photo",
            seeds: tuple[int, ...] = (0, 1, 2), finalists: int = 3, tokenizer_images: int = 7680,
-           generator_images: int = 25_600, root: Root = Path("runs"), out: Path = Path("choice"),
-           jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False) -> int:
+           generator_images: int = 25_600, screening_images: int = 12_800, root: Root = Path("runs"),
+           out: Path = Path("choice"), jobs: Jobs = None, cluster: Cluster = None,
+           retry: Retry = False) -> int:
     """Which VFM and which tokenizer for your images? Short trainings, a ranking with intervals, a recipe.
 
     Args:
@@ -105,9 +106,10 @@ def choose(sets: Assignments = (),
         sets: changes that hold for all rows, e.g. data.size=32.
         methods: tokenizers that are tried on every VFM; the plain VAE is compared anyway.
         tier: of the presets: pocket or photo.
-        finalists: rows that a generator is trained on, besides the plain VAE.
+        finalists: rows of the second round, besides the plain VAE.
         tokenizer_images: images seen by each tokenizer.
-        generator_images: images seen by each generator.
+        generator_images: images seen by each finalist's generator.
+        screening_images: images seen by each generator of the first round, which has the first seed alone.
         out: where to write; .md, .json, .html and .recipe.json are added.
     """
     from vfmlab.studies import choose as choosing
@@ -115,10 +117,11 @@ def choose(sets: Assignments = (),
 
     if not data:
         raise ConfigError("--data names no images; for example --data folder:PATH")
-    budget = choosing.Budget(tokenizer_images, generator_images)
+    budget = choosing.Budget(tokenizer_images, generator_images, screening_images)
     flags = {"--data": [shown_source(data)], "--vfm": vfm, "--methods": methods, "--tier": [tier],
              "--seeds": seeds, "--finalists": [finalists], "--tokenizer-images": [budget.tokenizer],
-             "--generator-images": [budget.generator], "--set": sets}
+             "--generator-images": [budget.generator], "--screening-images": [budget.screening],
+             "--set": sets}
     given = [[flag, *map(str, values)] for flag, values in flags.items() if values]
     command = shlex.join(["vfmlab", "choose", *(word for words in given for word in words)])
     page = choosing.run(data, vfm, root, out, command, methods, tier, seeds, finalists, budget,

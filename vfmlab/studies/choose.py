@@ -1,9 +1,13 @@
 """Which VFM and which tokenizer for my images and my budget? Two rounds, a ranking with its uncertainty, and
 the recipe to go on with.
 
-Round one trains a small tokenizer for every method and VFM and measures what costs no generator. Round two
-trains a short generator on the first few and on the plain VAE, with several seeds, and ranks them by gFD.
-What is trained and shared is not trained again, in round two or by a later call with more VFMs or seeds.
+Round one trains a small tokenizer for every method and VFM and a very short generator on each, with one
+seed. Round two trains a longer one on the first few and on the plain VAE, with several seeds, and ranks them
+by gFD. What is trained and shared is not trained again, in round two or by a later call with more VFMs or
+seeds.
+
+Round one trains generators because nothing that was measured without one ranks tokenizers in the same way on
+drawings and on photographs (docs/results/choose.md).
 """
 
 from __future__ import annotations
@@ -24,21 +28,19 @@ from vfmlab.runs import write_json
 from vfmlab.studies import compare, compare_page, correlation
 from vfmlab.studies.page import Page, definitions
 from vfmlab.studies.results import Result, collect, records, spread
-from vfmlab.studies.rows import Row, Until
+from vfmlab.studies.rows import Row
 
 METHODS = ("vfm_vae", "va_vae")
 BASELINE, PLAIN = "plain_vae", "plain VAE"
-# What goes along with gFD most clearly in docs/results/correlation.md, and needs neither masks nor classes: a
-# low effective rank goes with a low gFD. It compares latents of one width, as those of a tier are.
-PREDICTOR, INSTRUMENTS = "effective_rank", ("geometry",)
 TARGET = "gfd"
 
 
 class Budget(NamedTuple):
-    """Images seen by a tokenizer and by a generator; None: the tier's own."""
+    """Images seen by a tokenizer, by a generator, and by one of round one; None: the tier's own."""
 
     tokenizer: int | None = 7680
     generator: int | None = 25_600
+    screening: int | None = 12_800
 
 
 SHORT = Budget()
@@ -137,15 +139,15 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     """
     root, out = Path(root).expanduser(), compare.writable(out)
     fields = {"data.source": source, **(overrides or {})}
-    fields |= images(override(presets.get(f"{tier}_{BASELINE}"), dict(fields)).data)
-    chosen = specs(vfms, methods, tier, fields)
-    short = _short(budget)
-    rows = _rows(chosen, seeds, fields | short, "tokenizer")
-    first = compare.trained(rows, root, jobs, cluster, retry)
-    first = correlation.measure_rows(first, rows, root, INSTRUMENTS, None, print)
+    baseline = presets.get(f"{tier}_{BASELINE}")
+    fields |= images(override(baseline, dict(fields)).data)
+    there, chosen = override(baseline, dict(fields)).data.train, specs(vfms, methods, tier, fields)
+    short = fields | _short(budget, budget.screening, there)
+    first = compare.trained(_rows(chosen, seeds[:1], short), root, jobs, cluster, retry)
     order = screened(first)
     last = [*[label for label in order if label != PLAIN][:finalists], PLAIN]
-    rows = _rows({label: chosen[label] for label in last}, seeds, fields | short, None)
+    longer = fields | _short(budget, budget.generator, there)
+    rows = _rows({label: chosen[label] for label in last}, seeds, longer)
     second = collect(rows, root, compare.train(rows, root, jobs, None, cluster, retry))
     ranking = standings(second)
     name, own = chosen[ranking[0].label if ranking else last[0]]
@@ -156,22 +158,24 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
                               "ranking": [s._asdict() for s in ranking]})
 
 
-def _short(budget: Budget) -> dict[str, Any]:
-    fields = {"train.samples": budget.tokenizer, "diffusion.train.samples": budget.generator,
-              "diffusion.train.evaluate_at": budget.generator and [budget.generator]}
+def _short(budget: Budget, generator: int | None, there: int | None) -> dict[str, Any]:
+    """Fields of a round. Of the images that are there it reads as many as a tokenizer sees: a VFM would pass
+    over all others for the latents alone."""
+    fields = {"train.samples": budget.tokenizer, "diffusion.train.samples": generator,
+              "diffusion.train.evaluate_at": generator and [generator],
+              "data.train": budget.tokenizer and min(budget.tokenizer, there or budget.tokenizer)}
     return {k: v for k, v in fields.items() if v is not None} | {"protocol.noise": "run"}
 
 
-def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, Any],
-          until: Until) -> list[Row]:
-    return [Row(label, seed, api.resolve(name, {**fields, **own}, seed), until)
+def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, Any]) -> list[Row]:
+    return [Row(label, seed, api.resolve(name, {**fields, **own}, seed), None)
             for seed in seeds for label, (name, own) in chosen.items()]
 
 
 def screened(results: Sequence[Result]) -> list[str]:
-    """Labels, the most promising by :data:`PREDICTOR` first; those without it are left out."""
-    found = correlation.values(results, PREDICTOR)
-    return sorted(found, key=lambda label: statistics.fmean(found[label].values()))
+    """Labels, the best :data:`TARGET` first; those without it are left out."""
+    found, sign = correlation.values(results, TARGET), 1 if quantity(TARGET).better == LOWER else -1
+    return sorted(found, key=lambda label: sign * statistics.fmean(found[label].values()))
 
 
 def standings(results: Sequence[Result]) -> list[Standing]:
@@ -182,7 +186,7 @@ def standings(results: Sequence[Result]) -> list[Standing]:
     if not values:
         return []
     block, sign = Block.of(values), 1 if quantity(TARGET).better == LOWER else -1
-    order = sorted(values, key=lambda label: sign * statistics.fmean(values[label].values()))
+    order = [label for label in screened(results) if label in values]
     found = []
     for label in order:
         gap = block.contrast({label: float(sign), order[0]: -float(sign)}) if label != order[0] else None
@@ -222,11 +226,11 @@ def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result
              f"`vfmlab train {recipe}`.")
     for part in groups(second):
         page.add("Finalists", compare_page.note(part), primitives.table(records(part, "**{}**")))
-    values = correlation.values(first, PREDICTOR)
-    head, name = quantity(PREDICTOR).head, quantity(PREDICTOR).label
+    values = correlation.values(first, TARGET)
+    head = quantity(TARGET).head
     cells = [{"row": label, head: spread(list(values[label].values()))} for label in order]
-    note = (f"Tokenizers alone, the most promising first: a low {name} goes with a low gFD over the twelve "
-            "rows of docs/results/correlation.md, which describe and decide nothing.")
+    note = ("A very short generator on every latent, one seed, the best first. How such an order agrees with "
+            "that of whole studies: docs/results/choose.md.")
     page.add("Round one", note, primitives.table(cells))
     for part in groups(first):
         page.add("", compare_page.note(part), primitives.table(records(part, "**{}**")))
