@@ -61,6 +61,19 @@ def test_planted_ranks_are_found():
     assert correlation.correlate(planted()) == correlation.correlate(planted())  # draws are seeded
 
 
+def test_short_trainings_are_ranked_by_the_target_of_long_ones():
+    """What the short runs have of the target is a number like any other; rows in one of the two are left out."""
+    short = [record(f"row {i}", 0, LUCK[i], {"psnr": 30 - i}, hash_="short") for i in range(9)]
+    long = [record(f"row {i}", seed, 10 + i + 0.1 * seed, {"psnr": 7.0}, hash_="long") for seed in (0, 1) for i in range(1, 12)]
+    results = correlation.aimed(short, long, "gfd")
+    assert [r.label for r in results] == [f"row {i}" for i in range(1, 9)]
+    assert results[0].numbers["gfd"].value == pytest.approx(11.05)
+    found = {c.metric: c.rho for c in correlation.correlate(results)}
+    assert found == {"psnr": pytest.approx(-1.0), "gfd_short": pytest.approx(stats.spearmanr(LUCK[1:], range(1, 9)).statistic)}
+    with pytest.raises(ConfigError, match=r"no row has 'gfd' in --goal and stands in --from too; rows there: row 30"):
+        correlation.aimed(short, [record("row 30", 0, 1.0, {})], "gfd")
+
+
 @given(arrays.arrays(float, (2, 7), elements=st.integers(-3, 3).map(float)))
 def test_spearman_is_scipys_with_ties(values):
     x, y = values

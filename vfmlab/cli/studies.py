@@ -24,6 +24,7 @@ NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
 Seeds = Annotated[tuple[int, ...], arg(help="every row is trained with each")]
 Files = Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")]
+Goal = Annotated[tuple[str, ...], arg(metavar="FILE ...")]
 Out = Annotated[Path, arg(help="where to write; .md, .json and .html are added")]
 Jobs = Annotated[int | None, arg(help=WORKERS)]
 Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
@@ -53,7 +54,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
               root: Root = Path("runs"), out: Out = Path("correlation"), jobs: Jobs = None,
               cluster: Cluster = None, retry: Retry = False, target: str = "gfd",
               names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
-              compared_with: str | None = None, files: Files = ()) -> int:
+              compared_with: str | None = None, files: Files = (), goal: Goal = ()) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
@@ -62,6 +63,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
         compared_with: reference model of all rows in place of each row's default.
+        goal: with --from, results of longer trainings of the same rows, whose target counts.
     """
     from vfmlab.studies import compare as comparing
 
@@ -70,9 +72,13 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     if files:
         _as_they_are({"--seeds": seeds is not None, "--set": sets, "--jobs": jobs, "--cluster": cluster,
                       "--retry": retry, "--instruments": names, "--compared-with": compared_with})
-        command = shlex.join(["vfmlab", "correlate", "--from", *map(str, files), "--target", target])
-        print(f"written: {comparing.correlate_files(files, out, target, command)}")
+        more = ["--goal", *map(str, goal)] if goal else []
+        command = shlex.join(["vfmlab", "correlate", "--from", *map(str, files), *more, "--target", target])
+        print(f"written: {comparing.correlate_files(files, out, target, command, goal)}")
         return 0
+    if goal:
+        raise ConfigError("--goal without --from: it gives finished rows another target; name their results "
+                          "with --from")
     if len(rows) < comparing.correlation.LEAST:
         raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} "
                           "settings")

@@ -125,13 +125,20 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     return _correlated(results, target, out, command)
 
 
-def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, command: str) -> Path:
+def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, command: str,
+                    goal: Sequence[str | Path] = ()) -> Path:
     """:func:`correlate` of results that comparisons wrote before; nothing is trained or measured.
+
+    Args:
+        goal: files that the target is taken from, see :func:`vfmlab.studies.correlation.aimed`.
 
     Raises:
         ConfigError: unknown target, or too few rows with it. DataError: a file that holds no results.
     """
-    return _correlated(together(files), target, writable(out), command)
+    results = together(files)
+    if goal:
+        results = correlation.aimed(results, together(goal), target)
+    return _correlated(results, target, writable(out), command)
 
 
 def _correlated(results: Sequence[Result], target: str, out: Path, command: str) -> Path:

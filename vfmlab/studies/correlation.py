@@ -7,6 +7,7 @@ choice of rows leave open. Only numbers of one protocol are correlated.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,6 +78,31 @@ def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]
         if number.protocol == common:
             by_label.setdefault(r.label, {})[r.seed] = float(number.value)
     return by_label
+
+
+def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> list[Result]:
+    """`results`, of short trainings, with the target that `goals`, of longer ones, have on the same rows.
+
+    What the short ones have of it stands with the instruments as `<target>_short`. Rows that are not in both
+    are left out.
+
+    Raises:
+        ConfigError: no such target, or no row in both.
+    """
+    check_target(target)
+    goal, found = values(goals, target), []
+    for result in results:
+        if result.label not in goal:
+            continue
+        own = {f"{target}_short": result.numbers[target]} if target in result.numbers else {}
+        number = next(r.numbers[target] for r in goals if r.label == result.label and target in r.numbers)
+        number = dataclasses.replace(number, value=statistics.fmean(goal[result.label].values()))
+        found.append(result.replace(numbers={**result.numbers, target: number},
+                                    instruments={**result.instruments, **own}))
+    if not found:
+        raise ConfigError(f"no row has '{target}' in --goal and stands in --from too; rows there: "
+                          f"{', '.join(goal) or 'none'}")
+    return found
 
 
 def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> list[Correlation]:

@@ -88,6 +88,8 @@ class Convergence(Instrument):
     kinds = ("diffusion",)
     quantities = (*(Quantity(f"{name}_area", f"mean {label} over training", LOWER)
                     for name, label in CONVERGING.items()),
+                  *(Quantity(f"{name}_short", f"{label} after a short training", LOWER)
+                    for name, label in CONVERGING.items()),
                   *(Quantity(f"{name}_over_samples", f"{label} over training", LOWER, many=True)
                     for name, label in CONVERGING.items()))
 
