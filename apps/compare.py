@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from apps import cards, models, share
+from apps import cards, choices, models, share
 from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, text, themed
 from vfmlab import api, runs
@@ -57,6 +57,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
                 config = gr.JSON(label="config of A, or what differs from B", open=False, max_height=340)
         status = gr.Markdown(elem_classes="vl-facts")
         panel = share.panel()
+        choices.build(root)
 
     def read_leaderboard(which: str | None, phases: bool, metric: str, x: str, y: str, run: str | None):
         """The leaderboard: rows of one table, notes, figures of convergence and of a number against another,

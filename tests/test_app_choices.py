@@ -1,0 +1,43 @@
+"""The app's card of choices: what `vfmlab choose` wrote, or the command that writes it."""
+
+from __future__ import annotations
+
+import pytest
+
+gr = pytest.importorskip("gradio")
+
+from apps import choices  # noqa: E402
+
+PAGE = "# Which tokenizer for these images?\n\n**Verdict.** {}.\n\n## Ranking\n\n| row | gFD |\n\n## Finalists\n\nlong tables\n"
+
+
+def card(root):
+    """The names that the card offers, the one that it shows, its text, and what looks again."""
+    with gr.Blocks() as blocks:
+        choices.build(root)
+    box = next(b for b in blocks.blocks.values() if isinstance(b, gr.Dropdown))
+    shown = next(b for b in blocks.blocks.values() if isinstance(b, gr.Markdown))
+    return [name for name, _ in box.choices], box.value, shown.value, next(iter(blocks.fns.values())).fn
+
+
+def test_a_folder_without_choices_shows_the_command(tmp_path):
+    names, value, shown, _ = card(tmp_path / "runs")
+    assert (names, value) == ([], None)
+    assert f"vfmlab choose --data folder:PATH --vfm efficientnet_lite0 mobilenetv2 --root {tmp_path / 'runs'}" in shown
+
+
+def test_choices_beside_the_runs_and_in_their_folder(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    names, _, _, look = card(root)
+    assert not names
+    for folder, name in ((tmp_path, "cats"), (root, "dogs")):
+        (folder / f"{name}.recipe.json").write_text("{}")
+        (folder / f"{name}.md").write_text(PAGE.format(name))
+    (tmp_path / "notes.md").write_text("not a choice")
+    assert card(root)[:2] == (["cats", "dogs"], "cats")
+    for asked, given in (("dogs", "dogs"), ("../notes", "cats"), (None, "cats"), (["dogs"], "cats")):
+        update, page = look(asked)
+        assert (update["choices"], update["value"]) == (["cats", "dogs"], given)
+        assert f"**Verdict.** {given}." in page
+        assert "long tables" not in page
