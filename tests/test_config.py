@@ -263,3 +263,18 @@ def test_a_seed_given_twice_wins_or_is_refused():
     for overrides in ({"seed": 1}, '{"seed": 0}'):
         with pytest.raises(ConfigError, match="seed = 2, and overrides say seed = "):
             api.resolve("tiny_plain_vae", overrides, seed=2)
+
+
+def test_another_kind_leaves_the_former_ones_fields():
+    """What both have stays; a field that is named stays too, and is refused where the new kind lacks it."""
+    run = api.resolve("tiny_vfm_vae", {"tokenizer.decoder.kind": "vit", "losses.multiscale": 0})
+    assert run.tokenizer.decoder.kind == "vit"
+    assert not hasattr(run.tokenizer.decoder, "blocks")
+    wide = api.resolve("tiny_vfm_vae", {"diffusion.network": {"kind": "sit"}}).diffusion.network
+    assert (wide.kind, wide.width, wide.depth) == ("sit", 32, 2)
+    flat = api.resolve("tiny_rae+sphere", {"diffusion.path.kind": "linear", "tokenizer.radius": None})
+    assert flat.diffusion.path is None or flat.diffusion.path.kind == "linear"
+    with pytest.raises(ConfigError, match="set diffusion.path=sphere, or tokenizer.radius=null"):
+        api.resolve("tiny_rae+sphere", {"diffusion.path.kind": "linear"})
+    with pytest.raises(ConfigError, match=r"unknown field 'tokenizer.decoder.gelu' = 'erf'"):
+        api.resolve("tiny_vfm_vae", {"tokenizer.decoder.kind": "vit", "losses.multiscale": 0, "tokenizer.decoder.gelu": "erf"})

@@ -3,7 +3,9 @@ the way out."""
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Container
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -59,7 +61,8 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
 def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     """A recipe or phase with dotted fields replaced, e.g. `{"train.samples": 50000, "seed": 1}`.
 
-    A dict given for a section changes the fields that it names. Unknown fields and values of the wrong type
+    A dict given for a section changes the fields that it names; another `kind` of decoder, network or path
+    keeps of the former one's fields those that it has too. Unknown fields and values of the wrong type
     raise :class:`ConfigError` with the field, the value and the nearest right name.
     """
     values = parse_overrides(values)
@@ -68,6 +71,7 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     if isinstance(config, Phase):
         return override(config.recipe, values).last
     tree = config.model_dump(mode="json")
+    before = copy.deepcopy(tree)
     for dotted, value in values.items():
         *path, last = str(dotted).split(".")
         node = tree
@@ -94,7 +98,21 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
             node[last] = {**node[last], **value}
         else:
             node[last] = value
+    _leave(before, tree, tree, [], values)
     return parse(tree, "overrides")
+
+
+def _leave(before: Any, after: Any, tree: dict[str, Any], path: list[str], named: Container[str]) -> None:
+    """Take out of every section of `after` whose kind is another than `before` the former kind's fields that
+    the new one lacks, but for those that are named."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return
+    if before.get("kind") != after.get("kind") and (known := _fields(path, tree)):
+        for key in before.keys() - known:
+            if after.get(key) == before[key] and ".".join([*path, key]) not in named:
+                after.pop(key, None)
+    for key in after.keys() & before.keys():
+        _leave(before[key], after[key], tree, [*path, key], named)
 
 
 def parse_assignments(items: list[str]) -> dict[str, Any]:
