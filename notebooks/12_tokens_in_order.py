@@ -139,9 +139,9 @@ primitives.curves({k: (range(len(v)), v) for k, v in ordered.items()}, x="entry,
 
 # %% [markdown]
 # ## 5. In a tokenizer
-# The preset with each quantiser, everything else the same, trained where it is not there yet. Use is counted
-# over all held-out images. *Prediction:* where the encoder learns too, the order of section 3 stays, and a
-# collapsed codebook costs PSNR.
+# The preset with each quantiser, everything else the same, trained where it is not there yet.
+# `codebook_used` is the share of entries that any held-out image has. *Prediction:* where the encoder learns
+# too, the order of section 3 stays, and a collapsed codebook costs PSNR.
 
 # %%
 trained, reports = {}, {}
