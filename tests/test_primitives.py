@@ -19,3 +19,11 @@ def test_a_plane_has_one_scale_and_joins_lines_alone():
 def test_a_points_label_stands_inside_the_figure():
     figure = primitives.scatter([{"name": "a", "x": 0.1, "y": 1}, {"name": "b", "x": 0.9, "y": 2}, {"name": "c", "x": None, "y": 3}], "x", "y")
     assert [trace.textposition for trace in figure.data] == ["middle right", "middle left", "middle right"]
+
+
+def test_names_of_a_heatmap_may_repeat():
+    figure = primitives.heatmap([[1, 2, 3]], [4, 7, 4], ["row"], "class", "")
+    assert figure.data[0].x is None, "by place: of two columns with one name plotly draws one"
+    assert figure.layout.xaxis.tickvals == (0, 1, 2)
+    assert figure.layout.xaxis.ticktext == ("4", "7", "4")
+    assert figure.data[0].y == ("row",)

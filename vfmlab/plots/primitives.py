@@ -283,10 +283,15 @@ def bars(values: Mapping[str, float], y: str, title: str | None = None) -> go.Fi
 
 def heatmap(values: Any, x: Sequence[Any], y: Sequence[Any], x_title: str, y_title: str,
             title: str | None = None) -> go.Figure:
-    """A matrix [len(y), len(x)] as colours."""
-    x, y = [str(v) for v in x], [str(v) for v in y]
-    return framed(go.Figure(go.Heatmap(z=np.asarray(values), x=x, y=y, colorscale="Viridis")), x_title,
-                  y_title, title)
+    """A matrix [len(y), len(x)] as colours. A name may repeat: every row and column has its place."""
+    figure = go.Figure(go.Heatmap(z=np.asarray(values), colorscale="Viridis"))
+    for axis, given in (("x", x), ("y", y)):
+        names = [str(v) for v in given]
+        if len(set(names)) == len(names):
+            figure.update_traces({axis: names})
+        else:  # plotly draws all that has one name at one place
+            figure.update_layout({f"{axis}axis": {"tickvals": list(range(len(names))), "ticktext": names}})
+    return framed(figure, x_title, y_title, title)
 
 
 def use_notebook_renderer() -> None:
