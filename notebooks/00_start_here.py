@@ -36,7 +36,7 @@ expect("half way (t = 0.5) data and noise have equal shares", lambda: close(shar
 # ## 1. The images
 # One string says where images come from. `scenes` are drawn by the library: ten classes (a shape, plain or
 # striped) in front of changing backgrounds, so that everything here runs offline. *Prediction:* you can
-# name the class of each picture at a glance; if you cannot, no judge will tell good samples from bad ones.
+# name the class of each picture at a glance; if you cannot, no judge will separate good samples from bad.
 
 # %%
 images, labels, names = vfmlab.data.examples(run.data, n=16, seed=seed)

@@ -130,8 +130,8 @@ if "vf" in step.terms:
 
 # %% [markdown]
 # ## 5. What does each term do?
-# Weight times value is what is summed; the gradient says what is felt. A term with a small share of the
-# loss can have the largest gradient at the encoder, and the other way round.
+# Weight times value is what is summed; the gradient says what moves the weights. A term with a small share
+# of the loss can have the largest gradient at the encoder, and the other way round.
 
 # %%
 step.explain()
@@ -262,7 +262,7 @@ verdicts()
 #   falls to 25.2 dB while the network beside it is still noise, and ends at 26.9. What training bought is not
 #   PSNR but the latent's shape: the VF loss falls from 1.41 to 0.29, and a linear probe reads 0.963.
 # - At the first step VF is 85 % of the loss, and its gradient at the encoder (0.48) is not twice that of L1
-#   (0.27), which is 11 %. KL, at weight 1e-6, is hardly felt: 0.001.
+#   (0.27), which is 11 %. That of KL, at weight 1e-6, is 0.001.
 # - 200 steps with the own term: slopes differ by 0.107 in place of 0.127, and PSNR of the last batch is 26.5
 #   dB in place of 25.7.
 # - PSNR 26.9 dB (`d858f61c`), rFD 0.214 (`8d54058f`). One seed has no spread: undecided beside any other.

@@ -129,7 +129,7 @@ def weaker(times):
 widgets.choose(weaker, headless, times=[0.5, 0.0, 0.25, 0.75, 1.0, 1.5])
 
 # %% [markdown]
-# ## 4. One block replaced by a plain one
+# ## 4. A layer of a block replaced by a plain one
 # A layer of the last block, written here: a 3 x 3 convolution with a skip, without modulation by the style.
 # It is called with the layer that it replaces. The run's id carries its source.
 
@@ -233,9 +233,16 @@ verdicts()
 # | + modern blocks | 0.89 | 22.7 | 0.971 |
 # | + multi-layer features | 0.225 | 26.8 | 0.964 |
 #
-# In this one seed the order differs from the paper's in one step: modern blocks raise rFD. One seed has no
-# spread, so all three steps are **undecided**. Rate against distortion has no recorded run. Compare your own
-# tables of sections 7 to 9 with these numbers; with `-p seeds 2` each cell shows both seeds, and steps whose
+# - In this one seed the order differs from the paper's in one step: modern blocks raise rFD and lower PSNR, so
+#   that not every row improves on the one before. One seed has no spread: all three steps are **undecided**.
+# - The plain decoder has more parameters than the whole (373,022 and 314,392) and its twin nearly as many
+#   (302,382): in this seed it is not behind for want of size.
+# - By eye, as predicted, the plain decoder is soft everywhere, and with the last VFM layer alone edges and
+#   colours go (a yellow ring becomes whitish); stripes stay, but blurred. Several layers bring back all three.
+# - Open: the time of a step, because it is not recorded what else the machine did meanwhile, and rate against
+#   distortion, which has no recorded run.
+#
+# Compare your own tables of sections 7 to 9 with these numbers: each cell shows every seed, and steps whose
 # seeds overlap stay undecided. The small scale is a limit: drawn scenes, minutes of training, rFD in the
 # features of a small judge.
 #

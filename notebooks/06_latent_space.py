@@ -2,7 +2,7 @@
 # # What does a latent look like from the inside?
 #
 # **Question.** Two latents of the same size can reconstruct equally well and still serve diffusion very
-# differently. Which properties of the space itself tell them apart: what it holds, how it is spread, how it
+# differently. Which properties of the space itself differ: what it holds, how it is spread, how it
 # takes disturbance?
 #
 # Every number here is one instrument on cached features, with the hash of its protocol. Agreement is
@@ -131,7 +131,7 @@ show.latent_maps(tokenizers, images)
 
 # %% [markdown]
 # ## 5. All instruments
-# Measured once and kept beside each run. SE-CKNNA is agreement under noise, rotation and scale; LDS is how
+# Measured once and saved beside each run. SE-CKNNA is agreement under noise, rotation and scale; LDS is how
 # much more a token resembles its neighbours than distant ones. *Prediction:* the VFM tokenizer leads in
 # both, and the plain VAE has the higher effective rank, because nothing asks it for structure.
 

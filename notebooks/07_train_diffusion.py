@@ -71,7 +71,7 @@ step.explain()
 
 # %% [markdown]
 # ## 3. Which times are drawn, and where is it hard?
-# Each dot is an image of a few batches: its time, and its loss. Near data the noise cannot be told from a
+# Each dot is an image of a few batches: its time, and its loss. Near data the noise cannot be separated from a
 # latent that hardly has any, near noise the data cannot.
 
 # %%

@@ -174,7 +174,7 @@ verdicts()
 #
 # - **Guidance is what this sampler decides.** A scale of 2 lifts the class accuracy by 0.24 and takes 3.6
 #   off gFD; a share of 500 samples has a standard error of 0.02. gFD falls with it because the judge's
-#   features tell classes apart: that it is lower does not say that images vary as much.
+#   features separate classes: that it is lower does not say that images vary as much.
 # - **Wrong: the interval.** Guidance in the middle alone loses a third of what guidance gains in accuracy,
 #   at the same gFD. The two velocities differ most near noise (0.76 at t = 1, 0.16 in the middle), and there
 #   the interval has none.

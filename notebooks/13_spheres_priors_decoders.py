@@ -7,6 +7,8 @@
 #
 # Spheres: HAE (arXiv 2601.22904) and RJF (2602.10099). Two dimensions in eight: the toy of PS-VAE
 # (2512.17909). Decoding in one to three steps: Epsilon-VAE (2410.04081).
+#
+# At `pocket` these are four tokenizers and two generators.
 
 # %% tags=["parameters"]
 preset = "pocket_epsilon_vae"
@@ -362,7 +364,8 @@ verdicts()
 # | 8 | 0.425 (0.431, 0.419) | 0.0167 (0.0165, 0.0169) |
 # | 32 | 0.664 (0.662, 0.666) | 0.167 (0.164, 0.171) |
 #
-# The ranges do not touch: every empty direction costs, as PS-VAE says, at this width and budget.
+# The ranges do not touch: six empty directions cost, and thirty cost more, as PS-VAE says, at this width and
+# budget.
 #
 # The decoder once at `pocket`, seed 0, after 5,120 of its 15,360 images (N = 1000): 18.0 dB (`d858f61c`) and
 # rFD 0.594 (`8d54058f`), the plain VAE with the same images 27.9 dB and 0.0652. On eight images its estimates
