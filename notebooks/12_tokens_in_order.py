@@ -52,6 +52,7 @@ print(tuple(tokens.shape), "tokens of the pocket VFM's last layer")
 
 # %%
 expect("exactly the chosen entries get a gradient", lambda: torch.equal(moved, counts > 0))
+expect("one step of SimVQ moves every entry", lambda: bool(shifted.all()))
 expect("SimVQ ends with more entries in use than the plain codebook",
        lambda: less(use["vq"][1][-1], use["simvq"][1][-1]))
 expect("the plain codebook loses entries on the way", lambda: less(use["vq"][1][-1], max(use["vq"][1])))
@@ -81,7 +82,7 @@ used = int((counts > 0).sum())
 print(f"{used} of {entries} entries are used by {len(codes)} tokens; perplexity {perplexity(counts):.1f}")
 
 # %% [markdown]
-# ## 2. One step
+# ## 2. One step, of a codebook and of SimVQ
 # Codebook loss |sg(z) - e|^2 and commitment 0.25 |z - sg(e)|^2, by hand, and the gradient of every entry.
 # *Prediction:* exactly the chosen entries have one.
 
@@ -96,7 +97,28 @@ library = QUANTIZERS.get("vq")(QUANTIZERS.get("vq").Config(size=entries), width)
 library.weight.data = codebook.detach().clone()
 out = library(tokens)
 print(f"by hand {loss.item():.6f}, the library's {out.loss.item():.6f}; {int(moved.sum())} entries move")
+torch.testing.assert_close(loss, out.loss, rtol=1e-5, atol=1e-6)
 assert (out.indices.flatten() == codes).float().mean() > 0.999  # the order of a sum may decide a tie
+
+# %% [markdown]
+# The same step of SimVQ. Its entries are C W^T: C is drawn once and frozen, W alone is trained. *Prediction:*
+# W gets its gradient from the chosen entries, and a step along it moves all of them.
+
+# %%
+vectors = torch.randn(entries, width) / width**0.5  # C
+W = torch.nn.Linear(width, width, bias=False).weight
+mapped = vectors @ W.t()  # K D
+near = (mapped.square().sum(-1) - 2 * x @ mapped.t()).argmin(-1)
+loss = (mapped[near] - x).square().mean() + 0.25 * (x - mapped[near].detach()).square().mean()
+(gradient,) = torch.autograd.grad(loss, W)
+shifted = (vectors @ (W - 0.1 * gradient).t() - mapped).norm(dim=1) > 0
+library = QUANTIZERS.get("simvq")(QUANTIZERS.get("simvq").Config(size=entries), width)
+library.vectors.copy_(vectors)
+library.map.weight.data = W.detach().clone()
+out = library(tokens)
+torch.testing.assert_close(loss, out.loss, rtol=1e-5, atol=1e-6)
+assert (out.indices.flatten() == near).float().mean() > 0.999
+print(f"{len(near.unique())} of {entries} entries are chosen, {int(shifted.sum())} move")
 
 # %% [markdown]
 # ## 3. Many steps

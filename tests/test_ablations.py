@@ -107,6 +107,7 @@ def test_figures_have_every_row():
     assert [row[0] for row in ablations.table(found).rows] == ["plain_decoder", "no_blur", "multi_layer"]
     assert [row[0] for row in ablations.paper_beside(found).rows] == ["plain_decoder", "multi_layer"]
     bar, dots = figures.seed_bars(means(found, "rfd"), "rFD").data
+    assert not bar.showlegend  # it would say "trace 0"
     assert list(bar.y) == pytest.approx([10.5, 3.05, 2.05])
     assert len(dots.y) == 6
 

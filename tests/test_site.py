@@ -146,6 +146,14 @@ def test_a_page_says_when_and_with_what_it_was_executed(built):
     assert str(TREE) not in "".join(path.read_text() for path in (out / "api").glob("*.html"))
 
 
+@pytest.mark.parametrize(("preset", "short"), [("tiny_rae", True), ("pocket_rae", False)])
+def test_a_page_of_the_tiny_tier_says_that_its_figures_are_noise(built, tmp_path, preset, short):
+    book = nbformat.read(built[0] / ".executed" / "00_small.ipynb", as_version=4)
+    book.metadata.papermill.parameters["preset"] = preset
+    nbformat.write(book, tmp_path / "00_small.ipynb")
+    assert (site.SHORT in site._notebook(tmp_path / "00_small.ipynb", TREE)) == short
+
+
 def test_the_log_of_a_training_is_one_block():
     new = nbformat.v4.new_output
     cell = [new("stream", name="stdout", text="a\n"), new("stream", name="stdout", text="b\n"), new("display_data", {"text/plain": "figure"}),

@@ -277,7 +277,7 @@ def table(records: Sequence[Mapping[str, Any]], title: str = "") -> Table:
 def bars(values: Mapping[str, float], y: str, title: str | None = None) -> go.Figure:
     """One bar per name."""
     colours = [colour(name, i) for i, name in enumerate(values)]
-    bar = go.Bar(x=list(values), y=list(values.values()), marker_color=colours)
+    bar = go.Bar(x=list(values), y=list(values.values()), marker_color=colours, showlegend=False)
     return framed(go.Figure(bar), None, y, title, 340)
 
 

@@ -35,6 +35,8 @@ LARGEST = 3_000_000  # bytes of a page
 LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
 PLOTLY = "application/vnd.plotly.v1+json"
+SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, so "
+         "figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
 
 
 def executed(parameters: Mapping[str, Mapping[str, Any]], folder: Path, tree: Path = TREE) -> list[Path]:
@@ -209,7 +211,8 @@ def _notebook(path: Path, tree: Path) -> str:
             cell.outputs = _joined(shown)
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
     when, code = _escape(" · ".join(_when(book))), notebook.digest(book.cells)
-    return f'<article data-code="{code}"><p class="note">{when}</p>{_linked(body)}</article>'
+    short = f"<p><em>{SHORT}</em></p>" if str(_facts(book).get("preset")).startswith("tiny_") else ""
+    return f'<article data-code="{code}"><p class="note">{when}</p>{short}{_linked(body)}</article>'
 
 
 def _earlier(out: Path, tree: Path) -> dict[Path, str]:
