@@ -38,7 +38,7 @@ size = base[preset].data.size
 # %%
 expect("the own loss lowers what it measures", lambda: less(slopes["with your loss"], slopes["on a VFM"]))
 expect("the baseline has the higher PSNR", lambda: less(reports["on a VFM"]["psnr"], reports["baseline"]["psnr"]))
-expect("your VFM tells these classes better than the plain latent",
+expect("the latent on your VFM has the better linear probe than the plain one",
        lambda: less(reports["baseline"]["probe_linear"], reports["on a VFM"]["probe_linear"]))
 
 # %% [markdown]
@@ -48,7 +48,7 @@ expect("your VFM tells these classes better than the plain latent",
 # out; a fifth at most is held out for the numbers.
 
 # %%
-folder = Path(images or f"{root}_own_images").expanduser().resolve()
+folder = Path(images or f"{root}_{drawn}_scenes_{size}px").expanduser().resolve()
 if not images and not folder.exists():
     pictures, labels, names = data.examples(base[preset].data, n=drawn, seed=seed)
     for i, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
@@ -72,8 +72,10 @@ widgets.features(vision, mine, headless)
 # %%
 maps = vision.features(mine, vision.layers).maps
 pooled = torch.nn.functional.normalize(maps[vision.layers[-1]].mean((2, 3)), dim=1)
-alike = pooled @ pooled.T  # 8 8
-primitives.heatmap(alike, labels.tolist(), labels.tolist(), "class", "class", title="cosine of your images to the VFM")
+order = labels.argsort(stable=True)  # images of one class stand side by side
+alike = (pooled @ pooled.T)[order][:, order]  # 8 8
+marks = [f"{k} {names[k]}" for k in order.tolist()]
+primitives.heatmap(alike, marks, marks, "image", "image", title="cosine of your images to the VFM")
 
 # %% [markdown]
 # ## 3. Your loss
