@@ -29,7 +29,8 @@ import torch
 from torch.nn import functional as F
 
 import vfmlab
-from vfmlab import widgets
+from vfmlab import seeding, widgets
+from vfmlab.diffusion import path
 from vfmlab.plots import figures, primitives
 from vfmlab.studies import alignment, compare, probing, reuse
 from vfmlab.widgets import close, expect, less, verdicts
@@ -121,16 +122,31 @@ widgets.choose(weighed, headless, weight=[0.5, 0.1, 1.0, 4.0])
 # %% [markdown]
 # ## 4. REG's token
 # The VFM's global token is one more token of the network's input: scaled to zero mean and unit variance over
-# the data set, mixed with noise at the image's time, and denoised beside the latents. A fresh network answers
-# 0: the token's first loss is the mean square of noise - token, about 2.
+# the data set, mixed with noise at the image's time, and denoised beside the latents. Numbers are drawn in
+# the order in which the step draws them, so that the token's loss by hand is the library's. A fresh network
+# answers 0: the first loss is the mean square of noise - token, about 2.
 
 # %%
 joint = vfmlab.open_step(vfmlab.resolve(f"{preset}+reg", overrides, seed=seed), root, phase="diffusion", fp32=True)
 token = joint.task.objective.scale(joint.batch.token)  # B D
 print(f"token {list(token.shape)}: mean {token.mean():+.2f}, std {token.std():.2f} over this batch")
-mine = joint.terms["velocity"].value + joint.terms["token_velocity"].weight * joint.terms["token_velocity"].value
-torch.testing.assert_close(mine, joint.loss, rtol=1e-6, atol=1e-6)
 joint.explain()
+
+# %%
+diffusion = joint.task.run.diffusion
+random = seeding.StepRandom(joint.task.seed, joint.number, len(token), device=token.device)
+random.randn(*joint.z.shape[1:])  # the noise of the latents
+t = path.draw_times(diffusion.time, random)
+labels = torch.where(random.rand() < diffusion.class_dropout, joint.network.num_classes, joint.labels)
+noise = random.randn(token.shape[1])  # B D
+noisy = (1 - t[:, None]) * token + t[:, None] * noise
+out = joint.network(joint.noisy, t, labels, token=noisy)
+by_hand = (out.v_class - (noise - token)).square().mean()
+torch.testing.assert_close(by_hand, joint.terms["token_velocity"].value, rtol=0, atol=1e-6)
+torch.testing.assert_close(out.v, joint.velocity, rtol=0, atol=1e-6)
+weighed_sum = joint.terms["velocity"].value + diffusion.class_token.weight * by_hand
+torch.testing.assert_close(weighed_sum, joint.loss, rtol=1e-6, atol=1e-6)
+print(f"by hand {by_hand.item():.4f}, in the sum times {diffusion.class_token.weight:g}")
 
 # %% [markdown]
 # # At scale
