@@ -50,7 +50,9 @@ def test_round_one_goes_by_gfd_and_leaves_out_what_has_none():
 
 def test_a_finalist_that_lost_a_seed_is_not_ranked():
     found = rows({"a": [31.0, 33.0], "b": [20.0, 22.0]})[:-1]
-    assert [s.label for s in choose.standings(found)] == ["a"]
+    left = choose.standings(found)
+    assert [s.label for s in left] == ["a"]
+    assert choose.verdict(left, 2) == "None: no other finalist was measured with every seed. It is a, gFD 32 (31, 33)."
 
 
 def test_small_folders_keep_a_fifth_apart(tmp_path):

@@ -99,6 +99,16 @@ def test_what_is_missing_is_named_and_nothing_is_decided():
         assert text in page.markdown()
 
 
+@pytest.mark.parametrize(("metric", "value"), [("rfd", 0.0), ("gfd", float("nan"))])
+def test_a_number_that_cannot_be_compared_is_named_and_spoils_no_other_claim(metric: str, value: float):
+    results = measured({"a": [1.0, 1.01, value], "b": [2.0, 2.02, 2.01], "c": [3.0, 3.01, 3.03]}, metric)
+    blocks = dict.fromkeys("abc", "one")
+    odd, whole = decide([claim(better(metric, "a", "b")), claim(better(metric, "b", "c"))], results, blocks)
+    assert odd.verdict == "not run"
+    assert odd.lacks[0].startswith("row 'a', seed 2")
+    assert whole.verdict == "supported"
+
+
 def test_rows_of_another_block_do_not_widen_the_interval():
     noisy = rows() + measured({"e": [0.0, 90.0, 10.0], "f": [70.0, 0.0, 50.0]})
     blocks = BLOCKS | {"e": "wide", "f": "wide"}

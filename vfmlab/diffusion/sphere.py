@@ -6,8 +6,9 @@ data and n noise, both of length R, and the angle W between them:
     x_t = [sin((1 - t) W) d + sin(t W) n] / sin W,   v = W / sin W [cos(t W) n - cos((1 - t) W) d]
 
 v is tangent at x_t and has the length W R at every t. A step follows the exponential map. Ratios of sines are
-taken as ratios of sin(a)/a, so that equal tokens need no special case; opposite tokens, which many great
-circles join, are brought RJF's 1.4e-3 nearer to each other. All in fp32 at least: bf16 is unstable here.
+taken as ratios of sin(a)/a, so that equal tokens need no special case. Many great circles join opposite
+tokens: their angle is taken 1.4e-3 short of pi, as RJF does, so that all stays finite; points between them
+are shorter than R. All in fp32 at least: bf16 is unstable here.
 """
 
 from __future__ import annotations

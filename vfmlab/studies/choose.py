@@ -201,7 +201,9 @@ def verdict(ranking: Sequence[Standing], seeds: int) -> str:
         return "None: no finalist has a generator that was measured."
     first, rest = ranking[0], ranking[1:]
     text, close = f"{first.label}, gFD {spread(first.values)}", [s.label for s in rest if s.tied]
-    if seeds < 2 or not rest:
+    if not rest:
+        return f"None: no other finalist was measured with every seed. It is {text}."
+    if seeds < 2:
         return f"None: one seed, so nothing is known of the spread. First: {text}."
     if close:
         return f"None: {seeds} seeds do not tell {', '.join(close)} from the first, {text}."

@@ -253,7 +253,8 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
     same seeds.
 
     Raises:
-        ConfigError: a row that failed, is not there, or lacks the metric or a seed; rows of two protocols.
+        ConfigError: a row that failed, is not there, or lacks the metric or a seed; a number that is not
+            finite, or of a ratio and not above 0; rows of two protocols.
     """
     metric, values, marks = contrast.metric, {}, {}
     for row in contrast.rows:
@@ -267,6 +268,9 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
         if missing := [seed for seed, number in numbers.items() if number is None]:
             raise ConfigError(f"row '{row}', seed {missing[0]}, has no {quantity(metric).label}")
         values[row] = {seed: _value(metric, number.value) for seed, number in numbers.items()}
+        if odd := [seed for seed, value in values[row].items() if not math.isfinite(value)]:
+            raise ConfigError(f"row '{row}', seed {odd[0]}: {quantity(metric).label} "
+                              f"{numbers[odd[0]].value} cannot be compared")
         marks |= {(row, seed): number.protocol for seed, number in numbers.items()}
     if len(set(marks.values())) > 1:
         one, other = list(dict.fromkeys(marks.values()))[:2]
@@ -281,19 +285,25 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
     for label in dict.fromkeys(r.label for r in results if blocks[r.label] in mine):
         numbers = {r.seed: n for r in results if r.label == label and (n := _number(r, metric, ""))}
         same_protocol = all(n.protocol == next(iter(marks.values())) for n in numbers.values())
-        if label not in values and common and common == set(numbers) and same_protocol:
-            values[label] = {seed: _value(metric, n.value) for seed, n in numbers.items()}
+        own = {seed: _value(metric, n.value) for seed, n in numbers.items()}
+        usable = common and common == set(own) and all(map(math.isfinite, own.values()))
+        if label not in values and usable and same_protocol:
+            values[label] = own
     return Block.of(values)
 
 
 def _number(result: Result, metric: str, stage: str):
     if not stage:
         return result.number(metric)
-    return next((s.numbers.get(metric) for s in result.stages if s.stage == stage), None)
+    number = next((s.numbers.get(metric) for s in result.stages if s.stage == stage), None)
+    return None if number is None or number.absent else number
 
 
 def _value(metric: str, value: float) -> float:
-    return math.log(value) if metric in RATIOS else float(value)
+    """As contrasts take it; NaN for a ratio's number that is not above 0."""
+    if metric not in RATIOS:
+        return float(value)
+    return math.log(value) if value > 0 else math.nan
 
 
 def ledger(name: str) -> Ledger:
