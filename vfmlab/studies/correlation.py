@@ -95,8 +95,10 @@ def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> li
         if result.label not in goal:
             continue
         own = {f"{target}_short": result.numbers[target]} if target in result.numbers else {}
-        number = next(r.numbers[target] for r in goals if r.label == result.label and target in r.numbers)
-        number = dataclasses.replace(number, value=statistics.fmean(goal[result.label].values()))
+        mine = goal[result.label]  # under one protocol: another result may have the number under another
+        number = next(number for r in goals if r.label == result.label and (number := r.number(target))
+                      and number.value == mine.get(r.seed))
+        number = dataclasses.replace(number, value=statistics.fmean(mine.values()))
         found.append(result.replace(numbers={**result.numbers, target: number},
                                     instruments={**result.instruments, **own}))
     if not found:
