@@ -35,8 +35,8 @@ LARGEST = 3_000_000  # bytes of a page
 LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
 PLOTLY = "application/vnd.plotly.v1+json"
-SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, so "
-         "figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
+SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, "
+         "so figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
 
 
 def executed(parameters: Mapping[str, Mapping[str, Any]], folder: Path, tree: Path = TREE) -> list[Path]:
