@@ -38,6 +38,8 @@ def test_rows_are_settings_times_seeds():
     ):
         with pytest.raises(ConfigError, match=complaint):
             compare.parse(specs, [0])
+    with pytest.raises(ConfigError, match="seeds 0, 1, 0: 0 is named twice; name each seed once"):
+        compare.parse(["tiny_plain_vae", "tiny_vfm_vae"], [0, 1, 0])
     with pytest.raises(ConfigError, match="until = 'encoder'"):
         compare.parse(["tiny_plain_vae"], [0], until="encoder")
 

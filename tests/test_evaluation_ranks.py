@@ -85,6 +85,8 @@ def test_precision_changes_numbers_and_hash(trained):
     assert exact["gfd"].protocol != half["gfd"].protocol
     assert half["gfd"].value != exact["gfd"].value
     assert half["gfd"].value == pytest.approx(exact["gfd"].value, rel=0.1)
+    named = {f"protocol.{key}": value for key, value in (PROTOCOL | {"precision": "bf16"}).items()}
+    assert api.evaluate(generator, root, named)["gfd"] == half["gfd"], "the names of a recipe are taken too"
 
 
 def test_the_command_writes_the_file_and_says_where(trained, capsys):

@@ -154,9 +154,9 @@ def evaluate(ref: str | Path, root: str | Path = "runs",
     time. All processes of an `accelerate launch` take part.
 
     Args:
-        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, or another
-        one. again: measure anew. progress: called with (images or samples done, in all), on the
-        first process.
+        protocol: dotted changes to the run's protocol, e.g. `{"n": 500, "guidance.scale": 2}`, with or
+        without a recipe's "protocol." in front, or another one. again: measure anew. progress: called with
+        (images or samples done, in all), on the first process.
 
     Returns:
         a mapping of :class:`~vfmlab.evaluation.number.Number`: `report["psnr"].value`.
@@ -180,7 +180,8 @@ def _under(ref: str | Path, root: str | Path, protocol: dict[str, Any] | config.
     if isinstance(protocol, config.Protocol):
         run = config.override(run, {"protocol": protocol.model_dump(mode="json")})
     elif protocol:
-        run = config.override(run, {f"protocol.{key}": value for key, value in protocol.items()})
+        run = config.override(run, {f"protocol.{key.removeprefix('protocol.')}": value
+                                    for key, value in protocol.items()})
     return folder, run, launched()
 
 

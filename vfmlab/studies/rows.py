@@ -51,11 +51,15 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
     Raises:
-        ConfigError: a row that is no setting, two rows with one label or config, an unknown `until`.
+        ConfigError: a row that is no setting, two rows with one label or config, a seed that is named
+        twice, an unknown `until`.
     """
     if until not in (None, "first_stage", "tokenizer"):
         raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' "
                           "or its 'first_stage'")
+    again = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
+    if again is not None:
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: {again} is named twice; name each seed once")
     rows, common = [], config.parse_overrides(overrides)
     for seed in seeds:
         for spec in specs:
