@@ -25,7 +25,7 @@ def build(root: Path) -> None:
     """Lay the card out. root: folder of runs."""
     with gr.Accordion("Which VFM and tokenizer for my images?", open=False, elem_id="vl-choices"):
         with gr.Row():
-            which = gr.Dropdown([], label="choice", scale=3, min_width=200)
+            which = gr.Dropdown([], label="choice", scale=3, min_width=200, allow_custom_value=True)
             again = gr.Button("look again", min_width=120)
         shown = gr.Markdown()
 

@@ -5,6 +5,7 @@ Pictures of what is seen go to the folder VFMLAB_SCREENSHOTS, if it is set.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -106,7 +107,8 @@ def address(home: Path, server: subprocess.Popen, patience: float = 120) -> str:
     end = time.monotonic() + patience
     while time.monotonic() < end and server.poll() is None:
         for found in (home / "runtime").glob("jpserver-*.json"):
-            return json.loads(found.read_text())["url"]
+            with contextlib.suppress(json.JSONDecodeError):  # it is there before it is written
+                return json.loads(found.read_text())["url"]
         time.sleep(0.1)
     raise AssertionError((home / "log").read_text())
 

@@ -98,16 +98,19 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
             node[last] = {**node[last], **value}
         else:
             node[last] = value
-    _leave(before, tree, tree, [], values)
+    inner = ((dotted, value) for dotted, value in values.items() if isinstance(value, dict))
+    named = {*values, *(f"{dotted}.{key}" for dotted, value in inner for key in value)}
+    _leave(before, tree, tree, [], named)
     return parse(tree, "overrides")
 
 
 def _leave(before: Any, after: Any, tree: dict[str, Any], path: list[str], named: Container[str]) -> None:
-    """Take out of every section of `after` whose kind is another than `before` the former kind's fields that
-    the new one lacks, but for those that are named."""
+    """Take out of every decoder, network and path of `after` whose kind is another than `before` the former
+    kind's fields that the new one lacks, but for those that are named."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return
-    if before.get("kind") != after.get("kind") and (known := _fields(path, tree)):
+    if (path[-1:] in (["decoder"], ["network"], ["path"]) and before.get("kind") != after.get("kind")
+            and (known := _fields(path, tree))):
         for key in before.keys() - known:
             if after.get(key) == before[key] and ".".join([*path, key]) not in named:
                 after.pop(key, None)
