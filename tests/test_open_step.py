@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from tiny import COMMON
+from torch.nn import functional
 
 import vfmlab
 from vfmlab import api, presets, runs
@@ -15,13 +16,14 @@ from vfmlab.errors import ConfigError
 from vfmlab.plots import figures
 
 LOGGED = {"train.samples": 16, "train.batch": 8, "train.log_every": 8, "train.precision": "fp32", "train.evaluate_at": []}
-GENERATOR = {f"diffusion.{name}": value for name, value in LOGGED.items()}
 PRESETS = [name for name in presets.names() if presets.row(name).tier == "tiny" and presets.get(name).tokenizer is not None]
 
 
 def small(name: str):
     recipe = presets.get(name)
-    generator = GENERATOR if recipe.diffusion is not None and recipe.diffusion.train is not None else {}
+    kind = "diffusion" if recipe.diffusion is not None else "ar" if recipe.ar is not None else None
+    trained = kind is not None and getattr(recipe, kind).train is not None
+    generator = {f"{kind}.{name}": value for name, value in LOGGED.items()} if trained else {}
     return api.resolve(name, {**COMMON, **LOGGED, **generator})
 
 
@@ -30,8 +32,6 @@ def test_every_phase_of_every_preset_opens(name, tmp_path):
     """From fresh weights, without any run: the terms sum to the loss, and the table says where gradients go."""
     recipe = small(name)
     for phase in recipe.phases():
-        if phase.diffusion is None and phase.tokenizer_phase is not phase:
-            continue  # a generator of another kind
         step = vfmlab.open_step(phase, tmp_path, device="cpu")
         assert len(step.images) == 8
         assert step.images.abs().max() <= 1
@@ -42,9 +42,19 @@ def test_every_phase_of_every_preset_opens(name, tmp_path):
         assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-4)
         assert any(value > 0 for row in rows for key, value in row.items() if key.startswith("gradient at"))
         assert len(figures.loss_terms(table.records).data) >= 2
-        if phase.diffusion is None:
+        if phase.kind == "tokenizer":
             assert step.decoded.shape == step.reconstruction.target.shape
             assert step.posterior.mean.shape[0] == 8
+        elif phase.kind == "ar":
+            assert bool(step.note), "its tokenizer is not trained"
+            loss = functional.cross_entropy(step.logits.float().flatten(0, 1), step.codes.flatten())
+            assert float(loss) == float(step.loss)
+            either = [step.tokenizer.codes(images).sort(1).values for images in (step.images, step.images.flip(-1))]
+            for k, codes in enumerate(step.codes.sort(1).values):
+                assert any(torch.equal(codes, whole[k]) for whole in either)
+            assert {"gradient at block 1", "gradient at output"} <= set(rows[0])
+            with pytest.raises(ConfigError, match="'velocity' is not part of a step of the phase 'ar'"):
+                _ = step.velocity
         else:
             assert bool(step.note), "its tokenizer is not trained"
             t = step.t[:, None, None, None]
@@ -54,7 +64,7 @@ def test_every_phase_of_every_preset_opens(name, tmp_path):
     assert not runs.scan(tmp_path), "looking leaves no run"
 
 
-@pytest.mark.parametrize("name", ["tiny_va_vae", "tiny_vfm_vae_joint"])
+@pytest.mark.parametrize("name", ["tiny_va_vae", "tiny_vfm_vae_joint", "tiny_ar_orders"])
 def test_the_loss_is_the_one_that_training_logs(name, tmp_path):
     """Exactly, at the first step of each phase, and at the next step of an interrupted run."""
     recipe = small(name)
@@ -99,7 +109,7 @@ def test_ten_lines_by_hand_learn(tmp_path):
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(ConfigError, match="phase = 'difusion'.*did you mean|phase = 'difusion'.*diffusion"):
         vfmlab.open_step("tiny_plain_vae", tmp_path, phase="difusion")
-    with pytest.raises(ConfigError, match="a tokenizer step has no 'velocity'"):
+    with pytest.raises(ConfigError, match="'velocity' is not part of a step of the phase 'tokenizer', but .* 'diffusion'"):
         _ = vfmlab.open_step("tiny_plain_vae", tmp_path, COMMON).velocity
-    with pytest.raises(ConfigError, match="pretrain phase cannot be opened"):
+    with pytest.raises(ConfigError, match="phase 'pretrain' cannot be opened"):
         vfmlab.open_step(next(name for name in presets.names() if presets.get(name).pretrain is not None), tmp_path)

@@ -56,6 +56,16 @@ def test_features_in_place_of_images(vfmtok):
         vfmtok.encode_features([torch.zeros(1, 16, 4)] * 2)
     with pytest.raises(ConfigError, match="15 tokens, no square grid"):
         vfmtok.encode_features([torch.zeros(1, 15, 4)] * 3)
+    tokens = [m.flatten(2).transpose(1, 2) for m in maps.values()]
+    for wrong, words in (
+        ([t[:, :4] for t in tokens], "layer 0 has width 32 and grid 2, the tokenizer was made for width 32 and grid 8"),
+        ([t[..., :-1] for t in tokens], "layer 0 has width 31"),
+        ([tokens[0], *(t[:1] for t in tokens[1:])], "as many images as the first, 2"),
+        (list(maps.values()), "give B N D"),
+        (maps, "not a dict"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            vfmtok.encode_features(wrong)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 
 from vfmlab import presets
 from vfmlab.config import override
+from vfmlab.data import to_uint8
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.instruments.base import Part
 from vfmlab.evaluation.instruments.codebook import CodebookUse
@@ -64,8 +65,30 @@ def test_codes_of_another_tokenizer_are_one_line(images):
         tokenizer.decode_codes(codes[:, :15])
     with pytest.raises(DataError, match="codes are integers"):
         tokenizer.decode_codes(codes.float())
+    assert torch.equal(tokenizer.decode_codes(codes.to(torch.uint8)), tokenizer.decode_codes(codes))
+    with pytest.raises(DataError, match="a long tensor B x 16, not a list"):
+        tokenizer.decode_codes(codes.tolist())
     with pytest.raises(DataError, match="each token has 2 codes"):
         multi.decode_codes(multi.codes(images).flip(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x[..., ::2, ::2], r"\(3, 3, 8, 8\).*takes images B x 3 x 16 x 16"),
+        (lambda x: x.repeat(1, 1, 1, 2), r"\(3, 3, 16, 32\)"),
+        (lambda x: x[:, :1], r"\(3, 1, 16, 16\)"),
+        (lambda x: x[0], r"\(3, 16, 16\)"),
+        (lambda x: x.numpy(), "ndarray"),
+        (to_uint8, "uint8 from 0 to 255.*to_float"),
+        (lambda x: (x + 1) * 127.5, "float32 from .* to 25"),
+        (lambda x: x * float("nan"), "nan"),
+    ],
+    ids=["small", "wide", "grey", "one", "numpy", "8 bits", "0 to 255", "nan"],
+)
+def test_what_is_no_image_has_no_codes(images, change, words):
+    with pytest.raises(DataError, match=words):
+        build().codes(change(images))
 
 
 def test_a_continuous_tokenizer_has_no_codes(images):

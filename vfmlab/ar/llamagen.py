@@ -120,10 +120,11 @@ class Past:
 @dataclass
 class Cache:
     """Keys and values of tokens drawn so far, block by block. length: inputs seen, the class included.
-    condition: of networks that look at the class at every token."""
+    live: sequences that have all of them. condition: of networks that look at the class at every token."""
 
     blocks: list[Past]
     length: int = 0
+    live: int = 0
     condition: Tensor | None = None
 
     @property
@@ -200,9 +201,9 @@ class LlamaGen(nn.Module):
             ConfigError: another number of tokens, a label or a code outside its table.
         """
         tokens, entries = self.codes.tokens, self.codes.entries
-        if codes.ndim != 2 or codes.shape[1] != tokens or len(codes) != len(labels):
-            raise ConfigError(f"codes of shape {tuple(codes.shape)} for {len(labels)} labels: give one row "
-                              f"of {tokens} codes a label")
+        if labels.ndim != 1 or codes.shape != (len(labels), tokens):
+            raise ConfigError(f"codes of shape {tuple(codes.shape)} for labels of shape "
+                              f"{tuple(labels.shape)}: give one row of {tokens} codes a label")
         inside("labels", labels, self.num_classes + 1, f"{self.num_classes}: no class")
         inside("codes", codes, entries, "are they of another codebook?")
         return self(labels, codes)
@@ -222,11 +223,18 @@ class LlamaGen(nn.Module):
     def first(self, labels: Tensor, cache: Cache) -> Tensor:
         """Logits of the first code (B K), for labels B, without gradients; the cache begins anew."""
         inside("labels", labels, self.num_classes + 1, f"{self.num_classes}: no class")
-        cache.length = 0
+        cache.length, cache.live = 0, len(labels)
         return self._next(self.class_embedding(labels), cache)
 
     def next(self, codes: Tensor, cache: Cache) -> Tensor:
-        """Logits of the code after `codes` (long B), which were drawn last: B K."""
+        """Logits of the code after `codes` (long B), which were drawn last: B K.
+
+        Fewer rows than before go on with the first sequences. Raises ConfigError before :meth:`first`, and
+        for more sequences than it began with.
+        """
+        if not 0 < len(codes) <= cache.live:
+            raise ConfigError(f"{len(codes)} codes for {cache.live} sequences that have begun; begin each "
+                              "with network.first(labels, cache)")
         return self._next(self.token_embedding(codes), cache)
 
     def room(self, rows: int, cache: Cache) -> int:
@@ -241,6 +249,7 @@ class LlamaGen(nn.Module):
     @torch.no_grad()
     def _next(self, x: Tensor, cache: Cache) -> Tensor:
         at = self.room(len(x), cache)
+        cache.live = len(x)
         x = (x if self.places is None else x + self.places[at])[:, None]
         for block, past in zip(self.blocks, cache.blocks, strict=True):
             x = block(x, self.rope[:, at : at + 1], past, at)
@@ -249,7 +258,10 @@ class LlamaGen(nn.Module):
 
 
 def inside(what: str, values: Tensor, count: int, remark: str) -> None:
-    """:class:`ConfigError` unless all `values` are from 0 to count - 1."""
+    """:class:`ConfigError` unless all `values` are whole numbers from 0 to count - 1, and there are some."""
+    if not values.numel() or values.dtype.is_floating_point or values.dtype in (torch.bool, torch.uint8):
+        raise ConfigError(f"{what} of shape {tuple(values.shape)} and type {values.dtype}: give at least "
+                          "one, as long integers")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= count:
         raise ConfigError(f"{what} from {low} to {high} are outside 0 to {count - 1} ({remark})")

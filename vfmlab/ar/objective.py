@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.config import AR
+from vfmlab.losses.terms import Pieces, Term
 from vfmlab.seeding import StepRandom
+
+
+class Drawn(NamedTuple):
+    """What the network predicts and what it says, in the order in which codes are drawn.
+
+    codes: long B T. logits: B T K. labels: long B, with the null label where the class was dropped.
+    """
+
+    codes: Tensor
+    logits: Tensor
+    labels: Tensor
 
 
 class ARObjective(nn.Module):
@@ -36,6 +48,11 @@ class ARObjective(nn.Module):
             the mean cross-entropy in nats a token, and `bits_per_image`: the same in bits, summed over
             tokens.
         """
+        pieces = self.pieces(batch, rng, samples)
+        return pieces.loss, pieces.metrics
+
+    def pieces(self, batch: Any, rng: StepRandom, samples: int = 0) -> Pieces:
+        """:meth:`forward` with what it went through; arguments as there."""
         codes, labels = batch[0].long(), batch[1]
         labels = torch.where(rng.rand() < self.config.class_dropout, self.network.num_classes, labels)
         order, permuted = None, self.config.permuted
@@ -46,7 +63,8 @@ class ARObjective(nn.Module):
         logits = self.network(labels, codes, order)
         targets = codes if order is None else codes.gather(1, order)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-        return loss, {"bits_per_image": loss.detach() * codes.shape[1] / math.log(2)}
+        metrics = {"bits_per_image": loss.detach() * codes.shape[1] / math.log(2)}
+        return Pieces(loss, metrics, {"cross_entropy": Term(loss, 1.0)}, drawn=Drawn(targets, logits, labels))
 
 
 @torch.no_grad()

@@ -136,6 +136,7 @@ class RAR(LlamaGen):
     @torch.no_grad()
     def _next(self, x: Tensor, cache: Cache) -> Tensor:
         at = self.room(len(x), cache)
+        cache.live = len(x)
         x, c = (x + self.places[at] + self.targets[at])[:, None], cache.condition[: len(x)]
         for block, past in zip(self.blocks, cache.blocks, strict=True):
             x = block(x, c, past, at)

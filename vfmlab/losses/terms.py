@@ -11,6 +11,7 @@ from torch import Tensor
 from vfmlab.losses.base import Reconstruction
 
 if TYPE_CHECKING:  # a floor above
+    from vfmlab.ar.objective import Drawn
     from vfmlab.diffusion.objective import Terms
 
 
@@ -40,7 +41,8 @@ class Pieces:
 
     loss: scalar, what `backward` is called on. metrics: detached scalars by name. terms: what the loss is the
     sum of. reconstruction: images, features, posterior, latent and decoded images, where a tokenizer trains.
-    flow: noisy latents, times, velocities, where a generator trains.
+    flow: noisy latents, times, velocities, where diffusion trains. drawn: codes and logits, where codes are
+    learned in order.
     """
 
     loss: Tensor
@@ -48,3 +50,4 @@ class Pieces:
     terms: dict[str, Term]
     reconstruction: Reconstruction | None = None
     flow: Terms | None = None
+    drawn: Drawn | None = None

@@ -30,6 +30,7 @@ from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.shapes import LayerShape, check_shapes
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
+WIDEST = 4.0  # images are in [-1, 1], with room for noise; 0..255 is not
 NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
 
 
@@ -297,6 +298,9 @@ class Tokenizer(nn.Module):
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> posterior of normalised latents (B C h w); on a sphere the mode."""
         statistics = self.statistics
+        if not images.is_floating_point():
+            raise DataError(f"encode of images of {images.dtype}: give floating point in [-1, 1], as "
+                            "vfmlab.data.to_float makes it of 8 bits")
         raw = self.posterior(images, features)
         if self.config.radius is not None:
             return Posterior(self.normalise(raw.mean.float()))
@@ -347,8 +351,20 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
-        """Images in [-1, 1] (B 3 H W) -> codes B T, long. They need no latent statistics."""
+        """Images in [-1, 1] (B 3 H W) -> codes B T, long. They need no latent statistics.
+
+        Raises:
+            DataError: other shapes, 8-bit images, NaN or values far outside of the range, which would have
+            codes too.
+        """
         self._need_codes()
+        shape = getattr(images, "shape", ())
+        if not isinstance(images, Tensor) or shape[1:] != (3, self.size, self.size):
+            raise DataError(f"codes of {type(images).__name__} {tuple(shape)}: tokenizer "
+                            f"'{self.config.method}' takes images B x 3 x {self.size} x {self.size}")
+        if not images.is_floating_point() or not bool((images.abs() <= WIDEST).all()):
+            raise DataError(f"codes of images of {images.dtype} from {images.min():g} to {images.max():g}: "
+                            "give floating point in [-1, 1], as vfmlab.data.to_float makes it of 8 bits")
         return self.posterior(images, features).codes.indices
 
     @torch.no_grad()
@@ -359,6 +375,9 @@ class Tokenizer(nn.Module):
             DataError: another number of codes than T, codes outside of the codebook.
         """
         quantizer = self._need_codes()
+        if not isinstance(codes, Tensor):
+            raise DataError(f"decode_codes: codes are a long tensor B x {self.latent_shape[0]}, not a "
+                            f"{type(codes).__name__}")
         if codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
             raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at "
                             f"{self.size} px has B x {self.latent_shape[0]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,16 +33,30 @@ def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
                               "VFM, size and vfm.upscale of its training")
 
 
-def as_maps(features: Sequence[Tensor], layers: Sequence[int]) -> dict[int, Tensor]:
-    """Tokens (B N D) of each layer -> its map (B D h w), N a square; :class:`ConfigError` otherwise."""
+def as_maps(features: Sequence[Tensor], layers: Sequence[int],
+            shapes: Mapping[int, LayerShape]) -> dict[int, Tensor]:
+    """Tokens (B N D) of each layer -> its map (B D h w), N a square.
+
+    Raises:
+        ConfigError: another number of tensors, of images, of tokens or of channels than `shapes` say.
+    """
+    if isinstance(features, Mapping | Tensor):
+        raise ConfigError(f"encode_features: give a list of tensors B N D, one for each of the layers "
+                          f"{list(layers)}, not a {type(features).__name__}")
     if len(features) != len(layers):
         raise ConfigError(f"encode_features: {len(features)} tensors for the layers {list(layers)}; give one "
                           "for each")
     maps = {}
     for layer, tokens in zip(layers, features, strict=True):
+        if tokens.ndim != 3 or len(tokens) != len(features[0]):
+            raise ConfigError(f"encode_features: layer {layer} has the shape {tuple(tokens.shape)}; give B N "
+                              f"D, as many images as the first, {len(features[0])}")
         side = math.isqrt(tokens.shape[1])
         if side * side != tokens.shape[1]:
             raise ConfigError(f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; "
                               "leave out class and register tokens")
+        if (shape := shapes.get(layer)) and shape != (found := LayerShape(tokens.shape[2], side)):
+            raise ConfigError(f"encode_features: layer {layer} has width {found.width} and grid {side}, the "
+                              f"tokenizer was made for width {shape.width} and grid {shape.side}")
         maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
     return maps

@@ -117,7 +117,7 @@ class VFMVAE(Tokenizer):
 
     def encode_features(self, features: Sequence[Tensor]) -> Posterior:
         """Tokens [B, tokens, width] of the VFM's layers, in the order of `layers` -> raw posterior."""
-        return self._encode(as_maps(features, self.layers))
+        return self._encode(as_maps(features, self.layers, self.shapes))
 
     def _encode(self, maps: dict[int, Tensor]) -> Posterior:
         parts = []

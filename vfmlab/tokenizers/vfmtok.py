@@ -111,7 +111,7 @@ class VFMTok(Tokenizer):
 
     def encode_features(self, features: Sequence[Tensor]) -> CodePosterior:
         """Tokens (B N D) of the VFM's layers, in `layers`' order -> `indices` B T, `latents` B T channels."""
-        return self._encode(as_maps(features, self.layers))
+        return self._encode(as_maps(features, self.layers, self.shapes))
 
     def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:
         tokens = self.quant(self.encoder([maps[layer] for layer in self.layers]))

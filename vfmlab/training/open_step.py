@@ -26,6 +26,7 @@ from vfmlab.losses.base import Reconstruction
 from vfmlab.losses.terms import Pieces, Term
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
+from vfmlab.training.ar import ARTask
 from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.state import State
@@ -99,7 +100,8 @@ class Step:
     @property
     def network(self) -> nn.Module:
         """The generator. Raises ConfigError in a tokenizer's phase."""
-        self._need("flow", "network")
+        if not isinstance(self.task, ARTask):
+            self._need("flow", "network")
         return self.task.weights.network if isinstance(self.task.weights, Tuned) else self.task.weights
 
     @property
@@ -132,7 +134,7 @@ class Step:
 
     @property
     def z(self) -> Tensor:
-        """B C h w: raw latents drawn from the posterior; in a generator's phase normalised ones."""
+        """B C h w: raw latents drawn from the posterior; in a phase of diffusion normalised ones."""
         if self.pieces.flow is None or self.pieces.reconstruction is not None:
             return self.reconstruction.z
         return self.batch.z
@@ -162,11 +164,22 @@ class Step:
         """The velocity that the network predicts, B C h w."""
         return self._need("flow", "velocity").prediction
 
+    @property
+    def codes(self) -> Tensor:
+        """Codes in the order in which the generator draws them, long B T: what it should predict."""
+        return self._need("drawn", "codes").codes
+
+    @property
+    def logits(self) -> Tensor:
+        """The generator's logits of these codes, each given those before it: B T K."""
+        return self._need("drawn", "logits").logits
+
     def _need(self, part: str, name: str) -> Any:
         found = getattr(self.pieces, part)
         if found is None:
-            other = "diffusion" if part == "flow" else "tokenizer"
-            raise ConfigError(f"a {self.task.name} step has no '{name}'; open one of phase='{other}'")
+            other = {"flow": "diffusion", "drawn": "ar"}.get(part, "tokenizer")
+            raise ConfigError(f"'{name}' is not part of a step of the phase '{self.task.name}', but of one "
+                              f"of the phase '{other}'")
         return found
 
     # -- what it does ---------------------------------------------------------------------------------------
@@ -199,11 +212,12 @@ class Step:
                     places[place] = [getattr(self.tokenizer, f"last_{place}_layer")()]
                 except ConfigError:  # a tokenizer that trains no encoder
                     continue
-        if self.pieces.flow is not None:
+        if self.pieces.flow is not None or self.pieces.drawn is not None:
             blocks = [*getattr(self.network, "blocks", ()), *getattr(self.network, "head_blocks", ())]
             ends = {1: blocks[0], len(blocks): blocks[-1]} if blocks else {}
             places |= {f"block {k}": list(block.parameters()) for k, block in ends.items()}
-            last = getattr(self.network, "final", self.network)  # a network given from a cell: all of it
+            # a network given from a cell has neither: all of it
+            last = getattr(self.network, "final", getattr(self.network, "head", self.network))
             places["output"] = list(last.parameters())
         places["all parameters"] = self.parameters
         trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in places.items()}
@@ -227,9 +241,9 @@ def open_step(
 
     Args:
         described: a recipe, phase, preset or config as in `vfmlab.train`; or the id or directory of a run.
-        overrides: dotted names, not for a run. phase: of a recipe: a stage's name, "tokenizer" or
-        "diffusion"; None: the first. number: of the step, which decides images and noise; None: the next
-        one, 0 for fresh weights. device: "cpu" keeps off accelerators. fp32: whatever precision the training
+        overrides: dotted names, not for a run. phase: of a recipe: a stage's name, "tokenizer",
+        "diffusion" or "ar"; None: the first. number: of the step, which decides images and noise; None: the
+        next one, 0 for fresh weights. device: "cpu" keeps off accelerators. fp32: whatever precision the training
         has, for comparisons by hand.
 
     A phase builds on others: they are taken from `root` where they are trained, and caches are made there as
@@ -254,7 +268,8 @@ def open_step(
                           "that trains it, or of a generator on it")
     task, note = _task(chosen, root)
     if not hasattr(task.objective, "pieces"):
-        raise ConfigError(f"a step of a {chosen.kind} phase cannot be opened; tokenizers and generators can")
+        raise ConfigError(f"a step of the phase '{chosen.kind}' cannot be opened; tokenizers and generators "
+                          "can")
     if fp32:
         task.train = task.train.model_copy(update={"precision": "fp32"})
     return _start(task, folder, root, number, device, note)
@@ -294,16 +309,17 @@ def _phase(recipe: config.Recipe, name: str | None) -> config.Phase:
 
 def _task(phase: config.Phase, root: str | Path) -> tuple[Task, str]:
     """What trains the phase, and what differs from a training."""
-    known = phase.diffusion is not None or isinstance(phase, config.TokenizerPhase)
-    if not known or phase.parent is None or phase.before.imported is not None or runs.finished(
-        phase.before, root):
+    if phase.parent is None or phase.before.imported is not None or runs.finished(phase.before, root):
         return api.open_task(phase, root), ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("tokenizer", phase.seed))
         tokenizer = api.build_tokenizer(phase)
     note = f"the tokenizer is untrained: '{phase.parent}' is not trained under '{root}'"
-    if phase.diffusion is None:
+    if isinstance(phase, config.TokenizerPhase):
         return TokenizerTask(phase, tokenizer), note
+    if phase.ar is not None:  # codes need no statistics
+        phase = config.override(phase.recipe, {"ar.cache": False, "ar.ten_crops": None}).last
+        return ARTask(phase, tokenizer, runs.root_folder(root)), note
     source = open_source(phase.data, "train")
     images = some_images(source, FEW, "statistics", phase.seed, batch=64)
     tokenizer.set_statistics(measure(tokenizer.eval(), images, source.fingerprint))

@@ -124,14 +124,14 @@ class Quantizer(nn.Module):
         return self.look_up(nearest(tokens.float(), self.entries()))
 
     def check(self, indices: Tensor) -> Tensor:
-        """Indices as they came; :class:`DataError` for what are no codes of this quantiser."""
+        """Indices, long; :class:`DataError` for what are no codes of this quantiser."""
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise DataError(f"codes are integers, these are {indices.dtype}; give what tokenizer.codes() "
                             "returns")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.size:
             raise DataError(f"codes from {int(indices.min())} to {int(indices.max())}: the codebook has "
                             f"entries 0 to {self.size - 1}; these belong to another tokenizer")
-        return indices
+        return indices.long()  # as 8 bits without a sign they would be a mask
 
     def effective(self) -> float:
         """Entries in use over all of them, 0 to 1: the exponential of the entropy of how often each is
