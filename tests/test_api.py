@@ -57,7 +57,8 @@ def test_parts_of_a_large_call_are_the_same_images(trained, monkeypatch):
 
 @pytest.mark.parametrize(
     "how",
-    [{"steps": 0}, {"guidance": 1e30}, {"guidance": float("nan")}, {"seed": -1}, {"labels": []}, {"labels": [99]}],
+    [{"steps": 0}, {"guidance": 1e30}, {"guidance": float("nan")}, {"seed": -1}, {"labels": []}, {"labels": [99]}, {"labels": [0.5]},
+     {"labels": ["disc"]}, {"seed": 1.5}],
     ids=str,
 )
 def test_values_that_no_sample_can_have(trained, how):

@@ -130,6 +130,10 @@ def test_what_does_not_fit_is_one_line(state, config):
             import_state_dict("llamagen-gpt", state, config | {change: words})
     with pytest.raises(ConfigError, match="lacks 'n_head'"):
         import_state_dict("llamagen-gpt", state, {k: v for k, v in config.items() if k != "n_head"})
+    with pytest.raises(ConfigError, match="the config is a list; give a dict"):
+        import_state_dict("llamagen-gpt", state, [*config])
+    with pytest.raises(ConfigError, match="llamagen-gpt: the release's config cannot be: field .width. = 0"):
+        import_state_dict("llamagen-gpt", state, config | {"dim": 0})
     for broken in ({k: v for k, v in state.items() if k != "norm.weight"}, state | {"layers.0.extra": torch.zeros(1)}):
         with pytest.raises(CheckpointError):
             import_state_dict("llamagen-gpt", broken, config)

@@ -341,6 +341,8 @@ def test_a_command_fills_only_folders_that_are_its_own(tmp_path):
     for inside in (run.path, run.path / "pictures", run.path / "images" / "deep", tmp_path / "link", tmp_path / "link" / "x"):
         with pytest.raises(ConfigError, match="inside run"):
             runs.output_folder(inside, mine)
+    for spelling in (run.path, tmp_path / "runs" / ".." / "runs" / run.path.name, tmp_path / "link"):
+        assert runs.output_folder(spelling / "pictures", mine, within=run.path) == spelling / "pictures"
     (tmp_path / "file").write_text("")
     for impossible in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
         with pytest.raises(ConfigError, match="choose another"):

@@ -70,6 +70,7 @@ def test_codes_of_another_tokenizer_are_one_line(images):
         tokenizer.decode_codes(codes.tolist())
     with pytest.raises(DataError, match="each token has 2 codes"):
         multi.decode_codes(multi.codes(images).flip(1))
+    assert torch.equal(multi.decode_codes(multi.codes(images).to(torch.uint8)), multi.decode_codes(multi.codes(images)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ A *reference* to a run is its id, a unique prefix of it, or its directory. A *pr
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,13 @@ def train(run: Described, root: str | Path = "runs", overrides: dict[str, Any] |
         named = dict.fromkeys([*(phase.stage for phase in phases), *(phase.kind for phase in phases)])
         raise ConfigError(f"until = '{until}': this run's phases are {', '.join(named)}")
     files.sweep(runs.root_folder(root) / ".latents")
-    phases, checked = phases if until is None else phases[: ends[-1] + 1], False
+    phases = phases if until is None else phases[: ends[-1] + 1]
+    begun = [phase for phase in phases if phase.imported is None and not runs.settled(phase, root)]
+    if begun:
+        from vfmlab.training import check, dryrun
+
+        with dryrun.exhaustion(begun[0].kind, begun[0].train):  # of parts that are too large to be built
+            check.check(phases, root)
     for phase in phases:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
@@ -115,12 +122,9 @@ def train(run: Described, root: str | Path = "runs", overrides: dict[str, Any] |
 
                 yield from import_run(phase, root)
             else:
-                from vfmlab.training import check, dryrun, loop
+                from vfmlab.training import dryrun, loop
 
-                with dryrun.exhaustion(phase.kind, phase.train):  # of parts that are too large to be built
-                    if not checked:
-                        check.check(phases, root)
-                        checked = True
+                with dryrun.exhaustion(phase.kind, phase.train):
                     task = open_task(phase, root)
                 given.save(phase.recipe.parts, folder.path / "parts")
                 yield from loop.fit(task, folder)
@@ -252,7 +256,7 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     if wrong:
         names = ", ".join(f"{i} {name}" for i, name in enumerate(model.class_names[:12]))
         raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes ({names})")
-    if not 0 <= seed < 2**63:
+    if not 0 <= _whole("seed", seed) < 2**63:
         raise ConfigError(f"seed = {seed}: a seed is an integer from 0 to 2**63 - 1")
     scale = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
     fields = {**(sampler or {}), **({} if steps is None else {"steps": steps})}
@@ -267,6 +271,14 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
         raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
                           f"at most {STRONGEST}")
     return protocol
+
+
+def _whole(name: str, value: Any) -> int:
+    """`value` as an int; :class:`ConfigError` for what is none, such as 1.5 or a class's name."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} = {value!r} is no integer; a class is given by its number") from None
 
 
 def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = None, seed: int = 0,
@@ -295,7 +307,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = N
     loaded = (model if isinstance(model, LoadedDiffusion)
               else load_generator(model, root, ema, decoder=decoder))
     loaded = loaded if prompts is None else loaded.prompted(prompts)
-    labels = list(range(loaded.num_classes)) if labels is None else [int(label) for label in labels]
+    labels = list(range(loaded.num_classes)) if labels is None else [_whole("label", each) for each in labels]
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     with_weaker(loaded.network, protocol.guidance, root)
     previews = previews if len(labels) <= CHUNK else 0

@@ -335,6 +335,12 @@ def finished(run: Phase, root: str | Path = "runs") -> bool:
     return (folder.path / "config.json").exists() and folder.status().state == "finished"
 
 
+def settled(run: Phase, root: str | Path = "runs") -> bool:
+    """Whether `run` is finished and its directory holds its protocol: :func:`create` changes nothing."""
+    stored = finished(run, root) and RunDir(root_folder(root) / run.id).raw_config.get("protocol")
+    return stored == run.recipe.model_dump(mode="json")["protocol"]
+
+
 @contextmanager
 def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
     """The directory of `run`, as :func:`create`; a new one goes again when an error comes before the run

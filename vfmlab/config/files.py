@@ -178,9 +178,9 @@ def output_folder(path: str | Path, made: Callable[[Path], Any], overwrite: bool
     Raises:
         ConfigError: a file, a folder inside a run or not writable, or other files in it.
     """
-    folder = expand(path)
+    folder, own = expand(path), None if within is None else expand(within).resolve()
     for place in (folder.absolute(), *folder.resolve().parents, folder.resolve()):
-        if holds_run(place) and place != within:
+        if holds_run(place) and place.resolve() != own:
             raise ConfigError(f"'{path}' is inside run '{place.name}', which it would damage; choose another "
                               "folder")
     try:

@@ -243,8 +243,8 @@ def open_step(
         described: a recipe, phase, preset or config as in `vfmlab.train`; or the id or directory of a run.
         overrides: dotted names, not for a run. phase: of a recipe: a stage's name, "tokenizer",
         "diffusion" or "ar"; None: the first. number: of the step, which decides images and noise; None: the
-        next one, 0 for fresh weights. device: "cpu" keeps off accelerators. fp32: whatever precision the training
-        has, for comparisons by hand.
+        next one, 0 for fresh weights. device: "cpu" keeps off accelerators. fp32: whatever precision the
+        training has, for comparisons by hand.
 
     A phase builds on others: they are taken from `root` where they are trained, and caches are made there as
     training makes them. Otherwise the tokenizer is an untrained one, and `note` says so.

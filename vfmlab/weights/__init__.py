@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vfmlab.errors import ConfigError
 from vfmlab.registry import IMPORTERS
 
 
@@ -25,8 +27,15 @@ def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str
         ConfigError: unknown family, or a config that does not describe it. CheckpointError: missing,
         unexpected or mis-shaped tensors, or not of real numbers.
     """
+    from vfmlab.config.override import explain
     from vfmlab.weights import io
 
     build = IMPORTERS.get(name)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{name}: the config is a {type(config).__name__}; give a dict of the release's "
+                          "fields")
     io.check_types(state_dict, f"{name} checkpoint")
-    return build(io.unprefixed(state_dict), config).eval()
+    try:
+        return build(io.unprefixed(state_dict), config).eval()
+    except ValidationError as error:
+        raise ConfigError(f"{name}: the release's config cannot be: {explain(error, {})}") from None

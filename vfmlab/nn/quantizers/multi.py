@@ -75,7 +75,8 @@ class MultiCodebookQuantizer(Quantizer):
         return torch.cat([book.snap(part) for book, part in parts], dim=-1)
 
     def check(self, indices: Tensor) -> Tensor:
-        book = super().check(indices) // (self.size // self.parts)
+        indices = super().check(indices)
+        book = indices // (self.size // self.parts)
         if indices.shape[1] % self.parts or (book.unflatten(1, (-1, self.parts)) != torch.arange(
                 self.parts, device=indices.device)).any():
             raise DataError(f"each token has {self.parts} codes, of codebooks 0 to {self.parts - 1} in this "
