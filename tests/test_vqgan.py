@@ -61,12 +61,12 @@ def test_codes_of_another_tokenizer_are_one_line(images):
     codes = tokenizer.codes(images)
     with pytest.raises(DataError, match="the codebook has entries 0 to 31"):
         tokenizer.decode_codes(codes + 32)
-    with pytest.raises(DataError, match=r"codes of shape \(3, 15\).*has B x 16"):
+    with pytest.raises(DataError, match=r"codes of shape \(3, 15\).*has a long tensor B x 16"):
         tokenizer.decode_codes(codes[:, :15])
     with pytest.raises(DataError, match="codes are integers"):
         tokenizer.decode_codes(codes.float())
     assert torch.equal(tokenizer.decode_codes(codes.to(torch.uint8)), tokenizer.decode_codes(codes))
-    with pytest.raises(DataError, match="a long tensor B x 16, not a list"):
+    with pytest.raises(DataError, match="a long tensor B x 16, not this list"):
         tokenizer.decode_codes(codes.tolist())
     with pytest.raises(DataError, match="each token has 2 codes"):
         multi.decode_codes(multi.codes(images).flip(1))
@@ -81,7 +81,7 @@ def test_codes_of_another_tokenizer_are_one_line(images):
         (lambda x: x[:, :1], r"\(3, 1, 16, 16\)"),
         (lambda x: x[0], r"\(3, 16, 16\)"),
         (lambda x: x.numpy(), "ndarray"),
-        (to_uint8, "uint8 from 0 to 255.*to_float"),
+        (to_uint8, "images of torch.uint8.*to_float"),
         (lambda x: (x + 1) * 127.5, "float32 from .* to 25"),
         (lambda x: x * float("nan"), "nan"),
     ],

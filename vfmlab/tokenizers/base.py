@@ -27,10 +27,9 @@ from vfmlab.nn.sphere import lengths, onto
 from vfmlab.nn.standardise import channel_moments, over
 from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.shapes import LayerShape, check_shapes
+from vfmlab.tokenizers.shapes import LayerShape, check_floats, check_images, check_shapes
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
-WIDEST = 4.0  # images are in [-1, 1], with room for noise; 0..255 is not
 NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
 
 
@@ -298,9 +297,7 @@ class Tokenizer(nn.Module):
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> posterior of normalised latents (B C h w); on a sphere the mode."""
         statistics = self.statistics
-        if not images.is_floating_point():
-            raise DataError(f"encode of images of {images.dtype}: give floating point in [-1, 1], as "
-                            "vfmlab.data.to_float makes it of 8 bits")
+        check_floats(images, "encode")
         raw = self.posterior(images, features)
         if self.config.radius is not None:
             return Posterior(self.normalise(raw.mean.float()))
@@ -353,34 +350,23 @@ class Tokenizer(nn.Module):
     def codes(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Tensor:
         """Images in [-1, 1] (B 3 H W) -> codes B T, long. They need no latent statistics.
 
-        Raises:
-            DataError: other shapes, 8-bit images, NaN or values far outside of the range, which would have
-            codes too.
+        Raises DataError for other shapes, 8-bit images, NaN and values far out of the range.
         """
         self._need_codes()
-        shape = getattr(images, "shape", ())
-        if not isinstance(images, Tensor) or shape[1:] != (3, self.size, self.size):
-            raise DataError(f"codes of {type(images).__name__} {tuple(shape)}: tokenizer "
-                            f"'{self.config.method}' takes images B x 3 x {self.size} x {self.size}")
-        if not images.is_floating_point() or not bool((images.abs() <= WIDEST).all()):
-            raise DataError(f"codes of images of {images.dtype} from {images.min():g} to {images.max():g}: "
-                            "give floating point in [-1, 1], as vfmlab.data.to_float makes it of 8 bits")
+        check_images(images, self.size, f"codes of tokenizer '{self.config.method}'")
         return self.posterior(images, features).codes.indices
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes B T (long) -> images clamped to [-1, 1] (B 3 H W).
 
-        Raises:
-            DataError: another number of codes than T, codes outside of the codebook.
+        Raises DataError for another number of codes than T and for codes outside of the codebook.
         """
         quantizer = self._need_codes()
-        if not isinstance(codes, Tensor):
-            raise DataError(f"decode_codes: codes are a long tensor B x {self.latent_shape[0]}, not a "
-                            f"{type(codes).__name__}")
-        if codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
-            raise DataError(f"codes of shape {tuple(codes.shape)}: tokenizer '{self.config.method}' at "
-                            f"{self.size} px has B x {self.latent_shape[0]}")
+        if not isinstance(codes, Tensor) or codes.ndim != 2 or codes.shape[1:] != self.latent_shape:
+            raise DataError(f"codes of shape {tuple(getattr(codes, 'shape', ()))}: tokenizer "
+                            f"'{self.config.method}' at {self.size} px has a long tensor B x "
+                            f"{self.latent_shape[0]}, not this {type(codes).__name__}")
         tokens = quantizer.look_up(quantizer.check(codes))
         raw = tokens.transpose(1, 2).unflatten(2, self.map_shape[1:])
         return self.decode_raw(raw)[0].float().clamp(-1, 1)

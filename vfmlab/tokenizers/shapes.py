@@ -1,4 +1,4 @@
-"""Shapes of a VFM's maps, and features that come as tokens: for tokenizers built without their VFM."""
+"""What a tokenizer takes: shapes of a VFM's maps, features that come as tokens, images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, DataError
+
+WIDEST = 4.0  # images are in [-1, 1], with room for noise; 0..255 is not
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,25 @@ def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
             raise ConfigError(f"vfm: layer {layer} has width {found.width} and grid {found.side}, the "
                               f"tokenizer was made for width {shape.width} and grid {shape.side}; choose the "
                               "VFM, size and vfm.upscale of its training")
+
+
+def check_floats(images: Tensor, what: str) -> None:
+    """:class:`DataError` for images of 8 bits, which are not in [-1, 1]."""
+    if not images.is_floating_point():
+        raise DataError(f"{what}: images of {images.dtype}; give floating point in [-1, 1], as "
+                        "vfmlab.data.to_float makes it of 8 bits")
+
+
+def check_images(images: Tensor, size: int, what: str) -> None:
+    """:class:`DataError` for what is no B 3 size size in [-1, 1]: NaN and values far outside too."""
+    shape = getattr(images, "shape", ())
+    if not isinstance(images, Tensor) or shape[1:] != (3, size, size):
+        raise DataError(f"{what}: {type(images).__name__} {tuple(shape)}; it takes images B x 3 x {size} x "
+                        f"{size}")
+    check_floats(images, what)
+    if not bool((images.abs() <= WIDEST).all()):
+        raise DataError(f"{what}: images of {images.dtype} from {images.min():g} to {images.max():g}; give "
+                        "them in [-1, 1], as vfmlab.data.to_float makes it of 8 bits")
 
 
 def as_maps(features: Sequence[Tensor], layers: Sequence[int],
