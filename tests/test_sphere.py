@@ -278,6 +278,9 @@ def test_a_recipe_that_does_not_fit_is_one_line(change, line):
 def test_other_refusals():
     with pytest.raises(ConfigError, match="path 'linear' has no radius"):
         path.make("linear", radius=2.0)
+    for given in ("long", [3.0]):
+        with pytest.raises(ConfigError, match="a radius is a number"):
+            path.make("sphere", radius=given)
     with pytest.raises(ConfigError, match="path 'sphere' has no option 'radail'.*did you mean 'radial'"):
         path.make("sphere", radius=2.0, radail=1)
     along, z = path.make("sphere", radius=2.0), tokens(0)

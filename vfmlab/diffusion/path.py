@@ -181,8 +181,13 @@ def make(kind: str | config.PathConfig = "linear", radius: float | None = None, 
     radius: length of the tokens, for paths on a sphere. options: fields of the path's `Config`.
 
     Raises:
-        ConfigError: an unknown path or option, a radius that is missing or that the path does not have.
+        ConfigError: an unknown path or option, a radius that is missing, no number, or that the path does
+        not have.
     """
+    try:
+        radius = None if radius is None else float(radius)
+    except (TypeError, ValueError):
+        raise ConfigError(f"radius = {radius!r}: a radius is a number") from None
     if isinstance(kind, str):
         section = PATHS.get(kind).Config
         unknown = next((name for name in options if name not in section.model_fields), None)
