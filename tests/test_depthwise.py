@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vfmlab.nn import depthwise
 from vfmlab.nn.depthwise import DepthwiseConv
@@ -33,6 +34,13 @@ def test_gradients_of_gradients():
     x = torch.randn(2, 2, 4, 9, dtype=torch.float64, requires_grad=True)
     assert gradcheck(layer, (x,))
     assert gradgradcheck(depthwise._Depthwise.apply, (x, layer.weight, layer.bias))
+
+
+def test_blocks_that_are_computed_again():
+    layer, x = DepthwiseConv(2, 5), torch.randn(2, 2, 8, 8, requires_grad=True)
+    wanted = torch.autograd.grad(layer(x).square().sum(), [x, layer.weight])
+    found = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).square().sum(), [x, layer.weight])
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_it_is_torchs_own_where_that_is_faster_or_no_kernel_is_trained():

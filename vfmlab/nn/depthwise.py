@@ -51,8 +51,8 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (x, weight), wanted, kernel = ctx.saved_tensors, ctx.needs_input_grad, ctx.saved_tensors[1].shape[-1]
-        flipped = weight.flip(2, 3)
+        x, weight = ctx.saved_tensors  # once: where blocks are computed again they are given only once
+        flipped, kernel, wanted = weight.flip(2, 3), weight.shape[-1], ctx.needs_input_grad
         return (F.conv2d(gradient, flipped, padding=kernel // 2, groups=len(weight)) if wanted[0] else None,
                 weight_gradient(x, gradient, kernel) if wanted[1] else None,
                 gradient.sum((0, 2, 3)) if wanted[2] else None)
