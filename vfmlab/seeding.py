@@ -20,9 +20,9 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A fresh generator seeded with :func:`derive`."""
-    return torch.Generator(device=device).manual_seed(derive(*parts))
+def generator(*parts: int | str) -> torch.Generator:
+    """A fresh generator on the CPU, seeded with :func:`derive`."""
+    return torch.Generator().manual_seed(derive(*parts))
 
 
 class StepRandom:
@@ -56,18 +56,10 @@ class StepRandom:
         """Uniform in [0, 1), one row per sample of this rank: [rows, *shape]."""
         return self._keep(torch.rand(self.total, *shape, generator=self.generator))
 
-    def randint(self, high: int, *shape: int) -> Tensor:
-        """Uniform integers in [0, high), one row per sample of this rank."""
-        return self._keep(torch.randint(high, (self.total, *shape), generator=self.generator))
-
     def number(self) -> float:
         """One uniform number in [0, 1), the same on every rank: for decisions that hold for the whole
         batch."""
         return float(torch.rand((), generator=self.generator))
-
-    def choice(self, n: int) -> int:
-        """One integer in [0, n), the same on every rank."""
-        return min(int(self.number() * n), n - 1)
 
 
 class SampleRandom:

@@ -38,8 +38,10 @@ class Records:
     bytes: int = 0
     captioned = "captions are read from folders and tables"  # what to do about a missing one
 
-    def __init__(self, what: str, labels: Sequence[int] | Sequence[str] | None = None):
-        self.what, self.labels = what, labels
+    labels: Sequence[int] | Sequence[str] | None = None
+
+    def __init__(self, what: str):
+        self.what = what
         self.dropped: dict[str, list] = {}
         self.notes: list[str] = []
 

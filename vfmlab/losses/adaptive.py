@@ -10,9 +10,9 @@ from vfmlab.errors import TrainingError
 LIMIT = 1e4
 
 
-def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter, limit: float = LIMIT,
+def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Parameter,
                     at: str = "encoder") -> Tensor:
-    """|d reconstruction / d parameter| / (|d loss / d parameter| + 1e-4), clamped to [0, limit], detached,
+    """|d reconstruction / d parameter| / (|d loss / d parameter| + 1e-4), clamped to [0, LIMIT], detached,
     fp32 scalar.
 
     With several processes the gradients are averaged over all of them before their norms are taken, so that
@@ -39,4 +39,4 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
         distributed.all_reduce(both)
         both = both / distributed.get_world_size()
     ours, other = both.flatten(1).norm(dim=1)
-    return (ours / (other + 1e-4)).clamp(0.0, limit).detach()
+    return (ours / (other + 1e-4)).clamp(0.0, LIMIT).detach()

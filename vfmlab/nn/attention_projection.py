@@ -84,14 +84,14 @@ class GEGLU(nn.Module):
 class AttentionProjectionLayer(nn.Module):
     """One attention projection on tokens: B N inputs -> B N outputs."""
 
-    def __init__(self, inputs: int, outputs: int, heads: int, kind: Gelu = "tanh", mlp_ratio: int = 2):
+    def __init__(self, inputs: int, outputs: int, heads: int, kind: Gelu):
         super().__init__()
         self.norm_attention = nn.LayerNorm(inputs)
         self.attention = WidthAttention(inputs, outputs, heads)
         self.norm_linear = nn.LayerNorm(inputs)
         self.linear = nn.Linear(inputs, outputs)
         self.norm_mlp = nn.LayerNorm(outputs)
-        self.mlp = GEGLU(outputs, mlp_ratio * outputs, kind)
+        self.mlp = GEGLU(outputs, 2 * outputs, kind)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(self.norm_linear(x)) + self.attention(self.norm_attention(x))

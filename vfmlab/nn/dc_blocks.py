@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmlab.nn.sphere import rms_over_image
+
 HEAD = 32  # width of a head of linear attention
 
 
@@ -17,14 +19,12 @@ class RMSNorm2d(nn.Module):
     does.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-6):
+    def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(1, channels, 1, 1)), eps
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean((1, 2, 3), keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return (rms_over_image(x) * self.weight).to(x.dtype)
 
 
 class ConvStem(nn.Module):
@@ -79,11 +79,11 @@ class LinearAttention(nn.Module):
 
 
 class GLUConv(nn.Module):
-    """1x1 to `expand` times the width twice, SiLU, depthwise 3x3, one half gates the other, 1x1 back."""
+    """1x1 to 4 times the width twice, SiLU, depthwise 3x3, one half gates the other, 1x1 back."""
 
-    def __init__(self, width: int, expand: int = 4):
+    def __init__(self, width: int):
         super().__init__()
-        inner = 2 * expand * width
+        inner = 2 * 4 * width
         self.inverted = nn.Conv2d(width, inner, 1)
         self.depth = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.point = nn.Conv2d(inner // 2, width, 1, bias=False)

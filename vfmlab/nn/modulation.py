@@ -73,21 +73,15 @@ class Mapping(nn.Module):
     perceptron.
 
     Args:
-        inputs: channels of the latent. width: of w. pooled: side of the pooled latent. lr_multiplier: of both
-        layers.
+        inputs: channels of the latent. width: of w. pooled: side of the pooled latent.
         hidden: width between the layers; None: that of w. VFM-VAE's release has that of the pooled latent.
     """
 
-    def __init__(self, inputs: int, width: int, pooled: int = 1, lr_multiplier: float = 0.01,
-                 hidden: int | None = None):
+    def __init__(self, inputs: int, width: int, pooled: int = 1, hidden: int | None = None):
         super().__init__()
         self.pooled, hidden = pooled, hidden or width
-        self.layers = nn.ModuleList(
-            [
-                EqualLinear(inputs * pooled**2, hidden, lr_multiplier=lr_multiplier),
-                EqualLinear(hidden, width, lr_multiplier=lr_multiplier),
-            ]
-        )
+        self.layers = nn.ModuleList(EqualLinear(a, b, lr_multiplier=0.01)
+                                    for a, b in ((inputs * pooled**2, hidden), (hidden, width)))
 
     def forward(self, z: Tensor) -> Tensor:  # B C h w -> B width
         z = F.adaptive_avg_pool2d(z.float(), self.pooled).flatten(1)
@@ -114,14 +108,14 @@ class ToRGB(nn.Module):
     """Features -> image by a 1x1 convolution, modulated but not demodulated; unmodulated when `style` is 0.
 
     Args:
-        channels: of the features. style: width of w, or 0. outputs: image channels.
+        channels: of the features. style: width of w, or 0.
     """
 
-    def __init__(self, channels: int, style: int, outputs: int = 3):
+    def __init__(self, channels: int, style: int):
         super().__init__()
         self.style = Style(style, channels) if style else None
-        self.weight = nn.Parameter(torch.randn(outputs, channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.weight = nn.Parameter(torch.randn(3, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
         self.gain = 1 / math.sqrt(channels)
 
     def forward(self, x: Tensor, w: Tensor | None) -> Tensor:

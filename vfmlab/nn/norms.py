@@ -21,9 +21,9 @@ class GroupNorm(nn.GroupNorm):
             return super().forward(x.float()).to(x.dtype)
 
 
-def group_norm(channels: int, least: int = 4, most: int = 32) -> GroupNorm:
-    """GroupNorm with as many groups as divide `channels`, up to `most`, each of at least `least` channels."""
-    groups = max(1, min(most, channels // least))
+def group_norm(channels: int, least: int = 4) -> GroupNorm:
+    """GroupNorm with as many groups as divide `channels`, up to 32, each of at least `least` channels."""
+    groups = max(1, min(32, channels // least))
     while channels % groups:
         groups -= 1
     return GroupNorm(groups, channels)

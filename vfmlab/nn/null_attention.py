@@ -65,14 +65,14 @@ class NullAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to `expansion` times, GELU, 1x1 (zero)."""
+    """x + attention(x), then x + feed-forward(x): RMS norm, 1x1 to 4 times the width, GELU, 1x1 (zero)."""
 
-    def __init__(self, channels: int, heads: int = 8, context: int = 0, expansion: int = 4):
+    def __init__(self, channels: int, heads: int = 8, context: int = 0):
         super().__init__()
         self.attention = NullAttention(channels, heads, context)
         self.norm = RMSNorm(channels, dim=1)
-        self.expand = PointwiseConv(channels, expansion * channels)
-        self.contract = PointwiseConv(expansion * channels, channels)
+        self.expand = PointwiseConv(channels, 4 * channels)
+        self.contract = PointwiseConv(4 * channels, channels)
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
 

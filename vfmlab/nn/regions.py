@@ -118,12 +118,11 @@ class RegionDecoder(nn.Module):
     Args:
         registers_first: in a causal sequence registers that come last, as released, change nothing.
         shared: one transformer for both branches; masks: one mask token for both (the paper's ablations).
-        eps: of the blocks' norms.
     """
 
     def __init__(self, tokens: int, width: int, depth: int, heads: int, hidden: int, pixel_side: int,
                  feature_side: int, features: int, registers: int = 4, registers_first: bool = True,
-                 shared: bool = True, masks: bool = False, eps: float = 1e-5):
+                 shared: bool = True, masks: bool = False):
         super().__init__()
         self.pixel_side, self.feature_side, self.registers_first = pixel_side, feature_side, registers_first
 
@@ -131,7 +130,7 @@ class RegionDecoder(nn.Module):
             return nn.Parameter(torch.randn(1, count, width) * width**-0.5)
 
         def transformer() -> nn.ModuleList:
-            return nn.ModuleList(ViTBlock(width, heads, hidden, eps=eps, gated=True) for _ in range(depth))
+            return nn.ModuleList(ViTBlock(width, heads, hidden, eps=1e-5, gated=True) for _ in range(depth))
 
         self.memory_position, self.position = learned(tokens), learned(1 + feature_side**2)
         self.pixel_mask, self.class_token = learned(1), learned(1)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vfmlab.errors import DataError
 
+EPS = 1e-6  # added to a mean square before its root
+
 
 def mean_length(channels: int) -> float:
     """Mean length of a standard normal vector, sqrt(2) Gamma((C + 1) / 2) / Gamma(C / 2): 31.99 at 1024."""
@@ -33,14 +35,13 @@ def onto(x: Tensor, radius: float) -> Tensor:
     return x * (radius / length)
 
 
-def rms_over_image(x: Tensor, centred: bool = False, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) of B C h w over channels and places of each image; centred: their mean taken off first."""
+def rms_over_image(x: Tensor) -> Tensor:
+    """x / rms(x) of B C h w over channels and places of each image, in fp32."""
     x = x.float()
-    x = x - x.mean((1, 2, 3), keepdim=True) if centred else x
-    return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + eps)
+    return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + EPS)
 
 
-def rms_over_channels(x: Tensor, eps: float = 1e-6) -> Tensor:
+def rms_over_channels(x: Tensor) -> Tensor:
     """x / rms(x) per token over the channels of B C h w, no weights, in fp32: tokens of length sqrt(C)."""
     x = x.float()
-    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + EPS)

@@ -136,8 +136,5 @@ class Undrawn(StepRandom):
     def rand(self, *shape: int) -> Tensor:
         return torch.empty(self.total, *shape)
 
-    def randint(self, high: int, *shape: int) -> Tensor:
-        return torch.zeros(self.total, *shape, dtype=torch.long)
-
     def number(self) -> float:
         return 1 - 1e-9

@@ -357,10 +357,10 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor], what: str, keep: Iter
     return module
 
 
-def load_file(module: nn.Module, path: str | Path, what: str = "weights") -> dict[str, str]:
+def load_file(module: nn.Module, path: str | Path) -> dict[str, str]:
     """Load a safetensors file into `module`, strictly; returns the file's metadata."""
-    tensors, facts = read(path, what)
-    load(module, tensors, f"{what}: '{path}'")
+    tensors, facts = read(path)
+    load(module, tensors, f"weights: '{path}'")
     return facts
 
 
