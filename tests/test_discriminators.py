@@ -172,7 +172,7 @@ def test_patchgan_import_is_strict(reference: dict[str, Tensor], change, message
 def test_patchgan_import_refuses_another_configuration(reference: dict[str, Tensor]):
     with pytest.raises(ConfigError, match="num_D = 2, but the checkpoint has 3"):
         import_state_dict("patchgan", group(reference, "multi.sd"), {"num_D": 2})
-    with pytest.raises(ConfigError, match="unknown field 'scales'"):
+    with pytest.raises(ConfigError, match="unknown argument 'scales'"):
         import_state_dict("patchgan", group(reference, "multi.sd"), {"scales": 3})
 
 
@@ -202,7 +202,7 @@ def test_projected_import_is_strict(reference: dict[str, Tensor]):
             import_state_dict("projected-discriminator", {k: v for k, v in sd.items() if k != key}, options)
     with pytest.raises(CheckpointError, match="unexpected: neck"):
         import_state_dict("projected-discriminator", {**sd, "neck.weight": torch.zeros(1)}, options)
-    with pytest.raises(ConfigError, match="unknown field 'heads'"):
+    with pytest.raises(ConfigError, match="unknown argument 'heads'"):
         import_state_dict("projected-discriminator", sd, {**options, "heads": 3})
 
 

@@ -154,7 +154,7 @@ def test_refusals(stored):
     state = {key.removeprefix("sd."): value for key, value in stored[0].items() if key.startswith("sd.")}
     with pytest.raises(ConfigError, match="raev2-ddt: unknown argument 'hiden_size'"):
         import_state_dict("raev2-ddt", state, {**stored[1]["config"], "hiden_size": 1})
-    with pytest.raises(CheckpointError, match="lacks 'blocks.1.attn.k.weight'"):
+    with pytest.raises(CheckpointError, match="1 missing: blocks.1.attn.qkv.weight; 2 unexpected: blocks.1.attn.q.weight"):
         import_state_dict("raev2-ddt", {k: v for k, v in state.items() if k != "blocks.1.attn.k.weight"}, stored[1]["config"])
     lone = LightningDiT(LightningDiT.Config(width=16, depth=1, heads=2), SHAPE, 3)
     with pytest.raises(ConfigError, match="guidance.kind 'internal': network 'lightningdit' has no second read-out"):

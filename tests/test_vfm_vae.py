@@ -170,8 +170,8 @@ def test_every_key_of_the_full_release_has_one_place(golden):
     with torch.device("meta"):
         tokenizer = VFMVAE(config, 256, shapes=dict.fromkeys((0, 12, -1), LayerShape(1024, 32)))
     state = {key: torch.empty(shape, device="meta") for key, shape in release.items()}
-    names = vfm_vae._Names(vfm_vae._fusion_places(state, tokenizer.decoder))
-    found = {names(key): key for key in state if not vfm_vae.IGNORED.fullmatch(key)}
+    fusion = vfm_vae._fusion_places(state, tokenizer.decoder)
+    found = {vfm_vae._renamed(key, fusion): key for key in state if not vfm_vae.IGNORED.fullmatch(key)}
     own = {key: value for key, value in tokenizer.state_dict().items() if not key.startswith("stat_")}
     assert set(found) == set(own)
     for key, value in own.items():
@@ -206,8 +206,7 @@ def test_adapters(golden, which, fields):
     )  # fmt: skip
     config = VFMVAE.Config(widths=(8,), factor=4, alignment_width=32, decoder=decoder, **fields)
     tokenizer = VFMVAE(config, 16, shapes={0: LayerShape(32, 8), -1: LayerShape(32, 8)}).eval()
-    names = vfm_vae._Names({})
-    renamed = {names(key): value for key, value in state.items() if not vfm_vae.IGNORED.fullmatch(key)}
+    renamed = {vfm_vae._renamed(key, {}): value for key, value in state.items() if not vfm_vae.IGNORED.fullmatch(key)}
     result = tokenizer.load_state_dict(renamed, strict=False)
     assert not result.unexpected_keys
     assert all(key.startswith(("stat_", "decoder.m", "decoder.f", "decoder.b")) or key.endswith(".batches")

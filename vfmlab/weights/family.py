@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +109,20 @@ def rewritten(key: str, rules: Iterable[tuple[str, str]]) -> str:
     return key
 
 
-def fused(state: State, pattern: str, ours: str) -> State:
-    """Queries, keys and values as the one layer we have; a missing one is left to the strict loader.
+def fused(state: State, pattern: str, ours: str, parts: Sequence[str] = "qkv") -> State:
+    """Layers that the release holds apart as the one we have; a missing one is left to the strict loader.
 
-    pattern: of a whole key, with its letter as the group `part`. ours: the joint key, which `re` fills in.
+    pattern: of a whole key, with the name of the part as the group `part`. ours: the joint key, which `re`
+    fills in. parts: their names, in the order in which they are joined.
     """
     out = {}
     for key, value in state.items():
         match = re.fullmatch(pattern, key)
-        parts = match and [key[:match.start("part")] + name + key[match.end("part"):] for name in "qkv"]
-        if not parts or any(part not in state for part in parts):
+        whole = match and [key[:match.start("part")] + name + key[match.end("part"):] for name in parts]
+        if not whole or any(part not in state for part in whole):
             out[key] = value
-        elif match["part"] == "q":
-            out[match.expand(ours)] = torch.cat([state[part] for part in parts])
+        elif match["part"] == parts[0]:
+            out[match.expand(ours)] = torch.cat([state[part] for part in whole])
     return out
 
 
@@ -137,6 +138,12 @@ def settings(config: Config, defaults: Config, what: str, unread: Collection[str
         if key not in defaults and key not in unread:
             raise ConfigError(f"{what}: unknown argument '{key}' = {value!r}{nearest(key, defaults)}")
     return defaults | {key: value for key, value in config.items() if key in defaults}
+
+
+def needed(config: Config, names: Iterable[str], what: str) -> None:
+    """:class:`ConfigError` for a config without one of `names`."""
+    if missing := [name for name in names if name not in config]:
+        raise ConfigError(f"{what} config has no field '{missing[0]}'; give the release's own")
 
 
 def check_fixed(config: Config, fixed: Config, what: str) -> None:

@@ -314,6 +314,8 @@ def check_types(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def _way(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    if not tensors:
+        return "none of its tensors is there: give its state dict, not a wrapper"
     heads = {key.split(".")[0] for key in tensors}
     if len(heads) == 1 and not any(key.startswith(f"{min(heads)}.") for key in own):
         return f"all names begin with '{min(heads)}.': save the state dict of that part alone"
@@ -326,12 +328,9 @@ def _kind(value: Tensor) -> str:
 
 def _alike(mine: Tensor, theirs: Tensor) -> bool:
     """Whether the numbers of one can be copied into the other without being changed in kind."""
-    floats = (mine.dtype in FLOATS, theirs.dtype in FLOATS)
-    return theirs.layout is torch.strided and (all(floats) or (not any(floats) and _exact(mine, theirs)))
-
-
-def _exact(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.dtype == theirs.dtype or {mine.dtype, theirs.dtype} <= {torch.int32, torch.int64}
+    kinds = {mine.dtype, theirs.dtype}
+    alike = len(kinds) == 1 or kinds <= set(FLOATS) or kinds <= {torch.int32, torch.int64}
+    return theirs.layout is torch.strided and alike
 
 
 def _is_std(key: str) -> bool:

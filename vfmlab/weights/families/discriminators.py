@@ -15,7 +15,7 @@ from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
 from vfmlab.weights import io
-from vfmlab.weights.family import family
+from vfmlab.weights.family import family, settings
 
 HEAD = {
     "main.0.0.": "first.conv.",
@@ -26,6 +26,7 @@ HEAD = {
     "cmapper.": "condition.",
 }
 SPECTRAL = {"weight_orig": "weight", "weight_u": "u", "weight_v": "v"}
+DEFAULTS = {"img_size": 224, "num_heads": 6, "hooks": (2, 5, 8, 11), "virtual_bs": 8}
 BACKBONE = "dino.model.model."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -45,14 +46,10 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
     """Heads and backbone of a projected discriminator -> kind `projected`, at the backbone's resolution.
 
     Args:
-        config: `img_size` of the backbone (224), `num_heads` (6), `hooks` (2, 5, 8, 11: 0-based blocks; the
-            patch embedding comes after them), `virtual_bs` (8), all optional. All other shapes are read off
-            the tensors.
+        config: `img_size` of the backbone, `num_heads`, `hooks` (0-based blocks; the patch embedding comes
+            after them), `virtual_bs`; see `DEFAULTS`. All other shapes are read off the tensors.
     """
-    known = {"img_size", "num_heads", "hooks", "virtual_bs"}
-    if unknown := sorted(set(config) - known):
-        raise ConfigError(f"projected-discriminator config: unknown field '{unknown[0]}'; known are "
-                          f"{sorted(known)}")
+    c = settings(config, DEFAULTS, "projected-discriminator config")
     net = {key.removeprefix(BACKBONE): value for key, value in state_dict.items() if key.startswith(BACKBONE)}
     heads = {key: value for key, value in state_dict.items() if key.startswith("heads.")}
     if not net or not heads:
@@ -60,12 +57,11 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
                               "state dict")
     if other := [key for key in state_dict if not key.startswith((BACKBONE, "heads."))]:
         raise CheckpointError(f"projected-discriminator: {len(other)} unexpected: {', '.join(other[:4])}")
-    backbone = vision_model(net, int(config.get("img_size", 224)), int(config.get("num_heads", 6)))
+    backbone = vision_model(net, int(c["img_size"]), int(c["num_heads"]))
     kind = DISCRIMINATORS.get("projected")
     mapper = heads.get("heads.0.cmapper.weight")
     options = kind.Config(kind="projected", backbone=None,
-                          layers=(*(block + 1 for block in config.get("hooks", (2, 5, 8, 11))), 0),
-                          virtual_batch=int(config.get("virtual_bs", 8)),
+                          layers=(*(block + 1 for block in c["hooks"]), 0), virtual_batch=int(c["virtual_bs"]),
                           classes=0 if mapper is None else mapper.shape[1],
                           mapped=64 if mapper is None else mapper.shape[0],
                           kernel=heads["heads.0.main.1.fn.0.weight_orig"].shape[2])
@@ -100,9 +96,6 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     agree. Running statistics of batch norms are not kept: here, as in training, a batch is normalised by
     itself.
     """
-    known = {"ndf", "n_layers", "num_D", "input_nc"}
-    if unknown := sorted(set(config) - known):
-        raise ConfigError(f"patchgan config: unknown field '{unknown[0]}'; known are {sorted(known)}")
     state_dict = {key: value for key, value in state_dict.items() if not key.endswith(STATISTICS)}
     convolutions = [key for key, value in state_dict.items() if key.endswith(".weight") and value.ndim == 4]
     single = any(key.startswith("model.") for key in state_dict)
@@ -115,7 +108,7 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     if first is None or layers < 1:
         raise CheckpointError("patchgan checkpoint has no first layer; give the whole state dict")
     found = {"ndf": first.shape[0], "n_layers": layers, "num_D": scales, "input_nc": first.shape[1]}
-    for field, value in config.items():
+    for field, value in settings(config, found, "patchgan config").items():
         if value != found[field]:
             raise ConfigError(f"patchgan config: {field} = {value}, but the checkpoint has {found[field]}")
     affine = any(key.endswith(".weight") and value.ndim == 1 for key, value in state_dict.items())

@@ -20,7 +20,7 @@ from vfmlab.nn.dc_blocks import ConvStem
 from vfmlab.tokenizers.dino_sae import DinoSAE
 from vfmlab.weights import io
 from vfmlab.weights.families.dc_ae_decoder import import_dc_ae
-from vfmlab.weights.family import Batches, Moments, family, section
+from vfmlab.weights.family import Batches, Moments, family, needed, section
 
 VFM = {"name": "dinov3_l16"}
 STEM, DECODER = "cnn.0.conv.weight", r"project_in\.(main\.)?conv\.weight"
@@ -61,10 +61,8 @@ def import_hae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> HAEPart
         config: `embed_dim`, of the VFM; `image`, its side in pixels (256); `decoder`, as of the family
             dc-ae-decoder; `vfm`, a run's section, ours.
     """
-    try:
-        width, size, decoder = int(config["embed_dim"]), int(config["image"]), dict(config["decoder"])
-    except KeyError as error:
-        raise ConfigError(f"hae config has no field {error}; give the release's own") from None
+    needed(config, ("embed_dim", "image", "decoder"), "hae")
+    width, size, decoder = int(config["embed_dim"]), int(config["image"]), dict(config["decoder"])
     stem_at = prefix_of(state_dict, re.escape(STEM), "stem")
     decoder_at = prefix_of(state_dict, DECODER, "decoder")
     vfm_at = stem_at.partition(".")[0] + "." if stem_at else None

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, check_fixed, family, find, rewritten
+from vfmlab.weights.family import STATISTICS, check_fixed, family, find, needed, rewritten
 
 RENAMES = [
     (r"\bnin_shortcut\b", "shortcut"),
@@ -25,6 +25,7 @@ RENAMES = [
     (r"^quant_conv\b", "quant"),
     (r"^post_quant_conv\b", "decoder.post_quant"),
 ]
+NEEDED = ("ch_mult", "num_res_blocks", "embed_dim", "resolution", "ch", "attn_resolutions")
 TRAINING_ONLY = ("loss.", "linear_proj.", "foundation_model.", "logvar", "model_ema.")
 """Prefixes of what training checkpoints carry beside the autoencoder: discriminator, projection, VFM,
 averages."""
@@ -51,15 +52,11 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     The tokenizer has no latent statistics yet: measure them, or set the released ones with `set_statistics`.
     """
     flat = {**config, **config.get("ddconfig", {})}
-    try:
-        levels, blocks = tuple(flat["ch_mult"]), int(flat["num_res_blocks"])
-        channels, size = int(flat["embed_dim"]), int(flat["resolution"])
-        shared = {"width": int(flat["ch"]), "multipliers": levels,
-                  "attention": tuple(flat["attn_resolutions"]),
-                  "inner": int(flat.get("z_channels", channels))}
-    except KeyError as error:
-        raise ConfigError(f"va-vae config has no field {error}; give embed_dim and the release's "
-                          "ddconfig") from None
+    needed(flat, NEEDED, "va-vae")
+    levels, blocks = tuple(flat["ch_mult"]), int(flat["num_res_blocks"])
+    channels, size = int(flat["embed_dim"]), int(flat["resolution"])
+    shared = {"width": int(flat["ch"]), "multipliers": levels, "attention": tuple(flat["attn_resolutions"]),
+              "inner": int(flat.get("z_channels", channels))}
     check_fixed(flat, {"in_channels": 3, "out_ch": 3, "double_z": True, "dropout": 0.0}, "va-vae config")
     method = TOKENIZERS.get("va_vae")
     options = method.Config.model_validate({"channels": channels, "factor": 2 ** (len(levels) - 1),
@@ -68,9 +65,6 @@ def va_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Tokenizer:
     tokenizer = method(options, size)
     renamed = {rename(key, len(levels)): value for key, value in state_dict.items()
                if not key.startswith(TRAINING_ONLY)}
-    if not renamed:
-        raise CheckpointError("va-vae checkpoint has no tensors of an autoencoder; give its state dict, not "
-                              "a wrapper")
     return io.load(tokenizer, renamed, "va-vae checkpoint", keep=STATISTICS)
 
 

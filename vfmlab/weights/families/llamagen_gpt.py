@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmlab.ar.llamagen import SIZES, CodeShape, LlamaGen
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import family, headed
+from vfmlab.weights.family import check_fixed, family, headed, needed
 
 NEEDED = ("dim", "n_layer", "n_head", "vocab_size", "block_size")
 DEFAULTS = {"multiple_of": 256, "num_classes": 1000}  # of the release's constructor
@@ -45,12 +45,11 @@ def import_llamagen_gpt(state_dict: dict[str, Tensor], config: dict[str, Any]) -
         state_dict: keys as released. config: arguments of the release's constructor, of which `NEEDED` must
             be there; those that are no part of the network (dropout, training, sampling) are not read.
     """
-    if missing := [name for name in NEEDED if name not in config]:
-        raise ConfigError(f"llamagen-gpt: config lacks '{missing[0]}'; give {', '.join(NEEDED)}")
-    c = {**DEFAULTS, **FIXED, **config}
-    for name, value in FIXED.items():
-        if c[name] != value and not (name == "n_kv_head" and c[name] == c["n_head"]):
-            raise ConfigError(f"llamagen-gpt: {name} {c[name]!r} is not supported, only {value!r}")
+    needed(config, NEEDED, "llamagen-gpt")
+    c = DEFAULTS | config
+    if c.get("n_kv_head") == c["n_head"]:  # as good as none
+        c["n_kv_head"] = None
+    check_fixed(c, FIXED, "llamagen-gpt")
     side = round(c["block_size"] ** 0.5)
     if side * side != c["block_size"]:
         raise ConfigError(f"llamagen-gpt: block_size {c['block_size']} is no square, and the release's "

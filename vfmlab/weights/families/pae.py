@@ -20,7 +20,7 @@ from vfmlab.nn.sphere import rms_over_channels
 from vfmlab.tokenizers.pae import PAE
 from vfmlab.weights import io
 from vfmlab.weights.families.rae_decoder import import_rae_decoder, onto_pixels
-from vfmlab.weights.family import Batches, Moments, family, headed, section
+from vfmlab.weights.family import Batches, Moments, family, headed, needed, section
 
 PARTS = {
     "delta_encoder.": "encoder.", "delta.": "encoder.", "compressor.0.": "compressor.attn.",
@@ -28,6 +28,7 @@ PARTS = {
     "decompressor.1.": "decompressor.attn.",
 }  # fmt: skip
 VFM = {"name": "dinov2_l14_reg", "upscale": 0.875}
+SIZES = ("img", "patch", "dim", "depth", "heads", "latent")  # of the release's config
 
 
 class PAEParts(nn.Module):
@@ -84,12 +85,8 @@ def import_pae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> PAEPart
         config: `img` (what the VFM sees), `patch`, `dim`, `depth`, `heads`, `latent`; `decoder`, as of the
             family rae-decoder; `fusion` (default sft) and `vfm`, a run's section, ours.
     """
-    try:
-        size, patch, width = int(config["img"]), int(config["patch"]), int(config["dim"])
-        depth, heads, channels = (int(config[name]) for name in ("depth", "heads", "latent"))
-        decoder = dict(config["decoder"])
-    except KeyError as error:
-        raise ConfigError(f"pae config has no field {error}; give the release's own") from None
+    needed(config, (*SIZES, "decoder"), "pae")
+    size, patch, width, depth, heads, channels = (int(config[name]) for name in SIZES)
     if size % patch:
         raise ConfigError(f"pae config: img {size} is no multiple of patch {patch}")
     module = PAEParts(size // patch, patch, width, depth, heads, channels, config.get("fusion", "sft"))
@@ -97,7 +94,7 @@ def import_pae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> PAEPart
            if key.startswith("decoder.")}
     rest = {rename(key): value for key, value in state_dict.items() if not key.startswith("decoder.")}
     io.load(module, rest, "pae checkpoint")
-    module.decoder = import_rae_decoder(own, decoder).decoder
+    module.decoder = import_rae_decoder(own, dict(config["decoder"])).decoder
     if module.decoder.embed.in_features != width:
         raise ConfigError(f"pae config: decoder.hidden_size {module.decoder.embed.in_features} is not dim "
                           f"{width}")

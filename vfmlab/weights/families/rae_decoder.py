@@ -173,14 +173,10 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
         raise ConfigError(f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is "
                           f"{size / c['patch_size']:g} patches a side{found}; RAE sets image_size to "
                           "patch_size times the encoder's grid")
-    try:
-        ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
-                                 heads=c["decoder_num_attention_heads"],
-                                 hidden=c["decoder_intermediate_size"],
-                                 activation=HIDDEN_ACT[c["hidden_act"]], eps=c["layer_norm_eps"],
-                                 qkv_bias=c["qkv_bias"], class_token="class_token" in state)
-    except ValueError as error:
-        raise ConfigError(f"rae-decoder: {error.errors()[0]['msg']}") from None
+    ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
+                             heads=c["decoder_num_attention_heads"], hidden=c["decoder_intermediate_size"],
+                             activation=HIDDEN_ACT[c["hidden_act"]], eps=c["layer_norm_eps"],
+                             qkv_bias=c["qkv_bias"], class_token="class_token" in state)
     decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])
     return TokenDecoder(io.load(decoder, state, "rae-decoder checkpoint", keep=("position",)))
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vfmlab.diffusion.raev2 import RAEv2
-from vfmlab.errors import CheckpointError
 from vfmlab.weights import io
 from vfmlab.weights.families.dit_dh import both, of_head
 from vfmlab.weights.families.lightningdit import built, check_rope
-from vfmlab.weights.family import family, find, headed, settings
+from vfmlab.weights.family import family, find, fused, headed, settings
 
 DEFAULTS = {  # of the release's constructor, as its paper's largest network sets them
     "input_size": 16, "patch_size": 1, "in_channels": 1024, "hidden_size": [1440, 2048], "depth": [28, 2],
@@ -27,7 +25,6 @@ PARTS = {
     "ctx_embedder.embedding_table.": "label_embed.", "base_final_layer.": "base.", "final_layer.": "final.",
 }  # fmt: skip
 INSIDE = {"adaln_modulation.1.": "modulation.", "mlp.w3.": "mlp.fc2."}
-JOINED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "mlp.fc1": ("mlp.w1", "mlp.w2")}
 
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +44,9 @@ def import_raev2(state_dict: dict[str, Tensor], config: dict[str, Any]) -> RAEv2
     c = settings(config.get("config", config), DEFAULTS, "raev2-ddt")
     network = built(RAEv2, c, **both(c, "raev2-ddt", "stack"), base_depth=c["base_model_depth"],
                     time_tokens=c["cond_arch"]["num_t_tokens"], class_tokens=c["cond_arch"]["num_c_tokens"])
-    state = joined({rename(key, len(network.blocks)): value for key, value in state_dict.items()})
+    state = {rename(key, len(network.blocks)): value for key, value in state_dict.items()}
+    state = fused(state, r"(.*\.attn\.)(?P<part>[qkv])(\..+)", r"\1qkv\3")
+    state = fused(state, r"(.*\.mlp\.)(?P<part>w1|w2)(\..+)", r"\1fc1\3", ("w1", "w2"))  # gate and value
     check_rope(state, "enc_rope.", network.rope, "raev2-ddt")
     check_rope(state, "dec_rope.", network.head_rope, "raev2-ddt")
     return io.load(network, state, "raev2-ddt checkpoint")
@@ -59,16 +58,3 @@ def rename(key: str, depth: int) -> str:
     for theirs, ours in INSIDE.items():
         key = key.replace(theirs, ours)
     return of_head(key, depth)
-
-
-def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that the release holds apart as one: queries, keys and values; gate and value of SwiGLU."""
-    state = dict(state)
-    for whole, parts in JOINED.items():
-        for key in [key for key in state if f".{parts[0]}." in key]:
-            names = [key.replace(f".{parts[0]}.", f".{part}.") for part in parts]
-            missing = next((name for name in names if name not in state), None)
-            if missing is not None:
-                raise CheckpointError(f"raev2-ddt checkpoint lacks '{missing}', which stands beside '{key}'")
-            state[key.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat([state.pop(name) for name in names])
-    return state

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vfmlab.errors import ConfigError, nearest
+from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.tokenizers.sd_vae import renamed
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, check_fixed, family
+from vfmlab.weights.family import STATISTICS, check_fixed, family, settings
 
 SAME_HERE = ("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
 FIXED = {  # arguments of diffusers' constructor that our tokenizer has in one form only
@@ -39,8 +39,7 @@ def import_sd_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Toke
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
     known = {"latent_channels", *SAME_HERE, *FIXED, *CONVOLUTIONS, *NOT_READ, *blocks}
-    if unknown := [key for key in config if key not in known]:
-        raise ConfigError(f"sd-vae config: unknown field '{unknown[0]}'{nearest(unknown[0], known)}")
+    settings(config, dict.fromkeys(known), "sd-vae config")
     check_fixed(config, FIXED, "sd-vae config")
     for field, kind in blocks.items():
         if set(config.get(field, [kind])) != {kind}:

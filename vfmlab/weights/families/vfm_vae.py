@@ -13,10 +13,8 @@ import re
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from vfmlab.config import explain
 from vfmlab.decoders.progressive import ProgressiveConfig
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.tokenizers.base import Tokenizer
@@ -24,7 +22,7 @@ from vfmlab.tokenizers.shapes import LayerShape
 from vfmlab.tokenizers.vfm_vae import VFMVAE
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family, find, layers_put, plain_sections, scalar
+from vfmlab.weights.family import STATISTICS, family, find, layers_put, plain_sections, scalar, section
 
 NAME = "vfm-vae"
 
@@ -114,25 +112,20 @@ def _table(key: str, table: dict[str, str]) -> str | None:
     return None
 
 
-class _Names:
+def _renamed(key: str, fusion: dict[int, tuple[int, bool]]) -> str | None:
     """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it unshuffles first."""
-
-    def __init__(self, fusion: dict[int, tuple[int, bool]]):
-        self.fusion = fusion
-
-    def __call__(self, key: str) -> str | None:
-        for pattern, ours, table in PLACES:
-            if match := re.match(pattern, key):
-                found = _table(key[match.end():], table)
-                return found and (match.expand(ours) if isinstance(ours, str) else ours(match)) + found
-        match = re.match(r"synthesis\.z_convs\.(\d+)\.(\d+)\.", key)
-        if match is None or int(match[1]) not in self.fusion:
-            return None
-        block, unshuffles = self.fusion[int(match[1])]
-        # A pixel-unshuffle takes the first place, a pixel-shuffle the second; neither has weights.
-        table = FUSION_FIRST if int(match[2]) == int(unshuffles) else FUSION_LAST
-        found = _table(key[match.end():], table)
-        return found and f"decoder.fusion.{block}.{found}"
+    for pattern, ours, table in PLACES:
+        if match := re.match(pattern, key):
+            found = _table(key[match.end():], table)
+            return found and (match.expand(ours) if isinstance(ours, str) else ours(match)) + found
+    match = re.match(r"synthesis\.z_convs\.(\d+)\.(\d+)\.", key)
+    if match is None or int(match[1]) not in fusion:
+        return None
+    block, unshuffles = fusion[int(match[1])]
+    # A pixel-unshuffle takes the first place, a pixel-shuffle the second; neither has weights.
+    table = FUSION_FIRST if int(match[2]) == int(unshuffles) else FUSION_LAST
+    found = _table(key[match.end():], table)
+    return found and f"decoder.fusion.{block}.{found}"
 
 
 class _Arguments:
@@ -236,20 +229,16 @@ def _codebooks(state: dict[str, Tensor], get: _Arguments) -> dict[str, Any]:
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """The generator's arguments, wherever they stand; the resolution may stand with the data."""
-    section = find(tree, "z_dimension", "patch_from_layers")
-    if section is None:
-        raise ConfigError("vfm-vae config: no section has 'z_dimension' and 'patch_from_layers'; give the "
-                          "release's YAML")
-    section = dict(section)
-    if "synthesis_kwargs" not in section and (inner := find(tree, "channel_base", "channel_max")) is not None:
-        section["synthesis_kwargs"] = inner
-    if "img_resolution" not in section:
+    found = dict(section(NAME, "z_dimension", "patch_from_layers")(tree))
+    if "synthesis_kwargs" not in found and (inner := find(tree, "channel_base", "channel_max")) is not None:
+        found["synthesis_kwargs"] = inner
+    if "img_resolution" not in found:
         size = scalar(tree, "img_resolution", "resolution", "image_size", "img_size")
         if size is None:
             raise ConfigError("vfm-vae config: no 'img_resolution'; add it to the YAML, for example "
                               "img_resolution: 256")
-        section["img_resolution"] = int(size)
-    return section
+        found["img_resolution"] = int(size)
+    return found
 
 
 def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
@@ -283,19 +272,16 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
         ConfigError: arguments that contradict each other.
     """
     state = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
-    try:
-        tokenizer = _tokenizer(_Arguments(config), state)
-    except ValidationError as error:
-        raise ConfigError(f"{NAME}, in our names: {explain(error, config)}") from None
+    tokenizer = _tokenizer(_Arguments(config), state)
     decoder = tokenizer.decoder
     _check_blurs(state_dict, decoder.config)
-    names = _Names(_fusion_places(state, decoder))
+    fusion = _fusion_places(state, decoder)
     own = tokenizer.state_dict()
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if _unused_rgb(key, decoder.config):
             continue
-        ours = names(key) or key  # an unknown key keeps its name and is reported as unexpected
+        ours = _renamed(key, fusion) or key  # an unknown key keeps its name and is reported as unexpected
         # The release keeps biases and scales as 1 C 1 1; only axes of one may differ.
         if ours in own and [n for n in value.shape if n != 1] == [n for n in own[ours].shape if n != 1]:
             value = value.reshape(own[ours].shape)

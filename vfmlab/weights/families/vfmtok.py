@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import ConfigError
 from vfmlab.tokenizers.shapes import LayerShape
 from vfmlab.tokenizers.vfmtok import VFMTok
 from vfmlab.weights import io
@@ -111,8 +111,6 @@ def import_vfmtok(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFMT
     tokenizer = VFMTok(options, size, shapes=dict.fromkeys(layers, shape))
     renamed = {rename(key): value for key, value in state_dict.items()
                if "backbone" not in key and not key.endswith("codebook_used")}
-    if not renamed:
-        raise CheckpointError(f"{NAME} checkpoint has no tensors of the tokenizer; give its state dict")
     for theirs, ours in (("self_attn", r"\1tokens.in_proj_\3"), ("attn1", r"\1qkv.\3")):
         renamed = fused(renamed, rf"(.*\.){theirs}\.(?P<part>[qkv])_proj\.(weight|bias)", ours)
     return io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=llamagen.counters(tokenizer)).eval()
