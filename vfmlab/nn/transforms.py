@@ -72,7 +72,8 @@ def latent(z: Tensor, choice: Choice) -> Tensor:
     otherwise."""
     if choice.path != "latent":
         return z
-    return turn(resize_latent(z, choice.latent_side), choice.turns)
+    # Plain bilinear, as in the released code: anti-aliasing would average over more cells.
+    return turn(resize(z, choice.latent_side, antialias=False), choice.turns)
 
 
 def target_images(images: Tensor, choice: Choice) -> Tensor:
@@ -81,20 +82,11 @@ def target_images(images: Tensor, choice: Choice) -> Tensor:
     return turn(resize(images, choice.image_side), choice.turns)
 
 
-def resize(images: Tensor, side: int) -> Tensor:
-    """Images to side x side: bilinear with anti-aliasing; the very same tensor if they have that size."""
-    if images.shape[-2:] == (side, side):
-        return images
-    return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True,
-                         align_corners=False)
-
-
-def resize_latent(z: Tensor, side: int) -> Tensor:
-    """Latents to side x side: plain bilinear, as in the released code (anti-aliasing would average over more
-    cells)."""
-    if z.shape[-2:] == (side, side):
-        return z
-    return F.interpolate(z.float(), size=(side, side), mode="bilinear", align_corners=False)
+def resize(x: Tensor, side: int, antialias: bool = True) -> Tensor:
+    """B C h w to side x side, bilinear; the very same tensor if it has that size."""
+    if x.shape[-2:] == (side, side):
+        return x
+    return F.interpolate(x.float(), (side, side), mode="bilinear", antialias=antialias, align_corners=False)
 
 
 def turn(x: Tensor, quarters: int) -> Tensor:

@@ -240,26 +240,23 @@ class Moments:
 
 
 @torch.no_grad()
-def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
-    """Fit the linear start of `tokenizer`, once, before its training; nothing to do for one without it
-    (returns None).
+def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Fit the linear start of `tokenizer`, once, before its training.
 
     Deterministic: the same batches give the same weights, so every rank may call it with the same batches.
 
     Args:
-        batches: images B 3 H W in [-1, 1], best a list or an object whose iteration starts anew; some hundred
-            to a few thousand images in all. Time and memory grow with the square of what the encoder reads
-            per latent cell: at the pocket tier a second, for three maps of a ViT-L unshuffled to f16 (12 k
-            values) minutes and 2 GB.
+        batches: images B 3 H W in [-1, 1]; some hundred to a few thousand images in all. Time and memory grow
+            with the square of what the encoder reads per latent cell: at the pocket tier a second, for three
+            maps of a ViT-L unshuffled to f16 (12 k values) minutes and 2 GB.
 
     Returns:
         PSNR in dB (range 2) of the linear paths alone on `batches`, before any training.
     """
-    start = getattr(tokenizer, "start", None)
-    if not isinstance(start, LinearStart):
-        return None
+    start, batches = tokenizer.start, list(batches)  # of which two passes are made
+    if not batches:
+        raise ConfigError("tokenizer.linear_start: no images to fit it on; check data.source and data.train")
     device = start.read.weight.device
-
     kept: list[dict[int, Tensor]] = []  # maps of the first batches, for the second pass
     room = KEPT
 
@@ -278,8 +275,4 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float | None:
                     kept.append(source)
             yield images, source
 
-    if iter(batches) is batches:  # an iterator can be read only once, and two passes are made
-        batches = list(batches)
-    if next(iter(batches), None) is None:
-        raise ConfigError("tokenizer.linear_start: no images to fit it on; check data.source and data.train")
     return 10 * math.log10(4 / max(start.solve(pairs), 1e-12))

@@ -184,15 +184,14 @@ def _tokenizer_folder(row: table.Row, root: str | Path, ref: str | Path | None) 
 # -- the run's directory -----------------------------------------------------------------------------------
 
 
-def import_run(run: config.Phase, root: str | Path = "runs", file: str | Path | None = None,
-               config_file: str | Path | None = None, statistics_from: str | Path | None = None,
+def import_run(run: config.Phase, root: str | Path = "runs", statistics_from: str | Path | None = None,
                release: Release | None = None) -> Iterator[Event]:
     """Make the directory of `run`, whose weights are imported, and fill it; ends with "finish".
 
     Args:
-        run: a phase with imported weights. file, config_file: as in :func:`open_release`. release: one that
-            is open already. statistics_from: a file with the latents' mean and std; "measured": on the run's
-            images even if the release has some. By default the release's, else measured.
+        run: a phase with imported weights. release: one that is open already. statistics_from: a file with
+            the latents' mean and std; "measured": on the run's images even if the release has some. By
+            default the release's, else measured.
 
     Raises:
         VfmlabError: one line; the run is then marked as failed and can be imported again.
@@ -205,8 +204,7 @@ def import_run(run: config.Phase, root: str | Path = "runs", file: str | Path | 
             _same_file(folder, release)
             yield Event("skip", run.id, run.stage)
         else:
-            given = release, run.imported.name, file, config_file, run.imported.sha256
-            yield from _import(run, folder, given, statistics_from)
+            yield from _import(run, folder, release, statistics_from)
 
 
 def _first_alone() -> contextlib.AbstractContextManager:
@@ -218,10 +216,9 @@ def _first_alone() -> contextlib.AbstractContextManager:
     return open_processes().main_process_first()
 
 
-def _import(run: config.Phase, folder: runs.RunDir, given: tuple,
+def _import(run: config.Phase, folder: runs.RunDir, release: Release | None,
             statistics_from: str | Path | None) -> Iterator[Event]:
-    """given: an open release or None, and the arguments of :func:`open_release`."""
-    started, (release, *how) = time.monotonic(), given
+    started = time.monotonic()
     with folder.lock():
         folder.set_status(state="running", message="importing")
         folder.save_env()
@@ -229,7 +226,8 @@ def _import(run: config.Phase, folder: runs.RunDir, given: tuple,
         try:
             fill = _fill_tokenizer if run.generator is None else _fill_generator
             facts = {}
-            for event in fill(run, folder, release or open_release(*how), statistics_from):
+            release = release or open_release(run.imported.name, sha256=run.imported.sha256)
+            for event in fill(run, folder, release, statistics_from):
                 facts |= event.data if event.kind == "step" else {}
                 yield event
         except BaseException as error:

@@ -65,7 +65,8 @@ class OnTokens:
         backbone = find_backbone(config, vfm)
         self.layers = chosen_layers(config, backbone)
         self.heads = make_heads(config, backbone, self.layers)
-        self.pixels = side(config, backbone)
+        # side of the images that are handed to the backbone, before its own up-scaling
+        self.pixels = round((config.resolution or backbone.input_size) / backbone.upscale)
         self.hidden.freeze("backbone", backbone)
 
     def crop(self, images: Tensor, rng: StepRandom) -> Tensor:
@@ -139,11 +140,6 @@ def find_backbone(config: ProjectedConfig, vfm: VisionModel | None) -> VisionMod
                           "choose another one or discriminator.kind=patchgan, or say that you mean it with "
                           "discriminator.backbone=null")
     return backbone
-
-
-def side(config: ProjectedConfig, backbone: VisionModel) -> int:
-    """Side in pixels of the images that are handed to the backbone, before its own up-scaling."""
-    return round((config.resolution or backbone.input_size) / backbone.upscale)
 
 
 def chosen_layers(config: ProjectedConfig, backbone: VisionModel) -> tuple[int, ...]:
