@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from vfmlab import config
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
+from vfmlab.tokenizers.shapes import need_vfm
 
 
 class EncoderMaps(dict[int, Tensor]):

@@ -440,10 +440,3 @@ def _measure_lengths(tokenizer: Tokenizer, batches, fingerprint: str) -> Statist
         raise CheckpointError(NO_IMAGES)
     ones = torch.ones(tokenizer.config.channels)
     return Statistics(0 * ones, ones * (total / count / radius), images, fingerprint)
-
-
-def need_vfm(vfm: nn.Module | None, method: str, does: str) -> None:
-    """:class:`ConfigError` where a method that `does` something with a VFM has none."""
-    if vfm is None:
-        raise ConfigError(f"tokenizer '{method}' {does}, but the run has no 'vfm' section; add "
-                          "vfm.name=pocket")

@@ -22,8 +22,8 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.dc_blocks import ConvStem
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.shapes import check_whole, width_on_grid
 
 
 @TOKENIZERS.register("dino_sae")
@@ -40,8 +40,7 @@ class DinoSAE(Tokenizer):
         factor: int = Field(16, ge=2, description="spatial down-sampling; must give the VFM's grid")
         layer: int = Field(-1, description="the VFM layer that is the latent: behind its final norm")
         stem: tuple[int, ...] = Field((64, 128, 256), description="widths of the stem's convolutions of "
-                                                                  "stride 2, "
-                                                                  "but the last, which is the VFM's")
+            "stride 2, but the last, which is the VFM's")
         noise: float = Field(0.0, ge=0, description="tau of the decoder's training noise, at first")
         noise_end: float = Field(0.0, ge=0, description="tau after its rise; HAE: 0.8 to 1.2")
         noise_rise: int = Field(0, ge=0, description="images over which tau rises; 0: it stays at `noise`")
@@ -49,19 +48,14 @@ class DinoSAE(Tokenizer):
 
     def __init__(self, config: DinoSAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "encodes with a vision foundation model")
-        channels, side, _ = self.map_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        if vfm.width(config.layer) != channels:
-            raise ConfigError(f"tokenizer.channels {channels}: 'dino_sae' does not compress, its latent is "
-                              f"as wide as the VFM's layer {config.layer}; set "
-                              f"tokenizer.channels={vfm.width(config.layer)}")
+        width = width_on_grid(vfm, config, size, "encodes with a vision foundation model")
+        check_whole(width, config, config.layer)
         if 2 ** (len(config.stem) + 1) != config.factor:
             raise ConfigError(f"tokenizer.stem {list(config.stem)}: {len(config.stem) + 1} convolutions of "
-                              "stride 2 "
-                              f"give f{2 ** (len(config.stem) + 1)}, tokenizer.factor is {config.factor}")
+                              f"stride 2 give f{2 ** (len(config.stem) + 1)}, tokenizer.factor is "
+                              f"{config.factor}")
         self.stem = ConvStem(vfm.width(1), config.stem)
-        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
+        self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, width, self.map_shape[1], size)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         tokens = self.stem(images)
@@ -76,12 +70,7 @@ class DinoSAE(Tokenizer):
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         if any(parameter.requires_grad for parameter in self.stem.parameters()):
             return z
-        return smoothed(z, self.tau(rng.samples) * rng.number(), rng.randn(*z.shape[1:]))
+        return z + self.tau(rng.samples) * rng.number() * rng.randn(*z.shape[1:])
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.stem.convs[-1].weight
-
-
-def smoothed(z: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    """z + sigma * noise, one sigma for the whole batch."""
-    return z + sigma * noise

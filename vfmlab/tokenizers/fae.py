@@ -33,9 +33,9 @@ from vfmlab.nn.rope import rotary_table
 from vfmlab.nn.standardise import Standardise
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.shapes import width_on_grid
 
 VIT_L = {"width": 1024, "depth": 24, "heads": 16, "hidden": 4096}
 
@@ -121,11 +121,9 @@ class FAE(Tokenizer):
 
     def __init__(self, config: FAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "encodes a vision foundation model's map")
+        width = width_on_grid(vfm, config, size, "encodes a vision foundation model's map")
         self.layers = (config.layer,)
         channels, side, _ = self.latent_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        width = vfm.width(config.layer)
         heads = config.feature_heads or max(1, width // (64 if width >= 256 else 32))
         if width % (4 * heads):  # rotary positions turn quarters of a head
             raise ConfigError(f"tokenizer.feature_heads {heads}: the VFM's width {width} must be a multiple "

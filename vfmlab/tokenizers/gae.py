@@ -27,7 +27,7 @@ from vfmlab.nn.teacher import Teacher
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.shapes import check_grid
 
 
 class TeacherConfig(config.Section):

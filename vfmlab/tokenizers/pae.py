@@ -22,9 +22,9 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder, Fusion
 from vfmlab.nn.sphere import rms_over_channels, rms_over_image
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.gae import TeacherConfig, teacher_of
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.shapes import width_on_grid
 
 
 @TOKENIZERS.register("pae")
@@ -50,11 +50,9 @@ class PAE(Tokenizer):
 
     def __init__(self, config: PAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "mends a vision foundation model's tokens")
+        width = width_on_grid(vfm, config, size, "mends a vision foundation model's tokens")
         self.layers = (config.layer,)
         channels, side, _ = self.map_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        width = vfm.width(config.layer)
         if width % config.heads or width % 4:
             raise ConfigError(f"tokenizer.heads {config.heads}: the VFM's width {width} is no multiple of "
                               "it; choose another number")

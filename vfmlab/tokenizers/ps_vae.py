@@ -23,8 +23,8 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.shapes import width_on_grid
 
 
 class Blocks(nn.Module):
@@ -59,10 +59,8 @@ class PSVAE(Tokenizer):
 
     def __init__(self, config: PSVAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "encodes a vision foundation model's tokens")
+        width = width_on_grid(vfm, config, size, "encodes a vision foundation model's tokens")
         channels, side, _ = self.map_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        width = vfm.width(config.layer)
         if width % config.heads:
             raise ConfigError(f"tokenizer.heads {config.heads}: the VFM's width {width} is no multiple of "
                               "it; choose another number")

@@ -31,8 +31,9 @@ from vfmlab.nn.layer_fusion import BoundedFusion, FusionConfig
 from vfmlab.nn.standardise import Standardise, over
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearWrite
+from vfmlab.tokenizers.shapes import check_grid, check_whole, need_vfm
 
 EPS = 1e-6  # of the layer norm, as in the large models
 
@@ -74,10 +75,7 @@ class RAE(Tokenizer):
         channels, side, _ = self.latent_shape
         for layer in self.layers:
             check_grid(vfm, layer, side, config.factor)
-            if vfm.width(layer) != channels:
-                raise ConfigError(f"tokenizer.channels {channels}: '{config.method}' does not compress, its "
-                                  f"latent is as wide as the VFM's layer {layer}; set "
-                                  f"tokenizer.channels={vfm.width(layer)}")
+            check_whole(vfm.width(layer), config, layer)
         if config.fusion is not None and (len(self.layers) < 3 or config.pooled):
             raise ConfigError(f"tokenizer.fusion joins three groups of layers without a pooled token, here "
                               f"tokenizer.last is {config.last} and pooled {config.pooled}; set "
@@ -158,12 +156,3 @@ def plain_norm(x: Tensor) -> Tensor:
     """Layer norm over the channels of B C h w, without weights, in fp32."""
     with torch.autocast(x.device.type, enabled=False):
         return F.layer_norm(x.float().movedim(1, -1), x.shape[1:2], eps=EPS).movedim(-1, 1)
-
-
-def check_grid(vfm: nn.Module, layer: int, side: int, factor: int) -> None:
-    """:class:`ConfigError` unless the map of `layer` is `side` x `side`."""
-    grid = vfm.grid(layer)[0]
-    if grid != side:
-        raise ConfigError(f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} "
-                          f"asks for {side} x {side}; set vfm.upscale={vfm.upscale * side / grid:g} or a "
-                          "tokenizer.factor that fits")

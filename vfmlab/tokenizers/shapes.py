@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vfmlab.config import TokenizerConfig
 from vfmlab.errors import ConfigError, DataError
 
 WIDEST = 4.0  # images are in [-1, 1], with room for noise; 0..255 is not
@@ -33,6 +34,40 @@ def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
             raise ConfigError(f"vfm: layer {layer} has width {found.width} and grid {found.side}, the "
                               f"tokenizer was made for width {shape.width} and grid {shape.side}; choose the "
                               "VFM, size and vfm.upscale of its training")
+
+
+def need_vfm(vfm: nn.Module | None, method: str, does: str) -> None:
+    """:class:`ConfigError` where a method that `does` something with a VFM has none."""
+    if vfm is None:
+        raise ConfigError(f"tokenizer '{method}' {does}, but the run has no 'vfm' section; add "
+                          "vfm.name=pocket")
+
+
+def check_grid(vfm: nn.Module, layer: int, side: int, factor: int) -> None:
+    """:class:`ConfigError` unless the map of `layer` is `side` x `side`."""
+    grid = vfm.grid(layer)[0]
+    if grid != side:
+        raise ConfigError(f"vfm: layer {layer} has a {grid} x {grid} grid, but tokenizer.factor {factor} "
+                          f"asks for {side} x {side}; set vfm.upscale={vfm.upscale * side / grid:g} or a "
+                          "tokenizer.factor that fits")
+
+
+def width_on_grid(vfm: nn.Module | None, config: TokenizerConfig, size: int, does: str) -> int:
+    """Width of the VFM's map of `config.layer`, which is on the latent's grid at images of side `size`.
+
+    Raises:
+        ConfigError: no VFM for a method that `does` something with one; a map on another grid.
+    """
+    need_vfm(vfm, config.method, does)
+    check_grid(vfm, config.layer, size // config.factor, config.factor)
+    return vfm.width(config.layer)
+
+
+def check_whole(width: int, config: TokenizerConfig, layer: int) -> None:
+    """:class:`ConfigError` unless the latent is as wide as the VFM's `layer`: `width` channels."""
+    if width != config.channels:
+        raise ConfigError(f"tokenizer.channels {config.channels}: '{config.method}' does not compress, its "
+                          f"latent is as wide as the VFM's layer {layer}; set tokenizer.channels={width}")
 
 
 def check_floats(images: Tensor, what: str) -> None:

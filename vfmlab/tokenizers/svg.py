@@ -22,8 +22,8 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.residual_branch import ResidualBranch, Spread, matched, spread
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.base import Posterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.base import Posterior, Tokenizer
+from vfmlab.tokenizers.shapes import width_on_grid
 
 
 @TOKENIZERS.register("svg")
@@ -51,15 +51,13 @@ class SVG(Tokenizer):
 
     def __init__(self, config: SVG.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "adds to a vision foundation model's tokens")
+        width = width_on_grid(vfm, config, size, "adds to a vision foundation model's tokens")
         self.layers = (config.layer,)
         channels, side, _ = self.map_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        whole = vfm.width(config.layer) + config.extra
-        if channels != whole:
-            raise ConfigError(f"tokenizer.channels {channels}: 'svg' keeps the VFM's "
-                              f"{vfm.width(config.layer)} channels "
-                              f"and adds tokenizer.extra {config.extra}; set tokenizer.channels={whole}")
+        if channels != width + config.extra:
+            raise ConfigError(f"tokenizer.channels {channels}: 'svg' keeps the VFM's {width} channels and "
+                              f"adds tokenizer.extra {config.extra}; set "
+                              f"tokenizer.channels={width + config.extra}")
         if config.width % config.heads:
             raise ConfigError(f"tokenizer.heads {config.heads}: width {config.width} is no multiple of it")
         self.branch = ResidualBranch(size, config.factor, config.width, config.depth, config.heads,

@@ -27,9 +27,9 @@ from vfmlab.nn.attention_projection import Gelu, Kind, projection
 from vfmlab.nn.grids import check_divides, fold, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer, need_vfm
+from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
-from vfmlab.tokenizers.shapes import LayerShape, as_maps, shapes_of
+from vfmlab.tokenizers.shapes import LayerShape, as_maps, need_vfm, shapes_of
 
 
 @TOKENIZERS.register("vfm_vae")

@@ -23,8 +23,8 @@ from vfmlab.errors import ConfigError
 from vfmlab.nn.conv_blocks import ConvUpsampler, levels
 from vfmlab.nn.regions import Attends, RegionDecoder, RegionEncoder
 from vfmlab.registry import QUANTIZERS, TOKENIZERS
-from vfmlab.tokenizers.base import CodePosterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.shapes import LayerShape, as_maps, shapes_of
+from vfmlab.tokenizers.base import CodePosterior, Tokenizer
+from vfmlab.tokenizers.shapes import LayerShape, as_maps, need_vfm, shapes_of
 
 
 @TOKENIZERS.register("vfmtok")

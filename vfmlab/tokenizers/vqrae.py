@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from vfmlab import config
 from vfmlab.registry import DECODERS, QUANTIZERS, TOKENIZERS
 from vfmlab.tokenizers.aligntok import EncoderMaps
-from vfmlab.tokenizers.base import CodePosterior, Tokenizer, need_vfm
-from vfmlab.tokenizers.rae import check_grid
+from vfmlab.tokenizers.base import CodePosterior, Tokenizer
+from vfmlab.tokenizers.shapes import width_on_grid
 
 SO400M = {"width": 1152, "depth": 27, "heads": 16, "hidden": 4304}  # SigLIP2-so400m's
 
@@ -47,10 +47,8 @@ class VQRAE(Tokenizer):
 
     def __init__(self, config: VQRAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
-        need_vfm(vfm, config.method, "starts from a vision foundation model")
+        width = width_on_grid(vfm, config, size, "starts from a vision foundation model")
         channels, side, _ = self.map_shape
-        check_grid(vfm, config.layer, side, config.factor)
-        width = vfm.width(config.layer)
         self.encoder = vfm.trainable_copy((config.layer,))
         self.quant, self.post_quant = nn.Conv2d(width, channels, 1), nn.Conv2d(channels, width, 1)
         self.quantizer = QUANTIZERS.get(config.quantizer.kind)(config.quantizer, channels)
