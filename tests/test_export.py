@@ -159,6 +159,11 @@ def test_nothing_of_this_machine_is_exported(exported):
     assert found.data.source == "folder:imagenet"
     assert (found.vfm.weights, found.protocol.features) == ("pretrained", "judge")
     assert export.public(run) == run
+    images = {"data.source": f"hf:{root}/secret"}  # a folder that `datasets` reads, not a name of the hub
+    assert export.public(override(run, images)).data.source == "hf:secret"
+    backbone = {"name": "pocket", "weights": f"{root}/secret/vfm.safetensors"}
+    losses = {"losses.perceptual": {"weight": 1.0, "model": backbone}}
+    assert str(root) not in json.dumps(export.public(override(run, losses)).recipe.model_dump(mode="json"))
     for name in ("config.json", "README.md"):
         assert str(root) not in (out / name).read_text()
         assert "/somewhere" not in (out / name).read_text()

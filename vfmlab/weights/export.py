@@ -149,28 +149,27 @@ def push_to_hub(ref: str | Path, repo: str, root: str | Path = "runs", private: 
 
 def public(run: config.Phase) -> config.Phase:
     """`run` without paths of this machine: of a path to images the last part, else the published name."""
-    kind, _, where = run.data.source.partition(":")
-    changes: dict[str, Any] = {}
-    if run.vfm is not None and run.vfm.weights not in ("pretrained", "random"):
-        changes["vfm.weights"] = "pretrained"
-    pretrained = getattr(run.tokenizer, "pretrained", None)
-    if pretrained is not None and Path(pretrained).expanduser().is_dir():
-        changes["tokenizer.pretrained"] = None
-    if run.protocol.features.partition(":")[0] in OWN:  # of a run's directory
-        changes["protocol.features"] = run.protocol.features.partition(":")[0]
-    for name in ("reference", "decoder"):  # files and runs of this machine
-        if getattr(run.protocol, name) is not None:
-            changes[f"protocol.{name}"] = None
-    if run.protocol.prompts not in (None, CAPTIONS):
-        changes["protocol.prompts"] = CAPTIONS
-    recipe = config.override(run.recipe, changes)
-    if "/" in where and kind != "hf":  # not by an override, which would make the path absolute again
-        data = recipe.data.model_copy(update={"source": f"{kind}:{Path(where).name}"})
-        recipe = recipe.model_copy(update={"data": data})
-    text = None if recipe.diffusion is None else recipe.diffusion.text
-    kind, _, where = ("" if text is None else text.encoder).partition(":")
-    if Path(where).is_absolute():
-        text = text.model_copy(update={"encoder": f"{kind}:{Path(where).name}"})
-        diffusion = recipe.diffusion.model_copy(update={"text": text})
-        recipe = recipe.model_copy(update={"diffusion": diffusion})
-    return recipe.last
+    tree = _public(run.recipe.model_dump(mode="json"))
+    protocol = tree["protocol"]
+    kind = protocol["features"].partition(":")[0]
+    protocol |= {"reference": None, "decoder": None}  # files and runs of this machine
+    protocol["features"] = kind if kind in OWN else protocol["features"]  # of a run's directory
+    protocol["prompts"] = protocol["prompts"] and CAPTIONS
+    return config.parse(tree).last
+
+
+def _public(value: Any, field: str = "") -> Any:
+    """Fields of a config with what is left of their paths; `value` is what `field` holds."""
+    if isinstance(value, dict):
+        return {key: _public(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner, field) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if field == "weights":
+        return value if value == "random" else "pretrained"
+    if field == "pretrained":
+        return None if Path(value).expanduser().is_dir() else value
+    kind, colon, where = value.partition(":") if field in ("source", "encoder") else ("", "", value)
+    local = Path(where).is_absolute() or (field == "source" and "/" in where and kind != "hf")
+    return f"{kind}{colon}{Path(where).name}" if local else value

@@ -61,7 +61,8 @@ def projected(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimi
     kind = DISCRIMINATORS.get("projected")
     mapper = heads.get("heads.0.cmapper.weight")
     options = kind.Config(kind="projected", backbone=None,
-                          layers=(*(block + 1 for block in c["hooks"]), 0), virtual_batch=int(c["virtual_bs"]),
+                          layers=(*(block + 1 for block in c["hooks"]), 0),
+                          virtual_batch=int(c["virtual_bs"]),
                           classes=0 if mapper is None else mapper.shape[1],
                           mapped=64 if mapper is None else mapper.shape[0],
                           kernel=heads["heads.0.main.1.fn.0.weight_orig"].shape[2])
