@@ -11,9 +11,10 @@ rates, discriminator.
 
 from __future__ import annotations
 
-from vfmlab.presets.conv_vae import GAN, PHOTO_NEEDS
+from vfmlab.presets.conv_vae import GAN
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
+    PHOTO_NEEDS,
     PHOTO_VFM,
     POCKET_DECODER,
     POCKET_LOSSES,

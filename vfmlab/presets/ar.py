@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import BASES, EPOCH, Tree
+from vfmlab.presets.tiers import BASES, EPOCH, PHOTO_NEEDS, Tree
 
 POCKET = {"kind": "llamagen", "width": 128, "depth": 4, "heads": 4, "multiple": 64}
 

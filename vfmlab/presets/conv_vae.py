@@ -5,6 +5,8 @@ from __future__ import annotations
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    NOT_RUN,
+    PHOTO_NEEDS,
     PHOTO_VF,
     PHOTO_VFM,
     POCKET_CONV,
@@ -33,8 +35,6 @@ PAPER = {"channels": 32, "factor": 16}
 # LDM and VA-VAE sum the reconstruction over the 3 x 256 x 256 values of an image; here it is their mean.
 PAPER_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6 / (3 * 256**2)}
 PAPER_GAN = GAN | {"start": 2_000_000}
-# The judge's features, and the VFM where a row has one.
-PHOTO_NEEDS = "the extra `photo` (EfficientNet-Lite0) and the package of MobileNetV2's weights: vfmlab doctor"
 DINO = {"name": "dinov2_s14", "upscale": 7.0}
 OFF = {"l1": 0.0, "l2": 0.0, "multiscale": 0.0}
 
@@ -112,7 +112,7 @@ ROWS = (
     Preset(
         "pocket_plain_vae_apart", "Joint compression and classification: coding-rate reduction first, then the decoder, then both, on the plain VAE.",
         {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, {"l1": 1.0, "l2": 1.0, "multiscale": 0.1})}, of="pocket_plain_vae",
-        cost="not timed", result="not run to its end yet: no result is claimed", ours="weights, budgets, no augmentations",
+        cost="not timed", result=NOT_RUN, ours="weights, budgets, no augmentations",
     ),
     Preset(
         "tiny_plain_vae_repa_e", "tiny_plain_vae tuned by REPA-E: does it all run?", of="tiny_plain_vae+repa_e",

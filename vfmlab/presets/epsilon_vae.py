@@ -7,7 +7,7 @@ pairs of estimate and noisy state, non-saturating with R1, from the first step o
 from __future__ import annotations
 
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import base
+from vfmlab.presets.tiers import NOT_RUN, base
 
 TINY = {
     "method": "epsilon_vae", "channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 1], "blocks": 1,
@@ -29,12 +29,12 @@ ROWS = (
            base("tiny", tokenizer=TINY, losses={"denoising": 1.0, "l1": 0.5})),
     Preset("pocket_epsilon_vae", "Epsilon-VAE (f4d8): a small U-Net decodes in three steps; then the same DiT.",
            base("pocket", tokenizer=POCKET, losses={"denoising": 1.0, "l1": 0.5}),
-           result="not run to its end yet: no result is claimed", ours="sizes; L1 in the place of LPIPS, no GAN"),
+           result=NOT_RUN, ours="sizes; L1 in the place of LPIPS, no GAN"),
     Preset("tiny_epsilon_vae_gan", "Epsilon-VAE with its discriminator of pairs of estimate and noisy state, 16 px.",
            of="tiny_epsilon_vae", config={"losses.adversarial": gan(8, 2)}),
     Preset("pocket_epsilon_vae_gan", "Epsilon-VAE (f4d8) with its discriminator of pairs of estimate and noisy state.",
            of="pocket_epsilon_vae", config={"losses.adversarial": gan(16, 3)},
-           result="not run to its end yet: no result is claimed", ours="sizes; L1 in the place of LPIPS; the discriminator's network"),
+           result=NOT_RUN, ours="sizes; L1 in the place of LPIPS; the discriminator's network"),
     Preset("paper_epsilon_vae", "Epsilon-VAE (f16d8) with the decoder of size M, three steps; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "epsilon_vae", "channels": 8, "factor": 16, "width": 64, "multipliers": [1, 1, 2, 2, 4],
                                     "decoder": {"kind": "diffusion", "base": 96}},

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.rae import SMALL_VIT, WIDE_DECODER
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import PHOTO_VFM, TINY_DECODER, Tree, base
+from vfmlab.presets.tiers import HUB, PHOTO_NEEDS, PHOTO_VFM, TINY_DECODER, Tree, base
 
 FEATURES = {"feature_reconstruction": 1.0, "kl": 1e-6}
 READS, WRITES = ("start.read.*", "start.gain_encode", "start.logvar"), ("start.write.*", "start.gain_decode")
@@ -73,7 +72,7 @@ ROWS = (
         base("small", vfm={"name": "dinov2_s14", "upscale": 3.5}, losses=FEATURES, train__samples=2_500_000,
              tokenizer={"method": "fae", "channels": 16, "factor": 4, "heads": 6, "head_width": 256, "feature_depth": 6, "decoder": SMALL_VIT},
              stages=stages({"l1": 1.0, "lpips": 1.0, "adversarial": SMALL_GAN})),
-        needs="the VFM's weights (hub or vfm.weights=FILE)", ours="sizes",
+        needs=HUB, ours="sizes",
     ),
     Preset(
         "paper_fae", "FAE on DINOv2-g/14 (f16d32), ViT-L pixel decoder; LightningDiT-XL/1, 80 epochs, time shift 0.4 in its time (1 / 0.4 in ours).", PAPER,

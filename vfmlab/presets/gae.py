@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, Tree, base
+from vfmlab.presets.tiers import EPOCH, NOT_RUN, Tree, base
 
 PAPER_GAN = {"weight": 0.5, "discriminator": "patchgan", "start": 5000 * 1024}
 
@@ -39,7 +39,7 @@ ROWS = (
            _gae("tiny", TINY, {"l1": 1.0}, {}, vfm={"name": "pocket"}, train__samples=32)),
     Preset("pocket_gae", "GAE (f4d8): a teacher from the pocket VFM, then a small ViT autoencoder trained from scratch.",
            _gae("pocket", POCKET, {"l1": 1.0, "l2": 1.0}, {}, vfm={"name": "pocket"}, train__samples=7680),
-           result="not run to its end yet: no result is claimed", ours="sizes, no GAN"),
+           result=NOT_RUN, ours="sizes, no GAN"),
     Preset(
         "paper_gae", "GAE (f16d32), teacher DINOv2-L, 24 + 24 blocks 1024 wide; then LightningDiT-XL/1 on standardised latents.",
         _gae("paper", {"channels": 32, "factor": 16, "teacher": {}},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from vfmlab.presets.rae import POCKET_DDT, SMALL_VIT, TINY_DDT, TINY_VIT
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, POCKET_CONV, Tree, base
+from vfmlab.presets.tiers import EPOCH, HUB, NOT_RUN, POCKET_CONV, Tree, base
 
 PRIORS = {"gram": 1.0, "cascade": 0.1, "semantic": {"weight": 1.0, "distance": "cosine"}}
 TRAINS = ["encoder.*", "compressor.*", "decompressor.*", "decoder.*"]
@@ -29,8 +29,6 @@ SVG_TINY = {"method": "svg", "channels": 132, "factor": 4, "extra": 4, "width": 
             "hidden": 32, "decoder": TINY_VIT}
 SVG_POCKET = {"method": "svg", "channels": 136, "factor": 4, "extra": 8, "width": 96, "depth": 3,
               "heads": 4, "hidden": 192, "decoder": {"kind": "conv", **POCKET_CONV}}
-NOT_RUN = "not run to its end yet: no result is claimed"
-HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset("tiny_pae", "PAE on the bundled pocket VFM with its three priors, 16 px, a few dozen images in two stages: does it all run?",
            base("tiny", tokenizer=PAE_TINY, vfm={"name": "pocket"}, losses={"teacher": 1.0}, stages=_stages({"l1": 1.0}), train__samples=32)),

@@ -11,7 +11,7 @@ ours.
 from __future__ import annotations
 
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import POCKET_CONV, Tree, base
+from vfmlab.presets.tiers import HUB, NOT_RUN, POCKET_CONV, Tree, base
 
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 1.0, "cosine": 1.0}, "kl": 1e-6}
 
@@ -33,13 +33,13 @@ ROWS = (
     Preset("pocket_ps_vae", "PS-VAE (f4d16) on the pocket VFM: features first, then pixels and the VFM through the latent.",
            base("pocket", tokenizer=POCKET, vfm={"name": "pocket"}, losses={**FEATURES, "l1": 1.0, "l2": 1.0},
                 stages=_stages({"lr": 5e-4}), train__samples=7680),
-           result="not run to its end yet: no result is claimed", ours="sizes, weights, no perceptual term, no GAN"),
+           result=NOT_RUN, ours="sizes, weights, no perceptual term, no GAN"),
     Preset("paper_ps_vae", "PS-VAE on DINOv2-B (f16d96) in two stages; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "ps_vae"}, vfm={"name": "dinov2_b14", "upscale": 0.875},
                 losses={**FEATURES, "l1": 0.1, "lpips": 0.1, "adversarial": GAN}, stages=_stages({}), train__batch=96,
                 train__optimizer="adamw", train__lr=1e-4, diffusion__time={"kind": "lognormal", "shift": 96**0.5 / 4},
                 protocol__sampler__shift=96**0.5 / 4),
-           needs="the VFM's weights (hub or vfm.weights=FILE)",
+           needs=HUB,
            result="published: rFID 0.203, PSNR 28.8; no class-conditional gFID; not run here",
            ours="weight of KL, the discriminator, budgets; the published generator is text to image"),
 )  # fmt: skip

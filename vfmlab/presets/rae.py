@@ -10,9 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, PHOTO_VFM, POCKET_DECODER, SMALL_LOSSES, Tree, base, without
+from vfmlab.presets.tiers import (
+    EPOCH,
+    HUB,
+    NOT_RUN,
+    PHOTO_NEEDS,
+    PHOTO_VFM,
+    POCKET_DECODER,
+    SMALL_LOSSES,
+    Tree,
+    base,
+    without,
+)
 
 TINY_VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 32}
 TINY_DDT = {"kind": "ddt", "width": 16, "depth": 1, "heads": 2, "head_width": 32, "head_depth": 1,
@@ -82,7 +92,6 @@ def _paper(method: str, channels: int, vfm: Tree, crop: list[float] | None = Non
 
 
 FIFTEEN = "about fifteen minutes on one core, most of it in the wide head"
-HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset("tiny_rae", "RAE on the bundled pocket VFM, 16 px, a few dozen images: does it all run?", _tiny("rae")),
     Preset("tiny_multi_layer_rae", "Multi-layer RAE on the bundled pocket VFM, 16 px: does it all run?", _tiny("multi_layer_rae", last=2, pooled=True)),
@@ -96,7 +105,7 @@ ROWS = (
     Preset("tiny_multi_layer_rae_raev2", "tiny_multi_layer_rae with RAEv2's network and internal guidance: does it all run?",
            of="tiny_multi_layer_rae+raev2"),
     Preset("pocket_multi_layer_rae_raev2", "pocket_multi_layer_rae with RAEv2's network, of the same width and depth, and internal guidance.",
-           of="pocket_multi_layer_rae+raev2", cost="about fifteen minutes on one core", result="not run to its end yet: no result is claimed",
+           of="pocket_multi_layer_rae+raev2", cost="about fifteen minutes on one core", result=NOT_RUN,
            ours="sizes"),
     Preset(
         "pocket_rae", "RAE on the last block of the pocket VFM (f4d128): only a decoder is trained, then a DiT with a wide head.", _pocket("rae"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import POCKET_LOSSES, TINY_LOSSES, Tree, base, without
+from vfmlab.presets.tiers import PHOTO_NEEDS, POCKET_LOSSES, TINY_LOSSES, Tree, base, without
 
 
 def _released(tier: str, **changes: Any) -> Tree:

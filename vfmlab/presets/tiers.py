@@ -12,12 +12,17 @@ from typing import Any
 
 Tree = dict[str, Any]
 TIERS = ("tiny", "pocket", "photo", "small", "paper")
+# What rows say of needs and results.
+HUB = "the VFM's weights (hub or vfm.weights=FILE)"
+# The judge's features, and the VFM where a row has one.
+PHOTO_NEEDS = "the extra `photo` (EfficientNet-Lite0) and the package of MobileNetV2's weights: vfmlab doctor"
+NOT_RUN = "not run to its end yet: no result is claimed"
 COST = {"tiny": "seconds on one core", "pocket": "about six minutes on one core", "small": "hours on one GPU",
         "photo": "tens of minutes on one core; two fifths of it are timed", "paper": "days on many GPUs"}  # fmt: skip
 RESULT = {
     "tiny": "it runs; the pictures are noise", "pocket": "docs/results/scenes.md",
     "photo": "docs/results/photo.md, at a part of the budget",
-    "small": "not run to its end yet: no result is claimed", "paper": "not run here: no result is claimed",
+    "small": NOT_RUN, "paper": "not run here: no result is claimed",
 }  # fmt: skip
 SOURCE = {"tiny": "", "pocket": "", "photo": " --set data.source=parquet:PATH",
           "small": " --set data.source=parquet:PATH",

@@ -13,10 +13,10 @@ Unknown, so ours: everything below `paper`, and that a crop's side (not its area
 
 from __future__ import annotations
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_NEEDS,
     PHOTO_VF,
     PHOTO_VFM,
     POCKET_DECODER,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import EPOCH, PHOTO_VFM, Tree
+from vfmlab.presets.tiers import EPOCH, HUB, PHOTO_NEEDS, PHOTO_VFM, Tree
 from vfmlab.presets.vqgan import codes
 
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 0.0, "cosine": 1.0}}
@@ -29,7 +28,6 @@ TINY = sizes(4, 16, 16, 1, 2, 32, 32, 32, points=2, registers=1, pixel_width=8, 
              pixel_blocks=1)
 POCKET = sizes(8, 64, 96, 2, 4, 192, 256, 1024, pixel_width=24, pixel_multipliers=[1, 2, 3], pixel_blocks=1)
 SMALL = sizes(8, 64, 384, 4, 6, 768, 1024, 4096, pixel_width=96, pixel_multipliers=[1, 2, 4])
-HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset(
         "tiny_vfmtok", "VFMTok on the bundled pocket VFM, 16 px, a few dozen images: does it all run?",

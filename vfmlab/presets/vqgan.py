@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import (
     EPOCH,
+    PHOTO_NEEDS,
     POCKET_CONV,
     POCKET_DECODER,
     POCKET_LOSSES,

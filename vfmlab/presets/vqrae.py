@@ -10,9 +10,8 @@ fall to 0 where the paper's fall to a quarter and a tenth.
 
 from __future__ import annotations
 
-from vfmlab.presets.conv_vae import PHOTO_NEEDS
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import PHOTO_VFM, SMALL_LOSSES, Tree
+from vfmlab.presets.tiers import HUB, PHOTO_NEEDS, PHOTO_VFM, SMALL_LOSSES, Tree
 from vfmlab.presets.vqgan import codes
 
 FROZEN = ["quant*", "post_quant.*", "decoder.*"]  # "quant*": the map and the quantiser, if it has weights
@@ -31,7 +30,6 @@ def stages(pixels: int, tune: int, encoder: float, late: Tree | None = None, **t
 
 GAN = {"weight": 0.1, "discriminator": {"kind": "patchgan", "width": 64}}
 STEP = 1024  # images of a step
-HUB = "the VFM's weights (hub or vfm.weights=FILE)"
 ROWS = (
     Preset(
         "tiny_vqrae", "VQRAE from the bundled pocket VFM, 16 px, a few dozen images in two stages: does it all run?",
