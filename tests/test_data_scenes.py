@@ -166,8 +166,8 @@ def test_scenes_need_a_number_and_indices_within_it():
     with pytest.raises(ConfigError, match="'tset'"):
         open_source(Data(source="scenes:easy", train=5), "tset")
     source = open_source(Data(source="scenes:easy", train=5), "train")
-    for wrong in ([5], [-1]):
-        with pytest.raises(DataError, match="5 images"):
+    for wrong, named in (([5], "5 to 5"), ([-1, 3], "-1 to 3")):
+        with pytest.raises(DataError, match=f"image indices {named} are outside this split of 5 images"):
             source.batch(torch.tensor(wrong))
 
 

@@ -50,12 +50,15 @@ class Sampler(Section):
     reuse: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
         None, description="run the encoder of a split network only at every so many-th evaluation, or at the "
                           "evaluations listed, from 0; None: always")
-
     parallel: bool | None = Field(None, description="with reuse: the head's evaluations up to the next "
         "encoding run as one batch on the state at that encoding (Faster Diffusion); null: one by one")
 
     @model_validator(mode="after")
-    def _batched(self) -> Sampler:
+    def _reused(self) -> Sampler:
+        keys = self.reuse
+        if isinstance(keys, tuple) and (keys[:1] != (0,) or list(keys) != sorted(set(keys))):
+            raise ValueError(f"reuse {list(keys)}: key steps rise from 0, for example [0, 1, 2, 3, 5, 10, "
+                             "15]")
         if self.parallel and (self.reuse is None or self.solver != "euler"):
             raise ValueError(f"parallel: runs the steps that share an encoding as one batch of euler's, here "
                              f"reuse is {self.reuse} and solver '{self.solver}'; set reuse and solver=euler, "
@@ -66,14 +69,6 @@ class Sampler(Section):
     @classmethod
     def _off(cls, parallel: bool | None) -> bool | None:
         return parallel or None  # one hash for what is the same
-
-    @model_validator(mode="after")
-    def _keys(self) -> Sampler:
-        keys = self.reuse
-        if isinstance(keys, tuple) and (keys[:1] != (0,) or list(keys) != sorted(set(keys))):
-            raise ValueError(f"reuse {list(keys)}: key steps rise from 0, for example [0, 1, 2, 3, 5, 10, "
-                             "15]")
-        return self
 
 
 class TokenSampler(Section):

@@ -98,7 +98,8 @@ class ImageSource:
         """Images, labels and indices at `indices` (long B, any order, repeats allowed)."""
         indices = torch.as_tensor(indices, dtype=torch.long)
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise DataError(f"image index {int(indices.max())} is outside this split of {len(self)} images")
+            raise DataError(f"image indices {int(indices.min())} to {int(indices.max())} are outside this "
+                            f"split of {len(self)} images")
         if self._cache is None or self._used is None:
             images, used = self.read(indices)
             return Batch(images, self.labels[used], used)

@@ -55,7 +55,7 @@ def take(given: Mapping[str, Any]) -> dict[str, Part]:
                               "network, network.PATH or on_step")
         thing, weight = thing if isinstance(thing, tuple) else (thing, 1.0)
         _check(name, thing, KINDS[kind])
-        text = "\n\n".join(sources(name, thing)) + "\n"
+        text = "\n\n".join(sources(name, thing, set())) + "\n"
         taken[name] = Part(source=digest(text), weight=weight)
         _given[taken[name].source] = thing, text
     return taken
@@ -123,17 +123,15 @@ def replace(module: nn.Module, parts: Mapping[str, Part] | None, kind: str, seed
 # -- sources ------------------------------------------------------------------------------------------------
 
 
-def sources(name: str, thing: Any) -> Iterator[str]:
+def sources(name: str, thing: Any, seen: set[str]) -> Iterator[str]:
     """The source of a function or class, after those of what it uses from the same notebook or file.
+
+    seen: names whose sources have been given; they are added to.
 
     Raises:
         ConfigError: no source, variables of a function around it, or a variable of the notebook that is no
         constant.
     """
-    yield from _sources(name, thing, set())
-
-
-def _sources(name: str, thing: Any, seen: set[str]) -> Iterator[str]:
     seen.add(thing.__name__)
     functions = list(_functions(thing))
     for function in functions:
@@ -147,7 +145,7 @@ def _sources(name: str, thing: Any, seen: set[str]) -> Iterator[str]:
             seen.add(used)
             if inspect.isfunction(value) or inspect.isclass(value):
                 if value.__module__ == thing.__module__:
-                    yield from _sources(name, value, seen)
+                    yield from sources(name, value, seen)
             elif _constant(value):
                 yield f"{used} = {value!r}"
             elif not (isinstance(value, ModuleType) or callable(value) or name == "on_step"):

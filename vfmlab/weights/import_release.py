@@ -258,10 +258,7 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
         known = (*statistics.read(statistics_from, eps), Path(statistics_from).name)
     tokenizer = load.build_tokenizer(run).eval()
     channels = run.tokenizer.channels
-    if known is not None and known[0].shape[0] not in (1, channels):
-        raise CheckpointError(f"statistics of {known[2]} have {known[0].shape[0]} channels, the latents "
-                              f"{channels}")
-    if known is not None and known[0].ndim == 3 and known[0].shape != tokenizer.map_shape:
+    if known is not None and known[0].shape not in ((1,), (channels,), tokenizer.map_shape):
         raise CheckpointError(f"statistics of {known[2]} are for latents of {tuple(known[0].shape)}, the run "
                               f"has {tokenizer.map_shape}")
     tokenizer.to(load.device())

@@ -92,7 +92,8 @@ class Quantizer(nn.Module):
 
     def assign(self, x: Tensor, codebook: float, commitment: float, unit: bool = False,
                turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Quantised:
-        """The nearest entries to tokens x (B N C), with the terms of :func:`pull`.
+        """The nearest entries e to tokens x (B N C), and codebook |sg(x) - e|^2 + commitment |x - sg(e)|^2,
+        means over all elements.
 
         unit: tokens and entries have length 1. turn: what is handed the gradient, of tokens and entries.
         """
@@ -106,8 +107,9 @@ class Quantizer(nn.Module):
             near = near if unit else near - entries.square().sum(-1)
             return soft_entropy(near / self.config.temperature, self.config.floor)
 
+        loss = codebook * F.mse_loss(chosen, x.detach()) + commitment * F.mse_loss(x, chosen.detach())
         latent = straight_through(x if turn is None else turn(x, chosen), chosen)
-        return Quantised(latent, indices, pull(x, chosen, codebook, commitment), self.count(indices), entropy)
+        return Quantised(latent, indices, loss, self.count(indices), entropy)
 
     def entries(self) -> Tensor:
         """All entries as decoding uses them, size x width, fp32, with gradients."""
@@ -183,11 +185,6 @@ def nearest(x: Tensor, entries: Tensor) -> Tensor:
 def straight_through(x: Tensor, chosen: Tensor) -> Tensor:
     """Values of `chosen`, to the last bit; the gradient is handed to `x`."""
     return chosen.detach() + (x - x.detach())
-
-
-def pull(x: Tensor, chosen: Tensor, codebook: float, commitment: float) -> Tensor:
-    """codebook |sg(x) - e|^2 + commitment |x - sg(e)|^2, means over all elements."""
-    return codebook * F.mse_loss(chosen, x.detach()) + commitment * F.mse_loss(x, chosen.detach())
 
 
 def soft_entropy(logits: Tensor, floor: float) -> Tensor:
