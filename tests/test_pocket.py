@@ -250,7 +250,8 @@ def test_export_refuses_what_does_not_load(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("weights", "preset"),
-    [("pocket", "pocket_vfm"), ("pocket_leaky", "pocket_vfm_leaky"), ("judge", "pocket_judge"), ("factors", "pocket_factors")],
+    [("pocket", "pocket_vfm"), ("pocket_leaky", "pocket_vfm_leaky"), ("judge", "pocket_judge"), ("factors", "pocket_factors"),
+     ("groups", "pocket_groups"), ("pocket_text", "pocket_text")],
 )
 def test_bundled_weights_are_what_their_preset_trains(weights, preset):
     _, metadata = io.read(io.ASSETS / f"{weights}.safetensors", "weights")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import builtins
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vfmlab import config, presets, runs
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.registry import TEXT_ENCODERS
-from vfmlab.vfm.text import open_encoder
+from vfmlab.seeding import StepRandom
+from vfmlab.training.contrast import ContrastObjective
+from vfmlab.training.pretrain import PretrainTask
+from vfmlab.vfm import pocket_text
+from vfmlab.vfm.text import numbered, open_encoder
+from vfmlab.weights import io
 
 PROMPTS = ["a red disc", "", "two red discs left of a blue cross"]
 
@@ -34,8 +41,8 @@ def tower(tmp_path_factory):
 
 @pytest.fixture(params=TEXT_ENCODERS.names())
 def encoder(request):
-    if request.param == "words":
-        return open_encoder("words", 12)
+    if request.param in ("words", "pocket"):
+        return open_encoder(request.param, 12)
     assert request.param == "transformers", "say here how a new encoder is opened without a network"
     return open_encoder(request.getfixturevalue("tower"), 40)
 
@@ -66,6 +73,39 @@ def test_words_are_closed_and_have_no_options():
         open_encoder("words:large", 12)
     with pytest.raises(ConfigError, match=r"unknown text encoder 'wrds' \(did you mean 'words'\?\)"):
         open_encoder("wrds", 12)
+
+
+def test_the_bundled_tower_knows_what_belongs_together():
+    """On scenes of another seed than its training's."""
+    task = PretrainTask(config.override(presets.get("pocket_text"), {"data.val": 256, "data.train": 64, "seed": 9}).last)
+    found = task.evaluate(pocket_text.read(io.ASSETS / "pocket_text.safetensors")[0], 0)
+    assert found["captions_found"] > 0.9
+    assert found["order_right"] > 0.65, "a bag of words has a half"
+    with pytest.raises(ConfigError, match="17 tokens a prompt, but 'pocket' takes at most 16"):
+        open_encoder("pocket", 17)
+    with pytest.raises(CheckpointError, match="is not a text"):
+        open_encoder(f"pocket:{io.ASSETS / 'judge.safetensors'}", 12)
+
+
+def test_another_tower_is_trained_and_read_from_its_run(tmp_path):
+    recipe = config.override(presets.get("pocket_text"), {"data.train": 64, "data.val": 64, "train.batch": 32})
+    task = PretrainTask(recipe.last)
+    optimizer, losses = torch.optim.Adam(task.objective.parameters(), 3e-3), []
+    for step in range(12):
+        loss, parts = task.objective(task.source.batch(torch.arange(32)), StepRandom(0, step, 32), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert 0 < parts["captions_found"] <= 1
+    task.finish(task.weights.eval(), runs.RunDir(tmp_path))
+    rows = numbered(PROMPTS, task.weights.numbers, 12)
+    torch.testing.assert_close(open_encoder(f"pocket:{tmp_path}", 12)(PROMPTS), task.weights(rows), rtol=0, atol=0.02)
+    with pytest.raises(ConfigError, match=r"needs captions, which '.*' does not have; set data\.source=scenes:groups"):
+        ContrastObjective(SimpleNamespace(what="folder:mine", captions=lambda _: None))
+    single = PretrainTask(config.override(recipe, {"data.source": "scenes:easy"}).last)
+    assert single.evaluate(single.weights, 0).keys() == {"captions_found"}, "things without sides have no order"
 
 
 def test_words_of_a_later_version_are_the_same_vectors():

@@ -1,4 +1,4 @@
-"""Pretraining of the small networks that the offline tiers stand on: pocket VFM, control, three judges."""
+"""Pretraining of the small networks of the offline tiers: pocket VFM, control, three judges, text tower."""
 
 from __future__ import annotations
 
@@ -40,5 +40,9 @@ ROWS = (
     Preset(
         "pocket_groups", "Training of the judge of prompts, protocol.features=groups: what stands on each place of scenes:groups; with blur and noise.",
         _pretrain("groups", "scenes:groups", 3, 3e-3, 102_400, 3000), cost="a few minutes on one core", result="what it reads right: docs/text_to_image.md",
+    ),
+    Preset(
+        "pocket_text", "Training of the bundled text tower, diffusion.text.encoder=pocket: captions of scenes:groups against the pocket VFM's maps.",
+        _pretrain("contrast", "scenes:groups", 4, 2e-3, 102_400, 3000), cost="a few minutes on one core", result="what it finds: docs/text_to_image.md",
     ),
 )  # fmt: skip

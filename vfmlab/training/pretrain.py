@@ -10,11 +10,12 @@ Objectives (`pretrain.objective`), all on any image source unless said otherwise
 | classify    | judge      | the source's labels, under blur, noise and colour changes                                 |
 | regress     | factors    | the true factors of drawn scenes, under blur and noise                                    |
 | groups      | groups     | what stands on the places of `scenes:groups`, under blur and noise                        |
+| contrast    | text tower | which caption belongs to which image, as the pocket VFM sees it                           |
 
 The pocket VFM that ships never saw the classes on which generators are conditioned: `factors+mae` takes
 shape and texture labels from `scenes:other` alone, which has neither a shape nor a texture of the other
-styles. A finished run holds `pocket.safetensors`, `judge.safetensors`, `factors.safetensors` or
-`groups.safetensors`, readable through `vfm.weights` and each one's `load`; `python -m
+styles. A finished run holds a file of the network's kind, such as `judge.safetensors`, readable through
+`vfm.weights`, `diffusion.text.encoder` and each one's `load`; `python -m
 vfmlab.training.pretrain export RUN_DIR NAME` puts it among the bundled weights.
 """
 
@@ -37,14 +38,16 @@ from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
 from vfmlab.evaluation import factors, groups, judge, linear
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
+from vfmlab.training.contrast import ContrastObjective
 from vfmlab.training.task import Task
-from vfmlab.vfm import pocket
+from vfmlab.vfm import pocket, pocket_text
 from vfmlab.weights import io
 
-OBJECTIVES = ("factors+mae", "leaky", "mae", "classify", "regress", "groups")
+OBJECTIVES = ("factors+mae", "leaky", "mae", "classify", "regress", "groups", "contrast")
 # Name of the file and of the entry in its metadata -> network, and how it is read.
 NETWORKS = {"pocket": (pocket.PocketNet, pocket.read), "judge": (judge.Judge, judge.load),
-            "factors": (factors.FactorNet, factors.load), "groups": (groups.GroupNet, groups.load)}
+            "factors": (factors.FactorNet, factors.load), "groups": (groups.GroupNet, groups.load),
+            "text": (pocket_text.TextNet, pocket_text.read)}
 # `hard` has all classes of the easier styles and more: whoever learns its labels also sees those, at every
 # size.
 MIXED = {"scenes:hard": ("scenes:hard", "scenes:medium", "scenes:easy")}
@@ -276,8 +279,8 @@ class PretrainTask(Task):
         if objective not in OBJECTIVES:
             raise ConfigError(f"pretrain.objective '{objective}': unknown{nearest(objective, OBJECTIVES)}")
         judging = {"classify": ClassifyObjective, "regress": RegressObjective,
-                   "groups": GroupsObjective}.get(objective)
-        if objective in ("regress", "groups") and run.data.flip:
+                   "groups": GroupsObjective, "contrast": ContrastObjective}.get(objective)
+        if objective in ("regress", "groups", "contrast") and run.data.flip:
             raise ConfigError("data.flip True: factors of scenes are not mirrored with them; leave it out")
         if judging is None and (run.data.size % pocket.PATCH or run.data.flip):
             raise ConfigError(
@@ -308,7 +311,7 @@ class PretrainTask(Task):
     @torch.no_grad()
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
         """On held-out images: the judge's accuracy; R^2 of every factor; shares of captions that are read
-        right; or the accuracy of a ridge classifier on the pocket VFM's global mean."""
+        right, or found; or the accuracy of a ridge classifier on the pocket VFM's global mean."""
         device = next(weights.parameters()).device
         weights = weights.eval()
         if isinstance(weights, judge.Judge):
@@ -319,6 +322,8 @@ class PretrainTask(Task):
             truth = factors.targets(self.held_out, torch.arange(len(found))).to(device)
             scores = factors.r2(weights, found, weights.standardise(truth).cpu())
             return {f"r2_{name}": value for name, value in scores.items()}
+        if isinstance(weights, pocket_text.TextNet):
+            return self.objective.measure(weights, self.held_out)
         if isinstance(weights, groups.GroupNet):
             found, _ = _over(self.held_out, lambda x: groups.probabilities(weights(x.to(device))))
             return groups.shares(self.held_out.captions(torch.arange(len(found))), found)

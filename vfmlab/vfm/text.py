@@ -3,13 +3,15 @@
     words                    the language of drawn scenes, offline; no language model: a fixed vector for each
                              word and each place, so that the generator's first layer on them is a table of
                              words that it learns itself
+    pocket                   a text tower in miniature for that language, trained here by contrast with the
+                             pocket VFM, bundled; pocket:PATH of a run with pretrain.objective=contrast
     transformers:NAME        the text tower of any model of transformers (CLIP, T5, SigLIP, ...), a hub name
                              or a folder; tokens of its last layer
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,17 +108,53 @@ class Words(TextEncoder):
         self.register_buffer("places", torch.stack(places), persistent=False)
 
     def tokens(self, prompt: str) -> int:
-        words = prompt.split()
-        for word in words:
-            if word not in self.numbers:
-                raise ConfigError(f"prompt '{shown(prompt)}': '{word[:40]}' is not among the {len(WORDS)} "
-                                  f"words of drawn scenes{nearest(word, WORDS)}")
-        return len(words)
+        return len(known(prompt, self.numbers))
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        padded = [(prompt.split() + [""] * self.length)[: self.length] for prompt in prompts]
-        rows = torch.tensor([[self.numbers[word] for word in words] for words in padded], dtype=torch.long)
-        return self.words[rows.view(-1, self.length).to(self.words.device)] + self.places
+        return self.words[numbered(prompts, self.numbers, self.length).to(self.words.device)] + self.places
+
+
+def known(prompt: str, words: Collection[str]) -> list[str]:
+    """The words of a prompt; :class:`ConfigError` for one that is not among `words`."""
+    found = prompt.split()
+    for word in found:
+        if word not in words:
+            raise ConfigError(f"prompt '{shown(prompt)}': '{word[:40]}' is not among the {len(WORDS)} "
+                              f"words of drawn scenes{nearest(word, WORDS)}")
+    return found
+
+
+def numbered(prompts: Sequence[str], numbers: Mapping[str, int], length: int) -> Tensor:
+    """Prompts of known words -> their numbers, long B length; the rest is that of the empty word."""
+    padded = [(prompt.split() + [""] * length)[:length] for prompt in prompts]
+    rows = torch.tensor([[numbers[word] for word in words] for words in padded], dtype=torch.long)
+    return rows.view(-1, length)
+
+
+@TEXT_ENCODERS.register("pocket")
+class Pocket(TextEncoder):
+    """A :class:`~vfmlab.vfm.pocket_text.TextNet` for the language of drawn scenes. Padding is a word too.
+
+    Args:
+        weights: a file or a run's directory; empty: the bundled one. length: of the prompts, 16 at most.
+    """
+
+    def __init__(self, weights: str, length: int):
+        from vfmlab.vfm import pocket_text
+        from vfmlab.weights import io
+
+        super().__init__()
+        self.net, self.fingerprint = pocket_text.read(weights or io.ASSETS / "pocket_text.safetensors")
+        self.width, most = self.net.spec["width"], self.net.spec["length"]
+        if length > most:
+            raise ConfigError(f"diffusion.network.text: {length} tokens a prompt, but 'pocket' takes at most "
+                              f"{most}")
+
+    def tokens(self, prompt: str) -> int:
+        return len(known(prompt, self.net.numbers))
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return self.net(numbered(prompts, self.net.numbers, self.length).to(self.net.places.device))
 
 
 @TEXT_ENCODERS.register("transformers")
