@@ -77,7 +77,8 @@ for layer in vfm.layers:
     torch.testing.assert_close(likeness(layer, 0.5, 0.5), theirs, rtol=0, atol=1e-5)
 
 # %% [markdown]
-# Choose a layer, and move the query: the whitest place is the query itself.
+# Choose a layer, and move the query: the whitest place is the query itself. Below, the library's viewer draws
+# the same for all layers at once, and the principal components of section 1 as well.
 
 # %%
 def shown(layer, y, x):

@@ -23,7 +23,7 @@ headless = False
 rows = "plain_decoder,plain_matched,fusion,fusion_matched,modern_blocks,multi_layer"
 seeds = 2
 widths = "4,8,16,32"  # latent channels
-own_steps = 200  # of the training with your own layer
+own_steps = 200  # of the training with your own block
 jobs = 1  # 2: two processes with one thread each
 
 # %%
@@ -47,40 +47,83 @@ primitives.table(ablations.sizes_of(study))
 
 # %%
 expect("without fusion, the trained decoder loses more than 1 dB", lambda: less(fused["off"], fused["on"] - 1))
-expect("the plain layer of your own is behind the library's", lambda: less(swapped["plain"], swapped["library"]))
+expect("in most images the plain block of your own is behind the library's",
+       lambda: less(0.5, (swapped["plain"] < swapped["library"]).float().mean().item()))
 expect("the whole decoder has a lower rFD than the plain one", lambda: less(rfd["multi_layer"], rfd["plain_decoder"]))
 
 # %% [markdown]
 # # Step by step
 # ## 1. The decoder, taken apart
 # The latent is widened, then each block doubles the side; the latent enters again at every block (fusion),
-# and an image is read at every resolution from the running sum. Hooks look at the blocks while the library's
-# decoder runs.
+# and an image is read at every resolution from the running sum of the blocks. Hooks look at the blocks while
+# the library's decoder runs: what goes in, what comes out.
 
 # %%
 run = vfmlab.resolve(preset, overrides, seed=seed).phases()[0]
 await widgets.train(run, root, headless)
 tokenizer = vfmlab.load_tokenizer(run.id, root)
 images, _, _ = vfmlab.data.examples(run.data, n=8, seed=seed)
-z = tokenizer.denormalise(tokenizer.encode(images.to(tokenizer.stat_mean.device)).mode())  # raw, B C h w
-seen = []
-hooks = [block.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
-         for block in tokenizer.decoder.blocks]
-with torch.no_grad():
-    pictures = tokenizer.decoder(z)
+
+
+@torch.no_grad()
+def resolutions(tokenizer):
+    """The images after each block, smallest first: B 3 h w."""
+    z = tokenizer.encode(images.to(tokenizer.stat_mean.device)).mode()
+    return tokenizer.decode_raw(tokenizer.denormalise(z))[::-1]
+
+
+# %%
+seen, blocks = [], tokenizer.decoder.blocks
+hooks = [block.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs, outputs))) for block in blocks]
+pictures = resolutions(tokenizer)
 for hook in hooks:
     hook.remove()
-sizes = [sum(p.numel() for p in block.parameters()) for block in tokenizer.decoder.blocks]
+sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
 primitives.table([{"block": k, "in": str(list(x.shape[1:])), "out": str(list(y.shape[1:])), "parameters": n}
-                  for k, ((x, y), n) in enumerate(zip(seen, sizes, strict=True))])
+                  for k, (((x, *_), (y, *_)), n) in enumerate(zip(seen, sizes, strict=True))])
+
+# %% [markdown]
+# A block by hand: up-sampling, layers that the style w modulates, attention where there is any. Its features
+# join the running sum, and the image is a 1 x 1 convolution of that sum.
+
+# %%
+def by_hand(block, x, total, w):
+    x = block.upsample(x)  # B C 2h 2w
+    for layer in block.layers:
+        x = layer(x, w)
+    for attend in block.attention:
+        x = attend(x)
+    total = x if block.sum_upsample is None else block.sum_upsample(total) + x
+    return x, total, block.to_rgb(total, w)
+
+
+for block, ((x, total, w, *_), theirs) in zip(blocks, seen, strict=True):
+    with torch.no_grad():
+        mine = by_hand(block, x, total, w)
+    for ours, library in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, library, rtol=0, atol=1e-5)
+
+# %% [markdown]
+# The images at every resolution, enlarged. (With `tokenizer.linear_start`, as at `pocket`, a small gain times
+# the block's image is added to a linear map of the latent, and these are the sums.)
 
 # %%
 def enlarged(image):
     return F.interpolate(image.float().cpu(), images.shape[-1], mode="nearest").clamp(-1, 1)
 
 
-small_to_large = pictures[::-1]
-primitives.rows({f"{p.shape[-1]} px": enlarged(p) for p in small_to_large} | {"image": images})
+ladder = {f"{p.shape[-1]} px": psnr(images, enlarged(p)).mean().item() for p in pictures}
+shown = {f"{side}: {ladder[side]:.1f} dB": enlarged(p) for side, p in zip(ladder, pictures, strict=True)}
+primitives.rows(shown | {"image": images})
+
+# %% [markdown]
+# A small image cannot be near: beside each stands what the original itself has, averaged to that side.
+
+# %%
+small = {p.shape[-1]: F.adaptive_avg_pool2d(images, p.shape[-1]) for p in pictures[:-1]}
+best = {f"{side} px": psnr(images, enlarged(mean)).mean().item() for side, mean in small.items()}
+primitives.table([{"after the block of": side, "PSNR (dB)": db, "the original at that side (dB)": best.get(side)}
+                  for side, db in ladder.items()])
 
 # %% [markdown]
 # ## 2. What each block adds
@@ -88,11 +131,16 @@ primitives.rows({f"{p.shape[-1]} px": enlarged(p) for p in small_to_large} | {"i
 # fine ones correct edges.
 
 # %%
-added = {}
-for before, after in pairwise(small_to_large):
-    difference = after - F.interpolate(before, after.shape[-1], mode="bilinear", antialias=True)
-    added[f"{before.shape[-1]} to {after.shape[-1]} px, x4"] = enlarged(4 * difference)
-primitives.rows(added | {"image": images})
+def added(pictures):
+    """Images of growing size -> what each has that the one before does not, grey where that is nothing."""
+    found = {}
+    for before, after in pairwise(pictures):
+        difference = after - F.interpolate(before, after.shape[-1], mode="bilinear")
+        found[f"{before.shape[-1]} to {after.shape[-1]} px, x4"] = enlarged(4 * difference)
+    return found
+
+
+primitives.rows(added(pictures) | {"image": images})
 
 # %% [markdown]
 # ## 3. Fusion on and off
@@ -113,6 +161,7 @@ def decode(z, times):
 
 
 # %%
+z = tokenizer.denormalise(tokenizer.encode(images.to(tokenizer.stat_mean.device)).mode())  # raw, B C h w
 later = [k for k in tokenizer.decoder.fusion if k != "0"]
 restored = {"on": decode(z, {}), "off": decode(z, dict.fromkeys(later, 0.0))}
 restored |= {f"off in block {k}": decode(z, {k: 0.0}) for k in later}
@@ -129,34 +178,50 @@ def weaker(times):
 widgets.choose(weaker, headless, times=[0.5, 0.0, 0.25, 0.75, 1.0, 1.5])
 
 # %% [markdown]
-# ## 4. A layer of a block replaced by a plain one
-# A layer of the last block, written here: a 3 x 3 convolution with a skip, without modulation by the style.
-# It is called with the layer that it replaces. The run's id carries its source.
+# ## 4. A block replaced by a plain one
+# The whole last block, written here: nearest neighbour, two 3 x 3 convolutions, an image. No style, no blur,
+# no running sum. It is called with the block that it replaces, and takes what that block takes. Both decoders
+# are trained for the same few steps; the run's id carries the source of this cell.
 
 # %%
-class PlainLayer(nn.Module):
-    """x + conv(gelu(x)), B C H W; the style w is not used."""
+class PlainBlock(nn.Module):
+    """B C h w -> features, running sum (here the features) B C' 2h 2w, image B 3 2h 2w."""
 
     def __init__(self, old):
         super().__init__()
-        channels = old.contract.out_channels if hasattr(old, "contract") else old.conv2.out_channels
+        inputs = getattr(old.upsample, "conv", None) or old.upsample.pointwise
+        channels = old.to_rgb.weight.shape[1]
+        self.widen = nn.Conv2d(inputs.in_channels, channels, 3, padding=1)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.to_rgb = nn.Conv2d(channels, 3, 1)  # a name that the losses look for in the last block
 
-    def forward(self, x, w=None):
-        return x + self.conv(F.gelu(x))
+    def forward(self, x, total, w, context, mask):
+        x = self.widen(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x = x + self.conv(F.gelu(x))
+        return x, x, self.to_rgb(x).float()
 
 
-where = f"tokenizer.decoder.blocks.{len(tokenizer.decoder.blocks) - 1}.layers.0"
+# %%
+(x, *others), theirs = seen[-1]
+plain = PlainBlock(blocks[-1]).to(x.device)
+assert [y.shape for y in plain(x, *others)] == [y.shape for y in theirs]
+print(f"parameters of the last block: plain {sum(p.numel() for p in plain.parameters())}, the library's {sizes[-1]}")
+where = f"tokenizer.decoder.blocks.{len(blocks) - 1}"
 short = vfmlab.resolve(run, {"train.samples": min(own_steps * run.train.batch, run.budget)})
-twins = {"library": short, "plain": vfmlab.resolve(short, parts={where: PlainLayer})}
+twins = {"library": short, "plain": vfmlab.resolve(short, parts={where: PlainBlock})}
+
+# %% [markdown]
+# Below each decoder's images what its last block adds to the image before, four times enlarged.
 
 # %%
 swapped, shown = {}, {"image": images}
 for name, recipe in twins.items():
-    await widgets.train(recipe.phases()[0], root, headless)
-    twin = vfmlab.load_tokenizer(recipe.phases()[0].id, root)
-    _, shown[name], values = vfmlab.reconstruct(twin, images)
-    swapped[name] = values.tolist()
+    phase = recipe.phases()[0]
+    await widgets.train(phase, root, headless)
+    twin = vfmlab.load_tokenizer(phase.id, root)
+    _, pixels, swapped[name] = vfmlab.reconstruct(twin, images)
+    shown[f"{name}: {swapped[name].mean():.1f} dB"] = pixels
+    *_, shown[f"{name}, added x4"] = added(resolutions(twin)).values()
 primitives.rows(shown)
 
 # %% [markdown]
@@ -239,6 +304,9 @@ verdicts()
 #   (302,382): in this seed it is not behind for want of size.
 # - By eye, as predicted, the plain decoder is soft everywhere, and with the last VFM layer alone edges and
 #   colours go (a yellow ring becomes whitish); stripes stay, but blurred. Several layers bring back all three.
+# - The first half at pocket, seed 0, eight images: after its blocks of 8, 16 and 32 px the trained decoder is at
+#   18.6, 22.4 and 26.9 dB, where the original at 8 and 16 px has 18.9 and 23.6. Without fusion in the later
+#   blocks it is at 24.4. A plain last block has not been trained at pocket here.
 # - Open: the time of a step, because it is not recorded what else the machine did meanwhile, and rate against
 #   distortion, which has no recorded run.
 #

@@ -54,8 +54,8 @@ recipe = vfmlab.resolve(preset, overrides, seed=seed)
 steps = {phase.stage: vfmlab.open_step(phase, root, fp32=True) for phase in recipe.phases() if phase.diffusion is None}
 
 
-def felt(module):
-    """Norm of what `backward` left at the module's parameters; 0: none of them got a gradient."""
+def gradient_norm(module):
+    """Norm of the gradient that `backward` left at the module's parameters; 0: none of them got one."""
     found = [p.grad for p in module.parameters() if p.grad is not None]
     return sum(g.square().sum().item() for g in found) ** 0.5
 
@@ -63,7 +63,7 @@ def felt(module):
 gradients = []
 for stage, step in steps.items():
     step.loss.backward(retain_graph=True)
-    gradients.append({"stage": stage} | {name: felt(part) for name, part in step.tokenizer.named_children()
+    gradients.append({"stage": stage} | {name: gradient_norm(part) for name, part in step.tokenizer.named_children()
                                          if any(True for _ in part.parameters())})
 primitives.table(gradients, "norm of the gradient of the whole loss")
 

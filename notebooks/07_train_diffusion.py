@@ -71,8 +71,9 @@ step.explain()
 
 # %% [markdown]
 # ## 3. Which times are drawn, and where is it hard?
-# Each dot is an image of a few batches: its time, and its loss. Near data the noise cannot be separated from a
-# latent that hardly has any, near noise the data cannot.
+# Ten steps by hand, with PyTorch's own optimiser. First the loss of each batch, then that of every image of
+# these batches in the order of their times: a jagged line, of which the level counts. Near data the noise
+# cannot be separated from a latent that hardly has any, near noise the data cannot.
 
 # %%
 optimizer = torch.optim.AdamW(step.parameters, lr=run.diffusion.train.lr)

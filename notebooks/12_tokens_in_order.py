@@ -65,6 +65,7 @@ expect("what a code follows says more than how often it is there", lambda: less(
 expect("drawn by hand is drawn by the library", lambda: torch.equal(made, library))
 
 # %% [markdown]
+# # Step by step: a codebook
 # ## 1. A quantiser by hand
 # Entries begin near zero, uniform in (-1/K, 1/K), as VQGAN's do. *Prediction:* between entries that are all
 # near zero the nearest one is a matter of direction, so at first many are chosen.
@@ -160,6 +161,7 @@ ordered = {k: ends[k].bincount(minlength=entries).sort(descending=True).values.t
 primitives.curves({k: (range(len(v)), v) for k, v in ordered.items()}, x="entry, by frequency", y="tokens")
 
 # %% [markdown]
+# # At scale
 # ## 5. In a tokenizer
 # The preset with each quantiser, everything else the same, trained where it is not there yet.
 # `codebook_used` is the share of entries that any held-out image has. *Prediction:* where the encoder learns
@@ -179,6 +181,7 @@ primitives.table([{"quantiser": kind} | {k: f"{report[k].value:.3g}" for k in sh
 show.reconstructions(trained, images[:8])
 
 # %% [markdown]
+# # Step by step: a generator
 # ## 6. Codes are all there is
 # Images decoded from codes alone, and from codes of which a quarter are drawn anew. *Prediction:* a wrong
 # code spoils its own place and little else, because the decoder is convolutional.

@@ -270,7 +270,7 @@ def finished(book, root, wanted, before):
 
 
 def test_a_decoder_is_taken_apart(browser, lab):
-    """04, its first half: stop and save, go on; fusion is turned up by a slider; the own layer is another one after an edit."""
+    """04, its first half: stop and save, go on; fusion is turned up by a slider; the own block is another one after an edit."""
     root, scale = lab[1] / "runs_04", "results = compare.measured"
     (lab[1] / "hold").touch()
     with opened(browser, lab, "04_decoder_ablations") as book:
@@ -279,7 +279,7 @@ def test_a_decoder_is_taken_apart(browser, lab):
         before = interrupted(book, root, 1)
         assert before
         book.run_until(scale)
-        book.cell("swapped, shown =").get_by_text("plain", exact=True).wait_for()
+        book.cell("swapped, shown =").get_by_text("plain: ").wait_for()
         finished(book, root, 3, before)
         book.seen("blocks", "def enlarged")
         figure = book.cell("def weaker(times)")
@@ -287,12 +287,12 @@ def test_a_decoder_is_taken_apart(browser, lab):
         book.slide("def weaker(times)", "times")
         figure.get_by_text("fusion x 0.75").wait_for()
         book.seen("fusion", "def weaker(times)")
-        book.edit("return x + self.conv(F.gelu(x))", text=" / 2")
-        book.page.keyboard.press("Shift+Enter")
-        book.page.keyboard.press("Shift+Enter")
+        book.edit("x = x + self.conv(F.gelu(x))", text=" / 2")
+        for _ in ("the block", "both recipes", "both trainings"):
+            book.page.keyboard.press("Shift+Enter")
         book.page.wait_for_timeout(200)
         finished(book, root, 4, before)
-        book.seen("own_layer", "swapped, shown =")
+        book.seen("own_block", "swapped, shown =")
 
 
 def test_gradients_of_an_alignment_are_weighed(browser, lab):
