@@ -135,6 +135,9 @@ def test_ids_follow_the_source():
         ({"losses.own": max}, "is no function and no class"),
         ({"losses.own": lambda r: (kernel * r.z.mean()).sum()}, r"reads the variable 'kernel' \(Tensor\)"),
         ({"losses.own": eval("lambda r: r.z.mean()")}, "has no source"),
+        ({"losses.own": (edges, 0.0)}, r"parts\['losses.own'\]: field 'weight' = 0.0"),
+        ({"losses.own": (edges, 1.0, 2.0)}, "is no function and no class"),
+        ({"tokenizer.quant": (Plain, 2.0)}, "is no function and no class"),
     ],
 )
 def test_what_is_no_part(given, message):

@@ -28,9 +28,10 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from vfmlab.config import Part, digest
+from vfmlab.config import Part, digest, explain
 from vfmlab.config.files import write_atomic
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import derive
@@ -43,8 +44,8 @@ def take(given: Mapping[str, Any]) -> dict[str, Part]:
     """What a recipe holds of the parts given: their hashes.
 
     Raises:
-        ConfigError: an unknown place, no function or class, one that cannot be called as its place asks, or
-        one whose source cannot be had.
+        ConfigError: an unknown place, no function or class, one that cannot be called as its place asks, one
+        whose source cannot be had, or a weight that is not above 0.
     """
     taken = {}
     for name, thing in given.items():
@@ -53,10 +54,14 @@ def take(given: Mapping[str, Any]) -> dict[str, Part]:
         if kind not in KINDS or needs != bool(rest):
             raise ConfigError(f"parts: '{name}' is no place for a part; name losses.NAME, tokenizer.PATH, "
                               "network, network.PATH or on_step")
-        thing, weight = thing if isinstance(thing, tuple) else (thing, 1.0)
+        pair = kind == "losses" and isinstance(thing, tuple) and len(thing) == 2
+        thing, weight = thing if pair else (thing, 1.0)
         _check(name, thing, KINDS[kind])
         text = "\n\n".join(sources(name, thing, set())) + "\n"
-        taken[name] = Part(source=digest(text), weight=weight)
+        try:
+            taken[name] = Part(source=digest(text), weight=weight)
+        except ValidationError as error:
+            raise ConfigError(f"parts['{name}']: {explain(error, {})}") from None
         _given[taken[name].source] = thing, text
     return taken
 
