@@ -29,6 +29,6 @@ def test_ratios():
 
 
 def test_images_whose_grid_does_not_divide():
-    grids.check_divides(0, torch.zeros(1, 1, 4, 6), 2.0, 32)
+    assert grids.gathered({0: torch.zeros(1, 1, 4, 6)}, {0: 2.0}, 32).shape == (1, 4, 2, 3)
     with pytest.raises(ConfigError, match=r"layer 0 has a \(4, 5\) grid, which does not divide by 2; use images of 32 px"):
-        grids.check_divides(0, torch.zeros(1, 1, 4, 5), 2.0, 32)
+        grids.gathered({0: torch.zeros(1, 1, 4, 5)}, {0: 2.0}, 32)

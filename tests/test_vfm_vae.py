@@ -250,7 +250,7 @@ def test_layers_of_different_grids_and_widths():
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     q = tokenizer.posterior(x)
     assert tokenizer.layers == (0, 2, -1)
-    assert tokenizer.ratios == (2, 1, 1)
+    assert tokenizer.ratios == {0: 2, 2: 1, -1: 1}
     assert q.mean.shape == q.logvar.shape == (2, 8, 8, 8)
     images = tokenizer.decode_raw(q.mode())
     assert [x.shape[-1] for x in images] == [32, 16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,8 +50,15 @@ def fold(x: Tensor, ratio: float, grid: Iterable[int] | None = None) -> Tensor:
     return x
 
 
-def check_divides(layer: int, x: Tensor, ratio: float, size: int) -> None:
-    """:class:`ConfigError` where a map of images of another size than `size` cannot be unshuffled."""
-    if any(side % steps(ratio) for side in x.shape[-2:]):
-        raise ConfigError(f"images: layer {layer} has a {tuple(x.shape[-2:])} grid, which does not divide by "
-                          f"{steps(ratio)}; use images of {size} px or a size whose grid does")
+def gathered(maps: Mapping[int, Tensor], ratios: Mapping[int, float], size: int) -> Tensor:
+    """Maps of the layers in `ratios` (B D h' w' each), folded on the latent's grid and side by side: B D h w.
+
+    Raises:
+        ConfigError: a map of images of another size than `size` that cannot be unshuffled.
+    """
+    for layer, ratio in ratios.items():
+        grid = tuple(maps[layer].shape[-2:])
+        if any(side % steps(ratio) for side in grid):
+            raise ConfigError(f"images: layer {layer} has a {grid} grid, which does not divide by "
+                              f"{steps(ratio)}; use images of {size} px or a size whose grid does")
+    return torch.cat([fold(maps[layer], ratio) for layer, ratio in ratios.items()], dim=1)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab import config
-from vfmlab.nn.grids import check_divides, fold, ratios, steps
+from vfmlab.nn.grids import gathered, ratios, steps
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.linear_start import LinearStart
@@ -80,8 +79,8 @@ class AlignTok(Tokenizer):
         grids = {layer: vfm.grid(layer)[0] for layer in self.encoder.layers}
         way = f"vfm.upscale, or tokenizer.factor {config.factor}"
         self.ratios = ratios(grids, side, "tokenizer.read", way)
-        gathered = sum(vfm.width(layer) * steps(part) ** 2 for layer, part in self.ratios.items())
-        self.adapter = Adapter(gathered, config.adapter_width, channels)
+        inputs = sum(vfm.width(layer) * steps(part) ** 2 for layer, part in self.ratios.items())
+        self.adapter = Adapter(inputs, config.adapter_width, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         if config.linear_start:
             self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.encoder.layers)
@@ -100,11 +99,7 @@ class AlignTok(Tokenizer):
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features)
-        parts = []
-        for layer, fraction in self.ratios.items():
-            check_divides(layer, maps[layer], fraction, self.size)
-            parts.append(fold(maps[layer], fraction))
-        return self.gaussian(self.adapter(torch.cat(parts, dim=1)).float(), None, maps)
+        return self.gaussian(self.adapter(gathered(maps, self.ratios, self.size)).float(), None, maps)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.adapter.out.weight if self.start is None else self.start.read.weight

@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.attention_projection import Gelu, Kind, projection
-from vfmlab.nn.grids import check_divides, fold, ratios, steps
+from vfmlab.nn.grids import gathered, ratios, steps
 from vfmlab.nn.quantizers.multi import MultiCodebookQuantizer
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.tokenizers.base import CodePosterior, Posterior, Tokenizer
@@ -84,16 +83,16 @@ class VFMVAE(Tokenizer):
                               f"give one width for all or {len(shapes)}")
         way = f"vfm.upscale, vfm.layers or tokenizer.factor {config.factor}"
         grids = {layer: shape.side for layer, shape in shapes.items()}
-        self.ratios = tuple(ratios(grids, side, "vfm.layers", way).values())
+        self.ratios = ratios(grids, side, "vfm.layers", way)
 
         def project(inputs: int, outputs: int) -> nn.Module:
             return projection(config.projection, inputs, outputs, config.projection_layers, config.gelu)
 
         self.projections = nn.ModuleList(project(s.width, w)
                                          for s, w in zip(shapes.values(), widths, strict=True))
-        gathered = sum(w * steps(r) ** 2 for w, r in zip(widths, self.ratios, strict=True))
+        inputs = sum(w * steps(r) ** 2 for w, r in zip(widths, self.ratios.values(), strict=True))
         gaussian = config.kl and not config.discrete
-        self.final_projection = project(gathered, 2 * channels if gaussian else channels)
+        self.final_projection = project(inputs, 2 * channels if gaussian else channels)
         self.quantizer = (
             MultiCodebookQuantizer(
                 MultiCodebookQuantizer.Config(size=config.vocabulary, codebooks=config.codebooks), channels)
@@ -120,11 +119,9 @@ class VFMVAE(Tokenizer):
         return self._encode(as_maps(features, self.layers, self.shapes))
 
     def _encode(self, maps: dict[int, Tensor]) -> Posterior:
-        parts = []
-        for layer, project, fraction in zip(self.layers, self.projections, self.ratios, strict=True):
-            check_divides(layer, maps[layer], fraction, self.size)
-            parts.append(fold(project(maps[layer]), fraction))
-        out = self.final_projection(torch.cat(parts, dim=1)).float()
+        projected = {layer: project(maps[layer])
+                     for layer, project in zip(self.layers, self.projections, strict=True)}
+        out = self.final_projection(gathered(projected, self.ratios, self.size)).float()
         mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
         found = self.gaussian(mean, logvar, maps)
         return found if self.quantizer is None else CodePosterior.of(self.quantizer, found.mean)
