@@ -157,6 +157,11 @@ def test_every_quantiser_is_a_variant_that_trains(images, kind):
     assert ("codebook" in run.losses) == (kind != "fsq")
 
 
+@pytest.mark.parametrize(("chain", "size"), [("vq", 32), ("fsq+vq", 32), ("lfq+simvq", 32), ("ema+cosine", 32)])
+def test_a_variant_has_about_as_many_entries(chain, size):
+    assert presets.get(f"tiny_vqgan+{chain}").tokenizer.quantizer.size == size
+
+
 def test_a_variant_of_the_quantiser_needs_one():
     with pytest.raises(ConfigError, match="variant 'simvq' of 'tiny_plain_vae'.*pocket_vqgan"):
         presets.get("tiny_plain_vae+simvq")

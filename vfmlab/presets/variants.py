@@ -193,7 +193,9 @@ def _quantiser(kind: str) -> Callable[[Recipe], Changes]:
     """Another quantiser of about as many entries, with the width and the loss that it needs."""
 
     def changes(run: Recipe) -> Changes:
-        size = getattr(run.tokenizer.quantizer, "size", 1024)
+        own = run.tokenizer.quantizer
+        of_kind = {"fsq": lambda: math.prod(own.levels), "lfq": lambda: 2**run.tokenizer.channels}
+        size = of_kind[own.kind]() if own.kind in of_kind else own.size
         if kind == "fsq":
             levels = min(FSQ_LEVELS, key=lambda levels: abs(math.log(math.prod(levels) / size)))
             return {"tokenizer.quantizer": {"kind": kind, "levels": levels},
