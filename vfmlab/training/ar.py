@@ -16,7 +16,7 @@ from vfmlab.ar import codes as cache
 from vfmlab.ar import sampling
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.ar.objective import ARObjective
-from vfmlab.data import BatchStream, ImageSource, open_source, to_float
+from vfmlab.data import BatchStream, ImageSource, open_source
 from vfmlab.registry import TOKEN_NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive
@@ -85,13 +85,6 @@ class ARTask(Task):
             return cache.cached_stream(self.cached, batch, seed, start_step, rows)
         images = BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers)
         return cache.fresh_stream(images, self.tokenizer)
-
-    @torch.no_grad()
-    def batch(self, images: Tensor, labels: Tensor | None = None) -> cache.CodeBatch:
-        """Images as their codes."""
-        part = super().batch(images, labels)
-        codes = self.tokenizer.to(self.device).codes(to_float(part.images))
-        return cache.CodeBatch(codes, part.labels, part.indices)
 
     def example(self, rows: slice) -> cache.CodeBatch:
         """Random codes: as large, and there before the cache is."""

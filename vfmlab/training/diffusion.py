@@ -22,7 +22,7 @@ from vfmlab.evaluation.number import Number
 from vfmlab.nn import parts as given
 from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
-from vfmlab.seeding import SampleRandom, derive, generator
+from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import features, repa_e
 from vfmlab.training.repa_e import Tuned
@@ -198,24 +198,6 @@ class DiffusionTask(Task):
                 yield kind(first, found.labels, found.indices, **extra)
         finally:
             pairs.close()
-
-    @torch.no_grad()
-    def batch(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        """Images as normalised latents (a sample of their posterior), with the targets that the run is
-        aligned with."""
-        part = super().batch(images, labels)
-        if self.run.diffusion.tune is None:
-            z = self.tokenizer.encode(to_float(part.images)).sample(generator("by hand", self.run.seed))
-            first = latents.LatentBatch(z, part.labels, part.indices)
-        else:
-            first = part
-        if self.targets is None:
-            return first
-        extra: dict[str, Tensor] = {}
-        for teacher in self.targets.teachers:
-            extra |= teacher.to(self.device).read(to_float(part.images))
-        kind = targets.AlignedBatch if self.run.diffusion.tune is None else repa_e.TunedBatch
-        return kind(*first, **extra)
 
     def example(self, rows: slice) -> Any:
         """Noise in place of latents and targets: as large, and there before the caches are."""

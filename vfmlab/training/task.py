@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vfmlab.config import Phase, Train
-from vfmlab.data import Batch, ImageSource, to_uint8
+from vfmlab.data import ImageSource
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.nn import parts
 from vfmlab.runs import RunDir
-from vfmlab.seeding import StepRandom
 
 
 class Task:
@@ -71,29 +70,6 @@ class Task:
     @property
     def compiled(self) -> list[nn.Module]:
         return [self.weights]
-
-    def batch(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        """Images (B 3 H W in [-1, 1]) as the batch that `objective` takes. labels: long B; None: class 0."""
-        labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
-        return Batch(to_uint8(images), labels, torch.arange(len(images))).to(self.device)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None, step: int = 0,
-                samples: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """One training forward by hand: what step `step` computes on these images.
-
-        Args:
-            images: B 3 H W in [-1, 1], of the run's size. labels: long B; None: class 0. step: decides the
-            random numbers.
-            samples: images seen before, which decide the terms that are on; None: those of the steps before.
-
-        Returns:
-            the loss (scalar with gradients) and its parts by name (detached scalars).
-        """
-        samples = step * self.train.batch if samples is None else samples
-        batch = self.batch(images, labels)
-        rng = StepRandom(self.seed, step, len(images), device=self.device)
-        loss, metrics, *_ = self.objective(batch, rng, samples)
-        return loss, metrics
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
         """Work before step 0, with everything on its device: caches; starts of weights, if `fresh` (not
