@@ -11,11 +11,13 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import recursively_apply
+from torch import Tensor
 
 from vfmlab.config import Train
 from vfmlab.errors import TrainingError
 from vfmlab.training.step import Prepared, backward, make_accelerator, make_optimizers
-from vfmlab.training.task import Task, apply
+from vfmlab.training.task import Task
 
 # What torch says where the CPU has not so much memory, or no number is large enough for the size asked for.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed",
@@ -64,7 +66,7 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
         with exhaustion(task.name, task.train):
             half = on.accelerator.mixed_precision != "no"
             optimizers = make_optimizers(task, on.parameters, device, half)  # whose state is thrown away
-            batch = apply(task.example(on.rows), lambda tensor: tensor.to(device))
+            batch = recursively_apply(Tensor.to, task.example(on.rows), device)
             for step in task.costly_steps(steps):
                 begin = time.perf_counter()
                 samples = (

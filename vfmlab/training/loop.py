@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, recursively_apply
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torchvision.utils import save_image
@@ -29,7 +29,7 @@ from vfmlab.training.schedule import Clock, rate
 from vfmlab.training.state import State
 from vfmlab.training.step import Prepared, backward, make_accelerator, make_optimizers, my_rows
 from vfmlab.training.stop import REQUEST, Stop
-from vfmlab.training.task import Task, apply, indices, select
+from vfmlab.training.task import Task, indices, select
 
 __all__ = ["Task", "fit"]
 BEAT = 30.0  # seconds between signs of life in status.json
@@ -235,7 +235,7 @@ class _Loop:
         if batch is None:
             raise DataError(f"the data of the {task.name} ended at step {self.step}; a stream must go on for "
                             "ever")
-        batch = apply(batch, lambda tensor: tensor.to(acc.device, non_blocking=True))
+        batch = recursively_apply(Tensor.to, batch, acc.device, non_blocking=True)
         self.stop.busy, state.done = True, []
         torch.manual_seed(derive("global", task.seed, self.step, acc.process_index))  # dropout draws from it
         learns = on.discriminators is not None and task.discriminators.learns(self.samples)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 
 from vfmlab import api, config, runs
@@ -31,7 +32,7 @@ from vfmlab.training.diffusion import DiffusionTask
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.state import State
 from vfmlab.training.step import make_accelerator, make_optimizers
-from vfmlab.training.task import Task, apply, select
+from vfmlab.training.task import Task, select
 from vfmlab.training.tokenizer import TokenizerTask
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Step:
         task, train = self.task, self.task.train
         accelerator = make_accelerator(task, None, self.device)
         rows = slice(0, train.batch)
-        self.batch = apply(task.batch_of(self.number, rows), lambda tensor: tensor.to(accelerator.device))
+        self.batch = recursively_apply(Tensor.to, task.batch_of(self.number, rows), accelerator.device)
         self.parameters = select(task)
         rng = StepRandom(task.seed, self.number, train.batch, rows, accelerator.device)
         with torch.random.fork_rng(devices=[]), accelerator.autocast():

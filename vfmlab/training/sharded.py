@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, recursively_apply
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vfmlab.errors import ConfigError
 from vfmlab.training import recompute
 from vfmlab.training.average import Average
-from vfmlab.training.task import Task, apply
+from vfmlab.training.task import Task
 
 SWITCH = "ACCELERATE_USE_FSDP"
 # accelerate's options that would change what a run computes or where -> what does it here
@@ -87,7 +87,7 @@ def gathered(state: Any) -> Any:
         full = value.full_tensor()
         return full.cpu() if main else None
 
-    return apply(state, gather)
+    return recursively_apply(gather, state)
 
 
 def cut(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, patch_environment
+from accelerate.utils import DistributedDataParallelKwargs, patch_environment, slice_tensors
 from torch import Tensor, nn
 
 from vfmlab.config import Train
@@ -22,7 +22,7 @@ from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import muon, recompute, sharded
 from vfmlab.training.average import Average
-from vfmlab.training.task import Task, apply, select
+from vfmlab.training.task import Task, select
 
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
 
@@ -235,7 +235,7 @@ def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Ten
     means: dict[str, Tensor] = {}
     for part in range(train.accumulation):
         low, high = part * size, (part + 1) * size
-        micro = batch if train.accumulation == 1 else apply(batch, lambda tensor, a=low, b=high: tensor[a:b])
+        micro = batch if train.accumulation == 1 else slice_tensors(batch, slice(low, high))
         cut = slice(on.rows.start + low, on.rows.start + high)
         with contextlib.ExitStack() as stack:
             if part < train.accumulation - 1:

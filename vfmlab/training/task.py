@@ -167,19 +167,6 @@ def trainable(objective: nn.Module, weights: nn.Module, trains: Iterable[str],
     return [parameter for parameter in objective.parameters() if parameter.requires_grad]
 
 
-def apply(batch: Any, change: Any) -> Any:
-    """`batch` with `change` applied to each of its tensors."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {key: apply(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(apply(value, change) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(apply(value, change) for value in batch)
-    return batch
-
-
 def indices(batch: Any) -> list[int]:
     """The data indices of a batch, where it knows them."""
     found = batch.get("indices") if isinstance(batch, dict) else getattr(batch, "indices", None)
