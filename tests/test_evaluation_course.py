@@ -7,7 +7,7 @@ import pytest
 from vfmlab import runs
 from vfmlab.errors import ConfigError, RunError
 from vfmlab.evaluation import course
-from vfmlab.evaluation.instruments import blocks, convergence
+from vfmlab.evaluation.instruments import blocks
 from vfmlab.evaluation.number import Number
 from vfmlab.plots import figures
 from vfmlab.studies import compare_page, leaderboard, results
@@ -50,8 +50,6 @@ def test_points_without_a_hash_stand_in_no_curve(tmp_path):
     one = course.over_training(old, "gfd")
     assert (one.samples, one.left_out) == ((), 2)
     assert "2 of `old`" in course.left_out([one])
-    with pytest.raises(RunError, match="has no 'gfd'"):
-        convergence.steps_to_reach([old])
 
 
 def test_a_resumed_run_that_logged_twice_counts_the_later_point(tmp_path):

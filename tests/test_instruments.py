@@ -356,9 +356,8 @@ def test_area_and_reach_by_hand():
     assert convergence.reach([10, 20], [9, 5], 9) == 10
     assert convergence.reach([10, 20], [9, 5], 4) is None
     assert convergence.reach([10, 20], [0.2, 0.4], 0.3, lower=False) == pytest.approx(15)
-    for bad, said in ((([1], [2]), "at least 2 evaluations"), (([1, 1], [2, 3]), "in order"), (([1, 2], [3]), "2 positions and 1 values")):
-        with pytest.raises(DataError, match=said):
-            convergence.area(*bad)
+    with pytest.raises(DataError, match="at least 2 evaluations"):
+        convergence.area([1], [2])
 
 
 @pytest.mark.parametrize(
