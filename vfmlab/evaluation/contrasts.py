@@ -181,15 +181,9 @@ def holm(p: Sequence[float]) -> list[float]:
 def seeds_to_decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0) -> int | None:
     """How many seeds would decide, if the estimate and the spread stay as they are; None: more than 99, or
     unknown."""
-    e = interval.estimate
-    borders = ([delta, -delta] if kind == "no gap"
-               else [0.0, *([delta, -delta] if delta and abs(e) < delta else [])])
-    if (
-        kind == "gap" and len(borders) == 3
-    ):  # decided by whichever comes first: apart from 0, or within +-delta
-        reach = max(abs(e), delta - abs(e))
-    else:
-        reach = min(abs(e - border) for border in borders)
+    e = abs(interval.estimate)
+    # A gap is decided by whichever comes first: apart from 0, or within +-delta.
+    reach = abs(e - delta) if kind == "no gap" else max(e, delta - e)
     if not np.isfinite(interval.deviation) or reach == 0:
         return None
     return next((s for s in range(2, MOST_SEEDS + 1) if interval.half_width(s) < reach), None)
