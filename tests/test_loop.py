@@ -27,7 +27,7 @@ from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
 from vfmlab.losses.l1 import L1
 from vfmlab.nn.resample import BinomialBlur
-from vfmlab.training import dryrun
+from vfmlab.training import checkpoint, dryrun
 from vfmlab.training.average import Average
 from vfmlab.training.loop import fit
 from vfmlab.training.progress import describe
@@ -443,6 +443,15 @@ def test_faults_of_later_phases_show_before_the_first_step(tmp_path, changes, co
     with pytest.raises(ConfigError, match=complaint):
         next(iter(api.train(override(presets.get("tiny_vfm_vae_repa"), {"vfm.weights": "random", **changes}), tmp_path)))
     assert not runs.scan(tmp_path)
+
+
+@pytest.mark.parametrize("completes", [False, True])
+def test_the_last_checkpoint_is_written_again_only_where_the_end_fills_the_weights_in(tmp_path, monkeypatch, completes):
+    steps = []
+    monkeypatch.setattr(checkpoint, "save", lambda run_dir, model, ema, state, facts: steps.append(state["step"]))
+    monkeypatch.setattr(ToyTask, "completes", completes)
+    train_toy(tmp_path, samples=32, checkpoint_every=16)
+    assert steps == [1, 2] + [2] * completes
 
 
 class Spied(torch.autograd.Function):

@@ -78,7 +78,7 @@ class DiffusionTask(Task):
         self.find_unused = (
             run.diffusion.tune is not None or (projection is not None and projection.config.until is not None)
         )
-        self.shards = run.diffusion.tune is None
+        self.shards, self.completes = run.diffusion.tune is None, run.diffusion.tune is not None
         self.columns = min(SHOWN, max(self.num_classes, 8))
         self.root = "runs"
         self.cached: latents.LatentSource | None = None

@@ -216,7 +216,7 @@ class _Loop:
         if self.main:
             with self._evaluating():
                 self.task.finish(self.state.average.module, self.run_dir)
-        if self.main or self.on.sharded:  # again: buffers may be filled now, such as the latent statistics
+        if self.task.completes and (self.main or self.on.sharded):  # again, with what is filled in now
             self.state.save(self.run_dir)
         if self.main:
             remark = self.task.remark()

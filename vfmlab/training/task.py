@@ -35,6 +35,7 @@ class Task:
         discriminators: those of adversarial terms, which have an optimiser of their own, or None. The
             objective then returns a third value, and `discriminators(third, rng, samples) -> (loss, metrics)`
             is their training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
+        completes: `finish` fills buffers of the weights, which are then saved once more.
         shards: the network may be cut over processes (:mod:`vfmlab.training.sharded`).
         columns: images per row of a preview.
         started: facts about the start, for the event of it.
@@ -48,6 +49,7 @@ class Task:
     trains: tuple[str, ...] = ("*",)
     find_unused: bool = False
     discriminators: nn.Module | None = None
+    completes: bool = False
     shards: bool = False
     columns: int = 8
     started: Mapping[str, Any] = {}
@@ -123,10 +125,10 @@ class Task:
             parts.fetch("on_step", part)(self, step, numbers)
 
     def finish(self, weights: nn.Module, run_dir: RunDir) -> None:
-        """Last act, once, with the averaged weights: buffers that need trained weights, files besides the
+        """Last act, once, with the averaged weights: files besides the weights, buffers that need trained
         weights.
 
-        `self.weights` (not averaged) may be completed too; both are saved after this.
+        A task that `completes` fills those of `self.weights` (not averaged) too; both are saved after this.
         """
 
     def remark(self) -> str:

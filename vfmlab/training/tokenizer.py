@@ -47,6 +47,7 @@ class TokenizerTask(Task):
     """
 
     name = "tokenizer"
+    completes = True
     columns = SHOWN
 
     def __init__(self, run: config.Phase, parent: Tokenizer | None = None, parent_dir: RunDir | None = None):
