@@ -215,6 +215,22 @@ def test_shards_that_changed_are_refused(tmp_path, tokenizer, source, damage, nu
     run(tmp_path, tokenizer, source)
 
 
+def test_of_several_processes_each_checks_its_own_shards(tmp_path, tokenizer, source, monkeypatch):
+    """What is hashed is read from the disk: every shard once, whatever the number of processes."""
+    run(tmp_path, tokenizer, source)
+    digest, seen = io.digest, []
+    monkeypatch.setattr(io, "digest", lambda tensors: seen.append(len(tensors["labels"])) or digest(tensors))
+    found = [latents.LatentSource(tmp_path, rank=rank, world=2) for rank in range(2)]
+    assert len(seen) == len(found[0].shards) == 3
+    file = tmp_path / "latents-00001.safetensors"
+    facts, tensors = io.metadata(file), {key: value.clone() for key, value in io.read(file)[0].items()}
+    tensors["labels"] += 1
+    save_file(tensors, file, facts)
+    latents.LatentSource(tmp_path, rank=0, world=2)
+    with pytest.raises(CheckpointError, match="latents-00001.safetensors' is damaged"):
+        latents.LatentSource(tmp_path, rank=1, world=2)
+
+
 def test_shards_of_earlier_versions_are_encoded_anew(tmp_path, tokenizer, source):
     run(tmp_path, tokenizer, source)
     file = tmp_path / "latents-00001.safetensors"

@@ -117,14 +117,18 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
 class CodeSource:
     """Random access to a finished cache; its shards are memory-mapped.
 
+    Args:
+        rank, world: as of :class:`~vfmlab.diffusion.shards.Shards`.
+
     Raises:
         CheckpointError: no cache there, another one, or an incomplete or broken one.
     """
 
-    def __init__(self, directory: str | Path, wanted: str):
+    def __init__(self, directory: str | Path, wanted: str, rank: int = 0, world: int = 1):
         meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.ar.codes.build")
         shards.check(meta, wanted, directory, "codes")
-        self.versions, self._shards = meta["versions"], shards.Shards(Path(directory), "codes", meta)
+        self.versions = meta["versions"]
+        self._shards = shards.Shards(Path(directory), "codes", meta, rank, world)
         self.labels = torch.cat([shard["labels"] for shard in self._shards.parts])
 
     def __len__(self) -> int:

@@ -59,7 +59,7 @@ class Captioned:
             return {"tokens": encoder(lines).half().cpu()}
 
         yield from shards.write(folder, "text", meta, read, encode, 64, rank, world, latents.PATIENCE)
-        stored = shards.Shards(folder, "text", meta)
+        stored = shards.Shards(folder, "text", meta, rank, world)
         self.prompts = Prompts(self.texts, lambda conditions: stored.rows("tokens", conditions), encoder)
 
     def label(self, batch: Any) -> Any:

@@ -125,7 +125,8 @@ class LatentSource:
     is needed.
 
     Args:
-        directory: of the cache. wanted: fingerprint it must have; None: any.
+        directory: of the cache. wanted: fingerprint it must have; None: any. rank, world: as of
+            :class:`~vfmlab.diffusion.shards.Shards`.
 
     Attributes:
         shape: (C, h, w). class_names; num_classes. flip: mirrored copies are there. sampled: stds are there.
@@ -134,12 +135,12 @@ class LatentSource:
         CheckpointError: no cache there, another one, or an incomplete or broken one.
     """
 
-    def __init__(self, directory: str | Path, wanted: str | None = None):
+    def __init__(self, directory: str | Path, wanted: str | None = None, rank: int = 0, world: int = 1):
         meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.diffusion.latents.build")
         shards.check(meta, wanted, directory, "latents")
         self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
         self.class_names, self.flip = meta["class_names"], meta["flip"]
-        self._shards = shards.Shards(Path(directory), "latents", meta)
+        self._shards = shards.Shards(Path(directory), "latents", meta, rank, world)
         self.shards = self._shards.parts
         self.sampled = "std" in self.shards[0]
         self.all_labels = torch.cat([shard["labels"] for shard in self.shards])

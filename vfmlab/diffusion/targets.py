@@ -183,12 +183,12 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
 
 
 class Targets:
-    """Random access to a finished cache."""
+    """Random access to a finished cache; rank, world: as of :class:`~vfmlab.diffusion.shards.Shards`."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, rank: int = 0, world: int = 1):
         meta = shards.opened(directory, FORMAT, "target cache", "vfmlab.diffusion.targets.build")
         self.meta, self.flip = meta, meta["flip"]
-        self._shards = shards.Shards(Path(directory), "targets", meta)
+        self._shards = shards.Shards(Path(directory), "targets", meta, rank, world)
 
     def __len__(self) -> int:
         return self.meta["count"]

@@ -153,8 +153,8 @@ def mutual_knn(a: Tensor, b: Tensor, k: int = 10) -> float:
 def linear_cka(a: Tensor, b: Tensor) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), at most 1.
 
-    With Song et al.'s unbiased HSIC, so that unrelated wide features come out near 0. Nothing of size N x N is
-    built: sums over kernels are taken as D x D products.
+    With Song et al.'s unbiased HSIC, so that unrelated wide features come out near 0. Nothing of size N x N
+    is built: sums over kernels are taken as D x D products.
     """
     _check(a, b, 4)
     a, b = a.double(), b.double()

@@ -72,12 +72,12 @@ class ARTask(Task):
         if not self.run.ar.cache:
             return
         state = PartialState()
+        share = {"rank": state.process_index, "world": state.num_processes}
         wanted = cache.fingerprint(self.tokenizer, self.versions)
         folder = self.cache_root / wanted
-        for done, of in cache.build(folder, self.tokenizer, self.versions, rank=state.process_index,
-                                    world=state.num_processes):
+        for done, of in cache.build(folder, self.tokenizer, self.versions, **share):
             yield "codes", done, of
-        self.cached = cache.CodeSource(folder, wanted)
+        self.cached = cache.CodeSource(folder, wanted, **share)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[cache.CodeBatch]:
         batch, seed, data = self.train.batch, self.run.seed, self.run.data

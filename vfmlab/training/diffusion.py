@@ -137,10 +137,11 @@ class DiffusionTask(Task):
             folder = self.cache_root / wanted
             train = self.run.recipe.train
             stores = train is not None and train.vfm_cache is not None
-            maps = features.stored(self.cache_root, self.tokenizer, self.source, flip) if stores else None
+            maps = (features.stored(self.cache_root, self.tokenizer, self.source, flip, **share) if stores
+                    else None)
             for done, of in latents.build(folder, self.tokenizer, self.source, **options, **share, maps=maps):
                 yield "latents", done, of
-            self.cached = latents.LatentSource(folder, wanted)
+            self.cached = latents.LatentSource(folder, wanted, **share)
         if self.captions is not None:
             for done, of in self.captions.prepare(self.cache_root, self.device, **share):
                 yield "captions", done, of
@@ -156,7 +157,7 @@ class DiffusionTask(Task):
                 folder = self.cache_root / f"targets-{teacher.fingerprint(self.source, flip)}"
                 for done, of in targets.build(folder, teacher, self.source, flip, **share):
                     yield "targets", done, of
-            self.sources.append(targets.Targets(folder) if cached else teacher)
+            self.sources.append(targets.Targets(folder, **share) if cached else teacher)
         token = self.run.diffusion.class_token
         if token is not None and token.normalise:
             source = self.sources[self.targets.teachers.index(self.targets.of("token"))]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vfmlab.data import Batch, BatchStream, ImageSource
+from vfmlab.data import BatchStream, ImageSource
 from vfmlab.diffusion import latents, shards, targets
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
@@ -61,8 +61,12 @@ class Reader:
         return {str(k): value for k, value in self.model.features(images, self.layers).maps.items()}
 
 
-def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool) -> latents.Maps | None:
-    """The maps of all that `tokenizer` reads, if a run has stored them for these images inside `folder`."""
+def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool, rank: int = 0,
+           world: int = 1) -> latents.Maps | None:
+    """The maps of all that `tokenizer` reads, if a run has stored them for these images inside `folder`.
+
+    rank, world: as of :class:`~vfmlab.diffusion.shards.Shards`.
+    """
     if tokenizer.vfm is None or not tokenizer.layers:
         return None
     own = Reader(tokenizer.vfm, tuple(tokenizer.layers)).facts()
@@ -72,7 +76,7 @@ def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool) 
         same = same and (meta["data"], meta["count"]) == (source.fingerprint, len(source))
         whole = all(part.exists() for part in shards.files(file.parent, "targets", meta))
         if same and whole and set(own["layers"]) <= set(meta["layers"]) and meta["flip"] >= flip:
-            return _maps(targets.Targets(file.parent), tokenizer.stat_mean.device)
+            return _maps(targets.Targets(file.parent, rank, world), tokenizer.stat_mean.device)
     return None
 
 
@@ -90,10 +94,6 @@ def beside(images: BatchStream, cached: targets.Targets, batch: int, seed: int, 
     pairs = targets.beside(images, [cached], None, batch, seed, start_step, rows)
     try:
         for found, maps in pairs:
-            yield _joined(found, maps)
+            yield FeatureBatch(*found, {int(layer): value for layer, value in maps.items()})
     finally:
         pairs.close()
-
-
-def _joined(found: Batch, maps: dict[str, Tensor]) -> FeatureBatch:
-    return FeatureBatch(*found, {int(layer): value for layer, value in maps.items()})

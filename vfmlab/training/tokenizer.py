@@ -120,10 +120,10 @@ class TokenizerTask(Task):
             return
         folder = Path(self.root) / ".latents" / f"features-{reader.fingerprint(self.source, flip)}"
         state = PartialState()
-        parts = {"rank": state.process_index, "world": state.num_processes}
-        for done, of in targets.build(folder, reader, self.source, flip, **parts):
+        share = {"rank": state.process_index, "world": state.num_processes}
+        for done, of in targets.build(folder, reader, self.source, flip, **share):
             yield "VFM features", done, of
-        self.cached = targets.Targets(folder)
+        self.cached = targets.Targets(folder, **share)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         data, batch = self.run.data, self.train.batch
