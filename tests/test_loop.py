@@ -24,7 +24,7 @@ import vfmlab
 from vfmlab import api, presets, runs
 from vfmlab.cli import main as cli
 from vfmlab.config import Train, override
-from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError
+from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError, VfmlabError
 from vfmlab.losses.l1 import L1
 from vfmlab.nn.resample import BinomialBlur
 from vfmlab.training import checkpoint, dryrun
@@ -436,11 +436,12 @@ def test_numbers_that_cannot_be_had_do_not_end_a_run(tmp_path):
         ({"diffusion.network.patch": 3}, "network.patch 3 does not divide"),
         ({"data.val": 3}, "data.val: there are 3 held-out images; a protocol needs at least 4 .*: raise it, or"),
         ({"protocol.n": 2}, "protocol.n = 2; a protocol needs at least 4"),
+        ({"protocol.reference": "/nowhere.npz", "diffusion.train.evaluate_at": []}, "'/nowhere.npz' does not exist; set protocol.reference"),
     ],
 )
 def test_faults_of_later_phases_show_before_the_first_step(tmp_path, changes, complaint):
     """Of the diffusion model, of its evaluation: not after the tokenizer has been trained."""
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(VfmlabError, match=complaint):
         next(iter(api.train(override(presets.get("tiny_vfm_vae_repa"), {"vfm.weights": "random", **changes}), tmp_path)))
     assert not runs.scan(tmp_path)
 

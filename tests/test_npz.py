@@ -263,6 +263,15 @@ def test_a_file_that_is_none_or_damaged_is_one_line(tmp_path):
         list(npz.open_reference(tmp_path / "short.npz").images(2))
 
 
+def test_one_image_is_no_reference_unless_its_statistics_are_given(tmp_path):
+    np.savez(tmp_path / "one.npz", arr_0=pictures(1, 0))
+    protocol = BASE.model_copy(update={"reference": str(tmp_path / "one.npz")})
+    with pytest.raises(DataError, match="one image.*a reference of at least 2 images"):
+        p.open_compared(protocol, CFG)
+    np.savez(tmp_path / "one.npz", arr_0=pictures(1, 0), **statistics(10, 0))
+    assert p.open_compared(protocol, CFG).n == 1
+
+
 def test_statistics_belong_to_inception(tmp_path):
     np.savez(tmp_path / "x.npz", **statistics(10, 0))
     with pytest.raises(DataError, match=r"protocol.features 'toy' .* set protocol.features=inception"):

@@ -125,6 +125,12 @@ def test_what_does_not_fit_is_one_line_before_anything_is_trained(changes, line,
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_prompts_that_is_not_there_is_refused_before_anything_is_trained(root):
+    changed = override(presets.get("tiny_t2i_plain_vae"), SHORT | {"protocol.prompts": "/nowhere.txt"})
+    with pytest.raises(DataError, match=r"protocol.prompts '/nowhere.txt': No such file"):
+        check(changed.phases(), root)
+
+
 def test_other_networks_and_guidance_read_no_text(root):
     ddt = {"kind": "ddt", "width": 32, "depth": 1, "heads": 2}
     with pytest.raises(ValueError, match="network 'ddt' reads no text; use lightningdit or sit"):

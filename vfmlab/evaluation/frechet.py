@@ -163,7 +163,7 @@ def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet, subsets: int
     size = min(subset_size, len(a) // 2, len(b) // 2)
     if size < 2:
         raise DataError(f"kernel distance needs at least 4 samples a set, got {len(a)} and {len(b)}; raise "
-                        "protocol.n")
+                        "protocol.n, or give a reference with more images")
     draw = generator("kernel distance", seed)
     # A GPU does these products in a second, a core needs half a minute for 100 subsets of 1000.
     device = "cuda" if torch.cuda.is_available() else "cpu"

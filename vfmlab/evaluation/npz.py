@@ -145,7 +145,8 @@ def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
-        raise DataError(f"'{path}' does not exist; give an npz file of ADM's evaluator") from None
+        raise DataError(f"'{path}' does not exist; set protocol.reference to an npz file of ADM's "
+                        "evaluator") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path}' is no npz file ({error}); give one of ADM's evaluator") from None
 

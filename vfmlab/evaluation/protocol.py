@@ -155,12 +155,20 @@ class TrainingImages:
 
 
 def open_compared(protocol: config.Protocol, cfg: config.Data) -> Reference | TrainingImages | None:
-    """What samples are compared with by `protocol.reference`; None: the held-out images."""
+    """What samples are compared with by `protocol.reference`; None: the held-out images.
+
+    Raises:
+        DataError: as :func:`~vfmlab.evaluation.npz.open_reference`, or one image without statistics.
+    """
     if protocol.reference is None:
         return None
     if protocol.reference == "train":
         return TrainingImages(data.open_source(cfg, "train"), cfg.size)
-    return open_reference(protocol.reference, cfg.size)
+    reference = open_reference(protocol.reference, cfg.size)
+    if reference.n == 1 and reference.moments("features") is None:
+        raise DataError(f"'{reference.path}' holds one image, which has no covariance; give a reference of at "
+                        "least 2 images, or one with mu and sigma")
+    return reference
 
 
 @dataclass

@@ -12,7 +12,7 @@ from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
 from vfmlab.diffusion import captions
 from vfmlab.errors import ConfigError
-from vfmlab.evaluation import features
+from vfmlab.evaluation import features, prompts
 from vfmlab.evaluation.protocol import open_compared
 from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
@@ -29,8 +29,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on. DataError: a reference that cannot serve, captions that are
-        missing.
+        too few held-out images to measure on. DataError: a reference that cannot serve, captions or a file of
+        prompts that are missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
@@ -51,12 +51,13 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
         if phase.diffusion is not None and phase.diffusion.text is not None:
             captions.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
+            prompts.texts(phase.protocol, data.open_source(phase.data, "val"))
+        open_compared(phase.protocol, phase.data)
         if phase.train.evaluate_at:
             space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
             if own is not None and space.startswith("classifier:") and bare(space) == bare(own):
                 raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
             spaces.add((space, size))
-            open_compared(phase.protocol, phase.data)
             protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)

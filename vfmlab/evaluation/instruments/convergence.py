@@ -17,8 +17,7 @@ CONVERGING = {"gfd": "gFD", "gfd_own": "gFD to own rec."}
 
 
 def area(samples: Sequence[float], values: Sequence[float]) -> float:
-    """Mean height of a convergence curve between its first and last point (trapezoids over samples, which are in
-    order).
+    """Mean height of a convergence curve between its first and last point (trapezoids over ordered samples).
 
     Raises:
         DataError: fewer than two points.
