@@ -166,8 +166,8 @@ def open_compared(protocol: config.Protocol, cfg: config.Data) -> Reference | Tr
         return TrainingImages(data.open_source(cfg, "train"), cfg.size)
     reference = open_reference(protocol.reference, cfg.size)
     if reference.n == 1 and reference.moments("features") is None:
-        raise DataError(f"'{reference.path}' holds one image, which has no covariance; give a reference of at "
-                        "least 2 images, or one with mu and sigma")
+        raise DataError(f"'{reference.path}' holds one image, which has no covariance; give a reference of "
+                        "at least 2 images, or one with mu and sigma")
     return reference
 
 
