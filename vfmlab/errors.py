@@ -43,8 +43,10 @@ class Stopped(VfmlabError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A person stopped what a cell of a notebook does; all is saved. Ends "run all" like an interrupt, and
-    says so in one line."""
+    """A person stopped a command or a cell of a notebook; the message says what is saved and how to go on.
+
+    Ends a command and "run all" like an interrupt.
+    """
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]

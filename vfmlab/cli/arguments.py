@@ -25,10 +25,6 @@ MANY = 5000  # images of which a log says how many are done
 Progress = Literal["auto", "bar", "plain", "none"]
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C with a message: what is saved, and how to go on."""
-
-
 def assignments(items: Sequence[str]) -> dict[str, Any]:
     from vfmlab.config import parse_assignments
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import tyro
 
-from vfmlab.cli.arguments import Interrupted
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
 from vfmlab.cli.serve import app
@@ -25,8 +24,6 @@ from vfmlab.cli.training import evaluate, train
 from vfmlab.cli.weights import export, import_
 from vfmlab.config.files import expand, root_folder
 from vfmlab.errors import ConfigError, VfmlabError, nearest, of_the_machine
-
-__all__ = ["COMMANDS", "Interrupted", "gather", "main"]
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from vfmlab.cli.arguments import Assignments, Interrupted, Root, RunArg, assignments
-from vfmlab.errors import ConfigError, RunError
+from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
+from vfmlab.errors import ConfigError, Interrupted, RunError
 
 ROW = "[LABEL=]PRESET[+VARIANT...][@PRESET][:field=value,...]"
 NOTEBOOK = "an .ipynb or py:percent file with a cell tagged 'parameters'"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from vfmlab.cli.arguments import (
     Assignments,
-    Interrupted,
     Json,
     PresetArg,
     Progress,
@@ -21,7 +20,7 @@ from vfmlab.cli.arguments import (
     counting,
     root_flag,
 )
-from vfmlab.errors import ConfigError, Stopped
+from vfmlab.errors import ConfigError, Interrupted, Stopped
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 # as accelerate reads them
