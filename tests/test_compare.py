@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import compare, compare_page, executor, grids, results
+from vfmlab.studies.command import command
 from vfmlab.studies.results import Result
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 32, "diffusion.train.samples": 32, "diffusion.train.evaluate_at": [32]}
@@ -61,8 +61,9 @@ def test_a_tokenizer_under_the_diffusion_model_of_another():
 
 
 def test_a_page_knows_nothing_of_this_machine():
-    command = compare._command("compare", ["tiny_plain_vae"], [0], Path("out"), {"data.source": "parquet:DATA/cifar10", "train.samples": 8}, {})
-    assert command == "vfmlab compare tiny_plain_vae --seeds 0 --out out --set data.source=parquet:cifar10 train.samples=8"
+    sets = ["data.source=parquet:DATA/cifar10", "train.samples=8"]
+    made_by = command("compare", ["tiny_plain_vae"], {"--seeds": [0], "--title": [], "--out": ["out"], "--set": sets})
+    assert made_by == "vfmlab compare tiny_plain_vae --seeds 0 --out out --set data.source=parquet:cifar10 train.samples=8"
 
 
 def test_spread_shows_every_seed():

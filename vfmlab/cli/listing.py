@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import tyro
 
 from vfmlab.cli.arguments import Assignments, Json, Root, arg, assignments
 from vfmlab.errors import ConfigError
+from vfmlab.studies.command import command
 
 NAMES = "presets, PRESET+VARIANT, PRESET@PRESET or config files (.json); a tier stands for all of its presets"
 
@@ -112,9 +112,8 @@ def plan(names: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="PR
     if page:
         from vfmlab.studies import throughput
 
-        options = [*(["--set", *sets] if sets else []), "--gpus", str(gpus), "--mfu", str(mfu), "--page"]
-        command = shlex.join(["vfmlab", "plan", *names, *options])
-        print(throughput.page(plans, gpus, mfu, command).markdown())
+        made_by = command("plan", names, {"--set": sets, "--gpus": [gpus], "--mfu": [mfu, "--page"]})
+        print(throughput.page(plans, gpus, mfu, made_by).markdown())
     elif as_json:
         found = [costs for _, costs in plans]
         print(json.dumps(found if len(found) > 1 else found[0], indent=2))

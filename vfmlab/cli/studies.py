@@ -14,6 +14,7 @@ from tyro.conf import arg
 
 from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
 from vfmlab.errors import ConfigError, Interrupted, RunError
+from vfmlab.studies.command import command, shown_source
 
 ROW = "[LABEL=]PRESET[+VARIANT...][@PRESET][:field=value,...]"
 NOTEBOOK = "an .ipynb or py:percent file with a cell tagged 'parameters'"
@@ -72,9 +73,8 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     if files:
         _as_they_are({"--seeds": seeds is not None, "--set": sets, "--jobs": jobs, "--cluster": cluster,
                       "--retry": retry, "--instruments": names, "--compared-with": compared_with})
-        more = ["--goal", *map(str, goal)] if goal else []
-        command = shlex.join(["vfmlab", "correlate", "--from", *map(str, files), *more, "--target", target])
-        print(f"written: {comparing.correlate_files(files, out, target, command, goal)}")
+        made_by = command("correlate", (), {"--from": files, "--goal": goal, "--target": [target]})
+        print(f"written: {comparing.correlate_files(files, out, target, made_by, goal)}")
         return 0
     if goal:
         raise ConfigError("--goal without --from: it gives finished rows another target; name their results "
@@ -119,7 +119,6 @@ def choose(sets: Assignments = (),
         out: where to write; .md, .json, .html and .recipe.json are added.
     """
     from vfmlab.studies import choose as choosing
-    from vfmlab.studies.results import shown_source
 
     if not data:
         raise ConfigError("--data names no images; for example --data folder:PATH")
@@ -128,10 +127,8 @@ def choose(sets: Assignments = (),
              "--seeds": seeds, "--finalists": [finalists], "--tokenizer-images": [budget.tokenizer],
              "--generator-images": [budget.generator], "--screening-images": [budget.screening],
              "--set": sets}
-    given = [[flag, *map(str, values)] for flag, values in flags.items() if values]
-    command = shlex.join(["vfmlab", "choose", *(word for words in given for word in words)])
-    page = choosing.run(data, vfm, root, out, command, methods, tier, seeds, finalists, budget,
-                        assignments(sets), jobs, cluster, retry)
+    page = choosing.run(data, vfm, root, out, command("choose", (), flags), methods, tier, seeds, finalists,
+                        budget, assignments(sets), jobs, cluster, retry)
     print(f"written: {page}")
     return 0
 
@@ -158,8 +155,7 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | Non
     domain, seeds = domain or "scenes", (0, 1, 2) if seeds is None else seeds
     flags = {"--from": files} if files else {"--domain": [domain], "--seeds": seeds}
     flags |= {"--only": only, "--budget": [budget] if budget else (), "--set": sets}
-    given = (word for flag, values in flags.items() if values for word in (flag, *map(str, values)))
-    command = shlex.join(["vfmlab", "claims", ledger, *given])
+    made_by = command("claims", [ledger], flags)
     changes, most = assignments(sets), seconds(budget) if budget else None
     if dry:
         prices = claims_study.listed(ledger, domain, root, seeds, only, changes)
@@ -168,10 +164,10 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | Non
         total = sum(spent for _, spent in prices) / 60
         print(f"{'together':12s} {total:7.1f} min of one core; shared phases once, finished ones nothing")
     elif files:
-        print(f"written: {claims_study.from_files(ledger, files, only, out, command)}")
+        print(f"written: {claims_study.from_files(ledger, files, only, out, made_by)}")
     else:
         how = (seeds, only, most, changes, jobs, cluster, retry)
-        print(f"written: {claims_study.run(ledger, domain, root, out, command, *how)}")
+        print(f"written: {claims_study.run(ledger, domain, root, out, made_by, *how)}")
     return 0
 
 
@@ -199,8 +195,8 @@ def reuse(run: RunArg, /, root: Root = Path("runs"), out: Path = Path("reuse"),
     """
     from vfmlab.studies import reuse as study
 
-    command = shlex.join(["vfmlab", "reuse", run, "--n", str(n), "--every", *map(str, every)])
-    print(f"written: {study.page(run, root, out, command, every, n, batch)}")
+    made_by = command("reuse", [run], {"--n": [n], "--every": every, "--batch": [batch]})
+    print(f"written: {study.page(run, root, out, made_by, every, n, batch)}")
     return 0
 
 

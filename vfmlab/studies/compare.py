@@ -10,9 +10,8 @@ protocols never stand in one table.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +20,8 @@ from vfmlab.errors import Interrupted, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
-from vfmlab.studies.results import Result, collect, shown_source, together
+from vfmlab.studies.command import command
+from vfmlab.studies.results import Result, collect, together
 from vfmlab.studies.rows import Row, Until, parse
 
 TITLE = "Comparison"
@@ -91,12 +91,13 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
     root, out = Path(root).expanduser(), writable(out)
     rows = parse(specs, seeds, overrides, until)
     results = trained(rows, root, jobs, cluster, retry)
-    more = {"--until": [until], "--title": [title] if title != TITLE else []}
-    command = _command("compare", specs, seeds, out, overrides, more)
+    flags = {"--seeds": seeds, "--until": [until] if until else [],
+             "--title": [title] if title != TITLE else [], "--out": _named(out), "--set": _sets(overrides)}
     pictures = grids.write(rows, root, out.parent / "images", out.name)
     seen = {label: f"images/{path.name}" for label, path in pictures.items()}
     record = {"results": [r.as_json() for r in results], "pictures": seen}
-    return compare_page.build(results, command, title, pictures).publish(out, record)
+    made_by = command("compare", specs, flags)
+    return compare_page.build(results, made_by, title, pictures).publish(out, record)
 
 
 def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
@@ -119,13 +120,14 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     rows = parse(specs, seeds, overrides)
     failed = train(rows, root, jobs, None, cluster, retry)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
-    more: dict[str, Sequence[str | None]] = {"--target": [target] if target != "gfd" else []}
-    more["--instruments"] = list(names) if tuple(names) != correlation.NAMES else []
-    command = _command("correlate", specs, seeds, out, overrides, more | {"--compared-with": [compared_with]})
-    return _correlated(results, target, out, command)
+    flags = {"--seeds": seeds, "--target": [target] if target != "gfd" else [],
+             "--instruments": names if tuple(names) != correlation.NAMES else [],
+             "--compared-with": [compared_with] if compared_with else [],
+             "--out": _named(out), "--set": _sets(overrides)}
+    return _correlated(results, target, out, command("correlate", specs, flags))
 
 
-def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, command: str,
+def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, made_by: str,
                     goal: Sequence[str | Path] = ()) -> Path:
     """:func:`correlate` of results that comparisons wrote before; nothing is trained or measured.
 
@@ -138,15 +140,15 @@ def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, c
     results = together(files)
     if goal:
         results = correlation.aimed(results, together(goal), target)
-    return _correlated(results, target, writable(out), command)
+    return _correlated(results, target, writable(out), made_by)
 
 
-def _correlated(results: Sequence[Result], target: str, out: Path, command: str) -> Path:
+def _correlated(results: Sequence[Result], target: str, out: Path, made_by: str) -> Path:
     strengths = correlation.correlate(results, target)
     title = f"What goes along with {quantity(target).label}"
     record = {"target": target, "correlations": [c._asdict() for c in strengths],
               "results": [r.as_json() for r in results]}
-    return correlation_page.build(results, strengths, target, command, title).publish(out, record)
+    return correlation_page.build(results, strengths, target, made_by, title).publish(out, record)
 
 
 def writable(out: str | Path) -> Path:
@@ -156,12 +158,11 @@ def writable(out: str | Path) -> Path:
     return out.with_suffix("") if out.suffix in (".md", ".json", ".html") else out
 
 
-def _command(verb: str, specs: Sequence[str], seeds: Sequence[int], out: Path,
-             overrides: dict[str, Any] | None, more: dict[str, Sequence[str | None]]) -> str:
-    """What to type to have the same again, without folders of this machine."""
-    shown = {k: shown_source(v) if k == "data.source" else v for k, v in (overrides or {}).items()}
-    sets = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in shown.items()]
-    parts = ["vfmlab", verb, *specs, "--seeds", *map(str, seeds)]
-    for flag, values in {**more, "--out": [] if out.is_absolute() else [str(out)], "--set": sets}.items():
-        parts += [flag, *values] if values and values[0] else []
-    return shlex.join(parts)
+def _sets(overrides: Mapping[str, Any] | None) -> list[str]:
+    """Overrides as --set takes them."""
+    return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (overrides or {}).items()]
+
+
+def _named(out: Path) -> list[str]:
+    """`out` as --out takes it; a folder of this machine is left out."""
+    return [] if out.is_absolute() else [str(out)]

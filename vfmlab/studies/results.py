@@ -20,6 +20,7 @@ from vfmlab.errors import DataError, VfmlabError
 from vfmlab.evaluation import course, number
 from vfmlab.evaluation.instruments import convergence
 from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, quantities
+from vfmlab.studies.command import shown_source
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
 
@@ -234,12 +235,6 @@ def _instruments(folder: runs.RunDir) -> dict[str, Number]:
         report = number.read(path)
         numbers |= {} if report is None else report.measured
     return numbers
-
-
-def shown_source(source: str) -> str:
-    """A data source without the folders of this machine: a page is read elsewhere."""
-    kind, colon, rest = source.partition(":")
-    return f"{kind}{colon}{Path(rest).name if kind in ('folder', 'parquet', 'wds') else rest}"
 
 
 def _brief(reason: str) -> str:
