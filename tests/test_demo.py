@@ -64,7 +64,8 @@ def test_every_flag_reaches_the_demo(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ("--overrides {", "--overrides: not JSON"), ("--overrides 5", "expected a JSON object"), ("--overrides '{\"seed\": 1}' --seed 2", "give one of them"),
+        ("--overrides {", "--overrides: not JSON"), ("--overrides 5", "expected a JSON object"),
+        (f"--overrides {'[' * 100_000}", "more than 64 levels deep"), ("--overrides '{\"seed\": 1}' --seed 2", "give one of them"),
         ("--preset tiny_plane_vae", "did you mean"), ("--data scenes:easy", "drawn scenes are what the presets use already"),
     ],
 )  # fmt: skip

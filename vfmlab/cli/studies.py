@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from tyro.conf import arg
 
 from vfmlab.cli.arguments import Assignments, Root, RunArg, assignments
+from vfmlab.config.files import parse_json
 from vfmlab.errors import ConfigError, Interrupted, RunError
 from vfmlab.studies.command import command, shown_source
 
@@ -252,13 +252,12 @@ def demo(preset: str = "", baseline: str = "", data: str = "", overrides: str = 
 
 
 def _object(text: str, option: str) -> dict[str, Any]:
+    from vfmlab.config.override import brief
+
     try:
-        found = json.loads(text)
+        return parse_json(text)
     except ValueError as error:
-        raise ConfigError(f"{option}: not JSON ({error}): {text!r}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{option}: expected a JSON object, got {text!r}")
-    return found
+        raise ConfigError(f"{option}: {error}; expected a JSON object, got {brief(text)}") from None
 
 
 def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline: str = "pocket_plain_vae",
