@@ -34,7 +34,7 @@ def build(root: str | Path, temporary: Path) -> Page:
     temporary: a folder for its own files.
     """
     root = Path(root).expanduser()
-    fresh = not models.finished(root, "tokenizer")
+    fresh = not models.choices(root, "tokenizer")
     if fresh:
         bundled.put(root)
     examples = pictures.examples(root, temporary / folder.EXAMPLES)

@@ -25,10 +25,10 @@ def uri(images: Any, gap: int = 0) -> str:
     return primitives.data_uri(primitives.tile(images, columns=64, scale=1, gap=gap))
 
 
-def figure(images: Any, caption: str, small: bool = False) -> str:
+def figure(images: Any, caption: str) -> str:
     """One picture (images, or one that is drawn already) with a caption."""
     source = primitives.data_uri(images) if isinstance(images, Image.Image) else uri(images)
-    image = f'<img class="{"small" if small else ""}" src="{source}" alt="{escape(caption)}">'
+    image = f'<img src="{source}" alt="{escape(caption)}">'
     wide = ' class="wide"' if isinstance(images, Image.Image) else ""
     return f"<figure{wide}>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
-from torch import Tensor
 
 from apps import cards, models, pictures, share
 from apps.common import COMPUTE, LIGHT, controls, number, problem
@@ -104,7 +104,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     return share.connect("explore", look_inside, buttons, fields, [shown, canvas, alike, *panel])
 
 
-def _similar(one: models.Shown, picture: Tensor, place: tuple[float, float]) -> tuple[Image.Image, str]:
+def _similar(one: models.Shown, picture: Any, place: tuple[float, float]) -> tuple[Image.Image, str]:
     began, figures, tokenizer = time.monotonic(), [], one.model
     for layer, maps in explore.layer_maps(tokenizer, picture).items():
         grey = explore.grey(explore.likeness(maps, place), tokenizer.size)

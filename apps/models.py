@@ -60,19 +60,11 @@ def _weights(folder: runs.RunDir) -> bool:
     return folder.ema.exists() or folder.model.exists()
 
 
-def _finished(known: dict[str, runs.RunDir], kinds: tuple[str, ...]) -> list[str]:
-    return [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
-
-
-def finished(root: Path, *kinds: str) -> list[str]:
-    """Ids of runs of these kinds that have weights, newest first."""
-    return _finished(_known(root)[0], kinds)
-
-
 def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
-    """(readable name, id) of the finished runs: their name, and what differs from others of that name."""
-    known = _known(root)[0]
-    ids, differ = _finished(known, kinds), {}
+    """(readable name, id) of the runs of these kinds that have weights, newest first: their name, and what
+    differs from others of that name."""
+    known, differ = _known(root)[0], {}
+    ids = [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
     for kind in kinds:
         differ |= runs.contrast([known[i] for i in ids if known[i].kind == kind])
     names = {i: known[i].raw_config["name"] + (f" ({differ[i][:70]})" if differ[i] else "") for i in ids}

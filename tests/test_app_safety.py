@@ -639,7 +639,7 @@ def test_bad_runs_are_named_and_left_out(server, tmp_path):
     shutil.copytree(os.fsencode(tmp_path / good), foreign)
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "config.json")
-    ids = models.finished(tmp_path, "tokenizer")
+    ids = [run_id for _, run_id in models.choices(tmp_path, "tokenizer")]
     assert good in ids
     assert not {*bad, "pipe", os.fsdecode(os.path.basename(foreign))} & set(ids)
     named = models.unreadable(tmp_path)
