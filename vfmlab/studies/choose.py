@@ -36,11 +36,11 @@ TARGET = "gfd"
 
 
 class Budget(NamedTuple):
-    """Images seen by a tokenizer, by a generator, and by one of round one; None: the tier's own."""
+    """Images seen by a tokenizer, by a generator, and by one of round one."""
 
-    tokenizer: int | None = 7680
-    generator: int | None = 25_600
-    screening: int | None = 12_800
+    tokenizer: int = 7680
+    generator: int = 25_600
+    screening: int = 12_800
 
 
 SHORT = Budget()
@@ -158,13 +158,12 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
                               "ranking": [s._asdict() for s in ranking]})
 
 
-def _short(budget: Budget, generator: int | None, there: int | None) -> dict[str, Any]:
+def _short(budget: Budget, generator: int, there: int | None) -> dict[str, Any]:
     """Fields of a round. Of the images that are there it reads as many as a tokenizer sees: a VFM would pass
     over all others for the latents alone."""
-    fields = {"train.samples": budget.tokenizer, "diffusion.train.samples": generator,
-              "diffusion.train.evaluate_at": generator and [generator],
-              "data.train": budget.tokenizer and min(budget.tokenizer, there or budget.tokenizer)}
-    return {k: v for k, v in fields.items() if v is not None} | {"protocol.noise": "run"}
+    return {"train.samples": budget.tokenizer, "diffusion.train.samples": generator,
+            "diffusion.train.evaluate_at": [generator],
+            "data.train": min(budget.tokenizer, there or budget.tokenizer), "protocol.noise": "run"}
 
 
 def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, Any]) -> list[Row]:
