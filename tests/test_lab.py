@@ -288,7 +288,7 @@ def test_a_decoder_is_taken_apart(browser, lab):
         figure.get_by_text("fusion x 0.75").wait_for()
         book.seen("fusion", "def weaker(times)")
         book.edit("x = x + self.conv(F.gelu(x))", text=" / 2")
-        for _ in ("the block", "both recipes", "both trainings"):
+        for _ in ("the block", "both recipes", "the text", "both trainings"):
             book.page.keyboard.press("Shift+Enter")
         book.page.wait_for_timeout(200)
         finished(book, root, 4, before)
