@@ -62,7 +62,10 @@ def test_pages_are_whole_and_need_no_network(built):
     assert {"docs/app.html", "docs/results/findings.html", "notebooks/00_small.html", "api/training.html"} <= set(pages)
     notebook = pages["notebooks/00_small.html"]
     assert 'href="../docs/app.html"' in notebook
-    assert "Plotly.newPlot" in notebook
+    assert 'id="figure-1"' in notebook
+    assert re.search(r'Plotly.newPlot\(\s*"figure-1"', notebook)
+    again = [site._notebook(out / ".executed" / "00_small.ipynb", tree) for _ in range(2)]
+    assert again[0] == again[1], "the same notebook is the same page"
     assert 'src="../plotly.min.js"' in notebook
     assert len(notebook) < 200_000, "plotly.js is beside it"
     assert (out / "plotly.min.js").stat().st_size > 1_000_000

@@ -34,6 +34,7 @@ TREE = Path(__file__).resolve().parents[2]
 LARGEST = 3_000_000  # bytes of a page
 LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
+DRAWN_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 PLOTLY = "application/vnd.plotly.v1+json"
 SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, "
          "so figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
@@ -210,6 +211,8 @@ def _notebook(path: Path, tree: Path) -> str:
         if "outputs" in cell:
             cell.outputs = _joined(shown)
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
+    numbers: dict[str, str] = {}  # of figures, whose ids are drawn at random: the same page is the same file
+    body = re.sub(DRAWN_ID, lambda m: numbers.setdefault(m[0], f"figure-{len(numbers) + 1}"), body)
     when, code = _escape(" · ".join(_when(book))), notebook.digest(book.cells)
     short = f"<p><em>{SHORT}</em></p>" if str(_facts(book).get("preset")).startswith("tiny_") else ""
     return f'<article data-code="{code}"><p class="note">{when}</p>{short}{_linked(body)}</article>'
