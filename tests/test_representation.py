@@ -19,15 +19,18 @@ def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def dense_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
-    """The definition on full matrices (Song et al. 2012, eq. 5)."""
+def dense_hsic(k: torch.Tensor, l: torch.Tensor, unbiased: bool) -> torch.Tensor:  # noqa: E741
+    """The definitions on full matrices (Song et al. 2012, eq. 5; Gretton et al. 2005, eq. 9)."""
     n = len(k)
+    if not unbiased:
+        h = torch.eye(n, dtype=k.dtype) - 1 / n
+        return torch.trace(k @ h @ l @ h) / (n - 1) ** 2
     k, l = k.clone().fill_diagonal_(0), l.clone().fill_diagonal_(0)  # noqa: E741
     value = (k * l.T).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l).sum() / (n - 2)
     return value / (n * (n - 3))
 
 
-def dense_cknna(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
+def dense_cknna(a: torch.Tensor, b: torch.Tensor, k: int, unbiased: bool = True, epsilon: float = 0.0) -> float:
     kernels = [x @ x.T for x in (a, b)]
     masks = []
     for kernel in kernels:
@@ -36,9 +39,9 @@ def dense_cknna(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
 
     def similarity(i: int, j: int) -> torch.Tensor:
         mask = masks[i] * masks[j]
-        return dense_hsic(mask * kernels[i], mask * kernels[j])
+        return dense_hsic(mask * kernels[i], mask * kernels[j], unbiased)
 
-    return float(similarity(0, 1) / torch.sqrt(similarity(0, 0) * similarity(1, 1)))
+    return float(similarity(0, 1) / (torch.sqrt(similarity(0, 0) * similarity(1, 1)) + epsilon))
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +61,37 @@ def test_cknna_equals_golden(reference, level):
     tensors, values = reference
     a, b, expected = prepare(tensors["A"]), prepare(tensors[f"B.{level}"]), values[f"level_{level}"]
     assert cknna(a, b) == pytest.approx(expected["cknna_fp32"], abs=1e-4)
-    # The released code adds an epsilon of 1e-6; 1e-4 is the room that it takes.
-    assert cknna(a, b, k=100) == pytest.approx(expected["cknna_topk_100"], abs=1e-4)
-    assert cknna(a, b, k=511) == pytest.approx(expected["cknna_topk_511"], abs=1e-4)
+    assert cknna(a, b, epsilon=1e-6) == pytest.approx(expected["cknna_fp32"], abs=1e-6)
+    # Larger neighbourhoods: the epsilon of the released code matters less and less.
+    assert cknna(a, b, k=100, epsilon=1e-6) == pytest.approx(expected["cknna_topk_100"], abs=1e-5)
+    assert cknna(a, b, k=511, epsilon=1e-6) == pytest.approx(expected["cknna_topk_511"], abs=1e-5)
     assert mutual_knn(a, b) == pytest.approx(expected["mutual_knn"], abs=1e-6)
     assert linear_cka(a, b) == pytest.approx(expected["unbiased_cka"], abs=1e-4)  # without the released epsilon
     assert linear_cka(a, b) == pytest.approx(cknna(a, b, k=511), abs=1e-6)  # all others are neighbours
+    assert linear_cka(a, b, unbiased=False) == pytest.approx(expected["cka"], abs=1e-5)
+    raw = [tensors["A"], tensors[f"B.{level}"]]
+    no_clamp = [prepare(x, quantile=None) for x in raw]
+    assert cknna(*no_clamp, epsilon=1e-6) == pytest.approx(expected["cknna_raw_no_clamp"], abs=1e-5)
+    no_length = [prepare(x, normalise=False) for x in raw]
+    assert cknna(*no_length) == pytest.approx(expected["cknna_no_normalise"], abs=1e-5)
 
 
 def test_self_alignment(reference):
-    a = prepare(reference[0]["A"])
+    tensors, values = reference
+    a = prepare(tensors["A"])
     assert cknna(a, a) == pytest.approx(1.0, abs=1e-9)
+    assert cknna(a, a, epsilon=1e-6) == pytest.approx(values["self"], abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(12, 60), st.integers(2, 11))
-def test_cknna_equals_the_dense_definition(seed, n, k):
+@given(st.integers(0, 10_000), st.integers(12, 60), st.integers(2, 11), st.booleans())
+def test_cknna_equals_the_dense_definition(seed, n, k, unbiased):
     a = prepare(normal(n, 6, seed))
     b = prepare(a @ normal(6, 5, seed + 1) + 0.3 * normal(n, 5, seed + 2))
     a, b = a.double().float(), b
-    expected = dense_cknna(a.double(), b.double(), k)
+    expected = dense_cknna(a.double(), b.double(), k, unbiased)
     if math.isfinite(expected) and abs(expected) < 5:  # tiny N may have no structure at all: its own test below
-        assert cknna(a, b, k) == pytest.approx(expected, abs=1e-4)
+        assert cknna(a, b, k, unbiased) == pytest.approx(expected, abs=1e-4)
 
 
 def test_blocks_do_not_matter(monkeypatch):
@@ -107,6 +119,7 @@ def test_unrelated_features_are_near_zero_and_cka_is_unbiased():
     assert abs(cknna(a, b)) < 0.05
     assert mutual_knn(a, b) == pytest.approx(10 / 399, abs=0.02)
     assert abs(linear_cka(a, b)) < 0.02
+    assert linear_cka(a, b, unbiased=False) > 0.1  # the bias that the other estimator removes
 
 
 def test_neighbours_by_hand():

@@ -32,10 +32,12 @@ def pool(features: Tensor) -> Tensor:
     raise DataError(f"features of shape {tuple(features.shape)} are neither B C, B T C nor B C h w")
 
 
-def prepare(features: Tensor) -> Tensor:
-    """Features (N C h w, N T C or N C) as the published alignment figures take them: N C, fp32.
+def prepare(features: Tensor, quantile: float | None = QUANTILE, normalise: bool = True) -> Tensor:
+    """Features as the published alignment figures take them: token mean, clamped, unit length; N C, fp32.
 
-    Token means, clamped to +- the .95 quantile of |features| over the whole set, rows of unit L2 norm.
+    Args:
+        features: N C h w, N T C or N C. quantile: values are clamped to +- this quantile of |features| over
+            the whole set; None: no clamp. normalise: divide each row by its L2 norm.
 
     Raises:
         DataError: not finite, or a constant (after pooling) that carries no information.
@@ -44,9 +46,13 @@ def prepare(features: Tensor) -> Tensor:
     check_finite(x)
     if len(x) > 1:
         _check_varied(x)
-    magnitude = x.abs().flatten()
-    bound = magnitude.kthvalue(min(int(QUANTILE * len(magnitude)), len(magnitude) - 1) + 1).values
-    return torch.nn.functional.normalize(x.clamp(-bound, bound), dim=1)
+    if quantile is not None:
+        magnitude = x.abs().flatten()
+        bound = magnitude.kthvalue(min(int(quantile * len(magnitude)), len(magnitude) - 1) + 1).values
+        x = x.clamp(-bound, bound)
+    if normalise:
+        x = torch.nn.functional.normalize(x, dim=1)
+    return x
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,14 @@ def neighbours(features: Tensor, k: int) -> Neighbours:
     return Neighbours(torch.cat(index), torch.cat(similarity))
 
 
-def cknna(a: Tensor, b: Tensor, k: int = K) -> float:
+def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: float = 0.0) -> float:
     """Centred kernel nearest-neighbour alignment of two representations of the same N samples.
 
-    HSIC is Song et al.'s unbiased one, as in published figures. Released code adds 1e-6 to the denominator,
-    which is not scale-free: it makes the alignment of features with themselves 0.9998 at N = 512, here 1.
-
     Args:
-        a, b: N x D features, usually from :func:`prepare`; D may differ. k: neighbours.
+        a, b: N x D features, usually from :func:`prepare`; D may differ. k: neighbours. unbiased: Song et
+            al.'s unbiased HSIC (published figures), else the biased one. epsilon: added to the denominator.
+            Released code adds 1e-6, which is not scale-free (it makes the alignment of features with
+            themselves 0.9998 at N = 512); 0 leaves it exactly 1.
 
     Returns:
         About k / (N - 1) for unrelated representations (see :func:`beyond_chance`), 1 for equal ones. As
@@ -101,15 +107,7 @@ def cknna(a: Tensor, b: Tensor, k: int = K) -> float:
         DataError: different N, k >= N, features constant or not finite.
     """
     _check(a, b, 4)
-    a, b = neighbours(a.float(), k), neighbours(b.float(), k)
-    n, own, other = len(a.index), a.similarity.flatten(), b.similarity.flatten()
-    in_b, place = _find(a.keys, b.keys)
-    cross = _hsic(a.keys[in_b], own[in_b], other[place[in_b]], n)
-    product = _hsic(a.keys, own, own, n) * _hsic(b.keys, other, other, n)
-    if not product > 0:
-        raise DataError(f"neighbourhoods carry no structure at N = {n}, k = {k} (HSIC with itself is not "
-                        "positive); use more samples or another k")
-    return cross / product**0.5
+    return _cknna(neighbours(a.float(), k), neighbours(b.float(), k), unbiased, epsilon)
 
 
 def beyond_chance(value: float, k: int, n: int) -> float:
@@ -118,16 +116,31 @@ def beyond_chance(value: float, k: int, n: int) -> float:
     return (value - chance) / (1 - chance)
 
 
+def _cknna(a: Neighbours, b: Neighbours, unbiased: bool = True, epsilon: float = 0.0) -> float:
+    in_b, place = _find(a.keys, b.keys)
+    keys = a.keys[in_b]
+    cross = _hsic(keys, a.similarity.flatten()[in_b], b.similarity.flatten()[place[in_b]], len(a.index),
+                  unbiased)
+    own_a = _hsic(a.keys, a.similarity.flatten(), a.similarity.flatten(), len(a.index), unbiased)
+    own_b = _hsic(b.keys, b.similarity.flatten(), b.similarity.flatten(), len(b.index), unbiased)
+    product = own_a * own_b
+    if not product > 0:
+        raise DataError(f"neighbourhoods carry no structure at N = {len(a.index)}, k = {a.index.shape[1]} "
+                        "(HSIC with itself is not positive); use more samples or another k")
+    return cross / (product**0.5 + epsilon)
+
+
 def _find(keys: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Which of `keys` are in the ascending `table`, and where."""
     place = torch.searchsorted(table, keys).clamp_max(len(table) - 1)
     return table[place] == keys, place
 
 
-def _hsic(keys: Tensor, k: Tensor, l: Tensor, n: int) -> float:  # noqa: E741
-    """HSIC of two sparse n x n kernels with zero diagonals and the same support: Song et al. 2012 (eq. 5).
+def _hsic(keys: Tensor, k: Tensor, l: Tensor, n: int, unbiased: bool) -> float:  # noqa: E741
+    """HSIC of two sparse n x n kernels with zero diagonals and the same support.
 
-    keys: support as row * n + column, ascending; k, l: their values there.
+    keys: support as row * n + column, ascending; k, l: their values there. Unbiased: Song et al. 2012 (eq.
+    5); biased: Tr(K H L H) / (n - 1)^2.
     """
     row, column = keys // n, keys % n
     k, l = k.double(), l.double()  # noqa: E741
@@ -139,8 +152,11 @@ def _hsic(keys: Tensor, k: Tensor, l: Tensor, n: int) -> float:  # noqa: E741
     mirrored, place = _find(column * n + row, keys)
     trace = (k[mirrored] * l[place[mirrored]]).sum()
     chained = (sums(k, column) * sums(l, row)).sum()  # 1^T K L 1
-    value = trace + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * chained / (n - 2)
-    return float(value / (n * (n - 3)))
+    if unbiased:
+        value = trace + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * chained / (n - 2)
+        return float(value / (n * (n - 3)))
+    swapped = (sums(k, row) * sums(l, column)).sum()  # 1^T L K 1
+    return float((trace - (chained + swapped) / n + k.sum() * l.sum() / n**2) / (n - 1) ** 2)
 
 
 def mutual_knn(a: Tensor, b: Tensor, k: int = 10) -> float:
@@ -150,11 +166,11 @@ def mutual_knn(a: Tensor, b: Tensor, k: int = 10) -> float:
     return float(shared.double().mean())
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float:
+def linear_cka(a: Tensor, b: Tensor, unbiased: bool = True) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), at most 1.
 
-    With Song et al.'s unbiased HSIC, so that unrelated wide features come out near 0. Nothing of size N x N
-    is built: sums over kernels are taken as D x D products.
+    unbiased uses Song et al.'s HSIC, so that unrelated wide features come out near 0; else the original, in
+    [0, 1]. Nothing of size N x N is built: sums over kernels are taken as D x D products.
     """
     _check(a, b, 4)
     a, b = a.double(), b.double()
@@ -164,6 +180,8 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
     def hsic(x: Tensor, y: Tensor) -> float:
         n = len(x)
         trace = (x.T @ y).square().sum()
+        if not unbiased:
+            return float(trace)
         dx, dy = x.square().sum(1), y.square().sum(1)  # diagonals, which the estimator leaves out
         # Rows of the centred kernels sum to 0, so without diagonals they sum to -d.
         value = trace - (dx * dy).sum() + dx.sum() * dy.sum() / (
