@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vfmlab.nn.dc_blocks import ConvStem, EfficientViTBlock, RMSNorm2d
 from vfmlab.nn.sphere import lengths
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom
+from vfmlab.tokenizers.dino_sae import DinoSAE
 from vfmlab.weights import import_state_dict
 from vfmlab.weights.families.dc_ae_decoder import rename
 
@@ -56,6 +58,10 @@ def test_stem(golden):
     stem.load_state_dict(state)
     close(stem(g["stem.x"]).permute(0, 2, 3, 1), g["stem.out"], 2e-5)
     torch.testing.assert_close(preservation(g["align.zs"].mT, g["align.zt"].mT, "cosine"), g["align.loss"], rtol=1e-5, atol=0)
+    c = json.loads((golden / "continuous" / "dino_sae_stem.json").read_text())
+    drawn = SimpleNamespace(samples=0, number=lambda: float(g["smooth.u"]), randn=lambda *shape: g["smooth.eps"])
+    smooth = SimpleNamespace(stem=torch.nn.Identity(), tau=lambda samples: c["smooth_tau"])
+    close(DinoSAE.perturb(smooth, g["align.zs"], drawn), g["smooth.out"], 2e-5)
 
 
 @torch.no_grad()

@@ -71,6 +71,7 @@ def test_parts_of_pae(golden):
     z = rms_over_channels(g["z_pre"])
     close(z, g["z_token"], 2e-5)
     close(rms_over_image(g["z_pre"]), g["z_sample"], 2e-5)
+    close(rms_over_image(g["z_pre"], centred=True), g["sphere_zero_mean"], 2e-5)
     close(decompressor(z).flatten(2).transpose(1, 2), g["hidden_out"], 2e-5)
 
 

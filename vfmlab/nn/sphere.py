@@ -35,9 +35,11 @@ def onto(x: Tensor, radius: float) -> Tensor:
     return x * (radius / length)
 
 
-def rms_over_image(x: Tensor) -> Tensor:
-    """x / rms(x) of B C h w over channels and places of each image, in fp32."""
+def rms_over_image(x: Tensor, centred: bool = False) -> Tensor:
+    """x / rms(x) of B C h w over channels and places of each image, in fp32; centred: their mean taken off
+    first."""
     x = x.float()
+    x = x - x.mean((1, 2, 3), keepdim=True) if centred else x
     return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + EPS)
 
 
