@@ -119,8 +119,9 @@ def known(prompt: str, words: Collection[str]) -> list[str]:
     found = prompt.split()
     for word in found:
         if word not in words:
-            raise ConfigError(f"prompt '{shown(prompt)}': '{word[:40]}' is not among the {len(WORDS)} "
-                              f"words of drawn scenes{nearest(word, WORDS)}")
+            named = [name for name in words if name]
+            raise ConfigError(f"prompt '{shown(prompt)}': '{word[:40]}' is not among the {len(named)} words "
+                              f"of drawn scenes{nearest(word, named)}")
     return found
 
 
