@@ -71,9 +71,9 @@ step.explain()
 
 # %% [markdown]
 # ## 3. Which times are drawn, and where is it hard?
-# Ten steps by hand, with PyTorch's own optimiser. First the loss of each batch, then that of every image of
-# these batches in the order of their times: a jagged line, of which the level counts. Near data the noise
-# cannot be separated from a latent that hardly has any, near noise the data cannot.
+# Ten steps by hand, with PyTorch's own optimiser. First the loss of each batch, then the mean over all images
+# of these batches whose times fall into the same tenth. Near data the noise cannot be separated from a latent
+# that hardly has any, near noise the data cannot.
 
 # %%
 optimizer = torch.optim.AdamW(step.parameters, lr=run.diffusion.train.lr)
@@ -89,8 +89,10 @@ figure = primitives.curves({"loss of a batch": (range(10), by_hand)}, x="step", 
 figure
 
 # %%
-dots = dict(sorted(dots))
-primitives.curves({"loss of an image": (list(dots), list(dots.values()))}, x="t (0 data, 1 noise)", y="loss")
+times, losses = torch.tensor(dots).unbind(1)
+tenth = (10 * times).long().clamp(max=9)
+level = {0.1 * k + 0.05: losses[tenth == k].mean().item() for k in tenth.unique().tolist()}
+primitives.curves({"mean loss": (list(level), list(level.values()))}, x="t (0 data, 1 noise)", y="loss of an image")
 
 # %% [markdown]
 # ## 4. A sampler in five lines
