@@ -16,9 +16,9 @@ SHOWN = "## Finalists"  # what stands above it on the page: question, verdict, r
 
 def there(root: Path) -> dict[str, Path]:
     """Pages of choices by name: in the folder of runs, and beside it, where the command writes them."""
-    found = sorted(page for folder in (root.parent, root) for recipe in folder.glob(f"*{RECIPE}")
+    pages = sorted(page for folder in (root.parent, root) for recipe in folder.glob(f"*{RECIPE}")
                    if (page := recipe.with_name(recipe.name.removesuffix(RECIPE) + ".md")).is_file())
-    return {page.stem: page for page in found}
+    return {page.stem: page for page in pages}
 
 
 def build(root: Path) -> None:

@@ -78,8 +78,8 @@ def probabilities(logits: Tensor, null: Tensor | None, scale: float, sampler: To
 def choose(p: Tensor, u: Tensor) -> Tensor:
     """Long B: the code at which the sum of p (B K) passes u (B, uniform in [0, 1)) times its total."""
     total = p.to(torch.float32 if p.device.type == "mps" else torch.float64).cumsum(1)
-    found = torch.searchsorted(total, (u.to(total) * total[:, -1])[:, None], right=True)[:, 0]
-    return found.clamp(max=p.shape[1] - 1)
+    codes = torch.searchsorted(total, (u.to(total) * total[:, -1])[:, None], right=True)[:, 0]
+    return codes.clamp(max=p.shape[1] - 1)
 
 
 @torch.no_grad()

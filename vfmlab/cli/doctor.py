@@ -288,8 +288,8 @@ def _hub() -> Check:
     here = [f.name for f in rows
             if any(cache.glob(f"models--{f.hub.replace('/', '--')}/snapshots/*/*.safetensors"))]
     none = f"none of its {len(rows)} known VFMs is in the cache; those bundled or shipped need none"
-    found = f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}" if here else none
-    return Check("hub cache", "ok", found)
+    known = f"{len(here)} of {len(rows)} known VFMs: {', '.join(here)}" if here else none
+    return Check("hub cache", "ok", known)
 
 
 def shipped_checks() -> Iterator[Check]:

@@ -115,8 +115,8 @@ def plan(names: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="PR
         made_by = command("plan", names, {"--set": sets, "--gpus": [gpus], "--mfu": [mfu, "--page"]})
         print(throughput.page(plans, gpus, mfu, made_by).markdown())
     elif as_json:
-        found = [costs for _, costs in plans]
-        print(json.dumps(found if len(found) > 1 else found[0], indent=2))
+        priced = [costs for _, costs in plans]
+        print(json.dumps(priced if len(priced) > 1 else priced[0], indent=2))
     else:
         print("\n\n".join(f"{planning.table(costs)}\n\n{price.table(costs['price'])}" for _, costs in plans))
     return 0

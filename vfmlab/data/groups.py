@@ -55,13 +55,13 @@ class GroupSource(ImageSource):
     def cells(self, indices: Tensor) -> dict[str, Tensor]:
         """What stands on each place, long B 4 (row by row): `shape`, `texture`, `colour`, positions in the
         style's tuples and COLOURS; -1: nothing."""
-        found = {name: torch.full((len(indices), PLACES), -1) for name in ("shape", "texture", "colour")}
+        table = {name: torch.full((len(indices), PLACES), -1) for name in ("shape", "texture", "colour")}
         for row, (_, things) in enumerate(self._scenes(np.asarray(indices, dtype=np.int64))):
             for place, thing in things.items():
-                found["shape"][row, place] = STYLE.shapes.index(thing.shape)
-                found["texture"][row, place] = STYLE.textures.index(thing.texture)
-                found["colour"][row, place] = COLOURS.index(thing.colour)
-        return found
+                table["shape"][row, place] = STYLE.shapes.index(thing.shape)
+                table["texture"][row, place] = STYLE.textures.index(thing.texture)
+                table["colour"][row, place] = COLOURS.index(thing.colour)
+        return table
 
     def _scenes(self, indices: np.ndarray) -> list[tuple[captions.Scene, dict[int, captions.Thing]]]:
         """The scene of each index, and the thing on each place that is taken."""
@@ -86,8 +86,8 @@ class GroupSource(ImageSource):
             for place, thing in things.items():
                 kind = STYLE.shapes.index(thing.shape), STYLE.textures.index(thing.texture)
                 of_class.setdefault(kind, []).append((row, place, thing))
-        for (shape, texture), found in sorted(of_class.items()):
-            rows, places, things = (np.array(part) for part in zip(*found, strict=True))
+        for (shape, texture), members in sorted(of_class.items()):
+            rows, places, things = (np.array(part) for part in zip(*members, strict=True))
             own = u[:, SCENE + 3 :].reshape(len(indices), PLACES, 7)[rows, places]
             factors = {"shape": np.array([shape]), "texture": np.array([texture]),
                        "x": places % 2 - 0.5 + JITTER * (2 * own[:, 0] - 1),

@@ -148,13 +148,13 @@ class RecordSource(ImageSource):
 
     def captions(self, indices: Tensor) -> list[str] | None:
         positions = self.picked[np.asarray(indices, dtype=np.int64)].tolist()
-        found = [self.records.caption(position) for position in positions]
-        if all(text is None for text in found):
+        texts = [self.records.caption(position) for position in positions]
+        if all(text is None for text in texts):
             return None
-        if None in found:
-            name = readable(self.records.name(positions[found.index(None)]))
+        if None in texts:
+            name = readable(self.records.name(positions[texts.index(None)]))
             raise DataError(f"{self.what}: {name} has no caption, others have; {self.records.captioned}")
-        return [" ".join(text.split()) for text in found]
+        return [" ".join(text.split()) for text in texts]
 
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first readable image, before the crop."""

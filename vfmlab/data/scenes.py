@@ -131,10 +131,10 @@ class SceneSource(ImageSource):
 
     def captions(self, indices: Tensor) -> list[str]:
         """ "a striped red disc", as in :mod:`vfmlab.data.captions`."""
-        found, s = self._factors(np.asarray(indices, dtype=np.int64)), self.style
-        colours = captions.colour_names(found["foreground"])
+        factors, s = self._factors(np.asarray(indices, dtype=np.int64)), self.style
+        colours = captions.colour_names(factors["foreground"])
         return [str(captions.Thing(1, s.textures[t], colour, s.shapes[k]))
-                for t, colour, k in zip(found["texture"], colours, found["shape"], strict=True)]
+                for t, colour, k in zip(factors["texture"], colours, factors["shape"], strict=True)]
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images = np.empty((len(indices), 3, self.size, self.size), np.uint8)

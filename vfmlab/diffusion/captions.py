@@ -35,11 +35,11 @@ class Captioned:
     """
 
     def __init__(self, cfg: Diffusion, source: ImageSource):
-        self.encoder, found = encoder_of(cfg), captions(source)
-        self.texts = list(dict.fromkeys(found))
+        self.encoder, texts = encoder_of(cfg), captions(source)
+        self.texts = list(dict.fromkeys(texts))
         self.encoder.check(self.texts[:CHECKED])  # fails here and now
         number = {text: i for i, text in enumerate(self.texts)}
-        self.of_image = torch.tensor([number[text] for text in found])
+        self.of_image = torch.tensor([number[text] for text in texts])
         self.prompts = blank(cfg.network.text)
 
     def prepare(self, root: Path, device: torch.device | str, rank: int = 0,

@@ -163,10 +163,10 @@ class LightningDiT(nn.Module):
             h = h + self.pos_embed
         # B D; each block's modulation begins with this SiLU
         c = F.silu(self.time_embed(t) + self.label_embed(y))
-        kept = {0: h}
+        hidden = {0: h}
         for k, block in enumerate(self.blocks, 1):
             h = block(h, c, self.rope)
-            kept[k] = h
+            hidden[k] = h
         h = self.final.modulated(h, c)
         v = unpatchify(self.final.linear(h[:, apart:]), self.config.patch,
                        self.grid)[:, : self.latent_shape[0]]
@@ -174,7 +174,7 @@ class LightningDiT(nn.Module):
         if not features_at:
             return out
         return out, {k: tokens if given else tokens[:, apart:]
-                     for k, tokens in pick(kept, features_at).items()}
+                     for k, tokens in pick(hidden, features_at).items()}
 
 
     def _read(self, y: Tensor) -> Tensor:
@@ -185,14 +185,14 @@ class LightningDiT(nn.Module):
         return self.text_norm(self.text_embed(self.prompts(y).to(self.text_embed.weight.dtype)))
 
 
-def pick(kept: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
+def pick(hidden: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
     """The wanted entries under the caller's own keys; negative keys count from the last block."""
-    depth = max(kept)
+    depth = max(hidden)
     for k in wanted:
         if not -depth <= k <= depth:
             raise ConfigError(f"features_at {k}: the network has blocks 1 to {depth} (0: embeddings, -1: the "
                               "last)")
-    return {k: kept[k if k >= 0 else depth + 1 + k] for k in wanted}
+    return {k: hidden[k if k >= 0 else depth + 1 + k] for k in wanted}
 
 
 def parameters(network: nn.Module) -> int:

@@ -65,8 +65,8 @@ class State:
             return network
 
         def joint(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            found = network(self.latents(x), t, y, token=self.token(x))
-            return self.pack(found.v, found.v_class)
+            out = network(self.latents(x), t, y, token=self.token(x))
+            return self.pack(out.v, out.v_class)
 
         return joint
 

@@ -103,21 +103,21 @@ def _encode(tokenizer: Tokenizer, indices: Tensor, batch: Batch, flip: bool, sam
             maps: Maps | None) -> dict[str, Tensor]:
     """One batch as it is stored."""
     images = to_float(batch.images).to(tokenizer.stat_mean.device)
-    kept = {"labels": batch.labels}
+    stored = {"labels": batch.labels}
     for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
         if suffix and not flip:
             continue
         posterior = tokenizer.encode(view, maps and maps(indices, bool(suffix)))
-        kept[f"mean{suffix}"] = posterior.mean.half().cpu()
+        stored[f"mean{suffix}"] = posterior.mean.half().cpu()
         if sampled and posterior.logvar is not None:
-            kept[f"std{suffix}"] = posterior.std.half().cpu()
-    for key, value in kept.items():
+            stored[f"std{suffix}"] = posterior.std.half().cpu()
+    for key, value in stored.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             which = f"one of the images {int(indices[0])} to {int(indices[-1])}"
             raise CheckpointError(f"tokenizer '{tokenizer.config.method}' encodes {which} to a {key} that is "
                                   "not finite in fp16; look at its training, or measure its latent "
                                   "statistics again")
-    return kept
+    return stored
 
 
 class LatentSource:

@@ -78,14 +78,14 @@ class Flow:
         if second:
             more["readouts"] = True
         out = network(point.x, point.t, labels, **more)
-        out, kept = out if projection is not None else (out, {})
+        out, hidden = out if projection is not None else (out, {})
         joint = self.config.class_token is not None
         prediction = out.v if joint or second else out
         return Terms(
             along.loss(prediction, point, self.config.cosine_loss),
             path.velocity_loss(out.v_class, beside.v) if joint else None,
-            None if projection is None else projection(kept[projection.config.block], target, token),
-            t, point, prediction, kept,
+            None if projection is None else projection(hidden[projection.config.block], target, token),
+            t, point, prediction, hidden,
             along.loss(out.base, point, self.config.cosine_loss) * network.base_weight if second else None,
         )
 
@@ -102,18 +102,18 @@ class Flow:
         v, _ = network.head(point.x, point.t, tokens)
         return Terms(along.loss(v, point, self.config.cosine_loss), None, None, later, point, v, {})
 
-    def weigh(self, found: Terms) -> dict[str, Term]:
+    def weigh(self, flow: Terms) -> dict[str, Term]:
         """The terms, means over images, with their weights."""
-        terms = {"velocity": Term(found.velocity.mean(), 1.0)}
-        if found.base is not None:
-            terms["base"] = Term(found.base.mean(), 1.0)
-        if found.token is not None:
-            terms["token_velocity"] = Term(found.token.mean(), self.config.class_token.weight)
-        if found.alignment is not None:
-            terms["alignment"] = Term(found.alignment.mean(), self.config.alignment.weight)
+        terms = {"velocity": Term(flow.velocity.mean(), 1.0)}
+        if flow.base is not None:
+            terms["base"] = Term(flow.base.mean(), 1.0)
+        if flow.token is not None:
+            terms["token_velocity"] = Term(flow.token.mean(), self.config.class_token.weight)
+        if flow.alignment is not None:
+            terms["alignment"] = Term(flow.alignment.mean(), self.config.alignment.weight)
         return terms
 
-    def loss(self, found: Terms, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, flow: Terms, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, a mean over images, and its parts.
 
         Parts: `loss_data`, `loss_middle`, `loss_noise`, the latents' loss weighted towards t = 0, 1/2 and 1,
@@ -121,9 +121,9 @@ class Flow:
         exact. With alignment, class token or second read-out also `velocity` (the latents' loss),
         `token_velocity`, `base` (the second read-out's, weighted), and `alignment`, the mean cosine.
         """
-        self.expected = self.expected.to(found.t.device)
+        self.expected = self.expected.to(flow.t.device)
         with torch.no_grad():
-            parts = (found.velocity[:, None] * _near(found.t)).mean(0) / self.expected
+            parts = (flow.velocity[:, None] * _near(flow.t)).mean(0) / self.expected
         metrics = dict(zip(NEAR, parts, strict=True))
         if len(terms) > 1:
             metrics |= {name: term.value.detach() for name, term in terms.items()}
@@ -149,8 +149,8 @@ class DiffusionObjective(nn.Module):
 
     def forward(self, batch: Any, rng: StepRandom, samples: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of one batch, see :meth:`pieces` and :meth:`Flow.loss`."""
-        found = self.pieces(batch, rng, samples)
-        return found.loss, found.metrics
+        pieces = self.pieces(batch, rng, samples)
+        return pieces.loss, pieces.metrics
 
     def pieces(self, batch: Any, rng: StepRandom, samples: int = 0) -> Pieces:
         """One batch on its way to the loss.
@@ -163,10 +163,10 @@ class DiffusionObjective(nn.Module):
         on = self.projection is not None and self.projection.on(samples)
         target, token = getattr(batch, "target", None), getattr(batch, "token", None)
         scaled = self.scale(token) if self.scale is not None else None
-        found = self.flow.terms(self.network, batch[0].float(), batch[1], rng,
+        flow = self.flow.terms(self.network, batch[0].float(), batch[1], rng,
                                 self.projection if on else None, target, token, scaled)
-        terms = self.flow.weigh(found)
-        return Pieces(*self.flow.loss(found, terms), terms, flow=found)
+        terms = self.flow.weigh(flow)
+        return Pieces(*self.flow.loss(flow, terms), terms, flow=flow)
 
 
 def _near(t: Tensor) -> Tensor:

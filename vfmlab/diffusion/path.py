@@ -208,8 +208,8 @@ def of_run(diffusion: config.Diffusion, tokenizer: config.TokenizerConfig) -> Pa
 
 def of(network: Any) -> Path:
     """The path that a network was made for: its attribute `path`; the straight one where it has none."""
-    found = getattr(network, "path", None)
-    return LINE if found is None else found
+    own = getattr(network, "path", None)
+    return LINE if own is None else own
 
 
 # -- sampling ----------------------------------------------------------------------------------------------

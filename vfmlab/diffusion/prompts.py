@@ -94,9 +94,9 @@ def captions(source: ImageSource, indices: Tensor | None = None) -> list[str]:
     Raises:
         DataError: it has none.
     """
-    found = source.captions(torch.arange(len(source)) if indices is None else indices)
-    if found is None:
+    texts = source.captions(torch.arange(len(source)) if indices is None else indices)
+    if texts is None:
         raise DataError(f"diffusion.text: the images of '{source.what}' have no captions; write each into a "
                         ".txt beside its image, name a column of the table in data.caption_column, or draw "
                         "scenes:groups")
-    return found
+    return texts

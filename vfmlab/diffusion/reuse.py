@@ -95,8 +95,8 @@ class Watched:
         return getattr(self.network, name)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, **more: Any) -> Any:
-        v, kept = self.network(x, t, y, features_at=self.blocks, **more)
-        self.seen.append({k: h.float().cpu() for k, h in kept.items()})
+        v, hidden = self.network(x, t, y, features_at=self.blocks, **more)
+        self.seen.append({k: h.float().cpu() for k, h in hidden.items()})
         self.times.append(float(t[0]))
         return v
 
@@ -118,9 +118,9 @@ def similarity_over_time(network: nn.Module, sample: Callable[[Watched], object]
     blocks = tuple(range(1, network.depth + 1)) if blocks is None else blocks
     watched = Watched(network, blocks)
     sample(watched)
-    found = {}
+    similarity = {}
     for k in blocks:
-        unit = torch.stack([F.normalize(kept[k], dim=-1).flatten(1) for kept in watched.seen])  # T B (N D)
+        unit = torch.stack([F.normalize(one[k], dim=-1).flatten(1) for one in watched.seen])  # T B (N D)
         places = unit.shape[1] * watched.seen[0][k].shape[1]
-        found[k] = torch.einsum("sbd,tbd->st", unit, unit) / places
-    return watched.times, found
+        similarity[k] = torch.einsum("sbd,tbd->st", unit, unit) / places
+    return watched.times, similarity

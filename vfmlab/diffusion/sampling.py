@@ -146,8 +146,8 @@ def trajectory(network: nn.Module | Callable[..., Tensor], labels: Tensor, rando
     if not len(labels):
         raise ConfigError("no labels to sample for; give at least one")
     if labels.min() < 0 or labels.max() > null:
-        found = f"{labels.min().item()} to {labels.max().item()}"
-        raise ConfigError(f"labels {found} are outside 0 to {null} ({null}: the null label)")
+        given = f"{labels.min().item()} to {labels.max().item()}"
+        raise ConfigError(f"labels {given} are outside 0 to {null} ({null}: the null label)")
     if noise is None and (random is None or len(random) != len(labels)):
         streams = 0 if random is None else len(random)
         raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per "

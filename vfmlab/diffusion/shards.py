@@ -101,8 +101,8 @@ def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: 
                 continue
             parts: dict[str, list[Tensor]] = {}
             slices = torch.arange(first, last).split(batch)
-            with contextlib.closing(from_thread(_Reads(slices, read), 0, len(slices))) as found:
-                for indices, content in zip(slices, found, strict=True):
+            with contextlib.closing(from_thread(_Reads(slices, read), 0, len(slices))) as arrived:
+                for indices, content in zip(slices, arrived, strict=True):
                     for key, value in encode(indices, content).items():
                         parts.setdefault(key, []).append(value)
                     done += len(indices)

@@ -70,9 +70,9 @@ class RegSiT(LightningDiT):
                 features_at: tuple[int, ...] = ()) -> Prediction | tuple[Prediction, dict[int, Tensor]]:
         """Velocities and read-outs at noisy latents and class token (B K); the rest as LightningDiT's."""
         after = self.config.align_after
-        joint, kept = super().forward(x, t, y, (*features_at, after), token)
-        out = Prediction(*joint, [project(kept[after]) for project in self.projectors])
-        return out if not features_at else (out, {k: kept[k] for k in features_at})
+        joint, hidden = super().forward(x, t, y, (*features_at, after), token)
+        out = Prediction(*joint, [project(hidden[after]) for project in self.projectors])
+        return out if not features_at else (out, {k: hidden[k] for k in features_at})
 
 
 def readout(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -69,11 +69,11 @@ class Teacher:
         self.layers = tuple(sorted(layers | ({-1} if pooled else set())))
         self.token_width: int | None = None
         if pooled:
-            found = self.model.features(torch.zeros(1, 3, size, size), (-1,)).pooled
-            if found is None:
+            features = self.model.features(torch.zeros(1, 3, size, size), (-1,)).pooled
+            if features is None:
                 raise ConfigError(f"class_token.vfm '{cfg.name}' has no global token; choose one that has, "
                                   "for example dinov2_b14")
-            self.token_width = found.shape[1]
+            self.token_width = features.shape[1]
 
     @property
     def name(self) -> str:
@@ -97,9 +97,9 @@ class Teacher:
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
         """Images B 3 H W in [-1, 1] -> `target` B D h w and `token` B K, those that are wanted, fp32."""
-        found = self.model.features(images, self.layers)
-        kept = {} if self.layer is None else {"target": regrid(found.maps[self.layer], self.grid)}
-        return kept | ({"token": found.pooled} if self.pooled else {})
+        features = self.model.features(images, self.layers)
+        targets = {} if self.layer is None else {"target": regrid(features.maps[self.layer], self.grid)}
+        return targets | ({"token": features.pooled} if self.pooled else {})
 
     def to(self, device: torch.device | str) -> Teacher:
         self.model.to(device)
@@ -141,11 +141,11 @@ def plan(config: Diffusion, grid: tuple[int, int], size: int, token: int | None)
     if c is not None and not together:
         teachers.append(Teacher(c.vfm, size, None, grid, True))
         cached.append(c.cache)
-    found = Plan(teachers, cached, together and a.layer == -1)
-    if c is not None and (width := found.of("token").token_width) != token:
+    chosen = Plan(teachers, cached, together and a.layer == -1)
+    if c is not None and (width := chosen.of("token").token_width) != token:
         raise ConfigError(f"class_token: the global token of '{c.vfm.name}' has {width} channels, "
                           f"network.token is {token}; set diffusion.network.token={width}")
-    return found
+    return chosen
 
 
 # -- cache -------------------------------------------------------------------------------------------------
@@ -168,15 +168,15 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
                               "folder to encode again")
 
     def encode(indices: Tensor, batch: Batch) -> dict[str, Tensor]:
-        images, kept = to_float(batch.images).to(teacher.device), {}
+        images, targets = to_float(batch.images).to(teacher.device), {}
         for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
             if not suffix or flip:
-                kept |= {f"{key}{suffix}": value.half().cpu() for key, value in teacher.read(view).items()}
-        for key, value in kept.items():
+                targets |= {f"{key}{suffix}": value.half().cpu() for key, value in teacher.read(view).items()}
+        for key, value in targets.items():
             if not torch.isfinite(value).all():
                 raise CheckpointError(f"'{teacher.name}' gives a {key} that is not finite in fp16 for "
                                       f"one of the images {int(indices[0])} to {int(indices[-1])}")
-        return kept
+        return targets
 
     yield from shards.write(directory, "targets", meta, source.batch, encode, batch, rank, world,
                             latents.PATIENCE)
@@ -217,11 +217,11 @@ def token_statistics(teacher: Teacher, source: ImageSource, seed: int) -> tuple[
 class _Cached:
     """Step -> targets of this rank's rows."""
 
-    def __init__(self, found: Targets, batch: int, seed: int, rows: slice):
-        self.found, self.draws = found, latents.Draws(len(found), batch, seed, rows, found.flip)
+    def __init__(self, targets: Targets, batch: int, seed: int, rows: slice):
+        self.targets, self.draws = targets, latents.Draws(len(targets), batch, seed, rows, targets.flip)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        return self.found[self.draws(step)]
+        return self.targets[self.draws(step)]
 
 
 class Tap:
@@ -256,17 +256,17 @@ def beside(batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap
               if isinstance(s, Targets)]
     fresh = [s for s in sources if isinstance(s, Teacher)]
     try:
-        for found in batches:
+        for stored in batches:
             extra: dict[str, Tensor] = {}
             for cache in caches:
                 extra |= next(cache)
             if fresh:
                 seen = images.last
-                if seen is None or not torch.equal(seen.indices, found.indices):
+                if seen is None or not torch.equal(seen.indices, stored.indices):
                     seen = next(images)
                 for teacher in fresh:
                     extra |= teacher.read(to_float(seen.images.to(teacher.device)))
-            yield found, extra
+            yield stored, extra
     finally:
         for stream in (*caches, batches, *([images] if images is not None else [])):
             if hasattr(stream, "close"):

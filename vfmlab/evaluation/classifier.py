@@ -58,12 +58,12 @@ class ClassifierSpace(FeatureSpace):
         what = [self.plain.facts(), source.fingerprint, source.class_names, n, HELD_OUT, SEED, linear.FACTS]
         key = config.digest(what)
         path = cache.folder() / "heads" / f"{key}.safetensors"
-        found = cache.read(path)
-        if found is None or found.get("weight", torch.zeros(0)).shape != (source.num_classes, self.dimension):
-            found = self._fit(source, data.open_source(cfg, "val"), n)
-            cache.write(path, found)
-        self.weight, self.bias = found["weight"].to(self.weight), found["bias"].to(self.bias)
-        self.accuracy, self.class_names = float(found["accuracy"]), list(source.class_names)
+        head = cache.read(path)
+        if head is None or head.get("weight", torch.zeros(0)).shape != (source.num_classes, self.dimension):
+            head = self._fit(source, data.open_source(cfg, "val"), n)
+            cache.write(path, head)
+        self.weight, self.bias = head["weight"].to(self.weight), head["bias"].to(self.bias)
+        self.accuracy, self.class_names = float(head["accuracy"]), list(source.class_names)
         self.version = f"{self.plain.version} {key}"
 
     def _fit(self, source: data.ImageSource, held_out: data.ImageSource, n: int) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         with_weaker(model, run.protocol.guidance, folder.path.parent)
         about = samples.facts(run.protocol, setup.source, run=folder.id,
                               weights=weights(folder, run.protocol))
-        setup.drawn = samples.found(Path(folder.path), run.protocol, run.data.size, about)
+        setup.drawn = samples.earlier(Path(folder.path), run.protocol, run.data.size, about)
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     report = report.replace(run=folder.id, request=key)

@@ -65,19 +65,19 @@ def targets(source: data.ImageSource, indices: Tensor) -> Tensor:
     Raises:
         ConfigError: a source that knows no factors.
     """
-    found = source.factors(indices)
-    if found is None:
+    truth = source.factors(indices)
+    if truth is None:
         raise ConfigError("pretrain.objective 'regress' needs the true factors of drawn scenes; set "
                           "data.source=scenes:hard")
     labels = source.labels[indices]
     turns = torch.tensor([math.gcd(*(REPEATS[word] for word in name.split(" ")))
                           for name in source.class_names])[labels]
-    angle = turns * found["rotation"]
+    angle = turns * truth["rotation"]
     direction = torch.stack([angle.cos(), angle.sin()], 1) * (turns > 0)[:, None]
-    flat = (found["background_style"] == 0)[:, None]  # flat comes first everywhere
-    background = torch.where(flat, found["background"], (found["background"] + found["background_end"]) / 2)
-    places = [found[name][:, None] for name in ("x", "y", "scale")]
-    return torch.cat([kinds(source.class_names)[labels], *places, direction, found["foreground"], background],
+    flat = (truth["background_style"] == 0)[:, None]  # flat comes first everywhere
+    background = torch.where(flat, truth["background"], (truth["background"] + truth["background_end"]) / 2)
+    places = [truth[name][:, None] for name in ("x", "y", "scale")]
+    return torch.cat([kinds(source.class_names)[labels], *places, direction, truth["foreground"], background],
                      1)
 
 
@@ -132,15 +132,15 @@ class FactorNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.stages(self.stem(judge.resized(images))).flatten(1).float()
         with torch.autocast(maps.device.type, enabled=False):  # fp32: Frechet statistics are taken of these
-            found = self.head(maps)
-            shown = kinds(self.class_names).to(found)
+            output = self.head(maps)
+            shown = kinds(self.class_names).to(output)
             n = shown.shape[1]
-            return found, -torch.cdist(found[:, :n], (shown - self.mean[:n]) / self.scale[:n]).square()
+            return output, -torch.cdist(output[:, :n], (shown - self.mean[:n]) / self.scale[:n]).square()
 
 
-def r2(net: FactorNet, found: Tensor, truth: Tensor) -> dict[str, float]:
+def r2(net: FactorNet, output: Tensor, truth: Tensor) -> dict[str, float]:
     """Per factor, 1 - squared error / variance: standardised predictions and targets, N K both."""
-    left = net.by_factor((found - truth).square())
+    left = net.by_factor((output - truth).square())
     all_ = net.by_factor((truth - truth.mean(0)).square())
     return {name: 1 - float(left[name].sum() / all_[name].sum()) for name in net.columns}
 

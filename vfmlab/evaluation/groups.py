@@ -73,10 +73,10 @@ def parts(logits: Tensor) -> dict[str, Tensor]:
 
 def probabilities(logits: Tensor) -> Tensor:
     """B 4 14 -> B 56, those of texture and colour times that of a thing."""
-    found = {name: part.softmax(-1) for name, part in parts(logits).items()}
-    there = 1 - found["shape"][..., NOTHING:]
-    found |= {name: found[name] * there for name in ("texture", "colour")}
-    return torch.cat(list(found.values()), -1).flatten(1)
+    output = {name: part.softmax(-1) for name, part in parts(logits).items()}
+    there = 1 - output["shape"][..., NOTHING:]
+    output |= {name: output[name] * there for name in ("texture", "colour")}
+    return torch.cat(list(output.values()), -1).flatten(1)
 
 
 def things(features: Tensor) -> list[list[Thing]]:
@@ -91,19 +91,19 @@ def things(features: Tensor) -> list[list[Thing]]:
 # -- prompts -----------------------------------------------------------------------------------------------
 
 
-def verdict(scene: captions.Scene, found: list[Thing]) -> dict[str, bool]:
+def verdict(scene: captions.Scene, seen: list[Thing]) -> dict[str, bool]:
     """What of a caption is right: count, shape, texture, colour, side (what it does not say is left out), and
     `all`: the things are those it names, no more and no fewer, and stand where it says.
 
     Shapes, textures and colours are right where those seen anywhere are those named, whatever their number.
     """
     named = [thing for thing in (scene.first, scene.second) if thing is not None]
-    right = {"count": len(found) == sum(thing.count for thing in named)}
+    right = {"count": len(seen) == sum(thing.count for thing in named)}
     for what in ("shape", "texture", "colour"):
         asked = {getattr(thing, what) for thing in named}
         if None not in asked:
-            right[what] = {getattr(thing, what) for thing in found} == asked
-    groups = [[thing for thing in found if _like(thing, name)] for name in named]
+            right[what] = {getattr(thing, what) for thing in seen} == asked
+    groups = [[thing for thing in seen if _like(thing, name)] for name in named]
     whole = right["count"] and [len(group) for group in groups] == [name.count for name in named]
     if scene.second is not None:
         right["side"] = all(groups) and all(_stands(a.place, scene.side, b.place)
@@ -118,8 +118,8 @@ def shares(prompts: Sequence[str], features: Tensor) -> dict[str, float]:
         ConfigError: a prompt that is no caption of drawn scenes.
     """
     verdicts: dict[str, list[bool]] = {}
-    for prompt, found in zip(prompts, things(features), strict=True):
-        for what, right in verdict(captions.parse(prompt), found).items():
+    for prompt, seen in zip(prompts, things(features), strict=True):
+        for what, right in verdict(captions.parse(prompt), seen).items():
             verdicts.setdefault(what, []).append(right)
     return {what: sum(values) / len(values) for what, values in verdicts.items()}
 

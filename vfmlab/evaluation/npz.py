@@ -98,9 +98,9 @@ def open_reference(path: str | Path, size: int | None = None) -> Reference:
                                 "neither")
         if IMAGES not in keys:
             if "mu" not in keys:
-                found = ", ".join(sorted(keys)[:6]) or "nothing"
+                present = ", ".join(sorted(keys)[:6]) or "nothing"
                 raise DataError(f"'{path}' holds neither arr_0 (uint8 N H W 3) nor mu and sigma, but "
-                                f"{found}; give a file of ADM's evaluator")
+                                f"{present}; give a file of ADM's evaluator")
             return Reference(path, keys)
         with file.open(f"{IMAGES}.npy") as stream:
             n, side = _header(stream, path)

@@ -29,10 +29,10 @@ def texts(protocol: config.Protocol, source: ImageSource) -> list[str]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"protocol.prompts '{protocol.prompts}': {reason}; give a text file with one prompt "
                         f"a line, or '{config.CAPTIONS}'") from None
-    if not (found := [line.strip() for line in lines if line.strip()]):
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
         raise DataError(f"protocol.prompts '{protocol.prompts}': the file has no line; write one prompt a "
                         "line")
-    return found
+    return prompts
 
 
 def mark(protocol: config.Protocol, source: ImageSource) -> str:

@@ -44,7 +44,7 @@ def place(run: Path, n: int, about: dict[str, Any]) -> Path:
     return run / "npz" / f"{n}-{config.digest(about)}.npz"
 
 
-def found(run: Path, protocol: config.Protocol, size: int, about: dict[str, Any]) -> npz.Reference | None:
+def earlier(run: Path, protocol: config.Protocol, size: int, about: dict[str, Any]) -> npz.Reference | None:
     """The samples of a protocol in the directory of their run, where they have been drawn."""
     path = place(run, protocol.n, about)
     return npz.open_reference(path, size) if path.exists() else None

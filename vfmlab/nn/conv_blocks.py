@@ -111,13 +111,13 @@ class Middle(nn.Module):
 
 def strides(factor: int) -> list[int]:
     """Prime factors of the down-sampling factor, smallest first: 16 -> [2, 2, 2, 2], 14 -> [2, 7]."""
-    found, prime = [], 2
+    factors, prime = [], 2
     while factor > 1:
         while factor % prime == 0:
-            found.append(prime)
+            factors.append(prime)
             factor //= prime
         prime += 1
-    return found
+    return factors
 
 
 def levels(width: int, multipliers: tuple[int, ...] | None, factor: int, where: str) -> list[int]:

@@ -77,14 +77,14 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         time = self.embed(t)
         h = self.conv_in(x)
-        kept = [h]
+        skips = [h]
         for layer in self.down:
             h = layer(h, time) if isinstance(layer, TimedBlock) else layer(h)
-            kept.append(h)
+            skips.append(h)
         h = self.middle(h, time)
         for layer in self.up:
             if isinstance(layer, TimedBlock):
-                h = layer(torch.cat([h, kept.pop()], dim=1), time)
+                h = layer(torch.cat([h, skips.pop()], dim=1), time)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))

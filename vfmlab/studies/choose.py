@@ -109,7 +109,7 @@ def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
     if not vfms:
         raise ConfigError(f"--vfm names no vision model; choose from {', '.join(vfm.names())}, or "
                           "timm:NAME")
-    found = {PLAIN: (f"{tier}_{BASELINE}", {})}
+    rows = {PLAIN: (f"{tier}_{BASELINE}", {})}
     for method in methods:
         preset = f"{tier}_{method}"
         run = override(presets.get(preset), dict(fields))
@@ -119,8 +119,8 @@ def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
         for name in vfms:
             own = settings(name, run.data.size, run.tokenizer.factor)
             own = {k: v for k, v in own.items() if k != "losses.vf.layer" or "vf" in (run.losses or {})}
-            found[f"{method} on {name}"] = (preset, own)
-    return found
+            rows[f"{method} on {name}"] = (preset, own)
+    return rows
 
 
 def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, command: str,
@@ -173,8 +173,8 @@ def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, 
 
 def screened(results: Sequence[Result]) -> list[str]:
     """Labels, the best :data:`TARGET` first; those without it are left out."""
-    found, sign = correlation.values(results, TARGET), 1 if quantity(TARGET).better == LOWER else -1
-    return sorted(found, key=lambda label: sign * statistics.fmean(found[label].values()))
+    values, sign = correlation.values(results, TARGET), 1 if quantity(TARGET).better == LOWER else -1
+    return sorted(values, key=lambda label: sign * statistics.fmean(values[label].values()))
 
 
 def standings(results: Sequence[Result]) -> list[Standing]:
@@ -186,12 +186,12 @@ def standings(results: Sequence[Result]) -> list[Standing]:
         return []
     block, sign = Block.of(values), 1 if quantity(TARGET).better == LOWER else -1
     order = [label for label in screened(results) if label in values]
-    found = []
+    ranks = []
     for label in order:
         gap = block.contrast({label: float(sign), order[0]: -float(sign)}) if label != order[0] else None
         behind = (gap.estimate, gap.half_width()) if gap else (0.0, 0.0)
-        found.append(Standing(label, tuple(values[label][s] for s in sorted(seeds)), *behind))
-    return found
+        ranks.append(Standing(label, tuple(values[label][s] for s in sorted(seeds)), *behind))
+    return ranks
 
 
 def verdict(ranking: Sequence[Standing], seeds: int) -> str:

@@ -224,8 +224,8 @@ def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[s
         blocks: label -> block; results of other labels are not looked at.
     """
     results = [r for r in results if r.label in blocks]
-    found = [[_finding(contrast, results, blocks) for contrast in claim.contrasts] for claim in claims]
-    flat = [finding for findings in found for finding in findings if finding.interval is not None]
+    effects = [[_finding(contrast, results, blocks) for contrast in claim.contrasts] for claim in claims]
+    flat = [finding for findings in effects for finding in findings if finding.interval is not None]
     decisions = [contrasts.decide(f.interval, f.contrast.kind, f.contrast.bound) for f in flat]
     adjusted = contrasts.holm([decision.p for decision in decisions])
     closed: dict[int, Finding] = {}
@@ -234,7 +234,7 @@ def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[s
         needed = contrasts.seeds_to_decide(finding.interval, finding.contrast.kind, finding.contrast.bound)
         closed[id(finding)] = dataclasses.replace(finding, p=p, verdict=verdict, alone=decision.verdict,
                                                   seeds=needed)
-    pairs = zip(claims, found, strict=True)
+    pairs = zip(claims, effects, strict=True)
     return [Decided(claim, tuple(closed.get(id(f), f) for f in findings)) for claim, findings in pairs]
 
 
@@ -311,9 +311,9 @@ def ledger(name: str) -> Ledger:
     one = LEDGERS.get(name)
     for claim in one.claims:
         named = [("number", contrast.metric, quantities()) for contrast in claim.contrasts]
-        for what, found, known in (*named, *(("row", row, one.rows) for row in claim.rows)):
-            if found not in known:
-                raise ConfigError(f"claim '{claim.id}': unknown {what} '{found}'{nearest(found, known)}")
+        for what, given, known in (*named, *(("row", row, one.rows) for row in claim.rows)):
+            if given not in known:
+                raise ConfigError(f"claim '{claim.id}': unknown {what} '{given}'{nearest(given, known)}")
     return one
 
 

@@ -55,12 +55,12 @@ def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Resul
     """
     cell = sys.stdout  # what a cell shows
     try:
-        found = collect(rows, root, train(rows, root, jobs, cell))
+        results = collect(rows, root, train(rows, root, jobs, cell))
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was trained is saved: run this cell again to go on") from None
-    for result in (result for result in found if result.failed):
+    for result in (result for result in results if result.failed):
         print(f"failed: {result.label}, seed {result.seed}: {result.failed}", file=cell)
-    return found
+    return results
 
 
 def trained(rows: Sequence[Row], root: str | Path, jobs: int | None = None, cluster: str | None = None,

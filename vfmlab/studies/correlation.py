@@ -90,7 +90,7 @@ def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> li
         ConfigError: no such target, or no row in both.
     """
     check_target(target)
-    goal, found = values(goals, target), []
+    goal, rows = values(goals, target), []
     for result in results:
         if result.label not in goal:
             continue
@@ -99,12 +99,12 @@ def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> li
         number = next(number for r in goals if r.label == result.label and (number := r.number(target))
                       and number.value == mine.get(r.seed))
         number = dataclasses.replace(number, value=statistics.fmean(mine.values()))
-        found.append(result.replace(numbers={**result.numbers, target: number},
+        rows.append(result.replace(numbers={**result.numbers, target: number},
                                     instruments={**result.instruments, **own}))
-    if not found:
+    if not rows:
         raise ConfigError(f"no row has '{target}' in --goal and stands in --from too; rows there: "
                           f"{', '.join(goal) or 'none'}")
-    return found
+    return rows
 
 
 def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> list[Correlation]:

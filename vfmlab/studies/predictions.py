@@ -60,10 +60,10 @@ def verdicts() -> primitives.Table:
     rows = []
     for statement, holds in _made.items():
         try:
-            found = holds()
-            found = found if isinstance(found, Comparison) else Comparison(bool(found), "")
-            verdict = "undecided" if found.holds is None else "right" if found.holds else "wrong"
-            numbers = found.numbers
+            result = holds()
+            result = result if isinstance(result, Comparison) else Comparison(bool(result), "")
+            verdict = "undecided" if result.holds is None else "right" if result.holds else "wrong"
+            numbers = result.numbers
         except (LookupError, NameError, VfmlabError) as error:
             verdict, numbers = "not measured", f"{type(error).__name__}: {error}"
         rows.append({"prediction": statement, "verdict": verdict, "numbers": numbers})
@@ -81,19 +81,19 @@ def _all(values: Values) -> list[float]:
         if values.absent:
             raise LookupError(f"{values.label or 'a number'} could not be had: {values.reason}")
         return [float(values.value)]
-    found = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
-    if not found:
+    numbers = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
+    if not numbers:
         raise LookupError("there is no value")
-    return found
+    return numbers
 
 
 def _range(values: Values) -> tuple[float, float]:
-    found, spread = _all(values), 0.0
+    numbers, spread = _all(values), 0.0
     if isinstance(values, Number):
         spread = values.spread or 0.0
         if values.facts.get("over") == "images" and values.n:
             spread *= 2 / values.n**0.5
-    return min(found) - spread, max(found) + spread
+    return min(numbers) - spread, max(numbers) + spread
 
 
 def _text(values: Values) -> str:

@@ -74,8 +74,8 @@ class Result:
 
     def number(self, name: str) -> Number | None:
         """A measured number of the reports or of the instruments."""
-        found = (group.get(name) for group in (self.numbers, self.instruments))
-        return next((number for number in found if number is not None and not number.absent), None)
+        candidates = (group.get(name) for group in (self.numbers, self.instruments))
+        return next((number for number in candidates if number is not None and not number.absent), None)
 
     def with_report(self, report: Report, kind: str) -> Result:
         """With the numbers of one more phase; a later stage's replace those of an earlier one."""

@@ -52,13 +52,13 @@ def plans(steps: int, every: Sequence[int] = (2, 3, 4)) -> dict[str, config.Samp
     """Ways to draw, by name: all encodings, every so many-th, key steps, these in parallel; then fewer
     steps."""
     keys = reuse.scaled_keys(steps)
-    found = {"every step": {}}
-    found |= {f"every {k} steps": {"reuse": k} for k in every if k < steps}
+    rows = {"every step": {}}
+    rows |= {f"every {k} steps": {"reuse": k} for k in every if k < steps}
     if len(keys) < steps:
-        found |= {"key steps": {"reuse": keys}, "key steps, parallel": {"reuse": keys, "parallel": True}}
+        rows |= {"key steps": {"reuse": keys}, "key steps, parallel": {"reuse": keys, "parallel": True}}
     fewer = sorted({max(1, round(steps / k)) for k in (*every, 1.5)} - {steps}, reverse=True)
-    found |= {f"{n} steps": {"steps": n} for n in fewer}
-    return {name: config.Sampler(**{"steps": steps, **fields}) for name, fields in found.items()}
+    rows |= {f"{n} steps": {"steps": n} for n in fewer}
+    return {name: config.Sampler(**{"steps": steps, **fields}) for name, fields in rows.items()}
 
 
 @torch.no_grad()
@@ -111,16 +111,16 @@ def equal_quality(table: Sequence[Record]) -> list[dict[str, Any]]:
     gFD encloses the value; None where no two do. Speed-up: these seconds over the reusing way's.
     """
     plain = sorted((r for r in table if r["encodings"] == r["head"]), key=lambda r: r["steps"])
-    found = []
+    rows = []
     for row in table:
         if row["encodings"] == row["head"]:
             continue
         same = next((s for a, b in pairwise(plain) if (s := _between(a, b, row["gFD"]))), None)
-        found.append({
+        rows.append({
             "encoder": row["encoder"], "gFD": row["gFD"], "seconds an image": row["seconds an image"],
             "seconds without reuse": same, "speed-up": same and same / row["seconds an image"],
         })
-    return found
+    return rows
 
 
 def _between(a: Record, b: Record, gfd: float) -> float | None:

@@ -107,15 +107,15 @@ def parameters(preset: str, baseline: str, given: Mapping[str, Any], only: Seque
     for number in (*only, *(own or ())):
         if number not in paths:
             raise ConfigError(f"there is no notebook '{number}'; their numbers are {', '.join(paths)}")
-    tier, found = preset.partition("_")[0], {}
+    tier, values = preset.partition("_")[0], {}
     for number in only or paths:
         defaults = notebook.read(paths[number]).parameters
         names = {"preset": preset, "baseline": baseline}
         if (method := str(defaults.get("preset")).partition("_")[2]) != "vfm_vae":
             names["preset"] = f"{tier}_{method}"
         mine = {k: v for k, v in names.items() if k in defaults}
-        found[paths[number].stem] = {**given, **mine, **(own or {}).get(number, {})}
-    return found
+        values[paths[number].stem] = {**given, **mine, **(own or {}).get(number, {})}
+    return values
 
 
 def missing(out: Path, tree: Path = TREE) -> list[str]:
@@ -134,8 +134,8 @@ def check(out: Path) -> None:
     pages = {path: _Links(path.read_text(encoding="utf-8")) for path in sorted(out.glob("**/*.html"))}
     wrong = [f"{path.relative_to(out)}: {size:,} bytes, more than {LARGEST:,}" for path in pages
              if (size := path.stat().st_size) > LARGEST]
-    for path, found in pages.items():
-        for link in found.links:
+    for path, links in pages.items():
+        for link in links.links:
             name, _, place = unquote(link).partition("#")
             target = Path(os.path.normpath(path.parent / name)) if name else path
             places = pages[target].places if target in pages else {place.lower()}
@@ -222,14 +222,14 @@ def _earlier(out: Path, tree: Path) -> dict[Path, str]:
     """Pages of executed notebooks that are in `out` and whose code is that of the checkout."""
     import nbformat
 
-    found = {}
+    pages = {}
     for source in sorted((tree / "notebooks").glob("[0-9]*.ipynb")):
         path = Path("notebooks", f"{source.stem}.html")
         page = (out / path).read_text(encoding="utf-8") if (out / path).exists() else ""
         code = notebook.digest(nbformat.read(source, as_version=4).cells)
         if body := re.search(f'<article data-code="{code}">.*</article>', page, re.S):
-            found[path] = f"<h1>{_escape(_title(page))}</h1>{body[0]}"
-    return found
+            pages[path] = f"<h1>{_escape(_title(page))}</h1>{body[0]}"
+    return pages
 
 
 def _joined(outputs: Sequence[Any]) -> list[Any]:
@@ -312,8 +312,8 @@ def _escape(text: str) -> str:
 
 def _title(body: str) -> str:
     """The first heading as text."""
-    found = re.search(r"<h1\b[^>]*>(.*?)</h1>", body, re.S)
-    return html.unescape(re.sub(r"<[^>]+>", "", found[1])).strip() if found else ""
+    heading = re.search(r"<h1\b[^>]*>(.*?)</h1>", body, re.S)
+    return html.unescape(re.sub(r"<[^>]+>", "", heading[1])).strip() if heading else ""
 
 
 def _menu(here: Path, pages: Sequence[Path] | Mapping[Path, str]) -> str:

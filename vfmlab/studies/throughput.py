@@ -73,23 +73,23 @@ def wholes(plans: Iterable[tuple[Recipe, Mapping[str, Any]]], gpus: int, mfu: fl
 
 def page(plans: list[tuple[Recipe, Mapping[str, Any]]], gpus: int, mfu: float, command: str) -> Page:
     """Both tables. The page `docs/throughput.md` has those of the tier `paper`."""
-    found = Page("Throughput expected", lead=LEAD.format(mfu=mfu).replace("\n", " "), command=command)
-    found.add("GPUs", "", Table([{"GPU": gpu, "dense bf16, TFLOP/s": round(PEAK[gpu] / 1e12),
+    document = Page("Throughput expected", lead=LEAD.format(mfu=mfu).replace("\n", " "), command=command)
+    document.add("GPUs", "", Table([{"GPU": gpu, "dense bf16, TFLOP/s": round(PEAK[gpu] / 1e12),
                                   "memory, GB": round(MEMORY[gpu] / 1e9)} for gpu in MEMORY]))
-    found.add("A training step, one GPU",
+    document.add("A training step, one GPU",
               "But for images: parameters that train, with gradients, average and AdamW's moments, and "
               "frozen ones, in fp32. An image: what autograd stores, by shapes; kernels' own memory and "
               "the allocator's slack come on top, so fewer fit than the column says. 0: not even one "
               "([shares](scale.md#networks-that-do-not-fit-one-gpu)). A last column names the run, so that "
               "a page of other settings is noticed.", Table(steps(plans, mfu)))
-    found.add("The whole preset",
+    document.add("The whole preset",
               "Training: all phases, and the latents of the data set where they are cached. Evaluation: as "
               "many samples as the protocol draws, by its solver and guidance, decoded, and as many images "
               "reconstructed; the judge's own network is left out, and a decoder that draws in several steps "
               "counts as in a training step. An autoregressive generator reads all of its weights for every "
               "token, so that its samples come nowhere near a limit of FLOPs.",
               Table(wholes(plans, gpus, mfu)))
-    return found
+    return document
 
 
 def _fits(fixed: float, image: float, memory: float) -> str:

@@ -36,7 +36,7 @@ RIDGE = 1e-4
 START_GAIN = 0.03
 # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
 START_LOGVAR = -6.0
-KEPT = 2**29  # bytes of a VFM's maps that the second pass need not ask for again
+FIRST = 2**29  # bytes of a VFM's maps that the second pass need not ask for again
 
 
 class LinearStart(nn.Module):
@@ -257,8 +257,8 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float:
     if not batches:
         raise ConfigError("tokenizer.linear_start: no images to fit it on; check data.source and data.train")
     device = start.read.weight.device
-    kept: list[dict[int, Tensor]] = []  # maps of the first batches, for the second pass
-    room = KEPT
+    firsts: list[dict[int, Tensor]] = []  # maps of the first batches, for the second pass
+    room = FIRST
 
     def pairs():
         nonlocal room
@@ -266,13 +266,13 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float:
             images = images.to(device)
             if start.widths is None:
                 source = images
-            elif number < len(kept):
-                source = kept[number]
+            elif number < len(firsts):
+                source = firsts[number]
             else:
                 source = tokenizer.read_features(images, None, tuple(start.widths))
                 room -= sum(maps.nbytes for maps in source.values())
                 if room >= 0:
-                    kept.append(source)
+                    firsts.append(source)
             yield images, source
 
     return 10 * math.log10(4 / max(start.solve(pairs), 1e-12))

@@ -28,10 +28,10 @@ def shapes_of(vfm: nn.Module, layers: Iterable[int]) -> dict[int, LayerShape]:
 
 def check_shapes(shapes: dict[int, LayerShape], vfm: nn.Module) -> None:
     """:class:`ConfigError` for a VFM that is not the one which imported weights were made for."""
-    for layer, found in shapes_of(vfm, shapes).items():
+    for layer, actual in shapes_of(vfm, shapes).items():
         shape = shapes[layer]
-        if found != shape:
-            raise ConfigError(f"vfm: layer {layer} has width {found.width} and grid {found.side}, the "
+        if actual != shape:
+            raise ConfigError(f"vfm: layer {layer} has width {actual.width} and grid {actual.side}, the "
                               f"tokenizer was made for width {shape.width} and grid {shape.side}; choose the "
                               "VFM, size and vfm.upscale of its training")
 
@@ -111,8 +111,8 @@ def as_maps(features: Sequence[Tensor], layers: Sequence[int],
         if side * side != tokens.shape[1]:
             raise ConfigError(f"encode_features: layer {layer} has {tokens.shape[1]} tokens, no square grid; "
                               "leave out class and register tokens")
-        if (shape := shapes.get(layer)) and shape != (found := LayerShape(tokens.shape[2], side)):
-            raise ConfigError(f"encode_features: layer {layer} has width {found.width} and grid {side}, the "
+        if (shape := shapes.get(layer)) and shape != (actual := LayerShape(tokens.shape[2], side)):
+            raise ConfigError(f"encode_features: layer {layer} has width {actual.width} and grid {side}, the "
                               f"tokenizer was made for width {shape.width} and grid {shape.side}")
         maps[layer] = tokens.transpose(1, 2).unflatten(2, (side, side))
     return maps

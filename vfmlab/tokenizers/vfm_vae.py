@@ -123,8 +123,8 @@ class VFMVAE(Tokenizer):
                      for layer, project in zip(self.layers, self.projections, strict=True)}
         out = self.final_projection(gathered(projected, self.ratios, self.size)).float()
         mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
-        found = self.gaussian(mean, logvar, maps)
-        return found if self.quantizer is None else CodePosterior.of(self.quantizer, found.mean)
+        posterior = self.gaussian(mean, logvar, maps)
+        return posterior if self.quantizer is None else CodePosterior.of(self.quantizer, posterior.mean)
 
     def last_encoder_layer(self) -> nn.Parameter:
         return self.final_projection.last_weight if self.start is None else self.start.read.weight

@@ -59,9 +59,9 @@ class ARTask(Task):
         self._baseline: Any = None
 
     def facts(self) -> dict[str, str]:
-        found = {"class_names": json.dumps(self.source.class_names), "tokenizer": self.run.parent or ""}
+        known = {"class_names": json.dumps(self.source.class_names), "tokenizer": self.run.parent or ""}
         model = self.tokenizer.vfm
-        return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
+        return known if model is None else {**known, "vfm_fingerprint": model.fingerprint}
 
     # -- data -----------------------------------------------------------------------------------------------
 

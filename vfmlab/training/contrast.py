@@ -57,7 +57,7 @@ class ContrastObjective(nn.Module):
         shares = same / same.sum(1, keepdim=True)
         choices = torch.cat([likeness.T, against[:, None]], 1)  # of an image
         loss = (F.cross_entropy(likeness, shares) + F.cross_entropy(choices, F.pad(shares, (0, 1)))) / 2
-        return loss, {"captions_found": found(same, likeness.detach()).float().mean()}
+        return loss, {"captions_found": retrieved(same, likeness.detach()).float().mean()}
 
     @torch.no_grad()
     def measure(self, net: TextNet, held_out: ImageSource, batch: int = 64) -> dict[str, float]:
@@ -66,7 +66,7 @@ class ContrastObjective(nn.Module):
         right: dict[str, list[bool]] = {"captions_found": [], "order_right": []}
         for indices in torch.arange(len(held_out)).split(batch):
             same, likeness, against = self.read(net, held_out.batch(indices), held_out.captions(indices))
-            right["captions_found"] += found(same, likeness).tolist()
+            right["captions_found"] += retrieved(same, likeness).tolist()
             right["order_right"] += (likeness.diagonal() > against)[against > NEVER].tolist()
         return {name: sum(values) / len(values) for name, values in right.items() if values}
 
@@ -83,6 +83,6 @@ def turned(text: str) -> str | None:
     return str(captions.Scene(scene.second, scene.side, scene.first))
 
 
-def found(same: Tensor, likeness: Tensor) -> Tensor:
+def retrieved(same: Tensor, likeness: Tensor) -> Tensor:
     """Whether the likest caption of each image is one of its own, bool B."""
     return same.gather(1, likeness.argmax(0)[:, None]).squeeze(1)

@@ -113,9 +113,9 @@ class DiffusionTask(Task):
 
     def facts(self) -> dict[str, str]:
         model, statistics = self.tokenizer.vfm, self.tokenizer.statistics
-        found = {"fingerprint": statistics.fingerprint, "class_names": json.dumps(self._remembered)}
-        found["tokenizer"] = self.run.parent or ""
-        return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
+        known = {"fingerprint": statistics.fingerprint, "class_names": json.dumps(self._remembered)}
+        known["tokenizer"] = self.run.parent or ""
+        return known if model is None else {**known, "vfm_fingerprint": model.fingerprint}
 
     @property
     def _remembered(self) -> list[str]:
@@ -161,15 +161,15 @@ class DiffusionTask(Task):
         token = self.run.diffusion.class_token
         if token is not None and token.normalise:
             source = self.sources[self.targets.teachers.index(self.targets.of("token"))]
-            found = (
+            chosen = (
                 source.statistics() if isinstance(source, targets.Targets)
                 else targets.token_statistics(source, self.source, self.run.seed)
             )
-            self.objective.scale.set(*found)
+            self.objective.scale.set(*chosen)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
-        found = self._stream(start_step, rows)
-        return found if self.captions is None else self.captions.labelled(found)
+        batches = self._stream(start_step, rows)
+        return batches if self.captions is None else self.captions.labelled(batches)
 
     def _stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         batch, seed, data = self.train.batch, self.run.seed, self.run.data
@@ -180,23 +180,23 @@ class DiffusionTask(Task):
             images = targets.Tap(BatchStream(self.source, batch, seed, start_step, rows, data.flip,
                                              data.workers))
         if tunes:
-            found = images
+            batches = images
         elif encodes:
             sampled = self.run.diffusion.sample_posterior
-            found = latents.fresh_stream(images, self.tokenizer, batch, seed, start_step, rows, sampled)
+            batches = latents.fresh_stream(images, self.tokenizer, batch, seed, start_step, rows, sampled)
         else:
-            found = latents.cached_stream(self.cached, batch, seed, start_step, rows)
+            batches = latents.cached_stream(self.cached, batch, seed, start_step, rows)
         if not self.sources:
-            return found
-        return self._aligned(targets.beside(found, self.sources, images, batch, seed, start_step, rows),
+            return batches
+        return self._aligned(targets.beside(batches, self.sources, images, batch, seed, start_step, rows),
                              tunes)
 
     def _aligned(self, pairs: Iterator[Any], tunes: bool) -> Iterator[Any]:
         kind = repa_e.TunedBatch if tunes else targets.AlignedBatch
         try:
-            for found, extra in pairs:
-                first = found.images if tunes else found.z
-                yield kind(first, found.labels, found.indices, **extra)
+            for batch, extra in pairs:
+                first = batch.images if tunes else batch.z
+                yield kind(first, batch.labels, batch.indices, **extra)
         finally:
             pairs.close()
 

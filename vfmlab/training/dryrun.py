@@ -45,9 +45,9 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
     try:
         with exhaustion(task.name, task.train):
             average = [value.detach().clone() for value in task.weights.state_dict().values()]
-        found = measure_prepared(prepared, steps)
+        costs = measure_prepared(prepared, steps)
         del average
-        return found
+        return costs
     finally:
         prepared.release()
 

@@ -82,8 +82,8 @@ def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool, 
 
 def _maps(cached: targets.Targets, device: torch.device) -> latents.Maps:
     def read(indices: Tensor, mirrored: bool) -> dict[int, Tensor]:
-        found = cached[indices, torch.full_like(indices, mirrored, dtype=torch.bool)]
-        return {int(layer): value.to(device) for layer, value in found.items()}
+        maps = cached[indices, torch.full_like(indices, mirrored, dtype=torch.bool)]
+        return {int(layer): value.to(device) for layer, value in maps.items()}
 
     return read
 
@@ -93,7 +93,7 @@ def beside(images: BatchStream, cached: targets.Targets, batch: int, seed: int, 
     """Each batch of `images`, `start_step`'s first, with the maps that `cached` holds of its images."""
     pairs = targets.beside(images, [cached], None, batch, seed, start_step, rows)
     try:
-        for found, maps in pairs:
-            yield FeatureBatch(*found, {int(layer): value for layer, value in maps.items()})
+        for stored, maps in pairs:
+            yield FeatureBatch(*stored, {int(layer): value for layer, value in maps.items()})
     finally:
         pairs.close()

@@ -97,9 +97,9 @@ class TokenizerObjective(nn.Module):
 
     def forward(self, batch: Any, rng: StepRandom, samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
         """Loss and metrics of one batch (see :meth:`pieces`), and what the discriminators learn from."""
-        found = self.pieces(batch, rng, samples)
-        r = found.reconstruction
-        return found.loss, found.metrics, Pairs.of(r, batch.labels).detached()
+        pieces = self.pieces(batch, rng, samples)
+        r = pieces.reconstruction
+        return pieces.loss, pieces.metrics, Pairs.of(r, batch.labels).detached()
 
     def pieces(self, batch: Any, rng: StepRandom, samples: int) -> Pieces:
         """One batch on its way to the loss.

@@ -176,12 +176,12 @@ class Step:
         return self._need("drawn", "logits").logits
 
     def _need(self, part: str, name: str) -> Any:
-        found = getattr(self.pieces, part)
-        if found is None:
+        value = getattr(self.pieces, part)
+        if value is None:
             other = {"flow": "diffusion", "drawn": "ar"}.get(part, "tokenizer")
             raise ConfigError(f"'{name}' is not part of a step of the phase '{self.task.name}', but of one "
                               f"of the phase '{other}'")
-        return found
+        return value
 
     # -- what it does ---------------------------------------------------------------------------------------
 

@@ -326,10 +326,10 @@ def _bytes(value: float) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
-def table(found: dict[str, Any]) -> str:
+def table(costs: dict[str, Any]) -> str:
     """The plan as text."""
-    lines = [f"{found['name']}  tier {found['tier']}  run {found['id']}"]
-    for phase in found["phases"]:
+    lines = [f"{costs['name']}  tier {costs['tier']}  run {costs['id']}"]
+    for phase in costs["phases"]:
         shape = phase["latent_shape"]
         latent = " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} codes"
         lines += ["", f"{phase['phase']}  latent {latent}"]

@@ -85,12 +85,12 @@ class Mixed(ImageSource):
         return masks
 
     def factors(self, indices: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for rows, source, at in self._split(indices):
             for name, value in source.factors(at).items():
-                found.setdefault(name,
+                values.setdefault(name,
                                  torch.zeros(len(indices), *value.shape[1:], dtype=value.dtype))[rows] = value
-        return found
+        return values
 
     def _split(self, indices: Tensor) -> Iterable[tuple[Tensor, ImageSource, Tensor]]:
         for k, source in enumerate(self.sources):
@@ -146,9 +146,9 @@ class RegressObjective(nn.Module):
             x = augment.blur(to_float(batch.images), rng, p=0.5, most=1.6)
             x = augment.noise(x, rng, p=0.5, most=0.3)
             x = x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-        found = self.net(x)[0]
-        truth = factors.targets(self.source, batch.indices.cpu()).to(found.device)
-        errors = self.net.by_factor((found - self.net.standardise(truth)).square())
+        output = self.net(x)[0]
+        truth = factors.targets(self.source, batch.indices.cpu()).to(output.device)
+        errors = self.net.by_factor((output - self.net.standardise(truth)).square())
         errors = {name: value.sum(1).mean() for name, value in errors.items()}
         return torch.stack(list(errors.values())).mean(), {k: v.detach() for k, v in errors.items()}
 
@@ -168,13 +168,13 @@ class GroupsObjective(nn.Module):
         with torch.autocast(batch.images.device.type, enabled=False):  # pixels have 8 bits, and so has bf16
             x = augment.zoom(to_float(batch.images), rng, p=0.5, most=1.1, shift=0.05)
             x = augment.noise(augment.blur(x, rng, p=0.5, most=1.6), rng, p=0.5, most=0.3).clamp(-1, 1)
-        found = {name: part.flatten(0, 1) for name, part in groups.parts(self.net(x)).items()}
+        output = {name: part.flatten(0, 1) for name, part in groups.parts(self.net(x)).items()}
         losses = {}
         for name, truth in self.source.cells(batch.indices.cpu()).items():
             truth = truth.flatten().to(x.device)
             if name == "shape":  # -1, nothing, is a class of its own; it has no texture and no colour
                 truth = truth.where(truth >= 0, groups.NOTHING)
-            losses[name] = F.cross_entropy(found[name], truth, ignore_index=-1)
+            losses[name] = F.cross_entropy(output[name], truth, ignore_index=-1)
         return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -236,11 +236,11 @@ class PocketObjective(nn.Module):
 
     def _factors(self, last: Tensor, batch: Batch, mix: Tensor, shift: Tensor) -> dict[str, Tensor]:
         indices = batch.indices.cpu()
-        found = {name: value.to(last.device) for name, value in self.source.factors(indices).items()}
+        factors = {name: value.to(last.device) for name, value in self.source.factors(indices).items()}
         covered = self.source.masks(indices).to(last.device).float()
         pooled = last.mean(1)
-        places = torch.stack([found[name] for name in PLACES], 1)
-        colours = torch.stack([found[name] * 2 - 1 for name in COLOURS], 1)  # B 3 3: colour, channel
+        places = torch.stack([factors[name] for name in PLACES], 1)
+        colours = torch.stack([factors[name] * 2 - 1 for name in COLOURS], 1)  # B 3 3: colour, channel
         colours = torch.einsum("bij,bkj->bki", mix, colours) + shift[:, None]
         share = F.avg_pool2d(covered, pocket.PATCH).flatten(1)
         losses = {
@@ -318,15 +318,15 @@ class PretrainTask(Task):
             logits, labels = _over(self.held_out, lambda x: weights(x.to(device))[1])
             return {"accuracy": float((logits.argmax(1) == labels).float().mean())}
         if isinstance(weights, factors.FactorNet):
-            found, _ = _over(self.held_out, lambda x: weights(x.to(device))[0])
-            truth = factors.targets(self.held_out, torch.arange(len(found))).to(device)
-            scores = factors.r2(weights, found, weights.standardise(truth).cpu())
+            output, _ = _over(self.held_out, lambda x: weights(x.to(device))[0])
+            truth = factors.targets(self.held_out, torch.arange(len(output))).to(device)
+            scores = factors.r2(weights, output, weights.standardise(truth).cpu())
             return {f"r2_{name}": value for name, value in scores.items()}
         if isinstance(weights, pocket_text.TextNet):
             return self.objective.measure(weights, self.held_out)
         if isinstance(weights, groups.GroupNet):
-            found, _ = _over(self.held_out, lambda x: groups.probabilities(weights(x.to(device))))
-            return groups.shares(self.held_out.captions(torch.arange(len(found))), found)
+            output, _ = _over(self.held_out, lambda x: groups.probabilities(weights(x.to(device))))
+            return groups.shares(self.held_out.captions(torch.arange(len(output))), output)
         pooled, labels = _over(self.held_out, lambda x: weights(x.to(device))[-1].float().mean(dim=(2, 3)))
         return {"ridge_accuracy": ridge_accuracy(pooled, labels)}
 
@@ -340,9 +340,9 @@ class PretrainTask(Task):
 @torch.no_grad()
 def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor, Tensor]:
     """`function` of all images of a source, and their labels, on the CPU."""
-    found = [source.batch(indices) for indices in torch.arange(len(source)).split(batch)]
-    values = torch.cat([function(to_float(b.images)).float().cpu() for b in found])
-    return values, torch.cat([b.labels for b in found])
+    batches = [source.batch(indices) for indices in torch.arange(len(source)).split(batch)]
+    values = torch.cat([function(to_float(b.images)).float().cpu() for b in batches])
+    return values, torch.cat([b.labels for b in batches])
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor) -> float:
@@ -380,13 +380,13 @@ def export(run_dir: str | Path, name: str) -> Path:
     """Copy a finished run's network into the package as `assets/NAME.safetensors`, after checking that it
     loads."""
     files = [Path(run_dir) / f"{kind}.safetensors" for kind in NETWORKS]
-    found = [path for path in files if path.is_file()]
-    if not found:
+    present = [path for path in files if path.is_file()]
+    if not present:
         names = " or ".join(path.name for path in files)
         raise CheckpointError(f"'{run_dir}' holds no finished pretraining ({names})")
-    NETWORKS[found[0].stem][1](found[0])
+    NETWORKS[present[0].stem][1](present[0])
     target = io.ASSETS / f"{name}.safetensors"
-    target.write_bytes(found[0].read_bytes())
+    target.write_bytes(present[0].read_bytes())
     return target
 
 

@@ -16,7 +16,7 @@ MFU, GPUS = 0.35, 8
 IMAGENET = 1_281_167  # images of a data set of unknown size
 
 
-def price(found: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: float = MFU) -> dict[str, Any]:
+def price(costs: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: float = MFU) -> dict[str, Any]:
     """What :func:`~vfmlab.training.plan.plan` found, in hours on `gpus` GPUs of each kind in `PEAK`.
 
     Args:
@@ -35,7 +35,7 @@ def price(found: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: flo
                           "above 0 and up to 1")
     work: list[tuple[str, float]] = []
     encode = 0
-    for phase in found["phases"]:
+    for phase in costs["phases"]:
         flops = phase["flops"]
         if phase["kind"] == "tokenizer":
             encode = flops.get("vfm", 0) + flops.get("encode", 0)

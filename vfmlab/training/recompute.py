@@ -65,10 +65,10 @@ def _may(block: nn.Module) -> bool:
 
 def start(module: nn.Module) -> list[nn.Module]:
     """Wrap the blocks of `module`; returns them, for :func:`stop`."""
-    found = list(blocks(module))
-    for block in found:
+    parts = list(blocks(module))
+    for block in parts:
         block.__class__ = _of(type(block))
-    return found
+    return parts
 
 
 def stop(wrapped: list[nn.Module]) -> None:

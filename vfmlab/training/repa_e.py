@@ -97,16 +97,16 @@ class TunedObjective(nn.Module):
     def forward(self, batch: TunedBatch, rng: StepRandom,
                 samples: int) -> tuple[Tensor, dict[str, Tensor], Pairs]:
         """Loss and metrics of one batch, and what the tokenizer's discriminators learn from."""
-        found = self.pieces(batch, rng, samples)
-        r = found.reconstruction
-        return found.loss, found.metrics, Pairs.of(r, batch.labels).detached()
+        pieces = self.pieces(batch, rng, samples)
+        r = pieces.reconstruction
+        return pieces.loss, pieces.metrics, Pairs.of(r, batch.labels).detached()
 
     def pieces(self, batch: TunedBatch, rng: StepRandom, samples: int) -> Pieces:
         """One batch on its way to the loss; terms and metrics as :meth:`vfmlab.diffusion.objective.Flow.loss`
         and the tokenizer's own, as `tokenizer_*`."""
         tokenizer = self.weights.tokenizer
-        found = self.own.pieces(batch, rng, samples)
-        r = found.reconstruction
+        pieces = self.own.pieces(batch, rng, samples)
+        r = pieces.reconstruction
         raw = r.z if self.config.sample_posterior else r.posterior.mode()
         mean, variance = self._follow(raw.detach())
         z = tokenizer.normalise(raw)
@@ -126,7 +126,7 @@ class TunedObjective(nn.Module):
             seen = terms = terms_at(cut)
         weighed = self.flow.weigh(terms)
         loss, parts = self.flow.loss(terms, weighed)
-        loss = loss + found.loss
+        loss = loss + pieces.loss
         if on:
             # The alignment's gradient at the latents alone goes on into the tokenizer, as that of a term
             # which is zero.
@@ -134,8 +134,8 @@ class TunedObjective(nn.Module):
                                        retain_graph=True)
             through = (z * g).sum()
             loss = loss + (through - through.detach())
-        parts |= {f"tokenizer_{key}": value for key, value in found.metrics.items()}
-        weighed |= {f"tokenizer_{name}": term for name, term in found.terms.items()}
+        parts |= {f"tokenizer_{key}": value for key, value in pieces.metrics.items()}
+        weighed |= {f"tokenizer_{name}": term for name, term in pieces.terms.items()}
         return Pieces(loss, parts, weighed, r, terms)
 
     @torch.no_grad()

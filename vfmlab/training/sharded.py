@@ -93,12 +93,12 @@ def gathered(state: Any) -> Any:
 def cut(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A whole optimiser's state as `optimizer`, whose parameters may be shares, takes it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found = {}
+    shards = {}
     for number, entries in state["state"].items():
         like = parameters[number]
-        found[number] = {key: share(value, like) if value.shape == like.shape else value
+        shards[number] = {key: share(value, like) if value.shape == like.shape else value
                          for key, value in entries.items()}
-    return {**state, "state": found}
+    return {**state, "state": shards}
 
 
 def share(value: Tensor, like: Tensor) -> Tensor:

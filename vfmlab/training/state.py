@@ -58,9 +58,9 @@ class State:
     def load(self, run_dir: RunDir) -> None:
         """Read the run's checkpoint, if there is one: weights and step now, the rest in `restore` and
         `begin`."""
-        found = checkpoint.load(run_dir)
-        if found is not None:
-            model, ema, state = found
+        saved = checkpoint.load(run_dir)
+        if saved is not None:
+            model, ema, state = saved
             io.load(self.task.weights, model, "model.safetensors")
             self.step, self._saved = state["step"], {"ema": ema, **state}
 
@@ -147,11 +147,11 @@ class State:
         """Buffers that a forward may change (running statistics), by name."""
         modules = {"": self.task.objective} | ({} if self.task.discriminators is None
                                                else {"discriminators.": self.task.discriminators})
-        found = {}
+        values = {}
         for prefix, module in modules.items():
-            kept = module.state_dict()
-            found |= {prefix + name: buffer for name, buffer in module.named_buffers() if name in kept}
-        return found
+            state = module.state_dict()
+            values |= {prefix + name: buffer for name, buffer in module.named_buffers() if name in state}
+        return values
 
     def _discriminators(self) -> dict[str, Any]:
         if self.task.discriminators is None:

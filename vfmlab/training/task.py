@@ -171,5 +171,5 @@ def trainable(objective: nn.Module, weights: nn.Module, trains: Iterable[str],
 
 def indices(batch: Any) -> list[int]:
     """The data indices of a batch, where it knows them."""
-    found = batch.get("indices") if isinstance(batch, dict) else getattr(batch, "indices", None)
-    return found.tolist() if isinstance(found, torch.Tensor) else []
+    value = batch.get("indices") if isinstance(batch, dict) else getattr(batch, "indices", None)
+    return value.tolist() if isinstance(value, torch.Tensor) else []

@@ -88,8 +88,8 @@ class TokenizerTask(Task):
 
     def facts(self) -> dict[str, str]:
         model = self.weights.vfm
-        found = {"fingerprint": self.source.fingerprint}
-        return found if model is None else {**found, "vfm_fingerprint": model.fingerprint}
+        known = {"fingerprint": self.source.fingerprint}
+        return known if model is None else {**known, "vfm_fingerprint": model.fingerprint}
 
     def prepare(self, run_dir: RunDir, fresh: bool) -> Iterator[tuple[str, int, int]]:
         """What a method solves or measures before its first stage, on a seeded part of the training
@@ -209,9 +209,9 @@ def inherit(parent: RunDir, modules: dict[str, nn.Module | None]) -> None:
     Terms and discriminators that the parent did not have begin anew; imported parents have no training state
     at all.
     """
-    found = checkpoint.load_state(parent)
+    state = checkpoint.load_state(parent)
     for name, module in modules.items():
-        saved = {} if found is None or module is None else found.get(name) or {}
+        saved = {} if state is None or module is None else state.get(name) or {}
         own = {} if module is None else module.state_dict()
         for key, value in saved.items():
             if key in own and own[key].shape == value.shape:

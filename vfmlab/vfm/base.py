@@ -82,14 +82,14 @@ class VisionModel(nn.Module):
         """
         layers = self.layers if layers is None else self.check_layers(layers)
 
-        def instead(_module: nn.Module, _args: Any, found: Tensor) -> Tensor:
-            own = tokens if found.shape[1:] == tokens.shape[1:] else tokens.permute(0, 2, 3, 1)
-            own = own.flatten(1, 2) if found.ndim == 3 else own
-            if own.shape != found.shape:
+        def instead(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            own = tokens if output.shape[1:] == tokens.shape[1:] else tokens.permute(0, 2, 3, 1)
+            own = own.flatten(1, 2) if output.ndim == 3 else own
+            if own.shape != output.shape:
                 raise ConfigError(f"tokens B C h w of {list(tokens.shape[1:])} do not fit the patch "
-                                  f"embedding of '{self.facts.name}', which gives {list(found.shape[1:])}; "
+                                  f"embedding of '{self.facts.name}', which gives {list(output.shape[1:])}; "
                                   "check tokenizer.factor and vfm.upscale")
-            return own.to(found.dtype)
+            return own.to(output.dtype)
 
         hook = self.embedding.register_forward_hook(instead)
         try:

@@ -53,8 +53,8 @@ def is_plain(net: nn.Module) -> bool:
 
 def stages(net: nn.Module, name: str) -> list[int]:
     """Stride of each map that timm gives for `net`; :class:`ConfigError` for one that gives none."""
-    found = list(getattr(net, "feature_info", None) or ())
-    if not found or not hasattr(net, "forward_intermediates") or any("reduction" not in f for f in found):
+    infos = list(getattr(net, "feature_info", None) or ())
+    if not infos or not hasattr(net, "forward_intermediates") or any("reduction" not in f for f in infos):
         raise ConfigError(f"vfm.name '{name}': timm gives no feature maps of {type(net).__name__}; choose "
                           "another model, for example timm:convnext_tiny or dinov2_s14")
-    return [info["reduction"] for info in found]
+    return [info["reduction"] for info in infos]

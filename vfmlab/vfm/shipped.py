@@ -92,14 +92,14 @@ def renamed(tensors: Mapping[str, Tensor], net: nn.Module, keys: str) -> dict[st
     """
     names = NAMES[keys]
     places = [(s, j) for s, stage in enumerate(net.blocks) for j in range(len(stage))]
-    found = {}
+    out = {}
     for key, value in tensors.items():
         if block := re.fullmatch(names["block"], key):
             i = int(block[1]) - names["count from"]
             stage, j = places[i]
             part = names["others" if i else "first"][block[2]]
-            found[f"blocks.{stage}.{j}.{part}.{block[3]}"] = value
+            out[f"blocks.{stage}.{j}.{part}.{block[3]}"] = value
         else:
             part, _, leaf = key.rpartition(".")
-            found[f"{names['ends'][part]}.{leaf}"] = value
-    return found
+            out[f"{names['ends'][part]}.{leaf}"] = value
+    return out

@@ -30,8 +30,8 @@ def find(shipped: Shipped) -> Path:
     again = shipped.command.replace("install", "install --force-reinstall")
     if not path.is_file():
         raise CheckpointError(f"the package '{shipped.package}' has no file '{shipped.file}'; run: {again}")
-    if (found := io.sha256(path)) != shipped.sha256:
-        raise CheckpointError(f"'{path}' has SHA-256 {found[:12]}..., not {shipped.sha256[:12]}...: another "
+    if (digest := io.sha256(path)) != shipped.sha256:
+        raise CheckpointError(f"'{path}' has SHA-256 {digest[:12]}..., not {shipped.sha256[:12]}...: another "
                               f"file, or a damaged one; run: {again}")
     return path
 

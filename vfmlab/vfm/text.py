@@ -116,13 +116,13 @@ class Words(TextEncoder):
 
 def known(prompt: str, words: Collection[str]) -> list[str]:
     """The words of a prompt; :class:`ConfigError` for one that is not among `words`."""
-    found = prompt.split()
-    for word in found:
+    parts = prompt.split()
+    for word in parts:
         if word not in words:
             named = [name for name in words if name]
             raise ConfigError(f"prompt '{shown(prompt)}': '{word[:40]}' is not among the {len(named)} words "
                               f"of drawn scenes{nearest(word, named)}")
-    return found
+    return parts
 
 
 def numbered(prompts: Sequence[str], numbers: Mapping[str, int], length: int) -> Tensor:

@@ -22,9 +22,9 @@ def intermediates(net: nn.Module, x: Tensor, layers: Iterable[int],
     """Maps B C h w of a timm model's stages or blocks: those of `layers`, or the first where these name none,
     by number from 1 (-2 counts as `depth`); and what comes out at the end, where -1 is asked for."""
     wanted, last = sorted({depth if k == -2 else k for k in layers if k not in (0, -1)}) or [1], -1 in layers
-    found = net.forward_intermediates(x, [k - 1 for k in wanted], norm=False, output_fmt="NCHW",
+    maps = net.forward_intermediates(x, [k - 1 for k in wanted], norm=False, output_fmt="NCHW",
                                       stop_early=not last, intermediates_only=not last)
-    final, middle = found if last else (None, found)
+    final, middle = maps if last else (None, maps)
     return dict(zip(wanted, middle, strict=False)), final
 
 
@@ -86,12 +86,12 @@ class TimmModel(VisionModel):
         first: list[Tensor] = []
         hook = self.net.blocks[0].register_forward_pre_hook(lambda _, args: first.append(args[0]))
         try:
-            found, final = intermediates(self.net, x, layers, self.depth)
+            levels, final = intermediates(self.net, x, layers, self.depth)
         finally:
             hook.remove()
-        grid, pooled = next(iter(found.values())).shape[-2:], None
-        found[-2] = found.get(self.depth)
-        maps = {k: self._map(first[0], grid) if k == 0 else found[k] for k in layers if k != -1}
+        grid, pooled = next(iter(levels.values())).shape[-2:], None
+        levels[-2] = levels.get(self.depth)
+        maps = {k: self._map(first[0], grid) if k == 0 else levels[k] for k in layers if k != -1}
         if final is not None:
             # Models that average their tokens keep the final norm behind the pooling, as fc_norm.
             if isinstance(self.net.norm, nn.Identity):

@@ -162,11 +162,11 @@ def section(name: str, *keys: str) -> Callable[[Config], Config]:
     """The `arguments` of a family whose configs have them in the first mapping with all `keys`."""
 
     def arguments(tree: Config) -> Config:
-        found = find(tree, *keys)
-        if found is None:
+        value = find(tree, *keys)
+        if value is None:
             listed = " and ".join([", ".join(f"'{key}'" for key in keys[:-1]), f"'{keys[-1]}'"])
             raise ConfigError(f"{name} config: no section has {listed}; give the release's")
-        return found
+        return value
 
     return arguments
 

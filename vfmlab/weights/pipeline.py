@@ -91,8 +91,8 @@ class VFMLabAutoencoder(ModelMixin, ConfigMixin):
         q = self.tokenizer.encode(x)
         logvar = torch.full_like(q.mean, LOGVAR_RANGE[0]) if q.logvar is None else q.logvar
         moments = torch.cat([q.mean, logvar], 1)
-        found = DiagonalGaussianDistribution(moments, deterministic=q.logvar is None)
-        return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
+        posterior = DiagonalGaussianDistribution(moments, deterministic=q.logvar is None)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> DecoderOutput | tuple:
         """Normalised latents (B C h w) -> images in [-1, 1] (B 3 H W)."""
@@ -256,11 +256,11 @@ def _read(cls: type, source: str | Path, subfolder: str | None, revision: str | 
     else:
         way = "put it into a folder and give that"
         file, weights = (io.fetch(str(source), inside + name, revision, way) for name in (CONFIG, WEIGHTS))
-    found = read_json(file, CheckpointError, "config")
-    if found.get("_class_name") != cls.__name__:
-        raise CheckpointError(f"'{file}' is of class '{found.get('_class_name')}', not {cls.__name__}; give "
+    values = read_json(file, CheckpointError, "config")
+    if values.get("_class_name") != cls.__name__:
+        raise CheckpointError(f"'{file}' is of class '{values.get('_class_name')}', not {cls.__name__}; give "
                               "what vfmlab export --form diffusers has written")
-    model = cls.from_config(found)
+    model = cls.from_config(values)
     tensors, _ = io.read(weights)
     own = f"{cls._own}."
     io.load(getattr(model, cls._own), {key.removeprefix(own): value for key, value in tensors.items()},

@@ -88,7 +88,7 @@ class SegmentationBands(Instrument):
             scores = []
             for number, chosen in enumerate(drawn):
                 masks = train.source.masks(train.indices[chosen])
-                found = segment(train.maps[chosen], masks, maps, subject.cfg.size, band,
+                result = segment(train.maps[chosen], masks, maps, subject.cfg.size, band,
                                 derive("bands", seed, number))
-                scores.append(float(iou(found, wanted).mean()))
+                scores.append(float(iou(result, wanted).mean()))
             report.add(f"bands_{band}", fmean(scores), section, len(maps), pstdev(scores))

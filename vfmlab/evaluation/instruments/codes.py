@@ -29,12 +29,12 @@ class CodeBits(Metric):
     )  # fmt: skip
 
     def write(self, draft: Draft) -> None:
-        gathered, found = self.gathered, []
+        gathered, rows = self.gathered, []
         tokenizer, network = gathered.tokenizer, gathered.network
         for batch, images in gathered.setup.images(next(network.parameters()).device):
             codes = tokenizer.codes(images)
-            found.append(image_bits(network, batch.labels.to(codes.device), codes).cpu())
-        bits = torch.cat(found)
+            rows.append(image_bits(network, batch.labels.to(codes.device), codes).cpu())
+        bits = torch.cat(rows)
         shape = network.codes
         own = {"tokenizer": io.digest(tokenizer), "entries": shape.entries, "tokens": shape.tokens}
         setup = gathered.setup

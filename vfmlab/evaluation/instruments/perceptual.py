@@ -28,11 +28,11 @@ class VGGDistance(Metric):
         self.missing = ""
 
     def update(self, part: Part) -> None:
-        found = distances(part.images, part.output, self.network)
-        if isinstance(found, str):
-            self.missing = found
+        distance = distances(part.images, part.output, self.network)
+        if isinstance(distance, str):
+            self.missing = distance
         else:
-            self.values.append(found.double().cpu())
+            self.values.append(distance.double().cpu())
 
     def write(self, draft: Draft) -> None:
         if self.missing:

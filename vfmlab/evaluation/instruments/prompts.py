@@ -46,16 +46,16 @@ class PromptsFollowed(Metric):
         self.features.append(part.seen.features.cpu())
 
     def write(self, draft: Draft) -> None:
-        found: dict[str, float] = {}
+        shares: dict[str, float] = {}
         if self.reason is None:
             try:
-                found = groups.shares(self.texts, torch.cat(self.features))
+                shares = groups.shares(self.texts, torch.cat(self.features))
             except ConfigError as error:
                 self.reason = str(error)
         for quantity in self.quantities:
             part = quantity.name.split("_")[1]
-            if part in found:
-                draft.add(quantity.name, found[part], self.gathered.resolved, len(self.texts))
+            if part in shares:
+                draft.add(quantity.name, shares[part], self.gathered.resolved, len(self.texts))
             else:
                 draft.absent(quantity.name, self.reason or f"no prompt says a {part}")
 

@@ -21,10 +21,10 @@ def read_tokens(model: VisionModel, images: Tensor, layers: tuple[int, ...], add
     """
     net = getattr(model, "net", None)
     if add_class and getattr(net, "cls_token", None) is not None and hasattr(model, "prefix_tokens"):
-        found = hooked(net, model.prepare(images), {model.depth if k == -2 else k for k in layers})
+        tokens = hooked(net, model.prepare(images), {model.depth if k == -2 else k for k in layers})
         prefix = model.prefix_tokens
-        found = {k: x[:, prefix:] + x[:, :1] for k, x in found.items()}
-        return [found[model.depth if k == -2 else k].transpose(1, 2).float() for k in layers]
+        tokens = {k: x[:, prefix:] + x[:, :1] for k, x in tokens.items()}
+        return [tokens[model.depth if k == -2 else k].transpose(1, 2).float() for k in layers]
     maps = model.features(images, dict.fromkeys(layers)).maps
     return [maps[k].flatten(2) for k in layers]
 

@@ -178,8 +178,8 @@ def nearest(x: Tensor, entries: Tensor) -> Tensor:
     with torch.no_grad():
         # |x|^2 is the same for all entries: left out, it takes no digits from the difference.
         half = 0.5 * entries.square().sum(-1)
-        found = [(part @ entries.t() - half).argmax(-1) for part in x.flatten(0, -2).split(CHUNK)]
-        return torch.cat(found).view(x.shape[:-1])
+        chunks = [(part @ entries.t() - half).argmax(-1) for part in x.flatten(0, -2).split(CHUNK)]
+        return torch.cat(chunks).view(x.shape[:-1])
 
 
 def straight_through(x: Tensor, chosen: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ class EMAQuantizer(Quantizer):
 
     def quantise(self, x: Tensor) -> Quantised:
         x = F.normalize(x, dim=-1)
-        found = self.assign(x, 0.0, self.config.beta, unit=True)
+        result = self.assign(x, 0.0, self.config.beta, unit=True)
         if self.training:
-            self._move(x.detach(), found.indices)
-        return found
+            self._move(x.detach(), result.indices)
+        return result
 
     @torch.no_grad()
     def _move(self, x: Tensor, indices: Tensor) -> None:

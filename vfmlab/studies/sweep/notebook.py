@@ -136,12 +136,12 @@ def digest(cells: Sequence[Any]) -> str:
 
 def literals(source: str) -> dict[str, Any]:
     """The variables that a cell sets to literals."""
-    found = {}
+    values = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             with contextlib.suppress(ValueError):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found
+                values[node.targets[0].id] = ast.literal_eval(node.value)
+    return values
 
 
 IMPORTS = ("import vfmlab", "from vfmlab import")  # lines of a notebook that uses the library at large

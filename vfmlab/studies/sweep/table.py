@@ -24,16 +24,17 @@ def records(points: Sequence[Point], folders: Mapping[str, Folder]) -> list[dict
     """
     blank = {"state": "open", "numbers": {}, "runs": [], "seconds": None, "error": None}
     outcomes = {p.key: folders[p.key].outcome() or blank for p in points}
-    found = {p.key: collections.defaultdict(lambda: Number(None), numbers(outcomes[p.key])) for p in points}
-    names = list(dict.fromkeys(name for p in points for name in found[p.key]))
+    measured = {p.key: collections.defaultdict(lambda: Number(None), numbers(outcomes[p.key]))
+                for p in points}
+    names = list(dict.fromkeys(name for p in points for name in measured[p.key]))
     given = list(dict.fromkeys(name for p in points for name in p.values))
     taken = {*names, "point", "state", "seconds", "error", "runs", "notebook"}
-    marked = [name for name in names if any(found[p.key][name].protocol for p in points)]
+    marked = [name for name in names if any(measured[p.key][name].protocol for p in points)]
     return [{
         "point": p.key, "state": out["state"],
         **{f"given.{name}" if name in taken else name: p.values.get(name) for name in given},
-        **{name: found[p.key][name].value for name in names},
-        **{name + PROTOCOL: found[p.key][name].protocol for name in marked},
+        **{name: measured[p.key][name].value for name in names},
+        **{name + PROTOCOL: measured[p.key][name].protocol for name in marked},
         "seconds": out["seconds"], "error": out["error"], "runs": " ".join(out["runs"]),
         "notebook": f"points/{p.key}/notebook.ipynb",
     } for p in points for out in [outcomes[p.key]]]  # fmt: skip

@@ -108,10 +108,10 @@ def patchgan(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Discrimin
     first = state_dict.get("model.0.weight" if single else "scale0_layer0.0.weight")
     if first is None or layers < 1:
         raise CheckpointError("patchgan checkpoint has no first layer; give the whole state dict")
-    found = {"ndf": first.shape[0], "n_layers": layers, "num_D": scales, "input_nc": first.shape[1]}
-    for field, value in settings(config, found, "patchgan config").items():
-        if value != found[field]:
-            raise ConfigError(f"patchgan config: {field} = {value}, but the checkpoint has {found[field]}")
+    own = {"ndf": first.shape[0], "n_layers": layers, "num_D": scales, "input_nc": first.shape[1]}
+    for field, value in settings(config, own, "patchgan config").items():
+        if value != own[field]:
+            raise ConfigError(f"patchgan config: {field} = {value}, but the checkpoint has {own[field]}")
     affine = any(key.endswith(".weight") and value.ndim == 1 for key, value in state_dict.items())
     norm = "batch" if affine else "instance"
     kind = DISCRIMINATORS.get("patchgan")

@@ -77,8 +77,8 @@ def import_hae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> HAEPart
         elif vfm_at is None or not key.startswith(vfm_at):
             raise CheckpointError(f"hae checkpoint: unexpected '{key}': neither stem ('{stem_at}cnn.') nor "
                                   f"decoder ('{decoder_at}') nor the VFM beside the stem")
-    found = sorted(int(key.split(".")[1]) for key in own["stem"] if key.startswith("convs."))
-    widths = tuple(own["stem"][f"convs.{n}.weight"].shape[0] for n in found)
+    numbers = sorted(int(key.split(".")[1]) for key in own["stem"] if key.startswith("convs."))
+    widths = tuple(own["stem"][f"convs.{n}.weight"].shape[0] for n in numbers)
     if widths[-1] != width:
         raise ConfigError(f"hae config: embed_dim {width}, but the stem makes {widths[-1]} channels")
     stem = io.load(ConvStem(width, widths[:-1]), own["stem"], "hae checkpoint (stem)")
@@ -88,11 +88,11 @@ def import_hae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> HAEPart
 
 def prefix_of(state_dict: dict[str, Tensor], name: str, what: str) -> str:
     """What stands before the one tensor called `name`, a pattern."""
-    found = [match[1] for key in state_dict if (match := re.fullmatch(rf"(.*?){name}", key))]
-    if len(found) != 1:
-        raise CheckpointError(f"hae checkpoint: {len(found)} tensors look like the {what}'s first one "
+    prefixes = [match[1] for key in state_dict if (match := re.fullmatch(rf"(.*?){name}", key))]
+    if len(prefixes) != 1:
+        raise CheckpointError(f"hae checkpoint: {len(prefixes)} tensors look like the {what}'s first one "
                               f"('...{name}'); give the state dict of the whole autoencoder")
-    return found[0]
+    return prefixes[0]
 
 
 def rename(key: str) -> str:

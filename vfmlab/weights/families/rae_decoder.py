@@ -169,9 +169,9 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
     if size is None:
         raise ConfigError("rae-decoder: the weights hold no decoder_pos_embed, so image_size must be given")
     if size % c["patch_size"] or patches not in (None, (size // c["patch_size"]) ** 2):
-        found = "" if patches is None else f" and the weights have {patches} patches"
+        held = "" if patches is None else f" and the weights have {patches} patches"
         raise ConfigError(f"rae-decoder: image_size {size} with patch_size {c['patch_size']} is "
-                          f"{size / c['patch_size']:g} patches a side{found}; RAE sets image_size to "
+                          f"{size / c['patch_size']:g} patches a side{held}; RAE sets image_size to "
                           "patch_size times the encoder's grid")
     ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
                              heads=c["decoder_num_attention_heads"], hidden=c["decoder_intermediate_size"],

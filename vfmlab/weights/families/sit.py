@@ -68,13 +68,13 @@ def import_repa(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lightn
     """
     c = settings(config, {**DEFAULTS, **REPA_ONLY}, "repa")
     check_linear(c, "repa")
-    kept = {}
+    tensors = {}
     for key, value in state_dict.items():
         if match := re.match(r"decoder_blocks\.(\d+)\.(.+)", key):
             key = f"blocks.{int(match[1]) + c['encoder_depth']}.{match[2]}"
         if not key.startswith("projectors."):
-            kept[key] = value
-    network, state = _network(kept, c, "repa", False)
+            tensors[key] = value
+    network, state = _network(tensors, c, "repa", False)
     return io.load(network, state, "repa checkpoint")
 
 

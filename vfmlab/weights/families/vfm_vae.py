@@ -116,16 +116,16 @@ def _renamed(key: str, fusion: dict[int, tuple[int, bool]]) -> str | None:
     """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it unshuffles first."""
     for pattern, ours, table in PLACES:
         if match := re.match(pattern, key):
-            found = _table(key[match.end():], table)
-            return found and (match.expand(ours) if isinstance(ours, str) else ours(match)) + found
+            renamed = _table(key[match.end():], table)
+            return renamed and (match.expand(ours) if isinstance(ours, str) else ours(match)) + renamed
     match = re.match(r"synthesis\.z_convs\.(\d+)\.(\d+)\.", key)
     if match is None or int(match[1]) not in fusion:
         return None
     block, unshuffles = fusion[int(match[1])]
     # A pixel-unshuffle takes the first place, a pixel-shuffle the second; neither has weights.
     table = FUSION_FIRST if int(match[2]) == int(unshuffles) else FUSION_LAST
-    found = _table(key[match.end():], table)
-    return found and f"decoder.fusion.{block}.{found}"
+    renamed = _table(key[match.end():], table)
+    return renamed and f"decoder.fusion.{block}.{renamed}"
 
 
 class _Arguments:
@@ -167,8 +167,8 @@ def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
     blocks, per_layer = get("num_blocks"), get("num_res_blocks", 2)
     res_layers: tuple[int, ...] = (3, 3, 3, 3, 2)
     if not get("add_additional_convnext", True) and per_layer:
-        found = [_count(state, rf"synthesis\.blocks\.{i}\.convs1\.(\d+)\..*") for i in range(blocks)]
-        res_layers = tuple(n // per_layer for n in found)
+        counts = [_count(state, rf"synthesis\.blocks\.{i}\.convs1\.(\d+)\..*") for i in range(blocks)]
+        res_layers = tuple(n // per_layer for n in counts)
     width, first = get("z_dim_for_mapping_mlp_output"), state.get("mapping.mlp.fc0.weight")
     nulls = [v for k, v in state.items() if k.endswith(".attn.null_kv")]
     contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
@@ -229,16 +229,16 @@ def _codebooks(state: dict[str, Tensor], get: _Arguments) -> dict[str, Any]:
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """The generator's arguments, wherever they stand; the resolution may stand with the data."""
-    found = dict(section(NAME, "z_dimension", "patch_from_layers")(tree))
-    if "synthesis_kwargs" not in found and (inner := find(tree, "channel_base", "channel_max")) is not None:
-        found["synthesis_kwargs"] = inner
-    if "img_resolution" not in found:
+    values = dict(section(NAME, "z_dimension", "patch_from_layers")(tree))
+    if "synthesis_kwargs" not in values and (inner := find(tree, "channel_base", "channel_max")) is not None:
+        values["synthesis_kwargs"] = inner
+    if "img_resolution" not in values:
         size = scalar(tree, "img_resolution", "resolution", "image_size", "img_size")
         if size is None:
             raise ConfigError("vfm-vae config: no 'img_resolution'; add it to the YAML, for example "
                               "img_resolution: 256")
-        found["img_resolution"] = int(size)
-    return found
+        values["img_resolution"] = int(size)
+    return values
 
 
 def sections(module: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
@@ -303,8 +303,8 @@ def _unused_rgb(key: str, config: ProgressiveConfig) -> bool:
 def _fusion_places(state: dict[str, Tensor], decoder: Any) -> dict[int, tuple[int, bool]]:
     """`z_convs` may be numbered by block or in order; the keys tell which."""
     blocks = sorted(int(block) for block in decoder.fusion)
-    found = sorted({int(m[1]) for key in state if (m := re.match(r"synthesis\.z_convs\.(\d+)\.", key))})
-    indices = blocks if found == blocks else list(range(len(blocks)))
+    places = sorted({int(m[1]) for key in state if (m := re.match(r"synthesis\.z_convs\.(\d+)\.", key))})
+    indices = blocks if places == blocks else list(range(len(blocks)))
     return {i: (block, decoder.fusion[str(block)].down > 1) for i, block in zip(indices, blocks, strict=True)}
 
 
