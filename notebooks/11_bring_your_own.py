@@ -56,9 +56,9 @@ if not images and not folder.exists():
         save_image(picture, folder / names[label] / f"{i:05d}.png", normalize=True, value_range=(-1, 1))
 own = {"data.source": f"folder:{folder}"}
 source = data.open_source(config.Data(source=f"folder:{folder}", size=size), "train")
-print(source.describe())
+print(f"{source.describe()}: {', '.join(source.class_names[:10])}")
 mine, labels, names = data.examples(vfmlab.resolve(base[preset], own).data, n=8, seed=seed)
-primitives.grid(mine, columns=8, title=", ".join(names[:10]))
+primitives.grid(mine, columns=8)
 
 # %% [markdown]
 # ## 2. Your VFM
@@ -158,6 +158,17 @@ verdicts()
 
 # %% [markdown]
 # ## Finding
+# Ours, 2026-11-28, without a folder (400 drawn scenes, 80 held out), `pocket`, seed 0:
+#
+# | | slopes that differ | PSNR (dB) | rFD | linear probe |
+# |---|---|---|---|---|
+# | on a VFM | 0.122 | 26.6 | 0.244 | 0.913 |
+# | with your loss | 0.107 | 27.0 | 0.197 | 0.863 |
+# | baseline | 0.100 | 28.3 | 0.092 | 0.475 |
+#
+# The own loss does what it says and costs no PSNR. The plain VAE keeps more of the pixels than both, and its
+# latent half of what the VFM's knows of the classes. One seed, 80 images: 0.05 of the probe are four images.
+#
 # Yours to write: which of the three keeps what you care about, by which number, and how sure are you with
 # one seed?
 #
