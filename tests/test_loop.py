@@ -367,19 +367,21 @@ def test_compile_keeps_the_names(tmp_path):
     assert not torch.equal(ema["decoder.weight"], ToyTask(run).weights.decoder.weight)
 
 
-@pytest.mark.parametrize("name", ["tiny_plain_vae", "tiny_vfm_vae"])
+@pytest.mark.parametrize("name", ["tiny_plain_vae", "tiny_vfm_vae", "tiny_vqgan"])
 def test_a_whole_tokenizer_trains_compiled(tmp_path, monkeypatch, name):
-    """Traced forward and backward, as compilers do: the numbers of the same steps without."""
+    """Traced forward and backward, as compilers do: the numbers of the same steps without, and no step is traced anew."""
     compile_, losses = torch.nn.Module.compile, []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
+    limits = {"recompile_limit": 8, "fail_on_recompile_limit_hit": True}  # sizes of equivariance, evaluation
     for compiled in (False, True):
-        changes = {"train.samples": 16, "train.log_every": 8, "train.compile": compiled, "train.evaluate_at": []}
+        changes = {"train.samples": 96, "train.log_every": 8, "train.compile": compiled, "train.evaluate_at": []}
         run = override(presets.get(name), COMMON | changes).phases()[0]
         run_dir = runs.create(run, tmp_path / str(compiled))
-        list(fit(TokenizerTask(run), run_dir, device="cpu"))
+        with torch._dynamo.config.patch(**limits):
+            list(fit(TokenizerTask(run), run_dir, device="cpu"))
         losses.append([record["loss"] for record in run_dir.metrics("step")])
-    assert len(losses[0]) >= 2
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(losses[0]) == 12
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)  # later ones show what Adam makes of roundings
 
 
 @pytest.mark.parametrize("taps", [3, 5])

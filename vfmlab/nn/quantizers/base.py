@@ -152,10 +152,10 @@ class Quantizer(nn.Module):
             share = over_ranks(share)  # in eval a rank may be alone
         share = share / share.sum()
         if self.training:
-            # Quick at first, slow later: 0 keeps nothing of the zeros it began with.
-            seen = int(self.batches)
-            keep = 0.0 if seen == 0 else 0.9 if seen < 100 else 0.99
-            self.usage.mul_(keep).add_(share, alpha=1 - keep)
+            # Quick at first, slow later: 0 keeps nothing of the zeros it began with. In tensors, because a
+            # compiled step that reads a count is compiled anew for every count.
+            keep = torch.where(self.batches < 100, 0.9, 0.99) * (self.batches > 0)
+            self.usage.mul_(keep).add_(share * (1 - keep))
             self.batches.add_(1)
             share = self.usage
         return (share > 0.01 / len(share)).float().mean() * 100
