@@ -14,6 +14,12 @@ from vfmlab.presets.tiers import EPOCH, HUB, PHOTO_NEEDS, PHOTO_VFM, Tree
 from vfmlab.presets.vqgan import codes
 
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 0.0, "cosine": 1.0}}
+# Ours, for budgets a thousandth of the paper's. With AdamW and no entropy term the codebook collapses
+# to 1 %: 13.9 dB after 3,840 images. With the entropy term it is used whole: 14.4 dB; with Muon too: 16.1.
+SHORT = {
+    "losses": {"l1": 1.0, "l2": 1.0, "codebook": {"weight": 1.0, "entropy": 0.1}} | FEATURES,
+    "train__optimizer": "muon", "train__lr": 1e-3,
+}  # fmt: skip
 
 
 def sizes(channels: int, tokens: int, width: int, depth: int, heads: int, hidden: int, gated: int,
@@ -35,8 +41,9 @@ ROWS = (
     ),
     Preset(
         "pocket_vfmtok", "VFMTok on four levels of the pocket VFM: 64 region tokens of 1024 codes, features rebuilt beside pixels, budget of pocket_vfm_vae.",
-        codes("pocket", vfm={"name": "pocket", "layers": [0, 1, 2, -1]}, tokenizer=POCKET, losses={"l1": 1.0, "l2": 1.0, "codebook": 1.0} | FEATURES),
-        cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
+        codes("pocket", vfm={"name": "pocket", "layers": [0, 1, 2, -1]}, tokenizer=POCKET, **SHORT),
+        cost="5 min on one core", result="21.0 dB, rFD 2.35, all codes in use, linear probe .96 (seed 0, N = 1000)",
+        ours="sizes, L1 beside L2, entropy term, Muon, no discriminator",
     ),
     Preset(
         "pocket_vfmtok_no_features", "Control: pocket_vfmtok without the feature loss. What does it give a generator?",
@@ -48,8 +55,8 @@ ROWS = (
     ),
     Preset(
         "photo_vfmtok", "VFMTok on three levels of EfficientNet-Lite0 for 32 px photographs: 64 region tokens of 1024 codes, features rebuilt beside pixels.",
-        codes("photo", vfm=PHOTO_VFM, tokenizer=POCKET, losses={"l1": 1.0, "l2": 1.0, "codebook": 1.0} | FEATURES),
-        needs=PHOTO_NEEDS, cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, no discriminator",
+        codes("photo", vfm=PHOTO_VFM, tokenizer=POCKET, **SHORT),
+        needs=PHOTO_NEEDS, cost="not timed", result="no result is claimed", ours="sizes, L1 beside L2, entropy term, Muon, no discriminator",
     ),
     Preset(
         "small_vfmtok", "VFMTok on DINOv2-S for 32 px images (CIFAR-10): 64 region tokens of 4096 codes.",
