@@ -15,7 +15,7 @@ from vfmlab.ar.llamagen import CodeShape, LlamaGen
 from vfmlab.config import override
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.evaluation.number import groups, rank
-from vfmlab.studies import interpolate, measure
+from vfmlab.studies import compare_page, interpolate, measure
 from vfmlab.studies.results import scan
 from vfmlab.training.ar import ARTask
 from vfmlab.training.plan import plan, table
@@ -89,6 +89,7 @@ def test_numbers(trained):
     assert report["gfd"].value > 0
     other = api.evaluate(recipe.id, root, protocol={"token_sampler.top_k": 2})
     assert other["gfd"].protocol != report["gfd"].protocol
+    assert compare_page.sampler(sampling) == "codes in order at temperature 1, top-k 8, guidance 2"
     assert other["psnr"] == report["psnr"]
     assert other["bits_per_image"] == bits
     (result,) = scan(root)

@@ -124,7 +124,7 @@ def test_a_vfm_is_asked_once_where_its_maps_fit(monkeypatch):
     maps = {0: lambda x: (asked.append(len(x)), F.avg_pool2d(x, 2))[1]}
     starts = []
     for room in (2**29, sum(batch.nbytes for batch in images[:2]) // 4, 0):
-        monkeypatch.setattr(linear_start, "FIRST", room)
+        monkeypatch.setattr(linear_start, "MAP_BYTES", room)
         starts.append(LinearStart(6, 4, {0: (3, 2.0)}))
         fit(Reader(starts[-1], maps), images)
     counts = len(images), 2 * len(images) - 2, 2 * len(images)

@@ -91,8 +91,14 @@ def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best m
 
 
 def sampler(sampling: Mapping[str, Any]) -> str:
-    """How samples were drawn: solver, steps, guidance."""
-    return f"{sampling['solver']} {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}"
+    """How samples were drawn: solver and steps, or for codes in order temperature and what cuts the choice;
+    guidance."""
+    guided = f"guidance {sampling['guidance']['scale']:g}"
+    if "solver" in sampling:
+        return f"{sampling['solver']} {sampling['steps']} steps, {guided}"
+    cuts = {"top-k": sampling["top_k"] or None, "top-p": sampling["top_p"] if sampling["top_p"] < 1 else None}
+    cut = "".join(f", {name} {value:g}" for name, value in cuts.items() if value is not None)
+    return f"codes in order at temperature {sampling['temperature']:g}{cut}, {guided}"
 
 
 def row_styles(results: Sequence[Result]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:

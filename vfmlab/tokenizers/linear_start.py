@@ -36,7 +36,7 @@ RIDGE = 1e-4
 START_GAIN = 0.03
 # std 0.05 beside codes of unit variance: 26 dB, above what a linear code of a few channels reaches
 START_LOGVAR = -6.0
-FIRST = 2**29  # bytes of a VFM's maps that the second pass need not ask for again
+MAP_BYTES = 2**29  # bytes of a VFM's maps that the second pass need not ask for again
 
 
 class LinearStart(nn.Module):
@@ -258,7 +258,7 @@ def fit(tokenizer: nn.Module, batches: Iterable[Tensor]) -> float:
         raise ConfigError("tokenizer.linear_start: no images to fit it on; check data.source and data.train")
     device = start.read.weight.device
     firsts: list[dict[int, Tensor]] = []  # maps of the first batches, for the second pass
-    room = FIRST
+    room = MAP_BYTES
 
     def pairs():
         nonlocal room
