@@ -51,7 +51,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     [
         (5.0, "gap", 1.0, "supported", 0.95, 1.0), (-5.0, "gap", 1.0, "refuted", 0.95, 1.0), (0.0, "gap", 0.0, "supported", 0.0, 0.04),
         (0.0, "no gap", 5.0, "supported", 0.95, 1.0), (9.0, "no gap", 5.0, "refuted", 0.8, 1.0), (5.0, "no gap", 5.0, "supported", 0.0, 0.04),
-        (0.0, "gap", 5.0, "refuted", 0.9, 1.0), (1.0, "gap", 1.0, "undecided", 0.5, 1.0),
+        (0.0, "gap", 5.0, "refuted", 0.9, 1.0), (1.0, "gap", 1.0, "undecided", 0.5, 1.0), (5.0, "no gap", 5.0, "refuted", 0.0, 0.04),
     ],
 )  # fmt: skip
 def test_planted_truths_come_out_at_the_promised_rates(gap, kind, delta, word, least, most):
@@ -62,6 +62,15 @@ def test_planted_truths_come_out_at_the_promised_rates(gap, kind, delta, word, l
         y[0] += gap
         said += decide(block(y).contrast({"a": 1, "b": -1}), kind, delta).verdict == word
     assert least <= said / draws <= most
+
+
+@given(st.floats(-6, 6), st.floats(0.05, 3), st.sampled_from(["gap", "no gap"]))
+@settings(max_examples=100, deadline=None)
+def test_a_verdict_says_where_the_interval_lies(estimate: float, deviation: float, kind: str):
+    one, delta = Interval(estimate, deviation, SEEDS, ROWS), 1.0
+    inside, outside = -delta < one.low and one.high < delta, one.low > delta or one.high < -delta
+    holds, fails = (one.low > 0, one.high < 0 or (inside and one.low <= 0)) if kind == "gap" else (inside, outside)
+    assert decide(one, kind, delta).verdict == ("supported" if holds else "refuted" if fails else "undecided")
 
 
 def test_one_seed_decides_nothing():

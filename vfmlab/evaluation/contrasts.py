@@ -159,7 +159,8 @@ def decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0) -> Decisi
     e = interval.estimate
     within = max(interval.p_beyond(delta), interval.p_beyond(-delta)) if abs(e) < delta else 1.0
     if kind == "no gap":
-        outside = min(interval.p_beyond(delta), interval.p_beyond(-delta)) if abs(e) > delta else 1.0
+        # of the nearer border: the interval has to leave all of +-delta
+        outside = max(interval.p_beyond(delta), interval.p_beyond(-delta)) if abs(e) > delta else 1.0
         options: list[tuple[Verdict, float]] = [("supported", within), ("refuted", outside)]
     else:
         apart = interval.p_beyond(0.0)
