@@ -231,6 +231,9 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         release("losses.lpips.weight", 1.0), release("losses.feature_reconstruction.weight", 1.0), release("losses.adversarial.weight", 0.5),
         release("losses.adversarial.start", 20_000 * 256, "step 20,000; of 256 images, the paper's batch"),
         release("losses.adversarial.loss", "hinge", "softplus for the generator, hinge for the discriminator; ours: softplus for both"),
+        release("losses.adversarial.discriminator.backbone", "dino_s16"), release("losses.adversarial.discriminator.add_class", True),
+        release("losses.adversarial.discriminator.crop", 0.5), release("losses.adversarial.discriminator.virtual_batch", 8),
+        release("losses.adversarial.discriminator.augment", ()),
         release("train.optimizer", "adam", "the paper's is taken", paper="adamw"), release("train.weight_decay", 0.0, "the paper's is taken", paper=0.05),
         release("train.betas", (0.9, 0.95)), release("train.lr", 1e-4), release("train.warmup", 4 * EPOCH), release("train.schedule", "constant"),
         release("train.clip", 1.0), release("train.batch", 16, "of the scripts; the paper's is taken", paper=256), release("train.samples", 50 * EPOCH),
@@ -246,6 +249,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         paper("tune/train.samples", 71_680_000, "70 k steps"), paper("tune/train.lr", 1e-4), paper("tune/losses.preservation.weight", 1.0),
         paper("tune/losses.adversarial.weight", 0.1), paper("tune/losses.adversarial.start", 51_200_000, "50 k steps"),
         paper("tune/losses.adversarial.lr", 4e-5), unknown("tune/losses.adversarial.discriminator"),
+        paper("data.crop", "random", "of which shares is not said; the centre here"), paper("data.flip", True),
     ),
     "paper_ar_b": (
         release("ar.network.size", "B"), release("ar.train.lr", 1e-4), release("ar.train.schedule", "constant"), release("ar.train.betas", (0.9, 0.95)),
