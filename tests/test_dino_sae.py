@@ -89,6 +89,21 @@ def test_linear_attention(golden):
         close(block(x), g[f"{branch}.out"], 5e-5)
 
 
+@torch.no_grad()
+def test_linear_attention_sums_in_fp32_under_autocast():
+    attention, x = EfficientViTBlock(64).context, 8 * torch.randn(2, 64, 16, 16)
+    seen = []
+    attention.qkv.register_forward_hook(lambda _, args, out: seen.append(out))
+    attention.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x)
+    assert seen[0].dtype == torch.bfloat16
+    q, k, v = seen[0].double().flatten(2).unflatten(1, (-1, 96)).chunk(3, dim=2)
+    q, k = q.relu(), k.relu()
+    exact = (v @ k.mT) @ q / (k.sum(3, keepdim=True).mT @ q + 1e-15)
+    close(seen[1].double(), exact.flatten(1, 2).unflatten(2, (16, 16)), 1e-4 * exact.abs().max())
+
+
 def test_sizes_as_published():
     with torch.device("meta"):
         stem, decoder = ConvStem(1024), DCDecoder(DCDecoder.Config(), 1024, 16, 256)

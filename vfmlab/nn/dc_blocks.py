@@ -63,7 +63,8 @@ class ResidualBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention: (v k^T) q / (sum k . q + 1e-15), heads of width 32, each with its q, k, v."""
+    """ReLU linear attention: (v k^T) q / (sum k . q + 1e-15), heads of width 32, each with its q, k, v; sums
+    over places in fp32."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -72,9 +73,11 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        q, k, v = self.qkv(x).float().flatten(2).unflatten(1, (-1, 3 * HEAD)).chunk(3, dim=2)  # B heads 32 N
-        q, k = q.relu(), k.relu()
-        out = (v @ k.transpose(2, 3)) @ q / (k.sum(3, keepdim=True).transpose(2, 3) @ q + 1e-15)
+        qkv = self.qkv(x)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = qkv.float().flatten(2).unflatten(1, (-1, 3 * HEAD)).chunk(3, dim=2)  # B heads 32 N
+            q, k = q.relu(), k.relu()
+            out = (v @ k.transpose(2, 3)) @ q / (k.sum(3, keepdim=True).transpose(2, 3) @ q + 1e-15)
         return self.proj(out.flatten(1, 2).unflatten(2, (h, w)).to(x.dtype))
 
 
