@@ -231,6 +231,10 @@ def test_normalisation_of_a_tokenizer():
     longer.load_state_dict(tokenizer.state_dict())
     close(lengths(longer.denormalise(z)), torch.full_like(lengths(z), 14.0), 1e-4)
     assert Pixels().normalisation == "channels"
+    for off in (0.5 * z, z + 0.3 * torch.randn(z.shape, generator=generator("off"))):  # midpoints, noise
+        mean = torch.full_like(lengths(z), lengths(raw).mean().item())
+        close(lengths(tokenizer.denormalise(off)), mean, 1e-4)
+    close(tokenizer.denormalise(0.5 * z), tokenizer.denormalise(z), 1e-5)
 
 
 def test_reconstructions_go_over_the_sphere():

@@ -22,7 +22,7 @@ def lengths(x: Tensor) -> Tensor:
     return x.norm(dim=1, keepdim=True)
 
 
-def onto(x: Tensor, radius: float) -> Tensor:
+def onto(x: Tensor, radius: float | Tensor) -> Tensor:
     """Tokens B C h w scaled to length `radius`, at least in fp32; :class:`DataError` for one of no length."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     length = lengths(x)

@@ -319,10 +319,11 @@ class Tokenizer(nn.Module):
         return (raw - over(mean)) / over(std)
 
     def denormalise(self, z: Tensor) -> Tensor:
-        """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics."""
-        statistics = self.statistics
-        if self.config.decode_length is not None:
-            return onto(z.float(), self.config.decode_length)
+        """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics. On a sphere
+        every token gets the length of decoding, whatever its own."""
+        statistics, radius = self.statistics, self.config.radius
+        if radius is not None:
+            return onto(z.float(), self.config.decode_length or radius * statistics.std[0])
         return z.float() * over(statistics.std) + over(statistics.mean)
 
     # -- codes, of quantised tokenizers: those with a `quantizer` -------------------------------------------
