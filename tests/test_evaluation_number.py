@@ -200,6 +200,14 @@ def generated(label, values):
 
 def test_no_verdict_without_a_spread():
     assert results.verdict(generated("a", [3.0]) + generated("b", [4.0])).startswith("None: one seed a row")
-    assert results.verdict(generated("a", [3.0, 5.0]) + generated("b", [4.0, 6.0])).startswith("None: the seeds of a and b overlap")
-    assert results.verdict(generated("a", [5.0, 5.5]) + generated("b", [4.0, 4.5])).startswith("b is best. gFD ↓: b 4.25 (4, 4.5); a")
     assert results.verdict(generated("a", [3.0])).startswith("None: fewer than two rows")
+    uneven = generated("a", [3.0, 3.1]) + generated("b", [4.0, 4.1, 4.2])
+    assert results.verdict(uneven).startswith("None: a and b were not measured with the same seeds")
+
+
+def test_a_verdict_is_an_interval():
+    """Seeds that do not overlap are not enough, and seeds that do may be, where the rows move together."""
+    apart = generated("a", [3.0, 3.9]) + generated("b", [4.0, 9.0])
+    assert results.verdict(apart).startswith("None: the difference of a and b, 3.05 ± 26 (95 %), may be none. gFD ↓: a 3.45")
+    together = generated("a", [5.0, 5.5, 7.0]) + generated("b", [4.0, 4.5, 6.1])
+    assert results.verdict(together).startswith("b is best: ahead of a by 0.967 ± 0.14 (95 %). gFD ↓: b 4.87 (4, 4.5, 6.1); a")

@@ -18,6 +18,7 @@ from typing import Any
 from vfmlab import api, config, runs
 from vfmlab.errors import DataError, VfmlabError
 from vfmlab.evaluation import course, number
+from vfmlab.evaluation.contrasts import Block
 from vfmlab.evaluation.instruments import convergence
 from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, quantities
 from vfmlab.studies.command import shown_source
@@ -299,7 +300,8 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 def verdict(results: Sequence[Result]) -> str:
     """Which row is best by the first target that rows have; no verdict without a spread over seeds.
 
-    results: of one protocol. A row is better than the next one only where their seeds do not overlap.
+    results: of one protocol. The best mean is ahead of the next one only where the 95 % interval of their
+    difference leaves out 0; it comes from all rows with the same seeds.
     """
     for name, q in quantities(TARGET).items():
         values = means(results, name)
@@ -307,13 +309,20 @@ def verdict(results: Sequence[Result]) -> str:
             continue
         order = [label for label, _ in sorted(values.items(), key=lambda item: statistics.fmean(item[1]),
                                               reverse=q.better == HIGHER)]
-        shown = "; ".join(f"{label} {spread(values[label])}" for label in order)
-        first, second = (values[label] for label in order[:2])
-        if min(len(first), len(second)) < 2:
-            return f"None: one seed a row, so nothing is known of the spread. {q.head}: {shown}."
-        apart = max(first) < min(second) or max(second) < min(first)
-        word = f"{order[0]} is best" if apart else f"None: the seeds of {order[0]} and {order[1]} overlap"
-        return f"{word}. {q.head}: {shown}."
+        shown = f"{q.head}: " + "; ".join(f"{label} {spread(values[label])}" for label in order) + "."
+        seeds = {label: {r.seed: float(r.numbers[name].value) for r in results
+                         if r.label == label and name in r.numbers} for label in order}
+        first, second = order[:2]
+        if min(len(seeds[first]), len(seeds[second])) < 2:
+            return f"None: one seed a row, so nothing is known of the spread. {shown}"
+        if set(seeds[first]) != set(seeds[second]):
+            return f"None: {first} and {second} were not measured with the same seeds. {shown}"
+        alike = {label: mine for label, mine in seeds.items() if set(mine) == set(seeds[first])}
+        gap = Block.of(alike).contrast({first: 1.0, second: -1.0})
+        size = f"{abs(gap.estimate):.3g} ± {gap.half_width():.2g} (95 %)"
+        if gap.low <= 0 <= gap.high:
+            return f"None: the difference of {first} and {second}, {size}, may be none. {shown}"
+        return f"{first} is best: ahead of {second} by {size}. {shown}"
     return "None: fewer than two rows have a number of what is generated under one protocol."
 
 
