@@ -14,6 +14,7 @@ from vfmlab import api, presets, runs
 from vfmlab.config import override
 from vfmlab.errors import ConfigError
 from vfmlab.presets import variants
+from vfmlab.presets.tiers import EPOCH
 from vfmlab.registry import TOKENIZERS
 
 TIERS = ("tiny", "pocket", "photo", "small", "paper")
@@ -185,6 +186,12 @@ def test_paper_recipes_as_released():
     assert {"l1", "lpips", "ssim"}.isdisjoint(losses)
     assert last.train.clip is None
     assert presets.get("paper_rae").diffusion.time.kind == "lognormal"
+    game = presets.get("paper_dino_sae").phases()[1].losses["adversarial"]
+    assert game.trains_discriminator(0), "alone for two epochs"
+    assert game.factor(2 * EPOCH - 1) == 0 < game.factor(2 * EPOCH)
+    features = presets.get("paper_ps_vae").losses  # the gradients that scale the game hold the weight of 0.1
+    assert features["adversarial"].adaptive
+    assert features["adversarial"].weight == 0.5
 
 
 def test_presets_named_beside_published_numbers_exist():

@@ -26,7 +26,8 @@ TINY = {"method": "ps_vae", "channels": 8, "factor": 4, "depth": 1, "heads": 4,
         "decoder": {"kind": "conv", "width": 8, "multipliers": [1, 1, 1], "blocks": 1, "attention": []}}
 POCKET = {"method": "ps_vae", "channels": 16, "factor": 4, "depth": 1, "heads": 4,
           "decoder": {"kind": "conv", **POCKET_CONV}}
-GAN = {"weight": 0.05, "discriminator": "patchgan", "adaptive": True, "start": 5_000_000}
+# Scaled by the gradients of the reconstruction, whose weight of 0.1 is in them.
+GAN = {"weight": 0.5, "discriminator": "patchgan", "adaptive": True, "start": 5_000_000}
 ROWS = (
     Preset("tiny_ps_vae", "PS-VAE on the bundled pocket VFM, 16 px, a few dozen images in two stages: does it all run?",
            base("tiny", tokenizer=TINY, vfm={"name": "pocket"}, losses={**FEATURES, "l1": 0.1}, stages=_stages({}), train__samples=32)),

@@ -98,7 +98,7 @@ ROWS = (
     Preset("tiny_hirae", "RAE with HiRAE's bounded fusion of layers and statistics per place, 16 px: does it all run?",
            _tiny("multi_layer_rae", last=3, fusion={}, places=True)),
     Preset("paper_hirae", "HiRAE: bounded fusion of all 24 blocks of DINOv3-L (f16d1024), ViT-XL decoder; then RAEv2's network.",
-           {"tokenizer.last": 24, "tokenizer.stride": 1, "tokenizer.pooled": False, "tokenizer.fusion": {}, "tokenizer.places": True,
+           {"tokenizer.last": 24, "tokenizer.stride": 1, "tokenizer.pooled": False, "tokenizer.fusion": {},
             "train.batch": 128, "diffusion.tokenizer_of": None},
            of="paper_multi_layer_rae_raev2", result="published: rFID 0.209; gFID 2.129 at 80 epochs, 1.038 with internal guidance; not run here",
            ours="losses, epochs and rates are those of RAEv2, as the paper says; AdamW in place of Muon"),
@@ -133,7 +133,7 @@ ROWS = (
     ),
     Preset(
         "paper_multi_layer_rae", "RAEv2's tokenizer with K = 7 (every second block of DINOv3-L, f16d1024), ViT-XL decoder; then the network of paper_rae.",
-        _paper("multi_layer_rae", 1024, {"name": "dinov3_l16"}, last=7, stride=2, pooled=True),
+        _paper("multi_layer_rae", 1024, {"name": "dinov3_l16"}, last=7, stride=2, pooled=True, places=True, noise_on="raw"),
         result="published: rFID 0.29; gFID 1.65 at 80 epochs (1.06 with internal guidance) with the network of paper_multi_layer_rae_raev2",
     ),
     Preset(
