@@ -64,7 +64,7 @@ CLAIMS = (
     Claim("cosine", "L2 and cosine do about equally well as the preservation loss.",
           f"{ALIGNTOK}, ablation", "gFID 2.19 and 2.23",
           (same("gfd", "AlignTok", "AlignTok, cosine"),)),
-    Claim("semantics", "What the VFM has learnt makes the gain, not the recipe around it.",
+    Claim("semantics", "What the VFM has learnt makes a part of the gain, the recipe around it another.",
           "asked by reviewers of VFM-VAE and AlignTok", "none published",
           (better("gfd", "VFM-VAE", "VFM-VAE, random VFM"),
            better("gfd", "VFM-VAE, random VFM", "plain VAE"))),
