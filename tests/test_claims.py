@@ -116,6 +116,15 @@ def test_rows_of_another_block_do_not_widen_the_interval():
     assert alone == beside
 
 
+def test_what_many_contrasts_leave_undecided_needs_more_seeds_than_it_has():
+    """Also where the interval of such a one alone would decide it."""
+    results = measured({"a": [20.0, 20.4, 20.2], "b": [20.7, 20.8, 21.0], "c": [20.5, 20.3, 20.6], "d": [20.4, 20.6, 20.3]})
+    chosen = [claim(*(better("gfd", first, second) for first in "abcd" for second in "abcd" if first != second))]
+    left = [f for f in decide(chosen, results, BLOCKS)[0].findings if f.verdict == "undecided"]
+    assert any(f.alone != "undecided" for f in left)
+    assert all(f.seeds is None or f.seeds > 3 for f in left)
+
+
 def test_stages_stand_for_themselves():
     def stages(seed: int) -> tuple[Stage, ...]:
         values = {"first": 2.0 + seed / 100, "second": 1.0 + seed / 100}

@@ -98,7 +98,10 @@ def test_holm_keeps_the_order_and_never_helps(p):
 def test_seeds_that_would_decide():
     one = Interval(1.0, 1.0, 3, 10)
     needed = seeds_to_decide(one)
-    assert one.half_width(needed) < 1.0 <= one.half_width(needed - 1)
+    assert Interval(1.0, 1.0, needed, 10).half_width() < 1.0 <= Interval(1.0, 1.0, needed - 1, 10).half_width()
+    several = seeds_to_decide(one, among=10)
+    assert Interval(1.0, 1.0, several, 10).p_beyond(0) * 10 < 0.05 <= Interval(1.0, 1.0, several - 1, 10).p_beyond(0) * 10
+    assert several > needed
     assert seeds_to_decide(Interval(0.0, 1.0, 3, 10)) is None
     assert seeds_to_decide(Interval(0.0, 1.0, 3, 10), "gap", 1.0) == seeds_to_decide(Interval(0.0, 1.0, 3, 10), "no gap", 1.0)
 

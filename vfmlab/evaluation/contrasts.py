@@ -7,6 +7,7 @@ weighted sum of row means; its error comes from the rest, with (rows - 1)(seeds 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -105,12 +106,9 @@ class Interval:
         """Standard error of the estimate."""
         return self.deviation / np.sqrt(self.seeds)
 
-    def half_width(self, seeds: int | None = None) -> float:
-        """Half of the 95 % interval, at this number of seeds or at another one."""
-        seeds = seeds or self.seeds
-        freedom = (self.rows - 1) * (seeds - 1)
-        return (_t().ppf((1 + LEVEL) / 2, freedom) * self.deviation / np.sqrt(seeds) if freedom
-                else float("inf"))
+    def half_width(self) -> float:
+        """Half of the 95 % interval."""
+        return _t().ppf((1 + LEVEL) / 2, self.freedom) * self.error if self.freedom else float("inf")
 
     @property
     def low(self) -> float:
@@ -179,15 +177,21 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_to_decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0) -> int | None:
-    """How many seeds would decide, if the estimate and the spread stay as they are; None: more than 99, or
-    unknown."""
-    e = abs(interval.estimate)
-    # A gap is decided by whichever comes first: apart from 0, or within +-delta.
-    reach = abs(e - delta) if kind == "no gap" else max(e, delta - e)
-    if not np.isfinite(interval.deviation) or reach == 0:
+def seeds_to_decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0,
+                    among: int = 1) -> int | None:
+    """How many seeds, of as many as there are or more, would decide if the estimate and the spread stay as
+    they are; None: more than 99, or unknown.
+
+    among: contrasts that Holm leaves undecided, this one included: the next of them is decided at a level of
+    5 % over so many.
+    """
+    if not np.isfinite(interval.deviation):
         return None
-    return next((s for s in range(2, MOST_SEEDS + 1) if interval.half_width(s) < reach), None)
+    for seeds in range(max(2, interval.seeds), MOST_SEEDS + 1):
+        later = decide(dataclasses.replace(interval, seeds=seeds), kind, delta)
+        if later.verdict != "undecided" and later.p * among <= 1 - LEVEL:
+            return seeds
+    return None
 
 
 def _t():

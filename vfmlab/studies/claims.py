@@ -182,7 +182,8 @@ class Finding:
 
     Args:
         interval: None where it could not be measured, and then `lacks` says why. p: adjusted by Holm.
-        verdict: by the adjusted level. alone: by its own 95 % interval. seeds: that would decide it.
+        verdict: by the adjusted level. alone: by its own 95 % interval. seeds: that would decide it at the
+            adjusted level, if no other undecided contrast is decided before it.
     """
 
     contrast: Contrast
@@ -228,12 +229,14 @@ def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[s
     flat = [finding for findings in effects for finding in findings if finding.interval is not None]
     decisions = [contrasts.decide(f.interval, f.contrast.kind, f.contrast.bound) for f in flat]
     adjusted = contrasts.holm([decision.p for decision in decisions])
+    left = sum(p > 1 - contrasts.LEVEL for p in adjusted)
     closed: dict[int, Finding] = {}
     for finding, decision, p in zip(flat, decisions, adjusted, strict=True):
-        verdict = decision.verdict if p <= 1 - contrasts.LEVEL else "undecided"
-        needed = contrasts.seeds_to_decide(finding.interval, finding.contrast.kind, finding.contrast.bound)
-        closed[id(finding)] = dataclasses.replace(finding, p=p, verdict=verdict, alone=decision.verdict,
-                                                  seeds=needed)
+        one, decided = finding.contrast, p <= 1 - contrasts.LEVEL
+        needed = None if decided else contrasts.seeds_to_decide(finding.interval, one.kind, one.bound, left)
+        closed[id(finding)] = dataclasses.replace(
+            finding, p=p, verdict=decision.verdict if decided else "undecided", alone=decision.verdict,
+            seeds=needed)
     pairs = zip(claims, effects, strict=True)
     return [Decided(claim, tuple(closed.get(id(f), f) for f in findings)) for claim, findings in pairs]
 
