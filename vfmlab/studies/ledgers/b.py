@@ -7,7 +7,7 @@ of their own and are not compared with unguided ones.
 from __future__ import annotations
 
 from vfmlab.registry import LEDGERS
-from vfmlab.studies.claims import Claim, Entry, Ledger, better, same
+from vfmlab.studies.claims import Claim, Entry, Ledger, better, gains_more, same
 from vfmlab.studies.ledgers.a import OUTCOMES
 from vfmlab.studies.rows import Until
 
@@ -97,6 +97,8 @@ CLAIMS = (
           EPSILON, "rFID 22.04 -> 11.76 -> 8.24",
           (better("rfd", "Epsilon-VAE", "Epsilon-VAE, no image loss"),
            better("rfd", "Epsilon-VAE, GAN", "Epsilon-VAE"),
+           gains_more("rfd", ("Epsilon-VAE, no image loss", "Epsilon-VAE"),
+                      ("Epsilon-VAE", "Epsilon-VAE, GAN")),
            better("rfd", "Epsilon-VAE", "Epsilon-VAE, 6 steps"))),
     Claim("reuse",
           "An encoder's features vary less over t than the head's; key steps should be dense at noise.",
