@@ -151,6 +151,19 @@ def test_page_json_and_results_go_round(tmp_path: Path):
     assert "plotly" in (tmp_path / "ledger.html").read_text()
 
 
+def test_a_row_in_two_files_has_the_numbers_of_both(tmp_path: Path):
+    """Of what both have, those of the first file."""
+    stages = (Stage("tokenizer", "tokenizer", "a-0", 1.0), Stage("diffusion", "diffusion", "a-1", 1.0))
+    whole = measured({"a": [20.0]})[0].replace(stages=stages)
+    short = measured({"a": [30.0]}, "psnr")[0].replace(stages=stages[:1], failed="out of memory")
+    for name, one in (("short", short), ("whole", whole.replace(numbers={**whole.numbers, "psnr": Number(31.0, "p0")}))):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [one.as_json()]}))
+    both, = results.together([tmp_path / "short.json", tmp_path / "whole.json"])
+    assert {name: number.value for name, number in both.numbers.items()} == {"gfd": 20.0, "psnr": 30.0}
+    assert both.failed is None
+    assert len(both.stages) == 2
+
+
 def test_results_of_another_version_are_refused_in_one_line(tmp_path: Path):
     for text, message in (('{"results": [{"version": 1}]}', "version 1"), ("[1]", "holds no results"), ("{", "holds no results")):
         (tmp_path / "x.json").write_text(text)

@@ -137,13 +137,15 @@ def read(path: str | Path) -> list[Result]:
 
 
 def together(files: Sequence[str | Path]) -> list[Result]:
-    """The results of several files; of one row and seed in two of them, the numbers of both. Errors as
-    :func:`read`."""
+    """The results of several files; of one row and seed in two of them, the numbers of both, and where both
+    have one that of the first. Errors as :func:`read`."""
     merged: dict[tuple[str, int], Result] = {}
     for result in (one for path in files for one in read(path)):
         before = merged.setdefault((result.label, result.seed), result)
-        both = {**before.instruments, **result.instruments}
-        merged[result.label, result.seed] = before.replace(instruments=both)
+        merged[result.label, result.seed] = before.replace(
+            numbers={**result.numbers, **before.numbers},
+            instruments={**before.instruments, **result.instruments},
+            stages=max(before.stages, result.stages, key=len), failed=before.failed and result.failed)
     return list(merged.values())
 
 
