@@ -189,9 +189,9 @@ def test_paper_recipes_as_released():
     game = presets.get("paper_dino_sae").phases()[1].losses["adversarial"]
     assert game.trains_discriminator(0), "alone for two epochs"
     assert game.factor(2 * EPOCH - 1) == 0 < game.factor(2 * EPOCH)
-    features = presets.get("paper_ps_vae").losses  # the gradients that scale the game hold the weight of 0.1
-    assert features["adversarial"].adaptive
-    assert features["adversarial"].weight == 0.5
+    pixels = presets.get("paper_ps_vae").phases()[1].losses  # the gradients that scale the game hold the weight of 0.1
+    assert pixels["adversarial"].adaptive
+    assert (pixels["adversarial"].weight, pixels["adversarial"].start) == (0.5, 0), "the game goes on"
 
 
 def test_presets_named_beside_published_numbers_exist():

@@ -23,8 +23,8 @@ from vfmlab.presets.tiers import (
 # discriminator is LDM's PatchGAN; when it starts is ours (LDM's 50 k steps are more than a fifth of this
 # budget).
 VF = {"weight": 0.1, "cos_margin": 0.5, "distance_margin": 0.25}
-GAN = {"weight": 0.5, "adaptive": True,
-       "discriminator": {"kind": "patchgan", "width": 64, "scales": 1, "norm": "batch"}}
+LDM_GAN = {"kind": "patchgan", "width": 64, "scales": 1, "norm": "batch"}
+GAN = {"weight": 0.5, "adaptive": True, "discriminator": LDM_GAN}
 TINY = {"channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "attention": [],
         "decoder": TINY_DECODER}
 TINY_GAN = GAN | {"start": 32, "discriminator": {"kind": "patchgan", "width": 4, "layers": 2, "scales": 1}}

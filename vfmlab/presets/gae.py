@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfmlab.presets.conv_vae import LDM_GAN
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import EPOCH, NOT_RUN, Tree, base
 
-PAPER_GAN = {"weight": 0.5, "discriminator": "patchgan", "start": 5000 * 1024}
+PAPER_GAN = {"weight": 0.5, "discriminator": LDM_GAN, "start": 5000 * 1024}
 
 
 def stages(losses: Tree, second: Tree) -> list[Tree]:
@@ -51,6 +52,6 @@ ROWS = (
              diffusion__network__qk_norm=False,
              diffusion__time={"kind": "lognormal", "shift": 1 / 0.7}, diffusion__train__samples=80 * EPOCH),
         result="published: rFID 0.44, gFID 1.82 at 80 epochs (1.48 guided), 1.31 at 800; not run here",
-        ours="a learning rate of 1e-5 for all parts; the release has a factor of 20 that nothing reads",
+        ours="the discriminator's sizes (LDM's), a learning rate of 1e-5 for all parts; the release has a factor of 20 that nothing reads",
     ),
 )  # fmt: skip

@@ -10,24 +10,26 @@ ours.
 
 from __future__ import annotations
 
+from vfmlab.presets.conv_vae import GAN
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import HUB, NOT_RUN, POCKET_CONV, Tree, base
 
 FEATURES = {"feature_reconstruction": {"weight": 1.0, "l2": 1.0, "cosine": 1.0}, "kl": 1e-6}
 
 
-def _stages(second: Tree) -> list[Tree]:
+def _stages(second: Tree, losses: Tree | None = None) -> list[Tree]:
+    """second, losses: of the second stage, what changes."""
     first = ["encoder.*", "moments.*", "widen.*", "feature_decoder.*", "decoder.*"]
     return [{"name": "semantic", "trains": first},
-            {"name": "pixels", "trains": ["*"], "train": second}]
+            {"name": "pixels", "trains": ["*"], "train": second, "losses": losses or {}}]
 
 
 TINY = {"method": "ps_vae", "channels": 8, "factor": 4, "depth": 1, "heads": 4,
         "decoder": {"kind": "conv", "width": 8, "multipliers": [1, 1, 1], "blocks": 1, "attention": []}}
 POCKET = {"method": "ps_vae", "channels": 16, "factor": 4, "depth": 1, "heads": 4,
           "decoder": {"kind": "conv", **POCKET_CONV}}
-# Scaled by the gradients of the reconstruction, whose weight of 0.1 is in them.
-GAN = {"weight": 0.5, "discriminator": "patchgan", "adaptive": True, "start": 5_000_000}
+# LDM's. It is scaled by the gradients of the reconstruction, whose weight of 0.1 is in them.
+PAPER_GAN = GAN | {"start": 5_000_000}
 ROWS = (
     Preset("tiny_ps_vae", "PS-VAE on the bundled pocket VFM, 16 px, a few dozen images in two stages: does it all run?",
            base("tiny", tokenizer=TINY, vfm={"name": "pocket"}, losses={**FEATURES, "l1": 0.1}, stages=_stages({}), train__samples=32)),
@@ -37,10 +39,10 @@ ROWS = (
            result=NOT_RUN, ours="sizes, weights, no perceptual term, no GAN"),
     Preset("paper_ps_vae", "PS-VAE on DINOv2-B (f16d96) in two stages; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "ps_vae"}, vfm={"name": "dinov2_b14", "upscale": 0.875},
-                losses={**FEATURES, "l1": 0.1, "lpips": 0.1, "adversarial": GAN}, stages=_stages({}), train__batch=96,
+                losses={**FEATURES, "l1": 0.1, "lpips": 0.1, "adversarial": PAPER_GAN}, stages=_stages({}, {"adversarial": {"start": 0}}), train__batch=96,
                 train__optimizer="adamw", train__lr=1e-4, diffusion__time={"kind": "lognormal", "shift": 96**0.5 / 4},
                 protocol__sampler__shift=96**0.5 / 4),
            needs=HUB,
            result="published: rFID 0.203, PSNR 28.8; no class-conditional gFID; not run here",
-           ours="weight of KL, the discriminator, budgets; the published generator is text to image"),
+           ours="weight of KL, when the discriminator begins, budgets; the published generator is text to image"),
 )  # fmt: skip

@@ -170,7 +170,8 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         release("teacher/train.warmup", 5 * EPOCH, "5 %"), release("autoencoder/losses.l1.weight", 1.0), release("autoencoder/losses.lpips.weight", 1.0),
         release("autoencoder/losses.semantic.weight", 1.0), release("autoencoder/losses.adversarial.weight", 0.5),
         release("autoencoder/losses.adversarial.start", 5000 * 1024, "from step 5001"),
-        release("autoencoder/losses.adversarial.adaptive", False), release("autoencoder/losses.kl", None),
+        release("autoencoder/losses.adversarial.adaptive", False), unknown("autoencoder/losses.adversarial.discriminator.width", "ours: LDM's 64"),
+        release("autoencoder/losses.kl", None),
         release("autoencoder/train.lr", 1e-5, "with a factor of 20 that no released line reads"), release("autoencoder/train.weight_decay", 0.05),
         release("autoencoder/train.batch", 1024), release("autoencoder/train.samples", 200 * EPOCH),
         *LIGHTNING, release("diffusion.network.qk_norm", False, "at 80 epochs; with it at 800"), release("diffusion.train.ema_halflife", 7_000_000, "0.9999 a step"),
@@ -208,7 +209,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "paper_ps_vae": (
         paper("vfm.name", "dinov2_b14"), paper("vfm.upscale", 0.875, "224 px"), paper("tokenizer.channels", 96), paper("tokenizer.depth", 3),
         paper("losses.feature_reconstruction.weight", 1.0, "the text's; another section has other weights"), paper("losses.l1.weight", 0.1),
-        paper("losses.lpips.weight", 0.1), unknown("losses.kl.weight"), unknown("losses.adversarial.weight"), paper("train.batch", 96), paper("train.lr", 1e-4),
+        paper("losses.lpips.weight", 0.1), unknown("losses.kl.weight"), unknown("losses.adversarial.weight", "ours: LDM's"), paper("train.batch", 96), paper("train.lr", 1e-4),
         unknown("train.samples"), paper("diffusion.time.shift", 96**0.5 / 4, "sqrt(C P^2 / 16) with patches of one"),
         unknown("diffusion.network.kind", "the published generator is text to image"),
     ),
