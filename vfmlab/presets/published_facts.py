@@ -209,8 +209,8 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "paper_ps_vae": (
         paper("vfm.name", "dinov2_b14"), paper("vfm.upscale", 0.875, "224 px"), paper("tokenizer.channels", 96), paper("tokenizer.depth", 3),
         paper("losses.feature_reconstruction.weight", 1.0, "the text's; another section has other weights"), paper("losses.l1.weight", 0.1),
-        paper("losses.lpips.weight", 0.1), unknown("losses.kl.weight"), unknown("losses.adversarial.weight", "ours: LDM's"), paper("train.batch", 96), paper("train.lr", 1e-4),
-        unknown("train.samples"), paper("diffusion.time.shift", 96**0.5 / 4, "sqrt(C P^2 / 16) with patches of one"),
+        paper("losses.lpips.weight", 0.1), unknown("losses.kl.weight"), unknown("losses.adversarial.weight", "ours: LDM's"), paper("train.batch", 96),
+        paper("train.lr", 1e-4), unknown("train.samples"), paper("diffusion.time.shift", 96**0.5 / 4, "sqrt(C P^2 / 16) with patches of one"),
         unknown("diffusion.network.kind", "the published generator is text to image"),
     ),
     "paper_fae": (
