@@ -4,9 +4,11 @@
         -> causal transformer -> grid of pixels' tokens -> convolutions -> image
                               -> grid of features' tokens -> the VFM's last map, for the feature loss
 
-The paper's ablations are options: levels [vfm.layers], a random encoder [vfm.weights=random], `tokens`,
-`attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off, `masks` shared,
-`registers` 0, and no feature loss [losses.feature_reconstruction=0].
+The paper's ablations are options: levels [vfm.layers; the last of them is what the feature loss rebuilds],
+`tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off,
+`masks` shared, `registers` 0, and no feature loss [losses.feature_reconstruction=0]. A random VFM
+[vfm.weights=random] is the target of the feature loss too. The paper's random encoder cannot be that: its
+linear probe is 59, of 69 with the VFM and 23 without the feature loss.
 """
 
 from __future__ import annotations
