@@ -14,13 +14,16 @@ SIMVQ = "SimVQ (2411.02038)"
 QUANTISERS = {"VQ": "+vq", "cosine VQ": "+cosine", "SimVQ": "+simvq"}
 
 
-def _row(spec: str, block: str, until: Until = "tokenizer") -> Entry:
-    return Entry({"scenes": f"pocket_{spec}"}, until, block)
+def _row(spec: str, block: str, until: Until = "tokenizer", photo: str | None = None) -> Entry:
+    """A preset without its tier: `pocket` on drawn scenes, `photo` on photographs, there as `photo` says."""
+    return Entry({"scenes": f"pocket_{spec}", "photo": f"photo_{photo or spec}"}, until, block)
 
 
-def _tokens(change: str = "", variant: str = "") -> Entry:
-    """VFMTok under pocket_ar's transformer."""
-    return _row(f"vfmtok{variant}@pocket_ar{':' if change else ''}{change}", "region tokens", None)
+def _tokens(change: str = "", variant: str = "", photo: str | None = None) -> Entry:
+    """VFMTok under the tier's autoregressive transformer; `photo`: the change on photographs."""
+    change = change and f":{change}"
+    other = f"vfmtok@photo_ar:{photo}" if photo else f"vfmtok{variant}@photo_ar{change}"
+    return _row(f"vfmtok{variant}@pocket_ar{change}", "region tokens", None, other)
 
 
 ROWS = {
@@ -30,13 +33,14 @@ ROWS = {
     "LFQ": _row("vqgan+lfq", "quantisers"),
     **{f"VQRAE, {name}, width {d}": _row(f"vqrae{QUANTISERS[name]}:tokenizer.channels={d}", "VQRAE")
        for name in ("SimVQ", "cosine VQ") for d in (8, 128)},
-    "VQRAE, no distillation": _row("vqrae_no_distillation", "VQRAE"),
+    "VQRAE, no distillation": _row("vqrae_no_distillation", "VQRAE",
+                                   photo="vqrae:stages.tune.losses.preservation.weight=0"),
     "VFMTok": _tokens(),
-    "VFMTok, no feature loss": _tokens(variant="_no_features"),
+    "VFMTok, no feature loss": _tokens(variant="_no_features", photo="losses.feature_reconstruction=0"),
     "VFMTok, random VFM": _tokens(variant="+random"),
-    "VFMTok, plain attention": _tokens(variant="_cross"),
-    "VFMTok, second level": _tokens("vfm.layers=[1]"),
-    "VFMTok, last level": _tokens("vfm.layers=[-1]"),
+    "VFMTok, plain attention": _tokens(variant="_cross", photo="tokenizer.attends=cross"),
+    "VFMTok, second level": _tokens("vfm.layers=[1]", photo="vfm.layers=[4]"),
+    "VFMTok, last level": _tokens("vfm.layers=[-1]", photo="vfm.layers=[-2]"),
     "VFMTok, 36 tokens": _tokens("tokenizer.tokens=36"),
     "VFMTok, 16 tokens": _tokens("tokenizer.tokens=16"),
 }  # fmt: skip
@@ -108,5 +112,7 @@ CLAIMS = (
               better("rfd", name, "VQ, width 8")))),
 )
 
-LEDGERS.register("c")(Ledger("What the papers of discrete tokenizers claim", ROWS, CLAIMS, {
-    "scenes": {"protocol.n": 4000, "data.val": 4000, "protocol.noise": "run"}}))
+OUTCOMES = {"protocol.n": 4000, "data.val": 4000, "protocol.noise": "run"}
+
+LEDGERS.register("c")(Ledger("What the papers of discrete tokenizers claim", ROWS, CLAIMS,
+                             {"scenes": OUTCOMES, "photo": OUTCOMES}))
