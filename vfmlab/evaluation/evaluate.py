@@ -23,6 +23,7 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 from vfmlab.weights.load import with_weaker
 
+ON_SPHERE = "every latent decoded from the sphere"  # earlier reports decoded raw ones, or some as they were
 FEW_CODES = 0.03  # of a codebook's entries
 
 
@@ -83,7 +84,7 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
     facts = [protocol, run.data.model_dump(mode="json"), source.fingerprint, weights(folder, run.protocol),
              version]
     if run.tokenizer.radius is not None:
-        facts.append("decoded from the sphere")  # earlier reports decoded raw latents
+        facts.append(ON_SPHERE)
     if run.protocol.prompts is not None:
         facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:

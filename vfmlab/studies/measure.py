@@ -67,6 +67,8 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
     state = (str(ref) if folder is None
              else evaluate.weights(folder, settings.model_copy(update={"decoder": None})))
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]
+    if run is not None and run.tokenizer is not None and run.tokenizer.radius is not None:
+        shown.append(evaluate.ON_SPHERE)
     key = config.digest([base.VERSION, kind, protocol, shown, theirs, state, version, layer])
     where = folder.path if folder is not None else cache.folder()
     path = where / "instruments" / f"{key}.json"
