@@ -130,9 +130,10 @@ def test_stages_stand_for_themselves():
         values = {"first": 2.0 + seed / 100, "second": 1.0 + seed / 100}
         return tuple(Stage(name, "tokenizer", name, 1.0, {"rfd": Number(v, "p")}) for name, v in values.items())
 
-    given = [Result("a", f"a-{seed}", seed, stages=stages(seed)) for seed in range(3)]
+    given = [Result("a", f"a-{seed}", seed, numbers=stages(seed)[-1].numbers, stages=stages(seed)) for seed in range(3)]
     finding = decide([claim(better("rfd", "a#second", "a#first"))], given, BLOCKS)[0].findings[0]
     assert finding.verdict == "supported"
+    assert finding.interval.rows == 2, "the row itself is its last stage, and says nothing more of the spread"
 
 
 def test_page_json_and_results_go_round(tmp_path: Path):

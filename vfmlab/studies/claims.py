@@ -283,15 +283,16 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
     if uneven := [row for row, mine in values.items() if set(mine) != set.union(*map(set, values.values()))]:
         raise ConfigError(f"row '{uneven[0]}' lacks a seed that others have; train every row with the same "
                           "seeds")
-    mine = {blocks[row.partition("#")[0]] for row in contrast.rows}
-    # the others of their blocks, so that more is known of the spread
-    for label in dict.fromkeys(r.label for r in results if blocks[r.label] in mine):
+    own = {row.partition("#")[0] for row in contrast.rows}
+    mine = {blocks[label] for label in own}
+    # the others of their blocks, so that more is known of the spread; a row beside a stage of its own is none
+    for label in dict.fromkeys(r.label for r in results if blocks[r.label] in mine and r.label not in own):
         numbers = {r.seed: n for r in results if r.label == label and (n := _number(r, metric, ""))}
         same_protocol = all(n.protocol == next(iter(marks.values())) for n in numbers.values())
-        own = {seed: _value(metric, n.value) for seed, n in numbers.items()}
-        usable = common and common == set(own) and all(map(math.isfinite, own.values()))
-        if label not in values and usable and same_protocol:
-            values[label] = own
+        taken = {seed: _value(metric, n.value) for seed, n in numbers.items()}
+        usable = common and common == set(taken) and all(map(math.isfinite, taken.values()))
+        if usable and same_protocol:
+            values[label] = taken
     return Block.of(values)
 
 

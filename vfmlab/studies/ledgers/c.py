@@ -1,6 +1,7 @@
 """Ledger C: what the papers of discrete tokenizers claim of quantisers, VFMTok and VQRAE.
 
 Quantisers are compared in pocket_vqgan, which differs in nothing else. Codes are counted on held-out images.
+What VFMTok's feature loss rebuilds is the last of a row's own levels, so it changes with them.
 """
 
 from __future__ import annotations
