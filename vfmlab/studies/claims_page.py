@@ -24,8 +24,9 @@ RULE = (
     "A contrast is a weighted sum of row means, so written that the claim puts it above 0. Its 95 % interval "
     "comes from all rows and seeds of a block (value = row + seed + rest). Supported: wholly above 0. "
     "Refuted: wholly below 0, or wholly within the largest difference that counts as none. A claim of no gap "
-    "is supported within it. Levels are adjusted by Holm over all contrasts of the page; what its own "
-    "interval alone would say stands beside. Everything else is undecided."
+    "is supported within it, and refuted wholly outside of it. Levels are adjusted by Holm over all "
+    "contrasts of the page, also for the seeds that would decide; what its own interval alone would say "
+    "stands beside. Everything else is undecided."
 )
 
 

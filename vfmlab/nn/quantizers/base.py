@@ -52,7 +52,10 @@ class Quantised:
     @cached_property
     def entropy(self) -> Tensor:
         """Mean entropy of a token's soft assignment minus (a multiple of) the entropy of their mean, in nats:
-        lower means decided tokens and even use. Zero where the quantiser has no such term."""
+        lower means decided tokens and even use. Zero where the quantiser has no such term.
+
+        Their mean is over the tokens of this call: of a batch that is cut into processes or accumulation
+        steps each part has its own."""
         if self.assignment is None:
             return torch.zeros_like(self.loss)
         with torch.autocast(self.latent.device.type, enabled=False):
