@@ -299,8 +299,8 @@ verdicts()
 # | + modern blocks | 304,600 | 0.901 (0.902, 0.9) | 22.6 (22.7, 22.5) |
 # | + multi-layer features | 314,392 | 0.186 (0.214, 0.159) | 26.8 (26.9, 26.7) |
 #
-# - Not every row improves on the one before: fusion does, modern blocks lose a half of what it won, more layers
-#   bring the most. Three seeds say so too (`docs/results/claims.md`, N = 4000: rFD 1.02, 0.39, 0.81): that
+# - Not every row improves on the one before: fusion does, modern blocks lose two thirds of what it won, more
+#   layers bring the most. Three seeds say so too (`docs/results/claims.md`, N = 4000: rFD 1.02, 0.39, 0.81): that
 #   modern blocks help more than fusion is **refuted** at this size and budget.
 # - It is not a matter of size: twins as large as the whole decoder are where their rows are.
 # - By eye, as predicted, the plain decoder is soft everywhere, and with the last VFM layer alone edges and

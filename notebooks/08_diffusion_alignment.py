@@ -251,7 +251,7 @@ verdicts()
 #
 # Aligning the latents does more than aligning the network: 5.5 gFD from column to column without alignment,
 # at most 1.8 down a column. The lead of the aligned rows does not clearly shrink over training. One seed; in
-# `docs/results/scenes.md` three seeds of the upper left row spread over 1.2 gFD, about as far as the gain
+# `docs/results/scenes.md` three seeds of the upper left row spread over 1.3 gFD, about as far as the gain
 # of REPA: **undecided**, as is whether the two sides add up.
 #
 # Two seeds, generators with AdamW (`docs/results/alignment.md`, N = 1000), gFD as mean (seed 0, seed 1):

@@ -126,7 +126,7 @@ ROWS = (
     Preset("pocket_vfm_vae_joint", "The joint recipe in small: aligned latents, REPA (weight 0.5) and REG's class token (weight 0.03).",
            of="pocket_vfm_vae+joint", cost=FOUR, result="docs/results/alignment.md"),
     Preset("pocket_vfm_vae_ddt", "A split DiT: three of four blocks are the encoder, whose output can serve several steps (eval --set sampler.reuse=2).",
-           of="pocket_vfm_vae+ddt", cost=FOUR, result="docs/results/alignment.md"),
+           of="pocket_vfm_vae+ddt", cost=FOUR, result="docs/results/reuse.md"),
     Preset(
         "photo_vfm_vae", "VFM-VAE (f4d8) on frozen EfficientNet-Lite0 for 32 px photographs: an early, a middle and the last layer; then LightningDiT with Muon.",
         base("photo", vfm=PHOTO_VFM, losses=POCKET_LOSSES | {"vf": PHOTO_VF},
