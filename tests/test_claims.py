@@ -178,10 +178,14 @@ def test_shared_phases_are_paid_once_and_a_budget_holds():
     book = Ledger("t", {"a": Entry({"scenes": "tiny_plain_vae"}), "b": Entry({"scenes": "tiny_plain_vae:diffusion.train.lr=0.5"})},
                   [Claim("x", "X.", "p", "1", (better("gfd", "a", "b"),)), Claim("y", "Y.", "p", "1", (better("gfd", "b", "a"),))], {"scenes": {}})
     study = book.study("scenes", book.claims, [0], {})
-    listed = claims.prices(study, book.claims, lambda row: {phase.id: 10.0 for phase in row.phases})
-    assert [seconds for _, seconds in listed] == [30.0, 0.0]  # the tokenizer is the same
-    assert claims.affordable(listed, 30.0) == (list(book.claims), [])
-    assert claims.affordable(listed, 29.0) == ([book.claims[1]], [book.claims[0]])
+
+    def listed(budget: float):
+        return claims.prices(study, book.claims, lambda row: {phase.id: 10.0 for phase in row.phases}, budget)
+
+    assert [seconds for _, seconds in listed(30.0)] == [30.0, 0.0]  # the tokenizer is the same
+    assert claims.affordable(listed(30.0), 30.0) == (list(book.claims), [])
+    assert [seconds for _, seconds in listed(29.0)] == [30.0, 30.0]  # nobody has paid for it
+    assert claims.affordable(listed(29.0), 29.0) == ([], list(book.claims))
 
 
 def test_bad_input_is_one_line():

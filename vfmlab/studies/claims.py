@@ -327,24 +327,27 @@ def ledger(name: str) -> Ledger:
 Price = tuple[Claim, float]  # and what it costs: seconds of one core that no earlier claim pays for
 
 
-def prices(rows: Sequence[Row], claims: Sequence[Claim],
-           price: Callable[[Row], Mapping[str, float]]) -> list[Price]:
-    """What each claim costs, in order; a phase that two claims share is paid once.
+def prices(rows: Sequence[Row], claims: Sequence[Claim], price: Callable[[Row], Mapping[str, float]],
+           budget: float = math.inf) -> list[Price]:
+    """What each claim costs, in order; a phase that two claims share is paid once, by the first of them that
+    fits into the budget (s of one core).
 
     price: row -> {id of a phase: seconds of one core, 0 where it is finished}.
     """
     paid: dict[str, float] = {}
     listed = []
     for claim in claims:
-        before = sum(paid.values())
-        for row in (row for row in rows if row.label in claim.rows):
-            paid |= price(row)
-        listed.append((claim, sum(paid.values()) - before))
+        costs = [price(row) for row in rows if row.label in claim.rows]
+        own = {phase: cost for one in costs for phase, cost in one.items() if phase not in paid}
+        listed.append((claim, sum(own.values())))
+        if listed[-1][1] <= budget:
+            paid |= own
+            budget -= listed[-1][1]
     return listed
 
 
 def affordable(listed: Iterable[Price], budget: float) -> tuple[list[Claim], list[Claim]]:
-    """Claims that fit into a budget (s of one core) in their order, and those that do not."""
+    """Claims that fit into the budget that :func:`prices` had, in their order, and those that do not."""
     fits, left = [], []
     for claim, seconds in listed:
         (fits if seconds <= budget else left).append(claim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,16 @@ def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds
     book, root, out = claims.ledger(name), Path(root).expanduser(), compare.writable(out)
     chosen, left = book.chosen(only), []
     if budget is not None:
-        chosen, left = claims.affordable(listed(name, domain, root, seeds, only, overrides), budget)
+        known = listed(name, domain, root, seeds, only, overrides, budget)
+        chosen, left = claims.affordable(known, budget)
     rows = book.study(domain, chosen, seeds, overrides or {})
     results = _with_instruments(chosen, compare.trained(rows, root, jobs, cluster, retry), rows, root)
     return _write(book, chosen, results, out, command, (), left)
 
 
 def listed(name: str, domain: str, root: str | Path, seeds: Sequence[int] = (0, 1, 2),
-           only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> list[Price]:
+           only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None,
+           budget: float = math.inf) -> list[Price]:
     """What each claim costs, in seconds of one core of this machine: steps are timed once per kind of
     phase."""
     book = claims.ledger(name)
@@ -66,7 +69,7 @@ def listed(name: str, domain: str, root: str | Path, seeds: Sequence[int] = (0, 
         return {phase.id: 0.0 if runs.finished(phase, root)
                 else timed.get(like.id) or timed.setdefault(like.id, _seconds(like)) for phase, like in pairs}
 
-    return claims.prices(rows, chosen, price)
+    return claims.prices(rows, chosen, price, budget)
 
 
 def _seconds(phase: Phase) -> float:
