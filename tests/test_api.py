@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.utils import save_image
 
 from vfmlab import api, runs
-from vfmlab.errors import CheckpointError, ConfigError, RunError
+from vfmlab.errors import CheckpointError, ConfigError, DataError, RunError
 from vfmlab.weights import io
 
 SMALL = {"data.train": 32, "train.samples": 16, "diffusion.train.samples": 16, "diffusion.train.evaluate_at": []}
@@ -75,8 +76,9 @@ def test_raw_weights_do_not_stand_in_for_averages(root):
             load(run.id, root)
     assert api.load_tokenizer(tokenizer.id, root, ema=False)
     tokenizer.model.unlink()
-    with pytest.raises(CheckpointError, match="has no weights yet"):
-        api.load_tokenizer(tokenizer.id, root)
+    for call in (lambda: api.load_tokenizer(tokenizer.id, root), lambda: list(api.train("tiny_plain_vae", root, SMALL))):
+        with pytest.raises(CheckpointError, match="is finished, but '.*checkpoints' holds no weights; put them back"):
+            call()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "std 0", "std negative"])
@@ -114,6 +116,34 @@ def test_a_copied_run_says_which_tokenizer_it_needs(root):
     for load in (api.load_diffusion, api.load_tokenizer, api.tokenizer_run):
         with pytest.raises(RunError, match=rf"'{diffusion.id}' needs its tokenizer's run '{tokenizer.id}'.*copy"):
             load(diffusion.id, root)
+
+
+def test_classes_by_name_or_number_one_or_several(trained):
+    model = api.load_diffusion(pair(trained)[1].id, trained)
+    wanted = images(api.sample(model, [1], steps=2))
+    for labels in ([model.class_names[1]], model.class_names[1], 1):
+        torch.testing.assert_close(images(api.sample(model, labels, steps=2)), wanted)
+    with pytest.raises(ConfigError, match=r"unknown class 'horse' \(choose from: "):
+        next(api.sample(model, ["horse"]))
+
+
+def test_images_that_are_none_are_refused(trained, tmp_path):
+    tokenizer = api.load_tokenizer(pair(trained)[0].id, trained)
+    image = torch.zeros(1, 3, 16, 16)
+    for wrong, said in ((image[:, :1], r"\(1, 1, 16, 16\)"), (image[0], r"\(3, 16, 16\)"), (image.numpy(), "ndarray"),
+                        (image + 255, "from 255 to 255"), (image.byte(), "torch.uint8"), (image / 0, "from nan")):
+        with pytest.raises(DataError, match=f"encode: .*{said}"):
+            tokenizer.encode(wrong)
+        with pytest.raises(DataError, match="images: "):
+            api.reconstruct(tokenizer, wrong)
+    with pytest.raises(DataError, match=r"decode: latents \(1, 3, 4, 4\); it takes B x \d+ x h x w"):
+        tokenizer.decode(torch.zeros(1, 3, 4, 4))
+    save_image(image, tmp_path / "one.png")
+    assert api.reconstruct(tokenizer, str(tmp_path / "one.png"))[0].shape == image.shape
+    with pytest.raises(DataError, match="not a regular file"):
+        api.reconstruct(tokenizer, str(tmp_path))
+    with pytest.raises(DataError, match="images: object; give paths"):
+        api.reconstruct(tokenizer, object())
 
 
 def test_an_untrained_tokenizer_can_be_looked_at():

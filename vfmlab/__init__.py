@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
         if error.name != f"vfmlab.{name}":
             raise
         raise AttributeError(f"module 'vfmlab' has no attribute '{name}'") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from vfmlab import config, data, presets, runs
 from vfmlab.config import files
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import CheckpointError, ConfigError, DataError
 from vfmlab.nn import parts as given
 from vfmlab.seeding import SampleRandom
 from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.tokenizers.shapes import check_images
 from vfmlab.training.events import Event
 from vfmlab.training.task import Task
 from vfmlab.weights.load import (
@@ -33,6 +34,7 @@ from vfmlab.weights.load import (
     load_generator,
     load_tokenizer,
     tokenizer_run,
+    weights_file,
     with_weaker,
 )
 
@@ -113,6 +115,7 @@ def train(run: Described, root: str | Path = "runs", overrides: dict[str, Any] |
     for phase in phases:
         with runs.starting(phase, root) as folder:
             if folder.status().state == "finished":
+                weights_file(folder, folder.ema.exists())
                 for line in data.account.revisit(folder.path, phase.data):
                     yield Event("warning", phase.id, phase.kind, phase.budget, phase.budget,
                                 data={"message": line})
@@ -274,19 +277,32 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
 
 
 def _whole(name: str, value: Any) -> int:
-    """`value` as an int; :class:`ConfigError` for what is none, such as 1.5 or a class's name."""
+    """`value` as an int; :class:`ConfigError` for what is none, such as 1.5."""
     try:
         return operator.index(value)
     except TypeError:
-        raise ConfigError(f"{name} = {value!r} is no integer; a class is given by its number") from None
+        raise ConfigError(f"{name} = {value!r} is no integer") from None
 
 
-def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = None, seed: int = 0,
+def _classes(labels: Sequence[int | str] | None, names: Sequence[str]) -> list[int]:
+    """Classes as :func:`sample` takes them -> their numbers; None: all."""
+    if labels is None:
+        return list(range(len(names)))
+    try:
+        given = [labels] if isinstance(labels, str) else list(labels)
+    except TypeError:  # one number
+        given = [labels]
+    return [data.class_number(each, names) if isinstance(each, str) else _whole("label", each)
+            for each in given]
+
+
+def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | None = None, seed: int = 0,
            guidance: float | dict[str, Any] | None = None, steps: int | None = None,
            sampler: dict[str, Any] | None = None, root: str | Path = "runs", ema: bool = True,
            previews: int = 8, decoder: str | Path | None = None, noise: Tensor | None = None,
            first: int = 0, prompts: Sequence[str] | None = None) -> Iterator[Preview]:
-    """Draw images of `labels` (one each; default: one per class); yields previews and ends with the images.
+    """Draw images of `labels` (classes by name or number, one each; default: one per class); yields previews
+    and ends with the images.
 
     More than `CHUNK` images are drawn in parts, without previews.
 
@@ -307,7 +323,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int] | None = N
     loaded = (model if isinstance(model, LoadedDiffusion)
               else load_generator(model, root, ema, decoder=decoder))
     loaded = loaded if prompts is None else loaded.prompted(prompts)
-    labels = list(range(loaded.num_classes)) if labels is None else [_whole("label", each) for each in labels]
+    labels = _classes(labels, loaded.class_names)
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
     with_weaker(loaded.network, protocol.guidance, root)
     previews = previews if len(labels) <= CHUNK else 0
@@ -358,9 +374,17 @@ def _finite(images: Tensor, where: str) -> Tensor:
     return images
 
 
-def read_images(paths: Sequence[str | Path], size: int) -> Tensor:
-    """Image files -> [N 3 size size] in [-1, 1], with the one crop of the bench. Raises DataError naming the
-    file."""
+def read_images(paths: Sequence[str | Path] | str | Path, size: int) -> Tensor:
+    """Image files (a list, or one) -> [N 3 size size] in [-1, 1], with the one crop of the bench.
+
+    Raises:
+        DataError: a file that is no image, with its name; what is no path.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    try:
+        paths = [Path(path) for path in paths]
+    except TypeError:
+        raise DataError(f"images: {type(paths).__name__}; give paths of image files, or a Tensor") from None
     return torch.stack([data.to_float(data.read_image(path, size)) for path in paths])
 
 
@@ -368,13 +392,11 @@ def images_for(tokenizer: Tokenizer, images: Tensor | Sequence[str | Path]) -> T
     """Images as `tokenizer` takes them, N 3 S S in [-1, 1]; files are read with the one crop of the bench.
 
     Raises:
-        DataError: a file that is no image, or too large. ConfigError: tensors of another size.
+        DataError: a file that is no image, or too large; tensors of another size, 8 bits or range.
     """
     if not isinstance(images, Tensor):
         return read_images(images, tokenizer.size)
-    if images.ndim != 4 or images.shape[1:] != (3, tokenizer.size, tokenizer.size):
-        raise ConfigError(f"images have shape {tuple(images.shape)}; this tokenizer takes N 3 "
-                          f"{tokenizer.size} {tokenizer.size} in [-1, 1]")
+    check_images(images, "images", tokenizer.size)
     return images.float()
 
 

@@ -27,7 +27,7 @@ from vfmlab.nn.sphere import lengths, onto
 from vfmlab.nn.standardise import channel_moments, over
 from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.shapes import LayerShape, check_floats, check_images, check_shapes
+from vfmlab.tokenizers.shapes import LayerShape, check_images, check_shapes
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
 NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
@@ -297,7 +297,7 @@ class Tokenizer(nn.Module):
     def encode(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         """Images in [-1, 1] (B 3 H W) -> posterior of normalised latents (B C h w); on a sphere the mode."""
         statistics = self.statistics
-        check_floats(images, "encode")
+        check_images(images, "encode")
         raw = self.posterior(images, features)
         if self.config.radius is not None:
             return Posterior(self.normalise(raw.mean.float()))
@@ -308,6 +308,8 @@ class Tokenizer(nn.Module):
         """Normalised latents (B C h w), or codes (B T, long), -> images clamped to [-1, 1] (B 3 H W)."""
         if not z.is_floating_point():
             return self.decode_codes(z)
+        if z.ndim != 4 or z.shape[1] != self.config.channels:
+            raise DataError(f"decode: latents {tuple(z.shape)}; it takes B x {self.config.channels} x h x w")
         return self.decode_raw(self.denormalise(z))[0].float().clamp(-1, 1)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -354,7 +356,7 @@ class Tokenizer(nn.Module):
         Raises DataError for other shapes, 8-bit images, NaN and values far out of the range.
         """
         self._need_codes()
-        check_images(images, self.size, f"codes of tokenizer '{self.config.method}'")
+        check_images(images, f"codes of tokenizer '{self.config.method}'", self.size)
         return self.posterior(images, features).codes.indices
 
     @torch.no_grad()

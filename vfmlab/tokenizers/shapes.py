@@ -70,20 +70,18 @@ def check_whole(width: int, config: TokenizerConfig, layer: int) -> None:
                           f"latent is as wide as the VFM's layer {layer}; set tokenizer.channels={width}")
 
 
-def check_floats(images: Tensor, what: str) -> None:
-    """:class:`DataError` for images of 8 bits, which are not in [-1, 1]."""
+def check_images(images: Tensor, what: str, size: int | None = None) -> None:
+    """:class:`DataError` for what is no B 3 H W in [-1, 1] (B 3 `size` `size`, where that is given): 8 bits,
+    NaN and values far outside too."""
+    shape = tuple(getattr(images, "shape", ()))
+    sides = "H x W" if size is None else f"{size} x {size}"
+    if (not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3
+            or size is not None and shape[2:] != (size, size)):
+        raise DataError(f"{what}: {type(images).__name__} {shape}; it takes images B x 3 x {sides}, a "
+                        "Tensor as vfmlab.api.read_images(paths, size) makes it of files")
     if not images.is_floating_point():
         raise DataError(f"{what}: images of {images.dtype}; give floating point in [-1, 1], as "
                         "vfmlab.data.to_float makes it of 8 bits")
-
-
-def check_images(images: Tensor, size: int, what: str) -> None:
-    """:class:`DataError` for what is no B 3 size size in [-1, 1]: NaN and values far outside too."""
-    shape = getattr(images, "shape", ())
-    if not isinstance(images, Tensor) or shape[1:] != (3, size, size):
-        raise DataError(f"{what}: {type(images).__name__} {tuple(shape)}; it takes images B x 3 x {size} x "
-                        f"{size}")
-    check_floats(images, what)
     if not bool((images.abs() <= WIDEST).all()):
         raise DataError(f"{what}: images of {images.dtype} from {images.min():g} to {images.max():g}; give "
                         "them in [-1, 1], as vfmlab.data.to_float makes it of 8 bits")
