@@ -76,7 +76,7 @@ def check_images(images: Tensor, what: str, size: int | None = None) -> None:
     shape = tuple(getattr(images, "shape", ()))
     sides = "H x W" if size is None else f"{size} x {size}"
     if (not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3
-            or size is not None and shape[2:] != (size, size)):
+            or (size is not None and shape[2:] != (size, size))):
         raise DataError(f"{what}: {type(images).__name__} {shape}; it takes images B x 3 x {sides}, a "
                         "Tensor as vfmlab.api.read_images(paths, size) makes it of files")
     if not images.is_floating_point():
