@@ -97,10 +97,10 @@ def weights_file(folder: runs.RunDir, ema: bool) -> Path:
         return path
     if not (folder.ema.exists() or folder.model.exists()):
         if (state := folder.status().state) == "finished":
-            raise CheckpointError(f"run '{folder.id}' is finished, but '{folder.checkpoints}' holds no weights; "
-                                  "put them back, or remove the run's directory and train it again")
-        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {state}); train it first: vfmlab "
-                              "train")
+            raise CheckpointError(f"run '{folder.id}' is finished, but '{folder.checkpoints}' holds no "
+                                  "weights; put them back, or remove the run's directory and train it again")
+        raise CheckpointError(f"run '{folder.id}' has no weights yet (state: {state}); train it first: "
+                              "vfmlab train")
     way = ("to use the weights as trained, ask for them: --raw, or --set ema=false for vfmlab eval" if ema
            else "leave out --raw")
     raise CheckpointError(f"run '{folder.id}' lacks checkpoints/{path.name}; put a copy back, or, {way}")
