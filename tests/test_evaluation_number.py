@@ -205,6 +205,12 @@ def test_no_verdict_without_a_spread():
     assert results.verdict(uneven).startswith("None: a and b were not measured with the same seeds")
 
 
+def test_a_verdict_is_of_one_protocol():
+    other = [Result("c", "c-0", 0, numbers={"gfd": Number(1.0, "q")})]
+    said = results.verdict(other + generated("a", [3.0]) + generated("b", [4.0]))
+    assert said == "None: one seed a row, so nothing is known of the spread. gFD ↓: a 3; b 4."
+
+
 def test_a_verdict_is_an_interval():
     """Seeds that do not overlap are not enough, and seeds that do may be, where the rows move together."""
     apart = generated("a", [3.0, 3.9]) + generated("b", [4.0, 9.0])

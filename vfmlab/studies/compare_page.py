@@ -35,8 +35,7 @@ def build(results: Sequence[Result], command: str, title: str,
           pictures: Mapping[str, Path] | None = None) -> Page:
     """pictures: label -> file in the folder `images` beside the page; "" is the overview."""
     parts = groups(results)
-    largest = max(parts, key=len, default=[])
-    page = Page(title, QUESTION, verdict(largest), definitions=definitions(), command=command)
+    page = Page(title, QUESTION, verdict(results), definitions=definitions(), command=command)
     for part in parts:
         heading = f"Protocol {_longest(part).hash}" if len(parts) > 1 else ""
         page.add(heading, note(part), primitives.table(records(part, "**{}**")))

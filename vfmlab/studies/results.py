@@ -302,9 +302,10 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 def verdict(results: Sequence[Result]) -> str:
     """Which row is best by the first target that rows have; no verdict without a spread over seeds.
 
-    results: of one protocol. The best mean is ahead of the next one only where the 95 % interval of their
-    difference leaves out 0; it comes from all rows with the same seeds.
+    Rows of other protocols than that of most are left out. The best mean is ahead of the next one only where
+    the 95 % interval of their difference leaves out 0; it comes from all rows with the same seeds.
     """
+    results = max(number.groups(results), key=len, default=[])
     for name, q in quantities(TARGET).items():
         values = means(results, name)
         if len(values) < 2:
