@@ -16,8 +16,8 @@ def adaptive_weight(reconstruction: Tensor, loss: Tensor, parameter: nn.Paramete
     fp32 scalar.
 
     With several processes the gradients are averaged over all of them before their norms are taken, so that
-    the weight is what one process with the whole batch would find; every rank must call this. The graph is
-    kept for backward.
+    the weight is what one process with the whole batch would find; every rank must call this. Each
+    micro-batch of an accumulated step finds a weight of its own. The graph is kept for backward.
 
     Args:
         reconstruction: the sum of the weighted reconstruction terms. loss: the term to be weighed, without

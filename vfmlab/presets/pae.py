@@ -47,5 +47,5 @@ ROWS = (
            cost="about fifteen minutes on one core, most of it in the wide head", result=NOT_RUN, ours="sizes, fixed statistics, no GAN"),
     Preset("small_svg", "SVG on DINOv2-S (f4d392) for 32 px images (CIFAR-10), ViT-S decoder.",
            base("small", tokenizer={"method": "svg", "channels": 392, "factor": 4, "decoder": SMALL_VIT},
-                vfm={"name": "dinov2_s14", "upscale": 3.5}, losses={"l1": 1.0, "lpips": 1.0}), needs=HUB, ours="sizes, fixed statistics"),
+                vfm={"name": "dinov2_s14", "upscale": 3.5}, losses={"l1": 1.0, "lpips": 1.0}), needs=HUB, ours="sizes, fixed statistics, no GAN"),
 )  # fmt: skip

@@ -51,7 +51,7 @@ LIGHTNING = (
     release("diffusion.cosine_loss", 1.0), release("diffusion.time.kind", "lognormal"),
 )  # fmt: skip
 SAMPLED = (
-    release("protocol.sampler.solver", "euler"), release("protocol.sampler.steps", 250, "intervals, each with one evaluation"),
+    release("protocol.sampler.solver", "euler"), release("protocol.sampler.steps", 250, "intervals; the release counts points, of which 250 make 249"),
     release("protocol.sampler.shift", 1 / 0.3, "0.3 in the release's time"),
 )  # fmt: skip
 OPEN = ("weight_decay", "schedule", "ema_halflife")
