@@ -288,6 +288,7 @@ verdicts()
 #
 # The same order as in section 3, both ways: a collapsed codebook costs 2 to 3 dB, and the one with the most
 # entries in use is not the one with the best images. One seed: between cosine and SimVQ it settles nothing.
+# Three seeds are in `docs/results/claims_codes.md`.
 #
 # Write down for your own run which quantiser ends with the most entries in use, and whether more use went
 # with a higher PSNR. They need not agree.
