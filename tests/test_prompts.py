@@ -117,6 +117,7 @@ def test_a_network_learns_what_the_words_mean():
         ({"diffusion.text.encoder": "wrds"}, r"unknown text encoder 'wrds' \(did you mean 'words'\?\)"),
         ({"diffusion.network.text": [12, 32]}, r"\[12, 32\]: tokens of 'words' have width 64; set diffusion\.network\.text=\[12,64\]"),
         ({"diffusion.network.text": [4, 64]}, r"tokens, encoder 'words' takes 4; make it shorter"),
+        ({"data.flip": True}, r"data\.flip True: captions of drawn scenes say left and right, .* set data\.flip=false"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_is_trained(changes, line, root):

@@ -159,6 +159,10 @@ class Recipe(Section):
             self.generator, "text", None) is None:
             raise ValueError(f"protocol.prompts '{protocol.prompts}': this generator reads no text but "
                              "classes; set diffusion.text, or prompts=null")
+        drawn = self.data.source.partition(":")[0] == "scenes"
+        if drawn and self.data.flip and getattr(self.diffusion, "text", None) is not None:
+            raise ValueError("data.flip True: captions of drawn scenes say left and right, and are not "
+                             "mirrored with the images; set data.flip=false")
         if self.diffusion is not None and protocol.token_sampler is not None:
             raise ValueError("protocol.token_sampler is the ar generator's; diffusion samples as "
                              "protocol.sampler says")
