@@ -75,6 +75,9 @@ def test_progress_counts_images_and_time_left(tmp_path):
     later = nodes[1].units
     assert share == pytest.approx(32 / (64 + later))
     assert line == f"0 of 2 done; row tokenizer 50%; about {executor.clock(8.0 / 32 * (32 + later))} left", "one after the other: two workers do not help"
+    graph.nodes["book"] = Node("book", "notebook", "book", append, {}, (nodes[-1].key,))
+    graph.outcomes.update({node.key: executor.Outcome(seconds=4.0) for node in nodes})
+    assert graph._progress(2) == (pytest.approx(2 / 3), "2 of 3 done; time left unknown yet"), "no notebook has ended yet"
 
 
 def test_what_failed_before_is_left_or_tried_again(tmp_path):

@@ -111,7 +111,7 @@ def test_failures_are_kept_and_retried_and_the_rest_goes_on(notebook, tmp_path, 
     monkeypatch.setattr(cluster, "gpus", lambda: ["3", "5"])  # two processes, whatever this machine has
     broken = tmp_path / "broken"
     broken.touch()
-    spec = {"parameters": {"broken": str(broken), "kind": ["a", "b", "c"]}}
+    spec = {"parameters": {"broken": str(broken), "kind": ["a", "b", "c"]}, "metrics": ["loss", "lots"]}
     with pytest.raises(KeyboardInterrupt):
         sweep.run(notebook, spec, tmp_path / "out", jobs=1, stream=Interrupting())
     states = [row["state"] for row in csv.DictReader((tmp_path / "out/table.csv").open())]
@@ -121,6 +121,8 @@ def test_failures_are_kept_and_retried_and_the_rest_goes_on(notebook, tmp_path, 
     assert [row["state"] for row in found.records] == ["finished", "failed", "finished"], [row["error"] for row in found.records]
     assert found.records[1]["error"] == "ValueError: no b today (cell 3)"
     assert "no b today" in found.page.read_text()
+    assert "warning: metrics: no point hands out 'lots' (did you mean 'loss'?)\n" in told.getvalue()
+    assert "KeyboardInterrupt" not in told.getvalue()
 
     began = len(lines(tmp_path / "out/runs/begun"))
     again = sweep.run(notebook, spec, tmp_path / "out", stream=io.StringIO())

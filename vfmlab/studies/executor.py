@@ -318,8 +318,10 @@ class _Graph:
         failed = sum(outcome.error is not None for outcome in self.outcomes.values())
         parts = [f"{len(self.outcomes)} of {len(self.nodes)} done" + (f", {failed} failed" if failed else "")]
         parts += [", ".join(now)] if now else [] if workers else ["no worker yet"]
-        parts += [f"about {clock(rest)} left" if rate else "time left unknown yet"]
-        return 1 - seconds / whole if whole else 0.0, "; ".join(parts)
+        ended = len(self.outcomes) / len(self.nodes)
+        known = rest > 0 or ended == 1  # what is left may be of a kind of which none has ended yet
+        parts += [f"about {clock(rest)} left" if known else "time left unknown yet"]
+        return 1 - seconds / whole if known and whole else ended, "; ".join(parts)
 
 
 def _outcome(future: Future) -> Outcome:

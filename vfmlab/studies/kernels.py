@@ -125,7 +125,8 @@ def _become_kernel(arguments: list[str], environment: dict[str, str], cwd: str) 
     os.environ.update(environment)
     numpy.random.seed()  # else the same numbers in every kernel
     sys.argv[1:] = arguments
-    kernelapp.launch_new_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+    quiet = "--log-level=CRITICAL"  # every end of a kernel begins with an interrupt, which it logs as an error
+    kernelapp.launch_new_instance(argv=[*arguments, quiet, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vfmlab import runs
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, nearest
 from vfmlab.studies import executor
 from vfmlab.studies.sweep import grid as grids
 from vfmlab.studies.sweep import notebook as notebooks
@@ -93,6 +93,10 @@ def run(notebook: str | Path, grid: Source, out: str | Path | None = None, jobs:
         points = list({p.key: p for p in study.points}.values()) if study else points
         folders = {p.key: plan.folder(p) for p in points}
         result = Sweep(plan.out, table.records(points, folders))
+        for name in plan.grid.metrics if result.count("finished") else ():
+            if name not in result.records[0]:
+                hint = nearest(name, result.records[0])
+                print(f"warning: metrics: no point hands out '{name}'{hint}", file=plan.stream)
         table.write(result.records, plan.out)
         page.write(plan.grid, plan.notebook.path.name, points, folders, plan.names, result.page)
     return result
