@@ -95,6 +95,12 @@ def test_numbers_of_different_protocols_are_in_different_tables():
         results.best(found, "psnr")
 
 
+def test_a_page_says_how_many_images_were_there():
+    few, all_ = (record("a", 0, None, numbers={"rfd": Number(3.0, "x", n)}) for n in (4, 9))
+    assert "N = 9 (4 images are there), " in compare_page.note([few, all_])
+    assert "N = 9, " in compare_page.note([all_])
+
+
 def test_best_follows_what_is_better():
     lower = [record(label, 0, None, numbers={"rfd": Number(v, "x", 9)}) for label, v in (("a", 3.0), ("b", 2.0))]
     assert results.best(lower, "rfd") == "b"

@@ -76,8 +76,10 @@ def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best m
     protocol, seeds = one.protocol, sorted({r.seed for r in results})
     features = protocol.get("features", {})
     weights = "EMA" if protocol.get("images", {}).get("ema") else "raw"
+    there = {r.numbers["rfd"].n for r in results if "rfd" in r.numbers} - {None, protocol.get("n")}
+    fewer = f" ({min(there)} images are there)" if there else ""
     parts = [f"Images: `{one.data}`. Seeds: {', '.join(map(str, seeds))}. Protocol `{one.hash}`: N = "
-             f"{protocol.get('n')}",
+             f"{protocol.get('n')}{fewer}",
              f"features `{features.get('name')}` ({str(features.get('version'))[:16]}), {weights} weights"]
     if sampling := protocol.get("sampling"):
         parts.append(sampler(sampling))
