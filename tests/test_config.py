@@ -57,7 +57,11 @@ def test_a_loss_of_weight_zero_is_no_loss(run):
     ("changes", "words"),
     [
         ({"train.sampels": 5}, ["train.sampels", "5", "did you mean 'train.samples'"]),
-        ({"trian.samples": 5}, ["trian", "did you mean 'train'"]),
+        ({"trian.samples": 5}, ["trian", "did you mean 'train.samples' or 'diffusion.train.samples'"]),
+        ({"samples": 5}, ["did you mean 'train.samples' or 'diffusion.train.samples'"]),
+        ({"decoder.kind": "vit"}, ["did you mean 'tokenizer.decoder.kind'"]),
+        ({"losses.percpetual.weight": 1}, ["did you mean 'losses.perceptual'"]),
+        ({"protocol.guidance": 2}, ["protocol.guidance' = 2: it is a section; name its fields: protocol.guidance.scale, "]),
         ({"train.samples": "many"}, ["train.samples", "many", "integer"]),
         ({"train.samples": -1}, ["train.samples", "-1", "greater than or equal to 1"]),
         ({"tokenizer.channel": 4}, ["tokenizer.channel", "did you mean 'tokenizer.channels'"]),

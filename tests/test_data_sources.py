@@ -420,6 +420,11 @@ def test_a_damaged_table_among_good_ones(tmp_path):
         both(f"parquet:{tmp_path / 'b.parquet'}")
 
 
+def test_a_folder_without_its_kind_is_named_with_it(tmp_path):
+    with pytest.raises(ConfigError, match=rf"'{tmp_path}': not a known source \(write 'folder:{tmp_path}'\)$"):
+        both(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["folder", "parquet", "hf"])
 def test_a_missing_path_names_its_nearest_neighbour(tmp_path, kind):
     (tmp_path / "clothing256").mkdir()

@@ -82,10 +82,10 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
                 node = {str(i): stage
                         for i, stage in enumerate(node)} | {stage["name"]: stage for stage in node}
             if not isinstance(node, dict) or (key not in node and path[:1] != ["stages"]):
-                raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+                raise ConfigError(_unknown(dotted, value, path[:depth], node, key, before))
             if path[:1] == ["stages"] and key not in node:
                 if depth < 3:
-                    raise ConfigError(_unknown(dotted, value, ".".join(path[:depth]), node, key))
+                    raise ConfigError(_unknown(dotted, value, path[:depth], node, key, before))
                 node[key] = {}  # a stage says only what differs, so what it does not say yet can be added
             if node[key] is None:  # an absent section is opened by naming one of its fields
                 node[key] = {}
@@ -93,7 +93,7 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
                 node[key] = {"weight": node[key]}
             node = node[key]
         if not isinstance(node, dict):
-            raise ConfigError(_unknown(dotted, value, ".".join(path), node, last))
+            raise ConfigError(_unknown(dotted, value, path, node, last, before))
         if isinstance(value, dict) and isinstance(node.get(last), dict):
             node[last] = {**node[last], **value}
         else:
@@ -142,10 +142,25 @@ def brief(value: Any) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def _unknown(dotted: str, value: Any, above: str, node: Any, key: str) -> str:
-    known = [f"{above}.{name}".lstrip(".") for name in node] if isinstance(node, dict) else []
-    return (f"overrides: unknown field {brief(str(dotted))} = "
-            f"{brief(value)}{nearest(f'{above}.{key}'.lstrip('.'), known)}")
+def _unknown(dotted: str, value: Any, above: list[str], node: Any, key: str, tree: dict[str, Any]) -> str:
+    names = LOSSES if above[-1:] == ["losses"] else node if isinstance(node, dict) else ()
+    known = [".".join([*above, name]) for name in names]
+    hint = _elsewhere(dotted, tree) or nearest(".".join([*above, key]), known)
+    return f"overrides: unknown field {brief(str(dotted))} = {brief(value)}{hint}"
+
+
+def _elsewhere(dotted: str, tree: dict[str, Any]) -> str:
+    """A clause with the fields that end like `dotted`, or like it without its first part; mostly ""."""
+
+    def names(node: Any, above: str) -> list[str]:
+        inner = node.items() if isinstance(node, dict) else ()
+        return [name for key, value in inner for name in (above + key, *names(value, f"{above}{key}."))]
+
+    for tail in (dotted, dotted.partition(".")[2]):
+        found = [name for name in names(tree, "") if tail and name.endswith(f".{tail}") and name != dotted]
+        if 0 < len(found) < 4:
+            return f" (did you mean {' or '.join(map(repr, found))}?)"
+    return ""
 
 
 def explain(error: ValidationError, config: Any) -> str:
@@ -158,10 +173,14 @@ def explain(error: ValidationError, config: Any) -> str:
     if first["type"] == "extra_forbidden":
         above = "".join(f"{part}." for part in place[:-1])
         known = [above + name for name in _fields(place[:-1], config)]
-        return f"unknown field {brief(field)} = {shown}{nearest(field, known)}{more}"
+        hint = _elsewhere(field, config) or nearest(field, known)
+        return f"unknown field {brief(field)} = {shown}{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"field {brief(field)} is missing{more}"
+    if first["type"] == "model_type" and (inner := _fields(place, config)):
+        names = ", ".join(f"{field}.{name}" for name in inner[:6])
+        return f"field {brief(field)} = {shown}: it is a section; name its fields: {names}{more}"
     if first["type"] == "value_error" and not place:
         return f"{message}{more}"
     return f"field {brief(field)} = {shown}: {message}{more}"

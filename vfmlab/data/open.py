@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Literal
 
 from vfmlab.config.data import Data
+from vfmlab.config.files import expand
 from vfmlab.data.base import ImageSource
 from vfmlab.data.records import readable
 from vfmlab.errors import ConfigError, DataError, nearest
@@ -34,6 +36,8 @@ def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
     kind, sign, rest = config.source.partition(":")
     if kind not in OPENERS or not sign or not rest:
         hint = nearest(kind, OPENERS) if kind not in OPENERS else f" (write '{kind}:...')"
+        if os.path.isdir(expand(config.source)):
+            hint = f" (write 'folder:{config.source}')"
         raise ConfigError(f"field 'data.source' = '{config.source}': not a known source{hint}")
     module, name = OPENERS[kind].split(":")
     try:
