@@ -125,7 +125,7 @@ def _become_kernel(arguments: list[str], environment: dict[str, str], cwd: str) 
     os.environ.update(environment)
     numpy.random.seed()  # else the same numbers in every kernel
     sys.argv[1:] = arguments
-    quiet = "--log-level=CRITICAL"  # every end of a kernel begins with an interrupt, which it logs as an error
+    quiet = "--log-level=CRITICAL"  # a kernel's end begins with an interrupt, which it logs as an error
     kernelapp.launch_new_instance(argv=[*arguments, quiet, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
