@@ -157,9 +157,9 @@ def _elsewhere(dotted: str, tree: dict[str, Any]) -> str:
         return [name for key, value in inner for name in (above + key, *names(value, f"{above}{key}."))]
 
     for tail in (dotted, dotted.partition(".")[2]):
-        found = [name for name in names(tree, "") if tail and name.endswith(f".{tail}") and name != dotted]
-        if 0 < len(found) < 4:
-            return f" (did you mean {' or '.join(map(repr, found))}?)"
+        alike = [name for name in names(tree, "") if tail and name.endswith(f".{tail}") and name != dotted]
+        if 0 < len(alike) < 4:
+            return f" (did you mean {' or '.join(map(repr, alike))}?)"
     return ""
 
 
