@@ -95,11 +95,26 @@ def test_the_mode_alone_takes_half_the_space(tmp_path, source, spread):
     tokenizer = ready(Unshuffle(spread), source)
     cache, _ = run(tmp_path, tokenizer, source, sampled=not spread)
     assert not cache.sampled
-    assert sorted(cache.shards[0]) == ["labels", "mean"]
+    assert sorted(cache.shards[0]) == ["indices", "labels", "mean"]
     indices = torch.arange(4)
     assert torch.equal(cache.latents(indices, noise=torch.randn(4, *cache.shape)), cache.latents(indices))
     with pytest.raises(CheckpointError, match="flip=True"):
         cache.latents(indices, torch.tensor([True, False, False, False]))
+
+
+def test_the_batch_names_the_image_that_stood_in_for_an_unreadable_one(tmp_path, tokenizer, source, monkeypatch):
+    """As fresh latents do: captions are looked up by it."""
+    whole = source.batch
+
+    def batch(indices):
+        return whole(torch.where(torch.as_tensor(indices) == 3, 4, indices))
+
+    monkeypatch.setattr(source, "batch", batch)
+    cache, _ = run(tmp_path, tokenizer, source)
+    assert cache.used.tolist() == [0, 1, 2, 4, *range(4, COUNT)]
+    seen = next(latents.cached_stream(cache, COUNT, 0))
+    assert sorted(seen.indices.tolist()) == sorted(cache.used.tolist())
+    assert torch.equal(seen.labels, source.labels[seen.indices])
 
 
 def test_a_finished_cache_is_reused_and_an_interrupted_one_goes_on(tmp_path, tokenizer, source):

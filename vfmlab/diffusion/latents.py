@@ -2,8 +2,8 @@
 trains on.
 
     <directory>/meta.json                 what is cached: fingerprint, shape, counts, classes, statistics
-                latents-00000.safetensors mean, std (and mean_flip, std_flip), labels of SHARD images; -00001
-                ...
+                latents-00000.safetensors mean, std (and mean_flip, std_flip), labels, indices of SHARD
+                images; -00001 ...
 
 Means and standard deviations of the *normalised* posterior are stored in fp16: at their unit scale its range
 is no limit and its rounding error is about 2e-4 of the latents' standard deviation (bf16: 2e-3). The std is
@@ -103,7 +103,7 @@ def _encode(tokenizer: Tokenizer, indices: Tensor, batch: Batch, flip: bool, sam
             maps: Maps | None) -> dict[str, Tensor]:
     """One batch as it is stored."""
     images = to_float(batch.images).to(tokenizer.stat_mean.device)
-    stored = {"labels": batch.labels}
+    stored = {"labels": batch.labels, "indices": batch.indices}
     for suffix, view in {"": images, "_flip": images.flip(-1)}.items():
         if suffix and not flip:
             continue
@@ -130,6 +130,8 @@ class LatentSource:
 
     Attributes:
         shape: (C, h, w). class_names; num_classes. flip: mirrored copies are there. sampled: stds are there.
+        used: long N, the image whose latent stands at an index; another where it could not be read. Caches of
+            earlier versions do not know.
 
     Raises:
         CheckpointError: no cache there, another one, or an incomplete or broken one.
@@ -144,6 +146,9 @@ class LatentSource:
         self.shards = self._shards.parts
         self.sampled = "std" in self.shards[0]
         self.all_labels = torch.cat([shard["labels"] for shard in self.shards])
+        known = all("indices" in shard for shard in self.shards)
+        self.used = (torch.cat([shard["indices"] for shard in self.shards]) if known
+                     else torch.arange(len(self.all_labels)))
 
     def __len__(self) -> int:
         return len(self.all_labels)
@@ -202,7 +207,8 @@ class _Cached:
         noise = None
         if self.source.sampled:
             noise = posterior_noise(self.seed, step, self.batch, self.source.shape, self.rows)
-        return LatentBatch(self.source.latents(indices, flip, noise), self.source.labels(indices), indices)
+        latents, labels = self.source.latents(indices, flip, noise), self.source.labels(indices)
+        return LatentBatch(latents, labels, self.source.used[indices])
 
 
 def cached_stream(source: LatentSource, batch: int, seed: int, start_step: int = 0,
