@@ -69,6 +69,18 @@ def test_features_in_place_of_images(vfmtok):
 
 
 @torch.no_grad()
+def test_the_encoder_reads_some_levels_and_the_last_is_rebuilt():
+    one = build(**{"vfm.layers": [0, -1], "tokenizer.levels": [0]})
+    maps = one.vfm.features(IMAGES, one.layers).maps
+    codes = one.codes(IMAGES)
+    assert torch.equal(one.posterior(IMAGES, {0: maps[0]}).indices, codes)
+    assert torch.equal(one.encode_features([maps[0].flatten(2).mT, torch.zeros_like(maps[-1]).flatten(2).mT]).indices, codes)
+    assert {k: m.shape for k, m in one.rebuild(one.posterior(IMAGES).mode()).items()} == {-1: maps[-1].shape}
+    with pytest.raises(ConfigError, match=r"tokenizer.levels \[1\] must be of vfm.layers \[0, 2, -1\]"):
+        build(**{"tokenizer.levels": [1]})
+
+
+@torch.no_grad()
 def test_region_tokens_see_those_before_them(vfmtok):
     """A change of the last query changes the last token alone."""
     encoder = vfmtok.encoder
@@ -93,7 +105,8 @@ def test_registers_matter_only_in_front(first):
 
 @pytest.mark.parametrize("changes", [
     {"tokenizer.attends": "cross"}, {"tokenizer.shared": False}, {"tokenizer.masks": True}, {"tokenizer.registers": 0},
-    {"tokenizer.tokens": 9}, {"vfm.layers": [-1]}, {"vfm.weights": "random"}, {"tokenizer.registers_first": False},
+    {"tokenizer.tokens": 9}, {"vfm.layers": [-1]}, {"vfm.layers": [1, -1], "tokenizer.levels": [1]}, {"vfm.weights": "random"},
+    {"tokenizer.registers_first": False},
 ])  # fmt: skip
 def test_ablations_train(changes):
     tokenizer = build(**changes).train()

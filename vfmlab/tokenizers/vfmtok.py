@@ -4,8 +4,8 @@
         -> causal transformer -> grid of pixels' tokens -> convolutions -> image
                               -> grid of features' tokens -> the VFM's last map, for the feature loss
 
-The paper's ablations are options: levels [vfm.layers; the last of them is what the feature loss rebuilds],
-`tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off,
+The paper's ablations are options: `levels` of vfm.layers [the last of these is what the feature loss
+rebuilds], `tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off,
 `masks` shared, `registers` 0, and no feature loss [losses.feature_reconstruction=0]. A random VFM
 [vfm.weights=random] is the target of the feature loss too. The paper's random encoder cannot be that: its
 linear probe is 59, of 69 with the VFM and 23 without the feature loss.
@@ -56,6 +56,8 @@ class VFMTok(Tokenizer):
         heads: int = Field(8, ge=1, description="of the encoder's attention")
         points: int = Field(4, ge=1, description="places of each level that a head looks at")
         hidden: int = Field(1024, ge=1, description="of the encoder's feed-forward")
+        levels: tuple[int, ...] | None = Field(None, min_length=1, description="those of vfm.layers that the "
+                                               "encoder reads; null: all")
         attends: Attends = Field("deformable", description="'cross': plain attention on all places")
         decoder_depth: int = Field(6, ge=1)
         decoder_heads: int = Field(8, ge=1)
@@ -93,8 +95,11 @@ class VFMTok(Tokenizer):
             need_vfm(vfm, config.method, "encodes with a vision foundation model")
             shapes = shapes_of(vfm, vfm.layers)
         c, self.layers, self.shapes = config, tuple(shapes), shapes
-        target = shapes[self.layers[-1]]
-        self.encoder = RegionEncoder([shape.width for shape in shapes.values()], c.tokens, c.width, c.depth,
+        self.levels, target = c.levels or self.layers, shapes[self.layers[-1]]
+        if not set(self.levels) <= set(self.layers):
+            raise ConfigError(f"tokenizer.levels {list(self.levels)} must be of vfm.layers "
+                              f"{list(self.layers)}; put them there, the target of the feature loss last")
+        self.encoder = RegionEncoder([shapes[level].width for level in self.levels], c.tokens, c.width, c.depth,
                                      c.heads, c.points, c.hidden, c.attends)
         self.quant = nn.Linear(c.width, c.channels)
         self.quantizer = QUANTIZERS.get(c.quantizer.kind)(c.quantizer, c.channels)
@@ -109,14 +114,14 @@ class VFMTok(Tokenizer):
     # -- encoder --------------------------------------------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
-        return self._encode(self.read_features(images, features, self.layers))
+        return self._encode(self.read_features(images, features, self.levels))
 
     def encode_features(self, features: Sequence[Tensor]) -> CodePosterior:
         """Tokens (B N D) of the VFM's layers, in `layers`' order -> `indices` B T, `latents` B T channels."""
         return self._encode(as_maps(features, self.layers, self.shapes))
 
     def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:
-        tokens = self.quant(self.encoder([maps[layer] for layer in self.layers]))
+        tokens = self.quant(self.encoder([maps[level] for level in self.levels]))
         return CodePosterior.of(self.quantizer, tokens.transpose(1, 2).unflatten(2, self.map_shape[1:]))
 
     def last_encoder_layer(self) -> nn.Parameter:

@@ -1,7 +1,7 @@
 """Ledger C: what the papers of discrete tokenizers claim of quantisers, VFMTok and VQRAE.
 
 Quantisers are compared in pocket_vqgan, which differs in nothing else. Codes are counted on held-out images.
-What VFMTok's feature loss rebuilds is the last of a row's own levels, so it changes with them.
+VFMTok's feature loss rebuilds the VFM's last level, whichever levels a row reads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ ROWS = {
     "VFMTok, no feature loss": _tokens(variant="_no_features", photo="losses.feature_reconstruction=0"),
     "VFMTok, random VFM": _tokens(variant="+random"),
     "VFMTok, plain attention": _tokens(variant="_cross", photo="tokenizer.attends=cross"),
-    "VFMTok, second level": _tokens("vfm.layers=[1]", photo="vfm.layers=[4]"),
+    "VFMTok, second level": _tokens("vfm.layers=[1,-1],tokenizer.levels=[1]",
+                                    photo="vfm.layers=[4,-2],tokenizer.levels=[4]"),
     "VFMTok, last level": _tokens("vfm.layers=[-1]", photo="vfm.layers=[-2]"),
     "VFMTok, 36 tokens": _tokens("tokenizer.tokens=36"),
     "VFMTok, 16 tokens": _tokens("tokenizer.tokens=16"),
