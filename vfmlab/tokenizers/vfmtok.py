@@ -5,8 +5,8 @@
                               -> grid of features' tokens -> the VFM's last map, for the feature loss
 
 The paper's ablations are options: `levels` of vfm.layers [the last of these is what the feature loss
-rebuilds], `tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared` off,
-`masks` shared, `registers` 0, and no feature loss [losses.feature_reconstruction=0]. A random VFM
+rebuilds], `tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared`
+off, `masks` shared, `registers` 0, and no feature loss [losses.feature_reconstruction=0]. A random VFM
 [vfm.weights=random] is the target of the feature loss too. The paper's random encoder cannot be that: its
 linear probe is 59, of 69 with the VFM and 23 without the feature loss.
 """
@@ -99,8 +99,8 @@ class VFMTok(Tokenizer):
         if not set(self.levels) <= set(self.layers):
             raise ConfigError(f"tokenizer.levels {list(self.levels)} must be of vfm.layers "
                               f"{list(self.layers)}; put them there, the target of the feature loss last")
-        self.encoder = RegionEncoder([shapes[level].width for level in self.levels], c.tokens, c.width, c.depth,
-                                     c.heads, c.points, c.hidden, c.attends)
+        self.encoder = RegionEncoder([shapes[level].width for level in self.levels], c.tokens, c.width,
+                                     c.depth, c.heads, c.points, c.hidden, c.attends)
         self.quant = nn.Linear(c.width, c.channels)
         self.quantizer = QUANTIZERS.get(c.quantizer.kind)(c.quantizer, c.channels)
         self.post_quant = nn.Linear(c.channels, c.width)
