@@ -84,7 +84,7 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
     lead = compare_page.note([r for r in results if r.numbers], "mean (each seed)") + " " + RULE
     if sources:
         lead += f" Numbers from {', '.join(f'`{name}`' for name in sources)}."
-    page = Page(title, "Which claims of the papers hold here, which do not, and which cannot be told yet?",
+    page = Page(title, "Which claims of the papers hold here, which do not, and which are undecided?",
                 verdict(decided), lead, definitions(), command=command)
     page.add("Claims", "", primitives.table([
         {"claim": d.claim.id, "statement": d.claim.statement, "verdict": d.verdict,
