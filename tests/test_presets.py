@@ -26,6 +26,8 @@ def shorter(run):
     """Two steps of every phase, and no evaluation on the way."""
     kind = "ar" if run.ar else "diffusion"
     more = {f"{kind}.train.samples": 16, f"{kind}.train.evaluate_at": []} if run.generator else {}
+    if getattr(run.generator, "text", None) is not None:
+        more["data.flip"] = False  # captions are not mirrored
     return override(run, SHORT | more)
 
 
