@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from tiny import COMMON
+from tiny import COMMON, common
 from torch.nn import functional
 
 import vfmlab
@@ -24,7 +24,7 @@ def small(name: str):
     kind = "diffusion" if recipe.diffusion is not None else "ar" if recipe.ar is not None else None
     trained = kind is not None and getattr(recipe, kind).train is not None
     generator = {f"{kind}.{name}": value for name, value in LOGGED.items()} if trained else {}
-    return api.resolve(name, {**COMMON, **LOGGED, **generator})
+    return api.resolve(name, {**common(recipe), **LOGGED, **generator})
 
 
 @pytest.mark.parametrize("name", PRESETS)

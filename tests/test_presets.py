@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import COMMON
+from tiny import common
 
 from vfmlab import api, presets, runs
 from vfmlab.config import override
@@ -19,16 +19,13 @@ from vfmlab.registry import TOKENIZERS
 
 TIERS = ("tiny", "pocket", "photo", "small", "paper")
 TINY = [name for name in presets.names() if name.startswith("tiny_")]
-SHORT = COMMON | {"train.samples": 16}
 
 
 def shorter(run):
     """Two steps of every phase, and no evaluation on the way."""
     kind = "ar" if run.ar else "diffusion"
     more = {f"{kind}.train.samples": 16, f"{kind}.train.evaluate_at": []} if run.generator else {}
-    if getattr(run.generator, "text", None) is not None:
-        more["data.flip"] = False  # captions are not mirrored
-    return override(run, SHORT | more)
+    return override(run, common(run) | {"train.samples": 16} | more)
 
 
 @pytest.mark.parametrize("method", TOKENIZERS.names())

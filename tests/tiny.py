@@ -27,6 +27,11 @@ GAME = {"vfm.weights": "random", "losses.adversarial.start": 16, "equivariance":
 COMMON = {"data.train": 48, "data.val": 16, "data.flip": True, "protocol.n": 16}
 
 
+def common(run):
+    """COMMON for a recipe: captions are not mirrored."""
+    return COMMON | ({} if getattr(run.generator, "text", None) is None else {"data.flip": False})
+
+
 def tiny_run(kind, **overrides):
     """The config of the one phase that `kind` trains: 8 steps of 8 images, a checkpoint after 4."""
     if kind == "toy":
@@ -36,7 +41,8 @@ def tiny_run(kind, **overrides):
     elif kind == "game":  # VF loss and discriminator, both weighed by gradients; the game begins with the third step
         run = override(presets.get("tiny_va_vae"), GAME | COMMON | overrides)
     elif kind in ("ar", "text"):
-        run = override(presets.get({"ar": "tiny_ar_orders", "text": "tiny_t2i_plain_vae"}[kind]), COMMON | overrides)
+        run = presets.get({"ar": "tiny_ar_orders", "text": "tiny_t2i_plain_vae"}[kind])
+        run = override(run, common(run) | overrides)
     else:
         fresh = {"diffusion.cache": False} if kind == "diffusion_fresh" else {}
         run = override(presets.get("tiny_plain_vae"), COMMON | fresh | overrides)
