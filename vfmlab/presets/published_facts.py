@@ -166,7 +166,8 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "paper_gae": (
         release("vfm.name", "dinov2_l14"), release("vfm.upscale", 0.875, "224 px"), release("tokenizer.channels", 32), release("tokenizer.factor", 16),
         release("teacher/train.optimizer", "adamw"), release("teacher/train.lr", 1e-4), release("teacher/train.weight_decay", 0.05),
-        release("teacher/train.betas", (0.9, 0.98)), release("teacher/train.samples", 100 * EPOCH), release("teacher/train.schedule", "cosine"),
+        release("teacher/train.betas", (0.9, 0.98)), release("teacher/train.samples", 100 * EPOCH),
+        release("teacher/train.schedule", "cosine", "falls to a tenth there, to zero here"),
         release("teacher/train.warmup", 5 * EPOCH, "5 %"), release("autoencoder/losses.l1.weight", 1.0), release("autoencoder/losses.lpips.weight", 1.0),
         release("autoencoder/losses.semantic.weight", 1.0), release("autoencoder/losses.adversarial.weight", 0.5),
         release("autoencoder/losses.adversarial.start", 5000 * 1024, "from step 5001"),
