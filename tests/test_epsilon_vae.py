@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from vfmlab.config import override
 from vfmlab.decoders.diffusion import DiffusionDecoder, log_grid
 from vfmlab.diffusion import path
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation import generation
 from vfmlab.evaluation.reconstruction import evaluate_reconstruction
+from vfmlab.evaluation.roundtrip import seeds, through
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
 from vfmlab.tokenizers.base import Statistics
@@ -62,6 +65,27 @@ def test_an_image_follows_from_its_latent_and_seed():
     torch.testing.assert_close(tokenizer.decode(z[2:], seeds=[7, 8]), seeded[2:], atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match="1 seeds for 4 latents"):
         tokenizer.decode(z, seeds=[1])
+
+
+@torch.no_grad()
+def test_evaluations_decode_each_image_with_its_own_noise():
+    tokenizer, image = make(), torch.rand(1, 3, 16, 16, generator=generator("image")) * 2 - 1
+    same = image.expand(40, -1, -1, -1)
+    restored = through(tokenizer, same, ids=torch.arange(40)).restored
+    assert len(restored.unique(dim=0)) == 40
+    assert torch.equal(through(tokenizer, same[:3], ids=torch.arange(36, 39)).restored, restored[36:39])
+    assert not torch.equal(through(tokenizer, image, seed=1).restored, restored[:1])
+    assert seeds(SimpleNamespace(config=presets.get("tiny_plain_vae").tokenizer), 0, torch.arange(2)) == {}
+
+    zeros = SimpleNamespace(config=tokenizer.config, decode=tokenizer.decode)
+    protocol = presets.get("tiny_epsilon_vae").protocol
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "latents", lambda *args: torch.zeros(len(args[3]), 4, 4, 4))
+        network = torch.nn.Linear(1, 1)
+        whole = torch.cat(list(generation.drawn(network, zeros, protocol, torch.arange(6).split(6), 10)))
+        parts = torch.cat(list(generation.drawn(network, zeros, protocol, torch.arange(6).split(2), 10)))
+    assert len(whole.unique(dim=0)) == 6
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

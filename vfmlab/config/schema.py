@@ -66,10 +66,12 @@ class QuantizerConfig(Section):
 class TokenizerConfig(Section):
     """Image -> latent -> image. Each registered tokenizer extends this.
 
-    quantised: whether its latent is codes, for a generator of tokens in order.
+    quantised: whether its latent is codes, for a generator of tokens in order. seeded: whether decoding draws
+    noise: `decode` and `decode_raw` then take `seeds`, one for each image.
     """
 
     quantised: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     method: str
     channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")

@@ -23,6 +23,7 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 from vfmlab.weights.load import with_weaker
 
+OWN_NOISE = "noise of its own for each image"  # earlier reports decoded all from that of seed 0
 ON_SPHERE = "every latent decoded from the sphere"  # earlier reports decoded raw ones, or some as they were
 FEW_CODES = 0.03  # of a codebook's entries
 
@@ -85,6 +86,8 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
              version]
     if run.tokenizer.radius is not None:
         facts.append(ON_SPHERE)
+    if run.tokenizer.seeded:
+        facts.append(OWN_NOISE)
     if run.protocol.prompts is not None:
         facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:

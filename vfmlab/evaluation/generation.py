@@ -22,7 +22,7 @@ from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.precision import precise, tf32
 from vfmlab.evaluation.protocol import Setup, open_setup
 from vfmlab.evaluation.reconstruction import Progress, measure
-from vfmlab.evaluation.roundtrip import as_saved, evaluating
+from vfmlab.evaluation.roundtrip import as_saved, evaluating, seeds
 from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
 
@@ -109,33 +109,41 @@ def drawn(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, b
     stream = torch.cuda.Stream(device) if device.type == "cuda" and protocol.precision != "tf32" else None
 
     @torch.no_grad()
-    def decode(z: Tensor) -> Tensor:
+    def decode(z: Tensor, ids: Tensor) -> Tensor:
         with precise(protocol.precision, device):
-            return (tokenizer.decode if z.is_floating_point() else tokenizer.decode_codes)(z).float()
+            if not z.is_floating_point():
+                return tokenizer.decode_codes(z).float()
+            return tokenizer.decode(z, **seeds(tokenizer, noise_of(protocol, seed), ids)).float()
 
-    def beside(z: Tensor, ready: torch.cuda.Event | None) -> Tensor:
+    def beside(z: Tensor, ids: Tensor, ready: torch.cuda.Event | None) -> Tensor:
         if stream is None:
-            return decode(z)
+            return decode(z, ids)
         with torch.cuda.stream(stream):
             stream.wait_event(ready)
-            images = decode(z)
+            images = decode(z, ids)
         stream.synchronize()
         images.record_stream(torch.cuda.default_stream(device))
         return images
 
     if protocol.precision == "tf32":
-        yield from (decode(latents(network, tokenizer, protocol, ids, num_classes, seed)) for ids in batches)
+        yield from (decode(latents(network, tokenizer, protocol, ids, num_classes, seed), ids)
+                    for ids in batches)
         return
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for ids in batches:
             z = latents(network, tokenizer, protocol, ids, num_classes, seed)
             ready = None if stream is None else torch.cuda.current_stream(device).record_event()
-            before, waiting = waiting, pool.submit(beside, z, ready)
+            before, waiting = waiting, pool.submit(beside, z, ids, ready)
             if before is not None:
                 yield before.result()
         if waiting is not None:
             yield waiting.result()
+
+
+def noise_of(protocol: config.Protocol, seed: int) -> int:
+    """The seed that the samples' noise follows. seed: of the run."""
+    return derive("samples of a run", protocol.seed, seed) if protocol.noise == "run" else protocol.seed
 
 
 @torch.no_grad()
@@ -147,9 +155,7 @@ def latents(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol,
 
     device = next(network.parameters()).device
     labels = labels_of(ids, num_classes, protocol).to(device)
-    own = protocol.noise == "run"
-    noise = derive("samples of a run", protocol.seed, seed) if own else protocol.seed
-    random = SampleRandom(noise, ids.tolist(), device)
+    random = SampleRandom(noise_of(protocol, seed), ids.tolist(), device)
     with precise(protocol.precision, device):
         if protocol.token_sampler is not None:
             return tokens.sample(network, labels, random, protocol.token_sampler, protocol.guidance)

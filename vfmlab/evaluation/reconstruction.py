@@ -50,7 +50,7 @@ def measure(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol, s
     with evaluating(tokenizer), tf32(False):
         for batch, images, ids in setup.shares(device):
             with precise(protocol.precision, images.device):
-                trip = through(tokenizer, images)
+                trip = through(tokenizer, images, protocol.seed, setup.ranks.share(ids))
             seen = setup.space(trip.restored)
             z = tokenizer.normalise(trip.raw).cpu()
             images, restored, codes, z, y, *parts = setup.joined(

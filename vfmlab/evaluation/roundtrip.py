@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vfmlab import data
 from vfmlab.errors import DataError
+from vfmlab.seeding import derive
 from vfmlab.tokenizers.base import Tokenizer
 
 CPU_PART = 32  # images encoded at a time on a CPU: maps of more do not fit into its caches
@@ -38,26 +39,36 @@ class Trip(NamedTuple):
     codes: Tensor | None = None
 
 
-def through(tokenizer: Tokenizer, images: Tensor) -> Trip:
-    """Images B 3 H W through the tokenizer and back."""
+def seeds(tokenizer: Tokenizer, seed: int, ids: Tensor) -> dict[str, list[int]]:
+    """What decoding takes beside latents: where it draws noise, a seed for each of the images `ids`."""
+    if not tokenizer.config.seeded:
+        return {}
+    return {"seeds": [derive("decoding", seed, i) for i in ids.tolist()]}
+
+
+def through(tokenizer: Tokenizer, images: Tensor, seed: int = 0, ids: Tensor | None = None) -> Trip:
+    """Images B 3 H W through the tokenizer and back. seed, ids: of the images, see :func:`seeds`; ids None:
+    their places."""
     raw, restored, codes = [], [], []
-    for part in images.split(CPU_PART if images.device.type == "cpu" else len(images)):
+    ids = torch.arange(len(images)) if ids is None else ids
+    size = CPU_PART if images.device.type == "cpu" else len(images)
+    for part, own in zip(images.split(size), ids.split(size), strict=True):
         posterior = tokenizer.posterior(part.contiguous(memory_format=torch.channels_last))
         raw.append(posterior.mode().float())
-        restored.append(as_saved(decode(tokenizer, raw[-1])))
+        restored.append(as_saved(decode(tokenizer, raw[-1], **seeds(tokenizer, seed, own))))
         if tokenizer.quantised:
             codes.append(posterior.indices)
     return Trip(torch.cat(raw), torch.cat(restored), torch.cat(codes) if codes else None)
 
 
-def decode(tokenizer: Tokenizer, raw: Tensor) -> Tensor:
+def decode(tokenizer: Tokenizer, raw: Tensor, **noise: list[int]) -> Tensor:
     """Raw latents -> images in [-1, 1]; works before statistics are measured, as during training.
 
     On a sphere they take the length at which a generator's are decoded, which needs the statistics.
     """
     if tokenizer.config.radius is not None:
         raw = tokenizer.denormalise(tokenizer.normalise(raw))
-    return tokenizer.decode_raw(raw)[0].float().clamp(-1, 1)
+    return tokenizer.decode_raw(raw, **noise)[0].float().clamp(-1, 1)
 
 
 @contextmanager

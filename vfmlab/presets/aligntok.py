@@ -78,7 +78,7 @@ ROWS = (
         "photo_aligntok", "AlignTok (f4d8) from EfficientNet-Lite0 on photographs: decoder, pixel losses and images in all as photo_vfm_vae, then the same DiT.",
         base("photo", vfm=PHOTO_VFM, losses=without(POCKET_LOSSES, "kl"),
              tokenizer={"method": "aligntok", "channels": 8, "factor": 4, "adapter_width": 64, "linear_start": True, "decoder": POCKET_DECODER},
-             stages=stages(12_800, 51_200, 12_800, True, tuned={"multiscale": {"until": 25_600}}, last={"multiscale": 0.0})),
+             stages=stages(12_800, 51_200, 12_800, True, tuned={"multiscale": 0.0}, last={"multiscale": 0.0})),
         needs=PHOTO_NEEDS, ours="no GAN, as in the other tokenizers of the tier; sizes, budgets",
     ),
     Preset(

@@ -9,7 +9,7 @@ seed for each image; without one, all have seed 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class EpsilonVAE(Tokenizer):
     """Deterministic latent; the decoder must be of kind `diffusion`."""
 
     class Config(config.TokenizerConfig):
+        seeded: ClassVar = True
+
         method: Literal["epsilon_vae"] = "epsilon_vae"
         width: int = Field(128, ge=1, description="encoder channels at the finest resolution")
         multipliers: tuple[int, ...] | None = Field(None, description="widths per resolution over `width`, "
