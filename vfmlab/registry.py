@@ -1,17 +1,23 @@
 """Name -> class, one table per kind of part. A new part is one new file that registers itself.
 
 A registry knows the package its parts live in and imports that package's modules on the first look-up, so
-that adding a file is enough to add a part, and `import vfmlab` stays cheap.
+that adding a file is enough to add a part, and `import vfmlab` stays cheap. Files elsewhere are named in the
+variable VFMLAB_PLUGINS (separated as in PATH) and imported then, too, in every process that inherits it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from vfmlab.errors import ConfigError, nearest
+from vfmlab.errors import ConfigError, VfmlabError, nearest
 
 T = TypeVar("T")
 
@@ -72,9 +78,41 @@ class Registry:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
                 importlib.import_module(f"{self.package}.{module.name}")
+            for file in plugins():
+                _import(file)
         except BaseException:
             self._filled = False  # half a table would hide why the other half is missing
             raise
+
+
+def plugins() -> list[Path]:
+    """The files that VFMLAB_PLUGINS names."""
+    names = os.environ.get("VFMLAB_PLUGINS", "").split(os.pathsep)
+    return [Path(name).expanduser().absolute() for name in names if name]
+
+
+def digests() -> dict[str, str]:
+    """The name and hash of each of these files: its source decides what a run trains."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:8] for file in plugins()}
+
+
+def _import(file: Path) -> None:
+    """Import `file` as the module of its name, once a process."""
+    if getattr(sys.modules.get(file.stem), "__file__", None) == str(file):
+        return
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or file.stem in sys.modules or not file.is_file():
+        why = "there is no such file" if not file.is_file() else "give a .py file with a name of its own"
+        raise ConfigError(f"VFMLAB_PLUGINS: '{file}': {why}")
+    sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[file.stem]
+        if not isinstance(error, Exception) or isinstance(error, VfmlabError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"VFMLAB_PLUGINS: '{file}' cannot be imported: {reason}") from error
 
 
 TOKENIZERS = Registry("tokenizer", "vfmlab.tokenizers")

@@ -42,6 +42,7 @@ from vfmlab.config.files import (
     write_json,
 )  # fmt: skip
 from vfmlab.errors import RunBusy, RunError, nearest
+from vfmlab.registry import digests
 
 __all__ = [
     "RunDir", "Status", "beside", "contrast", "create", "differences", "environment", "listing", "open_run",
@@ -435,7 +436,7 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
 
 
 def environment() -> Tree:
-    """Versions, platform and the commit of the working tree (None outside one)."""
+    """Versions, platform, the commit of the working tree (None outside one), hashes of plug-ins."""
     versions, commit = dict.fromkeys(LIBRARIES), None
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -447,4 +448,4 @@ def environment() -> Tree:
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
             commit = done.stdout.strip()
     return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions,
-            "commit": commit}
+            "commit": commit} | ({"plugins": own} if (own := digests()) else {})
