@@ -437,15 +437,14 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
 
 def environment() -> Tree:
     """Versions, platform, the commit of the working tree (None outside one), hashes of plug-ins."""
-    versions, commit = dict.fromkeys(LIBRARIES), None
+    versions, commit, own = dict.fromkeys(LIBRARIES), None, digests()
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    tree = Path(__file__).resolve().parents[1]
+    options = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True, "timeout": 10}
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    if (tree / ".git").exists():
+    if (options["cwd"] / ".git").exists():
         with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=10, check=True)
-            commit = done.stdout.strip()
+            commit = subprocess.run(command, check=True, **options).stdout.strip()
     return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions,
-            "commit": commit} | ({"plugins": own} if (own := digests()) else {})
+            "commit": commit, **({"plugins": own} if own else {})}
