@@ -441,7 +441,7 @@ def environment() -> Tree:
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    options = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True, "timeout": 10}
+    options = {"cwd": Path(__file__).parents[1], "capture_output": True, "text": True, "timeout": 10}
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     if (options["cwd"] / ".git").exists():
         with suppress(OSError, subprocess.SubprocessError):
