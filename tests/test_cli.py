@@ -448,6 +448,17 @@ def test_presets_are_listed(capsys):
     assert all(len(line.split()) > 3 for line in out.splitlines()), "every preset says what it is for"
 
 
+def test_a_preset_as_a_file_is_the_preset(capsys, tmp_path):
+    from vfmlab import api
+
+    code, out, _ = call(capsys, "presets", "tiny_vfm_vae+no_kl", "--json")
+    assert code == 0
+    (tmp_path / "mine.json").write_text(out)
+    assert api.resolve(tmp_path / "mine.json").id == api.resolve("tiny_vfm_vae+no_kl").id
+    assert "vfmlab presets PRESET --json" in refused(capsys, "presets", "--json")
+    assert "did you mean 'tiny_vfm_vae'" in refused(capsys, "presets", "tiny_vfm_va", "--json")
+
+
 def test_doctor_fails_when_something_must_be_mended(capsys, monkeypatch):
     from vfmlab.cli import doctor
 
@@ -484,14 +495,18 @@ def test_help_is_quick_to_import():
     assert done.stdout.strip() == "2 []", done.stderr
 
 
-def test_module_and_every_command_have_help():
-    for command in main.COMMANDS.values():
+def test_module_and_every_command_have_help(capsys):
+    for name, command in main.COMMANDS.items():
         assert command.__doc__
+        with pytest.raises(SystemExit):
+            main.main([name, "--help"])
+        assert "Args:" not in capsys.readouterr().out, "what options mean stands beside them"
         assert len(command.__doc__.splitlines()[0]) > 20
     done = subprocess.run([sys.executable, "-m", "vfmlab", "--help"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0
     for name in main.COMMANDS:
         assert name in done.stdout
+    assert "labels:" not in done.stdout, "of each command its first words"
 
 
 # -- the whole way, as a person would go it -------------------------------------------------------------------------

@@ -57,8 +57,9 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
 
 
 def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] = "",
-            published: bool = False) -> int:
-    """List presets and variants with what they are for; of one preset all that is known before it is started.
+            published: bool = False, as_json: Json = False) -> int:
+    """List presets and variants with what they are for; of one preset all that is known before it is started,
+    or with --json its config: every field with its value, as a file that `vfmlab train` takes.
 
     A preset is named alone, with variants (PRESET+VARIANT), or with another's diffusion model
     (PRESET@PRESET).
@@ -73,12 +74,17 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
 
         print(published_page())
         return 0
+    if as_json:
+        if not name:
+            raise ConfigError("--json prints one preset's config; name it: vfmlab presets PRESET --json")
+        print(json.dumps(table.get(name, {}).model_dump(mode="json"), indent=2))
+        return 0
 
     rows = {row.name: row.about for row in map(table.row, table.names())}
     rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
     if name:
-        rows = {name: table.summary(name)} | {f"  {fact}": text
-                                              for fact, text in table.row(name).facts.items()}
+        facts = table.row(name).facts | {"fields": f"vfmlab presets {name} --json"}
+        rows = {name: table.summary(name)} | {f"  {fact}": text for fact, text in facts.items()}
     width = max(map(len, rows))
     for what, text in rows.items():
         print(f"{what:<{width}}  {text}")

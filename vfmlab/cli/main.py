@@ -69,8 +69,11 @@ def gather(argv: Sequence[str]) -> list[str]:
     return [*rest, "--set", *values] if values else list(argv)
 
 
-def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """Arguments -> the call of `command`, with `~` expanded in paths, after a line on a terminal."""
+def _with_paths(name: str, command: Callable[..., int], asked: bool) -> Callable[..., Callable[[], int]]:
+    """Arguments -> the call of `command`, with `~` expanded in paths, after a line on a terminal.
+
+    asked: whether this is the command that was called; of others the help has the first words only.
+    """
 
     def path(key: str, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -86,6 +89,8 @@ def _with_paths(name: str, command: Callable[..., int]) -> Callable[..., Callabl
         options = {key: path(key, value) for key, value in options.items()}
         return functools.partial(command, *(path("", arg) for arg in args), **options)
 
+    if not asked:  # in the list of commands
+        call.__doc__ = (command.__doc__ or "").partition("\n\n")[0]
     return call
 
 
@@ -101,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv[0].startswith("-") and argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)}")
         command = tyro.extras.subcommand_cli_from_dict(
-            {name: _with_paths(name, command) for name, command in COMMANDS.items()}, prog="vfmlab",
+            {name: _with_paths(name, command, argv[0] == name) for name, command in COMMANDS.items()},
+            prog="vfmlab",
             description="Visual tokenizers from vision foundation models, and latent diffusion on them.",
             args=gather(argv), config=(tyro.conf.OmitArgPrefixes,)
         )

@@ -35,7 +35,7 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
 
     Args:
         labels: class names or numbers, one image each; a name wins where both fit. Left out: one image of
-        every class.
+            every class.
         seed: image i depends on (seed, i) only.
         steps: sampling steps; like guidance and solver, the run's protocol decides when it is not given.
         guidance: classifier-free guidance scale, 1 is off.
@@ -43,12 +43,12 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
         out: folder for grid.png, manifest.json and one file per image; none: samples/ in the run's directory.
         raw: weights as trained instead of their average.
         decoder: tokenizer run whose decoder makes the images, where a stage was trained after the diffusion
-        model.
+            model.
         npz: draw so many samples under the run's protocol into one npz file for ADM's evaluator instead;
-        --out names it. Goes on where it was broken off, also under accelerate launch.
+            --out names it. Goes on where it was broken off, also under accelerate launch.
         sets: changes to the protocol, with --npz, e.g. labels=random precision=bf16 batch=64.
         prompt: texts, one image each, of a run that reads text: --prompt "a striped red disc" "two blue
-        rings". Left out: a few captions of its training images.
+            rings". Left out: a few captions of its training images.
     """
     from vfmlab import api, data
 
@@ -100,7 +100,7 @@ def reconstruct(run: RunArg, images: ImageArgs, /, out: Path | None = None, root
 
     Args:
         out: folder for the pictures, grid.png and manifest.json; none: reconstructions/ in the run's
-        directory.
+            directory.
     """
     import torch
 

@@ -25,13 +25,13 @@ def import_(name: Name = None, /, file: Path | None = None, config: Path | None 
 
     Args:
         file: the checkpoint (.safetensors, its index, .pt, .pth, .ckpt) or diffusers' folder, instead of the
-        hub's.
+            hub's.
         config: the release's own config (.yaml, .json); a family's name with --file and --config takes any
-        checkpoint of it.
+            checkpoint of it.
         statistics: a file with the latents' mean and std, or "measured" for the run's own images; none: the
-        release's.
+            release's.
         tokenizer: for a diffusion model, the run whose latents it samples; none: the imported one it was
-        trained on.
+            trained on.
         sets: changes to the run's config, e.g. data.source=folder:PATH vfm.weights=FILE.
         progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
         accept_licence: the release's non-commercial licence allows what you do; asked on a terminal.
@@ -96,13 +96,13 @@ def export(run: RunArg, /, to: Path | None = None, form: Form = "hub", push: str
 
     Args:
         to: folder to write to: new, empty, or an earlier export; none: exported/ (diffusers/) in the run's
-        directory.
+            directory.
         form: hub: the run's tokenizer as config.json and model.safetensors; diffusers: what its
-        from_pretrained loads, a tokenizer as an autoencoder, a diffusion run as a pipeline.
+            from_pretrained loads, a tokenizer as an autoencoder, a diffusion run as a pipeline.
         push: hub repository (user/name) to upload to.
         private: make that repository private, if it is new.
         licence: under which the weights are passed on, e.g. mit; none: that of an imported release, else none
-        is stated.
+            is stated.
         data_licence: of the training images, for the card.
         overwrite: write into a folder that holds other files, too.
     """
