@@ -22,7 +22,8 @@ class Pixels(Metric):
         Quantity("psnr_mask", "PSNR in mask", HIGHER, "dB", (TABLE,),
                  definition="PSNR inside the object's mask"),
         Quantity("ssim", "SSIM", HIGHER, "", (TABLE,),
-                 definition="structural similarity of a reconstruction with its image"),
+                 definition="structural similarity of a reconstruction with its image, both in [-1, 1] "
+                            "(in [0, 1] it differs by hundredths)"),
         Quantity("lpips", "LPIPS (AlexNet)", LOWER, "", (TABLE,),
                  definition="distance of image and reconstruction in AlexNet's features, as fitted to human judgements"),
     )  # fmt: skip

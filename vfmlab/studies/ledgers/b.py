@@ -33,7 +33,8 @@ ROWS = {
     "RAE on a sphere, radial 0": _row(f"{SPHERE}:diffusion.path.radial=0", "wide latents"),
     "RAE on a sphere, radial 1": _row(f"{SPHERE}:diffusion.path.radial=1", "wide latents"),
     "bounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion={{}}", "wide latents"),
-    "unbounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion.caps=null", "wide latents"),
+    "unbounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion.caps=null,"
+                             "tokenizer.fusion.dropout=[0,0,0]", "wide latents"),
     **{f"GAE, semantic {weight}": _row(f"gae:{PRIORS}.semantic.weight={weight}", "small latents")
        for weight in (0, 0.5, 1, 2)},
     "PAE": _pae(),
