@@ -27,6 +27,8 @@ def test_rows_are_settings_times_seeds():
     assert rows[1].run.vfm.layers == (0, -1)
     assert (rows[3].run.seed, rows[3].run.train.lr) == (3, 0.001)
     assert rows[0].phases == rows[0].run.phases()
+    nested = compare.parse(['tiny_vfm_vae:equivariance={"p_latent":0.5,"scales":[0.5,1]},train.lr=0.001'], [0])[0].run
+    assert (nested.equivariance.p_latent, nested.equivariance.scales, nested.train.lr) == (0.5, (0.5, 1), 0.001)
     for specs, complaint in (
         (["a=tiny_plain_vae", "b=tiny_plain_vae"], "rows 'a' and 'b' have the same config"),
         (["a=tiny_plain_vae", "a=tiny_vfm_vae"], "rows 'a' and 'a' have the same label"),

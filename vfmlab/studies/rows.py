@@ -84,5 +84,5 @@ def _read(spec: str) -> tuple[str, str, dict[str, Any]]:
     """label, name of the recipe, fields. The label is what stands before a '=' that comes before the ':'."""
     head, _, tail = spec.partition(":")
     label, _, name = head.rpartition("=")
-    fields = [f for f in re.split(r",(?![^\[{]*[\]}])", tail) if f]  # not commas inside of lists
+    fields = [f for f in re.split(r",(?=[\w.]+=)", tail) if f]  # not commas inside of lists and objects
     return label or spec, name, config.parse_assignments(fields)
