@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from vfmlab import api, presets, runs
 from vfmlab.config import override
-from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.tokenizers.base import measure
 from vfmlab.weights import export, table
@@ -205,6 +205,8 @@ def test_no_folder_with_other_files_is_written_to(exported, tmp_path, files):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
     export.save_pretrained(run.id, tmp_path, root, overwrite=True)
     assert export.from_pretrained(tmp_path, on="cpu").statistics.fingerprint == "eight scenes"
+    with pytest.raises(RunError, match=r"is an export and no run; vfmlab\.weights\.export\.from_pretrained reads it"):
+        api.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

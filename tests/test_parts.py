@@ -89,6 +89,11 @@ def test_a_loss_and_a_callback_train_and_resume(tmp_path):
     assert taken == [1, 2]
     assert {"edges", "distance"} <= set(folder.metrics("step")[-1])
     assert "own losses.edges" in runs.contrast([folder])[folder.id]
+    again = api.resolve("tiny_plain_vae", SMALL, parts={"losses.edges": edges})
+    other = runs.create(again.phases()[0], tmp_path)
+    said = runs.contrast([folder, other])
+    assert "own losses.edges 0.5" in said[folder.id]
+    assert "own losses.edges 1.0" in said[other.id], "same source, another weight"
     step = vfmlab.open_step(recipe, tmp_path)
     assert step.terms["edges"].weight == 0.5
     assert float(step.terms["edges"].value) == float(edges(step.reconstruction))

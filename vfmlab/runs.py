@@ -30,23 +30,13 @@ import psutil
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from vfmlab.config import Kind, Phase, explain, files, kind_of, parse
-from vfmlab.config.files import (
-    beside,
-    differences,
-    expand,
-    output_folder,
-    read_json,
-    root_folder,
-    sync,
-    write_atomic,
-    write_json,
-)  # fmt: skip
+from vfmlab.config.files import beside, differences, output_folder, root_folder, write_atomic, write_json
 from vfmlab.errors import RunBusy, RunError, nearest
 from vfmlab.registry import digests
 
 __all__ = [
     "RunDir", "Status", "beside", "contrast", "create", "differences", "environment", "listing", "open_run",
-    "output_folder", "root_folder", "scan", "starting", "sync", "write_atomic", "write_json",
+    "output_folder", "root_folder", "scan", "starting", "write_atomic", "write_json",
 ]  # fmt: skip
 
 Tree = dict[str, Any]
@@ -107,7 +97,7 @@ class RunDir:
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", expand(self.path))
+        object.__setattr__(self, "path", files.expand(self.path))
 
     @property
     def id(self) -> str:
@@ -266,10 +256,13 @@ class RunDir:
         path = self.path / name
         if not os.path.lexists(path):
             return {}
-        tree = read_json(path, RunError, f"run '{self.id}':")
+        tree = files.read_json(path, RunError, f"run '{self.id}':")
         try:
             SHAPES[name].validate_python(tree)
         except ValidationError as error:
+            if {"library", "run"} <= tree.keys():
+                way = "vfmlab.weights.export.from_pretrained reads it in Python"
+                raise RunError(f"'{self.path}' is an export and no run; {way}") from None
             raise RunError(f"run '{self.id}': {name}: {explain(error, tree)}") from None
         return tree
 
@@ -374,8 +367,8 @@ def open_run(ref: str | Path, root: str | Path = "runs", kind: str | tuple[str, 
     if ref in broken:
         raise RunError(broken[ref])
     matches = [run for run in runs if run.id.startswith(ref)]
-    if not matches and expand(ref).is_dir():
-        run = RunDir(expand(ref).resolve())
+    if not matches and files.expand(ref).is_dir():
+        run = RunDir(files.expand(ref).resolve())
         _ = run.raw_config
         return run
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -416,7 +409,7 @@ def listing(root: str | Path = "runs") -> tuple[list[RunDir], dict[str, str]]:
 def _foreign(path: Path) -> bool:
     """Whether a config.json is whole, and somebody else's."""
     with suppress(RunError):
-        config = read_json(path, RunError, kind=object)
+        config = files.read_json(path, RunError, kind=object)
         return not isinstance(config, dict) or "name" not in config or "data" not in config
     return False
 
@@ -428,7 +421,10 @@ def contrast(runs: Sequence[RunDir]) -> dict[str, str]:
         same = [run for run in runs if run.raw_config["name"] == name]
         changed = differences([{**run.raw_config, "protocol": None} for run in same])
         for i, run in enumerate(same):
-            own = [f"own {name}" for name in run.raw_config.get("parts") or {}]
+            own = []
+            for name in run.raw_config.get("parts") or {}:
+                which = (changed.get(f"parts.{name}.{fact}") for fact in ("source", "weight"))
+                own.append(" ".join(["own", name, *(str(values[i]) for values in which if values)]))
             shown = own + [f"{field}={json.dumps(values[i])}" for field, values in changed.items()
                            if not field.startswith("parts")]
             texts[run.id] = " ".join(shown[:4]) + (" ..." if len(shown) > 4 else "")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vfmlab import runs
+from vfmlab.config import files
 from vfmlab.errors import CheckpointError
 from vfmlab.weights import io
 
@@ -66,7 +67,7 @@ def recover(run_dir: runs.RunDir) -> None:
             else:
                 new.unlink()
     if complete:
-        runs.sync(folder)
+        files.sync(folder)
 
 
 def load_state(run_dir: runs.RunDir) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ the family's name alone stands for its best known row.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -237,6 +238,8 @@ def get(name: str) -> Row:
         raise ConfigError(f"'{name}' is no tokenizer and no network that samples latents alone, so it makes "
                           f"no run; from Python: vfmlab.weights.import_state_dict('{name}', state_dict, "
                           "config)")
+    if os.path.exists(name):
+        raise ConfigError(f"'{name}' is a path; name the release or family it is of, and --file '{name}'")
     raise ConfigError(f"unknown release '{name}'{nearest(name, [*_TABLE, *_DEFAULTS])}")
 
 
