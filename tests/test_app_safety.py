@@ -28,10 +28,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vfmlab import api
 from vfmlab.cli import main
 from vfmlab.data.decode import MAX_PIXELS
 from vfmlab.errors import ConfigError
-from vfmlab.runs import scan
+from vfmlab.runs import create, scan
 
 pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
@@ -616,6 +617,16 @@ def test_sweeps_take_what_is_old_or_dead_and_respect_locks(tmp_path, monkeypatch
         left = {str(path.relative_to(mine)) for path in mine.rglob("*")} - {"sub"}  # which changed just now
         assert left == {".lock", "new.png", "examples", "examples/example_0.png"}
     assert not mine.exists()
+
+
+def test_names_of_runs_hold_no_paths(tmp_path):
+    from apps import models
+
+    for source in ("folder:/mnt/my photos/cats", "folder:/srv/dogs"):
+        run = create(api.resolve("tiny_plain_vae", {"data.source": source}).phases()[0], tmp_path)
+        run.ema.touch()
+    names = [name for name, _ in models.choices(tmp_path, "tokenizer")]
+    assert sorted(name.partition(" ")[2] for name in names) == ['(data.source="folder:cats")', '(data.source="folder:dogs")']
 
 
 def test_bad_runs_are_named_and_left_out(server, tmp_path):
