@@ -68,7 +68,7 @@ def choices(root: Path, *kinds: str) -> list[tuple[str, str]]:
     ids = [i for kind in kinds for i, run in known.items() if run.kind == kind and _weights(run)]
     for kind in kinds:
         differ |= runs.contrast([known[i] for i in ids if known[i].kind == kind])
-    differ = {i: re.sub(r'"(\w+:)?/[^"]*/', r'"\1', text) for i, text in differ.items()}  # paths: the last part
+    differ = {i: re.sub(r'"(\w+:)?/[^"]*/', r'"\1', text) for i, text in differ.items()}  # no folders
     names = {i: known[i].raw_config["name"] + (f" ({differ[i][:70]})" if differ[i] else "") for i in ids}
     taken = list(names.values())
     unique = {i: name if taken.count(name) == 1 else f"{name} [{i[-8:]}]" for i, name in names.items()}
