@@ -48,6 +48,13 @@ def test_unknown_command(capsys):
     assert "did you mean 'train'" in refused(capsys, "trian", "tiny_vfm_vae")
 
 
+def test_fields_without_set_and_the_version(capsys):
+    assert refused(capsys, "train", "tiny_plain_vae", "train.samples=8", "--set", "seed=1").endswith(
+        "'train.samples=8': fields are given behind --set: --set train.samples=8 seed=1")
+    code, out, _ = call(capsys, "--version")
+    assert (code, out.split()[0]) == (0, "vfmlab")
+
+
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_unknown_preset(capsys, command, tmp_path):
     line = refused(capsys, command, "tiny_plane_vae", *(["--root", tmp_path] if command == "train" else []))

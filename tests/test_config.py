@@ -105,6 +105,13 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+def test_a_misspelt_field_of_a_file_is_named_before_the_one_that_lacks():
+    tree = presets.get("tiny_plain_vae").model_dump(mode="json")
+    tree["train"]["sampels"] = tree["train"].pop("samples")
+    with pytest.raises(ConfigError, match=r"unknown field 'train\.sampels' = 64 \(did you mean 'train\.samples'\?\)"):
+        config.parse(tree)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=2))
 def test_whatever_is_overridden_the_answer_is_a_recipe_or_one_line(values):

@@ -379,7 +379,8 @@ def open_run(ref: str | Path, root: str | Path = "runs", kind: str | tuple[str, 
         return matches[0]
     if matches:
         names = ", ".join(f"{id_} ({what})" if what else id_ for id_, what in contrast(matches[:8]).items())
-        raise RunError(f"'{ref}' fits {len(matches)} runs: {names}; give more letters")
+        more = ", ..." if len(matches) > 8 else ""
+        raise RunError(f"'{ref}' fits {len(matches)} runs: {names}{more}; give more letters")
     hint = nearest(ref, [run.id for run in runs]) or f" ('{root}' holds no runs)"
     raise RunError(f"unknown run '{ref}'{hint}")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import tyro
 
+from vfmlab import __version__
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
 from vfmlab.cli.serve import app
@@ -47,6 +50,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "site": site,
 }
+FIELD = re.compile(r"[a-z_]+(\.[\w:]+)+=.*", re.DOTALL)
 QUICK = ("runs", "presets", "stop", "doctor", "demo")  # they begin to speak at once
 
 
@@ -66,6 +70,9 @@ def gather(argv: Sequence[str]) -> list[str]:
         else:
             inside = False
             rest.append(token)
+    loose = next((token for token in rest if FIELD.fullmatch(token)), None)
+    if loose is not None and argv[0] in ("train", "eval", "plan"):
+        raise ConfigError(f"'{loose}': fields are given behind --set: --set {shlex.join([loose, *values])}")
     return [*rest, "--set", *values] if values else list(argv)
 
 
@@ -102,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names that the terminal's encoding does not know are escaped
             stream.reconfigure(errors="backslashreplace")
+    if argv == ["--version"]:
+        print(f"vfmlab {__version__}")
+        return 0
     try:
         if not argv[0].startswith("-") and argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)}")

@@ -165,7 +165,8 @@ def _elsewhere(dotted: str, tree: dict[str, Any]) -> str:
 
 def explain(error: ValidationError, config: Any) -> str:
     """The first problem of a pydantic error as one line: field, value, complaint, nearest right name."""
-    first = error.errors(include_url=False)[0]
+    every = error.errors(include_url=False)  # a misspelt field first, before the one that lacks for it
+    first = next((each for each in every if each["type"] == "extra_forbidden"), every[0])
     place = [str(part) for part in first["loc"]
              if not str(part).startswith(("function-", "lax-or", "SerializeAsAny"))]
     field, shown = ".".join(place), brief(first.get("input"))
