@@ -62,6 +62,15 @@ def test_plain_numbers_say_that_they_have_no_protocol():
     assert Number(1.0).as_json() == Number(1.0).entry() == {"value": 1.0, "protocol": None}
 
 
+def test_a_report_reads_as_lines_and_names_what_was_meant():
+    report = Report({"psnr": Number(12.5, "p", unit="dB"), "lpips": Number(None, reason="no weights")}, run="run-1", hash="aaaa")
+    assert [line.split(maxsplit=1) for line in str(report).splitlines()] == [["run-1", "protocol aaaa"], ["psnr", "12.5000 dB"], ["lpips", "no weights"]]
+    with pytest.raises(KeyError, match="no number 'PSNR'.*psnr"):
+        report["PSNR"]
+    assert "PSNR" not in report
+    assert report.get("PSNR") is None
+
+
 def test_a_number_that_is_not_finite_is_absent():
     one = Number.from_json("psnr", {"value": math.nan, "protocol": "p"})
     assert one.absent

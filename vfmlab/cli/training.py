@@ -91,10 +91,7 @@ def evaluate(run: RunArg, /, sets: Assignments = (), root: Root = Path("runs"), 
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
         return 0
-    print(f"{report.run}  protocol {report.hash}")
-    for name, number in report.items():
-        print(f"  {name:<28} {number.reason}" if number.absent
-              else f"  {name:<28} {number.value:.4f} {number.unit}".rstrip())
+    print(report)
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
     return 0

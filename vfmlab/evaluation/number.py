@@ -142,7 +142,19 @@ class Report(Mapping[str, Number]):
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Number:
+        if name not in self.numbers:
+            raise KeyError(f"no number '{name}'{nearest(name, self.numbers)}")
         return self.numbers[name]
+
+    def __str__(self) -> str:
+        """A line for each number: value and unit, or why there is none."""
+        lines = [f"  {name:<28} " + (number.reason or "not measured" if number.absent
+                                     else f"{number.value:.4f} {number.unit}".rstrip())
+                 for name, number in self.items()]
+        return "\n".join([f"{self.run}  protocol {self.hash}", *lines])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # the last line of a notebook's cell
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.numbers)
