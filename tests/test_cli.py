@@ -51,6 +51,7 @@ def test_unknown_command(capsys):
 def test_fields_without_set_and_the_version(capsys):
     assert refused(capsys, "train", "tiny_plain_vae", "train.samples=8", "--set", "seed=1").endswith(
         "'train.samples=8': fields are given behind --set: --set train.samples=8 seed=1")
+    assert "is no preset; a run goes on by the command" in refused(capsys, "train", "tiny_plain_vae-0d8d600b")
     code, out, _ = call(capsys, "--version")
     assert (code, out.split()[0]) == (0, "vfmlab")
 

@@ -339,6 +339,7 @@ def test_vision_models_and_what_the_door_refuses(root):
         (lambda: measure.measure("vfm:pockt", root=root, data=cfg), "unknown VFM 'pockt'"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", "ldss", root), "unknown instrument 'ldss'"),
         (lambda: measure.measure("no_such_run", root=root), "unknown run"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", root=root, of="network"), "only 'tokenizer' can be asked for"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", root=root, protocol={"m": 3}), "protocol.m"),

@@ -91,6 +91,7 @@ def test_a_run_opens_at_its_next_step(tmp_path):
     assert step.number == 1
     list(api.train(recipe, tmp_path, until="tokenizer"))
     assert float(step.loss) == runs.open_run(run, tmp_path).metrics("step")[1]["loss"]
+    assert vfmlab.open_step(run[:-5], tmp_path).number == vfmlab.open_step(run, tmp_path).number
 
 
 def test_ten_lines_by_hand_learn(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import predictions
 from vfmlab.studies.predictions import close, expect, less, verdicts
@@ -48,3 +49,8 @@ def test_shown_as_text_and_as_html():
     assert "<td>right</td><td>1.5 (1 to 2) &lt; 3</td>" in verdicts()._repr_html_()
     predictions.forget()
     assert "none was made" in repr(verdicts())
+
+
+def test_a_comparison_in_place_of_a_function_is_refused():
+    with pytest.raises(ConfigError, match="Comparison is no function.*write lambda: in front of it"):
+        expect("known already", less(1, 2))

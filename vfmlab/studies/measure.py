@@ -23,7 +23,7 @@ from vfmlab.evaluation.number import Report
 from vfmlab.registry import INSTRUMENTS
 
 
-def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Path = "runs",
+def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str | Path = "runs",
             protocol: Mapping[str, Any] | None = None, data: config.Data | Mapping[str, Any] | None = None,
             compared_with: str | None = None, of: str | None = None, again: bool = False) -> Report:
     """What the instruments say about a run; what was measured before under the protocol is read.
@@ -39,6 +39,7 @@ def measure(ref: str | Path, names: Sequence[str] | None = None, root: str | Pat
     Raises:
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
+    names = [names] if isinstance(names, str) else names
     kind, run, folder, layer = _what(str(ref), root)
     if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion", "ar")):
         raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; "

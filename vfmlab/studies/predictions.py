@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from vfmlab.errors import VfmlabError
+from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.evaluation.number import Number
 from vfmlab.plots import primitives
 
@@ -34,6 +34,9 @@ def expect(statement: str, holds: Callable[[], bool | Comparison]) -> None:
     holds: a function without arguments, called by :func:`verdicts`; it gives a bool, or a comparison with its
     numbers (:func:`less`, :func:`close`). The same statement again takes the place of the earlier one.
     """
+    if not callable(holds):
+        raise ConfigError(f"expect: {type(holds).__name__} is no function, and a prediction is not evaluated "
+                          "yet; write lambda: in front of it")
     _made[statement] = holds
 
 

@@ -11,7 +11,6 @@ this step, so that `step.loss` is the number which training logs.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,6 @@ from vfmlab.training.tokenizer import TokenizerTask
 if TYPE_CHECKING:
     from vfmlab.plots.primitives import Table
 
-RUN_ID = re.compile(r"-[0-9a-f]{8}$")
 FEW = 256  # images on which the latents of an untrained tokenizer are normalised
 
 
@@ -241,7 +239,8 @@ def open_step(
     """One training step of a recipe (its weights fresh) or of a run (its weights as they are), in pieces.
 
     Args:
-        described: a recipe, phase, preset or config as in `vfmlab.train`; or the id or directory of a run.
+        described: a recipe, phase, preset or config as in `vfmlab.train`; or a run: its id, the beginning
+            of one with its dash, or its directory.
         overrides: dotted names, not for a run. phase: of a recipe: a stage's name, "tokenizer",
         "diffusion" or "ar"; None: the first. number: of the step, which decides images and noise; None: the
         next one, 0 for fresh weights. device: "cpu" keeps off accelerators. fp32: whatever precision the
@@ -255,7 +254,7 @@ def open_step(
     """
     text = "" if isinstance(described, config.Recipe | config.Phase | dict) else str(described)
     folder = None
-    if text and not text.endswith(".json") and (RUN_ID.search(text) or Path(text).is_dir()):
+    if text and not text.endswith(".json") and ("-" in text or Path(text).is_dir()):
         if overrides:
             raise ConfigError(f"overrides: '{text}' is a run, whose config is settled; give its preset")
         folder = runs.open_run(text, root)
