@@ -89,8 +89,8 @@ def row(name: str) -> Preset:
     """The row called `name`; :class:`ConfigError` with the nearest known name otherwise."""
     if name not in table():
         if "-" in name:
-            raise ConfigError(f"'{name}' is no preset; a run goes on by the command it was started with, or by "
-                              "the config.json in its folder")
+            raise ConfigError(f"'{name}' is no preset; a run goes on by the command it was started with, or "
+                              "by the config.json in its folder")
         raise ConfigError(f"unknown preset '{name}'{nearest(name, table())}")
     return table()[name]
 
