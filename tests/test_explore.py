@@ -109,7 +109,7 @@ def test_disturbances_that_make_no_sense_are_refused(tokenizer, images, bank):
         explore.Disturbance(bits=2)(z)
     with pytest.raises(ConfigError, match="channels"):
         explore.Disturbance(channels=64)(z, bank)
-    with pytest.raises(ConfigError, match="N 3 32 32"):
+    with pytest.raises(DataError, match="images B x 3 x 32 x 32"):
         explore.reconstruct(tokenizer, torch.zeros(1, 3, 8, 8))
 
 
