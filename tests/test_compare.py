@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from vfmlab import config, presets, runs
+from vfmlab import api, config, presets, runs
 from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
@@ -80,6 +81,14 @@ def record(label, seed, psnr, hash_="aaaa", **more):
     parameters = {"trained": 5, "tokenizer": 7, "decoder": 3, "vfm": 0}
     fields = {"hash": hash_, "protocol": protocol, "numbers": numbers, "parameters": parameters, "latent": (4, 2, 2)}
     return Result(label, f"{label}-{seed}", seed, "scenes", 32, seconds={"tokenizer": 10.0 + seed}, **fields | more)
+
+
+def test_a_row_whose_weights_are_gone_has_no_picture(tmp_path: Path):
+    row, = compare.parse(["tiny_plain_vae"], [0], SMALL, until="tokenizer")
+    list(api.train(row.run, tmp_path, until="tokenizer"))
+    assert list(grids.write([row], tmp_path, tmp_path / "images", "x")) == ["tiny_plain_vae"]
+    runs.open_run(row.phases[-1].id, tmp_path).ema.unlink()
+    assert grids.write([row], tmp_path, tmp_path / "images", "x") == {}
 
 
 def test_numbers_of_different_protocols_are_in_different_tables():

@@ -41,13 +41,15 @@ def sheet(groups: Mapping[str, Tensor], width: int = 1000, columns: Sequence[str
 
 def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dict[str, Path]:
     """`<stem>_<label>.png` for each label with a trained tokenizer (first seed), and `<stem>.png` of all.
+    A label is left out where a stage's weights are gone: its numbers may be there still.
 
     The held-out images are the same wherever the data are. Returns label -> file; the overview is under "".
     """
     folder.mkdir(parents=True, exist_ok=True)
     files, overview = {}, {}
     for row in rows:
-        stages = [phase for phase in row.tokenizers if finished(phase, Path(root))]
+        stages = [phase for phase in row.tokenizers if finished(phase, root)
+                  and runs.RunDir(runs.root_folder(root) / phase.id).ema.exists()]
         if row.label in files or len(stages) < len(row.tokenizers):
             continue
         images, _, _ = data.examples(row.run.data, SHOWN)
