@@ -163,7 +163,7 @@ def test_turned_tokens_have_their_length_and_angle():
 
 
 def test_svg_gives_the_same_in_any_batch(model):
-    x, fixed, batch = images(), make(model, "svg"), make(model, "svg", match="batch")
+    x, fixed, batch = images(), make(model, "svg").eval(), make(model, "svg", match="batch").eval()
     fixed.begin([x])
     z = fixed.posterior(x).mean
     close(fixed.posterior(x[:1]).mean, z[:1], 1e-5)
@@ -175,6 +175,21 @@ def test_svg_gives_the_same_in_any_batch(model):
     assert torch.equal(make(model, "svg", mask=0.0).perturb(z, StepRandom(0, 0, 4)), z)
     every = make(model, "svg", mask=1.0).perturb(z, StepRandom(0, 0, 4))
     assert every[:, 128:].std() == 0
+
+
+def test_svgs_statistics_follow_a_branch_that_grows(model):
+    x, tokenizer = images(), make(model, "svg")
+    tokenizer.begin([x])
+    with torch.no_grad():
+        tokenizer.branch.head[-1].weight.mul_(7.0)
+        tokenizer.branch.head[-1].bias.add_(1.0)
+    for _ in range(100):
+        maps, branch = tokenizer.posterior(x).mean.split((128, 4), dim=1)
+        assert spread(branch).std.item() == pytest.approx(spread(maps).std.item(), rel=1e-3)
+    tokenizer.eval()
+    before = tokenizer.own_spread.clone()
+    close(tokenizer.posterior(x).mean[:, 128:], branch, 1e-3)
+    assert torch.equal(tokenizer.own_spread, before)
 
 
 def test_pixels_shape_ps_vaes_latent_only_where_the_vfm_trains(model):

@@ -5,8 +5,8 @@
 
 Only branch and decoder train. In training whole images lose their branch to a token, with chance `mask`. The
 release takes mean and std over the *current batch*, in evaluation too, so that an image decodes differently
-in another batch; here they are measured once, before training (`match` "fixed", ours), and "batch" is the
-release's way, for parity.
+in another batch. Here evaluation takes running means of those of the training batches (`match` "fixed",
+ours, as batch normalisation does); "batch" is the release's way, for parity.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.errors import ConfigError
+from vfmlab.nn.quantizers.base import over_ranks
 from vfmlab.nn.residual_branch import ResidualBranch, Spread, matched, spread
 from vfmlab.registry import DECODERS, TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.shapes import width_on_grid
+
+MOMENTUM = 0.1  # share of the newest batch in the running means, batch normalisation's
 
 
 @TOKENIZERS.register("svg")
@@ -45,8 +48,8 @@ class SVG(Tokenizer):
         heads: int = Field(8, ge=1)
         hidden: int = Field(1536, ge=1, description="of its feed-forward layers")
         mask: float = Field(0.1, ge=0, le=1, description="chance that an image loses its branch in training")
-        match: Literal["fixed", "batch"] = Field("fixed", description="where mean and std of the branch are "
-                                                                      "from")
+        match: Literal["fixed", "batch"] = Field("fixed", description="where evaluation takes mean and "
+                                                                      "std from: training, or its own batch")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("conv").Config())
 
     def __init__(self, config: SVG.Config, size: int, vfm: nn.Module | None = None):
@@ -80,9 +83,19 @@ class SVG(Tokenizer):
 
     def match(self, branch: Tensor, maps: Tensor) -> Tensor:
         """The branch B C' h w at the tokens' mean and std."""
-        if self.config.match == "batch":
-            return matched(branch, spread(branch), spread(maps))
-        return matched(branch, Spread(*self.own_spread), Spread(*self.target_spread))
+        if self.config.match == "fixed" and not self.training:
+            return matched(branch, Spread(*self.own_spread), Spread(*self.target_spread))
+        own, target = spread(branch), spread(maps)
+        if self.training:
+            self._follow(own, target)
+        return matched(branch, own, target)
+
+    @torch.no_grad()
+    def _follow(self, own: Spread, target: Spread) -> None:
+        total = over_ranks(torch.stack([*own, *target, torch.ones_like(own.std)]))
+        now = (total[:4] / total[4]).view(2, 2)
+        self.own_spread.lerp_(now[0], MOMENTUM)
+        self.target_spread.lerp_(now[1], MOMENTUM)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         maps = self.read_features(images, features, self.layers)[self.config.layer].float()
@@ -92,7 +105,8 @@ class SVG(Tokenizer):
         """Masks the branch of some images; the token is matched as the branch is."""
         maps, branch = z.split((z.shape[1] - self.config.extra, self.config.extra), dim=1)
         token = self.mask_token.float()
-        token = token if self.config.match == "batch" else self.match(token, maps)
+        if self.config.match == "fixed":
+            token = matched(token, Spread(*self.own_spread), Spread(*self.target_spread))
         gone = rng.rand(1, 1, 1) < self.config.mask
         return torch.cat([maps, torch.where(gone, token, branch)], dim=1)
 
