@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vfmlab.config import TimeSampling
 from vfmlab.diffusion import path
+from vfmlab.errors import ConfigError
 from vfmlab.seeding import StepRandom, generator
 
 TIME = st.floats(0.02, 0.98)
@@ -27,6 +28,15 @@ def test_ends_are_data_and_noise():
     assert torch.equal(path.interpolate(z, noise, path.DATA).x, z)
     assert torch.equal(path.interpolate(z, noise, path.NOISE).x, noise)
     assert (path.DATA, path.NOISE) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["linear", "sphere"])
+def test_parts_of_different_batches_are_refused(name):
+    along, (z, noise) = path.make(name, **({"radius": 2.0} if name == "sphere" else {})), pair()
+    for other, t in ((noise[:4], 0.5), (noise[..., :1], 0.5), (noise, torch.rand(4))):
+        with pytest.raises(ConfigError, match=r"path: z \(5, 3, 4, 2\), noise .* one time for each latent"):
+            along.interpolate(z, other, t)
+    assert along.interpolate(z, noise, torch.tensor(0.5)).x.shape == z.shape
 
 
 def test_velocity_is_the_derivative_of_the_point():

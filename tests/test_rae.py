@@ -115,6 +115,8 @@ def test_statistics_of_every_place(model):
     z, plain = torch.zeros(6, 128, 4, 4), make(model, noise=0.5)
     noise = tokenizer.perturb(z, StepRandom(0, 0, 6)) * tokenizer.standardise.std
     torch.testing.assert_close(noise, plain.perturb(z, StepRandom(0, 0, 6)), atol=1e-5, rtol=1e-4)  # equal before standardising
+    with pytest.raises(ValueError, match="linear_start is fitted for noise on the standardised latent; set noise_on=null"):
+        TOKENIZERS.get("rae").Config(linear_start=True, noise_on="raw")
     with pytest.raises(ValueError, match="places: latents on a sphere have no statistics of places"):
         make(model, places=True, radius=8.0)
 

@@ -48,10 +48,18 @@ def over(t: Tensor | float, x: Tensor) -> Tensor | float:
     return t.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(t, Tensor) and t.ndim else t
 
 
+def times(z: Tensor, noise: Tensor, t: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """`t` for every latent, B. ConfigError where z, noise and t are not of one batch."""
+    if z.shape != noise.shape or (isinstance(t, Tensor) and t.numel() not in (1, len(z))):
+        raise ConfigError(f"path: z {tuple(z.shape)}, noise {tuple(noise.shape)} and t "
+                          f"{tuple(t.shape) if isinstance(t, Tensor) else t}; z and noise must be of one "
+                          "shape, t a number or one time for each latent")
+    return t if isinstance(t, Tensor) else torch.full(z.shape[:1], t, device=z.device, dtype=dtype)
+
+
 def interpolate(z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
     """The point at time t between clean latents z and noise, with its velocity."""
-    if not isinstance(t, Tensor):
-        t = torch.full((z.shape[0],), t, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
+    t = times(z, noise, t, torch.promote_types(z.dtype, torch.float32))
     return PathSample(torch.lerp(z, noise, over(t, z)), noise - z, t)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfmlab import config
-from vfmlab.diffusion.path import PathSample, over
+from vfmlab.diffusion.path import PathSample, over, times
 from vfmlab.errors import ConfigError
 from vfmlab.nn.sphere import lengths, mean_length, onto
 from vfmlab.registry import PATHS
@@ -71,8 +71,7 @@ class Sphere:
     def interpolate(self, z: Tensor, noise: Tensor, t: Tensor | float) -> PathSample:
         """The point at time t between clean latents z and noise (B C h w), its velocity and the angles."""
         z, noise = onto(z, self.radius), onto(noise.to(z.device), self.radius)
-        if not isinstance(t, Tensor):
-            t = torch.full((z.shape[0],), t, device=z.device, dtype=z.dtype)
+        t = times(z, noise, t, z.dtype)
         s, angle = over(t, z), self.angle(z, noise)
         whole = sinc(angle)
         x = ((1 - s) * sinc((1 - s) * angle) * z + s * sinc(s * angle) * noise) / whole

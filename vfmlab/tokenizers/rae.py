@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,6 +67,13 @@ class RAE(Tokenizer):
         fusion: FusionConfig | None = Field(None, description="HiRAE's bounded fusion of the layers read, in "
             "place of their mean; it trains with the decoder")
         decoder: config.AnyDecoder = Field(default_factory=lambda: DECODERS.get("vit").Config())
+
+        @model_validator(mode="after")
+        def _one_space(self) -> RAE.Config:
+            if self.linear_start and self.noise_on == "raw":
+                raise ValueError("linear_start is fitted for noise on the standardised latent; set "
+                                 "noise_on=null or linear_start=false")
+            return self
 
     def __init__(self, config: RAE.Config, size: int, vfm: nn.Module | None = None):
         super().__init__(config, size, vfm)
