@@ -14,7 +14,7 @@ from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.instruments import base as bench
-from vfmlab.evaluation.instruments import blocks
+from vfmlab.evaluation.instruments import blocks, recovery
 from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
@@ -200,7 +200,15 @@ def test_a_linear_lossless_tokenizer_has_straight_paths_and_no_error():
 
 
 def test_rate_curve_grows_with_bits():
-    found = bench.measure(lossless(), ["rate"]).curves["rate"]
+    report = bench.measure(lossless(), ["rate"])
+    found = report.curves["rate"]
+    assert report["probe_1bpp"].reason == "its least is 2 bits per pixel"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "FINE", 1)  # then few channels cost few bits
+        coarse = bench.measure(lossless(), ["rate"])
+    cheap = [p for p in coarse.curves["rate"].value if p["bpp"] <= 1]
+    assert 0 < len(cheap) < len(coarse.curves["rate"].value)
+    assert coarse["probe_1bpp"].value == max(p["probe"] for p in cheap)
     points = [p for p in found.value if p["channels"] == 12]
     assert [p["psnr"] for p in points] == sorted(p["psnr"] for p in points)
     assert points[0]["bpp"] == 12 * 1 / 4  # channels x bits at one token for 2 x 2 pixels
@@ -224,7 +232,7 @@ def test_what_cannot_be_measured_says_why():
     found = bench.measure(s, ["segmentation", "factors", "probes", "rate"])
     assert "no masks; scenes have them" in found["segmentation_5"].reason
     assert "no known factors" in found["factor_r2"].reason
-    assert found["probe_mean_linear"].reason == found["bpp_probe"].reason == "the data has no classes"
+    assert found["probe_mean_linear"].reason == found["bpp_probe"].reason == found["probe_1bpp"].reason == "the data has no classes"
     assert found["bpp_psnr"].value > 0  # the part that needs no classes is there
     constant = lossless()
     constant.reads = lambda images, ids: torch.ones(len(images), 4, 8, 8)

@@ -37,6 +37,7 @@ PAPER_LOSSES = {"l1": 1.0, "lpips": 1.0, "kl": 1e-6 / (3 * 256**2)}
 PAPER_GAN = GAN | {"start": 2_000_000}
 DINO = {"name": "dinov2_s14", "upscale": 7.0}
 OFF = {"l1": 0.0, "l2": 0.0, "multiscale": 0.0}
+APART_PIXELS = {name: POCKET_LOSSES[name] for name in ("l1", "l2", "multiscale")}
 
 
 def apart(first: int, second: int, third: int, pixels: dict) -> list[dict]:
@@ -48,7 +49,8 @@ def apart(first: int, second: int, third: int, pixels: dict) -> list[dict]:
          "train": {"samples": first}},
         {"name": "pixels", "trains": ["decoder.*"], "losses": pixels | {"coding_rate": 0.0},
          "train": {"samples": second}},
-        {"name": "together", "trains": ["*"], "losses": {"coding_rate": 0.01}, "train": {"samples": third}},
+        {"name": "together", "trains": ["*"], "losses": {"coding_rate": 0.01, "multiscale": 0.0},
+         "train": {"samples": third}},
     ]
 
 
@@ -111,8 +113,13 @@ ROWS = (
     ),
     Preset(
         "pocket_plain_vae_apart", "Joint compression and classification: coding-rate reduction first, then the decoder, then both, on the plain VAE.",
-        {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, {"l1": 1.0, "l2": 1.0, "multiscale": 0.1})}, of="pocket_plain_vae",
+        {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, APART_PIXELS)}, of="pocket_plain_vae",
         cost="not timed", result=NOT_RUN, ours="weights, budgets, no augmentations",
+    ),
+    Preset(
+        "photo_plain_vae_apart", "Joint compression and classification on photographs: as pocket_plain_vae_apart, with the images of photo_plain_vae.",
+        {"tokenizer.linear_start": False, "stages": apart(25_600, 38_400, 12_800, APART_PIXELS)}, of="photo_plain_vae",
+        needs=PHOTO_NEEDS, cost="not timed", result=NOT_RUN, ours="weights, budgets, no augmentations",
     ),
     Preset(
         "tiny_plain_vae_repa_e", "tiny_plain_vae tuned by REPA-E: does it all run?", of="tiny_plain_vae+repa_e",

@@ -35,6 +35,7 @@ DELTAS = {
     "se_cknna_change": 0.02,
     "se_cknna_release_change": 0.02,
     "codebook_used": 0.02,
+    "probe_1bpp": 0.02,
 }
 RATIOS = ("rfd",)  # compared as ratios: a contrast is the logarithm of one
 

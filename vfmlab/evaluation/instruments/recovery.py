@@ -183,12 +183,14 @@ class Rate(Instrument):
     After the idea of joint compression and classification (arXiv 2310.19675). `bpp` counts channels x bits x
     tokens over pixels; `bpp_entropy` what an ideal coder of each channel by itself would need. `bpp_probe`:
     fewest bits per pixel that keep 90 % of the unrounded probe's accuracy above chance; `bpp_psnr`: fewest
-    that lose at most 1 dB. The probe is a least-squares classifier on all tokens, fitted on rounded latents.
+    that lose at most 1 dB; `probe_1bpp`: best accuracy at no more than one bit per pixel. The probe is a
+    least-squares classifier on all tokens, fitted on rounded latents.
     """
 
     kinds = ("tokenizer",)
     quantities = (Quantity("bpp_probe", "bits a pixel for the probe", LOWER),
                   Quantity("bpp_psnr", "bits a pixel for PSNR", LOWER),
+                  Quantity("probe_1bpp", "probe at one bit a pixel", HIGHER),
                   Quantity("rate", "quality over bits a pixel", many=True))
 
     def measure(self, subject: Subject, report: Draft) -> None:
@@ -217,8 +219,14 @@ class Rate(Instrument):
             chance = float(test.labels.bincount().max() / len(test))
             floor = chance + 0.9 * max(accuracy - chance, 0)
             self._fewest(report, section, "bpp_probe", points, lambda p: p["probe"] >= floor, len(test))
+            cheap = [p["probe"] for p in points if p["bpp"] <= 1]
+            if cheap:
+                report.add("probe_1bpp", max(cheap), section, len(test))
+            else:
+                report.absent("probe_1bpp", f"its least is {min(p['bpp'] for p in points):g} bits per pixel")
         else:
             report.absent("bpp_probe", "the data has no classes")
+            report.absent("probe_1bpp", "the data has no classes")
 
     @staticmethod
     def _fewest(report: Draft, section, name: str, points: list[dict], good, n: int) -> None:
