@@ -200,7 +200,7 @@ def test_config_files_in_every_encoding_of_unicode(run, tmp_path, encoding):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (bytes(range(256)), "not JSON"), (b"[" * 1000 + b"]" * 1000, "levels deep"), (b'{"a":' * 1000 + b"1" + b"}" * 1000, "levels deep"),
+        (bytes(range(256)), "not JSON"), (b"[" * 100_000 + b"]" * 100_000, "levels deep"), (b'{"a":' * 1000 + b"1" + b"}" * 1000, "levels deep"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "digits"), (b"", "not JSON"), (b"[1]", "list"), (b'{"seed": NaN}', "NaN"),
     ],
 )  # fmt: skip

@@ -95,7 +95,8 @@ class Muon(torch.optim.AdamW):
                     state["momentum"] = torch.zeros_like(p)
             momentum, gradients = [state["momentum"] for state in states], [p.grad for p in of]
             torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
-            ahead = torch._foreach_lerp(gradients, momentum, MOMENTUM)  # Nesterov's
+            ahead = [gradient.clone() for gradient in gradients]
+            torch._foreach_lerp_(ahead, momentum, MOMENTUM)  # Nesterov's; torch 2.11 has it in place alone
             # of shares every process takes the step of the whole matrix, and its part of it
             ahead = [whole(each).reshape(rows, columns) for each in ahead]
             updates = orthogonal(torch.stack(ahead), self.dtype)
