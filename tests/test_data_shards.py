@@ -97,3 +97,11 @@ def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch_with_any_number_of_proc
     epoch = torch.cat([each.indices for each in whole])[:42]
     missing = set(range(42)) - set(epoch.tolist())
     assert len(missing) == 1, "a pass has every image once, but for the damaged one, in whose place stands the next"
+
+
+@pytest.mark.parametrize("label", ["[1, 2]", '[["a"], 1]', '{"a": 1}', "0.5"])
+def test_labels_that_cannot_be_classes_are_named(tmp_path, label):
+    shard(tmp_path / "x.tar", [(f"{i:02}.{kind}", c) for i in range(12) for kind, c in (
+        ("png", png(i)), ("json", b'{"label": %s}' % label.encode()))])
+    with pytest.raises(DataError, match=r"00\.png has the label .*data\.label_column"):
+        both(f"wds:{tmp_path}")

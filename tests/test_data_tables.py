@@ -124,3 +124,16 @@ def test_a_picture_of_another_size_in_a_cell_is_cropped(tmp_path):
     rows = pa.array([(tmp_path / "a.png").read_bytes()] * N)
     train, _ = both(f"parquet:{write(tmp_path / 'x.parquet', rows, ODD)}")
     assert train.native_size() == (50, 30)
+
+
+def test_files_of_one_table_that_do_not_fit_each_other(tmp_path):
+    """A column that one of them lacks is named with the file; another width of the same numbers is none the worse."""
+    write(tmp_path / "a.parquet", images(), pa.array(ODD, pa.int64()))
+    for k, (labels, line) in enumerate(((None, r"b\.parquet has no column 'label', a\.parquet has"),
+                                        (pa.array(["x"] * N), r"'label' of .*b\.parquet cannot be read as int64"))):
+        write(tmp_path / "b.parquet", images(), labels)
+        with pytest.raises(DataError, match=line) as caught:
+            both(f"parquet:{tmp_path}")
+        assert "\n" not in str(caught.value), k
+    write(tmp_path / "b.parquet", images(), pa.array(ODD, pa.int32()))
+    assert sum(map(len, both(f"parquet:{tmp_path}"))) == 2 * N

@@ -261,6 +261,13 @@ def test_a_file_that_is_none_or_damaged_is_one_line(tmp_path):
         file.writestr("arr_0.npy", whole[:-100])
     with pytest.raises(DataError, match="ends early"):
         list(npz.open_reference(tmp_path / "short.npz").images(2))
+    np.savez_compressed(tmp_path / "x.npz", arr_0=pictures(5, 0))
+    content = (tmp_path / "x.npz").read_bytes()
+    flags = content.rindex(b"PK\x01\x02") + 8
+    for at, junk in ((0, b"XXXX"), (45, b"\xff" * 40), (flags, b"\x01")):  # its head, its data, "encrypted"
+        (tmp_path / "y.npz").write_bytes(content[:at] + junk + content[at + len(junk):])
+        with pytest.raises(DataError, match="arr_0 cannot be read"):
+            list(npz.open_reference(tmp_path / "y.npz").images(2))
 
 
 def test_one_image_is_no_reference_unless_its_statistics_are_given(tmp_path):

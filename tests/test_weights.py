@@ -345,6 +345,7 @@ def test_statistics_of_diffusers_configs(content, mean, std, tmp_path):
         ({"mean": [[1.0], [1.0, 2]], "std": [1.0]}, "'mean' is no list"),
         ({"mean": [], "std": []}, "'mean' is no list"),
         ({"scaling_factor": 0.0}, "std must be positive"),
+        ({"scaling_factor": None, "shift_factor": None}, "not a mean"),
         ({"scaling_factor": -1.0}, "std must be positive"),
         ({"scaling_factor": "x"}, "'scaling_factor' is no list"),
         ([1.0], "hold a list"),
@@ -361,7 +362,8 @@ def test_what_are_no_statistics_is_one_line(content, line, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.json", b"{"), ("x.json", b"[" * 100_000), ("x.json", b"\xff\xfe"), ("x.json", None), ("x.npz", b"PK"), ("x.npz", b"x"), ("x.npz", None)],
+    [("x.json", b"{"), ("x.json", b"[" * 100_000), ("x.json", b"\xff\xfe"), ("x.json", None), ("x.npz", b"PK"), ("x.npz", b"x"), ("x.npz", None),
+     ("x.npz", b"PK\x03\x04" + bytes(60))],
 )
 def test_statistics_files_that_cannot_be_read(name, content, tmp_path):
     if content is not None:

@@ -385,6 +385,8 @@ def read_images(paths: Sequence[str | Path] | str | Path, size: int) -> Tensor:
         paths = [Path(path) for path in paths]
     except TypeError:
         raise DataError(f"images: {type(paths).__name__}; give paths of image files, or a Tensor") from None
+    if not paths:
+        raise DataError("images: an empty list; give paths of image files")
     return torch.stack([data.to_float(data.read_image(path, size)) for path in paths])
 
 

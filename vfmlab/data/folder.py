@@ -152,8 +152,10 @@ class FolderRecords(Records):
         return stamp(self.root / self.files[position])
 
     def caption(self, position: int) -> str | None:
-        path = (self.root / self.files[position]).with_suffix(CAPTION)
-        if not path.is_file():
+        image = self.root / self.files[position]
+        beside = (image.with_suffix(suffix) for suffix in (CAPTION, CAPTION.upper()))
+        path = next((path for path in beside if path.is_file()), None)
+        if path is None:
             return None
         try:
             return read_bytes(path, LONGEST).decode()

@@ -105,23 +105,29 @@ class ParquetTable:
         import pyarrow.parquet as pq
 
         parts, limit = [], 2 * UNPACKED  # counted once as stated, once as read
+        kind = self.schema.field(name).type
         try:
             for path in self.files:
                 with pq.ParquetFile(path) as file:
+                    if name not in file.schema_arrow.names:
+                        raise DataError(f"{self.what}: {path} has no column '{name}', {self.files[0].name} has; "
+                                        "add it, or move the file away")
                     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
                     cells = [group.column(i) for group in groups for i in range(group.num_columns)]
                     cells = [cell for cell in cells if cell.path_in_schema.split(".")[0] == name]
                     size = sum(cell.total_uncompressed_size for cell in cells)
                     batches = file.iter_batches(1024, columns=[name])
                     while size <= limit and (batch := next(batches, None)) is not None:
-                        parts.append(batch.column(0))
+                        part = batch.column(0)
+                        parts.append(part if part.type == kind else part.cast(kind))
                         size += batch.nbytes
                     if size > limit:
                         much = f"unpacks to more than {limit >> 30} GiB"
                         raise DataError(f"{self.what}: column '{name}' of {path} {much}")
-            return pa.chunked_array(parts, self.schema.field(name).type)
+            return pa.chunked_array(parts, kind)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.what}: column '{name}' cannot be read: {_first_line(error)}") from None
+            raise DataError(f"{self.what}: column '{name}' of {path} cannot be read as {kind}: "
+                            f"{_first_line(error)}") from None
 
 
 class HubTable:

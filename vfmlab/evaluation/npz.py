@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,7 @@ class Reference:
     def images(self, batch: int) -> Iterator[Tensor]:
         """Its images in order, uint8 B 3 H W, at most `batch` at a time."""
         row = 3 * self.side**2
-        with _open(self.path) as file, file.open(f"{IMAGES}.npy") as stream:
+        with _open(self.path) as file, _array(file, self.path, IMAGES) as stream:
             _header(stream, self.path)
             for start in range(0, self.n, batch):
                 count = min(batch, self.n - start)
@@ -102,7 +103,7 @@ def open_reference(path: str | Path, size: int | None = None) -> Reference:
                 raise DataError(f"'{path}' holds neither arr_0 (uint8 N H W 3) nor mu and sigma, but "
                                 f"{present}; give a file of ADM's evaluator")
             return Reference(path, keys)
-        with file.open(f"{IMAGES}.npy") as stream:
+        with _array(file, path, IMAGES) as stream:
             n, side = _header(stream, path)
     if size is not None and side != size:
         raise DataError(f"'{path}' holds images of {side} px, this run's have {size} px; give the reference "
@@ -151,14 +152,21 @@ def _open(path: Path) -> zipfile.ZipFile:
         raise DataError(f"'{path}' is no npz file ({error}); give one of ADM's evaluator") from None
 
 
+@contextmanager
+def _array(file: zipfile.ZipFile, path: Path, key: str) -> Iterator[Any]:
+    """The bytes of an array; :class:`DataError` in one line for whatever is wrong with them."""
+    try:
+        with file.open(f"{key}.npy") as stream:
+            yield stream
+    except (ValueError, EOFError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"'{path}': {key} cannot be read ({error}); take another copy of the file") from None
+
+
 def _header(stream: Any, path: Path) -> tuple[int, int]:
     """(N, side) of arr_0, which is then read from behind its header."""
-    try:
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"'{path}': arr_0 cannot be read ({error}); take another copy of the file") from None
+    version = npy.read_magic(stream)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[0] > 0 and shape[1] > 0
     if dtype != np.uint8 or fortran or not square:
         raise DataError(f"'{path}': arr_0 is {dtype} {shape}; images are uint8 N H W 3 with H = W")
@@ -166,18 +174,12 @@ def _header(stream: Any, path: Path) -> tuple[int, int]:
 
 
 def _small(file: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
-    try:
-        with file.open(f"{key}.npy") as stream:
-            return np.asarray(npy.read_array(stream, allow_pickle=False), dtype=np.float64)
-    except (ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"'{path}': {key} cannot be read ({error}); take another copy of the file") from None
+    with _array(file, path, key) as stream:
+        return np.asarray(npy.read_array(stream, allow_pickle=False), dtype=np.float64)
 
 
 def _exactly(stream: BinaryIO, count: int, path: Path) -> bytes:
-    try:
-        data = stream.read(count)
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        data = b""
+    data = stream.read(count)
     if len(data) != count:
         raise DataError(f"'{path}': arr_0 is damaged or ends early; take another copy of the file")
     return data

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def read(path: str | Path, eps: float = 0.0) -> tuple[Tensor, Tensor]:
         raise CheckpointError(f"{where} hold a {type(content).__name__}; give a file with a mean and a std "
                               "by name")
     mean, std, var = (_entry(content, names, where) for names in (MEAN, STD, VAR))
-    if any(name in content for name in SCALED[:2]):
+    if any(content.get(name) is not None for name in SCALED[:2]):
         return of_config(content, where)
     if mean is None or (std is None and var is None):
         names = ", ".join(map(str, list(content)[:6])) or "nothing"
@@ -75,7 +77,8 @@ def _content(path: Path, where: str) -> Any:
 
         with np.load(path, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    except (OSError, ValueError, TypeError, RecursionError, EOFError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, EOFError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
         reason = " ".join(str(error).split())[:100]
         raise CheckpointError(f"{where} cannot be read as {path.suffix[1:]} ({reason}); export them "
                               "again") from None
