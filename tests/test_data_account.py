@@ -81,6 +81,27 @@ def test_a_run_whose_data_changed_says_so(tmp_path, kind, what):
     assert line.startswith("the images of this run cannot be opened now: ")
 
 
+def test_captions_that_changed_are_said_where_they_are_read(tmp_path):
+    from vfmlab import presets
+    from vfmlab.diffusion.captions import Captioned
+
+    def opened(text):
+        for path in fill(tmp_path / "d").rglob("*.png"):
+            path.with_suffix(".txt").write_text(text)
+        source = open_source(data(f"folder:{tmp_path / 'd'}"), "train")
+        assert account.changes(tmp_path, {"train": source}) == [], "of a run that reads none"
+        Captioned(presets.get("tiny_t2i_plain_vae").diffusion, source)
+        return {"train": source}
+
+    first = opened("a plain red disc")
+    account.record(tmp_path, first)
+    assert account.changes(tmp_path, first) == account.changes(tmp_path, opened("a plain red disc")) == []
+    changed = opened("a plain red ring")
+    account.record(tmp_path, changed)  # the first ones stay on record
+    (line,) = account.changes(tmp_path, changed)
+    assert line.startswith("the captions of the train images of 'folder:")
+
+
 def test_finished_and_interrupted_runs_say_that_their_data_changed(tmp_path):
     fill(tmp_path / "pets", each=25)
     source = f"folder:{tmp_path / 'pets'}"

@@ -89,6 +89,15 @@ def test_class_accuracy_is_none_where_the_judge_does_not_know_the_classes():
     assert "knows no classes" in entry.reason
 
 
+def test_class_accuracy_is_none_where_the_generator_draws_other_classes():
+    """As one imported for a thousand classes, measured on data of ten: its numbers of classes mean nothing there."""
+    tokenizer, network, images, names = knowing()
+    network.num_classes = 9
+    numbers = evaluate_generation(network, tokenizer, CFG, BASE, 9, setup=setup(BASE, space=Toy(names, images)))
+    assert f"the generator draws 9 classes, 'scenes:easy' has {len(images)}" in numbers["class_accuracy"].reason
+    assert not numbers["class_accuracy_own"].absent
+
+
 def test_baseline_is_reused_and_progress_told(monkeypatch):
     tokenizer, network, images, _ = knowing()
     s, told = setup(BASE), []

@@ -49,6 +49,8 @@ def test_tokenizer_report():
     assert metrics["cknna_corrected"].value == pytest.approx((metrics["cknna"].value - chance) / (1 - chance))
     assert report.curves["noise_psnr"].facts["sigma"][0] == 0
     assert report.protocol["n"] == 60
+    fitted = report.protocols[metrics["probe_linear"].protocol]["latents"]
+    assert fitted["train_images"] == 200, "as many as there are, not as many as are wanted"
 
 
 def test_tokenizer_report_without_classes_statistics_or_enough_images():
@@ -141,6 +143,26 @@ def test_reports_are_kept_by_request(run_dir, monkeypatch):
     folder.model.unlink()  # weights take room: the numbers are there without them
     assert evaluate.cached(run, folder, load) == last
     assert len(loads) == count + 3
+
+
+def test_weights_are_all_that_a_number_depends_on(run_dir, tmp_path, monkeypatch):
+    """Also those that guidance leads away from; of raw weights' generator the tokenizer is averaged all the same."""
+    run, folder = run_dir
+    others = {}
+    for name in ("weaker", "decoder"):
+        (tmp_path / name).mkdir()
+        others[name] = Folder(tmp_path / name, run)
+        others[name].model = tmp_path / name / "raw"
+    monkeypatch.setattr(evaluate.runs, "open_run", lambda ref, root: others[ref])
+    guided = run.protocol.model_copy(update={"guidance": config.Guidance(kind="auto", weaker="weaker"), "decoder": "decoder"})
+    for ema in (True, False):
+        protocol = guided.model_copy(update={"ema": ema})
+        seen = {tuple(evaluate.weights(folder, protocol))}
+        for other in others.values():
+            other.ema.write_bytes(f"changed {ema}".encode())
+            seen.add(tuple(evaluate.weights(folder, protocol)))
+        assert len(seen) == 3, ema
+    assert len(evaluate.weights(folder, run.protocol)) == 1
 
 
 def test_numbers_are_not_lost_where_they_cannot_be_written(run_dir, monkeypatch):

@@ -177,6 +177,8 @@ def test_statistics_of_a_file_stand_in_for_its_images(tmp_path):
     for name in ("gkd", "precision", "recall", "sfd"):
         assert both[name].value == pytest.approx(images[name].value)
         assert alone[name].absent
+    for name in ("gfd_own", "gkd_own"):  # reconstructions have images, whatever the reference
+        assert alone[name].value == pytest.approx(both[name].value)
     assert "without images" in alone["precision"].reason
     assert "mu_s" in alone["sfd"].reason
     assert alone["gfd"].n == 60
@@ -194,6 +196,23 @@ def test_reconstructions_are_compared_with_the_reference_beside_their_own_images
     expected = frechet_distance(real_features(s), s.reference.moments("features"))
     assert numbers["rfd_reference"].value == pytest.approx(expected, rel=1e-6)
     assert numbers["rfd_reference"].protocol != numbers["rfd"].protocol
+
+
+def test_rows_of_many_images_are_held_all_over_the_file(tmp_path, monkeypatch):
+    """It may be sorted by class: the first rows would be those of the first classes."""
+    for module in ("frechet", "npz"):
+        monkeypatch.setattr(f"vfmlab.evaluation.{module}.ROWS", 8)
+    np.savez(tmp_path / "many.npz", arr_0=pictures(30, 0))
+    np.savez(tmp_path / "few.npz", arr_0=pictures(8, 0))
+    features = stand()(data.to_float(torch.from_numpy(pictures(30, 0)).permute(0, 3, 1, 2))).features
+    many, few = (against(tmp_path / f"{name}.npz", protocol=BASE.model_copy(update={"batch": 7})) for name in ("many", "few"))
+    for _ in range(2):  # measured, then cached
+        torch.testing.assert_close(p.compared_features(many).features(), features[[0, 4, 8, 12, 15, 19, 23, 27]])
+    assert p.compared_features(many).count == 30
+    torch.testing.assert_close(p.compared_features(few).features(), stand()(next(
+        data.to_float(x) for x in few.reference.images(8))).features)
+    assert many.resolved(compared=True).sections["reference"]["rows"] == "spread"
+    assert "rows" not in few.resolved(compared=True).sections["reference"]
 
 
 def test_score_precision_and_recall_are_adms(tmp_path):

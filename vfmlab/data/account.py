@@ -13,7 +13,8 @@ from vfmlab.data.open import open_source
 from vfmlab.errors import DataError, VfmlabError
 
 FILE = "data.json"
-"""In a run's directory: split -> description, first fingerprint, classes, unreadable and unused files."""
+"""In a run's directory: split -> description, first fingerprint (of captions, too, where they are read), classes,
+unreadable and unused files."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -26,10 +27,13 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:
-    """A line for each split whose images or labels are not those that the run in `folder` began with."""
+    """A line for each split whose images, labels or captions are not those that the run in `folder` began with."""
     before, lines = read(folder), []
     for split, source in sources.items():
         first = before.get(split, {}).get("fingerprint", source.fingerprint)
+        if source.texts and before.get(split, {}).get("captions", source.texts) not in ("", source.texts):
+            lines.append(f"the captions of the {split} images of '{source.what}' have changed since this run "
+                         "began; train under another name")
         if first != source.fingerprint:
             lines.append(f"the {split} images of '{source.what}' have changed since this run began (were: "
                          f"{before[split].get('description', first)}; are: {source.describe()}); train under "
@@ -55,6 +59,7 @@ def record(folder: Path, sources: Mapping[str, ImageSource]) -> None:
         old = before.get(split, {})
         account[split] = {"description": source.describe(),
                           "fingerprint": old.get("fingerprint", source.fingerprint),
+                          "captions": old.get("captions") or source.texts,
                           "class_names": source.class_names, "notes": source.notes,
                           "unreadable": list(dict.fromkeys([*old.get("unreadable", []), *source.bad])),
                           "not used": {reason: {"count": n, "names": names}

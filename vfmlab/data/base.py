@@ -55,7 +55,8 @@ class ImageSource:
         least: shortest side of the images that are read, in pixels; None: any.
         bad: a line for each image that could not be read. what: the source string. sizes: images to train on,
         how many of them there are without a cap, and images held out. dropped: reason -> [count, names] of
-        files that are not used. notes: sentences that a user should see.
+        files that are not used. notes: sentences that a user should see. texts: digest of the captions, where
+        a run reads them, which the fingerprint knows nothing of.
     """
 
     def __init__(self, size: int, labels: Tensor, class_names: list[str], fingerprint: str):
@@ -63,7 +64,7 @@ class ImageSource:
         self.class_names, self.fingerprint = list(class_names), fingerprint
         self.least: int | None = None
         self.bad: list[str] = []
-        self.what, self.sizes = "", (len(labels), len(labels), 0)
+        self.what, self.texts, self.sizes = "", "", (len(labels), len(labels), 0)
         self.dropped: dict[str, list] = {}
         self.notes: list[str] = []
         self._cache: Tensor | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfmlab.config import Diffusion
+from vfmlab.config import Diffusion, digest
 from vfmlab.data import ImageSource
 from vfmlab.diffusion import latents, shards
 from vfmlab.diffusion.prompts import Prompts, blank, captions, encoder_of
@@ -36,6 +36,7 @@ class Captioned:
 
     def __init__(self, cfg: Diffusion, source: ImageSource):
         self.encoder, texts = encoder_of(cfg), captions(source)
+        source.texts = digest(texts)
         self.texts = list(dict.fromkeys(texts))
         self.encoder.check(self.texts[:CHECKED])  # fails here and now
         number = {text: i for i, text in enumerate(self.texts)}

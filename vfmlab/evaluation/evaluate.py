@@ -96,11 +96,14 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
 
 
 def weights(folder: runs.RunDir, protocol: config.Protocol) -> list[str]:
-    """Digests of the weights behind a run's numbers: its own, its tokenizer's, another decoder's."""
-    run = folder.config()
-    others = [ref for ref in (None if run.generator is None else run.parent, protocol.decoder) if ref]
-    folders = [folder, *(runs.open_run(ref, folder.path.parent) for ref in others)]
-    paths = [f.ema if protocol.ema and f.ema.exists() else f.model for f in folders]
+    """Digests of the weights behind a run's numbers: its own, its tokenizer's, another decoder's, and those
+    of the model that guidance leads away from. Of the others the averaged ones are read."""
+    run, guidance = folder.config(), protocol.guidance
+    others = [None if run.generator is None else run.parent, protocol.decoder,
+              guidance.weaker if guidance.kind == "auto" else None]
+    folders = [runs.open_run(ref, folder.path.parent) for ref in others if ref]
+    own = folder.ema if protocol.ema and folder.ema.exists() else folder.model
+    paths = [own, *(f.ema if f.ema.exists() else f.model for f in folders)]
     return [io.sha256(path) if path.exists() else "" for path in paths]
 
 

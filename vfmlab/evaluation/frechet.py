@@ -74,18 +74,24 @@ class Moments:
 
 @dataclass
 class FeatureSet:
-    """A set of images in a feature space: moments of all rows, and the first rows themselves."""
+    """A set of images in a feature space: moments of all rows, and the first rows themselves.
+
+    of: how many images there will be, where ROWS of them all over the set are held and not the first.
+    """
 
     moments: Moments
     rows: list[Tensor] = field(default_factory=list)  # fp32, in sample order, at most ROWS in all
+    of: int | None = None
 
     @classmethod
-    def empty(cls, dimension: int) -> FeatureSet:
-        return cls(Moments(dimension))
+    def empty(cls, dimension: int, of: int | None = None) -> FeatureSet:
+        return cls(Moments(dimension), of=of)
 
     def update(self, features: Tensor) -> FeatureSet:
-        room = ROWS - sum(len(r) for r in self.rows)
+        room, number = ROWS - sum(len(r) for r in self.rows), int(self.count)
         self.moments.update(features)
+        if self.of is not None:
+            features = features[torch.arange(number, number + len(features)) * ROWS % self.of < ROWS]
         if room > 0:
             self.rows.append(features[:room].detach().float().cpu())
         return self

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vfmlab.config.files import beside
 from vfmlab.errors import DataError
-from vfmlab.evaluation.frechet import Moments
+from vfmlab.evaluation.frechet import ROWS, Moments
 from vfmlab.weights import io
 
 IMAGES = "arr_0"
@@ -46,12 +46,13 @@ class Reference:
 
     def facts(self) -> dict[str, Any]:
         """What enters a protocol's hash; the path (`source`) is shown only."""
-        return {"source": str(self.path), "sha256": self.digest}
+        return {"source": str(self.path), **self.key}
 
     @property
     def key(self) -> dict[str, Any]:
-        """What its images' features are stored under."""
-        return {"sha256": self.digest}
+        """What its images' features are stored under; of many images, rows all over the file are held: files
+        may be sorted by class."""
+        return {"sha256": self.digest} | ({"rows": "spread"} if self.n > ROWS else {})
 
     def moments(self, of: str) -> Moments | None:
         """The statistics that it gives of a space's `features` or `spatial` output; None where it has none.

@@ -308,7 +308,7 @@ def _features(setup: Setup, images: Mapping[str, Any], batches: Iterator[tuple[T
     with tf32(False):
         for batch, count in batches:
             (seen,) = setup.ranks.join(count, getattr(space(batch), of))
-            features = features or FeatureSet.empty(seen.shape[1])
+            features = features or FeatureSet.empty(seen.shape[1], n if images.get("rows") else None)
             features.update(seen)
     if cached:
         moments = features.moments

@@ -13,6 +13,9 @@ class ClassAccuracy(Metric):
     def __init__(self, gathered: Pass):
         super().__init__(gathered)
         self.unknown, self.hits, self.n = gathered.setup.unknown_classes, 0, 0
+        own, there = getattr(gathered.network, "num_classes", None), gathered.setup.source.num_classes
+        if gathered.setup.protocol.prompts is None and own not in (None, there):
+            self.unknown = f"the generator draws {own} classes, '{gathered.setup.cfg.source}' has {there}"
 
     def update(self, part: Part) -> None:
         if part.labels is None:

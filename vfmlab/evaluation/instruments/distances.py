@@ -103,5 +103,7 @@ class OfSamples(Metric):
     )  # fmt: skip
 
     def write(self, draft: Draft) -> None:
-        write(draft, "g", "", self.gathered.samples, self.gathered.compared, self.gathered)
-        write(draft, "g", "_own", self.gathered.samples, self.gathered.own, self.gathered)
+        try:
+            write(draft, "g", "", self.gathered.samples, self.gathered.compared, self.gathered)
+        finally:  # a reference without images has no kernel distance, the reconstructions have
+            write(draft, "g", "_own", self.gathered.samples, self.gathered.own, self.gathered)

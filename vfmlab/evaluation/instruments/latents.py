@@ -36,8 +36,8 @@ class LatentProbes(Metric):
         with evaluating(tokenizer):
             train = probes.training_latents(tokenizer, setup.cfg, setup.protocol.seed, setup.protocol.batch)
         scores = probes.probe_split(*train, one.latents, one.labels)
-        section = Resolved({**one.resolved.of("images").sections,
-                            "latents": probes.FACTS | {"test_images": n}})
+        fitted = {"train_images": len(train[0]), "test_images": n}
+        section = Resolved({**one.resolved.of("images").sections, "latents": probes.FACTS | fitted})
         draft.add("probe_linear", scores["linear"], section, n, chance=scores["chance"])
         draft.add("probe_knn", scores["knn"], section, n, chance=scores["chance"])
 
