@@ -13,8 +13,8 @@ from vfmlab.data.open import open_source
 from vfmlab.errors import DataError, VfmlabError
 
 FILE = "data.json"
-"""In a run's directory: split -> description, first fingerprint (of captions, too, where they are read), classes,
-unreadable and unused files."""
+"""In a run's directory: split -> description, first fingerprint, that of captions where they are read,
+classes, unreadable and unused files."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path, sources: Mapping[str, ImageSource]) -> list[str]:
-    """A line for each split whose images, labels or captions are not those that the run in `folder` began with."""
+    """A line for each split whose images, labels or captions are not those that the run in `folder` had
+    first."""
     before, lines = read(folder), []
     for split, source in sources.items():
         first = before.get(split, {}).get("fingerprint", source.fingerprint)

@@ -102,8 +102,8 @@ class ShardRecords(Records):
             raise DataError(f"{what}: {count} cannot be read, for example {examples[-1]}")
         self.bytes = sum(self.length)
         if odd := [i for i, label in enumerate(labels) if not isinstance(label, int | str | None)]:
-            raise DataError(f"{what}: {self.name(odd[0])} has the label {str(labels[odd[0]])[:40]}, which is no "
-                            "class; name another field in data.label_column")
+            raise DataError(f"{what}: {self.name(odd[0])} has the label {str(labels[odd[0]])[:40]}, which is "
+                            "no class; name another field in data.label_column")
         if any(label is not None for label in labels):
             if None in labels:
                 raise DataError(f"{what}: {self.name(labels.index(None))} has no label, others have")

@@ -110,8 +110,8 @@ class ParquetTable:
             for path in self.files:
                 with pq.ParquetFile(path) as file:
                     if name not in file.schema_arrow.names:
-                        raise DataError(f"{self.what}: {path} has no column '{name}', {self.files[0].name} has; "
-                                        "add it, or move the file away")
+                        raise DataError(f"{self.what}: {path} has no column '{name}', {self.files[0].name} "
+                                        "has; add it, or move the file away")
                     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
                     cells = [group.column(i) for group in groups for i in range(group.num_columns)]
                     cells = [cell for cell in cells if cell.path_in_schema.split(".")[0] == name]
