@@ -80,16 +80,6 @@ class TokenizerObjective(nn.Module):
     def discriminators(self) -> Discriminators | None:
         return self.frozen.get("discriminators")
 
-    @property
-    def unused_parameters(self) -> bool:
-        """Whether some parameters get no gradient in some steps: of terms that end, of one discriminator
-        among several, of a feature decoder that no term reads."""
-        own = any(True for loss in self.losses.values() for _ in loss.parameters())
-        ends = any(loss.config.until is not None for loss in self.losses.values())
-        if not self.rebuilds and type(self.tokenizer).rebuild is not Tokenizer.rebuild:
-            return True
-        return (own and ends) or (self.discriminators is not None and len(self.discriminators) > 1)
-
     def plan(self, rng: StepRandom) -> transforms.Choice:
         """Which equivariance path this step takes; the first thing drawn from `rng`."""
         side = self.tokenizer.map_shape[-1]  # of region tokens, whose grid is not the decoder's, too

@@ -47,6 +47,7 @@ class TokenizerTask(Task):
     """
 
     name = "tokenizer"
+    find_unused = True  # terms end, and images of a decoder or codes may have no term that reads them
     completes = True
     columns = SHOWN
 
@@ -68,7 +69,6 @@ class TokenizerTask(Task):
             tokenizer.load_state_dict(parent.state_dict())
         self.weights: Tokenizer = tokenizer
         self.discriminators = self.objective.discriminators
-        self.find_unused = self.objective.unused_parameters
         if parent_dir is not None:
             inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None
