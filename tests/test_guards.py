@@ -11,6 +11,7 @@ from toy import ToyTask, outcome, toy_run, train_toy
 from vfmlab import runs
 from vfmlab.config import Train
 from vfmlab.errors import TrainingError
+from vfmlab.training import loop
 from vfmlab.training.guards import ENOUGH, Guard
 from vfmlab.training.loop import fit
 from vfmlab.weights import io
@@ -146,3 +147,23 @@ def test_a_run_that_took_no_step_is_failed(tmp_path):
             list(fit(ToyTask(run, poison=dict.fromkeys(range(4), math.nan)), run_dir, device="cpu"))
         assert run_dir.status().state == "failed"
     assert not (run_dir.path / "finished.txt").exists()
+
+
+def test_steps_that_the_scaler_of_fp16_skips_are_no_steps_of_the_average(tmp_path, monkeypatch):
+    """A fused optimiser is called in an overflow, too, and does nothing by itself: neither average nor means may count it."""
+    make = loop.make_accelerator
+
+    def half(*args):  # as on a GPU: accelerate takes fp16 there only
+        accelerator = make(*args)
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        accelerator.state._mixed_precision = "fp16"
+        return accelerator
+
+    monkeypatch.setattr(loop, "make_accelerator", half)
+    run_dir, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=256, log_every=256)
+    state = torch.load(run_dir.checkpoints / "state.pt", weights_only=True)
+    skipped = round(24 - math.log2(state["scaler"]["scale"]))
+    assert 0 < skipped < 16
+    assert state["updates"] == state["step"] - skipped == 16 - skipped
+    (record,) = run_dir.metrics("step")
+    assert math.isfinite(record["grad_norm"])

@@ -112,6 +112,12 @@ def test_time_left_ignores_a_slow_start():
     assert clock.left(10, {"preview": 2, "evaluate": 1}) == pytest.approx(11.0)
 
 
+def test_no_time_below_zero_is_left(tmp_path):
+    """The last batch is a whole one, beyond the budget where this is no multiple of it."""
+    _, events, _ = train_toy(tmp_path, samples=70, preview_every=16, checkpoint_every=16)
+    assert min(event.seconds_left for event in events if event.seconds_left is not None) >= 0
+
+
 def test_accumulation_equals_the_whole_batch(tmp_path):
     """Gradients are means over the global batch, never sums over its parts."""
     one, *_ = train_toy(tmp_path, norm=False, precision="fp32", samples=128)
@@ -353,6 +359,15 @@ def test_terms_that_nothing_feeds_are_refused(name, complaint):
     run = override(presets.get("tiny_plain_vae").phases()[0], {f"losses.{name}": 1.0})
     with pytest.raises(ConfigError, match=complaint):
         TokenizerTask(run)
+
+
+@pytest.mark.parametrize("changes", [{"losses.l1.until": 16, "losses.kl.until": 16, "losses.multiscale.until": 8},
+                                     {"losses.l1": 0, "losses.multiscale": 0, "trains": ["decoder.*"]}])
+def test_a_loss_that_reaches_nothing_is_one_line(tmp_path, changes):
+    """All terms are over, or what they read is frozen."""
+    run = override(presets.get("tiny_plain_vae"), COMMON | changes).phases()[0]
+    with pytest.raises(TrainingError, match=r"after (16|0) images no term of the tokenizer's loss depends on anything"):
+        list(fit(TokenizerTask(run), runs.create(run, tmp_path), device="cpu"))
 
 
 def test_compile_keeps_the_names(tmp_path):

@@ -61,6 +61,9 @@ def test_every_phase_of_every_preset_opens(name, tmp_path):
             if phase.diffusion.tune is None and isinstance(path.of(step.network), path.Linear):
                 torch.testing.assert_close(step.noisy, step.z + t * step.target, atol=1e-5, rtol=1e-4)
             assert step.velocity.shape == step.target.shape
+        step.loss.backward()
+        left_out = any(parameter.grad is None for parameter in step.parameters)
+        assert step.task.find_unused or not left_out, "several processes would end at the second step"
     assert not runs.scan(tmp_path), "looking leaves no run"
 
 

@@ -257,7 +257,7 @@ class _Loop:
         if reason is None:
             for optimizer in optimizers:
                 optimizer.step()
-            if not acc.optimizer_step_was_skipped:
+            if math.isfinite(numbers["grad_norm"]):  # else the scaler of fp16 has skipped it
                 state.average.update()
                 state.add(numbers)
         else:
@@ -329,7 +329,7 @@ class _Loop:
         return due
 
     def _extras_left(self) -> dict[str, int]:
-        train, rest = self.train, self.train.samples - self.samples
+        train, rest = self.train, max(0, self.train.samples - self.samples)
         evaluations = sum(n > self.samples for n in train.evaluate_at)
         saves = rest // train.checkpoint_every
         return {"preview": rest // train.preview_every, "checkpoint": saves, "evaluate": evaluations}

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, patch_environment, s
 from torch import Tensor, nn
 
 from vfmlab.config import Train
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.runs import RunDir
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import muon, recompute, sharded
@@ -226,6 +226,9 @@ def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Ten
 
     Returns:
         this process's means of the loss and the metrics.
+
+    Raises:
+        TrainingError: the loss depends on nothing that trains.
     """
     task, acc, train = on.task, on.accelerator, on.task.train
     others = (
@@ -244,6 +247,10 @@ def backward(on: Prepared, batch: Any, step: int, samples: int) -> dict[str, Ten
             loss, metrics, *pairs = on.objective(micro,
                                                  StepRandom(task.seed, step, train.batch, cut, acc.device),
                                                  samples)
+            if not loss.requires_grad:
+                raise TrainingError(f"after {samples} images no term of the {task.name}'s loss depends on "
+                                    "anything that trains: its terms are over ('until') or have not begun "
+                                    "('start'), or 'trains' leaves out what they read; change one of these")
             acc.backward(loss / train.accumulation)
             if others is not None:  # their random numbers keep the name they had in earlier versions
                 rng = StepRandom(derive("opponent", task.seed), step, train.batch, cut, acc.device)
