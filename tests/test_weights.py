@@ -163,6 +163,23 @@ def test_no_importer_computes_with_what_no_weights_are(family, dtype):
         import_state_dict(family, {"final.weight": torch.ones(2, 2).to(dtype), "b": torch.ones(1)}, {})
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"ch": None}, "TypeError"), ({"ch_mult": None}, "TypeError"), ({"resolution": "x"}, "ValueError"), ({"resolution": 0}, "ZeroDivision"),
+        ({"weights": torch.zeros(())}, "of another shape"), ({"weights": [1.0]}, "AttributeError"),
+    ],
+)  # fmt: skip
+def test_importers_compute_with_no_nulls_and_words(change, line, golden):
+    options = json.loads((golden / "ldm_vae_small_config.json").read_text())
+    options = {"embed_dim": 8} | {k: options[k] for k in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution")}
+    state = part(load_file(golden / "ldm_vae_small.safetensors"), "sd.")
+    state |= {"quant_conv.weight": change["weights"]} if "weights" in change else {}
+    with pytest.raises((ConfigError, CheckpointError), match=rf"va-vae.*{line}") as error:
+        import_state_dict("va-vae", state, options | change if "weights" not in change else options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_prefix_that_is_not_known_is_named():
     with pytest.raises(CheckpointError, match="all names begin with 'wrapped.': save the state dict of that part alone"):
         io.load(module(), {f"wrapped.{key}": value for key, value in module().state_dict().items()}, "test")
@@ -480,6 +497,12 @@ def test_aliases_of_yaml_do_not_hang():
     for tree in (circle, {"a": laughs}):
         with pytest.raises(ConfigError, match="'embed_dim'"):
             IMPORTERS.get("va-vae").arguments(tree)
+
+
+def test_config_files_with_empty_sections(tmp_path, golden):
+    (tmp_path / "x.yaml").write_text("model: {model_type: LightningDiT-XL/1}\ndata:\nvae:\n")
+    with pytest.raises(ConfigError, match="lightningdit: the config .*TypeError"):
+        open_release("lightningdit", golden / "lightningdit_small_weights.safetensors", tmp_path / "x.yaml")
 
 
 def test_config_files_that_are_none(tmp_path):

@@ -30,7 +30,7 @@ from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS
 from vfmlab.tokenizers.base import Statistics, measure
 from vfmlab.training import checkpoint
 from vfmlab.training.events import Event
-from vfmlab.weights import import_state_dict, io, load, statistics, table
+from vfmlab.weights import as_released, import_state_dict, io, load, statistics, table
 from vfmlab.weights.family import agree
 
 MEASURED_IMAGES = 4096  # as many as a training takes
@@ -74,7 +74,8 @@ def open_release(name: str, file: str | Path | None = None, config_file: str | P
         row = table.unlisted(name)
     settings = row.config
     if config_file is not None:
-        settings = IMPORTERS.get(row.family).arguments(read_mapping(config_file, "--config"))
+        with as_released(row.family):
+            settings = IMPORTERS.get(row.family).arguments(read_mapping(config_file, "--config"))
     if not settings:
         raise ConfigError(f"'{name}' has no config of its own; give the release's: --config FILE")
     if path is None and row.repo is None:
