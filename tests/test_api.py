@@ -54,6 +54,9 @@ def test_parts_of_a_large_call_are_the_same_images(trained, monkeypatch):
     torch.testing.assert_close(images(api.sample(model, labels[4:], seed=3, steps=2, first=4)), whole[4:])
     noise = torch.randn(7, *model.tokenizer.latent_shape, generator=torch.Generator().manual_seed(0))
     assert images(api.sample(model, labels, steps=2, noise=noise)).shape == whole.shape
+    for wrong in (noise[:-1], torch.cat([noise, noise]), noise[:, :1]):  # too few, too many, too narrow
+        with pytest.raises(ConfigError, match="noise of shape .*7 labels need"):
+            images(api.sample(model, labels, steps=2, noise=wrong))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,9 @@ def test_images_that_are_none_are_refused(trained, tmp_path):
         api.reconstruct(tokenizer, str(tmp_path))
     with pytest.raises(DataError, match="images: object; give paths"):
         api.reconstruct(tokenizer, object())
+    for none in ([], image[:0]):
+        with pytest.raises(DataError, match="images: (an empty list|none)"):
+            api.reconstruct(tokenizer, none)
 
 
 def test_an_untrained_tokenizer_can_be_looked_at():

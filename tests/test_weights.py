@@ -585,6 +585,22 @@ def test_another_file_needs_another_name(va_vae, tmp_path):
         list(import_run(run, folder, release=other))
 
 
+def test_other_statistics_need_another_name(va_vae, tmp_path):
+    """The run that is there is not changed, so the command must not sound as if it were."""
+    folder, release, run = va_vae
+
+    def again(statistics_from):
+        return [event.kind for event in import_run(run, folder, release=release, statistics_from=statistics_from)]
+
+    assert again(None) == again(folder / "latents_stats.pt") == ["skip"]
+    for name in ("other.pt", "latents_stats.pt"):  # the second: the same name, corrected
+        torch.save({"mean": torch.zeros(8), "std": torch.ones(8)}, tmp_path / name)
+        with pytest.raises(RunError, match=r"other latent statistics \(latents_stats.pt\).*--set name=NAME"):
+            again(tmp_path / name)
+    with pytest.raises(RunError, match="other latent statistics"):
+        again("measured")
+
+
 def test_what_does_not_fit_is_one_line_and_leaves_a_failed_run(va_vae, ldm, tmp_path):
     folder, release, run = va_vae
     state = part(ldm[0], "sd.")

@@ -331,6 +331,9 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
     stride, images, step = max(1, -(-total // max(1, previews))), [], None
     if noise is not None and loaded.run.ar is not None:
         raise ConfigError("noise: an ar generator starts from a class alone; give seed in its place")
+    if noise is not None and noise.shape != (len(labels), *loaded.tokenizer.latent_shape):
+        raise ConfigError(f"noise of shape {tuple(noise.shape)}: {len(labels)} labels need "
+                          f"{(len(labels), *loaded.tokenizer.latent_shape)}")
     for part in torch.arange(len(labels)).split(CHUNK):
         y = torch.tensor(labels)[part].to(loaded.device)
         random, start = SampleRandom(seed, first + part), None if noise is None else noise[part]
@@ -399,6 +402,8 @@ def images_for(tokenizer: Tokenizer, images: Tensor | Sequence[str | Path]) -> T
     if not isinstance(images, Tensor):
         return read_images(images, tokenizer.size)
     check_images(images, "images", tokenizer.size)
+    if not len(images):
+        raise DataError("images: none; give at least one")
     return images.float()
 
 

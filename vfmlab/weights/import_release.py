@@ -202,7 +202,7 @@ def import_run(run: config.Phase, root: str | Path = "runs", statistics_from: st
     with _first_alone():
         folder = runs.create(run, root)
         if folder.status().state == "finished":
-            _same_file(folder, release)
+            _same_files(folder, release, statistics_from)
             yield Event("skip", run.id, run.stage)
         else:
             yield from _import(run, folder, release, statistics_from)
@@ -240,11 +240,23 @@ def _import(run: config.Phase, folder: runs.RunDir, release: Release | None,
     yield Event("finish", run.id, run.stage, data=facts)
 
 
-def _same_file(folder: runs.RunDir, release: Release | None) -> None:
-    before = io.metadata(folder.ema).get("imported_sha256", "")
+def _same_files(folder: runs.RunDir, release: Release | None, statistics_from: str | Path | None) -> None:
+    """:class:`RunError` where a run that is there was made of other files than it would be now."""
+    facts = io.metadata(folder.ema)
+    before, way = facts.get("imported_sha256", ""), "give this one a name of its own: --set name=NAME"
     if release is not None and release.sha256 != before:
-        raise RunError(f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); "
-                       "give this one a name of its own: --set name=NAME")
+        raise RunError(f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); {way}")
+    if statistics_from is not None and any(facts.get(k, v) != v for k, v in _marked(statistics_from).items()):
+        raise RunError(f"run '{folder.id}' has other latent statistics ({facts['statistics']}) than "
+                       f"'{statistics_from}'; {way}")
+
+
+def _marked(statistics_from: str | Path) -> dict[str, str]:
+    """What a run remembers of the statistics that were asked for."""
+    if str(statistics_from) == MEASURED:
+        return {"statistics": MEASURED}
+    path = Path(statistics_from).expanduser()
+    return {"statistics": path.name, "statistics_sha256": io.sha256(path) if path.is_file() else "no file"}
 
 
 def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
@@ -284,6 +296,8 @@ def _fill_tokenizer(run: config.Phase, folder: runs.RunDir, release: Release,
         moments = Statistics(mean.float(), std.float(), statistics.COUNT, f"release {release.row.name}")
     tokenizer.set_statistics(moments)
     facts = {"fingerprint": moments.fingerprint, "statistics": origin}
+    if statistics_from is not None:
+        facts |= _marked(statistics_from)
     if tokenizer.vfm is not None:
         facts["vfm_fingerprint"] = tokenizer.vfm.fingerprint
     write(folder, tokenizer.state_dict(), release, facts)
