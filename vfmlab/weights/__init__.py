@@ -19,8 +19,8 @@ from vfmlab.registry import IMPORTERS
 
 @contextmanager
 def as_released(name: str) -> Iterator[None]:
-    """Inside, a config or tensors that are not of family `name` (a null, a text for a number, another shape) are
-    one :class:`ConfigError`: importers compute with them before the strict loader sees them."""
+    """Inside, a config or tensors that are not of family `name` (a null, a text for a number, another shape)
+    are one :class:`ConfigError`: importers compute with them before the strict loader sees them."""
     from vfmlab.config.override import explain
 
     try:
@@ -31,8 +31,8 @@ def as_released(name: str) -> Iterator[None]:
         if of_the_machine(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ConfigError(f"{name}: the config or the weights are not those of such a release ({reason}); give "
-                          "its own") from None
+        raise ConfigError(f"{name}: the config or the weights are not those of such a release ({reason}); "
+                          "give its own") from None
 
 
 def import_state_dict(name: str, state_dict: dict[str, Tensor], config: dict[str, Any]) -> nn.Module:

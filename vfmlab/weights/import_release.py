@@ -245,7 +245,8 @@ def _same_files(folder: runs.RunDir, release: Release | None, statistics_from: s
     facts = io.metadata(folder.ema)
     before, way = facts.get("imported_sha256", ""), "give this one a name of its own: --set name=NAME"
     if release is not None and release.sha256 != before:
-        raise RunError(f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); {way}")
+        raise RunError(f"run '{folder.id}' holds the weights of another file (SHA-256 {before[:16]}...); "
+                       f"{way}")
     if statistics_from is not None and any(facts.get(k, v) != v for k, v in _marked(statistics_from).items()):
         raise RunError(f"run '{folder.id}' has other latent statistics ({facts['statistics']}) than "
                        f"'{statistics_from}'; {way}")
