@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cache_together
 import pytest
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from vfmlab.config import Data, Diffusion, TimeSampling, TokenizerConfig
 from vfmlab.data import BatchStream, open_source, to_float
-from vfmlab.diffusion import latents
+from vfmlab.diffusion import latents, shards
 from vfmlab.diffusion.dit import LightningDiT
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import CheckpointError
@@ -145,6 +147,24 @@ def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
     one, _ = run(tmp_path / "one", tokenizer, source)
     two = latents.LatentSource(tmp_path / "two", one.fingerprint)
     torch.testing.assert_close(two.latents(torch.arange(COUNT)), one.latents(torch.arange(COUNT)))
+
+
+def test_a_process_that_is_slow_is_not_dead(tmp_path):
+    """A shard takes longer than the patience, a batch of it less: the other process waits."""
+    meta = {"count": 5, "shard": 5, "fingerprint": "f"}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+
+    def work(rank):
+        def encode(indices, content):
+            time.sleep(0.3)
+            return {"rows": content}
+
+        list(shards.write(tmp_path, "slow", meta, lambda indices: indices, encode, 1, rank, 2, patience=0.9))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, rank) for rank in (0, 1)]:
+            done.result()
+    assert (tmp_path / "slow-00000.safetensors").exists()
 
 
 def test_processes_build_what_one_builds_and_one_that_was_killed_goes_on(tmp_path):

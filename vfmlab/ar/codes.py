@@ -28,7 +28,7 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
 FORMAT, CACHE = "vfmlab-codes/1", "code cache"
-PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
+PATIENCE = 1800.0  # seconds without a batch of theirs after which other processes count as dead
 SHARD = 65_536  # images a shard: ten crops of 256 codes are 670 MB
 
 

@@ -31,7 +31,7 @@ from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
 FORMAT, CACHE = "vfmlab-latents/1", "latent cache"
-PATIENCE = 1800.0  # seconds without a new shard after which the other processes count as dead
+PATIENCE = 1800.0  # seconds without a batch of theirs after which other processes count as dead
 Maps = Callable[[Tensor, bool], dict[int, Tensor]]  # (indices long B, mirrored) -> B D h w by layer
 SHARD = 4096  # images a shard: at 16 x 16 x 32 about 128 MB with both copies
 

@@ -81,7 +81,7 @@ def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: 
         meta: written first, if there is none yet. read: indices (long B) -> what is encoded, called in a
         thread ahead of the rest. encode: the indices and what was read -> rows of each tensor, on the CPU.
         rank, world: of several processes each fills every world-th shard, then waits for the others.
-        patience: seconds without a new shard after which the other processes count as dead.
+        patience: seconds without a batch of theirs after which the other processes count as dead.
     """
     directory.mkdir(parents=True, exist_ok=True)
     total, every = meta["count"], files(directory, name, meta)
@@ -105,13 +105,14 @@ def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: 
                 for indices, content in zip(slices, arrived, strict=True):
                     for key, value in encode(indices, content).items():
                         parts.setdefault(key, []).append(value)
+                    Path(lock.lock_file).touch()  # a sign of life: a shard may take hours
                     done += len(indices)
                     yield min(done * world, total), total
             rows = {key: torch.cat(value) for key, value in parts.items()}
             io.write(file, rows, {"fingerprint": meta["fingerprint"], "digest": io.digest(rows)})
     finally:
         lock.release()
-    _wait(every, patience)
+    _wait(every, directory, f".{name}-*-of-{world}.lock", patience)
     yield total, total
 
 
@@ -141,18 +142,17 @@ def _whole(file: Path) -> bool:
         return True  # broken, which is not covered up: whoever opens it is told
 
 
-def _wait(every: list[Path], patience: float) -> None:
-    """Until the other processes have written theirs."""
-    missing, since = len(every), time.monotonic()
-    while missing:
-        left = sum(not file.exists() for file in every)
-        if left < missing:
-            missing, since = left, time.monotonic()
+def _wait(every: list[Path], directory: Path, locks: str, patience: float) -> None:
+    """Until the other processes have written theirs. locks: a glob of what each touches after a batch."""
+    seen, since = None, time.monotonic()
+    while left := sum(not file.exists() for file in every):
+        signs = [left, *sorted(lock.stat().st_mtime_ns for lock in directory.glob(locks))]
+        if signs != seen:
+            seen, since = signs, time.monotonic()
         elif time.monotonic() - since > patience:
-            raise CheckpointError(f"{left} shards of '{every[0].parent}' are not coming from other "
-                                  "processes; start again")
-        if missing:
-            time.sleep(0.2)
+            raise CheckpointError(f"{left} shards of '{directory}' are not coming from other processes; "
+                                  "start again")
+        time.sleep(0.2)
 
 
 class Shards:
