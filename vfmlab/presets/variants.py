@@ -20,6 +20,7 @@ The same config has the same id, whichever way it was written. Four groups, all 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,15 +102,17 @@ def _matched(changes: Changes) -> Callable[[Recipe], Changes]:
 
 def _width(channels: int) -> Callable[[Recipe], Changes]:
     """d channels; z' keeps its width as far as whole factors allow, so that the decoder behind it is the
-    same.
+    same. A sphere keeps its size beside the length of noise, which grows with d.
     """
 
     def of(run: Recipe) -> Changes:
-        inner = run.tokenizer.channels * run.tokenizer.decoder.decompress_factor
-        return {
-            "tokenizer.channels": channels,
-            "tokenizer.decoder.decompress_factor": max(1, round(inner / channels)),
-        }
+        from vfmlab.nn.sphere import mean_length
+
+        own, radius = run.tokenizer.channels, run.tokenizer.radius
+        sphere = {} if radius is None else {
+            "tokenizer.radius": radius * mean_length(channels) / mean_length(own)}
+        factor = max(1, round(own * run.tokenizer.decoder.decompress_factor / channels))
+        return {"tokenizer.channels": channels, "tokenizer.decoder.decompress_factor": factor} | sphere
 
     return of
 
@@ -157,7 +160,7 @@ def _split(run: Recipe) -> Changes:
     head = max(1, depth // 4)
     return {"diffusion.network": {
         "kind": "ddt", "width": width, "depth": max(1, depth - head), "heads": heads, "patch": net.patch, "qk_norm": True,
-        "rmsnorm": net.rmsnorm, "head_width": width, "head_depth": head, "head_heads": heads,
+        "rmsnorm": getattr(net, "rmsnorm", True), "head_width": width, "head_depth": head, "head_heads": heads,
     }}  # fmt: skip
 
 
@@ -307,7 +310,17 @@ def apply(recipe: Recipe, name: str) -> Recipe:
         if variant.needs == "diffusion":  # another diffusion model on the same tokenizer
             changes = changes | {"diffusion.tokenizer_of": recipe.diffusion.tokenizer_of or recipe.name}
         changes = changes | {"name": f"{recipe.name}_{name}"}
-    return change(recipe, changes)
+    return _out_of_stages(change(recipe, changes), changes)
+
+
+def _out_of_stages(recipe: Recipe, changes: Changes) -> Recipe:
+    """A loss that `changes` take out stays out: no stage brings it back with a weight of its own."""
+    gone = {field.split(".")[1] for field, value in changes.items()
+            if re.fullmatch(r"losses\.[^.]+(\.weight)?", field) and value == 0}
+    tree = recipe.model_dump(mode="json")
+    for stage in tree["stages"]:
+        stage["losses"] = {term: own for term, own in stage["losses"].items() if term not in gone or own == 0}
+    return recipe if tree == recipe.model_dump(mode="json") else parse(tree)
 
 
 def change(recipe: Recipe, changes: Changes) -> Recipe:
