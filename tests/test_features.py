@@ -79,6 +79,11 @@ def test_maps_of_others_are_not_read(tmp_path):
     fewer = open_source(tiny_run("vfm_vae", **{"data.train": 24}).data, "train")
     assert stored(folder, tokenizer, images, flip=True) is not None
     assert stored(folder, tokenizer, fewer, flip=True) is None
+    small, reader = open_source(tiny_run("vfm_vae").data, "train"), Reader(tokenizer.vfm, tuple(tokenizer.layers))
+    small.least = 20  # data.least_side: others stand in for images that are smaller, so the maps are theirs
+    list(targets.build(tmp_path / "small" / f"features-{reader.fingerprint(small, True)}", reader, small, True))
+    assert stored(tmp_path / "small", tokenizer, small, flip=True) is not None
+    assert stored(tmp_path / "small", tokenizer, images, flip=True) is None
     plain, _ = train_tiny("plain_vae", tmp_path)
     assert stored(folder, load_tokenizer(plain.path), images, flip=False) is None
     next(folder.glob("features-*/targets-00000.safetensors")).unlink()

@@ -69,13 +69,12 @@ def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool, 
     """
     if tokenizer.vfm is None or not tokenizer.layers:
         return None
-    own = Reader(tokenizer.vfm, tuple(tokenizer.layers)).facts()
     for file in sorted(folder.glob("features-*/meta.json")):
         meta = shards.read_meta(file.parent, targets.FORMAT, "target cache")
-        same = all(meta[key] == own[key] for key in ("vfm", "weights", "input"))
-        same = same and (meta["data"], meta["count"]) == (source.fingerprint, len(source))
+        reader = Reader(tokenizer.vfm, tuple(meta["layers"]))
+        same = meta["fingerprint"] == reader.fingerprint(source, meta["flip"])  # also of images left out
         whole = all(part.exists() for part in shards.files(file.parent, "targets", meta))
-        if same and whole and set(own["layers"]) <= set(meta["layers"]) and meta["flip"] >= flip:
+        if same and whole and set(tokenizer.layers) <= set(meta["layers"]) and meta["flip"] >= flip:
             return _maps(targets.Targets(file.parent, rank, world), tokenizer.stat_mean.device)
     return None
 

@@ -93,7 +93,7 @@ def parts(index: Path, what: str = "weights") -> list[Path]:
     """The files that an index names; :class:`CheckpointError` where it names none or one is missing."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{what}: '{index}' is no index (no 'weight_map'); fetch it again") from None
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{what}: '{index}' does not name files beside it; fetch it again")
