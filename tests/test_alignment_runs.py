@@ -77,6 +77,19 @@ def test_cached_and_fresh_targets_agree(tmp_path, source, teacher, start):
                 torch.testing.assert_close(extra[key], more[key], atol=4e-3, rtol=2e-3)
 
 
+def test_a_data_set_of_one_image_is_read_at_every_step(tmp_path, teacher):
+    """All batches have the same indices, and are mirrored or not."""
+    one = open_source(Data(source="scenes:easy", size=16, train=1), "train")
+    list(targets.build(tmp_path, teacher, one, flip=True))
+    taken = []
+    for sources in ([targets.Targets(tmp_path)], [teacher]):
+        batches, images = (targets.Tap(BatchStream(one, 1, 4, 0, None, True)) for _ in range(2))
+        stream = targets.beside(batches, sources, images, 1, 4, 0, slice(0, 1))
+        taken.append([extra["target"] for _, extra in itertools.islice(stream, 8)])
+        stream.close()
+    torch.testing.assert_close(*taken, atol=4e-3, rtol=2e-3)
+
+
 def trained(name, root, stops=(None,), **changes):
     run = override(presets.get(name), SHORT | changes).last
     run_dir = runs.create(run, root)

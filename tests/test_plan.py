@@ -171,6 +171,10 @@ def test_sampling_cost_follows_the_protocol():
     assert more["sampling_flops"] == 4 * base["sampling_flops"]
     adaptive = plan.plan(api.resolve("tiny_plain_vae", {"protocol.sampler.solver": "dopri5"}))["phases"][1]
     assert "sampling_flops" not in adaptive
+    internal = api.resolve("tiny_multi_layer_rae_raev2")
+    assert internal.protocol.guidance.kind == "internal"
+    phase = plan.plan(internal)["phases"][-1]
+    assert phase["sampling_flops"] == internal.protocol.sampler.steps * phase["flops"]["network"], "one evaluation a step"
 
 
 def test_pretraining_runs_have_no_plan():

@@ -255,15 +255,16 @@ def beside(batches: Iterator[Any], sources: list[Targets | Teacher], images: Tap
     caches = [from_thread(_Cached(s, batch, seed, rows), start_step) for s in sources
               if isinstance(s, Targets)]
     fresh = [s for s in sources if isinstance(s, Teacher)]
+    seen = None
     try:
         for stored in batches:
             extra: dict[str, Tensor] = {}
             for cache in caches:
                 extra |= next(cache)
             if fresh:
+                if images.last is seen:  # `batches` drew none of them
+                    next(images)
                 seen = images.last
-                if seen is None or not torch.equal(seen.indices, stored.indices):
-                    seen = next(images)
                 for teacher in fresh:
                     extra |= teacher.read(to_float(seen.images.to(teacher.device)))
             yield stored, extra

@@ -225,7 +225,8 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
     solver = run.protocol.sampler
     calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
     if calls is not None:  # an adaptive solver decides its evaluations while it runs
-        guided = 2 if run.protocol.guidance.scale != 1 else 1
+        guidance = run.protocol.guidance  # internal guidance reads one evaluation twice
+        guided = 2 if guidance.scale != 1 and guidance.kind != "internal" else 1
         costs["sampling_flops"] = meter.flops["network"] * solver.steps * calls * guided
     return _finish(costs, run.diffusion.train, frozen, meter.activations)
 
