@@ -20,6 +20,7 @@ from vfmlab.nn.residual_branch import ResidualBranch, matched, spread
 from vfmlab.nn.sphere import lengths, rms_over_channels, rms_over_image
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
+from vfmlab.training.tokenizer import TokenizerTask
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
 SIZES = {
@@ -160,6 +161,12 @@ def test_turned_tokens_have_their_length_and_angle():
         close(lengths(moved), lengths(z), 1e-5)
         cosine = torch.nn.functional.cosine_similarity(moved, z, dim=1)
         close(cosine, torch.full_like(cosine, torch.tensor(degrees).deg2rad().cos().item()), 1e-5)
+
+
+def test_one_set_of_perturbed_images_has_one_set_of_angles():
+    changes = {"losses.cascade": 0.1, "losses.cascade:far": {"weight": 0.1, "degrees": [80.0]}}
+    with pytest.raises(ConfigError, match=r"cascade.*\[\(42\.5, 85\.0\), \(80\.0,\)\].*the same degrees"):
+        TokenizerTask(override(presets.get("tiny_plain_vae"), changes).phases()[0])
 
 
 def test_svg_gives_the_same_in_any_batch(model):

@@ -69,6 +69,10 @@ class TokenizerObjective(nn.Module):
             if isinstance(loss, Preservation) and parent is None:
                 raise ConfigError(f"losses.{name} keeps the latent where the stage before had put it, but "
                                   "there is none; move it to a later stage")
+        angles = {loss.config.degrees for loss in self.losses.values() if isinstance(loss, Cascade)}
+        if len(angles) > 1:
+            raise ConfigError(f"losses: terms 'cascade' with the angles {sorted(angles)}; one set of "
+                              "perturbed images is decoded: give them the same degrees")
         self.rebuilds = any(isinstance(loss, FeatureReconstruction) for loss in self.losses.values())
         preserves = any(isinstance(loss, Preservation) for loss in self.losses.values())
         self.frozen = Frozen(parent=parent.requires_grad_(False).eval() if preserves else None)
