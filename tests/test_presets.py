@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -118,6 +119,30 @@ def test_names_are_read_from_left_to_right():
     twice = presets.get("pocket_vfm_vae+no_style+d16")
     assert (twice.tokenizer.channels, twice.tokenizer.decoder.style) == (16, False)
     assert presets.get("pocket_vfm_vae+repa+ddt").last.parent == presets.get("pocket_vfm_vae").last.parent
+
+
+@pytest.mark.parametrize(("name", "term"), [("tiny_vfm_vae_stages+no_vf", "vf"), ("paper_vfm_vae+no_vf", "vf"),
+                                            ("pocket_aligntok+no_multiscale", "multiscale"), ("pocket_aligntok+plain_decoder", "multiscale")])
+def test_no_later_stage_brings_back_a_loss_that_a_variant_takes_out(name, term):
+    with_it = presets.get(name.partition("+")[0])
+    assert any(term in stage.losses for stage in with_it.stages)
+    run = presets.get(name)
+    assert [stage.name for stage in run.stages] == [stage.name for stage in with_it.stages]
+    assert not any(term in phase.losses for phase in run.phases())
+
+
+def test_a_sphere_is_as_large_beside_noise_whenever_the_width_is_named():
+    one, other = presets.get("tiny_vfm_vae+sphere+d16"), presets.get("tiny_vfm_vae+d16+sphere")
+    assert one.tokenizer.radius == pytest.approx(other.tokenizer.radius) != presets.get("tiny_vfm_vae+sphere").tokenizer.radius
+
+
+def test_variants_after_each_other_fit_or_say_why():
+    ours = [name for name, variant in variants.VARIANTS.items() if variant.needs == "diffusion"]
+    for one, other in itertools.permutations(ours, 2):
+        try:
+            presets.get(f"tiny_vfm_vae+{one}+{other}")
+        except ConfigError as error:
+            assert "\n" not in str(error)
 
 
 def test_overrides_come_on_top_and_fitted_widths_after_them():
