@@ -69,6 +69,11 @@ def test_bad_input_is_one_line(tmp_path):
         ({"vfms": ["pockt"]}, r"unknown VFM 'pockt' \(did you mean 'pocket'\?\)"),
         ({"vfms": ["pocket"], "methods": ["vfm_va"]}, "did you mean 'tiny_vfm_vae'"),
         ({"vfms": ["pocket"], "methods": ["plain_vae"]}, "'tiny_plain_vae' reads no VFM"),
+        ({"vfms": ["pocket"], "seeds": (0, 0)}, "0 is named twice"),
+        ({"vfms": ["pocket"], "seeds": ()}, "seeds: none is named"),
+        ({"vfms": ["pocket"], "finalists": -1}, "finalists = -1"),
+        ({"vfms": ["pocket"], "overrides": {"seed": 5}}, "--set seed: .* give --seeds"),
+        ({"vfms": ["pocket"], "overrides": {"train.samples": 5}}, "--set train.samples: .* give --tokenizer-images"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             choose.run("scenes:easy", root=tmp_path, out=tmp_path / "c", command="", tier="tiny", **more)

@@ -192,6 +192,7 @@ def test_bad_input_is_one_line():
     book = claims.ledger("a")
     with pytest.raises(ConfigError, match="unknown claim 'ordr' .*order"):
         book.chosen(["ordr"])
+    assert [one.id for one in book.chosen(["order", "vf_loss", "order"])] == ["order", "vf_loss"], "named twice, counted once by Holm"
     with pytest.raises(ConfigError, match="unknown domain 'moon'"):
         book.study("moon", book.claims, [0], {})
     with pytest.raises(ConfigError, match="unknown ledger of claims"):

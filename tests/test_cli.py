@@ -467,6 +467,13 @@ def test_a_preset_as_a_file_is_the_preset(capsys, tmp_path):
     assert "did you mean 'tiny_vfm_vae'" in refused(capsys, "presets", "tiny_vfm_va", "--json")
 
 
+def test_a_preset_with_changes_says_what_they_are(capsys):
+    code, out, _ = call(capsys, "presets", "tiny_rae+no_vf@tiny_plain_vae+repa")
+    assert code == 0
+    assert all(part in out for part in ("tiny_rae+no_vf@tiny_plain_vae+repa", "+no_vf ", "@tiny_plain_vae ", "+repa ", "vfmlab train tiny_rae+no_vf@"))
+    assert "did you mean 'no_kl'" in refused(capsys, "presets", "tiny_vfm_vae+no_lk")
+
+
 def test_doctor_fails_when_something_must_be_mended(capsys, monkeypatch):
     from vfmlab.cli import doctor
 

@@ -43,6 +43,8 @@ def test_rows_are_settings_times_seeds():
             compare.parse(specs, [0])
     with pytest.raises(ConfigError, match="seeds 0, 1, 0: 0 is named twice; name each seed once"):
         compare.parse(["tiny_plain_vae", "tiny_vfm_vae"], [0, 1, 0])
+    with pytest.raises(ConfigError, match="seeds: none is named"):
+        compare.parse(["tiny_plain_vae"], [])
     with pytest.raises(ConfigError, match="until = 'encoder'"):
         compare.parse(["tiny_plain_vae"], [0], until="encoder")
 
@@ -89,6 +91,18 @@ def test_a_row_whose_weights_are_gone_has_no_picture(tmp_path: Path):
     assert list(grids.write([row], tmp_path, tmp_path / "images", "x")) == ["tiny_plain_vae"]
     runs.open_run(row.phases[-1].id, tmp_path).ema.unlink()
     assert grids.write([row], tmp_path, tmp_path / "images", "x") == {}
+
+
+def test_every_label_has_a_picture_of_its_own(tmp_path: Path, monkeypatch):
+    labels = ["VF 0.1", "VF 0-1", "日本", "東京", "plain"]
+    rows = [compare.Row(label, 0, presets.get("tiny_plain_vae"), "first_stage") for label in labels]
+    monkeypatch.setattr(grids, "finished", lambda phase, root: True)
+    monkeypatch.setattr(grids.runs.RunDir, "ema", tmp_path)
+    monkeypatch.setattr(grids.api, "reconstruct", lambda run, images, root: (images, images, images.mean((1, 2, 3))))
+    files = grids.write(rows, tmp_path, tmp_path / "images", "page")
+    names = {label: path.name for label, path in files.items()}
+    assert len(set(names.values())) == len(labels) + 1
+    assert (names["VF 0.1"], names["plain"], names[""]) == ("page_vf_0_1.png", "page_plain.png", "page.png")
 
 
 def test_numbers_of_different_protocols_are_in_different_tables():

@@ -99,7 +99,12 @@ def test_the_command_writes_the_file_and_says_where(trained, capsys):
     assert str(path) in capsys.readouterr().out
     about = json.loads(path.with_suffix(".json").read_text())
     assert (about["format"], about["run"], about["protocol"]["labels"]) == (samples.FORMAT, generator, "random")
+    assert main.main([*command, "--set", "protocol.seed=4"]) == 0
+    drawn = [json.loads(path.read_text())["protocol"]["seed"] for path in (runs.open_run(generator, root).path / "npz").glob("6-*.json")]
+    assert sorted(drawn) == [0, 4], "the protocol's seed, where the call gives none"
     for wrong, line in (
+        ([*command, "--seed", "3", "--set", "seed=4"], "--set seed=4"),
+        ([*command, "--set", "n=4"], "--set n=4"),
         ([*command, "--labels", "0"], "--labels with --npz"),
         ([*command[:-3], "0"], "--npz 0"),
         (["sample", generator, "--root", str(root), "--set", "n=3"], "--set n=3"),
