@@ -91,7 +91,7 @@ class DiffusionTask(Task):
             raise ConfigError("train.compile with diffusion.tune: the alignment's gradient is taken twice, "
                               "which compiled networks do not allow; set train.compile=false")
         self.weights = Tuned(network, repa_e.copy_of(self.tokenizer, self.run))
-        self.trains = repa_e.trains(self.run.diffusion.tune)
+        self.trains, self.inner = repa_e.trains(self.run.diffusion.tune), "alignments that tune (REPA-E)"
         self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses,
                                                self.tokenizer, projection)
         self.discriminators = self.objective.own.discriminators

@@ -78,6 +78,9 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if task.discriminators is not None and task.train.precision == "fp16":
         raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms "
                           "bring a second; use bf16, fp32 or auto")
+    if task.inner and task.train.precision == "fp16":
+        raise ConfigError(f"train.precision=fp16 does not scale the gradients that {task.inner} take inside "
+                          "the forward, and in 16 bits these vanish; use bf16, fp32 or auto")
     precision = pick_precision(task.train, open_processes(device).device)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:

@@ -37,6 +37,7 @@ class Task:
             is their training forward (:class:`vfmlab.losses.discriminators.training.Discriminators`).
         completes: `finish` fills buffers of the weights, which are then saved once more.
         shards: the network may be cut over processes (:mod:`vfmlab.training.sharded`).
+        inner: what takes gradients inside the forward ("adaptive weights"), or "".
         columns: images per row of a preview.
         started: facts about the start, for the event of it.
     """
@@ -51,6 +52,7 @@ class Task:
     discriminators: nn.Module | None = None
     completes: bool = False
     shards: bool = False
+    inner: str = ""
     columns: int = 8
     started: Mapping[str, Any] = {}
 

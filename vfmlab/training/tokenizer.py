@@ -68,6 +68,7 @@ class TokenizerTask(Task):
         if parent is not None:
             tokenizer.load_state_dict(parent.state_dict())
         self.weights: Tokenizer = tokenizer
+        self.inner = "adaptive weights" * any(loss.adaptive for loss in self.objective.losses.values())
         self.discriminators = self.objective.discriminators
         if parent_dir is not None:
             inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
