@@ -81,6 +81,19 @@ def test_grids_run_from_noise_to_data(steps, shift):
         assert all(a > b for a, b in pairwise(grid))
 
 
+@pytest.mark.parametrize("shift", [0.5, 1.0, 2.5, 6.0])
+def test_the_sdes_last_step_is_small_whatever_the_shift(shift):
+    """Data of standard deviation .1 under the exact velocity: what comes out is neither a point nor wider."""
+    times, x, rng = path.sde_grid(100, shift), torch.randn(4000, generator=generator("sde")).double(), generator("noise")
+    for k, (t, after) in enumerate(pairwise(times)):
+        v = x * (t - (1 - t) * 0.01) / ((1 - t) ** 2 * 0.01 + t * t)
+        x = x + path.sde_drift(x, v, t) * (after - t)
+        if k < 99:
+            x = x + path.diffusion(t) * (t - after) ** 0.5 * torch.randn(4000, generator=rng)
+    assert times[-2] == pytest.approx(0.04)
+    assert 0.07 < x.std().item() < 0.105
+
+
 def test_grids_of_known_values():
     assert path.time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert path.sde_grid(250)[-2] == pytest.approx(0.04)

@@ -231,8 +231,10 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def sde_grid(steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times for the SDE: evenly from 1 to 0.04, then one step to 0 without noise (SiT, REPA)."""
-    inner = [NOISE + (LAST_SDE_TIME - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
+    """steps + 1 times for the SDE: evenly (before the shift) from 1 to 0.04, then one step to 0 without noise
+    (SiT, REPA). A shift leaves 0.04 where it is: a last step from later overshoots the data."""
+    last = shift_time(LAST_SDE_TIME, 1 / shift)
+    inner = [NOISE + (last - NOISE) * k / max(steps - 1, 1) for k in range(steps)]
     return [shift_time(t, shift) for t in inner] + [DATA]
 
 
