@@ -84,10 +84,10 @@ def build(root: Path) -> share.Tab:
         ids = [run] if beside in (None, "", NONE) else [run, beside]
         if run == beside:
             raise problem("Both sides show the same run; choose another one beside it, or none.")
-        began, classes, streams, loaded = time.monotonic(), {}, {}, {}
+        began, classes, streams, loaded, hows = time.monotonic(), {}, {}, {}, {}
         for run_id in ids:
-            loaded[run_id], classes[run_id], how = _call(root, call | {"run": run_id})
-            streams[run_id] = api.sample(loaded[run_id].model, classes[run_id], previews=16, **how)
+            loaded[run_id], classes[run_id], hows[run_id] = _call(root, call | {"run": run_id})
+            streams[run_id] = api.sample(loaded[run_id].model, classes[run_id], previews=16, **hows[run_id])
         newest: dict[str, api.Preview] = {}
         with closing(interpolate.together(streams)) as stream:  # a job that ends early closes the samplers
             for newest in until_stopped(stream):
@@ -98,9 +98,7 @@ def build(root: Path) -> share.Tab:
         pictures = [primitives.tile(preview.images, columns=8, scale=1) for preview in newest.values()]
         html = _cards(newest, loaded, classes, ema, time.monotonic() - began, not done)
         calls = [_past(loaded[run], state, pictures[0], done), *(history or [])][:8]
-        given = ", ".join(f"{k}={v!r}" for k, v in {**how, "ema": ema, "root": str(root)}.items())
-        code = [f"*_, last = vfmlab.sample({i!r}, {classes[i]}, {given})  # last.images" for i in ids]
-        code = ["import vfmlab", "", *code]
+        code = ["import vfmlab", "", *(_line(i, classes[i], hows[i], ema, root) for i in ids)]
         shared = share.outputs("sample", state, code, cards.stack(pictures))
         yield html, *shared, calls, cards.cards(calls)
 
@@ -180,6 +178,12 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], di
         how["prompts"] = [text(call["label"])]
         return replace(one, model=one.model.prompted(how["prompts"])), [0] * count, how
     return one, [models.class_index(one.model, call["label"])] * count, how
+
+
+def _line(run: str, labels: list[int], how: dict[str, Any], ema: bool, root: Path) -> str:
+    """The Python that draws what one side shows."""
+    given = ", ".join(f"{k}={v!r}" for k, v in {**how, "ema": ema, "root": str(root)}.items())
+    return f"*_, last = vfmlab.sample({run!r}, {labels}, {given})  # last.images"
 
 
 def _state(call: dict[str, Any]) -> dict[str, Any]:

@@ -177,6 +177,11 @@ def test_sampling_cost_follows_the_protocol():
     assert phase["sampling_flops"] == internal.protocol.sampler.steps * phase["flops"]["network"], "one evaluation a step"
 
 
+def test_a_loss_that_looks_at_labels_has_a_plan():
+    apart, _, together, _ = plan.plan(api.resolve("tiny_plain_vae_apart"))["phases"]
+    assert apart["flops"]["step_per_image"] > 0 < together["flops"]["step_per_image"]
+
+
 def test_pretraining_runs_have_no_plan():
     run = config.parse({"name": "judge", "pretrain": {"objective": "classify"}, "train": {"samples": 10}})
     with pytest.raises(ConfigError, match="pretraining"):

@@ -138,6 +138,12 @@ def test_equal_quality_is_read_off_between_neighbours():
     assert (b["seconds without reuse"], b["speed-up"]) == (None, None)
 
 
+@pytest.mark.parametrize("given", [{"every": ()}, {"every": (2, 0)}, {"every": (1,)}, {"n": 0}, {"batch": 0}])
+def test_numbers_that_no_study_can_have_are_one_line(given, tmp_path):
+    with pytest.raises(ConfigError, match="every = .*, n = .*, batch = .*: give"):
+        reuse.records("any", tmp_path, **given)
+
+
 def test_the_study_at_tiny(tmp_path, capsys):
     changes = {"data.train": 48, "data.val": 16, "vfm.weights": "random", "protocol.n": 8, "protocol.sampler.steps": 6, "train.samples": 8,
                "diffusion.train.samples": 16, "diffusion.train.evaluate_at": [], "diffusion.stale": {"heads": 2}}

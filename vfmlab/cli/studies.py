@@ -44,8 +44,8 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: 
     from vfmlab.studies import compare as comparing
 
     if not rows:
-        raise ConfigError("no rows; name at least one preset, for example: vfmlab compare pocket_plain_vae "
-                          "pocket_vfm_vae")
+        raise ConfigError("no rows; name at least one preset, and before --set, which takes every NAME=VALUE "
+                          "behind it: vfmlab compare plain=pocket_plain_vae pocket_vfm_vae --set ...")
     page = comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until, cluster, retry)
     print(f"written: {page}")
     return 0

@@ -31,7 +31,8 @@ def rate(z: Tensor, eps: float) -> Tensor:
 
 def reduction(z: Tensor, labels: Tensor, eps: float) -> Tensor:
     """R(Z) minus the rates of the classes, each by its share of the rows; 0 where there is one class."""
-    parts = [z[labels == label] for label in labels.unique()]
+    # one image is one class, also in a plan, where it has no values
+    parts = [z] if len(z) == 1 else [z[labels == label] for label in labels.unique()]
     return rate(z, eps) - sum(len(part) / len(z) * rate(part, eps) for part in parts)
 
 

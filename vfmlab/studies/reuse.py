@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vfmlab import api, config
 from vfmlab.diffusion import reuse, sampling
+from vfmlab.errors import ConfigError
 from vfmlab.plots import figures, primitives
 from vfmlab.seeding import SampleRandom
 from vfmlab.studies.page import Page, definitions
@@ -70,8 +71,12 @@ def records(run: str, root: str | Path, every: Sequence[int] = (2, 3, 4), n: int
     guided sampling, as the protocol has it: guidance doubles both counts.
 
     Raises:
-        ConfigError: a network that is not split into encoder and head.
+        ConfigError: a network that is not split into encoder and head, numbers that cannot be.
     """
+    if not every or min(every) < 2 or n < 2 or batch < 1:
+        given = ", ".join(map(str, every)) or "nothing"
+        raise ConfigError(f"every = {given}, n = {n}, batch = {batch}: give steps from 2 on, at least 2 "
+                          "samples, and 1 in a batch")
     loaded = api.load_diffusion(run, root)
     reuse.Reused(loaded.network, every[0])  # refuses what is not split
     protocol = loaded.run.protocol

@@ -1,0 +1,39 @@
+"""The app's tab of samples, its handler called as a function: what it gives out draws what it shows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+gr = pytest.importorskip("gradio")
+
+from apps import sample  # noqa: E402
+from vfmlab import api  # noqa: E402
+
+
+def test_each_side_has_the_python_of_its_own_settings(monkeypatch, tmp_path):
+    """A diffusion run beside one of tokens: the one has steps and a solver, the other refuses them."""
+    hows = {"flow": {"seed": 0, "steps": 7}, "tokens": {"seed": 0}}
+    drawn = {}
+
+    def call(root, fields):
+        run = fields["run"]
+        shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"], folder=SimpleNamespace(id=run)), card=lambda *_, **__: "")
+        return shown, [0], hows[run]
+
+    def draw(model, labels, previews, **how):
+        drawn[model.folder.id] = how
+        yield api.Preview(1, 1, 0.0, torch.zeros(1, 3, 8, 8), final=True)
+
+    monkeypatch.setattr(sample, "_call", call)
+    monkeypatch.setattr(sample.api, "sample", draw)
+    monkeypatch.setattr(sample, "until_stopped", lambda steps: steps)
+    with gr.Blocks() as blocks:
+        sample.build(tmp_path)
+    handler = next(fn.fn for fn in blocks.fns.values() if fn.api_name == "sample")
+    *_, last = handler("flow", "tokens", "every class", 1, 0, 7, "euler", 1.5, 0, 1, 1, True)
+    flow, tokens = [line for text in last if isinstance(text, str) for line in text.splitlines() if "vfmlab.sample(" in line]
+    assert drawn == hows
+    assert ("steps=7" in flow, "steps" in tokens) == (True, False)
