@@ -62,13 +62,18 @@ def test_parts_of_a_large_call_are_the_same_images(trained, monkeypatch):
 @pytest.mark.parametrize(
     "how",
     [{"steps": 0}, {"guidance": 1e30}, {"guidance": float("nan")}, {"seed": -1}, {"labels": []}, {"labels": [99]}, {"labels": [0.5]},
-     {"labels": ["disc"]}, {"seed": 1.5}],
+     {"labels": ["disc"]}, {"seed": 1.5}, {"sampler": "heun"}, {"steps": 2, "sampler": {"steps": 3}}],
     ids=str,
 )
 def test_values_that_no_sample_can_have(trained, how):
     model = api.load_diffusion(pair(trained)[1].id, trained)
     with pytest.raises(ConfigError):
         next(iter(api.sample(model, **{"labels": [0], **how})))
+
+
+def test_a_protocol_that_is_no_mapping_is_one_line(trained):
+    with pytest.raises(ConfigError, match="not JSON"):
+        api.evaluate(pair(trained)[1].id, trained, protocol="n=3")
 
 
 def test_raw_weights_do_not_stand_in_for_averages(root):

@@ -344,6 +344,8 @@ def test_vision_models_and_what_the_door_refuses(root):
     for call, said in (
         (lambda: measure.measure("vfm:pocket", root=root), "has no images of its own: give data="),
         (lambda: measure.measure("vfm:pocket@last", root=root, data=cfg), "the layer after '@' is a number"),
+        (lambda: measure.measure("vfm:pocket@--1", root=root, data=cfg), "the layer after '@' is a number"),
+        (lambda: measure.measure("tiny_plain_vae_tokenizer", [], root), "instruments: none is named"),
         (lambda: measure.measure("vfm:pockt", root=root, data=cfg), "unknown VFM 'pockt'"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", ["blocks"], root), "measures diffusion runs"),
         (lambda: measure.measure("tiny_plain_vae_tokenizer", ["ldss"], root), "unknown instrument 'ldss'"),

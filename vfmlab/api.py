@@ -188,7 +188,7 @@ def _under(ref: str | Path, root: str | Path, protocol: dict[str, Any] | config.
         run = config.override(run, {"protocol": protocol.model_dump(mode="json")})
     elif protocol:
         run = config.override(run, {f"protocol.{key.removeprefix('protocol.')}": value
-                                    for key, value in protocol.items()})
+                                    for key, value in config.parse_overrides(protocol).items()})
     return folder, run, launched()
 
 
@@ -262,7 +262,9 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     if not 0 <= _whole("seed", seed) < 2**63:
         raise ConfigError(f"seed = {seed}: a seed is an integer from 0 to 2**63 - 1")
     scale = guidance if isinstance(guidance, dict) else {} if guidance is None else {"scale": guidance}
-    fields = {**(sampler or {}), **({} if steps is None else {"steps": steps})}
+    fields = config.parse_overrides(sampler)
+    if steps is not None and steps != fields.setdefault("steps", steps):
+        raise ConfigError(f"steps = {steps}, and sampler says {fields['steps']}; give one of them")
     if model.run.ar is not None and "steps" in fields:
         raise ConfigError(f"steps = {fields['steps']}: the ar generator takes one step a code, "
                           f"{model.network.codes.tokens} an image; leave steps out")

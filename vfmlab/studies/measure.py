@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str
         ConfigError: unknown instrument, or one for another kind of run. RunError: no such run.
     """
     names = [names] if isinstance(names, str) else names
+    if names is not None and not len(names):
+        raise ConfigError("instruments: none is named; leave names out for all that fit")
     kind, run, folder, layer = _what(str(ref), root)
     if of is not None and (of != "tokenizer" or kind not in ("tokenizer", "diffusion", "ar")):
         raise ConfigError(f"of = '{of}': only 'tokenizer' can be asked for, of a tokenizer or diffusion run; "
@@ -90,7 +93,7 @@ def _what(ref: str, root: str | Path) -> tuple[str, config.Phase | None, runs.Ru
     """kind of subject, config and directory of the run (none for `vfm:`), layer."""
     if ref.startswith("vfm:"):
         name, _, layer = ref.removeprefix("vfm:").partition("@")
-        if not layer.lstrip("-").isdigit() and layer:
+        if layer and not re.fullmatch(r"-?[0-9]+", layer):
             raise ConfigError(f"'{ref}': the layer after '@' is a number: 0 (patch embedding), k (after "
                               "block k), -1 (after the final norm)")
         vfm.facts(name)
