@@ -236,6 +236,17 @@ def test_a_page_in_docs_follows_from_its_files(name: str, tmp_path: Path):
     assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]
 
 
+def test_files_without_rows_decide_nothing_and_train_nothing(tmp_path: Path, capsys):
+    for command, said in (
+        (["claims", "a", "--from", str(RESULTS / "claims.json")], "has a number; name the .json that vfmlab compare wrote"),
+        (["claims", "a", "--from"], "--from names no file"),
+        (["correlate", "--from"], "--from names no file"),
+    ):
+        assert main([*command, "--out", str(tmp_path / "out")]) == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", [["--seeds", "0", "1", "2"], ["--set", "seed=1"], ["--budget", "90m"], ["--domain", "scenes"], ["--dry"]])
 def test_results_from_files_are_taken_as_they_are(option: list[str], tmp_path: Path, capsys):
     command = ["claims", "a", "--from", str(RESULTS / "tokenizers.json"), "--out", str(tmp_path / "out")]

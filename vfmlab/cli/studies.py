@@ -24,7 +24,7 @@ Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", h
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
 Seeds = Annotated[tuple[int, ...], arg(help="every row is trained with each")]
-Files = Annotated[tuple[str, ...], arg(name="from", metavar="FILE ...")]
+Files = Annotated[tuple[str, ...] | None, arg(name="from", metavar="FILE ...")]
 Goal = Annotated[tuple[str, ...], arg(metavar="FILE ...")]
 Out = Annotated[Path, arg(help="where to write; .md, .json and .html are added")]
 Jobs = Annotated[int | None, arg(help=WORKERS)]
@@ -55,7 +55,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
               root: Root = Path("runs"), out: Out = Path("correlation"), jobs: Jobs = None,
               cluster: Cluster = None, retry: Retry = False, target: str = "gfd",
               names: Annotated[tuple[str, ...], arg(name="instruments")] = (),
-              compared_with: str | None = None, files: Files = (), goal: Goal = ()) -> int:
+              compared_with: str | None = None, files: Files = None, goal: Goal = ()) -> int:
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
@@ -68,6 +68,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     """
     from vfmlab.studies import compare as comparing
 
+    _named(files)
     if files and rows:
         raise ConfigError("rows and --from: name rows to train, or files with results, not both")
     if files:
@@ -87,6 +88,12 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     seeds = (0, 1) if seeds is None else seeds
     print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
     return 0
+
+
+def _named(files: tuple[str, ...] | None) -> None:
+    """ConfigError for --from without a file: nobody who writes it wants a training."""
+    if files == ():
+        raise ConfigError("--from names no file; give the .json that vfmlab compare wrote, or leave it out")
 
 
 def _as_they_are(options: Mapping[str, object]) -> None:
@@ -135,7 +142,7 @@ def choose(sets: Assignments = (),
 
 def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | None = None,
            seeds: tuple[int, ...] | None = None, only: tuple[str, ...] = (), budget: str = "",
-           dry: bool = False, files: Files = (), root: Root = Path("runs"), out: Out = Path("claims"),
+           dry: bool = False, files: Files = None, root: Root = Path("runs"), out: Out = Path("claims"),
            jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False) -> int:
     """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
 
@@ -149,6 +156,7 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | Non
     """
     from vfmlab.studies import claims_study
 
+    _named(files)
     if files:
         _as_they_are({"--seeds": seeds is not None, "--set": sets, "--budget": budget, "--domain": domain,
                       "--dry": dry, "--jobs": jobs, "--cluster": cluster, "--retry": retry})
