@@ -201,7 +201,8 @@ def _values(root: Path, axis: Any, values: Any, fields: dict[str, Any]) -> list[
         return [(models.shown(root, i).name, i) for i in models.several(root, ids, *models.GENERATORS)]
     if not parts:
         raise problem(f"Give values of {axis}, with commas between.")
-    return [(f"{axis} {part}", checked(fields[AXES[axis]], part)) for part in parts]
+    taken = [checked(fields[AXES[axis]], part) for part in parts]  # a whole number, where the setting is one
+    return [(f"{axis} {f'{one:g}' if isinstance(one, float) else one}", one) for one in taken]
 
 
 def _cards(newest, loaded, labels, ema, seconds: float, early: bool = False) -> str:

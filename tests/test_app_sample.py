@@ -37,3 +37,10 @@ def test_each_side_has_the_python_of_its_own_settings(monkeypatch, tmp_path):
     flow, tokens = [line for text in last if isinstance(text, str) for line in text.splitlines() if "vfmlab.sample(" in line]
     assert drawn == hows
     assert ("steps=7" in flow, "steps" in tokens) == (True, False)
+
+
+def test_a_table_is_headed_by_what_is_drawn(tmp_path):
+    with gr.Blocks():
+        fields = {"seed": gr.Number(0, precision=0, minimum=0, maximum=sample.SEED, label="seed"), "scale": gr.Slider(0, 8, step=0.1, label="guidance (1: off)")}
+    assert sample._values(tmp_path, "seed", "1.6, 7", fields) == [("seed 2", 2), ("seed 7", 7)]
+    assert sample._values(tmp_path, "guidance", "1, 1.50", fields) == [("guidance 1", 1.0), ("guidance 1.5", 1.5)]
