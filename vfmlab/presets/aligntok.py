@@ -79,7 +79,7 @@ ROWS = (
         base("photo", vfm=PHOTO_VFM, losses=without(POCKET_LOSSES, "kl"),
              tokenizer={"method": "aligntok", "channels": 8, "factor": 4, "adapter_width": 64, "linear_start": True, "decoder": POCKET_DECODER},
              stages=stages(12_800, 51_200, 12_800, True, tuned={"multiscale": 0.0}, last={"multiscale": 0.0})),
-        needs=PHOTO_NEEDS, cost="at two fifths of its budget 27 minutes of one core, a third of that shared",
+        needs=PHOTO_NEEDS, cost="at two fifths of its budget 27 minutes on a shared core",
         result="at two fifths of its budget, three seeds: 15.9 dB, it does not reconstruct (docs/results/photo.md)",
         ours="no GAN, as in the other tokenizers of the tier; sizes, budgets",
     ),
