@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -166,6 +168,15 @@ def test_a_cluster_that_cannot_be_is_one_line(cluster, jobs, complaint, tmp_path
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(ConfigError, match=complaint):
         executor.run([], jobs, cluster)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is the caller's, whatever was imported"
+
+
+def test_a_script_that_every_worker_would_begin_again_is_told_so(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # as a worker has it that imports the script
+    with pytest.raises(SystemExit, match="put what it does behind `if __name__ =="), clusters.connect(None, 2, 2):
+        pass
+    failed = SimpleNamespace(workers={0: SimpleNamespace(status=SimpleNamespace(name="failed"))})
+    with pytest.raises(ConfigError, match="no worker process could begin"):
+        clusters._begun(SimpleNamespace(nthreads=dict), failed)
 
 
 def test_each_gpu_has_a_process_that_sees_it_alone(tmp_path, monkeypatch):

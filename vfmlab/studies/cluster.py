@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,9 @@ def connect(cluster: str | None, jobs: int | None, most: int) -> Iterator[Client
     import dask
     from distributed import Client
 
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit("vfmlab: error: worker processes import the script that began the study, and began it again; put "
+                 "what it does behind `if __name__ == \"__main__\":`")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one worker is needed")
     with contextlib.ExitStack() as stack:
@@ -80,6 +85,7 @@ def connect(cluster: str | None, jobs: int | None, most: int) -> Iterator[Client
             reason = " ".join(str(error).split())
             raise ConfigError(f"cluster '{cluster}': no dask scheduler answers there ({reason})") from None
         if cluster is None and jobs > 1:
+            _begun(client, where)
             client.register_plugin(_plugin())
         yield client
 
@@ -101,6 +107,15 @@ def _local(jobs: int, devices: Sequence[str]) -> Any:
     local = Local(n_workers=0, processes=jobs > 1, **options, **status)
     local.scale(jobs)
     return local
+
+
+def _begun(client: Client, local: Any) -> None:
+    """Waits for the first worker. ConfigError: none can begin, of which dask itself says nothing."""
+    while not client.nthreads():
+        if local.workers and all(worker.status.name == "failed" for worker in local.workers.values()):
+            raise ConfigError("no worker process could begin; what they wrote stands above. One job needs none: "
+                              "jobs=1")
+        time.sleep(0.1)
 
 
 def _plugin() -> Any:
