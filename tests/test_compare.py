@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vfmlab import api, config, presets, runs
+from vfmlab.cli.main import main
 from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
@@ -244,6 +245,14 @@ def test_a_target_that_cannot_be_written_is_seen_first(tmp_path):
 def test_all_rows_failing_is_one_error(tmp_path):
     with pytest.raises(TrainingError, match="all 1 rows failed; the first: .*lr"):
         compare.run(["tiny_plain_vae:train.lr=1e30,train.guard_patience=1"], [0], tmp_path, tmp_path / "out", jobs=1, overrides=SMALL)
+
+
+def test_a_failed_row_is_the_exit_code(tmp_path, capsys):
+    rows = ["good=tiny_plain_vae", "bad=tiny_plain_vae:train.lr=1e30,train.guard_patience=1"]
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    arguments = ["compare", *rows, "--seeds", "0", "--until", "tokenizer", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main([*arguments, "--set", *small]) == 1
+    assert "1 rows failed; the first, bad, seed 0: " in capsys.readouterr().out
 
 
 def test_a_study_that_is_interrupted_in_a_notebook_says_so_in_one_line(monkeypatch, tmp_path):

@@ -37,6 +37,8 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: 
             title: str = "Comparison", until: Literal["first_stage", "tokenizer"] | None = None) -> int:
     """Train several settings with several seeds under one protocol and write tables and curves.
 
+    Exit code 1: some rows failed.
+
     Args:
         title: heading of the page.
         until: leave diffusion out, or all but the first stage of each recipe.
@@ -47,8 +49,7 @@ def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: 
         raise ConfigError("no rows; name at least one preset, and before --set, which takes every NAME=VALUE "
                           "behind it: vfmlab compare plain=pocket_plain_vae pocket_vfm_vae --set ...")
     page = comparing.run(rows, seeds, root, out, jobs, assignments(sets), title, until, cluster, retry)
-    print(f"written: {page}")
-    return 0
+    return _written(page)
 
 
 def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...] | None = None,
@@ -86,14 +87,26 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     more = {"names": names} if names else {}
     more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
     seeds = (0, 1) if seeds is None else seeds
-    print(f"written: {comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)}")
-    return 0
+    page = comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)
+    return _written(page)
 
 
 def _named(files: tuple[str, ...] | None) -> None:
     """ConfigError for --from without a file: nobody who writes it wants a training."""
     if files == ():
         raise ConfigError("--from names no file; give the .json that vfmlab compare wrote, or leave it out")
+
+
+def _written(page: Path) -> int:
+    """Says where the page is, and how many of its rows failed: the exit code is then 1."""
+    from vfmlab.studies.results import read
+
+    print(f"written: {page}")
+    failed = [result for result in read(page.with_suffix(".json")) if result.failed]
+    if failed:
+        print(f"{len(failed)} rows failed; the first, {failed[0].label}, seed {failed[0].seed}: "
+              f"{failed[0].failed}")
+    return 1 if failed else 0
 
 
 def _as_they_are(options: Mapping[str, object]) -> None:
@@ -175,7 +188,7 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | Non
         print(f"written: {claims_study.from_files(ledger, files, only, out, made_by)}")
     else:
         how = (seeds, only, most, changes, jobs, cluster, retry)
-        print(f"written: {claims_study.run(ledger, domain, root, out, made_by, *how)}")
+        return _written(claims_study.run(ledger, domain, root, out, made_by, *how))
     return 0
 
 

@@ -63,8 +63,8 @@ def connect(cluster: str | None, jobs: int | None, most: int) -> Iterator[Client
     from distributed import Client
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit("vfmlab: error: worker processes import the script that began the study, and began it again; put "
-                 "what it does behind `if __name__ == \"__main__\":`")
+        sys.exit("vfmlab: error: worker processes import the script that began the study, and began it again; "
+                 "put what it does behind `if __name__ == \"__main__\":`")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one worker is needed")
     with contextlib.ExitStack() as stack:
@@ -113,8 +113,8 @@ def _begun(client: Client, local: Any) -> None:
     """Waits for the first worker. ConfigError: none can begin, of which dask itself says nothing."""
     while not client.nthreads():
         if local.workers and all(worker.status.name == "failed" for worker in local.workers.values()):
-            raise ConfigError("no worker process could begin; what they wrote stands above. One job needs none: "
-                              "jobs=1")
+            raise ConfigError("no worker process could begin; what they wrote stands above. One job needs "
+                              "none: jobs=1")
         time.sleep(0.1)
 
 
