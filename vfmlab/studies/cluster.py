@@ -63,8 +63,8 @@ def connect(cluster: str | None, jobs: int | None, most: int) -> Iterator[Client
     from distributed import Client
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit("vfmlab: error: worker processes import the script that began the study, and began it again; "
-                 "put what it does behind `if __name__ == \"__main__\":`")
+        sys.exit("vfmlab: error: worker processes import the script that began the study, and began it "
+                 "again; put what it does behind `if __name__ == \"__main__\":`")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one worker is needed")
     with contextlib.ExitStack() as stack:
