@@ -83,8 +83,8 @@ def presets(name: Annotated[str, tyro.conf.Positional, arg(metavar="[PRESET]")] 
     rows = {row.name: row.about for row in map(table.row, table.names())}
     rows |= {f"+{name}": variant.about for name, variant in table.VARIANTS.items()}
     if name:
-        facts = table.row(name).facts | {"fields": f"vfmlab presets {name} --json"}
-        rows = {name: table.summary(name)} | {f"  {fact}": text for fact, text in facts.items()}
+        facts = table.about(name) | {"fields": f"vfmlab presets {name} --json"}
+        rows = {name: facts.pop("about")} | {f"  {fact}": text for fact, text in facts.items()}
     width = max(map(len, rows))
     for what, text in rows.items():
         print(f"{what:<{width}}  {text}")

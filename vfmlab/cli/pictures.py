@@ -26,7 +26,7 @@ SHOWN = 256  # images in grid.png
 MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 
 
-def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0, steps: int | None = None,
+def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | None = None, steps: int | None = None,
            guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
            out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
            decoder: str | None = None, npz: int | None = None, sets: Assignments = (),
@@ -36,7 +36,7 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
     Args:
         labels: class names or numbers, one image each; a name wins where both fit. Left out: one image of
             every class.
-        seed: image i depends on (seed, i) only.
+        seed: image i depends on (seed, i) only; left out: 0, with --npz the protocol's.
         steps: sampling steps; like guidance and solver, the run's protocol decides when it is not given.
         guidance: classifier-free guidance scale, 1 is off.
         solver: how the trajectory is integrated.
@@ -60,10 +60,15 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int = 0,
         flags = {"seed": seed, "sampler.steps": steps, "sampler.solver": solver, "guidance.scale": guidance,
                  "decoder": decoder, "ema": False if raw else None}
         flags = {name: value for name, value in flags.items() if value is not None}
-        return _npz(run, npz, labels, out, root, assignments(sets) | flags)
+        changes = {name.removeprefix("protocol."): value for name, value in assignments(sets).items()}
+        if twice := next(iter(changes.keys() & {"n", *flags}), None):
+            raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; give "
+                              "one of them")
+        return _npz(run, npz, labels, out, root, changes | flags)
     if sets:
         raise ConfigError(f"--set {sets[0]}: changes the protocol of --npz N; give N too, or use --steps, "
                           "--guidance, --solver")
+    seed = 0 if seed is None else seed
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
     model = api.load_generator(run, root, ema=not raw, decoder=decoder)

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from vfmlab.presets.table import Preset, get, names, row, summary
+from vfmlab.presets.table import Preset, about, get, names, row, summary
 from vfmlab.presets.tiers import TIERS
 from vfmlab.presets.variants import VARIANTS
 
-__all__ = ["TIERS", "VARIANTS", "Preset", "get", "names", "row", "summary"]
+__all__ = ["TIERS", "VARIANTS", "Preset", "about", "get", "names", "row", "summary"]

@@ -100,6 +100,21 @@ def summary(name: str) -> str:
     return row(name).about
 
 
+def about(name: str) -> dict[str, str]:
+    """What is known of a preset, or of one with variants and another's generator, before it is started.
+
+    Raises:
+        ConfigError: as :func:`get`.
+    """
+    first, *changes = re.split("(?=[+@])", name)
+    if not changes:
+        return {"about": summary(name)} | row(name).facts
+    get(name)
+    said = {"+": lambda other: variants.VARIANTS[other].about, "@": summary}
+    return {"about": summary(first), "command": row(first).command.replace(first, name),
+            **{part: said[part[0]](part[1:]) for part in changes}}
+
+
 def get(name: str, overrides: dict[str, Any] | str | None = None) -> Recipe:
     """The recipe that `name` says, `PRESET[+VARIANT...][@PRESET][+VARIANT...]`, with dotted `overrides` on
     top.

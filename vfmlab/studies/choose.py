@@ -28,11 +28,14 @@ from vfmlab.runs import write_json
 from vfmlab.studies import compare, compare_page, correlation
 from vfmlab.studies.page import Page, definitions
 from vfmlab.studies.results import Result, collect, records, spread
-from vfmlab.studies.rows import Row
+from vfmlab.studies.rows import Row, check_seeds
 
 METHODS = ("vfm_vae", "va_vae")
 BASELINE, PLAIN = "plain_vae", "plain VAE"
 TARGET = "gfd"
+# Fields that --set would change in vain, or in one of the rounds alone: field -> what to give.
+GIVEN = {"seed": "--seeds", "data.source": "--data", "vfm.name": "--vfm", "train.samples": "--tokenizer-images",
+         "diffusion.train.samples": "--generator-images"}
 
 
 class Budget(NamedTuple):
@@ -135,8 +138,15 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
             as in :func:`vfmlab.studies.compare.run`.
 
     Raises:
-        ConfigError: no VFM, a method or VFM that does not exist. TrainingError: every row failed.
+        ConfigError: no VFM, no seed, a method or VFM that does not exist, a field that the rounds set.
+        TrainingError: every row failed.
     """
+    check_seeds(seeds)
+    if finalists < 1:
+        raise ConfigError(f"finalists = {finalists}: at least one goes on beside the plain VAE")
+    for field in overrides or {}:
+        if field in GIVEN:
+            raise ConfigError(f"--set {field}: a choice sets it itself; give {GIVEN[field]} in its place")
     root, out = Path(root).expanduser(), compare.writable(out)
     fields = {"data.source": source, **(overrides or {})}
     baseline = presets.get(f"{tier}_{BASELINE}")

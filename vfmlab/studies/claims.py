@@ -155,7 +155,7 @@ class Ledger:
         for name in only:
             if name not in known:
                 raise ConfigError(f"unknown claim '{name}'{nearest(name, known)}")
-        return [known[name] for name in only] or list(self.claims)
+        return [known[name] for name in dict.fromkeys(only)] or list(self.claims)
 
     def study(self, domain: str, claims: Sequence[Claim], seeds: Sequence[int],
               overrides: Mapping[str, Any]) -> list[Row]:

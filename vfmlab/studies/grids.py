@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
     The held-out images are the same wherever the data are. Returns label -> file; the overview is under "".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files, overview = {}, {}
+    files, overview, taken = {}, {}, set()
     for row in rows:
         stages = [phase for phase in row.tokenizers if finished(phase, root)
                   and runs.RunDir(runs.root_folder(root) / phase.id).ema.exists()]
@@ -58,7 +59,7 @@ def write(rows: Sequence[Row], root: str | Path, folder: Path, stem: str) -> dic
             _, restored, psnr = api.reconstruct(phase.id, images, root)
             shown[f"{row.label if len(stages) == 1 else phase.stage}\n{psnr.mean():.1f} dB"] = restored
         shown["error x4"] = primitives.error_map(images, restored)
-        files[row.label] = folder / f"{stem}_{slug(row.label)}.png"
+        files[row.label] = folder / f"{stem}_{_free(slug(row.label), taken)}.png"
         runs.write_atomic(files[row.label], primitives.png(sheet(shown), optimize=True))
         if images.equal(overview.setdefault("original", images)):
             overview[f"{row.label}\n{psnr.mean():.1f} dB"] = restored
@@ -75,6 +76,13 @@ def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
         longer = lines[-1] + word
         lines = [*lines[:-1], longer] if not lines[-1] or font.getlength(longer) <= width else [*lines, word]
     return "\n".join(lines)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, or with a number behind it where another label is written alike; it is then taken too."""
+    free = next(each for n in itertools.count(1) if (each := f"{name}_{n}" if n > 1 else name) not in taken)
+    taken.add(free)
+    return free
 
 
 def slug(label: str) -> str:

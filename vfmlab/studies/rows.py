@@ -51,15 +51,13 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
     """All rows, seeds outermost, so that the first seed is complete before the second begins.
 
     Raises:
-        ConfigError: a row that is no setting, two rows with one label or config, a seed that is named
-        twice, an unknown `until`.
+        ConfigError: a row that is no setting, two rows with one label or config, no seed or one that is
+        named twice, an unknown `until`.
     """
     if until not in (None, "first_stage", "tokenizer"):
         raise ConfigError(f"until = '{until}': a comparison goes to the end, or stops after the 'tokenizer' "
                           "or its 'first_stage'")
-    again = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
-    if again is not None:
-        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: {again} is named twice; name each seed once")
+    check_seeds(seeds)
     rows, common = [], config.parse_overrides(overrides)
     for seed in seeds:
         for spec in specs:
@@ -78,6 +76,15 @@ def parse(specs: Sequence[str], seeds: Sequence[int], overrides: dict[str, Any] 
             raise ConfigError(f"rows '{twice[0]}' and '{twice[1]}' have the same {what}; rows must differ in "
                               "preset, variant, fields or seed, and in label")
     return rows
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ConfigError where no seed is named, or one twice."""
+    if not len(seeds):
+        raise ConfigError("seeds: none is named; give at least one, for example 0 1")
+    again = next((seed for seed in seeds if list(seeds).count(seed) > 1), None)
+    if again is not None:
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: {again} is named twice; name each seed once")
 
 
 def _read(spec: str) -> tuple[str, str, dict[str, Any]]:
