@@ -26,8 +26,8 @@ SHOWN = 256  # images in grid.png
 MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 
 
-def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | None = None, steps: int | None = None,
-           guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
+def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | None = None,
+           steps: int | None = None, guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
            out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
            decoder: str | None = None, npz: int | None = None, sets: Assignments = (),
            prompt: tuple[str, ...] | None = None) -> int:
@@ -62,8 +62,8 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | No
         flags = {name: value for name, value in flags.items() if value is not None}
         changes = {name.removeprefix("protocol."): value for name, value in assignments(sets).items()}
         if twice := next(iter(changes.keys() & {"n", *flags}), None):
-            raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; give "
-                              "one of them")
+            raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; "
+                              "give one of them")
         return _npz(run, npz, labels, out, root, changes | flags)
     if sets:
         raise ConfigError(f"--set {sets[0]}: changes the protocol of --npz N; give N too, or use --steps, "

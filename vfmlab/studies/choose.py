@@ -34,7 +34,8 @@ METHODS = ("vfm_vae", "va_vae")
 BASELINE, PLAIN = "plain_vae", "plain VAE"
 TARGET = "gfd"
 # Fields that --set would change in vain, or in one of the rounds alone: field -> what to give.
-GIVEN = {"seed": "--seeds", "data.source": "--data", "vfm.name": "--vfm", "train.samples": "--tokenizer-images",
+GIVEN = {"seed": "--seeds", "data.source": "--data", "vfm.name": "--vfm",
+         "train.samples": "--tokenizer-images",
          "diffusion.train.samples": "--generator-images"}
 
 
