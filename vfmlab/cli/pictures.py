@@ -27,7 +27,8 @@ MANIFEST, FORMAT = "manifest.json", "vfmlab/pictures-1"
 
 
 def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | None = None,
-           steps: int | None = None, guidance: float | None = None, solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
+           steps: int | None = None, guidance: float | None = None,
+           solver: Literal["euler", "heun", "dopri5", "sde"] | None = None,
            out: Path | None = None, root: Root = Path("runs"), raw: bool = False,
            decoder: str | None = None, npz: int | None = None, sets: Assignments = (),
            prompt: tuple[str, ...] | None = None) -> int:
