@@ -367,6 +367,14 @@ def test_coding_rate_reduction_by_hand():
     assert rate(z, 0.5).item() == pytest.approx(rate(torch.cat([z, torch.zeros(5, 9)], 1) * (7 / 16) ** 0.5, 0.5).item(), rel=1e-5)
 
 
+def test_coding_rate_needs_more_images_than_dimensions():
+    """Ten classes: on one axis each, against every image at right angles to, or as far as can be from, all others."""
+    for images, dimensions, tells in ((640, 16, True), (64, 16, True), (32, 512, False)):
+        labels, axes = torch.arange(images) % 10, torch.eye(dimensions)
+        spread = axes[:images] if dimensions >= images else F.normalize(torch.randn(images, dimensions, generator=torch.Generator().manual_seed(0)), dim=1)
+        assert (reduction(axes[labels], labels, 0.5) > reduction(spread, labels, 0.5)).item() == tells
+
+
 def test_coding_rate_moves_classes_apart():
     loss, z = make("coding_rate"), nn.Parameter(torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(0)))
     labels, image = torch.arange(8) % 2, torch.zeros(8, 3, 16, 16)
@@ -375,8 +383,10 @@ def test_coding_rate_moves_classes_apart():
         optimizer.zero_grad()
         loss(Reconstruction(image, [image], Posterior(z), z, labels=labels)).backward()
         optimizer.step()
-    unit = F.normalize(z.detach().flatten(1), dim=1)
+    unit = F.normalize(z.detach().mean(dim=(2, 3)), dim=1)
     cosines = (unit @ unit.T).abs()
     assert cosines[labels[:, None] != labels].max() < 0.1, "classes end on orthogonal subspaces"
+    with pytest.raises(ConfigError, match="4 images in a latent of 4 channels.*use a larger train.batch"):
+        loss(Reconstruction(image[:4], [image[:4]], Posterior(z[:4]), z[:4], labels=labels[:4]))
     with pytest.raises(ConfigError, match="losses.coding_rate tells classes apart, but this batch has no labels"):
         loss(Reconstruction(image, [image], Posterior(z), z))

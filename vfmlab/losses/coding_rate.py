@@ -4,8 +4,10 @@ stage of joint compression and classification (2310.19675) has it.
     R(Z) = 1/2 log det(I + d / (n eps^2) Z Z^T),  R_c = n_c / (2n) log det(I + d / (n_c eps^2) Z_c Z_c^T)
     value = sum of the R_c - R(Z)
 
-Z: d x n, a column an image: the posterior's mode, flattened, of unit length. All images together shall fill
-the space, those of one class little of it. Constants, and the flattened latent, are ours.
+Z: d x n, a column an image: the posterior's mode, its mean over places, of unit length. All images together
+shall fill the space, those of one class little of it. That asks for more images than dimensions, n > d: with
+fewer the optimum is images at right angles to each other, whatever their classes, as it was for flattened
+latents (d = 512) in batches of 32. Constants, and the mean over places, are ours.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def reduction(z: Tensor, labels: Tensor, eps: float) -> Tensor:
 @LOSSES.register("coding_rate")
 class CodingRate(Loss):
     """Minus the coding-rate reduction of a process's (micro-)batch: no mean over images, so that accumulation
-    and more processes change it. It needs labels and batches with several images of a class."""
+    and more processes change it. It needs labels, and more images in a batch than the latent has channels."""
 
     class Config(config.LossConfig):
         eps: float = Field(0.5, gt=0, description="error that coding is allowed, for vectors of length 1")
@@ -50,5 +52,9 @@ class CodingRate(Loss):
         if r.labels is None:
             raise ConfigError(f"losses.{self.name} tells classes apart, but this batch has no labels; use "
                               "data with classes, or remove the term")
-        z = F.normalize(r.posterior.mode().float().flatten(1), dim=1, eps=1e-8)
+        z = F.normalize(r.posterior.mode().float().mean(dim=(2, 3)), dim=1, eps=1e-8)
+        if len(z) <= z.shape[1]:
+            raise ConfigError(f"losses.{self.name}: {len(z)} images in a latent of {z.shape[1]} channels, "
+                              "where right angles between all images are its optimum; use a larger "
+                              "train.batch")
         return -reduction(z, r.labels, self.config.eps)

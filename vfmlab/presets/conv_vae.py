@@ -40,15 +40,16 @@ OFF = {"l1": 0.0, "l2": 0.0, "multiscale": 0.0}
 APART_PIXELS = {name: POCKET_LOSSES[name] for name in ("l1", "l2", "multiscale")}
 
 
-def apart(first: int, second: int, third: int, pixels: dict) -> list[dict]:
+def apart(first: int, second: int, third: int, pixels: dict, batch: int, crowd: int) -> list[dict]:
     """Joint compression and classification (arXiv 2310.19675): the encoder learns to tell classes apart,
     then the decoder learns pixels, then both. Budgets in images. Weights are ours; the augmentations of the
-    first stage are left out."""
+    first stage are left out. Its batch is `crowd`, of the others `batch`: classes need many images beside
+    each other (see the loss), pixels many steps."""
     return [
         {"name": "apart", "trains": ["encoder.*", "quant.*"], "losses": OFF | {"coding_rate": 1.0},
-         "train": {"samples": first}},
+         "train": {"samples": first, "batch": crowd}},
         {"name": "pixels", "trains": ["decoder.*"], "losses": pixels | {"coding_rate": 0.0},
-         "train": {"samples": second}},
+         "train": {"samples": second, "batch": batch}},
         {"name": "together", "trains": ["*"], "losses": {"coding_rate": 0.01, "multiscale": 0.0},
          "train": {"samples": third}},
     ]
@@ -109,16 +110,16 @@ ROWS = (
     ),
     Preset(
         "tiny_plain_vae_apart", "Classes apart first, then pixels, then both, on the plain VAE, 16 px: does it all run?",
-        {"stages": apart(16, 16, 16, {"l1": 1.0})}, of="tiny_plain_vae",
+        {"stages": apart(16, 16, 16, {"l1": 1.0}, 8, 8)}, of="tiny_plain_vae",
     ),
     Preset(
         "pocket_plain_vae_apart", "Joint compression and classification: coding-rate reduction first, then the decoder, then both, on the plain VAE.",
-        {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, APART_PIXELS)}, of="pocket_plain_vae",
+        {"tokenizer.linear_start": False, "stages": apart(5120, 7680, 2560, APART_PIXELS, 32, 64)}, of="pocket_plain_vae",
         cost="not timed", result=NOT_RUN, ours="weights, budgets, no augmentations",
     ),
     Preset(
         "photo_plain_vae_apart", "Joint compression and classification on photographs: as pocket_plain_vae_apart, with the images of photo_plain_vae.",
-        {"tokenizer.linear_start": False, "stages": apart(25_600, 38_400, 12_800, APART_PIXELS)}, of="photo_plain_vae",
+        {"tokenizer.linear_start": False, "stages": apart(25_600, 38_400, 12_800, APART_PIXELS, 32, 64)}, of="photo_plain_vae",
         needs=PHOTO_NEEDS, cost="not timed", result=NOT_RUN, ours="weights, budgets, no augmentations",
     ),
     Preset(
