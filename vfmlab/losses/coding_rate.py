@@ -53,7 +53,7 @@ class CodingRate(Loss):
             raise ConfigError(f"losses.{self.name} tells classes apart, but this batch has no labels; use "
                               "data with classes, or remove the term")
         z = F.normalize(r.posterior.mode().float().mean(dim=(2, 3)), dim=1, eps=1e-8)
-        if len(z) <= z.shape[1]:
+        if 1 < len(z) <= z.shape[1]:  # of one image a plan counts the cost
             raise ConfigError(f"losses.{self.name}: {len(z)} images in a latent of {z.shape[1]} channels, "
                               "where right angles between all images are its optimum; use a larger "
                               "train.batch")
