@@ -30,7 +30,7 @@ def part(tensors, prefix):
 
 
 def close(got, wanted, atol):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
+    torch.testing.assert_close(got, wanted, atol=atol, rtol=2e-6)  # taps near 100: CPUs round fp32 in their own ways
 
 
 @pytest.fixture(scope="module")
