@@ -5,19 +5,14 @@ All text that is not ours (ids, class names) is escaped here. Images are N 3 H W
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from PIL import Image
 
-from apps.common import printable
 from vfmlab import api
 from vfmlab.plots import primitives
-
-
-def escape(text: Any) -> str:
-    return html.escape(printable(str(text)))
 
 
 def uri(images: Any, gap: int = 0) -> str:

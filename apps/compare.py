@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import gradio as gr
 from PIL import Image
 
 from apps import cards, choices, models, share
-from apps.cards import escape
 from apps.common import COMPUTE, LIGHT, problem, text, themed
 from vfmlab import api, runs
 from vfmlab.evaluation.number import CURVE, quantities, quantity

@@ -39,7 +39,6 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 with gr.Column(scale=2, min_width=300):
                     alike = gr.HTML(label="similarity")
             panel = share.panel()
-    box = image
 
     def look_inside(run: str, image: str | None, neighbours: int, pooled: bool, across: float, down: float):
         """Inside a tokenizer: nearest held-out images in its latent space, channels of the latent, and by
@@ -70,7 +69,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                  one.card(maps, shades, more=": channels of the latent")]
         state = {"run": run, "neighbours": neighbours, "pooled": pooled, "across": across, "down": down}
         numbers = {"indices": near.indices, "labels": near.labels, "distances": near.distances}
-        state |= box.named(image=path) | {"numbers": numbers}
+        state |= pictures.named(examples, image=path) | {"numbers": numbers}
         code = [
             "import vfmlab", "from vfmlab.studies import explore", "", f"RUN, ROOT = {run!r}, {str(root)!r}",
             "tokenizer = vfmlab.load_tokenizer(RUN, ROOT)", "z = explore.encode(tokenizer, ['picture.png'])",
@@ -93,15 +92,15 @@ def build(root: Path, examples: list[str]) -> share.Tab:
             raise problem("Click into the picture.")
         return [min(max(number(x, -1e6, 1e6, "place") / SHOWN, 0), 1) for x in place]
 
-    fields = {"run": run, "image": image, "neighbours": neighbours, "pooled": pooled}
-    fields |= {"across": across, "down": down}
+    fields = [run, image, neighbours, pooled, across, down]
     query, results = [run, image, across, down], [canvas, alike]
     quiet = {"show_progress": "hidden", "trigger_mode": "always_last", **COMPUTE}
     clicked = canvas.select(click, None, [across, down], **LIGHT)
     clicked.then(similarity, query, results, api_name="similarity", **quiet)
     for slider in (across, down):
         slider.release(similarity, query, results, api_visibility="private", **quiet)
-    return share.connect("explore", look_inside, buttons, fields, [shown, canvas, alike, *panel])
+    outputs = [shown, canvas, alike, *panel]
+    return share.connect("explore", look_inside, buttons, fields, outputs, endpoint="explore")
 
 
 def _similar(one: models.Shown, picture: Any, place: tuple[float, float]) -> tuple[Image.Image, str]:

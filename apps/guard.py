@@ -31,14 +31,13 @@ WAITING = 16  # jobs of one client that may wait, of the queue's 64
 UPLOADED = 128 * 2**20, 3600.0  # bytes that one client may upload in so many seconds
 PASSWORDS = 5, 60.0  # wrong passwords that one client may send in so many seconds
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-READ = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|logout|pwa_icon(/\d+)?)/?"
+PATHS = re.compile(
+    r"/|/(login|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|logout|pwa_icon(/\d+)?)/?"
     r"|/(assets|static|svelte)/(?!.*\.\.)[\w./@+-]+"
     r"|/gradio_api/(info|app_id|user|login_check|token|startup-events|theme\.css|upload_progress)/?"
-    r"|/gradio_api/queue/(status|data)"
-    r"|/gradio_api/heartbeat/[\w-]{1,64}|/gradio_api/call/(v2/)?\w{1,64}/[0-9a-f]{32}|/gradio_api/file=/.+"
+    r"|/gradio_api/(queue/(status|data|join)|cancel|reset|upload)/?|/gradio_api/heartbeat/[\w-]{1,64}"
+    r"|/gradio_api/call/(v2/)?\w{1,64}(/[0-9a-f]{32}|/?)|/gradio_api/file=/.+"
 )
-WRITE = re.compile(r"/login/?|/gradio_api/(queue/join|call/(v2/)?\w{1,64}|cancel|reset|upload)/?")
 HEADERS = {
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -153,9 +152,9 @@ class Guard:
     def _refuse(self, request: Request) -> Response | None:
         """The form of the login where it is due, None for what may pass; :class:`Refused` for all else."""
         path, method, headers = request.scope["path"], request.method, request.headers
-        reads, origin = method in ("GET", "HEAD"), headers.get("origin")
+        origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-        page = reads and path == "/"
+        page = method in ("GET", "HEAD") and path == "/"
         way = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
         followed = page and way == ("navigate", "document")
         across = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
@@ -171,11 +170,8 @@ class Guard:
                     return HTMLResponse(FORM, 401)
                 raise Refused(401, "log in first")
         ours = self.mcp and path.startswith("/gradio_api/mcp")
-        if not ours and not (READ if reads else WRITE).fullmatch(path):
-            known = READ.fullmatch(path) or WRITE.fullmatch(path)
-            raise Refused(405 if known else 404, "there is nothing here")
-        if not reads and method != "POST" and not (ours and method == "DELETE"):
-            raise Refused(405, "there is nothing here")
+        if not ours and not PATHS.fullmatch(path):
+            raise Refused(404, "there is nothing here")
         if not re.fullmatch(r"(bytes=\d*-\d*)?", headers.get("range", "")):
             raise Refused(416, "one range of bytes at a time")
         if len(request.scope["query_string"]) > 16_000:
@@ -236,32 +232,17 @@ class Guard:
         return again
 
     def _check(self, request: Request, body: bytes) -> None:
-        """A call names a function and a session that can be, and its client has not too many jobs waiting."""
-        call, page = _parse(body), request.scope["app"].get_blocks()
-        if self.mcp and request.scope["path"].startswith("/gradio_api/mcp"):
+        """What gradio takes and fails on in the queue is refused here, as is one job too many of a client."""
+        call, page, path = _parse(body), request.scope["app"].get_blocks(), request.scope["path"]
+        if not isinstance(call, dict) or (self.mcp and path.startswith("/gradio_api/mcp")):
             return
-        if not isinstance(call, dict):
-            raise Refused(400, "the body is no JSON object")
-        for key in ("session_hash", "event_id"):
-            if not re.fullmatch(r"[\w-]{0,64}", str(call.get(key) or "")):
-                raise Refused(400, f"{key} is no name of one")
-        named = re.search(r"/call/(v2/)?(\w+)", request.scope["path"])
-        if named and not any(fn.api_name == named[2] for fn in page.fns.values()):
-            raise Refused(404, "there is no such endpoint")
-        joins = named or "join" in request.scope["path"]
-        index, trigger = call.get("fn_index"), call.get("trigger_id")
-        if not named and joins and (type(index) is not int or index not in page.fns):
-            raise Refused(400, "fn_index is none of this page's functions")
-        known = trigger is None or (type(trigger) is int and trigger in (page._id, *page.blocks))
-        if not known or not isinstance(call.get("event_data") or {}, dict):
-            raise Refused(400, "trigger_id or event_data is none of this page's")
-        data = call.get("data", [])
-        if not isinstance(data, list) or len(data) > 32:
-            raise Refused(400, "data is no list of a call's values")
+        known = call.get("trigger_id") in (None, page._id, *page.blocks)
+        if not known or not isinstance(call.get("event_data") or {}, dict) or len(call.get("data", ())) > 32:
+            raise Refused(400, "trigger_id, event_data or the number of values is none of this page's")
         queues = page._queue.event_queue_per_concurrency_id.values()
         clients = [_client(event.request) for queue in queues for event in queue.queue if event.request]
         mine = clients.count(_client(request))
-        if joins and mine >= WAITING:
+        if re.search("/call/|/join", path) and mine >= WAITING:
             raise Refused(429, f"{mine} of your jobs wait already; let one end first")
 
 

@@ -41,7 +41,6 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(label="results")
             panel = share.panel()
-    box = first
 
     def interpolate_images(first: str | None, second: str | None, runs: list[str], kind: str, frames: int):
         """Between two images in the latent space of tokenizers, and between their pixels: strips, playback,
@@ -65,9 +64,9 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             numbers[run_id] = {"length": walks[-1].length, "roughness": walks[-1].roughness}
             facts = f"{kind}; {px}, N = 1 pair, EMA weights, {time.monotonic() - began:.1f} s"
             parts.append(_card(one, walks[-1], facts))
-            yield cards.cards(parts), *share.skip()
+            yield {shown: cards.cards(parts)}
         parts += cards.early(len(walks), len(run_ids))
-        state = box.named(first=first, second=second)
+        state = pictures.named(examples, first=first, second=second)
         state |= {"runs": run_ids, "kind": kind, "frames": frames, "numbers": numbers}
         code = ["import vfmlab", "from vfmlab.studies import interpolate", "",
                 f"tokenizer = vfmlab.load_tokenizer({run_ids[0]!r}, {str(root)!r})",
@@ -76,9 +75,8 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         sheet = cards.stack([primitives.tile(walk.frames, columns=25, scale=1) for walk in walks])
         yield cards.cards(parts), *share.outputs("interpolate", state, code, sheet)
 
-    fields = {"first": first, "second": second, "runs": runs, "kind": kind, "frames": frames}
-    return share.connect("interpolate", interpolate_images, buttons, fields, [shown, *panel],
-                         endpoint="interpolate_images")
+    fields = [first, second, runs, kind, frames]
+    return share.connect("interpolate", interpolate_images, buttons, fields, [shown, *panel])
 
 
 def _samples(root: Path) -> share.Tab:
@@ -130,7 +128,7 @@ def _samples(root: Path) -> share.Tab:
             with closing(draw(one.model, *arguments, frames, kind, **how)) as stream:
                 for last in until_stopped(stream):
                     done[run_id] = _forming(one, last, between, kind, time.monotonic() - began)
-                    yield cards.cards(list(done.values())), *share.skip()
+                    yield {shown: cards.cards(list(done.values()))}
             walks.append(primitives.tile(last.images, columns=25, scale=1))
             given = f"model, *{arguments}, {frames}, {kind!r}, **{how}"
             lines += [f"model = vfmlab.load_diffusion({run_id!r}, {str(root)!r})",
@@ -149,8 +147,7 @@ def _samples(root: Path) -> share.Tab:
         return [gr.update(choices=names, value=names[i % len(names)] if names else None) for i in (0, 1)]
 
     runs.input(classes, runs, [label, other], **LIGHT)
-    fields = {"runs": runs, "what": what, "label": label, "other": other, "seed": seed,
-              "other_seed": other_seed, "kind": kind, "frames": frames, "steps": steps, "scale": scale}
+    fields = [runs, what, label, other, seed, other_seed, kind, frames, steps, scale]
     return share.connect("interpolate_samples", interpolate_samples, buttons, fields, [shown, *panel],
                          ("label", "other"))
 

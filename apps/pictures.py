@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABCMeta
 from pathlib import Path
 from typing import Any
@@ -47,15 +46,6 @@ class Checked:
             raise problem(f"This picture has {width} x {height} pixels, {too_many}.")
         return payload.path
 
-    def name_of(self, path: str | None) -> str | None:
-        """How a picture stands in a shared state: one of the examples, or None (one's own is not shared)."""
-        mine = _digest(path) if path else None
-        return next((f"example:{i}" for i, each in enumerate(self.examples) if _digest(each) == mine), None)
-
-    def named(self, **path: str | None) -> dict[str, str]:
-        """A field of a shared state with the name of its picture; {} where it has none."""
-        return {field: name for field, one in path.items() if (name := self.name_of(one)) is not None}
-
     def from_name(self, name: Any) -> str | None:
         """The example that a state names."""
         names = {f"example:{i}": example for i, example in enumerate(self.examples)}
@@ -74,6 +64,13 @@ def picture(label: str, examples: list[str], **more: Any) -> Picture:
     place = Picture(label=label, type="filepath", image_mode=None, **look, **more)
     place.examples = list(examples)
     return place
+
+
+def named(examples: list[str], **path: str | None) -> dict[str, str]:
+    """How pictures stand in a shared state: field -> which of the examples; one's own is not shared."""
+    names = {Path(each).read_bytes(): f"example:{i}" for i, each in enumerate(examples)}
+    mine = {field: names.get(Path(one).read_bytes()) for field, one in path.items() if one}
+    return {field: name for field, name in mine.items() if name}
 
 
 def given(path: str | None) -> str:
@@ -95,7 +92,3 @@ def examples(root: Path, folder: Path, n: int = 4) -> list[str]:
     for i, image in enumerate(images):
         primitives.tile(image, scale=scale).save(folder / f"example_{i}.png")
     return [str(folder / f"example_{i}.png") for i in range(len(images))]
-
-
-def _digest(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

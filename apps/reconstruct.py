@@ -33,7 +33,6 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(label="results")
             panel = share.panel()
-    box = image
 
     def reconstruct(image: str | None, runs: list[str], sigma: float, seed: int, bits: int, channels: int,
                     layers: bool):
@@ -75,10 +74,10 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 facts = f"principal components of each layer as colours; read by {name}; N = 1"
                 title = f"layers of the VFM '{tokenizer.vfm.facts.name}'"
                 depths.append(cards.card(title, None, figures, (), facts))
-            yield cards.cards(parts + depths, True), *share.skip()
+            yield {shown: cards.cards(parts + depths, True)}
         parts += [*_against(list(done.values())), *cards.early(len(done), len(run_ids))]
         state = {"runs": run_ids, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
-        state |= {"layers": layers, "numbers": numbers} | box.named(image=image)
+        state |= {"layers": layers, "numbers": numbers} | pictures.named(examples, image=image)
         pairs = [x for _, result in done.values() for x in (result.target, result.images)]
         sheet = cards.stack([primitives.tile(x, scale=1) for x in pairs])
         bank = f"explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})"
@@ -93,8 +92,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         shared = share.outputs("reconstruct", state, code, sheet)
         yield cards.cards(parts + depths, True), *shared
 
-    fields = {"image": image, "runs": runs, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
-    fields |= {"layers": layers}
+    fields = [image, runs, sigma, seed, bits, channels, layers]
     return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel])
 
 

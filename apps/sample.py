@@ -92,7 +92,7 @@ def build(root: Path) -> share.Tab:
         with closing(interpolate.together(streams)) as stream:  # a job that ends early closes the samplers
             for newest in until_stopped(stream):
                 html = _cards(newest, loaded, classes, ema, time.monotonic() - began)
-                yield html, *share.skip(), gr.skip(), gr.skip()
+                yield {shown: html}
         done = all(preview.final for preview in newest.values())
         state = _state(call)
         pictures = [primitives.tile(preview.images, columns=8, scale=1) for preview in newest.values()]
@@ -112,7 +112,7 @@ def build(root: Path) -> share.Tab:
         """
         values = (run, NONE, label, 1, seed, steps, solver, scale, low, high, shift, ema)
         call = dict(zip(FIELDS, values, strict=True))
-        xs, ys = _values(root, across, columns, fields), _values(root, down, rows, fields)
+        xs, ys = _values(root, across, columns, settings), _values(root, down, rows, settings)
         if across == down or len(xs) * len(ys) > MOST:
             size = f"{len(xs)} x {len(ys)} of {across}, {down}"
             raise problem(f"A table has two different settings and at most {MOST} cells, not {size}.")
@@ -126,7 +126,7 @@ def build(root: Path) -> share.Tab:
                 images.append(primitives.tile(last.images, scale=1))
                 calls.append((one.model.folder.id, labels[:1], how))
                 cells[row][column] = cards.figure(last.images, one.model.class_names[labels[0]])
-                yield _table(xs, ys, cells, across, down, time.monotonic() - began), *share.skip()
+                yield {shown: _table(xs, ys, cells, across, down, time.monotonic() - began)}
         total = len(xs) * len(ys)
         state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
         html = _table(xs, ys, cells, across, down, time.monotonic() - began, state)
@@ -137,29 +137,30 @@ def build(root: Path) -> share.Tab:
 
     def train():
         for event, line, images in until_stopped(bundled.make(root)):
-            html = gr.skip()
+            change = {progress: line, nothing: gr.update(visible=event != "finish")}
             if images is not None:
                 picture = cards.figure(primitives.tile(images, columns=8), "samples while it trains")
-                html = cards.cards([cards.card("a small diffusion run", None, [picture], (), line)])
-            yield line, html, gr.skip(), gr.skip(), gr.update(visible=event != "finish")
+                change[shown] = cards.cards([cards.card("a small diffusion run", None, [picture], (), line)])
+            yield change
         new = models.choices(root, *models.GENERATORS)
         value = {"value": new[0][1]} if new else {}
-        lists = gr.update(choices=new, **value), gr.update(choices=beside.fresh())
         line = "" if new else f"stopped: {line}; press again to go on"
-        yield line, gr.skip(), *lists, gr.update(visible=not new)
+        yield {progress: line, run: gr.update(choices=new, **value),
+               beside: gr.update(choices=beside.fresh()), nothing: gr.update(visible=not new)}
 
     def names_of(run_id: Any):
         return gr.update(choices=[EVERY, *models.class_names(root, run_id)], value=EVERY)
 
     run.change(names_of, run, label, **LIGHT)
     dice.click(lambda: random.randint(0, SEED), None, seed, **LIGHT)
-    settings = [run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema]
-    inputs = [*settings, across, columns, down, rows]
+    fields = run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema
+    settings = dict(zip(FIELDS, fields, strict=True))
+    inputs = [*fields, across, columns, down, rows]
     table.click(sample_table, inputs, [shown, *panel], api_name="sample_table", **COMPUTE)
     make.click(train, None, [progress, shown, run, beside, nothing], api_visibility="private", **COMPUTE)
 
-    fields = dict(zip(FIELDS, settings, strict=True)) | {"history": history}
-    return share.connect("sample", sample, buttons, fields, [shown, *panel, history, before], ("label",))
+    outputs = [shown, *panel, history, before]
+    return share.connect("sample", sample, buttons, [*fields, history], outputs, ("label",))
 
 
 def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], dict[str, Any]]:

@@ -5,19 +5,20 @@ What comes back is not trusted: unknown fields are dropped, values are held agai
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 from PIL import Image
 
-from apps.cards import escape
 from apps.common import COMPUTE, checked
 
 LONGEST = 4000  # characters of a state
@@ -45,11 +46,6 @@ def panel() -> list[gr.components.Component]:
     return [file, link, code, state]
 
 
-def skip() -> tuple[Any, ...]:
-    """In place of :func:`outputs` while a result still forms."""
-    return tuple(gr.skip() for _ in range(4))
-
-
 def href(tab: str, state: Mapping[str, Any]) -> str:
     return escape("?" + urlencode({"state": json.dumps({"tab": tab, **state})}))
 
@@ -68,25 +64,21 @@ def outputs(tab: str, state: Mapping[str, Any], code: Sequence[str],
     return file, note, "\n".join(code), json.dumps({"tab": tab, **state})
 
 
-def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Mapping[str, Any],
-            outputs: list[Any], free: tuple[str, ...] = (), endpoint: str = "") -> Tab:
-    """A tab whose first button calls `compute` with its fields, as an endpoint of the
-    tab's name or another one, and whose second stops it."""
+def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Sequence[Any],
+            outputs: list[Any], free: tuple[str, ...] = (), endpoint: str | None = None) -> Tab:
+    """A tab whose first button calls `compute` with its fields, in the order of its parameters, as an
+    endpoint of its own name or another one, and whose second ends the jobs of its session, each with what
+    it has so far."""
     start, stop = buttons
-    start.click(compute, list(fields.values()), outputs, api_name=endpoint or tab, **COMPUTE)
-    stopping(stop)
-    shared = {name: field for name, field in fields.items() if not isinstance(field, gr.State)}
-    return Tab(tab, shared, free)
-
-
-def stopping(button: gr.Button) -> None:
-    """A button that ends the jobs of its session, each with what it has so far."""
     page = gr.context.Context.root_block
 
-    def stop(request: gr.Request) -> None:
+    def end(request: gr.Request) -> None:
         page.stop(request.session_hash)
 
-    button.click(stop, None, None, concurrency_limit=None, queue=True, api_visibility="private")
+    start.click(compute, fields, outputs, api_name=endpoint, **COMPUTE)
+    stop.click(end, None, None, concurrency_limit=None, queue=True, api_visibility="private")
+    named = zip(inspect.signature(compute).parameters, fields, strict=True)
+    return Tab(tab, {name: field for name, field in named if not isinstance(field, gr.State)}, free)
 
 
 def parse(text: str | None) -> dict[str, Any]:
