@@ -196,7 +196,8 @@ def _notebook(path: Path, tree: Path) -> str:
     from nbconvert import HTMLExporter
 
     _filters()
-    text, root = path.read_text(encoding="utf-8"), _facts(nbformat.read(path, as_version=4)).get("root", "")
+    text, facts = path.read_text(encoding="utf-8"), _facts(path)
+    root = facts.get("root", "")
     for folder, shown in ((str(root), Path(root).name), (f"{tree}{os.sep}", "")):
         text = text.replace(folder, shown) if os.path.isabs(folder) else text
     book = nbformat.reads(text, as_version=4)
@@ -213,8 +214,8 @@ def _notebook(path: Path, tree: Path) -> str:
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
     numbers: dict[str, str] = {}  # of figures, whose ids are drawn at random: the same page is the same file
     body = re.sub(DRAWN_ID, lambda m: numbers.setdefault(m[0], f"figure-{len(numbers) + 1}"), body)
-    when, code = _escape(" · ".join(_when(book))), notebook.digest(book.cells)
-    short = f"<p><em>{SHORT}</em></p>" if str(_facts(book).get("preset")).startswith("tiny_") else ""
+    when, code = _escape(" · ".join(_when(book, facts))), notebook.digest(book.cells)
+    short = f"<p><em>{SHORT}</em></p>" if str(facts.get("preset")).startswith("tiny_") else ""
     return f'<article data-code="{code}"><p class="note">{when}</p>{short}{_linked(body)}</article>'
 
 
@@ -244,18 +245,19 @@ def _joined(outputs: Sequence[Any]) -> list[Any]:
     return joined
 
 
-def _facts(book: Any) -> dict[str, Any]:
-    """The values of its parameters: those of its tagged cell, and what papermill set."""
-    cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    return notebook.literals("\n".join(cells)) | dict(book.metadata.papermill.parameters)
+def _facts(path: Path) -> dict[str, Any]:
+    """The values of an executed notebook's parameters: those of its tagged cell, and what papermill set."""
+    import nbformat
+
+    given = nbformat.read(path, as_version=4).metadata.papermill.parameters
+    return notebook.read(path).parameters | dict(given)
 
 
-def _when(book: Any) -> list[str]:
+def _when(book: Any, facts: Mapping[str, Any]) -> list[str]:
     """Of an executed notebook: the day, how long it took, and its parameters."""
-    facts, hidden = book.metadata.papermill, ("root", "headless", "report", "jobs")
-    given = ", ".join(f"{k} = {v}" for k, v in _facts(book).items()
-                      if k not in hidden and v not in ("", "{}"))
-    return [f"executed on {facts.start_time[:10]}", f"in {clock(facts.duration)}", given]
+    took, hidden = book.metadata.papermill, ("root", "headless", "report", "jobs")
+    given = ", ".join(f"{k} = {v}" for k, v in facts.items() if k not in hidden and v not in ("", "{}"))
+    return [f"executed on {took.start_time[:10]}", f"in {clock(took.duration)}", given]
 
 
 def _list(pages: Mapping[Path, str]) -> str:

@@ -134,16 +134,6 @@ def digest(cells: Sequence[Any]) -> str:
                           and "injected-parameters" not in cell.metadata.get("tags", [])])
 
 
-def literals(source: str) -> dict[str, Any]:
-    """The variables that a cell sets to literals."""
-    values = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with contextlib.suppress(ValueError):
-                values[node.targets[0].id] = ast.literal_eval(node.value)
-    return values
-
-
 IMPORTS = ("import vfmlab", "from vfmlab import")  # lines of a notebook that uses the library at large
 PATIENCE = 600  # seconds that a kernel has to start in: on a busy machine importing takes minutes
 
