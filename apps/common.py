@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -17,16 +15,6 @@ COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 1}  # one job at a 
 LIGHT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 SEED = 2**31 - 1  # the largest one
 _FOLDERS = re.compile(r"(?<=['\" ])(?:/[^/'\" ]+)+/(?=[^/'\" ]+)")
-
-
-@contextmanager
-def controls(verb: str) -> Iterator[tuple[gr.Button, gr.Button]]:
-    """The column of a tab's controls; at its head, above the fold, the buttons that start and stop."""
-    with gr.Column(scale=1, min_width=280):
-        with gr.Row(elem_classes="vl-go"):
-            start = gr.Button(verb, variant="primary", min_width=120)
-            stop = gr.Button("stop", min_width=80)
-        yield start, stop
 
 
 def printable(value: Any) -> Any:

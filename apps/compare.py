@@ -99,7 +99,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         run_id, other = text(run_id), text(other)
         if not run_id:
             return gr.skip(), gr.skip(), gr.skip()
-        folders = [_any(root, one) for one in dict.fromkeys((run_id, other or run_id))]
+        folders = [models.checked(root, one) for one in dict.fromkeys((run_id, other or run_id))]
         lines, parts = [], []
         for folder in folders:
             status, logged = folder.status(), sorted(folder.images.glob("*.png"))[-LOGGED:]
@@ -115,7 +115,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
 
     def evaluate(run_id: str):
         """Measure a run under its own protocol, or read what was measured before; its report.json as JSON."""
-        folder = _any(root, run_id)
+        folder = models.checked(root, run_id)
         kind = folder.kind
         if kind not in ("tokenizer", "diffusion"):
             raise problem(f"Run '{folder.id}' is a {kind} run; tokenizers and diffusion models are measured.")
@@ -149,15 +149,6 @@ def _cell(column: str, row: dict[str, Any]) -> str:
     cell = str(row.get(column, "–"))
     dot = f'<span style="color: {primitives.colour(cell)}">&#9679;</span> '
     return dot + escape(cell) if column == "method" else cell
-
-
-def _any(root: Path, run_id: Any) -> runs.RunDir:
-    """A run of any kind, by its id alone."""
-    run = {run.id: run for run in runs.scan(root)}.get(run_id) if isinstance(run_id, str) else None
-    if run is None:
-        way = "Press 'read the folder again' and choose another one."
-        raise problem(f"There is no run '{str(run_id)[:80]}' here (any more). {way}")
-    return run
 
 
 def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from apps import cards, models, pictures, share
-from apps.common import COMPUTE, LIGHT, controls, number, problem
+from apps.common import COMPUTE, LIGHT, number, problem
 from vfmlab import api
 from vfmlab.plots import primitives
 from vfmlab.studies import explore
@@ -20,25 +20,21 @@ SHOWN = 512  # side of the picture that is clicked
 
 def build(root: Path, examples: list[str]) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
-    with gr.Row():
-        with controls("look inside") as buttons:
-            run = models.dropdown(root, ("tokenizer",), "tokenizer")
-            image = pictures.picture("picture", examples, height=200, value=examples[0])
-            gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
-            neighbours = gr.Slider(1, 16, 8, step=1, label="neighbours")
-            pooled = gr.Checkbox(False, label="compare means over positions (places do not count)")
-        with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(label="results")
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    look = {"elem_classes": "vl-pixels", "elem_id": "vl-canvas", "buttons": [], "height": 300}
-                    canvas = gr.Image(label="click a patch", interactive=False, format="png", **look)
-                    with gr.Row():
-                        across = gr.Slider(0, 1, 0.5, step=0.02, label="across (0: left)", min_width=120)
-                        down = gr.Slider(0, 1, 0.5, step=0.02, label="down (0: top)", min_width=120)
-                with gr.Column(scale=2, min_width=300):
-                    alike = gr.HTML(label="similarity")
-            panel = share.panel()
+    with share.columns("look inside") as tab:
+        run = models.dropdown(root, ("tokenizer",), "tokenizer")
+        image = pictures.picture("picture", examples, height=200, value=examples[0])
+        gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
+        neighbours = gr.Slider(1, 16, 8, step=1, label="neighbours")
+        pooled = gr.Checkbox(False, label="compare means over positions (places do not count)")
+        with tab.right, gr.Row():
+            with gr.Column(min_width=280):
+                look = {"elem_classes": "vl-pixels", "elem_id": "vl-canvas", "buttons": [], "height": 300}
+                canvas = gr.Image(label="click a patch", interactive=False, format="png", **look)
+                with gr.Row():
+                    across = gr.Slider(0, 1, 0.5, step=0.02, label="across (0: left)", min_width=120)
+                    down = gr.Slider(0, 1, 0.5, step=0.02, label="down (0: top)", min_width=120)
+            with gr.Column(scale=2, min_width=300):
+                alike = gr.HTML(label="similarity")
 
     def look_inside(run: str, image: str | None, neighbours: int, pooled: bool, across: float, down: float):
         """Inside a tokenizer: nearest held-out images in its latent space, channels of the latent, and by
@@ -99,8 +95,8 @@ def build(root: Path, examples: list[str]) -> share.Tab:
     clicked.then(similarity, query, results, api_name="similarity", **quiet)
     for slider in (across, down):
         slider.release(similarity, query, results, api_visibility="private", **quiet)
-    outputs = [shown, canvas, alike, *panel]
-    return share.connect("explore", look_inside, buttons, fields, outputs, endpoint="explore")
+    outputs = [tab.shown, *results, *tab.panel]
+    return share.connect("explore", look_inside, tab, fields, outputs, endpoint="explore")
 
 
 def _similar(one: models.Shown, picture: Any, place: tuple[float, float]) -> tuple[Image.Image, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from apps import cards, models, pictures, share
-from apps.common import LIGHT, SEED, controls
+from apps.common import LIGHT, SEED
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
@@ -29,18 +29,14 @@ def build(root: Path, examples: list[str]) -> tuple[list[share.Tab], gr.Tabs]:
 
 
 def _images(root: Path, examples: list[str]) -> share.Tab:
-    with gr.Row():
-        with controls("interpolate") as buttons:
-            with gr.Row():
-                first = pictures.picture("from", examples, height=160, value=examples[0], min_width=130)
-                second = pictures.picture("to", examples, height=160, value=examples[1], min_width=130)
-            gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
-            runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
-            kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
-            frames = gr.Slider(3, 25, 9, step=1, label="frames")
-        with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(label="results")
-            panel = share.panel()
+    with share.columns("interpolate") as tab:
+        with gr.Row():
+            first = pictures.picture("from", examples, height=160, value=examples[0], min_width=130)
+            second = pictures.picture("to", examples, height=160, value=examples[1], min_width=130)
+        gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
+        runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
+        kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
+        frames = gr.Slider(3, 25, 9, step=1, label="frames")
 
     def interpolate_images(first: str | None, second: str | None, runs: list[str], kind: str, frames: int):
         """Between two images in the latent space of tokenizers, and between their pixels: strips, playback,
@@ -64,7 +60,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
             numbers[run_id] = {"length": walks[-1].length, "roughness": walks[-1].roughness}
             facts = f"{kind}; {px}, N = 1 pair, EMA weights, {time.monotonic() - began:.1f} s"
             parts.append(_card(one, walks[-1], facts))
-            yield {shown: cards.cards(parts)}
+            yield {tab.shown: cards.cards(parts)}
         parts += cards.early(len(walks), len(run_ids))
         state = pictures.named(examples, first=first, second=second)
         state |= {"runs": run_ids, "kind": kind, "frames": frames, "numbers": numbers}
@@ -76,32 +72,28 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         yield cards.cards(parts), *share.outputs("interpolate", state, code, sheet)
 
     fields = [first, second, runs, kind, frames]
-    return share.connect("interpolate", interpolate_images, buttons, fields, [shown, *panel])
+    return share.connect("interpolate", interpolate_images, tab, fields)
 
 
 def _samples(root: Path) -> share.Tab:
-    with gr.Row():
-        with controls("interpolate") as buttons:
-            runs = models.dropdown(root, ("diffusion",), "diffusion runs", most=models.MOST_RUNS)
-            what = gr.Radio(["noises", "classes"], value="noises", label="between two")
-            look = {"allow_custom_value": True, "min_width": 130}
-            names = models.class_names(root, next(iter(runs.value), None))
-            ends = (names[0], names[1 % len(names)]) if names else (None, None)
-            with gr.Row():
-                label = gr.Dropdown(names, value=ends[0], label="class", **look)
-                other = gr.Dropdown(names, value=ends[1], label="other class (between classes)", **look)
-            look = {"precision": 0, "minimum": 0, "maximum": SEED, "min_width": 130}
-            with gr.Row():
-                seed = gr.Number(0, label="seed", **look)
-                other_seed = gr.Number(1, label="other seed (between noises)", **look)
-            kind = gr.Radio(KINDS, value="spherical", label="path")
-            with gr.Row():
-                frames = gr.Slider(3, 25, 9, step=1, label="frames", min_width=90)
-                steps = gr.Slider(1, 100, 20, step=1, label="steps", min_width=90)
-                scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance", min_width=90)
-        with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(label="results")
-            panel = share.panel()
+    with share.columns("interpolate") as tab:
+        runs = models.dropdown(root, ("diffusion",), "diffusion runs", most=models.MOST_RUNS)
+        what = gr.Radio(["noises", "classes"], value="noises", label="between two")
+        look = {"allow_custom_value": True, "min_width": 130}
+        names = models.class_names(root, next(iter(runs.value), None))
+        ends = (names[0], names[1 % len(names)]) if names else (None, None)
+        with gr.Row():
+            label = gr.Dropdown(names, value=ends[0], label="class", **look)
+            other = gr.Dropdown(names, value=ends[1], label="other class (between classes)", **look)
+        look = {"precision": 0, "minimum": 0, "maximum": SEED, "min_width": 130}
+        with gr.Row():
+            seed = gr.Number(0, label="seed", **look)
+            other_seed = gr.Number(1, label="other seed (between noises)", **look)
+        kind = gr.Radio(KINDS, value="spherical", label="path")
+        with gr.Row():
+            frames = gr.Slider(3, 25, 9, step=1, label="frames", min_width=90)
+            steps = gr.Slider(1, 100, 20, step=1, label="steps", min_width=90)
+            scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance", min_width=90)
 
     def interpolate_samples(runs: list[str], what: str, label: str, other: str, seed: int, other_seed: int,
                             kind: str, frames: int, steps: int, scale: float):
@@ -128,7 +120,7 @@ def _samples(root: Path) -> share.Tab:
             with closing(draw(one.model, *arguments, frames, kind, **how)) as stream:
                 for last in until_stopped(stream):
                     done[run_id] = _forming(one, last, between, kind, time.monotonic() - began)
-                    yield {shown: cards.cards(list(done.values()))}
+                    yield {tab.shown: cards.cards(list(done.values()))}
             walks.append(primitives.tile(last.images, columns=25, scale=1))
             given = f"model, *{arguments}, {frames}, {kind!r}, **{how}"
             lines += [f"model = vfmlab.load_diffusion({run_id!r}, {str(root)!r})",
@@ -148,8 +140,8 @@ def _samples(root: Path) -> share.Tab:
 
     runs.input(classes, runs, [label, other], **LIGHT)
     fields = [runs, what, label, other, seed, other_seed, kind, frames, steps, scale]
-    return share.connect("interpolate_samples", interpolate_samples, buttons, fields, [shown, *panel],
-                         ("label", "other"))
+    free = ("label", "other")
+    return share.connect("interpolate_samples", interpolate_samples, tab, fields, free=free)
 
 
 def _card(one: models.Shown, walk: interpolate.Walk, facts: str) -> str:

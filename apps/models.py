@@ -94,10 +94,12 @@ def dropdown(root: Path, kinds: tuple[str, ...], label: str, none: str | None = 
 
 
 def checked(root: Path, run_id: Any, *kinds: str) -> runs.RunDir:
-    """The run of that id; a message where there is none. What is no name of a folder of `root` is no id."""
+    """The run of that id, of one of these kinds and with weights, or where no kind is named any; a message
+    where there is none. What is no name of a folder of `root` is no id."""
     folder = _known(root)[0].get(run_id) if isinstance(run_id, str) else None
-    if folder is None or folder.kind not in kinds or not _weights(folder):
-        raise problem(f"There is no finished {' or '.join(kinds)} run '{str(run_id)[:80]}' here (any more). "
+    if folder is None or (kinds and (folder.kind not in kinds or not _weights(folder))):
+        what = f"finished {' or '.join(kinds)} run" if kinds else "run"
+        raise problem(f"There is no {what} '{str(run_id)[:80]}' here (any more). "
                       "Reload the page for a fresh list and choose another one.")
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from apps import cards, models, pictures, share
-from apps.common import SEED, controls
+from apps.common import SEED
 from apps.page import stopped
 from vfmlab.plots import primitives
 from vfmlab.studies import explore
@@ -19,20 +19,16 @@ UNITS = {"psnr": "{:.2f} dB", "ssim": "{:.3f}", "lpips": "{:.3f}", "feature_dist
 
 def build(root: Path, examples: list[str]) -> share.Tab:
     """Lay the tab out. root: folder of runs. examples: image files offered to people who bring none."""
-    with gr.Row():
-        with controls("reconstruct") as buttons:
-            image = pictures.picture("picture", examples, height=200, value=examples[0])
-            gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
-            runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
-            with gr.Accordion("Disturb the latent", open=False):
-                sigma = gr.Slider(0, 2, 0, step=0.05, label="noise (standard deviations of the latent)")
-                seed = gr.Number(0, label="seed of the noise", precision=0, minimum=0, maximum=SEED)
-                bits = gr.Slider(0, 8, 0, step=1, label="bits per value (0: not rounded)")
-                channels = gr.Slider(0, 64, 0, step=1, label="principal channels (0: all)")
-            layers = gr.Checkbox(True, label="show the layers of the VFM")
-        with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(label="results")
-            panel = share.panel()
+    with share.columns("reconstruct") as tab:
+        image = pictures.picture("picture", examples, height=200, value=examples[0])
+        gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
+        runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
+        with gr.Accordion("Disturb the latent", open=False):
+            sigma = gr.Slider(0, 2, 0, step=0.05, label="noise (standard deviations of the latent)")
+            seed = gr.Number(0, label="seed of the noise", precision=0, minimum=0, maximum=SEED)
+            bits = gr.Slider(0, 8, 0, step=1, label="bits per value (0: not rounded)")
+            channels = gr.Slider(0, 64, 0, step=1, label="principal channels (0: all)")
+        layers = gr.Checkbox(True, label="show the layers of the VFM")
 
     def reconstruct(image: str | None, runs: list[str], sigma: float, seed: int, bits: int, channels: int,
                     layers: bool):
@@ -74,7 +70,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
                 facts = f"principal components of each layer as colours; read by {name}; N = 1"
                 title = f"layers of the VFM '{tokenizer.vfm.facts.name}'"
                 depths.append(cards.card(title, None, figures, (), facts))
-            yield {shown: cards.cards(parts + depths, True)}
+            yield {tab.shown: cards.cards(parts + depths, True)}
         parts += [*_against(list(done.values())), *cards.early(len(done), len(run_ids))]
         state = {"runs": run_ids, "sigma": sigma, "seed": seed, "bits": bits, "channels": channels}
         state |= {"layers": layers, "numbers": numbers} | pictures.named(examples, image=image)
@@ -93,7 +89,7 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         yield cards.cards(parts + depths, True), *shared
 
     fields = [image, runs, sigma, seed, bits, channels, layers]
-    return share.connect("reconstruct", reconstruct, buttons, fields, [shown, *panel])
+    return share.connect("reconstruct", reconstruct, tab, fields)
 
 
 def _against(results: list[tuple[str, explore.Rebuilt]]) -> list[str]:

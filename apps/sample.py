@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from apps import cards, models, share
-from apps.common import COMPUTE, LIGHT, SEED, checked, controls, problem, text
+from apps.common import COMPUTE, LIGHT, SEED, checked, problem, text
 from apps.page import stopped, until_stopped
 from vfmlab import api
 from vfmlab.plots import primitives
@@ -30,45 +30,42 @@ FIELDS = tuple("run beside label count seed steps solver scale low high shift em
 
 def build(root: Path) -> share.Tab:
     """Lay the tab out. root: folder of runs."""
-    with gr.Row():
-        with controls("sample") as buttons:
-            run = models.dropdown(root, models.GENERATORS, "diffusion or ar run")
-            beside = models.dropdown(root, models.GENERATORS, "beside it, from the same noise", NONE)
-            classes = [EVERY, *models.class_names(root, run.value)]
-            what = "class; of a run that reads text: a prompt, chosen or typed"
-            label = gr.Dropdown(classes, value=EVERY, label=what, allow_custom_value=True)
-            count = gr.Slider(1, 16, 2, step=1, label="samples per class")
+    with share.columns("sample") as tab:
+        run = models.dropdown(root, models.GENERATORS, "diffusion or ar run")
+        beside = models.dropdown(root, models.GENERATORS, "beside it, from the same noise", NONE)
+        classes = [EVERY, *models.class_names(root, run.value)]
+        what = "class; of a run that reads text: a prompt, chosen or typed"
+        label = gr.Dropdown(classes, value=EVERY, label=what, allow_custom_value=True)
+        count = gr.Slider(1, 16, 2, step=1, label="samples per class")
+        with gr.Row():
+            seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=SEED, min_width=70)
+            dice = gr.Button("random seed", size="sm", min_width=70)
+        with gr.Row():
+            steps = gr.Slider(1, 250, 20, step=1, label="steps", min_width=130)
+            scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance (1: off)", min_width=130)
+        with gr.Accordion("Sampler, interval of guidance, time shift, weights", open=False):
+            solver = gr.Radio(["euler", "heun", "sde"], value="euler", label="sampler")
+            low = gr.Slider(0, 1, 0.0, step=0.05, label="guided from t (0: data)")
+            high = gr.Slider(0, 1, 1.0, step=0.05, label="to t (1: noise)")
+            shift = gr.Slider(0.1, 10, 1.0, step=0.1, label="time shift (above 1: more steps at noise)")
+            ema = gr.Checkbox(True, label="EMA weights")
+        with gr.Accordion("A table: one setting against another", open=False):
             with gr.Row():
-                seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=SEED, min_width=70)
-                dice = gr.Button("random seed", size="sm", min_width=70)
+                across = gr.Dropdown(list(AXES), value="guidance", label="across", min_width=100)
+                look = {"max_length": 300, "min_width": 100}
+                columns = gr.Textbox("1, 1.5, 3", label="values", **look)
             with gr.Row():
-                steps = gr.Slider(1, 250, 20, step=1, label="steps", min_width=130)
-                scale = gr.Slider(0, 8, 1.5, step=0.1, label="guidance (1: off)", min_width=130)
-            with gr.Accordion("Sampler, interval of guidance, time shift, weights", open=False):
-                solver = gr.Radio(["euler", "heun", "sde"], value="euler", label="sampler")
-                low = gr.Slider(0, 1, 0.0, step=0.05, label="guided from t (0: data)")
-                high = gr.Slider(0, 1, 1.0, step=0.05, label="to t (1: noise)")
-                shift = gr.Slider(0.1, 10, 1.0, step=0.1, label="time shift (above 1: more steps at noise)")
-                ema = gr.Checkbox(True, label="EMA weights")
-            with gr.Accordion("A table: one setting against another", open=False):
-                with gr.Row():
-                    across = gr.Dropdown(list(AXES), value="guidance", label="across", min_width=100)
-                    look = {"max_length": 300, "min_width": 100}
-                    columns = gr.Textbox("1, 1.5, 3", label="values", **look)
-                with gr.Row():
-                    down = gr.Dropdown(list(AXES), value="steps", label="down", min_width=100)
-                    rows = gr.Textbox("5, 20", label="values (runs: empty for all)", **look)
-                table = gr.Button("sample the table")
-            with gr.Group(visible=run.value is None) as nothing:
-                gr.Markdown("There is no diffusion run here yet. A small one takes one to two minutes.")
-                make = gr.Button("train a small diffusion run now")
-                progress = gr.Markdown()
-        with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(label="results")
-            panel = share.panel()
-            with gr.Accordion("The last calls of this page", open=False):
-                before = gr.HTML()
-            history = gr.State([])
+                down = gr.Dropdown(list(AXES), value="steps", label="down", min_width=100)
+                rows = gr.Textbox("5, 20", label="values (runs: empty for all)", **look)
+            table = gr.Button("sample the table")
+        with gr.Group(visible=run.value is None) as nothing:
+            gr.Markdown("There is no diffusion run here yet. A small one takes one to two minutes.")
+            make = gr.Button("train a small diffusion run now")
+            progress = gr.Markdown()
+    with tab.right:
+        with gr.Accordion("The last calls of this page", open=False):
+            before = gr.HTML()
+        history = gr.State([])
 
     def sample(run: str, beside: str, label: str, count: int, seed: int, steps: int, solver: str,
                scale: float, low: float, high: float, shift: float, ema: bool,
@@ -92,7 +89,7 @@ def build(root: Path) -> share.Tab:
         with closing(interpolate.together(streams)) as stream:  # a job that ends early closes the samplers
             for newest in until_stopped(stream):
                 html = _cards(newest, loaded, classes, ema, time.monotonic() - began)
-                yield {shown: html}
+                yield {tab.shown: html}
         done = all(preview.final for preview in newest.values())
         state = _state(call)
         pictures = [primitives.tile(preview.images, columns=8, scale=1) for preview in newest.values()]
@@ -126,7 +123,7 @@ def build(root: Path) -> share.Tab:
                 images.append(primitives.tile(last.images, scale=1))
                 calls.append((one.model.folder.id, labels[:1], how))
                 cells[row][column] = cards.figure(last.images, one.model.class_names[labels[0]])
-                yield {shown: _table(xs, ys, cells, across, down, time.monotonic() - began)}
+                yield {tab.shown: _table(xs, ys, cells, across, down, time.monotonic() - began)}
         total = len(xs) * len(ys)
         state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
         html = _table(xs, ys, cells, across, down, time.monotonic() - began, state)
@@ -140,7 +137,8 @@ def build(root: Path) -> share.Tab:
             change = {progress: line, nothing: gr.update(visible=event != "finish")}
             if images is not None:
                 picture = cards.figure(primitives.tile(images, columns=8), "samples while it trains")
-                change[shown] = cards.cards([cards.card("a small diffusion run", None, [picture], (), line)])
+                card = cards.card("a small diffusion run", None, [picture], facts=line)
+                change[tab.shown] = cards.cards([card])
             yield change
         new = models.choices(root, *models.GENERATORS)
         value = {"value": new[0][1]} if new else {}
@@ -156,11 +154,11 @@ def build(root: Path) -> share.Tab:
     fields = run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema
     settings = dict(zip(FIELDS, fields, strict=True))
     inputs = [*fields, across, columns, down, rows]
-    table.click(sample_table, inputs, [shown, *panel], api_name="sample_table", **COMPUTE)
-    make.click(train, None, [progress, shown, run, beside, nothing], api_visibility="private", **COMPUTE)
+    table.click(sample_table, inputs, [tab.shown, *tab.panel], api_name="sample_table", **COMPUTE)
+    make.click(train, None, [progress, tab.shown, run, beside, nothing], api_visibility="private", **COMPUTE)
 
-    outputs = [shown, *panel, history, before]
-    return share.connect("sample", sample, buttons, [*fields, history], outputs, ("label",))
+    outputs = [tab.shown, *tab.panel, history, before]
+    return share.connect("sample", sample, tab, [*fields, history], outputs, ("label",))
 
 
 def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], dict[str, Any]]:

@@ -9,10 +9,11 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,6 +35,26 @@ class Tab:
     name: str
     fields: Mapping[str, gr.components.Component]
     free: tuple[str, ...] = ()
+
+
+@contextmanager
+def columns(verb: str) -> Iterator[SimpleNamespace]:
+    """Two columns. Within this, a tab's controls, at their head, above the fold, the buttons `start`, `stop`.
+
+    Beside them, in the column `right`, `shown` for the results and, after this, the :func:`panel`.
+    """
+    tab = SimpleNamespace()
+    with gr.Row():
+        left, tab.right = gr.Column(scale=1, min_width=280), gr.Column(scale=3, min_width=300)
+    with tab.right:
+        tab.shown = gr.HTML(label="results")
+    with left:
+        with gr.Row(elem_classes="vl-go"):
+            tab.start = gr.Button(verb, variant="primary", min_width=120)
+            tab.stop = gr.Button("stop", min_width=80)
+        yield tab
+    with tab.right:
+        tab.panel = panel()
 
 
 def panel() -> list[gr.components.Component]:
@@ -64,21 +85,21 @@ def outputs(tab: str, state: Mapping[str, Any], code: Sequence[str],
     return file, note, "\n".join(code), json.dumps({"tab": tab, **state})
 
 
-def connect(tab: str, compute: Callable, buttons: tuple[gr.Button, gr.Button], fields: Sequence[Any],
-            outputs: list[Any], free: tuple[str, ...] = (), endpoint: str | None = None) -> Tab:
+def connect(name: str, compute: Callable, tab: SimpleNamespace, fields: Sequence[Any],
+            outputs: Sequence[Any] = (), free: tuple[str, ...] = (), endpoint: str | None = None) -> Tab:
     """A tab whose first button calls `compute` with its fields, in the order of its parameters, as an
     endpoint of its own name or another one, and whose second ends the jobs of its session, each with what
-    it has so far."""
-    start, stop = buttons
+    it has so far. outputs: where these are not just those of the tab."""
     page = gr.context.Context.root_block
 
     def end(request: gr.Request) -> None:
         page.stop(request.session_hash)
 
-    start.click(compute, fields, outputs, api_name=endpoint, **COMPUTE)
-    stop.click(end, None, None, concurrency_limit=None, queue=True, api_visibility="private")
-    named = zip(inspect.signature(compute).parameters, fields, strict=True)
-    return Tab(tab, {name: field for name, field in named if not isinstance(field, gr.State)}, free)
+    outputs = outputs or [tab.shown, *tab.panel]
+    tab.start.click(compute, fields, outputs, api_name=endpoint, **COMPUTE)
+    tab.stop.click(end, None, None, concurrency_limit=None, queue=True, api_visibility="private")
+    parameters = zip(inspect.signature(compute).parameters, fields, strict=True)
+    return Tab(name, {key: one for key, one in parameters if not isinstance(one, gr.State)}, free)
 
 
 def parse(text: str | None) -> dict[str, Any]:
