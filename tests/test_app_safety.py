@@ -304,6 +304,15 @@ def call(url: str, endpoint: str, data: list) -> str:
         return answer.read().decode()
 
 
+def test_a_call_with_named_values_is_answered(server):
+    """The form that the page's own help shows for curl."""
+    address = f"{server[0]}gradio_api/call/v2/leaderboard"
+    named = {"which": "", "phases": False, "metric": "gfd", "x": "rfd", "y": "gfd", "run": ""}
+    begun = httpx.post(address, json=named, timeout=60).json()
+    with httpx.stream("GET", f"{address}/{begun['event_id']}", timeout=120) as answer:
+        assert "event: complete" in answer.read().decode()
+
+
 def test_pictures_are_files_that_were_uploaded(client, server, picture):
     url, root, ids, _ = server
     ours = {"_type": "gradio.FileData"}
