@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vfmlab.data import BatchStream
 from vfmlab.data.scenes import SceneSource
 from vfmlab.data.stream import Order
-from vfmlab.errors import ConfigError, DataError
+from vfmlab.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,3 @@ def test_an_error_while_loading_stays_one_line(workers):
     stream = BatchStream(Failing("easy", "train", 8, 20), 4, seed=0, workers=workers)
     with pytest.raises(DataError, match=r"^shard 7 is gone; put it back$"):
         next(stream)
-
-
-def test_an_empty_batch_is_refused(source):
-    with pytest.raises(ConfigError, match=r"train\.batch"):
-        BatchStream(source, 0, seed=0)

@@ -81,13 +81,10 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
             if path[:1] == ["stages"] and depth == 1:
                 node = {str(i): stage
                         for i, stage in enumerate(node)} | {stage["name"]: stage for stage in node}
-            if not isinstance(node, dict) or (key not in node and path[:1] != ["stages"]):
+            added = path[:1] == ["stages"] and depth > 2  # a stage says only what differs
+            if not isinstance(node, dict) or (key not in node and not added):
                 raise ConfigError(_unknown(dotted, value, path[:depth], node, key, before))
-            if path[:1] == ["stages"] and key not in node:
-                if depth < 3:
-                    raise ConfigError(_unknown(dotted, value, path[:depth], node, key, before))
-                node[key] = {}  # a stage says only what differs, so what it does not say yet can be added
-            if node[key] is None:  # an absent section is opened by naming one of its fields
+            if node.get(key) is None:  # an absent section is opened by naming one of its fields
                 node[key] = {}
             elif isinstance(node[key], int | float) and "losses" in path[:depth]:
                 node[key] = {"weight": node[key]}

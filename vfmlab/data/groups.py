@@ -18,7 +18,7 @@ from torch import Tensor
 from vfmlab.config import Data, digest
 from vfmlab.data import captions
 from vfmlab.data.base import ImageSource
-from vfmlab.data.scenes import MOST, Place, SceneSource, Style, colour, second_tone, uniform
+from vfmlab.data.scenes import Place, SceneSource, Style, colour, second_tone, uniform
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import derive
 
@@ -30,6 +30,7 @@ STYLE = Style(captions.BASIC, ("plain", "striped"), RADIUS, JITTER, 0.15, ("flat
 RELATED = 0.6  # share of scenes with a second thing
 SCENE = 12  # numbers that decide what is where
 BLOCK = 256  # images drawn at once
+MOST = 10_000_000  # scenes of a split: their labels are held in memory
 
 
 class GroupSource(ImageSource):
@@ -41,8 +42,6 @@ class GroupSource(ImageSource):
     """
 
     def __init__(self, split: str, size: int, count: int, seed: int = 0):
-        if count > MOST:
-            raise ConfigError(f"field 'data.{split}' = {count}: at most {MOST:,} scenes are drawn")
         self._key = derive("scenes", VERSION, "groups", seed, split)
         names = [f"{texture} {shape}" for shape in STYLE.shapes for texture in STYLE.textures]
         mark = digest(["scenes", VERSION, "groups", split, size, count, seed])
@@ -140,6 +139,8 @@ def open_scenes(config: Data, style: str, split: str) -> SceneSource | GroupSour
         raise ConfigError("field 'data.train' is missing: scenes are endless, so set for example "
                           "data.train=20000")
     count = config.train if split == "train" else config.val
+    if count > MOST:
+        raise ConfigError(f"field 'data.{split}' = {count}: at most {MOST:,} scenes are drawn")
     source = (GroupSource(split, config.size, count, config.seed) if style == "groups"
               else SceneSource(style, split, config.size, count, config.seed))
     source.sizes = (config.train or 0, config.train or 0, config.val)

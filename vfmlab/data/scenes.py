@@ -76,9 +76,6 @@ def colour(u: np.ndarray, dark: np.ndarray) -> np.ndarray:
     return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
 
 
-MOST = 10_000_000  # scenes of a split: their labels are held in memory
-
-
 class SceneSource(ImageSource):
     """`count` images of a style.
 
@@ -91,8 +88,6 @@ class SceneSource(ImageSource):
         if style not in STYLES:
             raise ConfigError(f"field 'data.source' = 'scenes:{style}': unknown "
                               f"style{nearest(style, [*STYLES, 'groups'])}")
-        if count > MOST:
-            raise ConfigError(f"field 'data.{split}' = {count}: at most {MOST:,} scenes are drawn")
         self.style = STYLES[style]
         self._key = derive("scenes", VERSION, style, seed, split)
         names = [f"{texture} {shape}" for shape in self.style.shapes for texture in self.style.textures]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vfmlab.data.base import Batch, ImageSource
-from vfmlab.errors import ConfigError, VfmlabError
+from vfmlab.errors import VfmlabError
 from vfmlab.seeding import generator
 
 AHEAD = 2  # batches prepared before they are asked for
@@ -98,10 +98,8 @@ class BatchStream(Iterator[Batch]):
     def __init__(self, source: ImageSource, batch: int, seed: int, start_step: int = 0,
                  rows: slice | None = None, flip: bool = False, workers: int = 0,
                  crop: tuple[float, float] | None = None):
-        if batch < 1:
-            raise ConfigError(f"field 'train.batch' = {batch}: must be at least 1")
-        self.source, self._rows = source, rows if rows is not None else slice(0, batch)
-        args = (source, batch, seed, self._rows, flip, crop)
+        self.source = source
+        args = (source, batch, seed, rows if rows is not None else slice(0, batch), flip, crop)
         if workers:
             source.share()
             self._loader = DataLoader(_Reporting(*args), batch_size=None, sampler=itertools.count(start_step),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from huggingface_hub import ModelCardData
+
 from vfmlab import config, runs, vfm
 from vfmlab.evaluation.number import Report, of_run
 
@@ -30,8 +32,8 @@ def card(run: config.Phase, folders: Sequence[runs.RunDir], count: int, facts: M
     what = f"A visual tokenizer made with vfmlab: images of {run.data.size} x {run.data.size} px to "
     if generator is not None:
         what = f"A latent generator made with vfmlab, with its tokenizer: images of {run.data.size} px from "
-    lines = ["---", f"library_name: {library}", *_licence_lines(licence), "tags:", "- vfmlab",
-             f"- {kind}", f"- {t.method}", "---", "", f"# {folders[0].id}", "",
+    head = ModelCardData(library_name=library, **_licence(licence), tags=["vfmlab", kind, t.method])
+    lines = ["---", head.to_yaml(), "---", "", f"# {folders[0].id}", "",
              f"{what}latents of {latent.partition(' (')[0]}{' and back' if generator is None else ''}.",
              "", "```python", *usage, "```", "", "| | |", "|---|---|"]
     rows = {"method": t.method, "latent": latent, "numbers in the weights": f"{count:,}"}
@@ -51,11 +53,11 @@ def card(run: config.Phase, folders: Sequence[runs.RunDir], count: int, facts: M
     return "\n".join([*lines, ""])
 
 
-def _licence_lines(licence: str | None) -> list[str]:
+def _licence(licence: str | None) -> dict[str, str]:
     if not licence or licence == UNSTATED:
-        return []
-    return ([f"license: {licence}"] if licence in HUB_LICENCES
-            else ["license: other", f"license_name: {licence.lower().replace(' ', '-')}"])
+        return {}
+    return ({"license": licence} if licence in HUB_LICENCES
+            else {"license": "other", "license_name": licence.lower().replace(" ", "-")})
 
 
 def _vfm_rows(run: config.Phase, facts: Mapping[str, str]) -> dict[str, str]:

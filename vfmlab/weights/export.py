@@ -50,8 +50,8 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
     if int(tensors["stat_count"]) == 0:
         raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: "
                               f"{run_dir.status().state}); finish its training")
-    run, exported = public(run_dir.config()), run_dir.path / "exported"
-    folder = exported if folder is None else runs.output_folder(folder, _made_here, overwrite)
+    run = public(run_dir.config())
+    folder = target(folder, run_dir, "exported", _made_here, overwrite)
     images = "  # images: B 3 H W in [-1, 1]"
     usage = ["from vfmlab.weights.export import from_pretrained", "",
              'tokenizer = from_pretrained("PATH OR REPOSITORY")']
@@ -62,15 +62,18 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
     readme = card(run, [run_dir], count, facts, usage, LIBRARY, of_release(licence, facts), data_licence)
     content = {"library": LIBRARY, "format": checkpoint.FORMAT, "run_id": run_dir.id,
                "run": run.recipe.model_dump(mode="json")}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.write_json(folder / CONFIG, content)
-        io.write(folder / WEIGHTS, tensors, facts)
-        runs.write_atomic(folder / CARD, readme)
-    except OSError as error:
-        raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another "
-                          "folder") from None
+    runs.write_json(folder / CONFIG, content)
+    io.write(folder / WEIGHTS, tensors, facts)
+    runs.write_atomic(folder / CARD, readme)
     return folder
+
+
+def target(folder: str | Path | None, run_dir: runs.RunDir, name: str, made: Callable[[Path], bool],
+           overwrite: bool) -> Path:
+    """`folder` for an export, by default `name` in the run's directory; as :func:`vfmlab.runs.output_folder`."""
+    if folder is None:
+        return runs.output_folder(run_dir.path / name, made, True, run_dir.path)
+    return runs.output_folder(folder, made, overwrite)
 
 
 def of_release(licence: str | None, facts: Mapping[str, str]) -> str | None:

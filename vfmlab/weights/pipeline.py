@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
@@ -42,7 +42,47 @@ PIPELINE = ["from vfmlab.weights.pipeline import VFMLabPipeline", "",
 Previews = Callable[[int, int, float, Tensor], object]
 
 
-class VFMLabAutoencoder(ModelMixin, ConfigMixin):
+class Exported(ModelMixin, ConfigMixin):
+    """A model around one of ours, the attribute `_own`, whose weights a folder holds under that name."""
+
+    _own: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, subfolder: str | None = None, revision: str | None = None,
+                        torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
+        """With the weights of a folder or a repository of the hub, in eval mode.
+
+        Names and shapes must fit. diffusers' own loading would build it without its first values, which a
+        frozen VFM with random weights needs, and would only warn of names that are missing.
+
+        Raises:
+            CheckpointError: files are missing, damaged, of another class, or do not fit.
+        """
+        if torch_dtype not in (None, torch.float32):
+            raise ConfigError(f"torch_dtype {torch_dtype}: weights stay fp32; run the model under "
+                              "torch.autocast")
+        folder, inside = Path(source).expanduser(), f"{subfolder}/" if subfolder else ""
+        if folder.is_dir():
+            weights, file = io.in_folder(folder / inside)
+            if file is None:
+                raise CheckpointError(f"'{folder / inside}' lacks {CONFIG}; give a folder that vfmlab has "
+                                      "exported")
+        else:
+            way = "put it into a folder and give that"
+            file, weights = (io.fetch(str(source), inside + name, revision, way)
+                             for name in (CONFIG, WEIGHTS))
+        values = read_json(file, CheckpointError, "config")
+        if values.get("_class_name") != cls.__name__:
+            raise CheckpointError(f"'{file}' is of class '{values.get('_class_name')}', not {cls.__name__}; "
+                                  "give what vfmlab export --form diffusers has written")
+        model, own = cls.from_config(values), f"{cls._own}."
+        tensors, _ = io.read(weights)
+        io.load(getattr(model, cls._own), {key.removeprefix(own): value for key, value in tensors.items()},
+                f"weights: '{weights}'")
+        return model.eval()
+
+
+class VFMLabAutoencoder(Exported):
     """A tokenizer with continuous latents, in the form of diffusers' `AutoencoderKL`.
 
     Its latents are normalised, so `scaling_factor` is 1 and `shift_factor` 0.
@@ -79,10 +119,9 @@ class VFMLabAutoencoder(ModelMixin, ConfigMixin):
         return model
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, subfolder: str | None = None, revision: str | None = None,
-                        torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
-        """From a folder or a repository; see :func:`_read`."""
-        model = _read(cls, source, subfolder, revision, torch_dtype)
+    def from_pretrained(cls, *args: Any, **options: Any) -> Self:
+        """As of the generator; a tokenizer without latent statistics is refused."""
+        model = super().from_pretrained(*args, **options)
         _ = model.tokenizer.statistics
         return model
 
@@ -106,7 +145,7 @@ class VFMLabAutoencoder(ModelMixin, ConfigMixin):
         return self.decode(q.sample(generator) if sample_posterior else q.mode(), return_dict)
 
 
-class VFMLabGenerator(ModelMixin, ConfigMixin):
+class VFMLabGenerator(Exported):
     """The network of a diffusion run.
 
     Args:
@@ -128,12 +167,6 @@ class VFMLabGenerator(ModelMixin, ConfigMixin):
         model = cls(recipe.model_dump(mode="json"), list(loaded.tokenizer.latent_shape), loaded.class_names)
         model.network = loaded.network
         return model
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, subfolder: str | None = None, revision: str | None = None,
-                        torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
-        """From a folder or a repository; see :func:`_read`."""
-        return _read(cls, source, subfolder, revision, torch_dtype)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         """Velocity noise - data (B C h w) at states on the way (B C h w), times (B; 1: noise), labels (B)."""
@@ -220,52 +253,15 @@ def save(ref: str | Path, folder: str | Path | None = None, root: str | Path = "
         folders, usage = [run_dir, load.tokenizer_run(run_dir.path, root)], PIPELINE
         vae = VFMLabAutoencoder.of(loaded.tokenizer, export.public(loaded.run.before))
         model = VFMLabPipeline(vae, VFMLabGenerator.of(loaded))
-    folder = run_dir.path / "diffusers" if folder is None else runs.output_folder(folder, made, overwrite)
+    folder = export.target(folder, run_dir, "diffusers", made, overwrite)
     facts = io.metadata(weights)
     models = getattr(model, "components", {"vae": model}).values()
     count = sum(p.numel() for part in models for p in part.parameters())
     licence = export.of_release(licence, facts)
     readme = card(run, folders, count, facts, usage, "diffusers", licence, data_licence)
-    try:
-        model.save_pretrained(folder)
-        runs.write_atomic(folder / export.CARD, readme)
-    except OSError as error:
-        raise ConfigError(f"cannot write to '{folder}': {error.strerror or error}; choose another "
-                          "folder") from None
+    model.save_pretrained(folder)
+    runs.write_atomic(folder / export.CARD, readme)
     return folder
-
-
-def _read(cls: type, source: str | Path, subfolder: str | None, revision: str | None,
-          torch_dtype: torch.dtype | None) -> Any:
-    """A model of `cls` with the weights of a folder or a repository of the hub, in eval mode.
-
-    Names and shapes must fit. diffusers' own loading would build it without its first values, which a frozen
-    VFM with random weights needs, and would only warn of names that are missing.
-
-    Raises:
-        CheckpointError: files are missing, damaged, of another class, or do not fit.
-    """
-    if torch_dtype not in (None, torch.float32):
-        raise ConfigError(f"torch_dtype {torch_dtype}: weights stay fp32; run the model under torch.autocast")
-    folder, inside = Path(source).expanduser(), f"{subfolder}/" if subfolder else ""
-    if folder.is_dir():
-        weights, file = io.in_folder(folder / inside)
-        if file is None:
-            raise CheckpointError(f"'{folder / inside}' lacks {CONFIG}; give a folder that vfmlab has "
-                                  "exported")
-    else:
-        way = "put it into a folder and give that"
-        file, weights = (io.fetch(str(source), inside + name, revision, way) for name in (CONFIG, WEIGHTS))
-    values = read_json(file, CheckpointError, "config")
-    if values.get("_class_name") != cls.__name__:
-        raise CheckpointError(f"'{file}' is of class '{values.get('_class_name')}', not {cls.__name__}; give "
-                              "what vfmlab export --form diffusers has written")
-    model = cls.from_config(values)
-    tensors, _ = io.read(weights)
-    own = f"{cls._own}."
-    io.load(getattr(model, cls._own), {key.removeprefix(own): value for key, value in tensors.items()},
-            f"weights: '{weights}'")
-    return model.eval()
 
 
 def made(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.table import Facts
 from vfmlab.vfm.vit import TimmModel
 from vfmlab.weights import io
-from vfmlab.weights.family import family, settings
+from vfmlab.weights.family import family, headed, rewritten, settings
 
 HEAD = {
     "main.0.0.": "first.conv.",
@@ -25,7 +25,7 @@ HEAD = {
     "cls.": "out.",
     "cmapper.": "condition.",
 }
-SPECTRAL = {"weight_orig": "weight", "weight_u": "u", "weight_v": "v"}
+SPECTRAL = [("weight_orig$", "weight"), ("weight_([uv])$", r"\1")]
 DEFAULTS = {"img_size": 224, "num_heads": 6, "hooks": (2, 5, 8, 11), "virtual_bs": 8}
 BACKBONE = "dino.model.model."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -33,12 +33,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 def rename_head(key: str) -> str:
     """A key of one head of StyleGAN-T -> :class:`vfmlab.losses.discriminators.heads.Head`'s."""
-    for old, new in HEAD.items():
-        if key.startswith(old):
-            rest = key.removeprefix(old)
-            return new + SPECTRAL.get(rest, rest)
-    raise CheckpointError(f"discriminator head: unknown tensor '{key}'; give the state dict of a StyleGAN-T "
-                          "head")
+    return rewritten(headed(key, HEAD), SPECTRAL)
 
 
 @family("projected-discriminator")

@@ -11,7 +11,7 @@ from vfmlab.diffusion.ddt import DDT
 from vfmlab.errors import ConfigError
 from vfmlab.weights import io
 from vfmlab.weights.families.lightningdit import built, check_rope, translated
-from vfmlab.weights.family import family, settings
+from vfmlab.weights.family import family, find, settings
 
 DEFAULTS = {  # of the release's constructor
     "input_size": 1, "patch_size": 1, "in_channels": 768, "hidden_size": [1152, 2048], "depth": [28, 2],
@@ -54,8 +54,8 @@ def of_head(key: str, depth: int) -> str:
 
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """RAE's YAML: `stage_2.params`."""
-    section = tree.get("stage_2", tree)
+    """RAE's and RAEv2's YAML: the first section with `hidden_size` and `depth`, or `stage_2.params`."""
+    section = find(tree, "hidden_size", "depth") or tree.get("stage_2", tree)
     return section.get("params", section)
 
 

@@ -45,8 +45,8 @@ INSIDE = {".adaLN_modulation.1.": ".modulation.", ".mlp.w12.": ".mlp.fc1.", ".ml
 
 
 def rename(key: str) -> str:
-    """A key of the release under our name, without `module.`, which distributed checkpoints put first."""
-    key = headed(key.removeprefix("module."), PARTS)
+    """A key of the release under our name."""
+    key = headed(key, PARTS)
     if key.startswith("blocks."):
         for theirs, ours in INSIDE.items():
             key = key.replace(theirs, ours)

@@ -184,12 +184,12 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
 def foreign(key: str) -> bool:
     """Whether `key`, of a whole autoencoder's checkpoint, belongs to the frozen encoder or the latent
     statistics."""
-    return key.removeprefix("module.").startswith(("encoder.", "encoder_", "_latents_", "latent_"))
+    return key.startswith(("encoder.", "encoder_", "_latents_", "latent_"))
 
 
 def rename(key: str) -> str:
     """A key of the release -> ours, with q, k and v still apart."""
-    key = headed(key.removeprefix("module.").removeprefix("decoder."), NAMES)
+    key = headed(key.removeprefix("decoder."), NAMES)
     if match := re.fullmatch(r"decoder_layers\.(\d+)\.(.*)", key):
         for theirs, ours in INSIDE.items():
             if re.match(theirs, match[2]):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vfmlab.diffusion.raev2 import RAEv2
 from vfmlab.weights import io
-from vfmlab.weights.families.dit_dh import both, of_head
+from vfmlab.weights.families.dit_dh import arguments, both, of_head
 from vfmlab.weights.families.lightningdit import built, check_rope
-from vfmlab.weights.family import family, find, fused, headed, settings
+from vfmlab.weights.family import family, fused, headed, settings
 
 DEFAULTS = {  # of the release's constructor, as its paper's largest network sets them
     "input_size": 16, "patch_size": 1, "in_channels": 1024, "hidden_size": [1440, 2048], "depth": [28, 2],
@@ -25,12 +25,6 @@ PARTS = {
     "ctx_embedder.embedding_table.": "label_embed.", "base_final_layer.": "base.", "final_layer.": "final.",
 }  # fmt: skip
 INSIDE = {"adaln_modulation.1.": "modulation.", "mlp.w3.": "mlp.fc2."}
-
-
-def arguments(tree: dict[str, Any]) -> dict[str, Any]:
-    """RAEv2's YAML: the first section with `hidden_size` and `cond_arch`, or `stage_2.params`."""
-    section = find(tree, "hidden_size", "depth") or tree.get("stage_2", tree)
-    return section.get("params", section)
 
 
 @family("raev2-ddt", arguments=arguments)

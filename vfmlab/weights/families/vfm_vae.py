@@ -22,7 +22,7 @@ from vfmlab.tokenizers.shapes import LayerShape
 from vfmlab.tokenizers.vfm_vae import VFMVAE
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family, find, layers_put, plain_sections, scalar, section
+from vfmlab.weights.family import STATISTICS, family, find, headed, layers_put, plain_sections, scalar, section
 
 NAME = "vfm-vae"
 
@@ -80,20 +80,19 @@ UPSAMPLE = {"norm": "norm", "depthwise": "depthwise", "pointwise": "pointwise"}
 FUSION_FIRST = {"0": "depthwise", "1": "pointwise", "2": "norm"}
 FUSION_LAST = {"0": "mix", "1": "norm_out"}
 ACTIVATIONS = {"lrelu": "leaky_relu", "relu": "relu", "silu": "silu", "gelu": "gelu"}
-PLAIN = {"weight": "weight", "bias": "bias"}
 _BLOCK = r"synthesis\.blocks\.(\d+)\."
 # Where a key begins in the release and here, and the table of what follows; the first that fits counts.
 PLACES = (
     (r"ldm_adapter\.patch_quants\.(\d+)\.0\.blocks\.(\d+)\.", r"projections.\1.layers.\2.", PROJECTION),
-    (r"ldm_adapter\.patch_quants\.(\d+)\.0\.", r"projections.\1.", PLAIN),  # a 1x1 convolution
+    (r"ldm_adapter\.patch_quants\.(\d+)\.0\.", r"projections.\1.", {}),  # a 1x1 convolution
     (r"ldm_adapter\.final_quant\.blocks\.(\d+)\.", r"final_projection.layers.\1.", PROJECTION),
-    (r"ldm_adapter\.final_quant\.", "final_projection.", PLAIN),
+    (r"ldm_adapter\.final_quant\.", "final_projection.", {}),
     (r"ldm_adapter\.post_quant\.blocks\.(\d+)\.", r"decoder.decompress.layers.\1.", PROJECTION),
-    (r"ldm_adapter\.post_quant\.", "decoder.decompress.", PLAIN),
-    (r"ldm_adapter\.linear_proj\.", "alignment.", {"weight": "weight"}),
+    (r"ldm_adapter\.post_quant\.", "decoder.decompress.", {}),
+    (r"ldm_adapter\.linear_proj\.", "alignment.", {}),
     (r"ldm_adapter\.quantizer\.codebooks\.(\d+)\.", r"quantizer.codebooks.\1.",
      {"codebook.weight": "weight", "vocab_usage": "usage"}),
-    (r"mapping\.mlp\.fc(\d+)\.", r"decoder.mapping.layers.\1.", PLAIN),
+    (r"mapping\.mlp\.fc(\d+)\.", r"decoder.mapping.layers.\1.", {}),
     (_BLOCK + r"seperate_upsample_conv\.", r"decoder.blocks.\1.upsample.", UPSAMPLE),
     (_BLOCK + r"last_upsample_conv\.", r"decoder.blocks.\1.sum_upsample.", UPSAMPLE),
     (_BLOCK + r"conv0\.", r"decoder.blocks.\1.layers.0.", LAYER),
@@ -104,28 +103,18 @@ PLACES = (
 )
 
 
-def _table(key: str, table: dict[str, str]) -> str | None:
-    """`key` with the longest matching head of the table replaced; None if there is none."""
-    for old in sorted(table, key=len, reverse=True):
-        if key == old or key.startswith(old + "."):
-            return table[old] + key[len(old) :]
-    return None
-
-
-def _renamed(key: str, fusion: dict[int, tuple[int, bool]]) -> str | None:
+def _renamed(key: str, fusion: dict[int, tuple[int, bool]]) -> str:
     """The release's key -> ours. fusion: index in `z_convs` -> block, and whether it unshuffles first."""
     for pattern, ours, table in PLACES:
         if match := re.match(pattern, key):
-            renamed = _table(key[match.end():], table)
-            return renamed and (match.expand(ours) if isinstance(ours, str) else ours(match)) + renamed
+            return re.sub(pattern, ours, match[0]) + headed(key[match.end():], table)
     match = re.match(r"synthesis\.z_convs\.(\d+)\.(\d+)\.", key)
     if match is None or int(match[1]) not in fusion:
-        return None
+        return key
     block, unshuffles = fusion[int(match[1])]
     # A pixel-unshuffle takes the first place, a pixel-shuffle the second; neither has weights.
     table = FUSION_FIRST if int(match[2]) == int(unshuffles) else FUSION_LAST
-    renamed = _table(key[match.end():], table)
-    return renamed and f"decoder.fusion.{block}.{renamed}"
+    return f"decoder.fusion.{block}.{headed(key[match.end():], table)}"
 
 
 class _Arguments:
@@ -281,11 +270,11 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
     for key, value in state.items():
         if _unused_rgb(key, decoder.config):
             continue
-        ours = _renamed(key, fusion) or key  # an unknown key keeps its name and is reported as unexpected
+        ours = _renamed(key, fusion)
         # The release keeps biases and scales as 1 C 1 1; only axes of one may differ.
         if ours in own and [n for n in value.shape if n != 1] == [n for n in own[ours].shape if n != 1]:
             value = value.reshape(own[ours].shape)
-        renamed[ours] = value
+        renamed[ours if ours in own else key] = value  # an unknown one is reported by the release's name
     fresh = (*STATISTICS, *(key for key in own if key.endswith(".batches")))
     io.load(tokenizer, renamed, f"{NAME} checkpoint", keep=fresh)
     if tokenizer.quantizer is not None:
