@@ -19,6 +19,7 @@ from vfmlab.nn.null_attention import AttentionBlock
 from vfmlab.nn.resample import BinomialBlur, NearestUpsample, ShuffleUpsample
 from vfmlab.registry import DECODERS
 from vfmlab.weights.families import vfm_vae
+from vfmlab.weights.family import headed
 
 SMALL = {
     "decompress_factor": 2, "blocks": 3, "channel_base": 4096, "channel_max": 24, "num_res_blocks": 1,
@@ -34,7 +35,7 @@ def build(channels=4, side=8, size=32, **changes) -> ProgressiveDecoder:
 
 def renamed(io, head, table):
     """A stored state dict under our names, each tensor in our shape."""
-    return {vfm_vae._table(k.removeprefix(head), table): v for k, v in io.items() if k.startswith(head)}
+    return {headed(k.removeprefix(head), table): v for k, v in io.items() if k.startswith(head)}
 
 
 def load(module, state):

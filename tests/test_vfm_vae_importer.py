@@ -91,10 +91,10 @@ def test_round_trip(arguments, fields):
     """The decoder is built by the importer's reading of the arguments, the adapter here: keys and shapes must agree."""
     config = {**BASE, **arguments}
     hidden = config.pop("hidden", 12)
-    get, layers = vfm_vae._Arguments(config), BASE["patch_from_layers"]
+    read, layers = vfm_vae._settings(config), BASE["patch_from_layers"]
     side = 2 * config["img_resolution"] // 8
     shapes = {k: vfm_vae.LayerShape(w, side) for k, w in zip(layers, BASE["patch_in_dimensions"], strict=True)}
-    ours = VFMVAE.Config(channels=4, factor=8, widths=(8, 4), decoder=vfm_vae._decoder(get, {"mapping.mlp.fc0.weight": torch.zeros(hidden, 8)}), **fields)
+    ours = VFMVAE.Config(channels=4, factor=8, widths=(8, 4), decoder=vfm_vae._decoder(read, {"mapping.mlp.fc0.weight": torch.zeros(hidden, 8)}), **fields)
     torch.manual_seed(0)
     source = VFMVAE(ours, config["img_resolution"], shapes=shapes).eval()
     for p in source.parameters():

@@ -29,7 +29,7 @@ from vfmlab.vfm.base import VisionModel
 from vfmlab.vfm.describe import stages
 from vfmlab.vfm.source import load_into, locate
 from vfmlab.vfm.table import Facts
-from vfmlab.vfm.vit import intermediates
+from vfmlab.vfm.vit import create, intermediates
 from vfmlab.weights import io
 
 
@@ -133,27 +133,3 @@ def only_errors_of_size(facts: Facts, side: int) -> Iterator[None]:
         raise ConfigError(f"vfm.name '{facts.name}': timm gives no feature maps at {side} px ({line}); "
                           "choose another model, for example timm:convnext_tiny, or set vfm.upscale for its "
                           f"native {facts.size} px") from None
-
-
-def create(facts: Facts, side: int, seed: int, stride: int | None, options: dict[str, Any]) -> nn.Module:
-    """timm's model for images of `side` px; models with windows or position biases are made for the size.
-
-    Raises:
-        ConfigError: timm cannot build it so.
-    """
-    import timm
-
-    dilated = {} if stride is None else {"output_stride": stride}
-    error: Exception | None = None
-    for sized in ({"img_size": side, "strict_img_size": False}, {"img_size": side}, {}):
-        torch.manual_seed(seed)
-        try:
-            return timm.create_model(facts.timm, num_classes=0, **sized, **dilated, **options)
-        except TypeError as refused:  # an argument that this family does not have
-            error = refused
-        except (AssertionError, NotImplementedError, ValueError, RuntimeError) as failed:
-            error = failed
-            break
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    way = "choose another model or size" if stride is None else f"leave out vfm.stride {stride}, or set 32"
-    raise ConfigError(f"vfm.name '{facts.name}': timm cannot build it for {side} px ({line}); {way}")

@@ -28,6 +28,31 @@ def intermediates(net: nn.Module, x: Tensor, layers: Iterable[int],
     return dict(zip(wanted, middle, strict=False)), final
 
 
+def create(facts: Facts, side: int, seed: int, stride: int | None, options: dict[str, Any]) -> nn.Module:
+    """timm's model for images of `side` px; one with windows or stored positions is made for the size, so that
+    these are interpolated once, when weights are loaded.
+
+    Raises:
+        ConfigError: timm cannot build it so.
+    """
+    import timm
+
+    dilated = {} if stride is None else {"output_stride": stride}
+    error: Exception | None = None
+    for sized in ({"img_size": side, "strict_img_size": False}, {"img_size": side}, {}):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(facts.timm, num_classes=0, **sized, **dilated, **options)
+        except TypeError as refused:  # an argument that this family does not have
+            error = refused
+        except (AssertionError, NotImplementedError, ValueError, RuntimeError) as failed:
+            error = failed
+            break
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    way = "choose another model or size" if stride is None else f"leave out vfm.stride {stride}, or set 32"
+    raise ConfigError(f"vfm.name '{facts.name}': timm cannot build it for {side} px ({line}); {way}")
+
+
 class TimmModel(VisionModel):
     """A ViT-like timm model (VisionTransformer, EVA, BEiT, DeiT ...): one width, one grid, prefix tokens in
     front.
@@ -46,20 +71,12 @@ class TimmModel(VisionModel):
     ):  # fmt: skip
         import timm
 
-        path = (
-            None if weights == "random" else locate(facts, weights)
-        )  # before minutes go into building a large model
+        path = None if weights == "random" else locate(facts, weights)  # before a large model is built
         side = max(1, round(size * upscale / facts.patch)) * facts.patch
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive("vfm", facts.name, seed))
-            try:
-                # Created at the run's size, so that stored position embeddings are interpolated once, here;
-                # dynamic, so that other sizes (equivariance, crops) work too.
-                net = timm.create_model(facts.timm, num_classes=0, img_size=side, dynamic_img_size=True,
-                                        **options)
-            except TypeError as error:
-                raise ConfigError(f"vfm.name '{facts.name}': timm cannot build it at {side} px ({error}); "
-                                  "choose a plain ViT") from None
+            # Dynamic, so that other sizes (equivariance, crops) work too.
+            dynamic = {"dynamic_img_size": True, **options}
+            net = create(facts, side, derive("vfm", facts.name, seed), None, dynamic)
         if not is_plain(net):
             kind = type(net).__name__
             raise ConfigError(f"vfm.name '{facts.name}': {kind} is not a plain vision transformer")

@@ -153,6 +153,14 @@ def check_fixed(config: Config, fixed: Config, what: str) -> None:
             raise ConfigError(f"{what}: {name} = {config[name]!r} is not supported, only {value!r}")
 
 
+def chosen(config: Config, name: str, table: Config, what: str) -> Any:
+    """What `table` has for the argument `name`; :class:`ConfigError` for a value that it does not have."""
+    if config[name] not in table:
+        raise ConfigError(f"{what}: {name} = {config[name]!r} is not supported, only "
+                          f"{', '.join(map(repr, table))}")
+    return table[config[name]]
+
+
 def find(tree: Any, *keys: str) -> dict[str, Any] | None:
     """The first mapping, outermost first, that has all `keys`."""
     return next((node for node in mappings(tree) if all(key in node for key in keys)), None)

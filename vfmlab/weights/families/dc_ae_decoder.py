@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from vfmlab.decoders.dc_ae import DCDecoder
-from vfmlab.errors import ConfigError
 from vfmlab.weights import io
-from vfmlab.weights.family import check_fixed, family, rewritten, section
+from vfmlab.weights.family import check_fixed, chosen, family, needed, rewritten, section
 
 DEFAULTS = {  # of the release's configuration; other values of these are not supported
     "in_channels": 3, "norm": "trms2d", "act": "silu", "upsample_match_channel": True,
     "upsample_shortcut": "duplicating", "out_norm": "trms2d", "out_act": "relu",
 }  # fmt: skip
+NEEDED = ("latent_channels", "width_list", "depth_list", "block_type")
 BLOCKS = {"ResBlock": "residual", "EViT_GLU": "vit"}
 UPSAMPLE = {"InterpolateConv": "interpolate", "ConvPixelShuffle": "shuffle"}
 RENAMES = [
@@ -43,20 +43,18 @@ def import_dc_ae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> DCDec
             `in_shortcut`, `upsample_block_type`; `latent_side`, ours: of the latents (default 16).
     """
     check_fixed(config, DEFAULTS, "dc-ae-decoder config")
-    try:
-        widths, depths = tuple(config["width_list"]), tuple(config["depth_list"])
-        kinds, channels = config["block_type"], int(config["latent_channels"])
-        kinds = [kinds] * len(widths) if isinstance(kinds, str) else kinds
-        options = DCDecoder.Config(
-            widths=widths, depths=depths, blocks=tuple(BLOCKS[kind] for kind in kinds),
-            upsample=UPSAMPLE[config.get("upsample_block_type", "InterpolateConv")],
-            in_shortcut=config.get("in_shortcut", "duplicating") is not None,
-        )  # fmt: skip
-    except KeyError as error:
-        raise ConfigError(f"dc-ae-decoder config: {error} is missing or unknown; give the "
-                          "release's") from None
+    needed(config, NEEDED, "dc-ae-decoder")
+    widths, kinds = tuple(config["width_list"]), config["block_type"]
+    kinds = [kinds] * len(widths) if isinstance(kinds, str) else kinds
+    blocks = tuple(chosen({"block_type": kind}, "block_type", BLOCKS, "dc-ae-decoder") for kind in kinds)
+    options = DCDecoder.Config(
+        widths=widths, depths=tuple(config["depth_list"]), blocks=blocks,
+        upsample=chosen({"upsample_block_type": "InterpolateConv"} | config, "upsample_block_type", UPSAMPLE,
+                        "dc-ae-decoder"),
+        in_shortcut=config.get("in_shortcut", "duplicating") is not None,
+    )  # fmt: skip
     side = int(config.get("latent_side", 16))
-    decoder = DCDecoder(options, channels, side, side * 2 ** (len(widths) - 1))
+    decoder = DCDecoder(options, int(config["latent_channels"]), side, side * 2 ** (len(widths) - 1))
     state = {rename(key): value for key, value in state_dict.items()}
     return io.load(decoder, state, "dc-ae-decoder checkpoint")
 

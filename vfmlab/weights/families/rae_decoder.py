@@ -21,7 +21,7 @@ from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.vit_block import Activation
 from vfmlab.tokenizers.rae import RAE
 from vfmlab.weights import io
-from vfmlab.weights.family import Batches, Moments, agree, family, fused, headed, settings
+from vfmlab.weights.family import Batches, Moments, agree, chosen, family, fused, headed, settings
 from vfmlab.weights.statistics import per_channel
 
 DEFAULTS = {  # of the release's configuration, the one of a ViT-MAE
@@ -156,9 +156,6 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
             may be left out.
     """
     c = settings(config, DEFAULTS, "rae-decoder", WITHOUT_EFFECT)
-    if c["hidden_act"] not in HIDDEN_ACT:
-        raise ConfigError(f"rae-decoder: hidden_act = {c['hidden_act']!r} is not known; choose from "
-                          f"{', '.join(HIDDEN_ACT)}")
     state = fused({rename(key): value for key, value in state_dict.items() if not foreign(key)},
                   r"(blocks\.\d+\.)(?P<part>[qkv])\.(weight|bias)", r"\1qkv.\3")
     if "embed.weight" not in state:
@@ -175,7 +172,7 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
                           "patch_size times the encoder's grid")
     ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
                              heads=c["decoder_num_attention_heads"], hidden=c["decoder_intermediate_size"],
-                             activation=HIDDEN_ACT[c["hidden_act"]], eps=c["layer_norm_eps"],
+                             activation=chosen(c, "hidden_act", HIDDEN_ACT, "rae-decoder"), eps=c["layer_norm_eps"],
                              qkv_bias=c["qkv_bias"], class_token="class_token" in state)
     decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])
     return TokenDecoder(io.load(decoder, state, "rae-decoder checkpoint", keep=("position",)))

@@ -22,7 +22,19 @@ from vfmlab.tokenizers.shapes import LayerShape
 from vfmlab.tokenizers.vfm_vae import VFMVAE
 from vfmlab.vfm.table import TABLE
 from vfmlab.weights import io
-from vfmlab.weights.family import STATISTICS, family, find, headed, layers_put, plain_sections, scalar, section
+from vfmlab.weights.family import (
+    STATISTICS,
+    check_fixed,
+    chosen,
+    family,
+    find,
+    headed,
+    layers_put,
+    needed,
+    plain_sections,
+    scalar,
+    section,
+)
 
 NAME = "vfm-vae"
 
@@ -33,6 +45,22 @@ VFMS = {  # names of vision models in releases' configs -> our table's
     "dinov2-small": "dinov2_s14", "dinov2-base": "dinov2_b14", "dinov2-large": "dinov2_l14", "dinov2-giant": "dinov2_g14",
     "vit-mae-base": "mae_b16", "vit-mae-large": "mae_l16",
 }  # fmt: skip
+
+NEEDED = (
+    "img_resolution", "resolution_compression_factor", "z_dimension", "patch_from_layers", "patch_in_dimensions",
+    "patch_out_dimensions", "decompress_factor", "num_blocks", "z_dim_for_mapping_mlp_output", "concat_z_block_indices",
+    "concat_z_mapped_dims",
+)  # fmt: skip
+FIXED = {"architecture": "skip", "use_convnext": True, "how_to_process_concat_z": "unshuffle",
+         "img_channels": 3, "conditional": False}
+DEFAULTS = {  # of the release's constructors
+    "compression_mode": "continuous", "how_to_compress": "attnproj", "how_to_decompress": "attnproj",
+    "attnproj_quant_layers": 1, "attnproj_post_quant_layers": 1, "num_res_blocks": 2, "channel_base": 32768,
+    "channel_max": 512, "add_additional_convnext": True, "use_gaussian_blur": True, "use_multiscale_output": True,
+    "activation_for_concat_z": "lrelu", "z_pooled_resolution": 1, "use_self_attn": True, "use_cross_attn": False,
+    "attn_block_indices": (), "attn_depths": (), "legacy": False,
+}  # fmt: skip
+PROJECTIONS = {"attnproj": "attention", "conv": "conv"}
 
 IGNORED = re.compile(r"vfm_encoder\..*|.*\.attn\.zero_k_bias|mapping\.x_avg|.*\.blur_weight")
 
@@ -117,23 +145,13 @@ def _renamed(key: str, fusion: dict[int, tuple[int, bool]]) -> str:
     return f"decoder.fusion.{block}.{headed(key[match.end():], table)}"
 
 
-class _Arguments:
-    """The release's arguments, read one by one; a missing or unsupported one is one clear line."""
-
-    def __init__(self, config: dict[str, Any]):
-        config = config.get("G_kwargs", config)
-        self.config = {**config, **config.get("synthesis_kwargs", {})}
-
-    def __call__(self, name: str, default: Any = ..., choices: dict | None = None) -> Any:
-        value = self.config.get(name, default)
-        if value is ...:
-            raise CheckpointError(f"{NAME}: the config has no '{name}'; pass the release's own arguments")
-        if choices is None:
-            return value
-        if value not in choices:
-            raise CheckpointError(f"{NAME}: {name} = {value!r} is not supported, only "
-                                  f"{', '.join(map(repr, choices))}")
-        return choices[value]
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The release's arguments, flat, over its defaults."""
+    config = config.get("G_kwargs", config)
+    flat = DEFAULTS | config | config.get("synthesis_kwargs", {})
+    needed(flat, NEEDED, NAME)
+    check_fixed(flat, FIXED, NAME)
+    return flat
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
@@ -147,50 +165,45 @@ def _rows(state: dict[str, Tensor], key: str, axis: int = 0) -> int:
     return state[key].shape[axis]
 
 
-def _decoder(get: _Arguments, state: dict[str, Tensor]) -> ProgressiveConfig:
-    get("architecture", "skip", {"skip": True})
-    get("use_convnext", True, {True: True})
-    get("how_to_process_concat_z", "unshuffle", {"unshuffle": True})
-    get("img_channels", 3, {3: True})
-    get("conditional", False, {False: True})
-    blocks, per_layer = get("num_blocks"), get("num_res_blocks", 2)
+def _decoder(c: dict[str, Any], state: dict[str, Tensor]) -> ProgressiveConfig:
+    blocks, per_layer = c["num_blocks"], c["num_res_blocks"]
     res_layers: tuple[int, ...] = (3, 3, 3, 3, 2)
-    if not get("add_additional_convnext", True) and per_layer:
+    if not c["add_additional_convnext"] and per_layer:
         counts = [_count(state, rf"synthesis\.blocks\.{i}\.convs1\.(\d+)\..*") for i in range(blocks)]
         res_layers = tuple(n // per_layer for n in counts)
-    width, first = get("z_dim_for_mapping_mlp_output"), state.get("mapping.mlp.fc0.weight")
+    width, first = c["z_dim_for_mapping_mlp_output"], state.get("mapping.mlp.fc0.weight")
     nulls = [v for k, v in state.items() if k.endswith(".attn.null_kv")]
     contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
     return ProgressiveConfig(
-        decompress=get("how_to_decompress", "attnproj", {"attnproj": "attention", "conv": "conv"}),
-        decompress_factor=get("decompress_factor"), decompress_layers=get("attnproj_post_quant_layers", 1),
-        blocks=blocks, channel_base=get("channel_base", 32768), channel_max=get("channel_max", 512),
-        num_res_blocks=per_layer, res_layers=res_layers, blur=get("use_gaussian_blur", True),
-        multiscale=get("use_multiscale_output", True), fusion_blocks=tuple(get("concat_z_block_indices")),
-        fusion_widths=tuple(get("concat_z_mapped_dims")),
-        fusion_activation=get("activation_for_concat_z", "lrelu", ACTIVATIONS), style_width=width,
+        decompress=chosen(c, "how_to_decompress", PROJECTIONS, NAME),
+        decompress_factor=c["decompress_factor"], decompress_layers=c["attnproj_post_quant_layers"],
+        blocks=blocks, channel_base=c["channel_base"], channel_max=c["channel_max"],
+        num_res_blocks=per_layer, res_layers=res_layers, blur=c["use_gaussian_blur"],
+        multiscale=c["use_multiscale_output"], fusion_blocks=tuple(c["concat_z_block_indices"]),
+        fusion_widths=tuple(c["concat_z_mapped_dims"]),
+        fusion_activation=chosen(c, "activation_for_concat_z", ACTIVATIONS, NAME), style_width=width,
         style_hidden=None if first is None or first.shape[0] == width else first.shape[0],
-        style_pool=get("z_pooled_resolution", 1), attention=get("use_self_attn", True),
-        attention_blocks=tuple(get("attn_block_indices", ())), attention_depths=tuple(get("attn_depths", ())),
-        heads=nulls[0].shape[1] if nulls else 8, cross_attention=get("use_cross_attn", False),
+        style_pool=c["z_pooled_resolution"], attention=c["use_self_attn"],
+        attention_blocks=tuple(c["attn_block_indices"]), attention_depths=tuple(c["attn_depths"]),
+        heads=nulls[0].shape[1] if nulls else 8, cross_attention=c["use_cross_attn"],
         context_width=contexts[0].shape[0] if contexts else None,
-        legacy_noise=bool(get("legacy", False)) or any(k.endswith(".noise_const") for k in state)
+        legacy_noise=bool(c["legacy"]) or any(k.endswith(".noise_const") for k in state)
     )
 
 
-def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
+def _tokenizer(c: dict[str, Any], state: dict[str, Tensor]) -> VFMVAE:
     """The tokenizer that the arguments describe; what they leave open is read off the weights' shapes."""
-    size, factor, channels = get("img_resolution"), get("resolution_compression_factor"), get("z_dimension")
-    how = get("how_to_compress", "attnproj", {"attnproj": "attention", "conv": "conv"})
-    layers_in_a_row = get("attnproj_quant_layers", 1)
-    discrete = get("compression_mode", "continuous", {"continuous": False, "discrete": True})
+    size, factor, channels = c["img_resolution"], c["resolution_compression_factor"], c["z_dimension"]
+    how = chosen(c, "how_to_compress", PROJECTIONS, NAME)
+    layers_in_a_row = c["attnproj_quant_layers"]
+    discrete = chosen(c, "compression_mode", {"continuous": False, "discrete": True}, NAME)
     final, aligned = "ldm_adapter.final_quant", "ldm_adapter.linear_proj.weight"
     if how == "attention":
         gathered = _rows(state, f"{final}.blocks.0.norm1.weight")
         outputs = _rows(state, f"{final}.blocks.{layers_in_a_row - 1}.proj.weight")
     else:
         gathered, outputs = _rows(state, f"{final}.weight", 1), _rows(state, f"{final}.weight")
-    layers, inputs, widths = (tuple(get(f"patch_{name}"))
+    layers, inputs, widths = (tuple(c[f"patch_{name}"])
                               for name in ("from_layers", "in_dimensions", "out_dimensions"))
     # The grid of the VFM is not among the arguments: the unshuffled width tells how much finer than the
     # latent it is.
@@ -203,13 +216,13 @@ def _tokenizer(get: _Arguments, state: dict[str, Tensor]) -> VFMVAE:
                            projection_layers=layers_in_a_row, kl=discrete or outputs == 2 * channels,
                            discrete=discrete,
                            alignment_width=_rows(state, aligned) if aligned in state else 0,
-                           decoder=_decoder(get, state), **_codebooks(state, get) if discrete else {})
+                           decoder=_decoder(c, state), **_codebooks(state) if discrete else {})
     side = size // factor * ratio
     shapes = {layer: LayerShape(width, side) for layer, width in zip(layers, inputs, strict=True)}
     return VFMVAE(config, size, shapes=shapes)
 
 
-def _codebooks(state: dict[str, Tensor], get: _Arguments) -> dict[str, Any]:
+def _codebooks(state: dict[str, Tensor]) -> dict[str, Any]:
     head = "ldm_adapter.quantizer.codebooks"
     number = _count(state, rf"{re.escape(head)}\.(\d+)\.codebook\.weight")
     entries = _rows(state, f"{head}.0.codebook.weight")
@@ -256,12 +269,12 @@ def import_vfm_vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> VFM
         layers.
 
     Raises:
-        CheckpointError: an argument that is missing or cannot be imported, a key that is missing, unknown or
-            of another shape, a blur kernel that is not the binomial one.
-        ConfigError: arguments that contradict each other.
+        CheckpointError: a key that is missing, unknown or of another shape, a blur kernel that is not the
+            binomial one.
+        ConfigError: an argument that is missing or cannot be imported, or contradicts another.
     """
     state = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
-    tokenizer = _tokenizer(_Arguments(config), state)
+    tokenizer = _tokenizer(_settings(config), state)
     decoder = tokenizer.decoder
     _check_blurs(state_dict, decoder.config)
     fusion = _fusion_places(state, decoder)
