@@ -109,7 +109,7 @@ def test_a_relative_source_in_overrides_is_the_data_of_that_folder(tmp_path, mon
         for kind in ("folder", "parquet", "wds"):
             changed = api.resolve(preset, {"data.source": f"{kind}:pets"})
             assert changed.data.source == f"{kind}:{tmp_path / name / 'pets'}"
-        ids.append(api.resolve(preset, {"data": {"source": "folder:pets", "train": 9}}).id)
+        ids.append(api.resolve(preset, {"data": {"source": "folder:./pets/", "train": 9}}).id)
     assert ids[0] != ids[1]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert api.resolve(preset, {"data.source": "folder:~/x"}).data.source == f"folder:{tmp_path}/x"

@@ -129,12 +129,13 @@ def test_card_without_a_report_and_with_a_licence(exported, tmp_path):
     root, folder, _ = exported
     (folder.path / "report.json").rename(folder.path / "aside.json")
     try:
-        out = export.save_pretrained(folder.id, tmp_path, root, licence="mit")
+        texts = [(export.save_pretrained(folder.id, tmp_path, root, licence=licence) / "README.md").read_text()
+                 for licence in ("mit", "Ours: [ask]")]
     finally:
         (folder.path / "aside.json").rename(folder.path / "report.json")
-    text = (out / "README.md").read_text()
-    assert "Not measured." in text
-    assert front(text)["license"] == "mit"
+    assert "Not measured." in texts[0]
+    assert front(texts[0])["license"] == "mit"
+    assert front(texts[1])["license_name"] == "ours:-[ask]", "what YAML would read otherwise is quoted"
 
 
 def test_card_of_imported_weights(tmp_path):
