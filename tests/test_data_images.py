@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vfmlab.data import centre_crop
-from vfmlab.data.decode import Unreadable, decode
+from vfmlab.data.decode import TooSmall, Unreadable, decode
 
 RNG = np.random.default_rng(0)
 
@@ -243,6 +243,8 @@ METADATA = {
 @pytest.mark.parametrize("name", sorted(METADATA))
 def test_metadata_never_costs_an_image_its_pixels(name):
     assert (decode(METADATA[name], 16) == PIXELS).all()
+    with pytest.raises(TooSmall):  # left out, and no unreadable image
+        decode(METADATA[name], 16, least=17)
 
 
 @pytest.mark.parametrize("value", [(-1, 0), (0, 0), (1, -1)])

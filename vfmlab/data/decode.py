@@ -113,7 +113,7 @@ def decode(data: bytes, size: int, cut: Cut | None = None, least: int | None = N
     except Exception as error:  # decoders raise nearly every type on damaged files
         try:
             return _decode(_pixels_only(data), size, cut, least)
-        except MemoryError:
+        except (TooSmall, MemoryError):
             raise
         except Exception:
             reason = re.sub(r"\s*<\S+ object at \w+>", "", " ".join(str(error).split()))
