@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Literal
 
 from vfmlab.config.data import Data
 from vfmlab.config.files import expand
 from vfmlab.data.base import ImageSource
-from vfmlab.data.folder import open_folder
-from vfmlab.data.groups import open_scenes
 from vfmlab.data.records import readable
-from vfmlab.data.shards import open_shards
-from vfmlab.data.tables import open_hf, open_parquet
 from vfmlab.errors import ConfigError, DataError, nearest
 
-OPENERS = {"scenes": open_scenes, "folder": open_folder, "parquet": open_parquet, "hf": open_hf,
-           "wds": open_shards}
+OPENERS = {
+    "scenes": "vfmlab.data.groups:open_scenes",
+    "folder": "vfmlab.data.folder:open_folder",
+    "parquet": "vfmlab.data.tables:open_parquet",
+    "hf": "vfmlab.data.tables:open_hf",
+    "wds": "vfmlab.data.shards:open_shards",
+}
 
 
 def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
@@ -37,8 +39,9 @@ def open_source(config: Data, split: Literal["train", "val"]) -> ImageSource:
         if os.path.isdir(expand(config.source)):
             hint = f" (write 'folder:{config.source}')"
         raise ConfigError(f"field 'data.source' = '{config.source}': not a known source{hint}")
+    module, name = OPENERS[kind].split(":")
     try:
-        source = OPENERS[kind](config, rest, split)
+        source = getattr(importlib.import_module(module), name)(config, rest, split)
     except (OSError, ValueError) as error:  # of the file system: no permission, a loop of links, ...
         reason = f"'{error.filename}': {error.strerror}" if getattr(error, "filename", None) else str(error)
         raise DataError(f"field 'data.source' = '{readable(config.source)}': {reason}; check the "
