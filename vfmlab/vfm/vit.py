@@ -29,8 +29,8 @@ def intermediates(net: nn.Module, x: Tensor, layers: Iterable[int],
 
 
 def create(facts: Facts, side: int, seed: int, stride: int | None, options: dict[str, Any]) -> nn.Module:
-    """timm's model for images of `side` px; one with windows or stored positions is made for the size, so that
-    these are interpolated once, when weights are loaded.
+    """timm's model for images of `side` px; one with windows or stored positions is made for the size, so
+    that these are interpolated once, when weights are loaded.
 
     Raises:
         ConfigError: timm cannot build it so.

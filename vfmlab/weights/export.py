@@ -70,7 +70,7 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
 
 def target(folder: str | Path | None, run_dir: runs.RunDir, name: str, made: Callable[[Path], bool],
            overwrite: bool) -> Path:
-    """`folder` for an export, by default `name` in the run's directory; as :func:`vfmlab.runs.output_folder`."""
+    """`folder`, by default `name` in the run's directory, for an export; as :func:`runs.output_folder`."""
     if folder is None:
         return runs.output_folder(run_dir.path / name, made, True, run_dir.path)
     return runs.output_folder(folder, made, overwrite)

@@ -172,8 +172,9 @@ def import_rae_decoder(state_dict: dict[str, Tensor], config: dict[str, Any]) ->
                           "patch_size times the encoder's grid")
     ours = ViTDecoder.Config(width=c["decoder_hidden_size"], depth=c["decoder_num_hidden_layers"],
                              heads=c["decoder_num_attention_heads"], hidden=c["decoder_intermediate_size"],
-                             activation=chosen(c, "hidden_act", HIDDEN_ACT, "rae-decoder"), eps=c["layer_norm_eps"],
-                             qkv_bias=c["qkv_bias"], class_token="class_token" in state)
+                             activation=chosen(c, "hidden_act", HIDDEN_ACT, "rae-decoder"),
+                             eps=c["layer_norm_eps"], qkv_bias=c["qkv_bias"],
+                             class_token="class_token" in state)
     decoder = ViTDecoder(ours, c["hidden_size"], size // c["patch_size"], size, c["num_channels"])
     return TokenDecoder(io.load(decoder, state, "rae-decoder checkpoint", keep=("position",)))
 
