@@ -1,19 +1,22 @@
-"""Running code on shapes (`shapes.py`): FLOPs by part, and the bytes that autograd stores."""
+"""Running code on fake tensors: shapes without storage, FLOPs by part, and the bytes that autograd stores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from vfmlab import config
 from vfmlab.nn.frozen import Frozen
 from vfmlab.seeding import StepRandom
-from vfmlab.training.shapes import Shapes
 
 
 @contextmanager
@@ -47,8 +50,46 @@ def weightless(section: Any) -> Any:
     return section.model_copy(update=changes)
 
 
+def conv_backward_flops(
+    grad: torch.Size, x: torch.Size, weight: torch.Size, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, wanted: list[bool], **_: Any,
+) -> int:  # fmt: skip
+    """FLOPs of a convolution's backward pass: the forward's, once for the input's and once for the weight's
+    gradient.
+
+    torch's own formula takes the weight's gradient of a grouped convolution for a dense one, hundreds of
+    times too much.
+    """
+    places = math.prod((x if transposed else grad)[2:])
+    return 2 * x[0] * places * math.prod(weight) * sum(wanted[:2])
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry, torch.ops.aten.convolution_backward: shape_wrapper(conv_backward_flops)}
+
+
+class Counter(TorchDispatchMode):
+    """Inside, `flops` grows by what operators cost by torch's formulas; a multiply-add counts as two.
+
+    torch's own counter follows modules by hooks, which refuse gradients at a leaf inside a forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, formula = kwargs or {}, FORMULAS.get(func._overloadpacket)
+        if formula is None and func.namespace != "prim" and func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self.flops += 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        return out
+
+
 class Meter:
-    """FLOPs by part, and the bytes that autograd stores, of code that runs on shapes."""
+    """FLOPs by part, and the bytes that autograd stores, of code that runs on fake tensors."""
 
     def __init__(self):
         self.flops: dict[str, int] = {}
@@ -58,9 +99,10 @@ class Meter:
 
     @contextmanager
     def fake(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, `modules` and what they hold as `Frozen` have shapes on the CPU, not meta tensors."""
+        """Inside, `modules` and what they hold as `Frozen` have fake tensors on the CPU, not meta tensors."""
         replaced: dict[int, Tensor] = {}  # parameters and modules may be shared
-        with Shapes() as self._shapes, saved_tensors_hooks(self._pack, lambda tensor: tensor):
+        with (FakeTensorMode(allow_non_fake_inputs=True), Counter() as self._counter,
+              saved_tensors_hooks(self._pack, lambda tensor: tensor)):
             for child in everything(*modules):
                 for table in (child._parameters, child._buffers):
                     for name, old in table.items():
@@ -92,12 +134,12 @@ class Meter:
         if self._inside:
             yield
             return
-        self._inside, before = True, self._shapes.flops
+        self._inside, before = True, self._counter.flops
         try:
             yield
         finally:
             self._inside = False
-        self.flops[name] = self.flops.get(name, 0) + self._shapes.flops - before
+        self.flops[name] = self.flops.get(name, 0) + self._counter.flops - before
 
     def _pack(self, tensor: Tensor) -> Tensor:
         # A storage counts once however many views of it are stored; the reference keeps its id from being
@@ -127,8 +169,8 @@ def everything(*modules: nn.Module | None) -> list[nn.Module]:
 class Undrawn(StepRandom):
     """Random numbers without values; decisions for the whole batch take the last choice."""
 
-    def __init__(self, rows: int = 1):
-        super().__init__(0, 0, rows)
+    def __init__(self) -> None:
+        super().__init__(0, 0, 1)
 
     def randn(self, *shape: int) -> Tensor:
         return torch.empty(self.total, *shape)

@@ -1,7 +1,7 @@
 """`vfmlab plan`: what a run would cost, before anything of it is allocated.
 
-The training objective itself is built on the meta device and run once on shapes (tensors without
-values), forward and backward, for one image with every term at work. That gives exact parameter counts and
+The training objective itself is built on the meta device and run once on fake tensors (shapes without
+storage), forward and backward, for one image with every term at work. That gives exact parameter counts and
 FLOPs (a multiply-add counts as two; matrix products, convolutions and attention only, as everywhere in the
 literature) and the size of what autograd stores. Memory is an estimate from these: what a kernel needs
 besides and the allocator's slack are not in it; `--measure` runs the real worst step.
