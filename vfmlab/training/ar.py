@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from vfmlab import config
@@ -53,10 +52,7 @@ class ARTask(Task):
             self.weights = build(run.ar, run.seed, CodeShape.of(tokenizer), self.num_classes)
         self.objective = ARObjective(self.weights, run.ar)
         self.columns = min(SHOWN, max(self.num_classes, 8))
-        self.root = "runs"
         self.cached: cache.CodeSource | None = None
-        self._setup: Any = None
-        self._baseline: Any = None
 
     def facts(self) -> dict[str, str]:
         known = {"class_names": json.dumps(self.source.class_names), "tokenizer": self.run.parent or ""}
@@ -71,13 +67,11 @@ class ARTask(Task):
         self.tokenizer.to(self.device)
         if not self.run.ar.cache:
             return
-        state = PartialState()
-        share = {"rank": state.process_index, "world": state.num_processes}
         wanted = cache.fingerprint(self.tokenizer, self.versions)
         folder = self.cache_root / wanted
-        for done, of in cache.build(folder, self.tokenizer, self.versions, **share):
+        for done, of in cache.build(folder, self.tokenizer, self.versions, **self.share):
             yield "codes", done, of
-        self.cached = cache.CodeSource(folder, wanted, **share)
+        self.cached = cache.CodeSource(folder, wanted, **self.share)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[cache.CodeBatch]:
         batch, seed, data = self.train.batch, self.run.seed, self.run.data
@@ -101,16 +95,7 @@ class ARTask(Task):
         return self.tokenizer.decode_codes(drawn)
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
-        from vfmlab.evaluation.generation import evaluate_generation
-        from vfmlab.evaluation.protocol import open_setup
-        from vfmlab.evaluation.reconstruction import measure as reconstruct
-
-        data, protocol = self.run.data, self.run.protocol
-        if self._setup is None:  # real images and reconstructions do not change between evaluations
-            self._setup = open_setup(data, protocol, self.root, self.device)
-            self._baseline = reconstruct(self.tokenizer, data, protocol, self._setup)
-        more = {"setup": self._setup, "baseline": self._baseline, "seed": self.run.seed}
-        return evaluate_generation(weights, self.tokenizer, data, protocol, self.num_classes, **more).record()
+        return self.generated(weights, self.tokenizer).record()
 
 
 def build(cfg: config.AR, seed: int, codes: CodeShape, num_classes: int) -> nn.Module:

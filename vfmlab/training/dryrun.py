@@ -38,9 +38,8 @@ def measure(task: Task, device: str | None = None, steps: int = 3) -> dict[str, 
         TrainingError: out of memory, with what to change.
     """
     accelerator = make_accelerator(task, None, device)
-    for module in (task.objective, task.discriminators):
-        if module is not None:
-            module.to(accelerator.device).train()
+    for module in task.modules:
+        module.to(accelerator.device).train()
     prepared = Prepared(task, accelerator)
     try:
         with exhaustion(task.name, task.train):
@@ -56,9 +55,8 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
     """:func:`measure` for modules that accelerate has prepared, with whatever average there is; all processes
     take part."""
     task, device = on.task, on.accelerator.device
-    modules = [module for module in (task.objective, task.discriminators) if module is not None]
     before = [{key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-              for module in modules]
+              for module in task.modules]
     seconds: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -86,7 +84,7 @@ def measure_prepared(on: Prepared, steps: int = 3) -> dict[str, Any]:
             )
     finally:
         optimizers = None
-        for module, state in zip(modules, before, strict=True):
+        for module, state in zip(task.modules, before, strict=True):
             module.zero_grad(set_to_none=True)
             module.load_state_dict(state)
         if device.type == "cuda":

@@ -158,9 +158,8 @@ class _Loop:
         self.state = State(task)
         self.state.load(self.run_dir)  # weights, before the optimisers take them up
         fresh = not self.state.resumed
-        for module in (task.objective, task.discriminators):
-            if module is not None:
-                module.to(acc.device).train()
+        for module in task.modules:
+            module.to(acc.device).train()
         images = task.images.get("train")
         data = "" if images is None else images.describe()
         self._status(state="running", message="", data=data)

@@ -281,9 +281,8 @@ def _start(task: Task, folder: runs.RunDir | None, root: str | Path, number: int
     accelerator, state = make_accelerator(task, None, device), State(task)
     if folder is not None:
         state.load(folder)
-    for module in (task.objective, task.discriminators):
-        if module is not None:
-            module.to(accelerator.device).train()
+    for module in task.modules:
+        module.to(accelerator.device).train()
     with torch.no_grad():
         task.objective.eval()
         where = runs.RunDir(runs.root_folder(root) / task.run.id)

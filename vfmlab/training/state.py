@@ -145,10 +145,8 @@ class State:
 
     def buffers(self) -> dict[str, Tensor]:
         """Buffers that a forward may change (running statistics), by name."""
-        modules = {"": self.task.objective} | ({} if self.task.discriminators is None
-                                               else {"discriminators.": self.task.discriminators})
         values = {}
-        for prefix, module in modules.items():
+        for prefix, module in zip(("", "discriminators."), self.task.modules, strict=False):
             state = module.state_dict()
             values |= {prefix + name: buffer for name, buffer in module.named_buffers() if name in state}
         return values

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from vfmlab.config import Phase, Train
@@ -14,6 +15,10 @@ from vfmlab.data import ImageSource
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.nn import parts
 from vfmlab.runs import RunDir
+
+if TYPE_CHECKING:  # a floor above
+    from vfmlab.evaluation.number import Report
+    from vfmlab.evaluation.protocol import Setup
 
 
 class Task:
@@ -39,7 +44,7 @@ class Task:
         shards: the network may be cut over processes (:mod:`vfmlab.training.sharded`).
         inner: what takes gradients inside the forward ("adaptive weights"), or "".
         columns: images per row of a preview.
-        started: facts about the start, for the event of it.
+        started: facts about the start, for the event of it. root: folder of the runs.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Task:
     inner: str = ""
     columns: int = 8
     started: Mapping[str, Any] = {}
+    root: str = "runs"
+    _setup: Any = None
+    _baseline: Any = None
 
     @property
     def seed(self) -> int:
@@ -64,6 +72,17 @@ class Task:
     @property
     def device(self) -> torch.device:
         return next(self.weights.parameters()).device
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Objective and, where there are any, discriminators."""
+        return [module for module in (self.objective, self.discriminators) if module is not None]
+
+    @property
+    def share(self) -> dict[str, int]:
+        """Which of how many processes this is, as caches take it."""
+        state = PartialState()
+        return {"rank": state.process_index, "world": state.num_processes}
 
     @property
     def images(self) -> dict[str, ImageSource]:
@@ -116,6 +135,26 @@ class Task:
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any] | None:
         """Numbers by the run's protocol, at the sample counts in `train.evaluate_at`."""
         return None
+
+    @property
+    def setup(self) -> Setup:
+        """What evaluations share, opened once: real images do not change from one to the next."""
+        from vfmlab.evaluation.protocol import open_setup
+
+        if self._setup is None:
+            self._setup = open_setup(self.run.data, self.run.protocol, self.root, self.device)
+        return self._setup
+
+    def generated(self, network: nn.Module, tokenizer: nn.Module) -> Report:
+        """Numbers of a generator's samples. Reconstructions change only where the tokenizer trains too."""
+        from vfmlab.evaluation.generation import evaluate_generation
+        from vfmlab.evaluation.reconstruction import measure
+
+        data, protocol = self.run.data, self.run.protocol
+        if self._baseline is None or tokenizer is not self.tokenizer:
+            self._baseline = measure(tokenizer, data, protocol, self.setup)
+        return evaluate_generation(network, tokenizer, data, protocol, self.num_classes, setup=self.setup,
+                                   baseline=self._baseline, seed=self.run.seed)
 
     def stepped(self, step: int, numbers: Mapping[str, float]) -> None:
         """After every step, of which `step` are done: a callback given from a notebook's cell.

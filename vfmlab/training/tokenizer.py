@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -73,9 +72,7 @@ class TokenizerTask(Task):
         if parent_dir is not None:
             inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None
-        self.root: str = "runs"
         self.cached: targets.Targets | None = None
-        self._setup: Any = None
 
     @property
     def seed(self) -> int:
@@ -120,11 +117,9 @@ class TokenizerTask(Task):
                                     f"train.vfm_cache allows {most:g}"}
             return
         folder = Path(self.root) / ".latents" / f"features-{reader.fingerprint(self.source, flip)}"
-        state = PartialState()
-        share = {"rank": state.process_index, "world": state.num_processes}
-        for done, of in targets.build(folder, reader, self.source, flip, **share):
+        for done, of in targets.build(folder, reader, self.source, flip, **self.share):
             yield "VFM features", done, of
-        self.cached = targets.Targets(folder, **share)
+        self.cached = targets.Targets(folder, **self.share)
 
     def stream(self, start_step: int, rows: slice) -> Iterator[Any]:
         data, batch = self.run.data, self.train.batch
@@ -148,12 +143,10 @@ class TokenizerTask(Task):
         return torch.cat([images, weights.decode_raw(weights.posterior(images).mode().float())[0].float()])
 
     def evaluate(self, weights: Tokenizer, samples: int) -> dict[str, Any]:
-        from vfmlab.evaluation.protocol import open_setup
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 
-        self._setup = self._setup or open_setup(self.run.data, self.run.protocol, self.root, self.device)
         with _on_its_sphere(weights, self.source, self.seed):
-            return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self._setup).record()
+            return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self.setup).record()
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""
