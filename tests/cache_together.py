@@ -11,7 +11,7 @@ from pathlib import Path
 import tiny
 
 from vfmlab.data import open_source
-from vfmlab.diffusion import latents
+from vfmlab.diffusion import latents, shards
 
 BATCH, SHARD = 3, 8
 
@@ -30,7 +30,7 @@ def build(job, rank):
         return encode(*args)
 
     tokenizer.encode = counted
-    latents.SHARD, latents.PATIENCE = SHARD, job.get("patience", latents.PATIENCE)
+    latents.SHARD, shards.PATIENCE = SHARD, job.get("patience", shards.PATIENCE)
     for _ in latents.build(job["folder"], tokenizer, source, batch=BATCH, rank=rank, world=job["world"]):
         pass
     Path(job["folder"], f"calls.{rank}").write_text(str(calls["encode"]))

@@ -74,7 +74,7 @@ def run(directory, tokenizer, source, **options):
 def test_cached_latents_are_the_tokenizers(tmp_path, tokenizer, source):
     cache, steps = run(tmp_path, tokenizer, source, flip=True)
     assert steps[-1] == (COUNT, COUNT)
-    assert (len(cache), cache.shape, cache.num_classes) == (COUNT, (12, 8, 8), source.num_classes)
+    assert (len(cache), cache.shape, cache.meta["class_names"]) == (COUNT, (12, 8, 8), source.class_names)
     indices = torch.tensor([19, 0, 7, 8, 7])
     images = source.batch(indices)
     turned = torch.tensor([False, True, False, True, True])
@@ -138,7 +138,7 @@ def test_a_finished_cache_is_reused_and_an_interrupted_one_goes_on(tmp_path, tok
 
 def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
     first, second = (latents.build(tmp_path / "two", tokenizer, source, batch=3, rank=rank, world=2) for rank in (0, 1))
-    monkeypatch.setattr(latents, "PATIENCE", -1.0)  # in one process nobody works while one waits
+    monkeypatch.setattr(shards, "PATIENCE", -1.0)  # in one process nobody works while one waits
     with pytest.raises(CheckpointError, match=r"2 shards of .* are not coming"):
         list(second)
     list(first)
@@ -149,17 +149,18 @@ def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
     torch.testing.assert_close(two.latents(torch.arange(COUNT)), one.latents(torch.arange(COUNT)))
 
 
-def test_a_process_that_is_slow_is_not_dead(tmp_path):
+def test_a_process_that_is_slow_is_not_dead(tmp_path, monkeypatch):
     """A shard takes longer than the patience, a batch of it less: the other process waits."""
     meta = {"count": 5, "shard": 5, "fingerprint": "f"}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
+    monkeypatch.setattr(shards, "PATIENCE", 0.9)
 
     def work(rank):
         def encode(indices, content):
             time.sleep(0.3)
             return {"rows": content}
 
-        list(shards.write(tmp_path, "slow", meta, lambda indices: indices, encode, 1, rank, 2, patience=0.9))
+        list(shards.write(tmp_path, "slow", meta, lambda indices: indices, encode, 1, rank, 2))
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(work, rank) for rank in (0, 1)]:

@@ -27,8 +27,8 @@ from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-FORMAT, CACHE = "vfmlab-codes/1", "code cache"
-PATIENCE = 1800.0  # seconds without a batch of theirs after which other processes count as dead
+FORMAT = "vfmlab-codes/1"
+WHAT = shards.What("codes", "tokenizer", "code cache", FORMAT)
 SHARD = 65_536  # images a shard: ten crops of 256 codes are 670 MB
 
 
@@ -92,15 +92,12 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
         outside its codebook.
     """
     directory, shape = Path(directory), CodeShape.of(tokenizer)
-    wanted, meta = fingerprint(tokenizer, versions), shards.read_meta(directory, FORMAT, CACHE)
-    if meta is None:
-        meta = {
-            "format": FORMAT, "fingerprint": wanted, "count": len(versions.source), "shard": SHARD,
-            "tokens": shape.tokens, "entries": shape.entries, "versions": versions.count,
-            "class_names": versions.source.class_names, "method": tokenizer.config.method,
-            "data": versions.source.fingerprint,
-        }  # fmt: skip
-    shards.check(meta, wanted, directory, "codes")
+    meta = shards.begun(
+        directory, WHAT, fingerprint(tokenizer, versions), count=len(versions.source), shard=SHARD,
+        tokens=shape.tokens, entries=shape.entries, versions=versions.count,
+        class_names=versions.source.class_names, method=tokenizer.config.method,
+        data=versions.source.fingerprint,
+    )
     device = next(tokenizer.parameters()).device
 
     @torch.no_grad()
@@ -110,8 +107,7 @@ def build(directory: str | Path, tokenizer: Tokenizer, versions: Versions, batch
         inside("codes", codes, shape.entries, f"of tokenizer '{tokenizer.config.method}'")
         return {"codes": codes.int().cpu(), "labels": part.labels}
 
-    yield from shards.write(directory, "codes", meta, versions.source.batch, encode, batch, rank, world,
-                            PATIENCE)
+    yield from shards.write(directory, "codes", meta, versions.source.batch, encode, batch, rank, world)
 
 
 class CodeSource:
@@ -125,10 +121,8 @@ class CodeSource:
     """
 
     def __init__(self, directory: str | Path, wanted: str, rank: int = 0, world: int = 1):
-        meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.ar.codes.build")
-        shards.check(meta, wanted, directory, "codes")
-        self.versions = meta["versions"]
-        self._shards = shards.Shards(Path(directory), "codes", meta, rank, world)
+        self._shards = shards.finished(directory, WHAT, "vfmlab.ar.codes.build", wanted, rank, world)
+        self.versions = self._shards.meta["versions"]
         self.labels = torch.cat([shard["labels"] for shard in self._shards.parts])
 
     def __len__(self) -> int:
@@ -165,10 +159,9 @@ def cached_stream(source: CodeSource, batch: int, seed: int, start_step: int = 0
 def fresh_stream(images: BatchStream, tokenizer: Tokenizer) -> Iterator[CodeBatch]:
     """Batches of `images` encoded on the fly."""
     device = next(tokenizer.parameters()).device
-    try:
-        for part in images:
-            with torch.no_grad():
-                codes = tokenizer.codes(to_float(part.images.to(device)))
-            yield CodeBatch(codes, part.labels.to(device), part.indices)
-    finally:
-        images.close()
+
+    def encode(part: Batch) -> CodeBatch:
+        return CodeBatch(tokenizer.codes(to_float(part.images.to(device))), part.labels.to(device),
+                         part.indices)
+
+    return shards.mapped(encode, images)

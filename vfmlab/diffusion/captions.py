@@ -18,7 +18,8 @@ from vfmlab.data import ImageSource
 from vfmlab.diffusion import latents, shards
 from vfmlab.diffusion.prompts import Prompts, blank, captions, encoder_of
 
-FORMAT, CACHE = "vfmlab-text/1", "cache of captions"
+FORMAT = "vfmlab-text/1"
+WHAT = shards.What("text", "encoder", "cache of captions", FORMAT)
 CHECKED = 10_000  # captions that are looked at before anything is trained
 
 
@@ -49,9 +50,8 @@ class Captioned:
         encoder, texts = self.encoder.to(device), [*self.texts, ""]
         wanted = shards.fingerprint(FORMAT, encoder.fingerprint, encoder.length, texts)
         folder = root / f"text-{wanted}"
-        meta = shards.read_meta(folder, FORMAT, CACHE) or {
-            "format": FORMAT, "fingerprint": wanted, "count": len(texts), "shard": latents.SHARD,
-            "encoder": encoder.name, "shape": [encoder.length, encoder.width]}
+        meta = shards.begun(folder, WHAT, wanted, count=len(texts), shard=latents.SHARD, encoder=encoder.name,
+                            shape=[encoder.length, encoder.width])
 
         def read(indices: Tensor) -> list[str]:
             return [texts[i] for i in indices.tolist()]
@@ -59,18 +59,11 @@ class Captioned:
         def encode(_: Tensor, lines: list[str]) -> dict[str, Tensor]:
             return {"tokens": encoder(lines).half().cpu()}
 
-        yield from shards.write(folder, "text", meta, read, encode, 64, rank, world, latents.PATIENCE)
+        yield from shards.write(folder, "text", meta, read, encode, 64, rank, world)
         stored = shards.Shards(folder, "text", meta, rank, world)
         self.prompts = Prompts(self.texts, lambda conditions: stored.rows("tokens", conditions), encoder)
 
-    def label(self, batch: Any) -> Any:
-        """A batch with the conditions of its images in place of their classes."""
-        return batch._replace(labels=self.of_image[batch.indices.cpu()].to(batch.labels.device))
-
     def labelled(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Each of `batches` so."""
-        try:
-            for batch in batches:
-                yield self.label(batch)
-        finally:
-            batches.close()
+        """Each of `batches` with the conditions of its images in place of their classes."""
+        return shards.mapped(lambda batch: batch._replace(
+            labels=self.of_image[batch.indices.cpu()].to(batch.labels.device)), batches)

@@ -16,6 +16,7 @@ data and options that it was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ from vfmlab.seeding import generator
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
 
-FORMAT, CACHE = "vfmlab-latents/1", "latent cache"
-PATIENCE = 1800.0  # seconds without a batch of theirs after which other processes count as dead
+FORMAT = "vfmlab-latents/1"
+WHAT = shards.What("latents", "tokenizer", "latent cache", FORMAT)
 Maps = Callable[[Tensor, bool], dict[int, Tensor]]  # (indices long B, mirrored) -> B D h w by layer
 SHARD = 4096  # images a shard: at 16 x 16 x 32 about 128 MB with both copies
 
@@ -69,33 +70,19 @@ def build(directory: str | Path, tokenizer: Tokenizer, source: ImageSource, flip
         CheckpointError: the tokenizer has no statistics, the directory holds other latents, or a latent is
         not finite.
     """
-    directory, wanted = Path(directory), fingerprint(tokenizer, source, flip, sampled)
-    meta = shards.read_meta(directory, FORMAT, CACHE)
-    if meta is None:
-        statistics = tokenizer.statistics
-        meta = {
-            "format": FORMAT,
-            "fingerprint": wanted,
-            "count": len(source),
-            "shape": list(tokenizer.latent_shape),
-            "shard": SHARD,
-            "flip": flip,
-            "class_names": source.class_names,
-            "method": tokenizer.config.method,
-            "data": source.fingerprint,
-            "statistics": {
-                "mean": statistics.mean.tolist(),
-                "std": statistics.std.tolist(),
-                "count": statistics.count,
-                "fingerprint": statistics.fingerprint,
-            },
-        }
-    shards.check(meta, wanted, directory, "latents")
+    directory, statistics = Path(directory), tokenizer.statistics
+    meta = shards.begun(
+        directory, WHAT, fingerprint(tokenizer, source, flip, sampled),
+        count=len(source), shape=list(tokenizer.latent_shape), shard=SHARD, flip=flip,
+        class_names=source.class_names, method=tokenizer.config.method, data=source.fingerprint,
+        statistics={"mean": statistics.mean.tolist(), "std": statistics.std.tolist(),
+                    "count": statistics.count, "fingerprint": statistics.fingerprint},
+    )
 
     def encode(indices: Tensor, images: Batch) -> dict[str, Tensor]:
         return _encode(tokenizer, indices, images, flip, sampled, maps)
 
-    yield from shards.write(directory, "latents", meta, source.batch, encode, batch, rank, world, PATIENCE)
+    yield from shards.write(directory, "latents", meta, source.batch, encode, batch, rank, world)
 
 
 @torch.no_grad()
@@ -129,7 +116,7 @@ class LatentSource:
             :class:`~vfmlab.diffusion.shards.Shards`.
 
     Attributes:
-        shape: (C, h, w). class_names; num_classes. flip: mirrored copies are there. sampled: stds are there.
+        shape: (C, h, w). flip: mirrored copies are there. sampled: stds are there.
         used: long N, the image whose latent stands at an index; another where it could not be read. Caches of
             earlier versions do not know.
 
@@ -138,11 +125,10 @@ class LatentSource:
     """
 
     def __init__(self, directory: str | Path, wanted: str | None = None, rank: int = 0, world: int = 1):
-        meta = shards.opened(directory, FORMAT, CACHE, "vfmlab.diffusion.latents.build")
-        shards.check(meta, wanted, directory, "latents")
+        self._shards = shards.finished(directory, WHAT, "vfmlab.diffusion.latents.build", wanted, rank, world)
+        meta = self._shards.meta
         self.meta, self.fingerprint, self.shape = meta, meta["fingerprint"], tuple(meta["shape"])
-        self.class_names, self.flip = meta["class_names"], meta["flip"]
-        self._shards = shards.Shards(Path(directory), "latents", meta, rank, world)
+        self.flip = meta["flip"]
         self.shards = self._shards.parts
         self.sampled = "std" in self.shards[0]
         self.all_labels = torch.cat([shard["labels"] for shard in self.shards])
@@ -152,10 +138,6 @@ class LatentSource:
 
     def __len__(self) -> int:
         return len(self.all_labels)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     def labels(self, indices: Tensor) -> Tensor:
         """Long B."""
@@ -233,7 +215,7 @@ def fresh_stream(
     """
     rows = rows if rows is not None else slice(0, batch)
     device = tokenizer.stat_mean.device
-    try:
+    with closing(images):
         for step, part in enumerate(images, start_step):
             with torch.no_grad():
                 posterior = tokenizer.encode(to_float(part.images.to(device)))
@@ -242,5 +224,3 @@ def fresh_stream(
                 )
                 z = posterior.mode() if noise is None else posterior.sample(noise=noise.to(device))
             yield LatentBatch(z, part.labels, part.indices)
-    finally:
-        images.close()

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import torch
@@ -28,6 +28,7 @@ from vfmlab.errors import CheckpointError
 from vfmlab.runs import write_json
 from vfmlab.weights import io
 
+PATIENCE = 1800.0  # seconds without a batch of theirs after which other processes count as dead
 Read = Callable[[Tensor], Any]
 Encode = Callable[[Tensor, Any], dict[str, Tensor]]
 
@@ -50,18 +51,38 @@ def read_meta(directory: Path, form: str, what: str) -> dict[str, Any] | None:
             f"'{file}' does not describe a {what}; delete the folder to encode again") from None
 
 
-def opened(directory: str | Path, form: str, what: str, build: str) -> dict[str, Any]:
-    """The meta data of a finished folder. build: what makes one, for the message where there is none."""
-    meta = read_meta(Path(directory), form, what)
-    if meta is None:
-        raise CheckpointError(f"no {what} in '{directory}'; encode one with {build}")
+class What(NamedTuple):
+    """A kind of folder. name: of its files and what they hold; of: whose that is. cache, form: of the
+    whole."""
+
+    name: str
+    of: str
+    cache: str
+    form: str
+
+
+def begun(directory: Path, what: What, wanted: str, **facts: Any) -> dict[str, Any]:
+    """The meta data of a folder, `facts` where it has none yet; :class:`CheckpointError` for another one."""
+    new = {"format": what.form, "fingerprint": wanted, **facts}
+    meta = read_meta(directory, what.form, what.cache) or new
+    _check(meta, wanted, directory, what)
     return meta
 
 
-def check(meta: dict[str, Any], wanted: str | None, directory: str | Path, what: str) -> None:
-    """:class:`CheckpointError` where a folder of a tokenizer's latents or codes has another fingerprint."""
+def finished(directory: str | Path, what: What, build: str, wanted: str | None = None, rank: int = 0,
+             world: int = 1) -> Shards:
+    """The content of a finished folder, which has the fingerprint `wanted`. build: what makes one, for the
+    message where there is none."""
+    meta = read_meta(Path(directory), what.form, what.cache)
+    if meta is None:
+        raise CheckpointError(f"no {what.cache} in '{directory}'; encode one with {build}")
+    _check(meta, wanted, directory, what)
+    return Shards(Path(directory), what.name, meta, rank, world)
+
+
+def _check(meta: dict[str, Any], wanted: str | None, directory: str | Path, what: What) -> None:
     if wanted not in (None, meta["fingerprint"]):
-        raise CheckpointError(f"{what} in '{directory}' are of another tokenizer, data set or options "
+        raise CheckpointError(f"{what.name} in '{directory}' are of another {what.of}, data set or options "
                               f"({meta['fingerprint']}, wanted {wanted}); delete the folder to encode again, "
                               "or name another")
 
@@ -72,7 +93,7 @@ def fingerprint(*what: Any) -> str:
 
 
 def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: Encode, batch: int, rank: int,
-          world: int, patience: float) -> Iterator[tuple[int, int]]:
+          world: int) -> Iterator[tuple[int, int]]:
     """Fill the shards that are missing; yields (images done, images in all) on the way.
 
     Two programs that need the same folder fill it one after the other, so that nothing is encoded twice.
@@ -81,7 +102,6 @@ def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: 
         meta: written first, if there is none yet. read: indices (long B) -> what is encoded, called in a
         thread ahead of the rest. encode: the indices and what was read -> rows of each tensor, on the CPU.
         rank, world: of several processes each fills every world-th shard, then waits for the others.
-        patience: seconds without a batch of theirs after which the other processes count as dead.
     """
     directory.mkdir(parents=True, exist_ok=True)
     total, every = meta["count"], files(directory, name, meta)
@@ -112,7 +132,7 @@ def write(directory: Path, name: str, meta: dict[str, Any], read: Read, encode: 
             io.write(file, rows, {"fingerprint": meta["fingerprint"], "digest": io.digest(rows)})
     finally:
         lock.release()
-    _wait(every, directory, f".{name}-*-of-{world}.lock", patience)
+    _wait(every, directory, f".{name}-*-of-{world}.lock")
     yield total, total
 
 
@@ -142,14 +162,14 @@ def _whole(file: Path) -> bool:
         return True  # broken, which is not covered up: whoever opens it is told
 
 
-def _wait(every: list[Path], directory: Path, locks: str, patience: float) -> None:
+def _wait(every: list[Path], directory: Path, locks: str) -> None:
     """Until the other processes have written theirs. locks: a glob of what each touches after a batch."""
     seen, since = None, time.monotonic()
     while left := sum(not file.exists() for file in every):
         signs = [left, *sorted(lock.stat().st_mtime_ns for lock in directory.glob(locks))]
         if signs != seen:
             seen, since = signs, time.monotonic()
-        elif time.monotonic() - since > patience:
+        elif time.monotonic() - since > PATIENCE:
             raise CheckpointError(f"{left} shards of '{directory}' are not coming from other processes; "
                                   "start again")
         time.sleep(0.2)
@@ -168,7 +188,7 @@ class Shards:
     """
 
     def __init__(self, directory: Path, name: str, meta: dict[str, Any], rank: int = 0, world: int = 1):
-        self.fingerprint, self.size = meta["fingerprint"], meta["shard"]
+        self.meta, self.fingerprint, self.size = meta, meta["fingerprint"], meta["shard"]
         self.parts = [self._open(file, mine=number % world == rank)
                       for number, file in enumerate(files(directory, name, meta))]
 
@@ -199,3 +219,9 @@ class Shards:
                 if len(chosen):
                     out[chosen] = self.parts[number][key + suffix][indices[chosen] % self.size].to(kind)
         return out
+
+
+def mapped(function: Callable[[Any], Any], stream: Any) -> Iterator[Any]:
+    """Each of a stream's batches through `function`; closed, it closes the stream."""
+    with contextlib.closing(stream):
+        yield from map(function, stream)

@@ -27,6 +27,7 @@ from vfmlab.diffusion.alignment import regrid
 from vfmlab.errors import CheckpointError, ConfigError
 
 FORMAT = "vfmlab-targets/1"
+WHAT = shards.What("targets", "VFM", "target cache", FORMAT)
 STATISTICS_IMAGES = 4096  # where tokens are not cached
 
 
@@ -159,13 +160,8 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
     teacher: a :class:`Teacher`, or what offers its `name`, `facts`, `fingerprint`, `read` and `device`.
     """
     wanted, directory = teacher.fingerprint(source, flip), Path(directory)
-    meta = shards.read_meta(directory, FORMAT, "target cache") or {
-        "format": FORMAT, "fingerprint": wanted, "count": len(source), "shard": latents.SHARD, "flip": flip,
-        **teacher.facts(), "data": source.fingerprint,
-    }
-    if meta["fingerprint"] != wanted:
-        raise CheckpointError(f"targets in '{directory}' are of another VFM, data set or options; delete the "
-                              "folder to encode again")
+    meta = shards.begun(directory, WHAT, wanted, count=len(source), shard=latents.SHARD, flip=flip,
+                        **teacher.facts(), data=source.fingerprint)
 
     def encode(indices: Tensor, batch: Batch) -> dict[str, Tensor]:
         images, targets = to_float(batch.images).to(teacher.device), {}
@@ -178,17 +174,15 @@ def build(directory: Path, teacher: Any, source: ImageSource, flip: bool = False
                                       f"one of the images {int(indices[0])} to {int(indices[-1])}")
         return targets
 
-    yield from shards.write(directory, "targets", meta, source.batch, encode, batch, rank, world,
-                            latents.PATIENCE)
+    yield from shards.write(directory, "targets", meta, source.batch, encode, batch, rank, world)
 
 
 class Targets:
     """Random access to a finished cache; rank, world: as of :class:`~vfmlab.diffusion.shards.Shards`."""
 
     def __init__(self, directory: Path, rank: int = 0, world: int = 1):
-        meta = shards.opened(directory, FORMAT, "target cache", "vfmlab.diffusion.targets.build")
-        self.meta, self.flip = meta, meta["flip"]
-        self._shards = shards.Shards(Path(directory), "targets", meta, rank, world)
+        self._shards = shards.finished(directory, WHAT, "vfmlab.diffusion.targets.build", None, rank, world)
+        self.meta, self.flip = self._shards.meta, self._shards.meta["flip"]
 
     def __len__(self) -> int:
         return self.meta["count"]

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.data import BatchStream, ImageSource, open_source, to_float
-from vfmlab.diffusion import captions, latents, path, prompts, sampling, targets
+from vfmlab.diffusion import captions, latents, path, prompts, sampling, shards, targets
 from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
@@ -80,11 +79,8 @@ class DiffusionTask(Task):
         )
         self.shards, self.completes = run.diffusion.tune is None, run.diffusion.tune is not None
         self.columns = min(SHOWN, max(self.num_classes, 8))
-        self.root = "runs"
         self.cached: latents.LatentSource | None = None
         self.sources: list[targets.Targets | targets.Teacher] = []
-        self._setup: Any = None
-        self._baseline: Any = None
 
     def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
         if self.train.compile:
@@ -129,8 +125,7 @@ class DiffusionTask(Task):
         with."""
         self.root = str(run_dir.path.parent)
         self.tokenizer.to(self.device)
-        state, flip = PartialState(), self.run.data.flip
-        share = {"rank": state.process_index, "world": state.num_processes}
+        share, flip = self.share, self.run.data.flip
         if self.run.diffusion.cache and self.run.diffusion.tune is None:
             options = {"flip": flip, "sampled": self.run.diffusion.sample_posterior}
             wanted = latents.fingerprint(self.tokenizer, self.source, **options)
@@ -147,10 +142,10 @@ class DiffusionTask(Task):
                 yield "captions", done, of
             self._parts(self.weights)
         if self.targets is not None:
-            yield from self._prepare_targets(share, flip)
+            yield from self._prepare_targets()
 
-    def _prepare_targets(self, share: dict[str, int], flip: bool) -> Iterator[tuple[str, int, int]]:
-        self.sources = []
+    def _prepare_targets(self) -> Iterator[tuple[str, int, int]]:
+        self.sources, share, flip = [], self.share, self.run.data.flip
         for teacher, cached in zip(self.targets.teachers, self.targets.cached, strict=True):
             teacher.to(self.device)
             if cached:
@@ -188,17 +183,9 @@ class DiffusionTask(Task):
             batches = latents.cached_stream(self.cached, batch, seed, start_step, rows)
         if not self.sources:
             return batches
-        return self._aligned(targets.beside(batches, self.sources, images, batch, seed, start_step, rows),
-                             tunes)
-
-    def _aligned(self, pairs: Iterator[Any], tunes: bool) -> Iterator[Any]:
         kind = repa_e.TunedBatch if tunes else targets.AlignedBatch
-        try:
-            for batch, extra in pairs:
-                first = batch.images if tunes else batch.z
-                yield kind(first, batch.labels, batch.indices, **extra)
-        finally:
-            pairs.close()
+        return shards.mapped(lambda pair: kind(*pair[0][:3], **pair[1]),
+                             targets.beside(batches, self.sources, images, batch, seed, start_step, rows))
 
     def example(self, rows: slice) -> Any:
         """Noise in place of latents and targets: as large, and there before the caches are."""
@@ -220,20 +207,9 @@ class DiffusionTask(Task):
         return tokenizer.decode(z)
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
-        from vfmlab.evaluation.generation import evaluate_generation
-        from vfmlab.evaluation.protocol import open_setup
-        from vfmlab.evaluation.reconstruction import measure as reconstruct
-
-        data, protocol = self.run.data, self.run.protocol
         network, tokenizer = self._parts(weights)
-        with_weaker(network, protocol.guidance, self.root)
-        if self._setup is None:  # real images do not change from one evaluation to the next
-            self._setup = open_setup(data, protocol, self.root, self.device)
-        # reconstructions only where the tokenizer does
-        if self._baseline is None or tokenizer is not self.tokenizer:
-            self._baseline = reconstruct(tokenizer, data, protocol, self._setup)
-        more = {"setup": self._setup, "baseline": self._baseline, "seed": self.run.seed}
-        report = evaluate_generation(network, tokenizer, data, protocol, self.num_classes, **more)
+        with_weaker(network, self.run.protocol.guidance, self.root)
+        report = self.generated(network, tokenizer)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 
     def _blocks(self, network: nn.Module) -> dict[str, Number]:
@@ -242,12 +218,12 @@ class DiffusionTask(Task):
         from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
         from vfmlab.evaluation.protocol import exact, resolve, selection
 
-        z, setup = self._baseline.latents, self._setup
+        z, setup = self._baseline.latents, self.setup
         resolved = resolve(exact(setup.protocol), setup.cfg, setup.source, setup.space)
-        ids = selection(resolved, self._setup.source)[: len(z)]
+        ids = selection(resolved, setup.source)[: len(z)]
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}
         if self.run.diffusion.alignment is not None:
-            teacher, source = self.targets.of("target"), self._setup.source
+            teacher, source = self.targets.of("target"), setup.source
             parts = [teacher.read(to_float(
                 source.batch(part).images).to(self.device))["target"].mean((2, 3)).cpu()
                 for part in ids.split(128)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vfmlab.data import BatchStream, ImageSource
+from vfmlab.data import Batch, BatchStream, ImageSource
 from vfmlab.diffusion import latents, shards, targets
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
@@ -90,9 +90,8 @@ def _maps(cached: targets.Targets, device: torch.device) -> latents.Maps:
 def beside(images: BatchStream, cached: targets.Targets, batch: int, seed: int, start_step: int,
            rows: slice) -> Iterator[FeatureBatch]:
     """Each batch of `images`, `start_step`'s first, with the maps that `cached` holds of its images."""
-    pairs = targets.beside(images, [cached], None, batch, seed, start_step, rows)
-    try:
-        for stored, maps in pairs:
-            yield FeatureBatch(*stored, {int(layer): value for layer, value in maps.items()})
-    finally:
-        pairs.close()
+    def together(pair: tuple[Batch, dict[str, Tensor]]) -> FeatureBatch:
+        return FeatureBatch(*pair[0], {int(layer): value for layer, value in pair[1].items()})
+
+    return shards.mapped(together,
+                         targets.beside(images, [cached], None, batch, seed, start_step, rows))
