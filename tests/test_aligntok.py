@@ -12,7 +12,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.tokenizers import linear_start
-from vfmlab.tokenizers.aligntok import EncoderMaps
+from vfmlab.tokenizers.shapes import EncoderMaps
 from vfmlab.training.average import Average
 from vfmlab.training.tokenizer import TokenizerTask
 

@@ -139,7 +139,7 @@ def test_every_parameter_takes_part_and_other_grids_pass():
     decoder = make()
     decoder(torch.randn(2, 12, 4, 4))[0].square().mean().backward()
     assert not [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
-    assert decoder.last_layer() is decoder.pred.weight
+    assert decoder.get_parameter(decoder.last) is decoder.pred.weight
     with torch.no_grad():
         assert decoder(torch.randn(1, 12, 2, 2))[0].shape == (1, 3, 8, 8)
         assert make(class_token=False)(torch.randn(1, 12, 4, 4))[0].shape == (1, 3, 16, 16)

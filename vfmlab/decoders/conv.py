@@ -23,6 +23,8 @@ class ConvDecoder(nn.Module):
         config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels.
     """
 
+    last = "net.conv_out.weight"
+
     class Config(config.DecoderConfig):
         kind: Literal["conv"] = "conv"
         width: int = Field(128, ge=1, description="channels at the finest resolution")
@@ -54,10 +56,6 @@ class ConvDecoder(nn.Module):
             inner, factor, size, widths, config.blocks, config.attention, config.middle, config.middle_attention,
             config.patch,
         )  # fmt: skip
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight that makes the image."""
-        return self.net.conv_out.weight
 
     def forward(self, z: Tensor) -> list[Tensor]:
         return [self.net(self.post_quant(z))]

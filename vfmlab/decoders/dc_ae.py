@@ -77,10 +77,7 @@ class DCDecoder(nn.Module):
             self.conv_out: nn.Module = nn.Conv2d(width, 3, 3, padding=1)
         else:
             self.conv_out = Upsample(width, 3, config.upsample, shortcut=False)
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight that makes the image."""
-        return (self.conv_out.conv if isinstance(self.conv_out, Upsample) else self.conv_out).weight
+        self.last = "conv_out.weight" if config.depths[0] else "conv_out.conv.weight"
 
     def forward(self, z: Tensor) -> list[Tensor]:
         x = self.project_in(z)

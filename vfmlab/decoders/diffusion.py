@@ -59,6 +59,8 @@ class DiffusionDecoder(nn.Module):
         config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels.
     """
 
+    last = "net.conv_out.weight"
+
     class Config(config.DecoderConfig):
         kind: Literal["diffusion"] = "diffusion"
         base: int = Field(64, ge=8, description="width of the finest level: 64 (B), 96 (M), 128 (L), 256 (H)")
@@ -79,10 +81,6 @@ class DiffusionDecoder(nn.Module):
                               f"must divide by {levels} and by the latent's side; give fewer levels")
         self.config, self.factor = config, size // latent_side
         self.net = UNet(3 + latent_channels, 3, config.base, config.multipliers, config.blocks)
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight in front of the velocity."""
-        return self.net.conv_out.weight
 
     def velocity(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Predicted dx/dt at states x (B 3 H W) and times t (B) under latents z."""

@@ -28,6 +28,8 @@ class PlainViTDecoder(nn.Module):
         config: see `Config`. latent_channels, latent_side: of z. size: side of the images in pixels.
     """
 
+    last = "linear_out.weight"
+
     class Config(config.DecoderConfig):
         kind: Literal["plain_vit"] = "plain_vit"
         width: int = Field(1024, ge=4, description="of the tokens; a multiple of `heads`")
@@ -50,10 +52,6 @@ class PlainViTDecoder(nn.Module):
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, latent_side**2, config.width))
         self.blocks = nn.ModuleList(PlainBlock(config.width, config.heads) for _ in range(config.depth))
         self.linear_out = nn.Linear(config.width, 3 * self.patch**2, bias=False)
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight in front of the pixels."""
-        return self.linear_out.weight
 
     def forward(self, z: Tensor) -> list[Tensor]:
         h, w = z.shape[-2:]

@@ -215,6 +215,7 @@ class ProgressiveDecoder(nn.Module):
         for index, width in sorted(fused.items()):
             up, down = self._ratio(resolutions[index] // 2, latent_side, index)
             self.fusion[str(index)] = LatentFusion(inner, width, up, down, c.fusion_activation)
+        self.last = f"blocks.{c.blocks - 1}.to_rgb.weight"
         self.latent_multiple = max(fusion.down for fusion in self.fusion.values())
 
         self.blocks = nn.ModuleList()
@@ -231,10 +232,6 @@ class ProgressiveDecoder(nn.Module):
                               f"or divisor of its {side} px; choose decoder.blocks, data.size and "
                               "tokenizer.factor so that they differ by whole factors")
         return up, down
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight that makes the final image."""
-        return self.blocks[-1].to_rgb.weight
 
     def forward(self, z: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
         """z: B C h w. For cross-attention, context: B M context_width (default: of z'), mask: bool B M."""

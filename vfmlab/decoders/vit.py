@@ -37,6 +37,8 @@ class ViTDecoder(nn.Module):
             channels of the images (other numbers than 3 only in imported weights).
     """
 
+    last = "pred.weight"
+
     class Config(config.DecoderConfig):
         kind: Literal["vit"] = "vit"
         width: int = Field(1152, ge=4, description="of the tokens; a multiple of 4 and of `heads`")
@@ -78,10 +80,6 @@ class ViTDecoder(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-
-    def last_layer(self) -> nn.Parameter:
-        """The weight in front of the pixels."""
-        return self.pred.weight
 
     def logits(self, z: Tensor) -> Tensor:
         """Raw latents B C h w -> values of every patch B (h w) (p p 3): rows, columns, colours."""

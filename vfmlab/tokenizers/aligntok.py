@@ -26,10 +26,6 @@ from vfmlab.tokenizers.linear_start import LinearStart
 from vfmlab.tokenizers.shapes import need_vfm
 
 
-class EncoderMaps(dict[int, Tensor]):
-    """Maps of the tokenizer's own encoder by layer, not to be mistaken for those of the frozen VFM."""
-
-
 class Adapter(nn.Module):
     """Layer norm, linear, GELU, linear at every position: B D h w -> B C h w."""
 
@@ -49,8 +45,7 @@ class AlignTok(Tokenizer):
     """Trainable VFM encoder -> adapter -> deterministic latent -> decoder.
 
     The run's VFM gives the encoder's initial weights; later ones are the tokenizer's own, under `encoder.*`.
-    Features of the frozen VFM are therefore never read (`layers` is empty), and such maps are not taken when
-    somebody passes them: they would be right only as long as the encoder was not touched.
+    Features of the frozen VFM are therefore never read (`layers` is empty).
 
     Args:
         config: see `Config`. size: side of the images in pixels. vfm: the frozen VisionModel of the run.
@@ -58,6 +53,9 @@ class AlignTok(Tokenizer):
     Raises:
         ConfigError: no VFM; grids of layers that do not fit the latent's.
     """
+
+    copied = "encoder"
+    last = "adapter.out.weight"
 
     class Config(config.TokenizerConfig):
         method: Literal["aligntok"] = "aligntok"
@@ -86,20 +84,6 @@ class AlignTok(Tokenizer):
             self.start = LinearStart.for_features(channels, config.factor, size, vfm, self.encoder.layers)
             self.start.logvar.requires_grad_(False)  # a deterministic code has none
 
-    # -- encoder --------------------------------------------------------------------------------------------
-
-    def own_features(self, images: Tensor) -> EncoderMaps:
-        """The encoder's maps (B D h w by layer, ordered as `read`), with gradients where it trains."""
-        return EncoderMaps(self.encoder.features(images).maps)
-
-    def read_features(self, images: Tensor, features: dict[int, Tensor] | None,
-                      layers: tuple[int, ...] = ()) -> dict[int, Tensor]:
-        """The encoder's maps: `features` if they are its own, else computed now."""
-        return features if isinstance(features, EncoderMaps) else self.own_features(images)
-
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        maps = self.read_features(images, features)
+        maps = self.read_features(images, features, self.config.read)
         return self.gaussian(self.adapter(gathered(maps, self.ratios, self.size)).float(), None, maps)
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.adapter.out.weight if self.start is None else self.start.read.weight

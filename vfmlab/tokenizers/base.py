@@ -10,7 +10,7 @@ latents are then rows of its codebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
@@ -27,10 +27,9 @@ from vfmlab.nn.sphere import lengths, onto
 from vfmlab.nn.standardise import channel_moments, over
 from vfmlab.nn.teacher import Taught
 from vfmlab.seeding import StepRandom
-from vfmlab.tokenizers.shapes import LayerShape, check_images, check_shapes
+from vfmlab.tokenizers.shapes import EncoderMaps, LayerShape, check_images, check_shapes
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the published clamp; keeps exp() finite in fp32 and bf16
-NO_IMAGES = "no images to measure latent statistics on; check data.source and data.train"
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ class Statistics:
     """Mean and std of raw latents (posterior mode), over `count` images with `fingerprint`.
 
     On a sphere of radius R: mean 0, and std the mean length of a token over R, the same for every channel.
-
     Per channel [C], as measured here; releases such as RAE's have one for every place, [C h w].
     """
 
@@ -123,6 +121,9 @@ class Tokenizer(nn.Module):
         layers: VFM layers the encoder reads; () for tokenizers that look at pixels only.
         shapes: of those layers' maps, for tokenizers that can be built without a VFM.
         teacher_layers: those that `teach` reads, in training only.
+        last: path of the encoder's last weight, such as "quant.weight".
+        copied: name of the encoder, where it is a trainable copy of the VFM; the VFM's own maps, right only
+            as long as the copy is untouched, are then not taken when somebody passes them.
         size: side of the images in pixels.
     """
 
@@ -130,6 +131,8 @@ class Tokenizer(nn.Module):
     layers: tuple[int, ...] = ()
     shapes: Mapping[int, LayerShape] = MappingProxyType({})
     teacher_layers: tuple[int, ...] = ()
+    copied: str = ""
+    last: str
 
     def __init__(self, config: TokenizerConfig, size: int, vfm: nn.Module | None = None):
         super().__init__()
@@ -187,16 +190,16 @@ class Tokenizer(nn.Module):
         return images if self.start is None else self.start.decode(images, z)
 
     def last_encoder_layer(self) -> nn.Parameter:
-        """The parameter at which adaptive loss weights compare gradient norms.
+        """The parameter at which adaptive loss weights compare gradient norms: `last`.
 
         With a linear start its `read`: behind the start's small gain the network's own gradients would be of
         the size of the ratio's epsilon.
         """
-        raise NotImplementedError
+        return self.get_parameter(self.last) if self.start is None else self.start.read.weight
 
     def last_decoder_layer(self) -> nn.Parameter:
         """The parameter before the image, where an adversarial term's adaptive weight compares gradients."""
-        return self.decoder.last_layer()
+        return self.decoder.get_parameter(self.decoder.last)
 
     # -- what a method may add for its training -------------------------------------------------------------
 
@@ -212,13 +215,13 @@ class Tokenizer(nn.Module):
         return (f"starts from a linear map solved in closed form: {psnr:.1f} dB before the first step; "
                 "PSNR falls at first, while the network beside it is still noise")
 
-    def own_features(self, images: Tensor) -> dict[int, Tensor] | None:
-        """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients; None where the frozen
-        VFM is all there is.
+    def own_features(self, images: Tensor) -> EncoderMaps | None:
+        """Maps (B D h w) of an encoder that belongs to the tokenizer, with gradients where it trains; None
+        where the frozen VFM is all there is.
 
         They are handed to `posterior` as `features`; the last of them is what enters the adapter.
         """
-        return None
+        return EncoderMaps(getattr(self, self.copied).features(images).maps) if self.copied else None
 
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         """Training noise on the raw sampled latent (B C h w) before it is decoded."""
@@ -398,7 +401,9 @@ class Tokenizer(nn.Module):
 
     def read_features(self, images: Tensor, features: dict[int, Tensor] | None,
                       layers: tuple[int, ...]) -> dict[int, Tensor]:
-        """The VFM maps of `layers`: those given, or computed now."""
+        """The maps of `layers` that the encoder reads: those given, or computed now."""
+        if self.copied:
+            return features if isinstance(features, EncoderMaps) else self.own_features(images)
         if features is not None and all(layer in features for layer in layers):
             return features
         if self.vfm is None:
@@ -414,9 +419,7 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
 
     Several processes: call it on the main one with all images; the pass is cheap beside training.
     """
-    if tokenizer.config.radius is not None:
-        return _measure_lengths(tokenizer, batches, fingerprint)
-    images = 0
+    images, radius = 0, tokenizer.config.radius
 
     def latents() -> Iterator[Tensor]:
         nonlocal images
@@ -424,22 +427,23 @@ def measure(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
             images += len(batch)
             yield tokenizer.posterior(batch).mode().cpu()
 
-    mean, variance = channel_moments(latents(), tokenizer.config.places is True)
+    if radius is None:
+        mean, variance = channel_moments(latents(), tokenizer.config.places is True)
+        mean, std = mean.float(), variance.sqrt().float()
+    else:
+        mean = torch.zeros(tokenizer.config.channels)
+        std = torch.full_like(mean, _mean_length(latents(), radius) / radius)
     if images == 0:
-        raise CheckpointError(NO_IMAGES)
-    std = variance.sqrt().float()
+        raise CheckpointError("no images to measure latent statistics on; check data.source and data.train")
     if tokenizer.quantised:  # a codebook of which one entry is used decodes still
         std[std == 0] = 1.0
-    return Statistics(mean.float(), std, images, fingerprint)
+    return Statistics(mean, std, images, fingerprint)
 
 
-def _measure_lengths(tokenizer: Tokenizer, batches, fingerprint: str) -> Statistics:
-    total, count, images, radius = 0.0, 0, 0, tokenizer.config.radius
-    for batch in batches:
-        z = tokenizer.posterior(batch).mode().double()
+def _mean_length(latents: Iterable[Tensor], radius: float) -> float:
+    total, count = 0.0, 0
+    for z in latents:
+        z = z.double()
         onto(z, radius)  # refuses tokens without a direction
-        total, count, images = total + float(lengths(z).sum()), count + z[:, 0].numel(), images + len(batch)
-    if images == 0:
-        raise CheckpointError(NO_IMAGES)
-    ones = torch.ones(tokenizer.config.channels)
-    return Statistics(0 * ones, ones * (total / count / radius), images, fingerprint)
+        total, count = total + float(lengths(z).sum()), count + z[:, 0].numel()
+    return total / max(count, 1)

@@ -54,7 +54,7 @@ class DinoSAE(Tokenizer):
             raise ConfigError(f"tokenizer.stem {list(config.stem)}: {len(config.stem) + 1} convolutions of "
                               f"stride 2 give f{2 ** (len(config.stem) + 1)}, tokenizer.factor is "
                               f"{config.factor}")
-        self.stem = ConvStem(vfm.width(1), config.stem)
+        self.stem, self.last = ConvStem(vfm.width(1), config.stem), f"stem.convs.{len(config.stem)}.weight"
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, width, self.map_shape[1], size)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
@@ -71,6 +71,3 @@ class DinoSAE(Tokenizer):
         if any(parameter.requires_grad for parameter in self.stem.parameters()):
             return z
         return z + self.tau(rng.samples) * rng.number() * rng.randn(*z.shape[1:])
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.stem.convs[-1].weight

@@ -27,6 +27,8 @@ from vfmlab.tokenizers.base import Posterior, Tokenizer
 class EpsilonVAE(Tokenizer):
     """Deterministic latent; the decoder must be of kind `diffusion`."""
 
+    last = "encoder.conv_out.weight"
+
     class Config(config.TokenizerConfig):
         seeded: ClassVar = True
 
@@ -63,6 +65,3 @@ class EpsilonVAE(Tokenizer):
                            rng: StepRandom) -> tuple[list[Tensor], Denoised | None]:
         denoised = self.decoder.denoise(z, target, rng)
         return [denoised.image], denoised
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.encoder.conv_out.weight

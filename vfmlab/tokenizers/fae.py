@@ -102,6 +102,8 @@ class FAE(Tokenizer):
         widths.
     """
 
+    last = "encoder.out.weight"
+
     class Config(config.TokenizerConfig):
         method: Literal["fae"] = "fae"
         channels: int = Field(32, ge=1, description="latent channels")
@@ -157,6 +159,3 @@ class FAE(Tokenizer):
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor]:
         return {self.config.layer: self.standardise.inverse(self.feature_decoder(z).float())}
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.encoder.out.weight if self.start is None else self.start.read.weight

@@ -47,6 +47,8 @@ class GAE(Tokenizer):
         ConfigError: a teacher without a VFM, or on another grid than the latent's; heads that do not divide.
     """
 
+    last = "adapter.weight"
+
     class Config(config.TokenizerConfig):
         method: Literal["gae"] = "gae"
         channels: int = Field(32, ge=1, description="latent channels")
@@ -78,9 +80,6 @@ class GAE(Tokenizer):
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         scale = self.config.noise / 0.8 * rng.randn(1, 1, 1)
         return z + scale * rng.randn(*z.shape[1:])
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.adapter.weight
 
 
 def teacher_of(options: TeacherConfig | None, vfm: nn.Module | None, channels: int, side: int,

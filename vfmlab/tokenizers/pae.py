@@ -35,6 +35,8 @@ class PAE(Tokenizer):
         ConfigError: no VFM, or a latent on another grid; heads that do not divide the VFM's width.
     """
 
+    last = "compressor.conv.weight"
+
     class Config(config.TokenizerConfig):
         method: Literal["pae"] = "pae"
         channels: int = Field(32, ge=1, description="latent channels")
@@ -72,6 +74,3 @@ class PAE(Tokenizer):
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         return self.decoder(self.decompressor(z))
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.compressor.conv.weight

@@ -59,6 +59,8 @@ class PlainVAE(Tokenizer):
     `factor`.
     """
 
+    last = "quant.weight"
+
     class Config(ConvEncoderConfig):
         method: Literal["plain_vae"] = "plain_vae"
         linear_start: bool = Field(False,
@@ -77,9 +79,6 @@ class PlainVAE(Tokenizer):
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
         mean, logvar = self.quant(self.encoder(images)).chunk(2, dim=1)
         return self.gaussian(mean, logvar, images)
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant.weight if self.start is None else self.start.read.weight
 
 
 @TOKENIZERS.register("va_vae")

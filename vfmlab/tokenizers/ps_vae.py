@@ -22,7 +22,6 @@ from vfmlab import config
 from vfmlab.errors import ConfigError
 from vfmlab.nn.vit_block import ViTBlock
 from vfmlab.registry import DECODERS, TOKENIZERS
-from vfmlab.tokenizers.aligntok import EncoderMaps
 from vfmlab.tokenizers.base import Posterior, Tokenizer
 from vfmlab.tokenizers.shapes import width_on_grid
 
@@ -47,6 +46,9 @@ class PSVAE(Tokenizer):
     Raises:
         ConfigError: no VFM, or a latent on another grid; heads that do not divide the VFM's width.
     """
+
+    copied = "backbone"
+    last = "moments.weight"
 
     class Config(config.TokenizerConfig):
         method: Literal["ps_vae"] = "ps_vae"
@@ -76,13 +78,8 @@ class PSVAE(Tokenizer):
         """Whether the copy of the VFM trains."""
         return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
-    def own_features(self, images: Tensor) -> EncoderMaps:
-        """Maps of the VFM's copy, with gradients where its weights take any."""
-        return EncoderMaps(self.backbone.features(images).maps)
-
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        features = features if isinstance(features, EncoderMaps) else self.own_features(images)
-        maps = features[self.config.layer]
+        maps = self.read_features(images, features, (self.config.layer,))[self.config.layer]
         x = self.encoder(maps.flatten(2).transpose(1, 2))
         moments = self.moments(x).transpose(1, 2).unflatten(2, maps.shape[-2:]).float()
         mean, logvar = moments.chunk(2, dim=1)
@@ -94,6 +91,3 @@ class PSVAE(Tokenizer):
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         return self.decoder(z if self.tuned else z.detach())
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.moments.weight

@@ -86,6 +86,7 @@ class SDVAE(Tokenizer):
         )
         self.encoder, self.quant_conv = net.encoder, net.quant_conv
         self.post_quant_conv, self.decoder = net.post_quant_conv, net.decoder
+        self.last = f"{'encoder.conv_out' if self.quant_conv is None else 'quant_conv'}.weight"
         if config.linear_start:
             self.start = LinearStart(config.channels, config.factor)
 
@@ -98,11 +99,6 @@ class SDVAE(Tokenizer):
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         inner = z if self.post_quant_conv is None else self.post_quant_conv(z)
         return self.with_start([self.decoder(inner)], z)
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        if self.start is not None:
-            return self.start.read.weight
-        return (self.encoder.conv_out if self.quant_conv is None else self.quant_conv).weight
 
     def last_decoder_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight

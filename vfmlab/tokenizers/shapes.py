@@ -22,6 +22,10 @@ class LayerShape:
     side: int
 
 
+class EncoderMaps(dict[int, Tensor]):
+    """Maps of a tokenizer's own encoder by layer, not to be mistaken for those of the frozen VFM."""
+
+
 def shapes_of(vfm: nn.Module, layers: Iterable[int]) -> dict[int, LayerShape]:
     return {layer: LayerShape(vfm.width(layer), vfm.grid(layer)[0]) for layer in layers}
 

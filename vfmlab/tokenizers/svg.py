@@ -37,6 +37,8 @@ class SVG(Tokenizer):
         ConfigError: no VFM; channels that are not the VFM's width and `extra`; a grid that is not the VFM's.
     """
 
+    last = "branch.head.2.weight"
+
     class Config(config.TokenizerConfig):
         method: Literal["svg"] = "svg"
         channels: int = Field(392, ge=2, description="must be the VFM's width + extra")
@@ -109,6 +111,3 @@ class SVG(Tokenizer):
             token = matched(token, Spread(*self.own_spread), Spread(*self.target_spread))
         gone = rng.rand(1, 1, 1) < self.config.mask
         return torch.cat([maps, torch.where(gone, token, branch)], dim=1)
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.branch.head[-1].weight

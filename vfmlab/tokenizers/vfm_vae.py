@@ -45,6 +45,8 @@ class VFMVAE(Tokenizer):
             of `widths` that is not the number of layers.
     """
 
+    last = "final_projection.last_weight"
+
     class Config(config.TokenizerConfig):
         dropped: ClassVar = {"beta": 0.25, "entropy_temperature": 0.01}
 
@@ -125,6 +127,3 @@ class VFMVAE(Tokenizer):
         mean, logvar = out.chunk(2, dim=1) if out.shape[1] == 2 * self.config.channels else (out, None)
         posterior = self.gaussian(mean, logvar, maps)
         return posterior if self.quantizer is None else CodePosterior.of(self.quantizer, posterior.mean)
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.final_projection.last_weight if self.start is None else self.start.read.weight

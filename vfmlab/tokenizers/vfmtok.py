@@ -44,6 +44,8 @@ class VFMTok(Tokenizer):
         ConfigError: neither `vfm` nor `shapes`.
     """
 
+    last = "quant.weight"
+
     class Config(config.TokenizerConfig):
         quantised: ClassVar = True
 
@@ -123,9 +125,6 @@ class VFMTok(Tokenizer):
     def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:
         tokens = self.quant(self.encoder([maps[level] for level in self.levels]))
         return CodePosterior.of(self.quantizer, tokens.transpose(1, 2).unflatten(2, self.map_shape[1:]))
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant.weight
 
     # -- decoder --------------------------------------------------------------------------------------------
 

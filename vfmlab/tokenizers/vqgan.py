@@ -26,6 +26,8 @@ class VQGAN(Tokenizer):
     Images of other sides divisible by `factor` have codes too; :meth:`decode_codes` takes those of `size`.
     """
 
+    last = "quant.weight"
+
     class Config(ConvEncoderConfig):
         quantised: ClassVar = True
 
@@ -47,6 +49,3 @@ class VQGAN(Tokenizer):
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
         return CodePosterior.of(self.quantizer, self.quant(self.encoder(images)))
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant.weight

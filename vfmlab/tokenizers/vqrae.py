@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from vfmlab import config
 from vfmlab.registry import DECODERS, QUANTIZERS, TOKENIZERS
-from vfmlab.tokenizers.aligntok import EncoderMaps
 from vfmlab.tokenizers.base import CodePosterior, Tokenizer
 from vfmlab.tokenizers.shapes import width_on_grid
 
@@ -34,6 +33,9 @@ class VQRAE(Tokenizer):
     Raises:
         ConfigError: no VFM; a VFM whose grid is not the latent's.
     """
+
+    copied = "encoder"
+    last = "quant.weight"
 
     class Config(config.TokenizerConfig):
         quantised: ClassVar = True
@@ -54,17 +56,9 @@ class VQRAE(Tokenizer):
         self.quantizer = QUANTIZERS.get(config.quantizer.kind)(config.quantizer, channels)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, width, side, size)
 
-    def own_features(self, images: Tensor) -> EncoderMaps:
-        """The encoder's map (B D h w, by layer), with gradients where its weights take any: what a model that
-        understands images reads."""
-        return EncoderMaps(self.encoder.features(images).maps)
-
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
-        maps = features if isinstance(features, EncoderMaps) else self.own_features(images)
+        maps = self.read_features(images, features, (self.config.layer,))
         return CodePosterior.of(self.quantizer, self.quant(maps[self.config.layer]))
 
     def decode_raw(self, z: Tensor) -> list[Tensor]:
         return self.decoder(self.post_quant(z))
-
-    def last_encoder_layer(self) -> nn.Parameter:
-        return self.quant.weight
