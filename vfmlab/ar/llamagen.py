@@ -54,6 +54,12 @@ class CodeShape(NamedTuple):
                               "generator draws codes; use a quantised tokenizer, or a 'diffusion' section")
         return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid)
 
+    def check(self) -> None:
+        """:class:`ConfigError` for a grid that does not hold the tokens."""
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
+            raise ConfigError(f"codes: a grid of {self.grid[0]} x {self.grid[1]} does not hold {self.tokens} "
+                              "tokens; give rows x columns = tokens, or no grid")
+
 
 class Shape(SizedConfig):
     """Options of :class:`LlamaGen`."""
@@ -120,7 +126,7 @@ class Past:
 @dataclass
 class Cache:
     """Keys and values of tokens drawn so far, block by block. length: inputs seen, the class included.
-    live: sequences that have all of them. condition: of networks that look at the class at every token."""
+    live: sequences that have all of them. condition: their classes, for networks that look at them always."""
 
     blocks: list[Past]
     length: int = 0
@@ -148,10 +154,8 @@ class LlamaGen(nn.Module):
 
     def __init__(self, config: Shape, codes: CodeShape, num_classes: int):
         super().__init__()
+        codes.check()
         entries, tokens, grid = codes
-        if grid is not None and grid[0] * grid[1] != tokens:
-            raise ConfigError(f"codes: a grid of {grid[0]} x {grid[1]} does not hold {tokens} tokens; give "
-                              "rows x columns = tokens, or no grid")
         self.config, self.codes, self.num_classes = config, codes, num_classes
         width, depth, heads = config.sizes
         self.class_embedding = nn.Embedding(num_classes + 1, width)
@@ -192,7 +196,7 @@ class LlamaGen(nn.Module):
         x = self.dropout(x if places is None else x + places)
         for block in self.blocks:
             x = block(x, rope)
-        return self.head(self.norm(x))
+        return self._out(x, rope)
 
     def logits(self, labels: Tensor, codes: Tensor) -> Tensor:
         """:meth:`forward` in raster order, for labels and codes from outside.
@@ -223,8 +227,8 @@ class LlamaGen(nn.Module):
     def first(self, labels: Tensor, cache: Cache) -> Tensor:
         """Logits of the first code (B K), for labels B, without gradients; the cache begins anew."""
         inside("labels", labels, self.num_classes + 1, f"{self.num_classes}: no class")
-        cache.length, cache.live = 0, len(labels)
-        return self._next(self.class_embedding(labels), cache)
+        cache.length, cache.live, cache.condition = 0, len(labels), self.class_embedding(labels).detach()
+        return self._next(cache.condition, cache)
 
     def next(self, codes: Tensor, cache: Cache) -> Tensor:
         """Logits of the code after `codes` (long B), which were drawn last: B K.
@@ -250,11 +254,18 @@ class LlamaGen(nn.Module):
     def _next(self, x: Tensor, cache: Cache) -> Tensor:
         at = self.room(len(x), cache)
         cache.live = len(x)
-        x = (x if self.places is None else x + self.places[at])[:, None]
+        x, beside = self._input(x, at, cache)
         for block, past in zip(self.blocks, cache.blocks, strict=True):
-            x = block(x, self.rope[:, at : at + 1], past, at)
+            x = block(x, beside, past, at)
         cache.length += 1
-        return self.head(self.norm(x))[:, 0]
+        return self._out(x, beside)[:, 0]
+
+    def _input(self, x: Tensor, at: int, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Of input number `at` (rows D): what enters the blocks, rows 1 D, and what they see beside it."""
+        return (x if self.places is None else x + self.places[at])[:, None], self.rope[:, at : at + 1]
+
+    def _out(self, x: Tensor, beside: Tensor) -> Tensor:
+        return self.head(self.norm(x))
 
 
 def inside(what: str, values: Tensor, count: int, remark: str) -> None:

@@ -17,9 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmlab.ar.llamagen import INIT, Cache, CodeShape, LlamaGen, Past, inside
+from vfmlab.ar.llamagen import INIT, Cache, CodeShape, LlamaGen, Past
 from vfmlab.config import SizedConfig
-from vfmlab.errors import ConfigError
 from vfmlab.nn.attention import attend
 from vfmlab.registry import TOKEN_NETWORKS
 
@@ -89,9 +88,7 @@ class RAR(LlamaGen):
 
     def __init__(self, config: Shape, codes: CodeShape, num_classes: int):
         nn.Module.__init__(self)
-        if codes.grid is not None and codes.grid[0] * codes.grid[1] != codes.tokens:
-            raise ConfigError(f"codes: a grid of {codes.grid[0]} x {codes.grid[1]} does not hold "
-                              f"{codes.tokens} tokens; give rows x columns = tokens, or no grid")
+        codes.check()
         self.config, self.codes, self.num_classes = config, codes, num_classes
         width, depth, _ = config.sizes
         self.class_embedding = nn.Embedding(num_classes + 1, width)
@@ -128,17 +125,5 @@ class RAR(LlamaGen):
     def _out(self, x: Tensor, c: Tensor) -> Tensor:
         return self.head(modulated(self.norm(x), *self.modulation(c).chunk(2, dim=-1)))
 
-    def first(self, labels: Tensor, cache: Cache) -> Tensor:
-        inside("labels", labels, self.num_classes + 1, f"{self.num_classes}: no class")
-        cache.condition = F.silu(self.class_embedding(labels)).detach()
-        return super().first(labels, cache)
-
-    @torch.no_grad()
-    def _next(self, x: Tensor, cache: Cache) -> Tensor:
-        at = self.room(len(x), cache)
-        cache.live = len(x)
-        x, c = (x + self.places[at] + self.targets[at])[:, None], cache.condition[: len(x)]
-        for block, past in zip(self.blocks, cache.blocks, strict=True):
-            x = block(x, c, past, at)
-        cache.length += 1
-        return self._out(x, c)[:, 0]
+    def _input(self, x: Tensor, at: int, cache: Cache) -> tuple[Tensor, Tensor]:
+        return (x + self.places[at] + self.targets[at])[:, None], F.silu(cache.condition[: len(x)])
