@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.fft import dctn
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments import cosines, neighbours, velocity
@@ -66,13 +65,6 @@ def test_separate_clouds_are_found():
     x = 8 * torch.eye(3, 5)[labels] + normal(90, 5)
     found = neighbours.spectral_clusters(x, 3, 0)
     assert neighbours.mutual_information(found, labels) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 8])
-def test_cosines_are_scipys(n: int):
-    x = normal(n, 5).double()
-    ours = cosines.cosines(n) @ x @ cosines.cosines(5).T
-    torch.testing.assert_close(ours, torch.as_tensor(dctn(x.numpy(), norm="ortho")))
 
 
 def test_share_of_high_energy():

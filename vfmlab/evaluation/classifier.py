@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vfmlab import config, data
 from vfmlab.evaluation import cache, linear
-from vfmlab.evaluation.features import FeatureSpace, Seen, VisionModelSpace
+from vfmlab.evaluation.features import FeatureSpace, Seen, VisionModelSpace, over
 from vfmlab.registry import FEATURE_SPACES
 from vfmlab.seeding import generator
 
@@ -78,9 +78,4 @@ class ClassifierSpace(FeatureSpace):
     def _seen(self, source: data.ImageSource, n: int, name: str) -> tuple[Tensor, Tensor]:
         """Features N D and labels N of a seeded part of the images, on the CPU."""
         order = torch.randperm(len(source), generator=generator(name, SEED))[:n].sort().values
-        rows, labels = [], []
-        for part in order.split(BATCH):
-            batch = source.batch(part)
-            rows.append(self.plain(data.to_float(batch.images).to(self.weight.device)).features.float().cpu())
-            labels.append(batch.labels)
-        return torch.cat(rows), torch.cat(labels)
+        return over(source, order, lambda x: self.plain(x.to(self.weight.device)).features, BATCH)

@@ -11,13 +11,14 @@ so of a protocol's hash.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vfmlab import config, vfm
+from vfmlab import config, data, vfm
 from vfmlab.errors import CheckpointError, ConfigError, nearest
 from vfmlab.registry import FEATURE_SPACES
 
@@ -31,6 +32,18 @@ class Seen(NamedTuple):
     features: Tensor
     logits: Tensor | None
     spatial: Tensor | None = None
+
+
+@torch.no_grad()
+def over(source: data.ImageSource, indices: Tensor, function: Callable[[Tensor], Tensor],
+         batch: int) -> tuple[Tensor, Tensor]:
+    """`function` of images of a source (B 3 H W in [-1, 1]), in fp32, and their labels; on the CPU."""
+    values, labels = [], []
+    for part in indices.split(batch):
+        images = source.batch(part)
+        values.append(function(data.to_float(images.images)).float().cpu())
+        labels.append(images.labels)
+    return torch.cat(values), torch.cat(labels)
 
 
 class FeatureSpace(nn.Module):
@@ -186,9 +199,7 @@ class InceptionSpace(FeatureSpace):
         self.preprocessing = "uint8, TensorFlow 1.x bilinear to 299"
 
     def forward(self, images: Tensor) -> Seen:
-        from vfmlab.data import to_uint8
-
-        return Seen(*self.net(to_uint8(images)), self._spatial)
+        return Seen(*self.net(data.to_uint8(images)), self._spatial)
 
     def _keep(self, _: nn.Module, __: tuple[Tensor, ...], maps: Tensor) -> None:
         self._spatial = maps[:, :7].permute(0, 2, 3, 1).flatten(1).float()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vfmlab import config, data
 from vfmlab.errors import DataError
+from vfmlab.evaluation.features import over
 from vfmlab.evaluation.representation import check_finite, standardiser
 from vfmlab.evaluation.roundtrip import CPU_PART
 from vfmlab.seeding import generator
@@ -97,17 +98,11 @@ def training_images(source: data.ImageSource, seed: int, n: int = TRAIN_IMAGES) 
     return torch.randperm(len(source), generator=generator("probe images", seed))[:n].sort().values
 
 
-@torch.no_grad()
 def training_latents(tokenizer: Tokenizer, cfg: config.Data, seed: int, batch_size: int,
                      n: int = TRAIN_IMAGES) -> tuple[Tensor, Tensor]:
     """Normalised latents (mode, n C h w) and labels of a seeded choice of training images."""
     source = data.open_source(cfg, "train")
-    which = training_images(source, seed, n)
-    z, labels = [], []
     device = tokenizer.stat_mean.device
-    for part in which.split(min(batch_size, CPU_PART) if device.type == "cpu" else batch_size):
-        batch = source.batch(part)
-        images = data.to_float(batch.images).to(device, memory_format=torch.channels_last)
-        z.append(tokenizer.encode(images).mode().cpu())
-        labels.append(batch.labels)
-    return torch.cat(z), torch.cat(labels)
+    return over(source, training_images(source, seed, n),
+                lambda x: tokenizer.encode(x.to(device, memory_format=torch.channels_last)).mode(),
+                min(batch_size, CPU_PART) if device.type == "cpu" else batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def rotary_table(grid: tuple[int, int], head_dim: int) -> Tensor:
@@ -51,12 +50,9 @@ def positions(table: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
 
     prefix: of class tokens in front, whose positions stay.
     """
-    side = round((table.shape[1] - prefix) ** 0.5)
-    if (side, side) == tuple(grid):
-        return table
-    square = table[:, prefix:].transpose(1, 2).unflatten(2, (side, side)).float()
-    square = F.interpolate(square, tuple(grid), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([table[:, :prefix], square.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(table, list(grid), num_prefix_tokens=prefix)
 
 
 def sincos_table(grid: tuple[int, int], width: int) -> Tensor:

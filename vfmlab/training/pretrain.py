@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from vfmlab.data import Batch, ImageSource, open_source, to_float
 from vfmlab.data.stream import BatchStream
 from vfmlab.errors import CheckpointError, ConfigError, VfmlabError, nearest
 from vfmlab.evaluation import factors, groups, judge, linear
+from vfmlab.evaluation.features import over
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.training import augment
 from vfmlab.training.contrast import ContrastObjective
@@ -312,22 +313,26 @@ class PretrainTask(Task):
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, float]:
         """On held-out images: the judge's accuracy; R^2 of every factor; shares of captions that are read
         right, or found; or the accuracy of a ridge classifier on the pocket VFM's global mean."""
-        device = next(weights.parameters()).device
+        device, every = next(weights.parameters()).device, torch.arange(len(self.held_out))
         weights = weights.eval()
+
+        def seen(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+            return over(self.held_out, every, lambda x: function(weights(x.to(device))), 128)
+
         if isinstance(weights, judge.Judge):
-            logits, labels = _over(self.held_out, lambda x: weights(x.to(device))[1])
+            logits, labels = seen(lambda out: out[1])
             return {"accuracy": float((logits.argmax(1) == labels).float().mean())}
         if isinstance(weights, factors.FactorNet):
-            output, _ = _over(self.held_out, lambda x: weights(x.to(device))[0])
-            truth = factors.targets(self.held_out, torch.arange(len(output))).to(device)
+            output, _ = seen(lambda out: out[0])
+            truth = factors.targets(self.held_out, every).to(device)
             scores = factors.r2(weights, output, weights.standardise(truth).cpu())
             return {f"r2_{name}": value for name, value in scores.items()}
         if isinstance(weights, pocket_text.TextNet):
             return self.objective.measure(weights, self.held_out)
         if isinstance(weights, groups.GroupNet):
-            output, _ = _over(self.held_out, lambda x: groups.probabilities(weights(x.to(device))))
-            return groups.shares(self.held_out.captions(torch.arange(len(output))), output)
-        pooled, labels = _over(self.held_out, lambda x: weights(x.to(device))[-1].float().mean(dim=(2, 3)))
+            output, _ = seen(groups.probabilities)
+            return groups.shares(self.held_out.captions(every), output)
+        pooled, labels = seen(lambda maps: maps[-1].float().mean(dim=(2, 3)))
         return {"ridge_accuracy": ridge_accuracy(pooled, labels)}
 
     def finish(self, weights: nn.Module, run_dir: runs.RunDir) -> None:
@@ -335,14 +340,6 @@ class PretrainTask(Task):
         kind = next(kind for kind, (network, _) in NETWORKS.items() if isinstance(weights, network))
         write(run_dir.path / f"{kind}.safetensors", weights, {kind: weights.spec}, self.run,
               self.source.fingerprint)
-
-
-@torch.no_grad()
-def _over(source: ImageSource, function: Any, batch: int = 128) -> tuple[Tensor, Tensor]:
-    """`function` of all images of a source, and their labels, on the CPU."""
-    batches = [source.batch(indices) for indices in torch.arange(len(source)).split(batch)]
-    values = torch.cat([function(to_float(b.images)).float().cpu() for b in batches])
-    return values, torch.cat([b.labels for b in batches])
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor) -> float:

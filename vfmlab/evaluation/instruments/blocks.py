@@ -45,14 +45,15 @@ def block_features(network: nn.Module, z: Tensor, ids: Sequence[int], t: float, 
 
 
 def block_alignment(network: nn.Module, z: Tensor, ids: Sequence[int], theirs: Tensor, protocol: str,
-                    key: str = BLOCK_KEY, t: float = 0.5, seed: int = 0) -> dict[str, Number]:
-    """CKNNA of every block with a reference's features (N D) of the same images: {"cknna_block_1": ..., ...}.
+                    key: str = BLOCK_KEY) -> dict[str, Number]:
+    """CKNNA of every block at t = 1/2 with a reference's features (N D) of the same images:
+    {"cknna_block_1": ..., ...}.
 
     For the evaluations during training: what is logged under these names is what :func:`over_training` reads.
     protocol: hash of what the numbers depend on.
     """
     b = prepare(theirs)
-    features = block_features(network, z, ids, t, seed)
+    features = block_features(network, z, ids, t=0.5)
     values = {k: cknna(prepare(x), b, K) for k, x in features.items()}
     return {f"{key}{k}": Number(v, protocol, len(z), better=HIGHER, label=f"CKNNA of block {k}")
             for k, v in values.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,14 +12,6 @@ from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
 
-def cosines(n: int) -> Tensor:
-    """The orthonormal DCT-II of length n: n n, a frequency a row."""
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-    matrix = (2 / n) ** 0.5 * torch.cos(math.pi * (i + 0.5) * k / n)
-    matrix[0] /= 2**0.5
-    return matrix
-
-
 def high_share(maps: Tensor) -> float:
     """Share of the energy of maps N C h w, without their means, in coefficients whose frequencies, as shares
     of the highest, add up to 1 or more.
@@ -29,8 +19,10 @@ def high_share(maps: Tensor) -> float:
     Raises:
         DataError: maps that do not vary within an image.
     """
+    from scipy.fft import dctn
+
     h, w = maps.shape[-2:]
-    power = (cosines(h) @ maps.double() @ cosines(w).T).square().sum((0, 1))
+    power = torch.as_tensor(dctn(maps.double().numpy(), axes=(2, 3), norm="ortho")).square().sum((0, 1))
     power[0, 0] = 0
     if not power.sum() > 1e-12 * maps.double().square().sum():
         raise DataError(f"features on a {h} x {w} grid do not vary within an image; they have no frequencies")

@@ -42,7 +42,8 @@ def spectrum(x: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C."""
+    """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C; of counts, which say
+    how often each of C is used, their perplexity."""
     return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
@@ -138,4 +139,3 @@ class Geometry(Instrument):
         draw = torch.randperm(len(x), generator=generator("tokens", subject.protocol.seed))[:TOKENS]
         report.add("density_gini", gini(neighbour_distances(x[draw])), section, n)
         report.add("low_frequency_share", low_share(maps), section, n)
-

@@ -235,4 +235,3 @@ class Rate(Instrument):
             report.add(name, min(enough), section, n)
         else:
             report.absent(name, f"not reached at {max(p['bpp'] for p in points):g} bits per pixel")
-
