@@ -193,8 +193,3 @@ def pick(hidden: dict[int, Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor
             raise ConfigError(f"features_at {k}: the network has blocks 1 to {depth} (0: embeddings, -1: the "
                               "last)")
     return {k: hidden[k if k >= 0 else depth + 1 + k] for k in wanted}
-
-
-def parameters(network: nn.Module) -> int:
-    """Number of parameters, the fixed position code included."""
-    return sum(p.numel() for p in network.parameters())

@@ -86,7 +86,6 @@ class Guided:
         self.scales = None if scales is None else scales.to(labels.device)
         changes = guidance.scale != 1 if scales is None else bool((scales != 1).any())
         self.conditional = changes and bool((labels != null).any())
-        self.evaluations = 0  # network calls so far, a doubled batch counted twice
 
     def active(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t."""
@@ -96,9 +95,7 @@ class Guided:
     def __call__(self, x: Tensor, t: float) -> Tensor:
         times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.float32)
         if not self.active(t):
-            self.evaluations += 1
             return self.network(x, times, self.labels).float()
-        self.evaluations += 2
         nulls = torch.full_like(self.labels, self.null)
         both = self.network(torch.cat([x, x]), torch.cat([times, times]),
                             torch.cat([self.labels, nulls])).float()

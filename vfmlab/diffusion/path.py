@@ -87,11 +87,6 @@ def noise(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     return x + (1 - over(t, x)) * v
 
 
-def score(x: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
-    """Gradient of log p_t(x): -(x + (1 - t) v) / t. Not defined at t = 0."""
-    return -noise(x, v, t) / over(t, x)
-
-
 def velocity_from_clean(x: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
     """(x - z) / t. Not defined at t = 0."""
     return (x - z) / over(t, x)

@@ -102,19 +102,18 @@ class Progress:
             self.bar = None
 
 
-def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0,
-          stream: TextIO | None = None) -> Iterator[Event]:
+def watch(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0) -> Iterator[Event]:
     """Pass `events` through and show them as :class:`Progress` does."""
-    with Progress(mode, every, stream) as show:
+    with Progress(mode, every) as show:
         for event in events:
             show(event)
             yield event
 
 
-def follow(events: Iterable[Event], mode: Mode = "auto", every: float = 10.0) -> list[Event]:
+def follow(events: Iterable[Event], mode: Mode = "auto") -> list[Event]:
     """Run a job to its end and return its events, with images of the last preview only (memory)."""
     done: list[Event] = []
-    with Progress(mode, every, sys.stdout) as show:  # notebooks colour stderr as if something were wrong
+    with Progress(mode, stream=sys.stdout) as show:  # notebooks colour stderr as if something were wrong
         for event in events:
             show(event)
             if event.kind == "preview":

@@ -57,8 +57,16 @@ class ProjectedConfig(DiscriminatorConfig):
         return kernel
 
 
-class OnTokens:
-    """What the discriminators on a frozen backbone share: heads on its tokens, windows at its resolution."""
+@DISCRIMINATORS.register("projected")
+class Projected(Discriminator):
+    """StyleGAN-T's discriminator on any frozen ViT; logits: one B N tensor for each layer.
+
+    Raises:
+        ConfigError: no backbone, one that is the tokenizer's own VFM without saying so, or fewer tokens than
+            the kernel reaches. CheckpointError: the backbone's weights cannot be had.
+    """
+
+    Config = ProjectedConfig
 
     def __init__(self, config: ProjectedConfig, size: int, vfm: VisionModel | None = None):
         super().__init__(config, size, vfm)
@@ -84,20 +92,8 @@ class OnTokens:
         return list(logits), list(maps)
 
 
-@DISCRIMINATORS.register("projected")
-class Projected(OnTokens, Discriminator):
-    """StyleGAN-T's discriminator on any frozen ViT; logits: one B N tensor for each layer.
-
-    Raises:
-        ConfigError: no backbone, one that is the tokenizer's own VFM without saying so, or fewer tokens than
-            the kernel reaches. CheckpointError: the backbone's weights cannot be had.
-    """
-
-    Config = ProjectedConfig
-
-
 @DISCRIMINATORS.register("rae_dino")
-class RAEDino(OnTokens, Discriminator):
+class RAEDino(Projected):
     """RAE's variant. From its released code: ViT-S/8 at 224 px by bicubic scaling, no crops, no cutout, patch
     tokens without the class token, heads with statistics per image, and the last block read twice (first and
     last head).
