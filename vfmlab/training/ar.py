@@ -20,6 +20,7 @@ from vfmlab.registry import TOKEN_NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
+from vfmlab.training import evaluated
 from vfmlab.training.task import Task
 
 SHOWN = 16  # samples of a preview
@@ -95,7 +96,7 @@ class ARTask(Task):
         return self.tokenizer.decode_codes(drawn)
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
-        return self.generated(weights, self.tokenizer).record()
+        return evaluated.generated(self, weights, self.tokenizer).record()
 
 
 def build(cfg: config.AR, seed: int, codes: CodeShape, num_classes: int) -> nn.Module:

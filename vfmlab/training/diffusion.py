@@ -23,7 +23,7 @@ from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
 from vfmlab.seeding import SampleRandom, derive
 from vfmlab.tokenizers.base import Tokenizer
-from vfmlab.training import features, repa_e
+from vfmlab.training import evaluated, features, repa_e
 from vfmlab.training.repa_e import Tuned
 from vfmlab.training.task import Task
 from vfmlab.training.tokenizer import inherit, write_statistics
@@ -209,7 +209,7 @@ class DiffusionTask(Task):
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
         network, tokenizer = self._parts(weights)
         with_weaker(network, self.run.protocol.guidance, self.root)
-        report = self.generated(network, tokenizer)
+        report = evaluated.generated(self, network, tokenizer)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 
     def _blocks(self, network: nn.Module) -> dict[str, Number]:
@@ -218,7 +218,7 @@ class DiffusionTask(Task):
         from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
         from vfmlab.evaluation.protocol import exact, resolve, selection
 
-        z, setup = self._baseline.latents, self.setup
+        z, setup = self._baseline.latents, self._setup
         resolved = resolve(exact(setup.protocol), setup.cfg, setup.source, setup.space)
         ids = selection(resolved, setup.source)[: len(z)]
         references = {BLOCK_KEY: self._baseline.real.features()[: len(z)]}

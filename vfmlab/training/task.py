@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,10 +15,6 @@ from vfmlab.data import ImageSource
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.nn import parts
 from vfmlab.runs import RunDir
-
-if TYPE_CHECKING:  # a floor above
-    from vfmlab.evaluation.number import Report
-    from vfmlab.evaluation.protocol import Setup
 
 
 class Task:
@@ -61,7 +57,7 @@ class Task:
     columns: int = 8
     started: Mapping[str, Any] = {}
     root: str = "runs"
-    _setup: Any = None
+    _setup: Any = None  # what evaluations share, of vfmlab.training.evaluated
     _baseline: Any = None
 
     @property
@@ -135,26 +131,6 @@ class Task:
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any] | None:
         """Numbers by the run's protocol, at the sample counts in `train.evaluate_at`."""
         return None
-
-    @property
-    def setup(self) -> Setup:
-        """What evaluations share, opened once: real images do not change from one to the next."""
-        from vfmlab.evaluation.protocol import open_setup
-
-        if self._setup is None:
-            self._setup = open_setup(self.run.data, self.run.protocol, self.root, self.device)
-        return self._setup
-
-    def generated(self, network: nn.Module, tokenizer: nn.Module) -> Report:
-        """Numbers of a generator's samples. Reconstructions change only where the tokenizer trains too."""
-        from vfmlab.evaluation.generation import evaluate_generation
-        from vfmlab.evaluation.reconstruction import measure
-
-        data, protocol = self.run.data, self.run.protocol
-        if self._baseline is None or tokenizer is not self.tokenizer:
-            self._baseline = measure(tokenizer, data, protocol, self.setup)
-        return evaluate_generation(network, tokenizer, data, protocol, self.num_classes, setup=self.setup,
-                                   baseline=self._baseline, seed=self.run.seed)
 
     def stepped(self, step: int, numbers: Mapping[str, float]) -> None:
         """After every step, of which `step` are done: a callback given from a notebook's cell.

@@ -22,7 +22,7 @@ from vfmlab.registry import TOKENIZERS
 from vfmlab.runs import RunDir, beside
 from vfmlab.seeding import StepRandom, derive
 from vfmlab.tokenizers.base import Statistics, Tokenizer, measure
-from vfmlab.training import checkpoint, features
+from vfmlab.training import checkpoint, evaluated, features
 from vfmlab.training.objective import TokenizerObjective
 from vfmlab.training.task import Task
 
@@ -146,7 +146,8 @@ class TokenizerTask(Task):
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 
         with _on_its_sphere(weights, self.source, self.seed):
-            return evaluate_reconstruction(weights, self.run.data, self.run.protocol, self.setup).record()
+            return evaluate_reconstruction(weights, self.run.data, self.run.protocol,
+                                           evaluated.setup(self)).record()
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""

@@ -1,0 +1,34 @@
+"""What evaluations during training share: opened once, because real images do not change between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vfmlab.training.task import Task
+
+if TYPE_CHECKING:  # imported where a run is evaluated
+    from vfmlab.evaluation.number import Report
+    from vfmlab.evaluation.protocol import Setup
+
+
+def setup(task: Task) -> Setup:
+    """Held-out images, feature space and reference of the run's protocol."""
+    from vfmlab.evaluation.protocol import open_setup
+
+    if task._setup is None:
+        task._setup = open_setup(task.run.data, task.run.protocol, task.root, task.device)
+    return task._setup
+
+
+def generated(task: Task, network: nn.Module, tokenizer: nn.Module) -> Report:
+    """Numbers of a generator's samples. Reconstructions change only where the tokenizer trains too."""
+    from vfmlab.evaluation.generation import evaluate_generation
+    from vfmlab.evaluation.reconstruction import measure
+
+    data, protocol = task.run.data, task.run.protocol
+    if task._baseline is None or tokenizer is not task.tokenizer:
+        task._baseline = measure(tokenizer, data, protocol, setup(task))
+    return evaluate_generation(network, tokenizer, data, protocol, task.num_classes, setup=setup(task),
+                               baseline=task._baseline, seed=task.run.seed)
