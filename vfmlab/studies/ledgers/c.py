@@ -21,10 +21,12 @@ def _row(spec: str, block: str, until: Until = "tokenizer", photo: str | None = 
 
 
 def _tokens(change: str = "", variant: str = "", photo: str | None = None) -> Entry:
-    """VFMTok under the tier's autoregressive transformer; `photo`: the change on photographs."""
-    change = change and f":{change}"
-    other = f"vfmtok@photo_ar:{photo}" if photo else f"vfmtok{variant}@photo_ar{change}"
-    return _row(f"vfmtok{variant}@pocket_ar{change}", "region tokens", None, other)
+    """VFMTok under the tier's autoregressive transformer, measured at its end; `photo`: the change on
+    photographs."""
+    end = "ar.train.evaluate_at=[]"
+    change = ",".join(filter(None, (end, change)))
+    other = f"vfmtok@photo_ar:{end},{photo}" if photo else f"vfmtok{variant}@photo_ar:{change}"
+    return _row(f"vfmtok{variant}@pocket_ar:{change}", "region tokens", None, other)
 
 
 ROWS = {
