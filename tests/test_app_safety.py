@@ -524,7 +524,7 @@ def test_junk_requests_are_4xx(server, capfd):
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     method=st.sampled_from(["GET", "POST", "HEAD", "PUT"]), path=st.one_of(st.text(max_size=40), st.sampled_from(PLACES)), query=st.binary(max_size=60),
     headers=st.lists(st.tuples(st.sampled_from([b"origin", b"range", b"cookie", b"content-length", b"sec-fetch-site", b"host"]), st.binary(max_size=30)), max_size=4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -112,7 +113,7 @@ def test_a_misspelt_field_of_a_file_is_named_before_the_one_that_lacks():
         config.parse(tree)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=2))
 def test_whatever_is_overridden_the_answer_is_a_recipe_or_one_line(values):
     for changes in (values, {f"{section}.{name}": value for name, value in values.items() for section in ("train", "losses")}):
@@ -132,7 +133,7 @@ LEAVES = {"train.lr": st.floats(1e-8, 1), "seed": st.integers(0, 2**40), "trains
           "train.evaluate_at": st.lists(st.integers(1, 64), max_size=3), "vfm": st.none()}  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.fixed_dictionaries({}, optional=LEAVES))
 def test_overrides_round_trip(values):
     """As a dict, as its JSON, one by one, and read again from the JSON of the result: always the same recipe."""
@@ -264,3 +265,20 @@ def test_another_kind_leaves_the_former_ones_fields():
         api.resolve("tiny_rae+sphere", {"diffusion.path.kind": "linear"})
     with pytest.raises(ConfigError, match=r"unknown field 'tokenizer.decoder.gelu' = 'erf'"):
         api.resolve("tiny_vfm_vae", {"tokenizer.decoder.kind": "vit", "losses.multiscale": 0, "tokenizer.decoder.gelu": "erf"})
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"train.samples": 10}, "train.samples = 10 reaches no stage of tiny_aligntok: 'latent' sets its own; set stages.latent.train.samples"),
+    ({"train": {"samples": 10}}, "set stages.latent.train.samples"),
+    ({"trains": ["decoder.*"]}, "set stages.latent.trains"),
+])
+def test_a_change_that_no_stage_reads_is_said(changes, said):
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        config.override(presets.get("tiny_aligntok"), changes)
+
+
+def test_a_change_that_some_stage_reads_is_taken(recwarn):
+    run = config.override(presets.get("tiny_aligntok"), {"train.batch": 8, "stages.latent.train.samples": 8})
+    assert [phase.train.batch for phase in run.phases()[:3]] == [8, 8, 8]
+    assert run.phases()[0].budget == 8
+    assert not recwarn

@@ -65,7 +65,7 @@ def test_planted_truths_come_out_at_the_promised_rates(gap, kind, delta, word, l
 
 
 @given(st.floats(-6, 6), st.floats(0.05, 3), st.sampled_from(["gap", "no gap"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_verdict_says_where_the_interval_lies(estimate: float, deviation: float, kind: str):
     one, delta = Interval(estimate, deviation, SEEDS, ROWS), 1.0
     inside, outside = -delta < one.low and one.high < delta, one.low > delta or one.high < -delta
@@ -86,7 +86,7 @@ def test_holm_of_a_known_example():
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_holm_keeps_the_order_and_never_helps(p):
     adjusted = holm(p)
     assert all(a >= b for a, b in zip(adjusted, p, strict=True))

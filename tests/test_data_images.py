@@ -34,7 +34,7 @@ def noise(width, height):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(8, 64))
 def test_crop_is_square_and_keeps_a_flat_colour(width, height, size):
     out = centre_crop(Image.new("RGB", (width, height), (7, 100, 250)), size)
@@ -42,14 +42,14 @@ def test_crop_is_square_and_keeps_a_flat_colour(width, height, size):
     assert (np.asarray(out) == (7, 100, 250)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(8, 64))
 def test_crop_leaves_an_image_of_the_right_size_alone(size):
     image = noise(size, size)
     assert (np.asarray(centre_crop(image, size)) == np.asarray(image)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(8, 40), extra=st.integers(0, 60), wide=st.booleans())
 def test_crop_takes_the_middle(size, extra, wide):
     """With the short side at `size` nothing is resampled: the crop is a window of the original."""
@@ -172,7 +172,7 @@ def test_unreadable_images_say_why_in_one_line(name):
     assert "BytesIO" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, len(GOOD) - 1), value=st.integers(0, 255), end=st.integers(0, len(GOOD)))
 def test_damage_never_raises_anything_else(place, value, end):
     damaged = bytearray(GOOD)

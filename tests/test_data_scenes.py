@@ -16,7 +16,7 @@ from vfmlab.errors import ConfigError, DataError
 STYLE = st.sampled_from(sorted(STYLES))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(style=STYLE, size=st.sampled_from([8, 17, 32, 64]), seed=st.integers(0, 2**31), data=st.data())
 def test_a_pixel_depends_on_nothing_but_its_index(style, size, seed, data):
     count = 200

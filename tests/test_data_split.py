@@ -17,7 +17,7 @@ from vfmlab.data.split import split_of, stratified
 from vfmlab.errors import ConfigError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=9), seed=st.integers(0, 9), share=st.floats(0, 1))
 def test_every_prefix_holds_the_classes_in_proportion(counts, seed, share):
     labels = np.repeat(np.arange(len(counts)), counts)

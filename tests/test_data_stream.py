@@ -33,7 +33,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 99))
 def test_every_epoch_is_a_permutation(count, batch, seed):
     order = Order(count, batch, seed)

@@ -31,7 +31,7 @@ def moments(x: torch.Tensor) -> Moments:
     return Moments(x.shape[1]).update(x)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 6), st.floats(-1e4, 1e4))
 def test_moments_do_not_depend_on_batches(sizes, d, offset):
     x = normal(sum(sizes) + 2, d) + offset
@@ -91,7 +91,7 @@ def test_rank_deficient_closed_form():
     assert gaussian_distance(torch.zeros(3), a, torch.zeros(3), a) == pytest.approx(0.0, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40))
 def test_symmetric_non_negative_and_rotation_invariant(seed, n, m):
     x, y = normal(n, 12, seed), 2 * normal(m, 12, seed + 1) + 1

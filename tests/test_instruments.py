@@ -232,7 +232,7 @@ def test_spatial_frequencies():
         geometry.low_share(torch.ones(2, 3, 4, 4))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.sampled_from([(8, 8), (9, 6)]))
 def test_bands_add_up_to_the_mean_square(seed, shape):
     x = normal(2, 3, *shape, seed=seed)

@@ -182,7 +182,7 @@ def test_vf_matches_the_release(golden, which, margins, distance, cos):
     torch.testing.assert_close(value, io[f"out.vf_loss.{which}.{margins}"], rtol=1e-5, atol=0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.1, 10))
 def test_vf_is_zero_for_the_same_geometry_at_any_scale(seed, scale):
     maps = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(seed))

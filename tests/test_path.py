@@ -46,7 +46,7 @@ def test_velocity_is_the_derivative_of_the_point():
     torch.testing.assert_close((b.x - a.x) / 2e-4, path.interpolate(z, noise, t).v)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(t=TIME, seed=st.integers(0, 10**6))
 def test_a_velocity_gives_both_ends_and_the_drift(t, seed):
     z, noise = (part.double() for part in pair(seed))
@@ -59,7 +59,6 @@ def test_a_velocity_gives_both_ends_and_the_drift(t, seed):
         torch.testing.assert_close(path.sde_drift(point.x, point.v, time), drift)
 
 
-@settings(deadline=None)
 @given(t=st.floats(0, 1), shift=SHIFT)
 def test_shift_is_monotone_undone_by_its_inverse_and_mirrored_by_reversal(t, shift):
     shifted = path.shift_time(t, shift)
@@ -69,7 +68,6 @@ def test_shift_is_monotone_undone_by_its_inverse_and_mirrored_by_reversal(t, shi
     assert path.reverse(path.shift_time(path.reverse(t), 1 / shift)) == pytest.approx(shifted, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(steps=st.integers(1, 300), shift=SHIFT)
 def test_grids_run_from_noise_to_data(steps, shift):
     for grid in (path.time_grid(steps, shift), path.sde_grid(steps, shift)):

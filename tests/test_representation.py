@@ -83,7 +83,7 @@ def test_self_alignment(reference):
     assert cknna(a, a, epsilon=1e-6) == pytest.approx(values["self"], abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(12, 60), st.integers(2, 11), st.booleans())
 def test_cknna_equals_the_dense_definition(seed, n, k, unbiased):
     a = prepare(normal(n, 6, seed))

@@ -48,7 +48,7 @@ def test_turn_is_clockwise():
     assert transforms.turn(x, 1).tolist() == [[3.0, 1.0], [4.0, 2.0]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.sampled_from([1, 3, 4, 14, 16]), st.integers(0, 10**6))
 def test_latent_and_target_always_agree_in_size(side, factor, step):
     config = Equivariance(p_latent=0.5, p_prior=0.5)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Container
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from vfmlab.config.files import absolute_source, expand, parse_json
-from vfmlab.config.recipe import Phase, Recipe, Stage
+from vfmlab.config.recipe import Phase, Recipe, Settings, Stage
 from vfmlab.config.schema import loss_config
 from vfmlab.errors import ConfigError, nearest
 from vfmlab.registry import DECODERS, LOSSES, NETWORKS, PATHS, TOKEN_NETWORKS, TOKENIZERS
@@ -98,7 +99,30 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
     inner = ((dotted, value) for dotted, value in values.items() if isinstance(value, dict))
     named = {*values, *(f"{dotted}.{key}" for dotted, value in inner for key in value)}
     _leave(before, tree, tree, [], named)
-    return parse(tree, "overrides")
+    recipe = parse(tree, "overrides")
+    for dotted, value in values.items():
+        _reaches(tree, str(dotted), value)
+    return recipe
+
+
+def _reaches(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Warn of a change of what the first stage sets itself: no stage reads it. Rows of a comparison may share
+    one that others read, so it is no error."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _reaches(tree, f"{dotted}.{key}", inner)
+        return
+    stages, path = tree.get("stages"), dotted.split(".")
+    if not stages or path[0] not in Settings.model_fields:
+        return
+    node: Any = stages[0]
+    for key in path:
+        node = (node if isinstance(node, dict) else {"weight": node}).get(key)
+        if node is None:
+            return
+    name = stages[0]["name"]
+    warnings.warn(f"overrides: {dotted} = {brief(value)} reaches no stage of {tree['name']}: '{name}' sets its "
+                  f"own; set stages.{name}.{dotted}", stacklevel=3)
 
 
 def _leave(before: Any, after: Any, tree: dict[str, Any], path: list[str], named: Container[str]) -> None:
