@@ -121,8 +121,8 @@ def _reaches(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if node is None:
             return
     name = stages[0]["name"]
-    warnings.warn(f"overrides: {dotted} = {brief(value)} reaches no stage of {tree['name']}: '{name}' sets its "
-                  f"own; set stages.{name}.{dotted}", stacklevel=3)
+    warnings.warn(f"overrides: {dotted} = {brief(value)} reaches no stage of {tree['name']}: '{name}' sets "
+                  f"its own; set stages.{name}.{dotted}", stacklevel=3)
 
 
 def _leave(before: Any, after: Any, tree: dict[str, Any], path: list[str], named: Container[str]) -> None:
