@@ -170,8 +170,8 @@ def test_a_config_file_takes_the_place_of_a_preset(tmp_path):
         ("pocket_vfm_vae@", ["unknown preset ''"]),
         ("pocket_vfm_vae@pocket_vfm", ["'pocket_vfm' has no diffusion or ar section"]),
         ("pocket_vfm@pocket_vfm_vae", ["'pocket_vfm' has no tokenizer section"]),
-        ("pocket_plain_vae+random", ["variant 'random' of 'pocket_plain_vae'", "no 'vfm' section"]),
-        ("pocket_vfm+repa", ["variant 'repa' of 'pocket_vfm'", "the run has none"]),
+        ("pocket_plain_vae+random", ["variant 'random' of 'pocket_plain_vae'", "it changes the 'vfm' section"]),
+        ("pocket_vfm+repa", ["variant 'repa' of 'pocket_vfm'", "it changes a diffusion model, which this run does not have"]),
         ("pocket_vfm_vae+joint+ddt", ["network 'ddt' has no class token"]),
     ],
 )

@@ -279,19 +279,15 @@ VARIANTS: dict[str, Variant] = {
 }  # fmt: skip
 WHOLE = {"diffusion.network", "tokenizer.quantizer", "ar.network"}
 FITTED = ("plain_matched", "fusion_matched")
-PARTS: dict[str, tuple[Callable[[Recipe], bool], str, str]] = {
-    "decoder": (
-        lambda run: getattr(getattr(run.tokenizer, "decoder", None), "kind", None) == "progressive",
-        "it changes a progressive decoder, which this run does not have", "pocket_vfm_vae",
-    ),
-    "tokenizer": (lambda run: run.tokenizer is not None, "it changes a tokenizer, and the run has none", "pocket_vfm_vae"),
-    "diffusion": (lambda run: run.diffusion is not None, "it changes a diffusion model, and the run has none", "pocket_vfm_vae"),
-    "quantiser": (
-        lambda run: run.tokenizer is not None and run.tokenizer.quantised,
-        "it changes a quantiser, which this run does not have", "pocket_vqgan",
-    ),
-    "vfm": (lambda run: run.vfm is not None, "it changes the VFM, and the run has no 'vfm' section", "pocket_vfm_vae"),
-}  # fmt: skip
+# What a variant needs: whether a recipe has it, what it is called, and a preset that has it.
+PARTS: dict[str, tuple[Callable[[Recipe], Any], str, str]] = {
+    "decoder": (lambda run: getattr(getattr(run.tokenizer, "decoder", None), "kind", None) == "progressive",
+                "a progressive decoder", "pocket_vfm_vae"),
+    "tokenizer": (lambda run: run.tokenizer, "a tokenizer", "pocket_vfm_vae"),
+    "diffusion": (lambda run: run.diffusion, "a diffusion model", "pocket_vfm_vae"),
+    "quantiser": (lambda run: run.tokenizer and run.tokenizer.quantised, "a quantiser", "pocket_vqgan"),
+    "vfm": (lambda run: run.vfm, "the 'vfm' section", "pocket_vfm_vae"),
+}
 
 
 def apply(recipe: Recipe, name: str) -> Recipe:
@@ -303,9 +299,11 @@ def apply(recipe: Recipe, name: str) -> Recipe:
     if name not in VARIANTS:
         raise ConfigError(f"unknown variant '{name}'{nearest(name, VARIANTS)}")
     variant = VARIANTS[name]
-    _check(recipe, name, variant.needs)
+    if variant.needs:
+        _check(recipe, name, variant.needs)
     changes = variant.changes(recipe) if callable(variant.changes) else variant.changes
-    _check(recipe, name, "vfm" if any(field.startswith("vfm.") for field in changes) else "")
+    if any(field.startswith("vfm.") for field in changes):
+        _check(recipe, name, "vfm")
     if variant.named:
         if variant.needs == "diffusion":  # another diffusion model on the same tokenizer
             changes = changes | {"diffusion.tokenizer_of": recipe.diffusion.tokenizer_of or recipe.name}
@@ -335,6 +333,7 @@ def change(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def _check(recipe: Recipe, name: str, part: str) -> None:
-    if part and not PARTS[part][0](recipe):
-        raise ConfigError(f"variant '{name}' of '{recipe.name}': {PARTS[part][1]}; use for example "
-                          f"{PARTS[part][2]}")
+    has, what, example = PARTS[part]
+    if not has(recipe):
+        raise ConfigError(f"variant '{name}' of '{recipe.name}': it changes {what}, which this run does not "
+                          f"have; use for example {example}")

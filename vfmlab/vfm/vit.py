@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import derive
 from vfmlab.vfm.base import VisionModel
-from vfmlab.vfm.describe import is_plain
 from vfmlab.vfm.source import load_into, locate
 from vfmlab.vfm.table import Facts
 from vfmlab.weights import io
@@ -77,9 +76,6 @@ class TimmModel(VisionModel):
             # Dynamic, so that other sizes (equivariance, crops) work too.
             dynamic = {"dynamic_img_size": True, **options}
             net = create(facts, side, derive("vfm", facts.name, seed), None, dynamic)
-        if not is_plain(net):
-            kind = type(net).__name__
-            raise ConfigError(f"vfm.name '{facts.name}': {kind} is not a plain vision transformer")
         super().__init__(facts, size, layers, upscale, len(net.blocks))
         self.net = net
         data = timm.data.resolve_model_data_config(net)

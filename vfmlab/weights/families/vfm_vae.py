@@ -55,10 +55,16 @@ FIXED = {"architecture": "skip", "use_convnext": True, "how_to_process_concat_z"
          "img_channels": 3, "conditional": False}
 DEFAULTS = {  # of the release's constructors
     "compression_mode": "continuous", "how_to_compress": "attnproj", "how_to_decompress": "attnproj",
-    "attnproj_quant_layers": 1, "attnproj_post_quant_layers": 1, "num_res_blocks": 2, "channel_base": 32768,
-    "channel_max": 512, "add_additional_convnext": True, "use_gaussian_blur": True, "use_multiscale_output": True,
-    "activation_for_concat_z": "lrelu", "z_pooled_resolution": 1, "use_self_attn": True, "use_cross_attn": False,
-    "attn_block_indices": (), "attn_depths": (), "legacy": False,
+    "attnproj_quant_layers": 1, "num_res_blocks": 2, "add_additional_convnext": True,
+    "activation_for_concat_z": "lrelu", "attn_block_indices": (), "attn_depths": (), "legacy": False,
+}  # fmt: skip
+FIELDS = {  # of the release's constructors -> of our decoder, which has the same defaults
+    "decompress_factor": "decompress_factor", "attnproj_post_quant_layers": "decompress_layers", "num_blocks": "blocks",
+    "channel_base": "channel_base", "channel_max": "channel_max", "num_res_blocks": "num_res_blocks",
+    "use_gaussian_blur": "blur", "use_multiscale_output": "multiscale", "concat_z_block_indices": "fusion_blocks",
+    "concat_z_mapped_dims": "fusion_widths", "z_dim_for_mapping_mlp_output": "style_width",
+    "z_pooled_resolution": "style_pool", "use_self_attn": "attention", "attn_block_indices": "attention_blocks",
+    "attn_depths": "attention_depths", "use_cross_attn": "cross_attention",
 }  # fmt: skip
 PROJECTIONS = {"attnproj": "attention", "conv": "conv"}
 
@@ -175,19 +181,12 @@ def _decoder(c: dict[str, Any], state: dict[str, Tensor]) -> ProgressiveConfig:
     nulls = [v for k, v in state.items() if k.endswith(".attn.null_kv")]
     contexts = [v for k, v in state.items() if k.endswith(".attn.norm_context.gamma")]
     return ProgressiveConfig(
-        decompress=chosen(c, "how_to_decompress", PROJECTIONS, NAME),
-        decompress_factor=c["decompress_factor"], decompress_layers=c["attnproj_post_quant_layers"],
-        blocks=blocks, channel_base=c["channel_base"], channel_max=c["channel_max"],
-        num_res_blocks=per_layer, res_layers=res_layers, blur=c["use_gaussian_blur"],
-        multiscale=c["use_multiscale_output"], fusion_blocks=tuple(c["concat_z_block_indices"]),
-        fusion_widths=tuple(c["concat_z_mapped_dims"]),
-        fusion_activation=chosen(c, "activation_for_concat_z", ACTIVATIONS, NAME), style_width=width,
+        **{ours: c[theirs] for theirs, ours in FIELDS.items() if theirs in c},
+        decompress=chosen(c, "how_to_decompress", PROJECTIONS, NAME), res_layers=res_layers,
+        fusion_activation=chosen(c, "activation_for_concat_z", ACTIVATIONS, NAME),
         style_hidden=None if first is None or first.shape[0] == width else first.shape[0],
-        style_pool=c["z_pooled_resolution"], attention=c["use_self_attn"],
-        attention_blocks=tuple(c["attn_block_indices"]), attention_depths=tuple(c["attn_depths"]),
-        heads=nulls[0].shape[1] if nulls else 8, cross_attention=c["use_cross_attn"],
-        context_width=contexts[0].shape[0] if contexts else None,
-        legacy_noise=bool(c["legacy"]) or any(k.endswith(".noise_const") for k in state)
+        heads=nulls[0].shape[1] if nulls else 8, context_width=contexts[0].shape[0] if contexts else None,
+        legacy_noise=bool(c["legacy"]) or any(k.endswith(".noise_const") for k in state),
     )
 
 
