@@ -66,7 +66,7 @@ def test_width_keeps_the_decoder_behind_the_latent():
 def test_bad_input_is_one_clear_line():
     with pytest.raises(ConfigError, match="unknown variant 'no_stile' .*'no_style'"):
         variants.apply(POCKET, "no_stile")
-    with pytest.raises(ConfigError, match="no 'vfm' section"):
+    with pytest.raises(ConfigError, match="it changes the 'vfm' section"):
         variants.apply(presets.get("pocket_plain_vae"), "modern_blocks")
     with pytest.raises(ConfigError, match="progressive decoder"):
         variants.apply(presets.get("paper_plain_vae"), "fusion")
