@@ -44,7 +44,7 @@ PUBLIC = {
     "/reconstruct", "/sample", "/sample_table", "/interpolate_images", "/interpolate_samples", "/leaderboard", "/evaluate",
     "/explore", "/similarity",
 }  # fmt: skip
-QUIET = {"verbose": False, "analytics_enabled": False}
+QUIET = {"verbose": False, "analytics_enabled": False, "httpx_kwargs": {"timeout": 120}}  # a busy machine answers late
 SAMPLE = {
     "beside": "none", "label": "every class", "count": 1, "seed": 0, "steps": 4, "solver": "euler", "scale": 1.5, "low": 0, "high": 1, "shift": 1, "ema": True,
 }  # fmt: skip
@@ -240,7 +240,7 @@ def test_no_file_is_served_that_is_not_a_result(server):
         "/etc/passwd", str(config), str(weights), str(root.parent / "secret.json"), f"{root}/../secret.json", "../../../../etc/passwd", "pyproject.toml",
         str(Path(__file__)), f"{Path.cwd()}/vfmlab/api.py", "~/.bashrc", "/proc/self/environ",
     ]  # fmt: skip
-    with httpx.Client(base_url=url) as web:
+    with httpx.Client(base_url=url, timeout=60) as web:
         for path in wanted:
             for form in (path, quote(path, safe=""), quote(quote(path, safe=""), safe=""), path.replace("/", "//"), path.replace("/", "%5c")):
                 for door in ("gradio_api/file=", "file=", "static/", "theme.css/"):
@@ -393,7 +393,7 @@ PLACES = (
 @pytest.fixture(scope="module")
 def locked(server):
     """A server with a login, and the address of a client that is logged in."""
-    with serving(server[1], auth=("user", "right"), passwords=(3, 3600.0)) as page, httpx.Client(base_url=page.local_url) as web:
+    with serving(server[1], auth=("user", "right"), passwords=(3, 3600.0)) as page, httpx.Client(base_url=page.local_url, timeout=60) as web:
         assert web.post("login", data={"username": "user", "password": "right"}).status_code == 200
         yield page, web
 
