@@ -145,6 +145,28 @@ def test_reports_are_kept_by_request(run_dir, monkeypatch):
     assert len(loads) == count + 3
 
 
+def test_a_study_with_another_protocol_loses_no_report(run_dir):
+    """It becomes the run's own; going back, or asking for either, measures nothing again."""
+    run, folder = run_dir
+    loads = []
+
+    def report(run, own):
+        folder.run = own
+        return evaluate.cached(run, folder, lambda ema=True: loads.append(ema) or Lossless())
+
+    guided = run.model_copy(update={"protocol": run.protocol.model_copy(update={"n": 30})})
+    first, second = report(run, run), report(guided, guided)
+    assert (len(loads), first.hash == second.hash, folder.report) == (2, False, second)
+    assert report(run, guided) == first
+    assert folder.report == second
+    assert report(run, run) == first == folder.report
+    assert report(guided, run) == second
+    assert len(loads) == 2
+    folder.model.write_bytes(b"second")
+    assert report(guided, run).request != second.request
+    assert len(loads) == 3
+
+
 def test_weights_are_all_that_a_number_depends_on(run_dir, tmp_path, monkeypatch):
     """Also those that guidance leads away from; of raw weights' generator the tokenizer is averaged all the same."""
     run, folder = run_dir

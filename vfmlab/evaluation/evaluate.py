@@ -111,9 +111,10 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
            progress: Progress | None = None, ranks: Ranks = ALONE) -> Report:
     """The report of a run under `run.protocol`: read where it was measured before, else measured and written.
 
-    report.json holds the report under the run's own protocol; others lie beside it in reports/. One that
-    cannot be written (a read-only folder, a full disk) is returned with a warning. Where a run's weights were
-    deleted, its own report is what is left of it, and is given as it is.
+    report.json holds the report under the run's own protocol; others lie beside it in reports/, whereto it
+    goes itself when a study gives the run another protocol. One that cannot be written (a read-only folder,
+    a full disk) is returned with a warning. Where a run's weights were deleted, its own report is what is
+    left of it, and is given as it is.
 
     Args:
         run: config of the run, its protocol perhaps changed. folder: its directory. load: gives the
@@ -129,13 +130,15 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
                        "report")
     key = request(run, folder)
     own = run.protocol == folder.config().protocol
-    path = Path(folder.path) / "report.json" if own else Path(folder.path) / "reports" / f"{key}.json"
-    report = None if again else number.read(path)
+    aside = Path(folder.path) / "reports" / f"{key}.json"
+    path = Path(folder.path) / "report.json" if own else aside
+    before = number.read(path)
     deleted = own and not weights(folder, run.protocol)[0]
-    there = report is not None and (report.request == key or deleted)
-    ranks.agree("evaluation", f"{key}{' measured' if there else ''}")
-    if there:
-        return report
+    there = before is not None and (before.request == key or deleted)
+    earlier = None if again else before if there else number.read(aside)
+    ranks.agree("evaluation", f"{key}{'' if earlier is None else ' measured'}")
+    if earlier is not None:
+        return earlier if there or not ranks.main else _stored(path, earlier, before)
     loaded = load() if run.protocol.ema else load(ema=False)
     device = (loaded if run.generator is None else loaded.tokenizer).stat_mean.device
     setup = open_setup(run.data, run.protocol, folder.path.parent, device, ranks)
@@ -151,4 +154,11 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         more = (setup, progress, run.seed)
         report = generator_report(model, loaded.tokenizer, run.data, run.protocol, classes, *more)
     report = report.replace(run=folder.id, request=key)
-    return number.save(path, report) if ranks.main else report
+    return _stored(path, report, before) if ranks.main else report
+
+
+def _stored(path: Path, report: Report, before: Report | None) -> Report:
+    """Write a report; the one of another protocol that it replaces goes to reports/."""
+    if before is not None and before.request and before.hash != report.hash:
+        number.save(path.parent / "reports" / f"{before.request}.json", before)
+    return number.save(path, report)
