@@ -27,7 +27,8 @@ def shorter(run):
     """Two steps of every phase, and no evaluation on the way."""
     kind = "ar" if run.ar else "diffusion"
     more = {f"{kind}.train.samples": 16, f"{kind}.train.evaluate_at": []} if run.generator else {}
-    return override(run, common(run) | {"train.samples": 16} | more)
+    short = {f"stages.{stage.name}.train.samples": 16 for stage in run.stages} or {"train.samples": 16}
+    return override(run, common(run) | short | more)
 
 
 @pytest.mark.parametrize("method", TOKENIZERS.names())

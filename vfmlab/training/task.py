@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from vfmlab.config import Phase, Train
@@ -77,6 +76,8 @@ class Task:
     @property
     def share(self) -> dict[str, int]:
         """Which of how many processes this is, as caches take it."""
+        from accelerate import PartialState  # a config is read without it
+
         state = PartialState()
         return {"rank": state.process_index, "world": state.num_processes}
 

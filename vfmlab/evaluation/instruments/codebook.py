@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from vfmlab.evaluation.instruments.base import Metric, Part, Pass
 from vfmlab.evaluation.instruments.geometry import effective_rank
@@ -43,5 +44,10 @@ class CodebookUse(Metric):
         resolved, size = self.gathered.resolved.of("images"), len(self.counts)
         dead = (self.counts == 0).nonzero().flatten().tolist()
         draft.add("codebook_used", 1 - len(dead) / size, resolved, self.n, entries=size)
-        draft.add("codebook_perplexity", effective_rank(self.counts.double()), resolved, self.n, entries=size)
+        draft.add("codebook_perplexity", perplexity(self.counts), resolved, self.n, entries=size)
         draft.add("codebook_dead", len(dead), resolved, self.n, entries=size, dead=dead[:NAMED])
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp of the entropy of counts [K]: 1 when one entry is all there is, K when all are alike."""
+    return effective_rank(counts.double())

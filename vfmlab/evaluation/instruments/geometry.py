@@ -42,8 +42,7 @@ def spectrum(x: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C; of counts, which say
-    how often each of C is used, their perplexity."""
+    """exp of the entropy of normalised eigenvalues (Roy and Vetterli 2007), from 1 to C."""
     return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
