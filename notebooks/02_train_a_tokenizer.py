@@ -170,8 +170,7 @@ def edges(r):
     return wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
 
 
-stage = f"stages.{recipe.stages[0].name}." if recipe.stages else ""
-short = {f"{stage}train.samples": min(own_steps * run.train.batch, recipe.phases()[0].budget)}
+short = {"train.samples": min(own_steps * run.train.batch, recipe.phases()[0].budget)}
 rows = {"without it": vfmlab.resolve(recipe, short),
         "with it": vfmlab.resolve(recipe, short, parts={"losses.edges": edges})}
 first = {name: row.phases()[0] for name, row in rows.items()}
