@@ -117,6 +117,17 @@ def test_noise_has_one_scale_an_image():
     torch.testing.assert_close(part, noise[4:6])
 
 
+def test_a_kl_latent_in_place_of_norm_and_noise():
+    tokenizer, x = make(latent="gaussian"), torch.rand(2, 3, 16, 16) * 2 - 1
+    posterior = tokenizer.posterior(x)
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 4, 4, 4)
+    assert not torch.allclose(posterior.mean.square().mean(1), torch.ones(2, 4, 4))
+    torch.testing.assert_close(tokenizer.perturb(posterior.mean, StepRandom(0, 0, 2)), posterior.mean, rtol=0, atol=0)
+    (posterior.kl().mean() + tokenizer.decode_raw(posterior.sample())[0].square().mean()).backward()
+    halves = tokenizer.adapter.weight.grad.chunk(2)
+    assert all(half.abs().sum() > 0 for half in halves)
+
+
 def test_other_sizes_and_gradients_everywhere():
     tokenizer = make(vfm.build(config.VFM(name="pocket"), 16), teacher={"heads": 2})
     x = torch.rand(2, 3, 16, 16) * 2 - 1

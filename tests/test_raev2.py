@@ -118,6 +118,21 @@ def test_starts_at_the_clean_latent_zero_and_trains_everywhere():
     assert not torch.allclose(network(x.flip(-2), t, y).flip(-2), v)
 
 
+def test_velocities_in_place_of_clean_latents():
+    network, x, t, y = awake(make(least_time=None)), torch.randn(2, *SHAPE), torch.tensor([0.3, 0.01]), torch.tensor([0, 3])
+    twin = make()  # of the same weights, which are read as clean latents
+    twin.load_state_dict(network.state_dict())
+    out = network(x, t, y, readouts=True)
+    for v, read in zip(out, twin.predict(x, t, y), strict=True):
+        close(v, read)
+    for estimate, v in zip(network.predict(x, t, y), out, strict=True):
+        close(estimate, x - t.view(-1, 1, 1, 1) * v)
+    flow, z = Flow(presets.get("tiny_multi_layer_rae_raev2").diffusion), torch.randn(2, *SHAPE)
+    terms = flow.terms(network, z, y, StepRandom(0, 0, 2))
+    noise = (terms.point.x - (1 - terms.t.view(-1, 1, 1, 1)) * z) / terms.t.view(-1, 1, 1, 1)
+    close(terms.point.v, noise - z, 1e-3)  # the target is the velocity itself, at early times too
+
+
 def test_training_weighs_both_read_outs():
     network, config = awake(make(base_weight=0.5)), presets.get("tiny_multi_layer_rae_raev2").diffusion
     flow, z, y = Flow(config), torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.long)

@@ -8,7 +8,7 @@ read-out.
 Each condition token is a vector of its own plus the embedding of time or class; it has no place. Both
 read-outs are trained, and the difference between them guides sampling at the cost of one evaluation
 (`vfmlab.diffusion.guidance`, kind "internal"). The velocity of a clean estimate z' is (x - z') / max(t,
-0.05).
+0.05). The paper's control reads velocities out in place of clean latents: `least_time` null.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vfmlab.diffusion import blocks
 from vfmlab.diffusion.blocks import Block, FinalLayer, FourierEmbedding, RMSNorm, unpatchify
 from vfmlab.diffusion.ddt import HeadShape, Split
 from vfmlab.diffusion.dit import pick, token_grid
+from vfmlab.diffusion.path import clean
 from vfmlab.nn.attention import SelfAttention
 from vfmlab.nn.rope import rotary_table
 from vfmlab.registry import NETWORKS
@@ -56,7 +57,8 @@ class RAEv2(Split):
     :class:`vfmlab.diffusion.dit.LightningDiT`: called, it gives the head's velocity.
 
     Attributes:
-        least_time: below this time velocities are (x - z) / least_time; training's targets follow.
+        least_time: below this time velocities are (x - z) / least_time, and training's targets follow; None:
+            velocities are what is read out.
         base_weight: of the base read-out's loss; 0 where there is none.
     """
 
@@ -67,7 +69,8 @@ class RAEv2(Split):
         base_depth: int | None = Field(8, ge=1, description="block after which the second read-out stands; "
                                                             "null: none, and no internal guidance")
         base_weight: float = Field(1.0, gt=0, description="of its loss")
-        least_time: float = Field(0.05, gt=0, lt=1, description="divisor of velocities at earlier times")
+        least_time: float | None = Field(0.05, gt=0, lt=1, description="divisor of velocities at earlier "
+            "times; null: velocities are read out, not clean latents")
 
         @model_validator(mode="after")
         def _fits(self) -> RAEv2.Config:
@@ -118,8 +121,11 @@ class RAEv2(Split):
             states.append(h[:, :patches])
         return states
 
-    def _velocity(self, x: Tensor, t: Tensor, clean: Tensor) -> Tensor:
-        return (x - clean) / t.clamp_min(self.least_time).view(-1, 1, 1, 1).to(x)
+    def _velocity(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """Of what was read out, B C h w."""
+        if self.least_time is None:
+            return out
+        return (x - out) / t.clamp_min(self.least_time).view(-1, 1, 1, 1).to(x)
 
     def _base(self, t: Tensor, tokens: Tensor) -> Tensor:
         h = F.silu(self.time_embed(t).unsqueeze(1) + tokens)
@@ -127,11 +133,13 @@ class RAEv2(Split):
 
     def head(self, x: Tensor, t: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Velocity B C h w under the stack's last patch tokens (B N D), and the head's tokens by block."""
-        clean, states = super().head(x, t, tokens)
-        return self._velocity(x, t, clean), states
+        out, states = super().head(x, t, tokens)
+        return self._velocity(x, t, out), states
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor) -> Readouts:
         """The clean latents of both read-outs, in place of velocities; arguments as :meth:`forward`."""
+        if self.least_time is None:
+            return Readouts(*(clean(x, v, t) for v in self(x, t, y, readouts=True)))
         states = self.encode(x, t, y)
         return Readouts(super().head(x, t, states[-1])[0], self._base(t, states[self.config.base_depth]))
 

@@ -1,4 +1,4 @@
-"""Epsilon-VAE (arXiv 2410.04081) at three tiers: a decoder that denoises in up to three steps.
+"""Epsilon-VAE (arXiv 2410.04081) at four tiers: a decoder that denoises in up to three steps.
 
 From the paper: decoder sizes, gamma, steps, losses and their weights at `paper`; the discriminator judges
 pairs of estimate and noisy state, non-saturating with R1, from the first step on, at a fixed weight.
@@ -7,7 +7,7 @@ pairs of estimate and noisy state, non-saturating with R1, from the first step o
 from __future__ import annotations
 
 from vfmlab.presets.table import Preset
-from vfmlab.presets.tiers import NOT_RUN, base
+from vfmlab.presets.tiers import NOT_RUN, PHOTO_NEEDS, base
 
 TINY = {
     "method": "epsilon_vae", "channels": 4, "factor": 4, "width": 8, "multipliers": [1, 1, 1], "blocks": 1,
@@ -34,6 +34,12 @@ ROWS = (
            of="tiny_epsilon_vae", config={"losses.adversarial": gan(8, 2)}),
     Preset("pocket_epsilon_vae_gan", "Epsilon-VAE (f4d8) with its discriminator of pairs of estimate and noisy state.",
            of="pocket_epsilon_vae", config={"losses.adversarial": gan(16, 3)},
+           result=NOT_RUN, ours="sizes; L1 in the place of LPIPS; the discriminator's network"),
+    Preset("photo_epsilon_vae", "Epsilon-VAE (f4d8) on 32 px photographs: a small U-Net decodes in three steps; then the tier's DiT.",
+           base("photo", tokenizer=POCKET, losses={"denoising": 1.0, "l1": 0.5}),
+           needs=PHOTO_NEEDS, result=NOT_RUN, ours="sizes; L1 in the place of LPIPS, no GAN"),
+    Preset("photo_epsilon_vae_gan", "Epsilon-VAE (f4d8) on photographs, with its discriminator of pairs of estimate and noisy state.",
+           of="photo_epsilon_vae", config={"losses.adversarial": gan(16, 3)}, needs=PHOTO_NEEDS,
            result=NOT_RUN, ours="sizes; L1 in the place of LPIPS; the discriminator's network"),
     Preset("paper_epsilon_vae", "Epsilon-VAE (f16d8) with the decoder of size M, three steps; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "epsilon_vae", "channels": 8, "factor": 16, "width": 64, "multipliers": [1, 1, 2, 2, 4],

@@ -9,7 +9,8 @@ The VFM is read by the teacher only (:class:`vfmlab.nn.teacher.Teacher`), which 
 own (trains "teacher.*", loss `teacher`); then encoder and decoder are, with the loss `semantic` on the
 teacher's frozen codes. Training noise has one scale s ~ N(0, (noise / 0.8)^2) for each image. From the
 released configuration: sizes, noise, norms without weights. The release standardises latents for its
-diffusion model, on a straight path; with `radius` they stay on the sphere.
+diffusion model, on a straight path; with `radius` they stay on the sphere. With `latent` "gaussian", the
+paper's control, it is a KL latent in place of norm and noise.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TeacherConfig(config.Section):
 
 @TOKENIZERS.register("gae")
 class GAE(Tokenizer):
-    """Deterministic latent of length sqrt(C) per token; any decoder.
+    """Deterministic latent of length sqrt(C) per token, or a KL latent; any decoder.
 
     Raises:
         ConfigError: a teacher without a VFM, or on another grid than the latent's; heads that do not divide.
@@ -57,6 +58,8 @@ class GAE(Tokenizer):
         depth: int = Field(24, ge=1, description="blocks of the encoder")
         heads: int = Field(16, ge=1)
         features: int = Field(1024, ge=1, description="what the encoder gives the adapter")
+        latent: Literal["gaussian"] | None = Field(None, description="null: tokens of length sqrt(channels), "
+            "with noise in training; gaussian: mean and variance, held by the loss kl")
         noise: float = Field(0.2, ge=0, description="sigma of the training noise; its scale is N(0, (sigma / "
                                                     "0.8)^2), one for each image")
         teacher: TeacherConfig | None = Field(None, description="null: none, and no loss `semantic`")
@@ -69,15 +72,20 @@ class GAE(Tokenizer):
         channels, side, _ = self.map_shape
         self.encoder = PlainEncoder(size, config.factor, config.width, config.depth, config.heads,
                                     config.features)
-        self.adapter = nn.Linear(config.features, channels, bias=False)
+        self.adapter = nn.Linear(config.features, (2 if config.latent else 1) * channels, bias=False)
         self.decoder = DECODERS.get(config.decoder.kind)(config.decoder, channels, side, size)
         self.teacher = teacher_of(config.teacher, vfm, channels, side, config.factor)
         self.teacher_layers = () if config.teacher is None else (config.teacher.layer,)
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> Posterior:
-        return Posterior(rms_over_channels(self.adapter(self.encoder(images).movedim(1, -1)).movedim(-1, 1)))
+        z = self.adapter(self.encoder(images).movedim(1, -1)).movedim(-1, 1)
+        if self.config.latent:
+            return self.gaussian(*z.float().chunk(2, dim=1))
+        return Posterior(rms_over_channels(z))
 
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
+        if self.config.latent:
+            return z
         scale = self.config.noise / 0.8 * rng.randn(1, 1, 1)
         return z + scale * rng.randn(*z.shape[1:])
 

@@ -1,7 +1,8 @@
 """Ledger C: what the papers of discrete tokenizers claim of quantisers, VFMTok and VQRAE.
 
 Quantisers are compared in pocket_vqgan, which differs in nothing else. Codes are counted on held-out images.
-VFMTok's feature loss rebuilds the VFM's last level, whichever levels a row reads.
+VFMTok's feature loss rebuilds the VFM's last level, whichever levels a row reads. On photographs budgets are
+those of docs/results/photo.md: 30,720 images for a tokenizer, whatever its stages, 76,800 for a generator.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ from vfmlab.studies.rows import Until
 VFMTOK, VQRAE, LLAMAGEN = "VFMTok (2507.08441)", "VQRAE (2511.23386)", "LlamaGen (2406.06525)"
 SIMVQ = "SimVQ (2411.02038)"
 QUANTISERS = {"VQ": "+vq", "cosine VQ": "+cosine", "SimVQ": "+simvq"}
+BUDGET = "train.samples=30720"
+STAGES = "stages.pixels.train.samples=20480,stages.tune.train.samples=10240"  # of VQRAE
 
 
-def _row(spec: str, block: str, until: Until = "tokenizer", photo: str | None = None) -> Entry:
-    """A preset without its tier: `pocket` on drawn scenes, `photo` on photographs, there as `photo` says."""
-    return Entry({"scenes": f"pocket_{spec}", "photo": f"photo_{photo or spec}"}, until, block)
+def _row(spec: str, block: str, until: Until = "tokenizer", photo: str | None = None,
+         budget: str = BUDGET) -> Entry:
+    """A preset without its tier: `pocket` on drawn scenes, `photo` on photographs, there as `photo` says and
+    within `budget`."""
+    photo = photo or spec
+    photo = f"photo_{photo}{',' if ':' in photo else ':'}{budget}"
+    return Entry({"scenes": f"pocket_{spec}", "photo": photo}, until, block)
 
 
 def _tokens(change: str = "", variant: str = "", photo: str | None = None) -> Entry:
     """VFMTok under the tier's autoregressive transformer, measured at its end; `photo`: the change on
     photographs."""
     end = "ar.train.evaluate_at=[]"
-    change = ",".join(filter(None, (end, change)))
-    other = f"vfmtok@photo_ar:{end},{photo}" if photo else f"vfmtok{variant}@photo_ar:{change}"
-    return _row(f"vfmtok{variant}@pocket_ar:{change}", "region tokens", None, other)
+    here = ",".join(filter(None, (end, change)))
+    there = ",".join(filter(None, (end, photo or change, "ar.train.samples=76800")))
+    return _row(f"vfmtok{variant}@pocket_ar:{here}", "region tokens", None,
+                f"vfmtok{'' if photo else variant}@photo_ar:{there}")
 
 
 ROWS = {
@@ -34,10 +42,11 @@ ROWS = {
        for name, variant in QUANTISERS.items() for d in (8, 32, 128) if (name, d) != ("SimVQ", 8)},
     "FSQ": _row("vqgan+fsq", "quantisers"),
     "LFQ": _row("vqgan+lfq", "quantisers"),
-    **{f"VQRAE, {name}, width {d}": _row(f"vqrae{QUANTISERS[name]}:tokenizer.channels={d}", "VQRAE")
+    **{f"VQRAE, {name}, width {d}": _row(f"vqrae{QUANTISERS[name]}:tokenizer.channels={d}", "VQRAE",
+                                         budget=STAGES)
        for name in ("SimVQ", "cosine VQ") for d in (8, 128)},
     "VQRAE, no distillation": _row("vqrae_no_distillation", "VQRAE",
-                                   photo="vqrae:stages.tune.losses.preservation.weight=0"),
+                                   photo="vqrae:stages.tune.losses.preservation.weight=0", budget=STAGES),
     "VFMTok": _tokens(),
     "VFMTok, no feature loss": _tokens(variant="_no_features", photo="losses.feature_reconstruction=0"),
     "VFMTok, random VFM": _tokens(variant="+random"),
