@@ -169,6 +169,16 @@ def test_one_command(tmp_path, capsys):
     for option in (["--seeds", "0", "1"], ["--set", "seed=1"], ["--instruments", "lds"], ["--retry"]):
         assert main.main([*again, *option]) == 2
         assert f"error: {option[0]} with --from: results are taken as the files have them" in capsys.readouterr().err
+    goal = ["--goal", str(tmp_path / "why.json")]
+    there = set((tmp_path / "runs").iterdir())
+    elsewhere = [str(tmp_path / "aimed") if part == str(tmp_path / "why") else part for part in command]
+    assert main.main([*elsewhere, *goal, "--set", *sets, "diffusion.train.lr=1e-3"]) == 0
+    assert set((tmp_path / "runs").iterdir()) == there, "tokenizers are there; no generator is trained"
+    aimed = json.loads((tmp_path / "aimed.json").read_text())
+    assert [r["numbers"]["gfd"] for r in aimed["results"]] == [r["numbers"]["gfd"] for r in data["results"]]
+    capsys.readouterr()
+    assert main.main([*elsewhere[:4], "e=tiny_plain_vae", *elsewhere[5:], *goal]) == 2
+    assert "error: --goal: no 'gfd' of row 'e'; rows there: a, b, c, d" in capsys.readouterr().err
     assert main.main(["correlate", *specs[:2]]) == 2
     assert "need at least 4" in capsys.readouterr().err
 

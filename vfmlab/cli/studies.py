@@ -65,7 +65,8 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
         target: gfd, gfd_own or class_accuracy.
         names: what to measure beside the report; docs/instruments.md lists them.
         compared_with: reference model of all rows in place of each row's default.
-        goal: with --from, results of longer trainings of the same rows, whose target counts.
+        goal: results whose target counts: with --from, of longer trainings of the same rows; with rows, of
+            the same labels, whose tokenizers alone are then trained and measured.
     """
     from vfmlab.studies import compare as comparing
 
@@ -78,14 +79,11 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
         made_by = command("correlate", (), {"--from": files, "--goal": goal, "--target": [target]})
         print(f"written: {comparing.correlate_files(files, out, target, made_by, goal)}")
         return 0
-    if goal:
-        raise ConfigError("--goal without --from: it gives finished rows another target; name their results "
-                          "with --from")
     if len(rows) < comparing.correlation.LEAST:
         raise ConfigError(f"{len(rows)} rows; rank correlations need at least {comparing.correlation.LEAST} "
                           "settings")
     more = {"names": names} if names else {}
-    more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry}
+    more |= {"compared_with": compared_with, "cluster": cluster, "retry": retry, "goal": goal}
     seeds = (0, 1) if seeds is None else seeds
     page = comparing.correlate(rows, seeds, root, out, jobs, assignments(sets), target, **more)
     return _written(page)

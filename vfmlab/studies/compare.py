@@ -103,13 +103,15 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
 def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
               jobs: int | None = None, overrides: dict[str, Any] | None = None, target: str = "gfd",
               names: Sequence[str] = correlation.NAMES, compared_with: str | None = None,
-              say: Callable[[str], object] = print, cluster: str | None = None, retry: bool = True) -> Path:
+              say: Callable[[str], object] = print, cluster: str | None = None, retry: bool = True,
+              goal: Sequence[str | Path] = ()) -> Path:
     """Train what is missing, measure tokenizers, write what goes along with `target`; `out`.md.
 
     Args:
         specs, seeds, jobs, overrides, cluster, retry: as in :func:`run`. target: "gfd", "gfd_own" or
         "class_accuracy". names: instruments. compared_with: reference model of all rows; None: each row's
-        default, see `vfmlab.evaluation.reference`.
+        default, see `vfmlab.evaluation.reference`. goal: files with the target of rows of these labels, see
+        :func:`vfmlab.studies.correlation.aimed`; no generator is trained then.
 
     Raises:
         ConfigError: unknown target or instrument, or too few rows with the target.
@@ -117,10 +119,14 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     correlation.check_target(target)
     choose(names, "tokenizer", "the rows")
     root, out = Path(root).expanduser(), writable(out)
-    rows = parse(specs, seeds, overrides)
+    goals = together(goal) if goal else []
+    rows = parse(specs, seeds, overrides, "tokenizer" if goal else None)
+    if goal:
+        correlation.check_goal([row.label for row in rows], goals, target)
     failed = train(rows, root, jobs, None, cluster, retry)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
-    flags = {"--seeds": seeds, "--target": [target] if target != "gfd" else [],
+    results = correlation.aimed(results, goals, target) if goal else results
+    flags = {"--seeds": seeds, "--target": [target] if target != "gfd" else [], "--goal": goal,
              "--instruments": names if tuple(names) != correlation.NAMES else [],
              "--compared-with": [compared_with] if compared_with else [],
              "--out": _named(out), "--set": _sets(overrides)}

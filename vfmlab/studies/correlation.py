@@ -80,6 +80,15 @@ def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]
     return by_label
 
 
+def check_goal(labels: Sequence[str], goals: Sequence[Result], target: str) -> None:
+    """ConfigError where `goals` lack the target of a row; known before anything is trained."""
+    check_target(target)
+    there = values(goals, target)
+    if missing := [label for label in dict.fromkeys(labels) if label not in there]:
+        raise ConfigError(f"--goal: no '{target}' of row '{missing[0]}'; rows there: "
+                          f"{', '.join(there) or 'none'}")
+
+
 def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> list[Result]:
     """`results`, of short trainings, with the target that `goals`, of longer ones, have on the same rows.
 
