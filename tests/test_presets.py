@@ -62,10 +62,10 @@ def test_rows_of_the_photo_tier_differ_in_the_tokenizer_alone(name):
         assert run.diffusion.train.optimizer == "muon"
     tokenizer = [phase for phase in run.phases() if phase.kind == "tokenizer"]
     assert sum(phase.train.samples for phase in tokenizer) == plain.train.samples
-    if run.tokenizer.method in ("rae", "fae"):  # wide maps need no widening before the same decoder
+    if run.tokenizer.method in ("rae", "fae", "pae", "svg"):  # wide maps need no widening before the same decoder
         wide = {"decompress": "conv", "decompress_factor": 1}
         assert run.tokenizer.decoder == plain.tokenizer.decoder.model_copy(update=wide)
-    elif run.tokenizer.method not in ("sd_vae", "vfmtok", "vqrae"):  # these have decoders of their own
+    elif run.tokenizer.method not in ("sd_vae", "vfmtok", "vqrae", "gae", "epsilon_vae"):  # these have decoders of their own
         assert run.tokenizer.decoder == plain.tokenizer.decoder
     assert run.vfm is None or run.vfm.name not in run.protocol.features, "the judge is of another family"
 

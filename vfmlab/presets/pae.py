@@ -7,7 +7,7 @@ ours.
 
 from __future__ import annotations
 
-from vfmlab.presets.rae import POCKET_DDT, SMALL_VIT, TINY_DDT, TINY_VIT
+from vfmlab.presets.rae import POCKET_DDT, SMALL_VIT, TINY_DDT, TINY_VIT, WIDE_DECODER
 from vfmlab.presets.table import Preset
 from vfmlab.presets.tiers import EPOCH, HUB, NOT_RUN, PHOTO_NEEDS, PHOTO_VFM, POCKET_CONV, Tree, base
 
@@ -36,9 +36,9 @@ ROWS = (
            base("pocket", tokenizer=PAE_POCKET, vfm={"name": "pocket"}, losses={"teacher": 1.0}, stages=_stages({"l1": 1.0, "l2": 1.0}),
                 train__samples=7680), result=NOT_RUN, ours="sizes, the teacher, all weights; no LPIPS in the cascade"),
     Preset("photo_pae", "PAE (f4d8) on EfficientNet-Lite0's last block for 32 px photographs: a teacher, then delta encoder, compressor and decoder.",
-           base("photo", tokenizer=PAE_POCKET | {"layer": -2, "teacher": {"heads": 4, "layer": -2}}, vfm=PHOTO_VFM, losses={"teacher": 1.0},
-                stages=_stages({"l1": 1.0, "l2": 1.0}), train__samples=38_400),
-           needs=PHOTO_NEEDS, result=NOT_RUN, ours="sizes, the teacher, all weights; no LPIPS in the cascade"),
+           base("photo", tokenizer=PAE_POCKET | {"layer": -2, "teacher": {"heads": 4, "layer": -2}, "decoder": WIDE_DECODER}, vfm=PHOTO_VFM,
+                losses={"teacher": 1.0}, stages=_stages({"l1": 1.0, "l2": 1.0}), train__samples=38_400),
+           needs=PHOTO_NEEDS, result=NOT_RUN, ours="the decoder of the tier's other rows, sizes, the teacher, all weights; no LPIPS in the cascade"),
     Preset("paper_pae", "PAE on DINOv2-L (f16d32), delta encoder of six blocks, ViT-XL decoder; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "pae", "teacher": {}}, vfm={"name": "dinov2_l14", "upscale": 0.875}, losses={"teacher": 1.0},
                 stages=_stages({"l1": 1.0, "lpips": 1.0}), diffusion__train__samples=80 * EPOCH),
@@ -50,8 +50,9 @@ ROWS = (
            base("pocket", tokenizer=SVG_POCKET, vfm={"name": "pocket"}, losses={"l1": 1.0, "l2": 1.0}, diffusion__network=POCKET_DDT),
            cost="about fifteen minutes on one core, most of it in the wide head", result=NOT_RUN, ours="sizes, fixed statistics, no GAN"),
     Preset("photo_svg", "SVG (f4d328) on 32 px photographs: EfficientNet-Lite0's last block and eight channels beside it, then the tier's LightningDiT.",
-           base("photo", tokenizer=SVG_POCKET | {"channels": 328, "layer": -2}, vfm=PHOTO_VFM, losses={"l1": 1.0, "l2": 1.0}),
-           needs=PHOTO_NEEDS, result=NOT_RUN, ours="the tier's generator in place of one with a wide head, sizes, fixed statistics, no GAN"),
+           base("photo", tokenizer=SVG_POCKET | {"channels": 328, "layer": -2, "decoder": WIDE_DECODER}, vfm=PHOTO_VFM, losses={"l1": 1.0, "l2": 1.0}),
+           needs=PHOTO_NEEDS, result=NOT_RUN,
+           ours="the tier's generator in place of one with a wide head, the decoder of its other rows, sizes, fixed statistics, no GAN"),
     Preset("small_svg", "SVG on DINOv2-S (f4d392) for 32 px images (CIFAR-10), ViT-S decoder.",
            base("small", tokenizer={"method": "svg", "channels": 392, "factor": 4, "decoder": SMALL_VIT},
                 vfm={"name": "dinov2_s14", "upscale": 3.5}, losses={"l1": 1.0, "lpips": 1.0}), needs=HUB, ours="sizes, fixed statistics, no GAN"),
