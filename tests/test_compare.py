@@ -14,7 +14,7 @@ from vfmlab.cli.main import main
 from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
-from vfmlab.studies import compare, compare_page, executor, grids, results
+from vfmlab.studies import compare, compare_page, executor, grids, measure, results
 from vfmlab.studies.command import command
 from vfmlab.studies.results import Result
 
@@ -227,6 +227,23 @@ def test_rows_share_stages_and_fail_with_the_first_reason(tmp_path, monkeypatch)
     ids = [row.phases[-1].id for row in rows]
     assert compare.train(rows, tmp_path) == {ids[2]: "lr is too high", ids[3]: "lr is too high", ids[4]: "no judge"}
     assert keys.count(str(tmp_path / rows[0].phases[0].id)) == 3, "one key for what is shared"
+
+
+def test_instruments_are_nodes_of_the_graph_and_fail_no_row(tmp_path, monkeypatch):
+    """On whichever worker is free, once the tokenizer has its report; rows of one tokenizer share the node."""
+    seen: dict[str, executor.Node] = {}
+
+    def run(nodes, *_):
+        seen.update({node.key: node for node in nodes})
+        return {key: executor.Outcome(error="no such thing" if node.kind == "instruments" else None) for key, node in seen.items()}
+
+    monkeypatch.setattr(compare.executor, "run", run)
+    rows = compare.parse(["a=tiny_plain_vae", "b=tiny_plain_vae:diffusion.train.lr=0.5", "c=tiny_sd_vae"], [0])
+    assert compare.train(rows, tmp_path, instruments={"a": ["lds"], "b": ["lds"]}) == {}
+    (node,) = (node for node in seen.values() if node.kind == "instruments")
+    mine = str(tmp_path / rows[0].tokenizers[-1].id)
+    assert (node.task, node.needs) == (measure.measure, (executor.report_key(mine),))
+    assert (node.arguments["ref"], node.arguments["names"]) == (rows[0].tokenizers[-1].id, ["lds"])
 
 
 @pytest.mark.parametrize(("specs", "overrides"), [(["tiny_plain_vae"], {"seed": 5}), (["a=tiny_plain_vae:seed=5"], None)])

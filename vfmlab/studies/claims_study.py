@@ -53,7 +53,10 @@ def run(name: str, domain: str, root: str | Path, out: Path, command: str, seeds
         known = listed(name, domain, root, seeds, only, overrides, budget)
         chosen, left = claims.affordable(known, budget)
     rows = book.study(domain, chosen, seeds, overrides or {})
-    results = _with_instruments(chosen, compare.trained(rows, root, jobs, cluster, retry), rows, root)
+    needed = _instruments(chosen)
+    results = compare.trained(rows, root, jobs, cluster, retry, needed)
+    results = [correlation.measure_rows([result], [row], root, needed[row.label])[0]
+               if row.label in needed else result for result, row in zip(results, rows, strict=True)]
     return _write(book, chosen, results, out, command, (), left)
 
 
@@ -92,16 +95,14 @@ def _seconds(phase: Phase) -> float:
     return step * (phase.budget + passes / 2) / phase.train.batch
 
 
-def _with_instruments(chosen: Sequence[Claim], results: Sequence[Result], rows: Sequence[Row],
-                      root: Path) -> list[Result]:
-    """`results` with what the claims' numbers need beyond the reports, measured on the rows that need it."""
+def _instruments(chosen: Sequence[Claim]) -> dict[str, tuple[str, ...]]:
+    """Label -> instruments whose numbers the claims need beyond the reports."""
     needed: dict[str, dict[str, None]] = {}
     for contrast in (contrast for claim in chosen for contrast in claim.contrasts):
         if name := instrument_of(contrast.metric):
             for row in contrast.rows:
                 needed.setdefault(row.partition("#")[0], {})[name] = None
-    return [correlation.measure_rows([result], [row], root, tuple(needed[row.label]))[0]
-            if row.label in needed else result for result, row in zip(results, rows, strict=True)]
+    return {label: tuple(names) for label, names in needed.items()}
 
 
 def _write(book: claims.Ledger, chosen: Sequence[Claim], results: Sequence[Result], out: Path, command: str,

@@ -13,27 +13,32 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from vfmlab import runs
 from vfmlab.errors import Interrupted, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
-from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids
+from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids, measure
 from vfmlab.studies.command import command
 from vfmlab.studies.results import Result, collect, together
 from vfmlab.studies.rows import Row, Until, parse
 
 TITLE = "Comparison"
+Instruments = Mapping[str, Sequence[str]]
+NONE: Instruments = MappingProxyType({})
 
 
 def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream: TextIO | None = None,
-          cluster: str | None = None, retry: bool = True) -> dict[str, str]:
+          cluster: str | None = None, retry: bool = True, instruments: Instruments = NONE,
+          compared_with: str | None = None) -> dict[str, str]:
     """Train and measure all phases of all rows; what is finished is not done again.
 
     Args:
         jobs, stream, cluster: see :func:`vfmlab.studies.executor.run`. retry: failed phases are trained
-        again.
+        again. instruments: by label, what else is measured on a row's tokenizer and stored beside it, see
+        :func:`vfmlab.studies.correlation.measure_rows`.
 
     Returns:
         id of a failed row's last phase -> why. Ctrl-C saves all and is raised.
@@ -42,9 +47,21 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
     names = [f"{row.label}, seed {row.seed}," for row in rows]
     parts = [executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
              for row, name in zip(rows, names, strict=True)]
-    outcomes = executor.run([node for nodes in parts for node in nodes], jobs, cluster, stream)
+    more = [_instruments(row.tokenizers[-1].id, root, name, instruments[row.label], compared_with)
+            for row, name in zip(rows, names, strict=True) if row.label in instruments]
+    outcomes = executor.run([*(node for nodes in parts for node in nodes), *more], jobs, cluster, stream)
     errors = [[error for node in nodes if (error := outcomes[node.key].error)] for nodes in parts]
     return {row.phases[-1].id: mine[0] for row, mine in zip(rows, errors, strict=True) if mine}
+
+
+def _instruments(run: str, root: Path, label: str, names: Sequence[str],
+                 compared_with: str | None) -> executor.Node:
+    """Measures a tokenizer once it has its report. An instrument that fails fails no row: it is named when
+    the numbers are read."""
+    given = {"ref": run, "names": list(names), "root": str(root), "compared_with": compared_with}
+    key = str(root / run)
+    return executor.Node(f"{key}/instruments", "instruments", f"{label} instruments", measure.measure, given,
+                         (executor.report_key(key),))
 
 
 def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Result]:
@@ -64,13 +81,13 @@ def measured(rows: Sequence[Row], root: str | Path, jobs: int = 1) -> list[Resul
 
 
 def trained(rows: Sequence[Row], root: str | Path, jobs: int | None = None, cluster: str | None = None,
-            retry: bool = True) -> list[Result]:
+            retry: bool = True, instruments: Instruments = NONE) -> list[Result]:
     """Results of all rows, trained and measured as :func:`train` does it.
 
     Raises:
         TrainingError: every row failed.
     """
-    results = collect(rows, root, train(rows, root, jobs, None, cluster, retry))
+    results = collect(rows, root, train(rows, root, jobs, None, cluster, retry, instruments))
     if rows and not any(r.numbers for r in results):
         raise TrainingError(f"all {len(rows)} rows failed; the first: {results[0].failed}")
     return results
@@ -123,7 +140,7 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
     rows = parse(specs, seeds, overrides, "tokenizer" if goal else None)
     if goal:
         correlation.check_goal([row.label for row in rows], goals, target)
-    failed = train(rows, root, jobs, None, cluster, retry)
+    failed = train(rows, root, jobs, None, cluster, retry, {row.label: names for row in rows}, compared_with)
     results = correlation.measure_rows(collect(rows, root, failed), rows, root, names, compared_with, say)
     results = correlation.aimed(results, goals, target) if goal else results
     flags = {"--seeds": seeds, "--target": [target] if target != "gfd" else [], "--goal": goal,
