@@ -238,7 +238,7 @@ def test_a_page_in_docs_follows_from_its_files(name: str, tmp_path: Path):
 
 def test_files_without_rows_decide_nothing_and_train_nothing(tmp_path: Path, capsys):
     for command, said in (
-        (["claims", "a", "--from", str(RESULTS / "claims.json")], "has a number; name the .json that vfmlab compare wrote"),
+        (["claims", "a", "--from", str(RESULTS / "claims.json")], "has a number; name the .json of a study that trained rows"),
         (["claims", "a", "--from"], "--from names no file"),
         (["correlate", "--from"], "--from names no file"),
     ):

@@ -229,6 +229,33 @@ def test_rows_share_stages_and_fail_with_the_first_reason(tmp_path, monkeypatch)
     assert keys.count(str(tmp_path / rows[0].phases[0].id)) == 3, "one key for what is shared"
 
 
+def test_one_page_of_what_several_studies_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def study(name, *rows):
+        cells = [Result(label, label, seed, "scenes", hash=hash_, protocol={"n": 9}, numbers={"psnr": Number(value, "t"), "gfd": Number(value, hash_)})
+                 for label, seed, hash_, value in rows]
+        Path(name).write_text(json.dumps({"results": [cell.as_json() for cell in cells]}))
+        return name
+
+    one = study("one.json", ("VAE", 0, "free", 20.5), ("VAE", 1, "free", 21.5))
+    two = study("two.json", ("RAE", 0, "free", 30.5), ("RAE", 1, "free", 31.5), ("guided VAE", 0, "guided", 9.5))
+    asked = ["compare", "--from", one, two, "--title", "The bench", "--out", "bench"]
+    assert main(asked) == 0
+    text = Path("bench.md").read_text()
+    assert text.startswith("# The bench")
+    _, free, guided = text.split("## Protocol ")
+    assert all(f"| {label} |" in free for label in ("VAE", "RAE"))
+    assert "| guided VAE |" in guided
+    assert "| guided VAE |" not in free
+    capsys.readouterr()
+    for more, said in ((["tiny_plain_vae"], "not both"), (["--seeds", "0"], "--seeds with --from"), (["--until", "tokenizer"], "--until with --from")):
+        assert main([asked[0], *(more if more[0][0] != "-" else []), *asked[1:], *(more if more[0][0] == "-" else [])]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["compare", "--from"]) == 2
+    assert main(["compare", "--from", "bench.json", "--out", "again"]) != 0, "its rows stand in the files that it was made of"
+
+
 def test_instruments_are_nodes_of_the_graph_and_fail_no_row(tmp_path, monkeypatch):
     """On whichever worker is free, once the tokenizer has its report; rows of one tokenizer share the node."""
     seen: dict[str, executor.Node] = {}

@@ -23,7 +23,6 @@ ADDRESS = "a dask scheduler (tcp://HOST:PORT), or a YAML file for dask-jobqueue"
 Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help=ROW)]
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
-Seeds = Annotated[tuple[int, ...], arg(help="every row is trained with each")]
 Files = Annotated[tuple[str, ...] | None, arg(name="from", metavar="FILE ...")]
 Goal = Annotated[tuple[str, ...], arg(metavar="FILE ...")]
 Out = Annotated[Path, arg(help="where to write; .md, .json and .html are added")]
@@ -32,19 +31,30 @@ Cluster = Annotated[str | None, arg(metavar="ADDRESS|FILE", help=ADDRESS)]
 Retry = Annotated[bool, arg(help="try again what failed before")]
 
 
-def compare(rows: Rows, /, sets: Assignments = (), seeds: Seeds = (0, 1), root: Root = Path("runs"),
-            out: Out = Path("comparison"), jobs: Jobs = None, cluster: Cluster = None, retry: Retry = False,
-            title: str = "Comparison", until: Literal["first_stage", "tokenizer"] | None = None) -> int:
+def compare(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...] | None = None,
+            root: Root = Path("runs"), out: Out = Path("comparison"), jobs: Jobs = None,
+            cluster: Cluster = None, retry: Retry = False, title: str = "Comparison",
+            until: Literal["first_stage", "tokenizer"] | None = None, files: Files = None) -> int:
     """Train several settings with several seeds under one protocol and write tables and curves.
 
     Exit code 1: some rows failed.
 
     Args:
+        seeds: every row is trained with each; left out: 0 1.
         title: heading of the page.
         until: leave diffusion out, or all but the first stage of each recipe.
+        files: one page of results that vfmlab compare, correlate or claims wrote before; nothing is trained.
     """
     from vfmlab.studies import compare as comparing
 
+    _named(files, rows)
+    if files:
+        _as_they_are({"--seeds": seeds is not None, "--set": sets, "--jobs": jobs, "--cluster": cluster,
+                      "--retry": retry, "--until": until})
+        made_by = command("compare", (), {"--from": files, "--title": [title]})
+        print(f"written: {comparing.from_files(files, out, title, made_by)}")
+        return 0
+    seeds = (0, 1) if seeds is None else seeds
     if not rows:
         raise ConfigError("no rows; name at least one preset, and before --set, which takes every NAME=VALUE "
                           "behind it: vfmlab compare plain=pocket_plain_vae pocket_vfm_vae --set ...")
@@ -70,9 +80,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     """
     from vfmlab.studies import compare as comparing
 
-    _named(files)
-    if files and rows:
-        raise ConfigError("rows and --from: name rows to train, or files with results, not both")
+    _named(files, rows)
     if files:
         _as_they_are({"--seeds": seeds is not None, "--set": sets, "--jobs": jobs, "--cluster": cluster,
                       "--retry": retry, "--instruments": names, "--compared-with": compared_with})
@@ -89,8 +97,11 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     return _written(page)
 
 
-def _named(files: tuple[str, ...] | None) -> None:
-    """ConfigError for --from without a file: nobody who writes it wants a training."""
+def _named(files: tuple[str, ...] | None, rows: tuple[str, ...] = ()) -> None:
+    """ConfigError for --from without a file: nobody who writes it wants a training; and for rows beside
+    it."""
+    if files and rows:
+        raise ConfigError("rows and --from: name rows to train, or files with results, not both")
     if files == ():
         raise ConfigError("--from names no file; give the .json that vfmlab compare wrote, or leave it out")
 

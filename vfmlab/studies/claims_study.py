@@ -11,7 +11,6 @@ import torch
 
 from vfmlab import runs
 from vfmlab.config import Phase
-from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import instrument_of
 from vfmlab.studies import claims, claims_page, compare, correlation
 from vfmlab.studies.claims import Claim, Price
@@ -28,9 +27,6 @@ def from_files(name: str, files: Sequence[str | Path], only: Sequence[str], out:
     """
     book = claims.ledger(name)
     results = together(files)
-    if not any(result.numbers for result in results):
-        raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json that vfmlab "
-                        "compare wrote, not one of a ledger decided by it")
     chosen, out = book.chosen(only), compare.writable(out)
     return _write(book, chosen, results, out, command, [Path(file).name for file in files])
 

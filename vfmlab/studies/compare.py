@@ -117,6 +117,16 @@ def run(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str |
     return compare_page.build(results, made_by, title, pictures).publish(out, record)
 
 
+def from_files(files: Sequence[str | Path], out: str | Path, title: str, made_by: str) -> Path:
+    """The page of results that studies wrote before; nothing is trained or measured, and its .json names no
+    result again. Of one row and seed in two files see :func:`vfmlab.studies.results.together`.
+
+    Raises:
+        DataError: a file that holds no results.
+    """
+    return compare_page.build(together(files), made_by, title).publish(writable(out), {"results": []})
+
+
 def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out: str | Path,
               jobs: int | None = None, overrides: dict[str, Any] | None = None, target: str = "gfd",
               names: Sequence[str] = correlation.NAMES, compared_with: str | None = None,

@@ -138,7 +138,11 @@ def read(path: str | Path) -> list[Result]:
 
 def together(files: Sequence[str | Path]) -> list[Result]:
     """The results of several files; of one row and seed in two of them, the numbers of both, and where both
-    have one that of the first. Errors as :func:`read`."""
+    have one that of the first.
+
+    Raises:
+        DataError: as :func:`read`; or no row has a number.
+    """
     merged: dict[tuple[str, int], Result] = {}
     for result in (one for path in files for one in read(path)):
         before = merged.setdefault((result.label, result.seed), result)
@@ -146,6 +150,9 @@ def together(files: Sequence[str | Path]) -> list[Result]:
             numbers={**result.numbers, **before.numbers},
             instruments={**before.instruments, **result.instruments},
             stages=max(before.stages, result.stages, key=len), failed=before.failed and result.failed)
+    if not any(result.numbers for result in merged.values()):
+        raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json of a study that "
+                        "trained rows, not one made of other files")
     return list(merged.values())
 
 
