@@ -138,11 +138,7 @@ def read(path: str | Path) -> list[Result]:
 
 def together(files: Sequence[str | Path]) -> list[Result]:
     """The results of several files; of one row and seed in two of them, the numbers of both, and where both
-    have one that of the first.
-
-    Raises:
-        DataError: as :func:`read`; or no row has a number.
-    """
+    have one that of the first. :class:`DataError` as in :func:`read`, and where no row has a number."""
     merged: dict[tuple[str, int], Result] = {}
     for result in (one for path in files for one in read(path)):
         before = merged.setdefault((result.label, result.seed), result)
