@@ -147,8 +147,8 @@ def together(files: Sequence[str | Path]) -> list[Result]:
             instruments={**before.instruments, **result.instruments},
             stages=max(before.stages, result.stages, key=len), failed=before.failed and result.failed)
     if not any(result.numbers for result in merged.values()):
-        raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json of a study that "
-                        "trained rows, not one made of other files")
+        raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json of a study "
+                        "that trained rows, not one made of other files")
     return list(merged.values())
 
 
