@@ -15,7 +15,9 @@ from vfmlab.studies.rows import Until
 HAE, GAE, PAE, RAEV2 = "HAE (2601.22904)", "GAE (2603.10365)", "PAE (2605.07915)", "RAEv2 (2605.18324)"
 JOINT = "joint compression and classification (2310.19675)"
 PS_VAE, EPSILON, COMMON = "PS-VAE (2512.17909)", "Epsilon-VAE (2410.04081)", "@pocket_plain_vae"
-SPHERE, RAEV2_NET = "rae@pocket_plain_vae+sphere", f"multi_layer_rae{COMMON}+raev2:protocol.guidance={{}}"
+SPHERE = "rae@pocket_plain_vae+sphere"
+UNGUIDED = "protocol.guidance.kind=null,protocol.guidance.scale=1,protocol.guidance.interval=[0,1]"
+RAEV2_NET = f"multi_layer_rae{COMMON}+raev2:{UNGUIDED}"
 WIDTHS = (4, 8, 16)
 WHOLE, HALVES = "train.samples=30720", "train.samples=15360"  # of one stage, of each of two
 APART = ",".join(f"stages.{stage}.train.samples={images}" for stage, images in
