@@ -277,6 +277,16 @@ def test_a_change_that_no_stage_reads_is_said(changes, said):
         config.override(presets.get("tiny_aligntok"), changes)
 
 
+def test_an_empty_section_is_said_to_change_nothing(recwarn):
+    """A variant's guidance is not taken away by it; a section that is off is opened by it."""
+    with pytest.warns(UserWarning, match=re.escape("protocol.guidance = {} names no field, so that section stays as it is")):
+        run = config.override(presets.get("tiny_multi_layer_rae_raev2"), {"protocol.guidance": {}})
+    assert run.protocol.guidance.kind == "internal"
+    recwarn.clear()
+    assert config.override(presets.get("tiny_multi_layer_rae"), {"tokenizer.fusion": {}}).tokenizer.fusion is not None
+    assert not recwarn
+
+
 def test_a_change_that_some_stage_reads_is_taken(recwarn):
     run = config.override(presets.get("tiny_aligntok"), {"train.batch": 8, "stages.latent.train.samples": 8})
     assert [phase.train.batch for phase in run.phases()[:3]] == [8, 8, 8]

@@ -93,6 +93,9 @@ def override(config: Config, values: dict[str, Any] | str | None) -> Config:
         if not isinstance(node, dict):
             raise ConfigError(_unknown(dotted, value, path, node, last, before))
         if isinstance(value, dict) and isinstance(node.get(last), dict):
+            if node[last] and not value:
+                warnings.warn(f"overrides: {dotted} = {{}} names no field, so that section stays as it is; "
+                              "name the fields to change, or null where it can be left out", stacklevel=2)
             node[last] = {**node[last], **value}
         else:
             node[last] = value

@@ -40,7 +40,7 @@ ROWS = (
     Preset("photo_ps_vae", "PS-VAE (f4d16) on EfficientNet-Lite0's last block for 32 px photographs: features first, then pixels and the VFM.",
            base("photo", tokenizer=POCKET | {"layer": -2, "decoder": POCKET_DECODER}, vfm=PHOTO_VFM, losses={**FEATURES, "l1": 1.0, "l2": 1.0},
                 stages=_stages({"lr": 5e-4}), train__samples=38_400),
-           needs=PHOTO_NEEDS, result=NOT_RUN, ours="the decoder of the tier's other rows, sizes, weights, no perceptual term, no GAN"),
+           needs=PHOTO_NEEDS, cost="not timed", result=NOT_RUN, ours="the decoder of the tier's other rows, sizes, weights, no perceptual term, no GAN"),
     Preset("paper_ps_vae", "PS-VAE on DINOv2-B (f16d96) in two stages; then LightningDiT-XL/1.",
            base("paper", tokenizer={"method": "ps_vae"}, vfm={"name": "dinov2_b14", "upscale": 0.875},
                 losses={**FEATURES, "l1": 0.1, "lpips": 0.1, "adversarial": PAPER_GAN}, stages=_stages({}, {"adversarial": {"start": 0}}), train__batch=96,
