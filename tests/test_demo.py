@@ -79,7 +79,7 @@ def test_a_demo_that_cannot_be_is_one_line(graph, tmp_path, capsys, flags, compl
 
 def test_what_fails_is_named(monkeypatch, tmp_path):
     def run(nodes, jobs, cluster):
-        return {node.key: executor.Outcome(error="disk full" if "07" in node.key else None) for node in nodes}
+        return {node.key: executor.Outcome(error="disk full" if "07_train_diffusion" in node.key else None) for node in nodes}
 
     monkeypatch.setattr(executor, "run", run)
     with pytest.raises(TrainingError, match=r"notebook 07_train_diffusion.tiny_vfm_vae failed: disk full; .* \(2 of 17 parts"):
