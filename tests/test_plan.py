@@ -177,6 +177,18 @@ def test_sampling_cost_follows_the_protocol():
     assert phase["sampling_flops"] == internal.protocol.sampler.steps * phase["flops"]["network"], "one evaluation a step"
 
 
+def test_a_sample_is_priced_by_what_the_sampler_does():
+    def evaluations(**changes):
+        phase = plan.plan(api.resolve("tiny_plain_vae", {f"protocol.{k}": v for k, v in changes.items()}))["phases"][1]
+        return phase["sampling_flops"] / phase["flops"]["network"], phase["notes"]
+
+    sampler = {"sampler.steps": 10, "sampler.shift": 1.0, "guidance.scale": 2.0}
+    half, notes = evaluations(**sampler, **{"guidance.interval": (0.45, 1.0)})  # t = 1, .9, ... .5 are guided
+    assert half == 10 + 6 and not notes
+    assert evaluations(**sampler | {"sampler.solver": "sde"})[0] == 20
+    assert any("sampler.reuse" in note for note in evaluations(**{"sampler.reuse": 2})[1])
+
+
 def test_a_loss_that_looks_at_labels_has_a_plan():
     apart, _, together, _ = plan.plan(api.resolve("tiny_plain_vae_apart"))["phases"]
     assert apart["flops"]["step_per_image"] > 0 < together["flops"]["step_per_image"]

@@ -20,10 +20,12 @@ from vfmlab import config, data, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.ar.objective import ARObjective
 from vfmlab.data import Batch
+from vfmlab.diffusion import sampling
 from vfmlab.errors import ConfigError, VfmlabError
 from vfmlab.nn.frozen import Frozen
 from vfmlab.nn.quantizers.base import counting
 from vfmlab.registry import TOKENIZERS
+from vfmlab.seeding import SampleRandom
 from vfmlab.tokenizers.base import Statistics, Tokenizer
 from vfmlab.training import ar, diffusion, dryrun, recompute, repa_e
 from vfmlab.training.meter import Meter, Undrawn, everything, shapes_only, weightless
@@ -223,12 +225,29 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         "notes": [*([remark] if remark else []), *notes],
     }
     solver = run.protocol.sampler
-    calls = {"euler": 1, "sde": 1, "heun": 2}.get(solver.solver)
-    if calls is not None:  # an adaptive solver decides its evaluations while it runs
-        guidance = run.protocol.guidance  # internal guidance reads one evaluation twice
-        guided = 2 if guidance.scale != 1 and guidance.kind != "internal" else 1
-        costs["sampling_flops"] = meter.flops["network"] * solver.steps * calls * guided
+    if solver.solver != "dopri5":  # an adaptive solver decides its evaluations while it runs
+        costs["sampling_flops"] = meter.flops["network"] * _evaluations(run.protocol)
+    if solver.reuse is not None:
+        costs["notes"].append("a sample is priced without sampler.reuse, which makes it cheaper")
     return _finish(costs, run.diffusion.train, frozen, meter.activations)
+
+
+def _evaluations(protocol: config.Protocol) -> int:
+    """How often the network sees one sample while the protocol draws it: the sampler is run on a network that
+    only counts. Internal guidance reads one evaluation twice; a weaker model is taken to cost as much."""
+    seen = 0
+
+    def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(x)
+        return x
+
+    guidance = protocol.guidance
+    null_label = guidance if guidance.kind is None else config.Guidance()
+    sampling.sample(network, torch.zeros(1, dtype=torch.long), SampleRandom(0, [0]),
+                    protocol.sampler.model_copy(update={"reuse": None, "parallel": None}), null_label,
+                    latent_shape=(1, 1, 1), null=1)
+    return seen * (2 if guidance.kind == "auto" else 1)
 
 
 def _ar_phase(run: config.Phase) -> dict[str, Any]:
