@@ -12,7 +12,9 @@ from vfmlab import api, registry
 from vfmlab.cli.main import main
 from vfmlab.cli.studies import seconds
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation import number
 from vfmlab.evaluation.number import Number
+from vfmlab.presets.variants import decoder_size
 from vfmlab.studies import claims, claims_page, claims_study, results
 from vfmlab.studies.claims import Claim, Contrast, Entry, Ledger, better, decide, gains_more, same
 from vfmlab.studies.results import Result, Stage
@@ -63,6 +65,18 @@ def test_every_row_is_a_recipe(name: str):
         assert {row.label for row in study} == {label for one in book.claims for label in one.rows if domain in book.rows[label].spec}
         assert len({row.phases[-1].id for row in study}) == len(study)
         assert {row.run.protocol.guidance.scale for row in study} == {1.0}, "unguided; a variant may bring guidance of its own"
+
+
+@pytest.mark.parametrize("name", registry.LEDGERS.names())
+def test_rows_of_a_contrast_decode_with_the_same_means(name: str):
+    """What an option changes beside itself is not seen in its name: more channels once made a decoder 29 times as large."""
+    book = claims.ledger(name)
+    for domain in book.domains:
+        runs = {row.label: row.run for row in book.study(domain, book.claims, [0], {})}
+        sizes = {label: decoder_size(run) for label, run in runs.items() if hasattr(run.tokenizer, "decoder")}
+        for contrast in (contrast for one in book.claims for contrast in one.contrasts):
+            own = [sizes[row] for row in contrast.rows if row in sizes]
+            assert not own or max(own) < 2 * min(own), f"{domain}: {contrast.says}: parameters of the decoders {own}"
 
 
 def test_verdicts_follow_the_planted_truth():
@@ -146,6 +160,7 @@ def test_page_json_and_results_go_round(tmp_path: Path):
     text = written.read_text()
     assert "Of 2 claims: 1 supported, 1 not run." in text
     assert "Not run for want of budget" in text
+    assert text.count("## Rows under protocol") == len(number.groups(whole)) and "parameters trained / all" in text
     data = json.loads((tmp_path / "ledger.json").read_text())
     assert data["claims"][0]["contrasts"][0]["verdict"] == "supported"
     assert results.read(tmp_path / "ledger.json") == whole

@@ -9,11 +9,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from vfmlab.evaluation.number import groups
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
 from vfmlab.studies.claims import RATIOS, Claim, Decided, Finding
 from vfmlab.studies.page import Lines, Page, definitions
-from vfmlab.studies.results import Result
+from vfmlab.studies.results import Result, records
 
 COLOURS = {
     "supported": primitives.PALETTE[2],
@@ -95,6 +96,9 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
         blocks = [forest(d.findings), table if table.records else None]
         page.add(d.claim.id, note, *blocks,
                  Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None)
+    for part in groups(results):  # what the contrasts are made of, with the parameters that the rows have
+        page.add(f"Rows under protocol {compare_page.longest(part).hash}", "",
+                 primitives.table(records(part, "**{}**")))
     if left_out:
         page.add("Not run for want of budget", "",
                  Lines([f"{claim.id}: {claim.statement}" for claim in left_out]))

@@ -37,7 +37,7 @@ def build(results: Sequence[Result], command: str, title: str,
     parts = groups(results)
     page = Page(title, QUESTION, verdict(results), definitions=definitions(), command=command)
     for part in parts:
-        heading = f"Protocol {_longest(part).hash}" if len(parts) > 1 else ""
+        heading = f"Protocol {longest(part).hash}" if len(parts) > 1 else ""
         page.add(heading, note(part), primitives.table(records(part, "**{}**")))
         if stages := stage_records(part):
             text = "Each stage of a recipe is a run of its own, measured in the same way."
@@ -65,14 +65,14 @@ def add_failed(page: Page, results: Sequence[Result]) -> None:
         page.add("Not in the tables, or only in part", "", Lines(list(failed)))
 
 
-def _longest(results: Sequence[Result]) -> Result:
+def longest(results: Sequence[Result]) -> Result:
     """The row whose protocol says most (generation included)."""
     return max(results, key=lambda r: len(r.protocol))
 
 
 def note(results: Sequence[Result], cells: str = "mean (each seed); bold: best mean") -> str:
     """Under what the numbers of a table were measured, and what could not be. cells: how to read one."""
-    one = _longest(results)
+    one = longest(results)
     protocol, seeds = one.protocol, sorted({r.seed for r in results})
     features = protocol.get("features", {})
     weights = "EMA" if protocol.get("images", {}).get("ema") else "raw"
