@@ -160,7 +160,8 @@ def test_page_json_and_results_go_round(tmp_path: Path):
     text = written.read_text()
     assert "Of 2 claims: 1 supported, 1 not run." in text
     assert "Not run for want of budget" in text
-    assert text.count("## Rows under protocol") == len(number.groups(whole)) and "parameters trained / all" in text
+    assert text.count("## Rows under protocol") == len(number.groups(whole))
+    assert "parameters trained / all" in text
     data = json.loads((tmp_path / "ledger.json").read_text())
     assert data["claims"][0]["contrasts"][0]["verdict"] == "supported"
     assert results.read(tmp_path / "ledger.json") == whole

@@ -184,7 +184,8 @@ def test_a_sample_is_priced_by_what_the_sampler_does():
 
     sampler = {"sampler.steps": 10, "sampler.shift": 1.0, "guidance.scale": 2.0}
     half, notes = evaluations(**sampler, **{"guidance.interval": (0.45, 1.0)})  # t = 1, .9, ... .5 are guided
-    assert half == 10 + 6 and not notes
+    assert half == 10 + 6
+    assert not notes
     assert evaluations(**sampler | {"sampler.solver": "sde"})[0] == 20
     assert any("sampler.reuse" in note for note in evaluations(**{"sampler.reuse": 2})[1])
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -21,6 +23,7 @@ from vfmlab.studies import cluster, executor, sweep
 from vfmlab.studies.sweep import grid, page, table
 from vfmlab.studies.sweep import notebook as notebooks
 from vfmlab.studies.sweep.folder import Folder
+from vfmlab.studies.sweep.sweep import _plan
 
 NOTEBOOK = '''# %% tags=["parameters"]
 x = 1
@@ -465,3 +468,14 @@ def test_ctrl_c_says_how_to_go_on(notebook, tmp_path, capsys, monkeypatch):
     assert main.main(command) == 130
     assert f"what was done is saved. To go on: vfmlab {shlex.join(command)}" in capsys.readouterr().err
     assert "2 still to be run" in (tmp_path / "out/index.html").read_text()
+
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "notebooks" / "grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_of_the_project_fits_the_notebook_that_its_head_names(path, tmp_path):
+    source = re.search(r"vfmlab sweep (\S+) --grid (\S+)", path.read_text())
+    assert HERE / source[2] == path
+    plan = _plan(HERE / source[1], path, tmp_path, False, io.StringIO())
+    assert plan.points or plan.grid.search
