@@ -1,9 +1,10 @@
 """Ledger C: what the papers of discrete tokenizers claim of quantisers, VFMTok and VQRAE.
 
 Quantisers are compared in pocket_vqgan. What its decoder makes of an entry is 64 wide whatever the entry's
-width (128 at width 128, where the decoder has 1.6 times the parameters). Codes are counted on held-out images.
-VFMTok's feature loss rebuilds the VFM's last level, whichever levels a row reads. On photographs budgets are
-those of docs/results/photo.md: 30,720 images for a tokenizer, whatever its stages, 76,800 for a generator.
+width (128 at width 128, where the decoder has 1.6 times the parameters). Codes are counted on held-out
+images. VFMTok's feature loss rebuilds the VFM's last level, whichever levels a row reads. On photographs
+budgets are those of docs/results/photo.md: 30,720 images for a tokenizer, whatever its stages, 76,800 for a
+generator.
 """
 
 from __future__ import annotations
