@@ -52,7 +52,7 @@ class ProgressiveConfig(config.DecoderConfig):
     decompress: Kind = Field("attention",
                              description="how z is widened: attention projection or 1x1 convolution")
     decompress_factor: int = Field(16, ge=1, description="channels of z' over channels of z, so more latent "
-                                   "channels make a larger decoder; the variants +d4 to +d64 keep z'")
+                                   "channels make a larger decoder; the variants +d4 to +d128 keep z'")
     decompress_layers: int = Field(1, ge=1, description="attention projections in a row")
     gelu: Gelu = Field("tanh", description="GELU of the attention projection; 'erf' is faster on the CPU")
 

@@ -51,7 +51,7 @@ class Variant:
 
 TABLE = ("plain_decoder", "fusion", "modern_blocks", "multi_layer")
 PAPER_RFID = dict(zip(TABLE, (19.69, 14.35, 1.08, 0.71), strict=True))  # 5 M images, ImageNet 256
-WIDTHS = (4, 8, 16, 32, 48, 64)  # with a linear start at most 3 f^2: 48 at f4
+WIDTHS = (4, 8, 16, 32, 48, 64, 128)  # with a linear start at most 3 f^2: 48 at f4
 STEPS = 16  # widths of a matched decoder are multiples of channel_max / STEPS
 
 

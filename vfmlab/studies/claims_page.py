@@ -97,7 +97,7 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
         page.add(d.claim.id, note, *blocks,
                  Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None)
     for part in groups(results):  # what the contrasts are made of, with the parameters that the rows have
-        page.add(f"Rows under protocol {compare_page.longest(part).hash}", "",
+        page.add(f"Rows under protocol {compare_page.longest(part).hash}", "Bold: best mean.",
                  primitives.table(records(part, "**{}**")))
     if left_out:
         page.add("Not run for want of budget", "",

@@ -17,7 +17,6 @@ VFMTOK, VQRAE, LLAMAGEN = "VFMTok (2507.08441)", "VQRAE (2511.23386)", "LlamaGen
 SIMVQ = "SimVQ (2411.02038)"
 QUANTISERS = {"VQ": "+vq", "cosine VQ": "+cosine", "SimVQ": "+simvq"}
 BUDGET = "train.samples=30720"
-DECODED = 64  # what the decoder of `pocket` and `photo` makes of 8 channels
 STAGES = "stages.pixels.train.samples=20480,stages.tune.train.samples=10240"  # of VQRAE
 
 
@@ -28,12 +27,6 @@ def _row(spec: str, block: str, until: Until = "tokenizer", photo: str | None = 
     photo = photo or spec
     photo = f"photo_{photo}{',' if ':' in photo else ':'}{budget}"
     return Entry({"scenes": f"pocket_{spec}", "photo": photo}, until, block)
-
-
-def _width(variant: str, channels: int) -> Entry:
-    factor = max(1, DECODED // channels)
-    return _row(f"vqgan{variant}:tokenizer.channels={channels},tokenizer.decoder.decompress_factor={factor}",
-                "quantisers")
 
 
 def _tokens(change: str = "", variant: str = "", photo: str | None = None) -> Entry:
@@ -47,7 +40,7 @@ def _tokens(change: str = "", variant: str = "", photo: str | None = None) -> En
 
 
 ROWS = {
-    **{f"{name}, width {d}": _width(variant, d)
+    **{f"{name}, width {d}": _row(f"vqgan{variant}+d{d}", "quantisers")
        for name, variant in QUANTISERS.items() for d in (8, 32, 128) if (name, d) != ("SimVQ", 8)},
     "FSQ": _row("vqgan+fsq", "quantisers"),
     "LFQ": _row("vqgan+lfq", "quantisers"),
