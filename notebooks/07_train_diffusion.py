@@ -64,7 +64,7 @@ loss = (step.velocity - (noise - step.z)).square().mean()
 print(f"noise: mean {noise.mean():+.3f}, std {noise.std():.3f}; loss by hand {loss:.6f}")
 torch.testing.assert_close(noisy, step.noisy, rtol=0, atol=1e-5)
 if not run.diffusion.cosine_loss:
-    torch.testing.assert_close(loss, step.terms["velocity"].value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, step.terms["velocity"].value, rtol=1e-4, atol=1e-5)
 
 # %%
 step.explain()

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from golden_values import close
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -41,10 +42,6 @@ def state(stored):
 @pytest.fixture(scope="module")
 def network(state, config):
     return import_state_dict("llamagen-gpt", state, config)
-
-
-def close(a, b, tolerance=5e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()

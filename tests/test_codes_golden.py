@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from golden_values import close, part
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -20,14 +21,6 @@ from vfmlab.weights import import_state_dict
 def load(golden, name):
     folder = golden / "discrete"
     return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def near(a, b, tolerance=5e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
 
 
 def scalar(a, b):
@@ -46,17 +39,17 @@ def grads_near(found, io):
 def test_deformable_attention(golden):
     io, facts = load(golden, "deformable_attention")
     attention = DeformableAttention(facts["d_model"], facts["heads"], len(facts["levels_hw"]), facts["points"])
-    near(attention.offsets.bias.detach(), io["init.sampling_offsets_bias"], 1e-6)
+    close(attention.offsets.bias.detach(), io["init.sampling_offsets_bias"], 1e-6)
     ours = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value", "output_proj": "out"}
     attention.load_state_dict({f"{ours[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in part(io, "sd.").items()})
     query, values = io["in.query"].requires_grad_(), io["in.values"].requires_grad_()
     sizes = [tuple(size) for size in io["in.spatial_shapes"].tolist()]
     maps = [tokens.transpose(1, 2).unflatten(2, size)
             for tokens, size in zip(values.split([h * w for h, w in sizes], dim=1), sizes, strict=True)]
-    near(attention.places(query, io["in.reference_points"], maps).detach(), io["mid.locations"])
-    near(attention.shares(query).detach(), io["mid.attention"])
+    close(attention.places(query, io["in.reference_points"], maps).detach(), io["mid.locations"])
+    close(attention.shares(query).detach(), io["mid.attention"])
     out = attention(query, io["in.reference_points"], maps)
-    near(out.detach(), io["out"])
+    close(out.detach(), io["out"])
     (out * io["in.upstream"]).sum().backward()
     found = {f"{theirs}.{which}": getattr(getattr(attention, mine), which).grad for theirs, mine in ours.items()
              for which in ("weight", "bias") if f"grad.{theirs}.{which}" in io}
@@ -78,12 +71,12 @@ def test_llamagen_codes_and_images(llamagen):
     codes = tokenizer.codes(io["in.image"])
     assert torch.equal(codes, io["out.indices"].flatten(1))
     with torch.no_grad():
-        near(tokenizer.encoder(io["in.image"]), io["mid.encoder"])
-        near(tokenizer.quant(tokenizer.encoder(io["in.image"])), io["mid.quant_conv"])
+        close(tokenizer.encoder(io["in.image"]), io["mid.encoder"])
+        close(tokenizer.quant(tokenizer.encoder(io["in.image"])), io["mid.quant_conv"])
         posterior = tokenizer.posterior(io["in.image"])
-        near(posterior.mode(), io["out.quant"])
-        near(tokenizer.decode_raw(posterior.mode())[0], io["out.image"])
-    near(tokenizer.decode_codes(codes), io["out.image_from_indices"].clamp(-1, 1))
+        close(posterior.mode(), io["out.quant"])
+        close(tokenizer.decode_raw(posterior.mode())[0], io["out.image"])
+    close(tokenizer.decode_codes(codes), io["out.image_from_indices"].clamp(-1, 1))
 
 
 def test_llamagen_losses_and_gradients(llamagen):
@@ -127,25 +120,25 @@ def test_vfmtok_chain(vfmtok):
     maps = [tokens.transpose(1, 2).unflatten(2, (side, side)) for tokens in levels(io)]
     projected = [project(m) for project, m in zip(encoder.projectors, maps, strict=True)]
     for k, m in enumerate(projected):
-        near(m.flatten(2).transpose(1, 2), io[f"mid.level.{k}"])
+        close(m.flatten(2).transpose(1, 2), io[f"mid.level.{k}"])
     x = encoder.norm(encoder.queries).expand(2, -1, -1)
-    near(x, io["mid.queries_start"])
-    near(encoder.layers[0].attention(x, encoder.position, encoder.reference, projected), io["mid.layer0_deformable"])
-    near(encoder.layers[0](x, encoder.position, encoder.reference, projected), io["mid.after_layer0"])
+    close(x, io["mid.queries_start"])
+    close(encoder.layers[0].attention(x, encoder.position, encoder.reference, projected), io["mid.layer0_deformable"])
+    close(encoder.layers[0](x, encoder.position, encoder.reference, projected), io["mid.after_layer0"])
     tokens = encoder(maps)
-    near(tokens, io["out.region_tokens"])
-    near(tokenizer.quant(tokens), io["mid.pre_quant"])
+    close(tokens, io["out.region_tokens"])
+    close(tokenizer.quant(tokens), io["mid.pre_quant"])
     record = tokenizer.encode_features(levels(io))
     assert torch.equal(record.indices, io["out.indices"])
-    near(record.latents, io["out.quant"])
+    close(record.latents, io["out.quant"])
     decoder, memory = tokenizer.decoder, tokenizer.memory(record.mode())
-    near(decoder.positions(facts["pixel_grid"]), io["mid.position_interpolated"])
-    near(decoder.sequence(memory, "pixels"), io["mid.decoder_sequence"])
-    near(decoder.pixels(memory), io["mid.decoder_grid"])
+    close(decoder.positions(facts["pixel_grid"]), io["mid.position_interpolated"])
+    close(decoder.sequence(memory, "pixels"), io["mid.decoder_sequence"])
+    close(decoder.pixels(memory), io["mid.decoder_grid"])
     image = tokenizer.decode_raw(record.mode())[0]
-    near(image, io["out.image"])
-    near(tokenizer.decode_codes(record.indices), io["out.image_from_indices"].clamp(-1, 1))
-    near(tokenizer.rebuild(record.mode())[-1].flatten(2).transpose(1, 2), io["out.features"])
+    close(image, io["out.image"])
+    close(tokenizer.decode_codes(record.indices), io["out.image_from_indices"].clamp(-1, 1))
+    close(tokenizer.rebuild(record.mode())[-1].flatten(2).transpose(1, 2), io["out.features"])
 
 
 def test_vfmtok_losses_and_gradients(vfmtok):

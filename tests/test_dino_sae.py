@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from golden_values import close, part
 from safetensors.torch import load_file
 
 from vfmlab import api, config, presets, vfm
@@ -23,14 +24,6 @@ from vfmlab.weights import import_state_dict
 from vfmlab.weights.families.dc_ae_decoder import rename
 
 DECODER = {"kind": "dc_ae", "widths": [16, 16, 32], "depths": [1, 1, 1], "blocks": ["residual", "residual", "vit"], "in_shortcut": False}
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def close(got, wanted, atol):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=2e-6)  # taps near 100: CPUs round fp32 in their own ways
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from golden_values import close, part
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -20,14 +21,6 @@ from vfmlab.nn.teacher import Teacher
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom
 from vfmlab.weights import import_state_dict
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def close(got, wanted, atol=3e-5):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
 
 
 @pytest.fixture(scope="module")

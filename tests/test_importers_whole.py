@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from golden_values import close, part
 from safetensors.torch import load_file, save_file
 
 from vfmlab import api, config, runs, vfm
@@ -24,14 +25,6 @@ from vfmlab.weights.families.pae import PAEParts
 
 DC = {"kind": "dc_ae", "widths": [16, 16, 32], "depths": [1, 1, 1], "blocks": ["residual", "residual", "vit"], "in_shortcut": False}
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def close(got, wanted, atol=2e-5):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
 
 
 def awake(module):

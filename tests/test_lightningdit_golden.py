@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from golden_values import close
 from safetensors.torch import load_file
 from torchdiffeq import odeint
 
@@ -36,10 +37,6 @@ def state(golden):
 @pytest.fixture
 def network(state, config):
     return import_state_dict("lightningdit", state, config["config"])
-
-
-def close(a, b, tolerance=2e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from golden_values import close, part
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -17,14 +18,6 @@ from vfmlab.diffusion.guidance import Guided
 from vfmlab.diffusion.sit import RegSiT
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.weights import import_state_dict
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def close(a, b, tolerance=2e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from golden_values import close
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -208,10 +209,6 @@ def rows(x):  # B C H W -> B HW C
     return x.flatten(2).transpose(1, 2)
 
 
-def near(a, b, tolerance=5e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
-
-
 def scalar(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
@@ -224,7 +221,7 @@ def check(quantizer, io, name, z, upstream, entropy=0.0, **weights):
     """Values, loss and gradients of sum(zq x upstream) + all losses; weights: name in the file -> parameter."""
     z = z.clone().requires_grad_()
     out = quantizer(z)
-    near(out.latent, rows(io[f"{name}.zq"]))
+    close(out.latent, rows(io[f"{name}.zq"]))
     assert torch.equal(out.indices, io[f"{name}.indices"].flatten(1))
     if f"{name}.loss" in io:
         scalar(out.loss, io[f"{name}.loss"])
@@ -247,11 +244,11 @@ def test_stored_learned_codebooks(stored, name, kind, options):
     quantizer.weight.data.copy_(io["in.codebook"])
     entropy = facts["entropy_loss_ratio"] if f"{name}.entropy_loss" in io else 0.0
     out = check(quantizer, io, name, rows(io["in.z"]), rows(io["in.upstream"]), entropy, codebook=quantizer.weight)
-    near(quantizer.look_up(out.indices), out.latent.detach(), 0)
+    assert torch.equal(quantizer.look_up(out.indices), out.latent.detach())
     if entropy:
         scalar(entropy * out.entropy, io[f"{name}.entropy_loss"])
         scalar(out.loss, io[f"{name}.vq_loss"] + io[f"{name}.commit_loss"])
-        near(quantizer.look_up(out.indices), rows(io[f"{name}.entry"]))
+        close(quantizer.look_up(out.indices), rows(io[f"{name}.entry"]))
     # The release counts entry 0 as used from the start.
     if f"{name}.usage_after_2" in io:
         used = {0} | set(out.indices.flatten().tolist())
@@ -281,9 +278,9 @@ def test_stored_simvq(stored, name, options):
     if options.get("bias"):
         quantizer.map.bias.data.copy_(io["in.simvq.bias"])
         weights["bias"] = quantizer.map.bias
-        near(quantizer.entries(), io["simvq.effective_codebook"])
+        close(quantizer.entries(), io["simvq.effective_codebook"])
     out = check(quantizer, io, name, rows(io["in.simvq.z"]), rows(io["in.upstream"]), **weights)
-    near(quantizer.look_up(out.indices), rows(io[f"{name}.zq"]))
+    close(quantizer.look_up(out.indices), rows(io[f"{name}.zq"]))
     if name == "simvq":  # the release looks up without the map
         assert (quantizer.look_up(out.indices) - rows(io["simvq.released_entry_bug"])).abs().max() > 0.1
 
@@ -295,9 +292,9 @@ def test_stored_fsq(stored, k):
     quantizer = build("fsq", len(levels), levels=levels)
     x = io[f"fsq{k}.in"].clone().requires_grad_()
     out = quantizer(x)
-    near(out.latent, io[f"fsq{k}.out"])
+    close(out.latent, io[f"fsq{k}.out"])
     assert torch.equal(out.indices, io[f"fsq{k}.indices"].long())
-    near(quantizer.entries(), io[f"fsq{k}.codebook"])
+    close(quantizer.entries(), io[f"fsq{k}.codebook"])
     (grad,) = torch.autograd.grad((out.latent * io[f"fsq{k}.upstream"]).sum(), x)
     grads_near(grad, io[f"fsq{k}.grad"])
 
@@ -309,9 +306,9 @@ def test_stored_lfq(stored):
                       inverse_temperature=options["inv_temperature"])  # fmt: skip
     x = io["lfq.in"].clone().requires_grad_()
     out = quantizer(x)
-    near(out.latent, io["lfq.out"])
+    close(out.latent, io["lfq.out"])
     assert torch.equal(out.indices, io["lfq.indices"])
-    near(quantizer.entries(), io["lfq.codebook"])
+    close(quantizer.entries(), io["lfq.codebook"])
     scalar(out.entropy, io["lfq.per_sample_entropy"] - options["diversity_gamma"] * io["lfq.batch_entropy"])
     total = out.loss + options["entropy_loss_weight"] * out.entropy
     scalar(total, io["lfq.aux_loss"])
@@ -324,9 +321,9 @@ def test_stored_ema(stored):
     quantizer = build("ema", 6, size=40, beta=facts["beta"], decay=facts["ema_decay"]).train()
     quantizer.weight.copy_(F.normalize(io["in.codebook"], dim=-1))
     out = quantizer(rows(io["in.z"]))
-    near(out.latent, io["ema.zq"])
+    close(out.latent, io["ema.zq"])
     assert torch.equal(out.indices, io["ema.indices"])
     scalar(out.loss, io["ema.loss"])
-    near(quantizer.weight, io["ema.weight_after_1"])
+    close(quantizer.weight, io["ema.weight_after_1"])
     quantizer(rows(io["in.z_second_batch"]))
-    near(quantizer.weight, io["ema.weight_after_2"])
+    close(quantizer.weight, io["ema.weight_after_2"])

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from golden_values import close
 from safetensors.torch import load_file
 from tiny import awake
 
@@ -41,10 +42,6 @@ def released(stored):
 def make(**options):
     torch.manual_seed(0)
     return RAEv2(RAEv2.Config(**{**SIZES, "base_depth": 2, **options}), SHAPE, 3)
-
-
-def close(got, wanted, atol=2e-5):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
 
 
 # -- reference values --------------------------------------------------------------------------------------------------

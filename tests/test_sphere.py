@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from golden_values import close
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -29,10 +30,6 @@ from vfmlab.tokenizers.base import Posterior, Tokenizer, measure
 def stored(golden):
     folder = golden / "continuous"
     return load_file(folder / "spherical_flow.safetensors"), json.loads((folder / "spherical_flow.json").read_text())
-
-
-def close(got, wanted, atol):
-    torch.testing.assert_close(got, wanted, atol=atol, rtol=0)
 
 
 def field(tensors, x, t):
