@@ -86,7 +86,7 @@ def _seconds(phase: Phase) -> float:
         torch.set_num_threads(threads)
     passes = phase.protocol.n
     if phase.generator is not None:
-        passes *= 1 + len(phase.train.evaluate_at)
+        passes *= 1 + sum(n <= phase.budget for n in phase.train.evaluate_at)
         passes *= 1 if phase.diffusion is None else phase.protocol.sampler.steps
     return step * (phase.budget + passes / 2) / phase.train.batch
 

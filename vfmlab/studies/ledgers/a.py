@@ -9,7 +9,7 @@ from vfmlab.registry import LEDGERS
 from vfmlab.studies.claims import Claim, Contrast, Entry, Ledger, better, gains_more, same
 
 VFM_VAE, ALIGNTOK = "VFM-VAE (2510.18457)", "AlignTok (2509.25162)"
-WIDE, DECODERS = "wide latents", "decoders"
+WIDE, DECODERS, HEADS = "wide latents", "decoders", "heads"
 
 
 def _row(spec: str, until=None, block: str = "", scenes_only: bool = False) -> Entry:
@@ -20,6 +20,13 @@ def _row(spec: str, until=None, block: str = "", scenes_only: bool = False) -> E
 
 def _aligntok(change: str, until=None) -> Entry:
     return _row(f"aligntok:stages.perceptual.losses.preservation.{change}", until)
+
+
+def _head(tokenizer: str, wide: bool) -> Entry:
+    """A tokenizer under one network of encoder and head, the head as wide as its encoder or four times as
+    wide; both without a shift of times."""
+    width = ",diffusion.network.head_width=512,diffusion.network.head_heads=8" if wide else ""
+    return _row(f"{tokenizer}:diffusion.train.evaluate_at=[]{width}", block=HEADS, scenes_only=True)
 
 
 ROWS = {
@@ -38,6 +45,10 @@ ROWS = {
     "AlignTok, cosine": _aligntok("distance=cosine"),
     "RAE, common DiT": _row("rae@pocket_plain_vae", block=WIDE, scenes_only=True),
     "multi-layer RAE, common DiT": _row("multi_layer_rae@pocket_plain_vae", block=WIDE, scenes_only=True),
+    "RAE, narrow head": _head("rae@pocket_vfm_vae_ddt", wide=False),
+    "RAE, wide head": _head("rae@pocket_vfm_vae_ddt", wide=True),
+    "VFM-VAE, narrow head": _head("vfm_vae_ddt", wide=False),
+    "VFM-VAE, wide head": _head("vfm_vae_ddt", wide=True),
     "plain decoder": _row("vfm_vae+plain_decoder", "first_stage", DECODERS),
     "+ multi-scale fusion": _row("vfm_vae+fusion", "first_stage", DECODERS),
     "+ modern blocks": _row("vfm_vae+modern_blocks", "first_stage", DECODERS),
@@ -94,6 +105,11 @@ CLAIMS = (
           "PSNR 18.9 / 22.6 / 27.0, unguided gFID 1.50 / 1.65 / 3.01 at K 1 / 7 / 23",
           (better("psnr", "multi-layer RAE, common DiT", "RAE, common DiT"),
            better("gfd", "RAE, common DiT", "multi-layer RAE, common DiT"))),
+    Claim("wide_head", "Wide latents need a head wider than the network; narrow ones gain less by it.",
+          "RAE (2510.11690)", "unguided gFID 1.51 with the wide head; its ablation is not at hand",
+          (better("gfd", "RAE, wide head", "RAE, narrow head"),
+           gains_more("gfd", ("RAE, narrow head", "RAE, wide head"),
+                      ("VFM-VAE, narrow head", "VFM-VAE, wide head")))),
 )
 
 # As the rule of outcomes wants them: 4,000 samples in 10 steps, whose noise follows the training seed.
