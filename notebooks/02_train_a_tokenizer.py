@@ -119,13 +119,13 @@ def vf(z, maps, project):
     return cosine + distance
 
 
-torch.testing.assert_close(l1(decoded, step.images), step.terms["l1"].value, rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(l1(decoded, step.images), step.terms["l1"].value, rtol=0, atol=1e-6)
 
 # %%
 if "vf" in step.terms:
     loss = step.task.objective.losses["vf"]
     mine = vf(step.z, step.features[loss.config.layer], loss.project.weight)
-    torch.testing.assert_close(mine, step.terms["vf"].value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mine, step.terms["vf"].value, rtol=0, atol=1e-6)
     print(f"VF loss by hand {mine:.6f}, the library's {step.terms['vf'].value:.6f}")
 
 # %% [markdown]

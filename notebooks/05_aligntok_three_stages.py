@@ -84,7 +84,7 @@ primitives.heatmap([[float(row[part] > 0) for part in parts] for row in gradient
 tuned = next(step for step in steps.values() if "preservation" in step.terms)
 new, old = tuned.posterior.mode(), tuned.reconstruction.reference["after"]
 mine = (new - old).square().mean()
-torch.testing.assert_close(mine, tuned.terms["preservation"].value, rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(mine, tuned.terms["preservation"].value, rtol=0, atol=1e-6)
 tuned.explain()
 
 # %%

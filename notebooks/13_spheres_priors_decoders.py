@@ -86,8 +86,8 @@ def walk(d, n, t):
 along = path.make("sphere", radius=radius)
 for t in (0.0, 0.25, 0.5, 0.9, 1.0):
     (x, v), point = walk(tokens, noise, t), along.interpolate(tokens, noise, t)
-    torch.testing.assert_close(x, point.x, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(v, point.v, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x, point.x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(v, point.v, rtol=0, atol=1e-6)
     print(f"t {t:.2f}: length {lengths(x).mean():.3f}, of the velocity {lengths(v).mean():.3f}")
 
 # %% [markdown]
@@ -152,7 +152,7 @@ point = along.interpolate(tokens, noise, 0.5)
 guess = point.v + torch.randn(point.v.shape, dtype=point.v.dtype, generator=random)
 radial = (guess * point.x).sum(1, keepdim=True) * point.x / radius**2
 mine = ((guess - radial - point.v).square() + 0.1 * radial.square()).flatten(1).mean(1)
-torch.testing.assert_close(mine, along.loss(guess, point), rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(mine, along.loss(guess, point), rtol=0, atol=1e-6)
 print(f"loss by hand {mine.mean():.6f}, the library's {along.loss(guess, point).mean():.6f}")
 
 # %% [markdown]
@@ -187,7 +187,7 @@ x = torch.randn(16, 8, dtype=torch.float64, generator=random)
 flat = x @ Q @ Q.t()  # the part of x in the plane
 for t in (0.1, 0.5, 0.9):
     by_parts = exact(x @ Q, letters, t) @ Q.t() + (x - flat) / t
-    torch.testing.assert_close(exact(x, letters @ Q.t(), t), by_parts, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exact(x, letters @ Q.t(), t), by_parts, rtol=0, atol=1e-6)
 print(f"{len(letters)} points; in 8 dimensions the field is that of the plane, and x / t beside it")
 
 # %% [markdown]
@@ -280,7 +280,7 @@ count = decoder.config.steps
 states, estimates = decode(count)
 final = tokenizer.decode(z).cpu()
 found = [estimate.cpu().clamp(-1, 1) for estimate in estimates]
-torch.testing.assert_close(found[-1], final, rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(found[-1], final, rtol=0, atol=1e-6)
 gained = [psnr(images, estimate).mean().item() for estimate in found]
 grid = log_grid(count)
 shown = {f"state, t {grid[k]:.2f}": states[k].cpu() for k in range(count)}
