@@ -136,6 +136,12 @@ def test_pages_stay_without_the_executed_notebooks(built, tree, tmp_path):
     source = folder / "notebooks" / "00_small.ipynb"
     source.write_text(source.read_text().replace("y=[1, 2]", "y=[1, 3]"))
     assert site.missing(out, folder) == ["00"]
+    for _ in range(2):
+        site.build(out, [], folder)
+        assert page.read_text().count(site.CHANGED) == 1, "an older page stays, and says so once"
+        assert site.CHANGED in (out / "notebooks" / "index.html").read_text()
+        assert page.read_text()[page.read_text().index("<article") :] == before[before.index("<article") :]
+    assert site.missing(out, folder) == ["00"]
 
 
 def test_a_page_says_when_and_with_what_it_was_executed(built):

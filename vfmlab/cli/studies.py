@@ -302,7 +302,7 @@ def site(out: Path = Path("docs/site"), preset: str = "pocket_vfm_vae", baseline
         overrides: JSON with dotted names.
         seed: of the notebooks.
         notebooks: numbers such as 02, or none; all by default. The others keep the pages that are there, with
-            whatever was set, while their code is the same.
+            whatever was set; one whose code has changed since says so.
         parameters: JSON, what is set in one notebook alone: '{"04": {"seeds": 1}}'.
     """
     from vfmlab.studies import site as pages

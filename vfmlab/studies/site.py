@@ -36,6 +36,7 @@ LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
 DRAWN_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 PLOTLY = "application/vnd.plotly.v1+json"
+CHANGED = "The notebook's code has changed since this was executed."
 SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, "
          "so figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
 
@@ -62,7 +63,7 @@ def build(out: str | Path, books: Sequence[Path], tree: Path = TREE) -> Path:
 
     Args:
         out: folder, made anew page by page. books: executed notebooks; a page that is there of another one
-            stays as it was executed, while the notebook's code is the same. tree: a checkout.
+            stays as it was executed, and says so where the notebook's code has changed. tree: a checkout.
 
     Raises:
         ConfigError: a link that leads nowhere, a page of more than `LARGEST` bytes, a package that is
@@ -122,7 +123,7 @@ def missing(out: Path, tree: Path = TREE) -> list[str]:
     """Numbers of notebooks of which there is no page with today's code."""
     there = _earlier(out, tree)
     names = sorted(path.stem for path in (tree / "notebooks").glob("[0-9]*.ipynb"))
-    return [name[:2] for name in names if Path("notebooks", f"{name}.html") not in there]
+    return [name[:2] for name in names if CHANGED in there.get(Path("notebooks", f"{name}.html"), CHANGED)]
 
 
 def check(out: Path) -> None:
@@ -220,7 +221,7 @@ def _notebook(path: Path, tree: Path) -> str:
 
 
 def _earlier(out: Path, tree: Path) -> dict[Path, str]:
-    """Pages of executed notebooks that are in `out` and whose code is that of the checkout."""
+    """Pages of executed notebooks that are in `out`; one whose notebook has other code today says so."""
     import nbformat
 
     pages = {}
@@ -228,8 +229,9 @@ def _earlier(out: Path, tree: Path) -> dict[Path, str]:
         path = Path("notebooks", f"{source.stem}.html")
         page = (out / path).read_text(encoding="utf-8") if (out / path).exists() else ""
         code = notebook.digest(nbformat.read(source, as_version=4).cells)
-        if body := re.search(f'<article data-code="{code}">.*</article>', page, re.S):
-            pages[path] = f"<h1>{_escape(_title(page))}</h1>{body[0]}"
+        if body := re.search('<article data-code="(.*?)">.*</article>', page, re.S):
+            changed = "" if body[1] == code else f"<p><em>{CHANGED}</em></p>"
+            pages[path] = f"<h1>{_escape(_title(page))}</h1>{changed}{body[0]}"
     return pages
 
 
@@ -265,6 +267,7 @@ def _list(pages: Mapping[Path, str]) -> str:
     rows = []
     for path, body in pages.items():
         link = f'<a href="{path.name}">{_escape(_title(body))}</a>'
+        link += f"<br><em>{CHANGED}</em>" if CHANGED in body else ""
         question = re.search(r"<strong>Question\.</strong>(.*?)</p>", body, re.S)
         when = re.search(r'<p class="note">(.*?)</p>', body, re.S)
         rows.append([link, question[1] if question else "", *(when[1].split(" · ") if when else ())])
