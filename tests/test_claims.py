@@ -124,6 +124,20 @@ def test_a_number_that_cannot_be_compared_is_named_and_spoils_no_other_claim(met
     assert whole.verdict == "supported"
 
 
+def test_what_counts_as_none_in_the_judges_features_says_nothing_in_others():
+    """A gFD of the factors is below 1: by a tolerance of 1 what is undecided would be refuted."""
+    close = measured({"a": [0.60, 0.62, 0.61], "b": [0.61, 0.60, 0.63], "c": [0.90, 0.91, 0.89]})
+    chosen = [claim(better("gfd", "a", "b")), claim(better("gfd", "a", "c")), claim(same("gfd", "a", "b"))]
+    judged = [d.verdict for d in decide(chosen, close, BLOCKS)]
+    elsewhere = [r.replace(protocol={"features": {"name": "factors:RUN", "version": "1"}}) for r in close]
+    decided = decide(chosen, elsewhere, BLOCKS)
+    assert judged == ["refuted", "supported", "supported"]
+    assert [d.verdict for d in decided] == ["undecided", "supported", "not run"]
+    assert "counts as none in the features 'factors' is not set" in decided[2].lacks[0]
+    page = claims_page.build(decided, elsewhere, "Ledger", "vfmlab claims", ())
+    assert "not set" in page.markdown()
+
+
 def test_rows_of_another_block_do_not_widen_the_interval():
     noisy = rows() + measured({"e": [0.0, 90.0, 10.0], "f": [70.0, 0.0, 50.0]})
     blocks = BLOCKS | {"e": "wide", "f": "wide"}

@@ -38,6 +38,8 @@ DELTAS = {
     "probe_1bpp": 0.02,
 }
 RATIOS = ("rfd",)  # compared as ratios: a contrast is the logarithm of one
+# In these features a whole gFD is below 1, and nobody has said which difference counts as none.
+UNSET = {"factors": ("gfd", "gfd_own"), "groups": ("gfd", "gfd_own")}
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,30 @@ def decide(claims: Sequence[Claim], results: Sequence[Result], blocks: Mapping[s
 def _finding(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, str]) -> Finding:
     try:
         block = _block(contrast, results, blocks)
+        contrast = _in_space(contrast, results)
     except ConfigError as error:
         return Finding(contrast, lacks=str(error))
     interval = block.contrast(contrast.weights)
     few = f"{len(block.seeds)} seed: nothing is known of the spread; train at least 2, better 3"
     return Finding(contrast, interval, lacks="" if interval.freedom else few)
+
+
+def _in_space(contrast: Contrast, results: Sequence[Result]) -> Contrast:
+    """The contrast, without a difference that counts as none where its features have none set.
+
+    Raises:
+        ConfigError: a claim of no gap, which needs one.
+    """
+    labels = {row.partition("#")[0] for row in contrast.rows}
+    named = {str(r.protocol.get("features", {}).get("name")) for r in results if r.label in labels}
+    spaces = {name.partition(":")[0] for name in named}
+    unset = [space for space in spaces if contrast.metric in UNSET.get(space, ())]
+    if contrast.delta is not None or not unset:
+        return contrast
+    if contrast.kind == "no gap":
+        raise ConfigError(f"which difference of {quantity(contrast.metric).label} counts as none in the "
+                          f"features '{unset[0]}' is not set; give the contrast a delta")
+    return dataclasses.replace(contrast, delta=0.0)
 
 
 def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, str]) -> Block:

@@ -41,7 +41,8 @@ def line(finding: Finding) -> dict[str, str]:
     one, c = finding.interval, finding.contrast
     record = {"contrast": c.says, "number": c.unit.replace("log ratio of ", ""),
               "estimate": "–" if one is None else number(c.metric, one.estimate),
-              "95 % interval": "–", "none within": number(c.metric, c.bound).replace("+", "±")}
+              "95 % interval": "–",
+              "none within": number(c.metric, c.bound).replace("+", "±") if c.bound else "not set"}
     if one is not None and one.freedom:
         seeds = str(finding.seeds or "more than 99") if finding.verdict == "undecided" else "–"
         record |= {"95 % interval": f"{number(c.metric, one.low)} … {number(c.metric, one.high)}",
@@ -52,15 +53,16 @@ def line(finding: Finding) -> dict[str, str]:
 
 
 def forest(findings: Sequence[Finding]) -> go.Figure | None:
-    """Contrasts of one number as dots with intervals, in units of the difference that counts as none; None
-    without any."""
+    """Contrasts of one number as dots with intervals, in units of the difference that counts as none, or of
+    the interval's half width where none is set; None without any."""
     shown = [f for f in reversed(findings) if f.interval is not None and f.interval.freedom]
     if not shown:
         return None
     figure = go.Figure().add_vrect(x0=-1, x1=1, fillcolor="#999", opacity=0.15, line_width=0)
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     for finding in shown:
-        scale, one, colour = finding.contrast.bound, finding.interval, COLOURS[finding.verdict]
+        one, colour = finding.interval, COLOURS[finding.verdict]
+        scale = finding.contrast.bound or one.half_width()
         figure.add_scatter(x=[one.estimate / scale], y=[finding.contrast.says], mode="markers",
                            showlegend=False, name=finding.verdict, marker={"size": 10, "color": colour},
                            error_x={"type": "data", "array": [one.half_width() / scale], "color": colour,
