@@ -48,8 +48,8 @@ class Contrast:
 
     Args:
         metric: a registered number. weights: row, or row#stage for a number of an earlier stage -> weight;
-        they add up to 0. says: in words. delta: the largest difference that counts as none; None:
-        :data:`DELTAS`.
+        they add up to 0. says: in words. delta: the largest difference that counts as none, 0 where
+        none is set; None: :data:`DELTAS`.
     """
 
     metric: str
