@@ -70,7 +70,9 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
                            text=number(finding.contrast.metric, one.estimate),
                            hovertemplate="%{text}, %{fullData.name}<extra></extra>")
     figure.update_yaxes(automargin=True)
-    title = "contrast in units of the difference that counts as none (grey); the claim says: to the right"
+    unit = "the difference that counts as none" if all(f.contrast.bound for f in shown) else (
+        "the difference that counts as none, or of the half interval where none is set")
+    title = f"contrast in units of {unit} (grey); the claim says: to the right"
     return primitives.framed(figure, title, "", "", 120 + 36 * len(shown))
 
 
