@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import cache_together
 import pytest
@@ -150,22 +150,38 @@ def test_two_processes_share_the_work(tmp_path, tokenizer, source, monkeypatch):
 
 
 def test_a_process_that_is_slow_is_not_dead(tmp_path, monkeypatch):
-    """A shard takes longer than the patience, a batch of it less: the other process waits."""
+    """A shard takes longer than the patience, a batch of it less: the other process waits, by a clock of its own."""
     meta = {"count": 5, "shard": 5, "fingerprint": "f"}
-    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    clock = itertools.count(step=0.3)
     monkeypatch.setattr(shards, "PATIENCE", 0.9)
 
-    def work(rank):
-        def encode(indices, content):
-            time.sleep(0.3)
-            return {"rows": content}
+    def encode(indices, content):
+        time.sleep(0.01)  # a file system knows times to some milliseconds
+        return {"rows": content}
 
-        list(shards.write(tmp_path, "slow", meta, lambda indices: indices, encode, 1, rank, 2))
+    def write(rank):
+        return shards.write(tmp_path, "slow", meta, lambda indices: indices, encode, 1, rank, 2)
 
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(work, rank) for rank in (0, 1)]:
-            done.result()
-    assert (tmp_path / "slow-00000.safetensors").exists()
+    slow, waited = write(0), []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) % 2 == 0:  # every .6 on the clock
+            next(slow, None)
+
+    monkeypatch.setattr(shards, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
+    next(slow)
+    assert list(write(1)) == [(5, 5)]
+    assert len(waited) == 10 and (tmp_path / "slow-00000.safetensors").exists()
+
+
+def test_a_process_without_a_sign_of_life_is_dead(tmp_path, monkeypatch):
+    meta = {"count": 5, "shard": 5, "fingerprint": "f"}
+    clock = itertools.count(step=0.3)
+    monkeypatch.setattr(shards, "PATIENCE", 0.9)
+    monkeypatch.setattr(shards, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    with pytest.raises(CheckpointError, match="1 shards .* are not coming from other processes"):
+        list(shards.write(tmp_path, "dead", meta, None, None, 1, 1, 2))
 
 
 def test_processes_build_what_one_builds_and_one_that_was_killed_goes_on(tmp_path):
