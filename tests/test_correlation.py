@@ -85,13 +85,43 @@ def test_spearman_is_scipys_with_ties(values):
         assert correlation.spearman(np.exp(x), y) == pytest.approx(ours)  # ranks only
 
 
+@given(arrays.arrays(float, (2, 7), elements=st.integers(-3, 3).map(float)),
+       arrays.arrays(int, (3, 7), elements=st.integers(0, 3)))
+def test_rows_that_are_there_more_than_once_are_repeated(values, times):
+    """Also none of them, or one value alone, which have no ranks."""
+    for ours, often in zip(correlation.spearman(*values, times), times, strict=True):
+        repeated = np.repeat(values, often, axis=1)
+        assert ours == pytest.approx(correlation.spearman(*repeated), abs=1e-9, nan_ok=True)
+
+
+def test_variants_of_a_method_are_no_independent_rows():
+    """Five methods of four rows each, alike within a method: the interval over methods is the wider one."""
+    random = np.random.default_rng(1)
+    centres = random.normal(size=(5, 2))
+    rows = [record(f"row {i}", 0, 10 + y, {"psnr": x}).replace(method=f"method {i // 4}")
+            for i, (x, y) in enumerate(centres.repeat(4, axis=0) + 0.01 * random.normal(size=(20, 2)))]
+    one = correlation.correlate(rows)[0]
+    assert one.kinds == 5
+    assert one.methods[0] < one.low < one.rho < one.high < one.methods[1] + 1e-9
+    alone = [r.replace(method=r.label) for r in rows]
+    single = correlation.correlate(alone)[0]
+    assert single.kinds == 20
+    assert single.methods == pytest.approx((single.low, single.high), abs=0.1), "every row a method of its own"
+    few = correlation.correlate([r.replace(method=f"method {int(r.label[4:]) % 3}") for r in rows])[0]
+    assert few.methods is None
+    planned = [one._replace(rho=0.5, low=0.1, high=0.7, methods=methods) for methods in ((-0.2, 0.9), (0.05, 0.9), None)]
+    assert [c.clear for c in planned] == [False, True, True]
+    assert correlation_page.verdict(planned[:1]) == "None: an interval of every metric, over rows or over methods, holds 0."
+    assert "(95 % over rows +0.10 … +0.70, over methods +0.05 … +0.90), over 20 rows of 5 methods." in correlation_page.verdict(planned[1:2])
+
+
 def test_p_is_uniform_enough_under_luck():
     random = np.random.default_rng(0)
     ps = []
     for _ in range(60):
         x, y = random.normal(size=(2, 8))
         goal, mine = ({str(i): {0: float(v)} for i, v in enumerate(values)} for values in (y, x))
-        ps.append(correlation._one("psnr", mine, goal, {}, 0).p)
+        ps.append(correlation._one("psnr", mine, goal, {}, 0, {}).p)
     assert 0.35 < statistics.fmean(ps) < 0.65
 
 
@@ -106,7 +136,7 @@ def test_rows_of_another_protocol_stand_apart():
     assert "- `broken`: it broke" in text
     assert "- `row 3, seed 0`: instruments: no masks" in text
     assert "| row 0 | 10.1 (10, 10.1) |" in text
-    assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
+    assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | – | < .001 | 9 |" in text
     assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
     assert page.html().count("plotly-graph-div") == 2
     assert "it broke" in page.html()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +26,18 @@ NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "g
 GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond it is its own
 LEAST = 4  # rows, below which ranks say nothing
 ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
-DRAWS = 2000  # of rows, for the interval; of permutations, for p
+DRAWS = 2000  # of rows or methods, for the intervals; of permutations, for p
 
 
 class Correlation(NamedTuple):
     """How the ranks of a metric go with those of the target.
 
     rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 %
-    of rho when rows are drawn with replacement. p: share of permutations of the rows with as large an |rho|,
-    two-sided. rows: how many. partial: rho with what both share with the ranks of :data:`GIVEN` taken out,
-    None where that cannot be had.
+    of rho when rows are drawn with replacement. methods: the same when methods are drawn and bring all their
+    rows along, since variants of one method are no independent rows; None for fewer than 4 methods. p: share
+    of permutations of the rows with as large an |rho|, two-sided. rows, kinds: how many rows and methods.
+    partial: rho with what both share with the ranks of :data:`GIVEN` taken out, None where that cannot be
+    had.
     """
 
     metric: str
@@ -46,6 +48,13 @@ class Correlation(NamedTuple):
     p: float
     rows: int
     partial: float | None = None
+    methods: tuple[float, float] | None = None
+    kinds: int = 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether every interval there is leaves out 0."""
+        return all(low * high > 0 for low, high in [(self.low, self.high), *filter(None, [self.methods])])
 
 
 def measure_rows(results: Sequence[Result], rows: Sequence[Row], root: str | Path,
@@ -127,8 +136,9 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     if len(goal) < LEAST:
         raise ConfigError(f"{len(goal)} rows have '{target}' under one protocol; ranks need at least "
                           f"{LEAST}: compare more rows, or wait for their diffusion runs")
-    given = values(results, GIVEN)
-    every = (_one(metric, values(results, metric), goal, given, seed) for metric in candidates(results))
+    given, methods = values(results, GIVEN), {r.label: r.method for r in results if r.method}
+    every = (_one(metric, values(results, metric), goal, given, seed, methods)
+             for metric in candidates(results))
     return sorted((one for one in every if one is not None), key=lambda c: -abs(c.rho))
 
 
@@ -145,7 +155,7 @@ def candidates(results: Sequence[Result]) -> list[str]:
 
 
 def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[int, float]],
-         given: dict[str, dict[int, float]], seed: int) -> Correlation | None:
+         given: dict[str, dict[int, float]], seed: int, methods: Mapping[str, str]) -> Correlation | None:
     """None where fewer than four rows have the metric, or where it is the same in all of them."""
     labels = [label for label in goal if label in mine]
     if len(labels) < LEAST:
@@ -162,15 +172,28 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
         own = float(spearman(*np.array(pairs).T)) if len(pairs) >= LEAST else np.nan
         seeds += [] if np.isnan(own) else [own]  # a metric may be constant in one seed
     random = np.random.default_rng(seed)
-    drawn = random.integers(len(labels), size=(DRAWS, len(labels)))
-    low, high = np.nanquantile(spearman(x[drawn], y[drawn]), [0.025, 0.975])
-    shuffled = spearman(np.broadcast_to(x, drawn.shape),
-                        random.permuted(np.broadcast_to(y, drawn.shape), axis=1))
+    low, high = _middle(x, y, np.eye(len(labels)), random)
+    shape = (DRAWS, len(labels))
+    shuffled = spearman(np.broadcast_to(x, shape), random.permuted(np.broadcast_to(y, shape), axis=1))
     p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + DRAWS)
+    mine_of = [methods.get(label, label) for label in labels]  # one without a method is one by itself
+    kinds = sorted(set(mine_of)) if methods else []
+    over = None
+    if len(kinds) >= LEAST:
+        over = _middle(x, y, np.array([[kind == of for of in mine_of] for kind in kinds], float), random)
     rest = None
     if metric != GIVEN and all(label in given for label in labels):
         rest = partial(x, y, np.array([statistics.fmean(given[label].values()) for label in labels]))
-    return Correlation(metric, rho, tuple(seeds), float(low), float(high), p, len(labels), rest)
+    return Correlation(metric, rho, tuple(seeds), low, high, p, len(labels), rest, over, len(kinds))
+
+
+def _middle(x: np.ndarray, y: np.ndarray, groups: np.ndarray,
+            random: np.random.Generator) -> tuple[float, float]:
+    """The middle 95 % of rho when groups are drawn with replacement. groups G R: the rows of each."""
+    drawn = random.integers(len(groups), size=(DRAWS, len(groups)))
+    times = (drawn[..., None] == np.arange(len(groups))).sum(1) @ groups  # DRAWS R: how often each row is there
+    low, high = np.nanquantile(spearman(x, y, times), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def partial(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float | None:
@@ -180,10 +203,18 @@ def partial(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float | None:
     return (xy - xz * yz) / left**0.5 if left > 1e-12 else None
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rank correlation along the last axis, ties sharing their mean rank; NaN for a constant side."""
+def spearman(x: np.ndarray, y: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+    """Rank correlation along the last axis, ties sharing their mean rank; NaN for a constant side.
+
+    times: D R, how often each of R rows is there; x and y have R values then, and the result D.
+    """
     from scipy.stats import rankdata
 
-    a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
+    if times is None:
+        a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
+        times = np.ones_like(a)
+    else:  # the rank of a row: those below it, and half of those level with it
+        a, b = (times @ ((v < v[:, None]) + 0.5 * (v == v[:, None])).T - times.sum(-1, keepdims=True) / 2
+                for v in (x, y))
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+        return (times * a * b).sum(-1) / np.sqrt((times * a * a).sum(-1) * (times * b * b).sum(-1))

@@ -33,11 +33,16 @@ def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
     return [
         {
             "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
-            "95 % over rows": f"{c.low:+.2f} … {c.high:+.2f}", "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
+            "95 % over rows": _range(c.low, c.high), "95 % over methods": _range(*c.methods) if c.methods else "–",
+            "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
             f"given the {quantity(GIVEN).label}": "–" if c.partial is None else f"{c.partial:+.2f}",
         }
         for c in ranked
     ]  # fmt: skip
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:+.2f} … {high:+.2f}"
 
 
 def reading(ranked: Sequence[Correlation], target: str) -> str:
@@ -46,11 +51,11 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
     good = "smaller" if quantity(target).better == LOWER else "larger"
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
-            f"95 % when rows are drawn with replacement ({DRAWS:,} times); p by permutation of the rows. "
-            f"{small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
-            "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
-            f"independent draws either. Last column: the correlation with what both sides share with the "
-            f"{quantity(GIVEN).label} taken out.")
+            f"95 % when rows are drawn with replacement ({DRAWS:,} times), and when methods are drawn and bring "
+            "all their rows along: ablations of one tokenizer are no independent draws; p by permutation of "
+            f"the rows, as if they were. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by "
+            "luck if they were independent, which they are not either. Last column: the correlation with what "
+            f"both sides share with the {quantity(GIVEN).label} taken out.")
 
 
 def left_out(results: Sequence[Result], target: str) -> list[str]:
@@ -86,26 +91,30 @@ def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str,
 
 
 def verdict(ranked: Sequence[Correlation]) -> str:
-    """The strongest correlation whose interval over rows leaves out 0; none where there is no such metric."""
-    clear = [c for c in ranked if c.low * c.high > 0]
+    """The strongest correlation whose intervals leave out 0; none where there is no such metric."""
+    clear = [c for c in ranked if c.clear]
     if not clear:
-        return "None: the interval over rows of every metric holds 0."
+        return "None: an interval of every metric, over rows or over methods, holds 0."
     one = clear[0]
     few = f" Fewer than {ENOUGH} rows: this describes them, and decides nothing." * (one.rows < ENOUGH)
-    return (f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows {one.low:+.2f} … "
-            f"{one.high:+.2f}), over {one.rows} rows.{few}")
+    kinds = f", over methods {_range(*one.methods)}" if one.methods else ""
+    of = f" of {one.kinds} methods" * bool(one.methods)
+    return (f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows "
+            f"{_range(one.low, one.high)}{kinds}), over {one.rows} rows{of}.{few}")
 
 
 def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
-    """Spearman's rho of every metric with its interval over rows, strongest on top; small dots: seeds."""
+    """Spearman's rho of every metric with its interval over methods, or else over rows, strongest on top; small dots: seeds."""
     shown = list(reversed(ranked))
+    ends = [c.methods or (c.low, c.high) for c in shown]
     labels = [quantity(c.metric).label or c.metric for c in shown]
     figure = go.Figure().add_vline(x=0, line={"color": "#888", "width": 1})
     figure.add_scatter(
         x=[c.rho for c in shown], y=labels, mode="markers", name="over means of rows", marker={"size": 10, "color": primitives.PALETTE[0]},
         error_x={
             "type": "data", "symmetric": False, "thickness": 1,
-            "array": [max(0, c.high - c.rho) for c in shown], "arrayminus": [max(0, c.rho - c.low) for c in shown],
+            "array": [max(0, high - c.rho) for c, (_, high) in zip(shown, ends, strict=True)],
+            "arrayminus": [max(0, c.rho - low) for c, (low, _) in zip(shown, ends, strict=True)],
         },
     )  # fmt: skip
     seeds = [(r, label) for c, label in zip(shown, labels, strict=True) for r in c.seeds]
