@@ -115,6 +115,24 @@ def test_variants_of_a_method_are_no_independent_rows():
     assert "(95 % over rows +0.10 … +0.70, over methods +0.05 … +0.90), over 20 rows of 5 methods." in correlation_page.verdict(planned[1:2])
 
 
+def test_one_metric_against_another():
+    """Better goes with better in the one, luck is in the other; the same two the other way round."""
+    rows = [record(f"row {i}", 0, 10 + i, {"psnr": i}, {"se_cknna": -i, "se_cknna_clean": LUCK[i]}) for i in range(9)]
+    one = correlation.leads(rows)[0]
+    assert one.gap == pytest.approx(1 + stats.spearmanr(LUCK, range(9)).statistic)
+    assert 0 < one.low < one.gap < one.high
+    assert one.methods is None
+    assert correlation_page.lead_text(one).endswith("9 rows: **closer**.")
+    other = correlation.leads([r.replace(instruments={"se_cknna": cell(LUCK[i]), "se_cknna_clean": cell(-i)}) for i, r in enumerate(rows)])[0]
+    assert other.gap == pytest.approx(-one.gap)
+    assert correlation_page.lead_text(other).endswith("**less close**.")
+    in_methods = [r.replace(method=f"method {i % 4}") for i, r in enumerate(rows)]
+    assert ", over methods +" in correlation_page.lead_text(correlation.leads(in_methods)[0])
+    assert correlation_page.lead_text(one._replace(methods=(-0.1, 1.0))).endswith("**undecided**.")
+    assert correlation.leads([r.replace(instruments={"se_cknna": cell(1)}) for r in rows]) == []
+    assert "## One metric against another" in correlation_page.build(rows, correlation.correlate(rows), "gfd", "", "Title").markdown()
+
+
 def test_p_is_uniform_enough_under_luck():
     random = np.random.default_rng(0)
     ps = []

@@ -180,6 +180,7 @@ def _correlated(results: Sequence[Result], target: str, out: Path, made_by: str)
     strengths = correlation.correlate(results, target)
     title = f"What goes along with {quantity(target).label}"
     record = {"target": target, "correlations": [c._asdict() for c in strengths],
+              "leads": [one._asdict() for one in correlation.leads(results, target)],
               "results": [r.as_json() for r in results]}
     return correlation_page.build(results, strengths, target, made_by, title).publish(out, record)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vfmlab.errors import ConfigError, VfmlabError
-from vfmlab.evaluation.number import TARGET, quantities
+from vfmlab.evaluation.number import TARGET, quantities, quantity
 from vfmlab.studies import measure
 from vfmlab.studies.results import Result
 from vfmlab.studies.rows import Row
@@ -25,6 +25,7 @@ NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "g
          "interpolation", "robustness", "velocity_variance", "neighbours", "midpoints", "dct_energy")
 GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond it is its own
 LEAST = 4  # rows, below which ranks say nothing
+PAIRS = (("se_cknna", "se_cknna_clean"),)  # the first is said to track better (arXiv 2510.18457)
 ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
 DRAWS = 2000  # of rows or methods, for the intervals; of permutations, for p
 
@@ -76,6 +77,23 @@ def measure_rows(results: Sequence[Result], rows: Sequence[Row], root: str | Pat
                 result = result.replace(instruments=report.measured)
         measured.append(result)
     return measured
+
+
+class Lead(NamedTuple):
+    """How much closer a metric goes along with the target than another one.
+
+    gap: of the two correlations, each signed so that better with better is above 0 (their size, for a metric
+    without a good end). low, high, methods: as in :class:`Correlation`, both of the same draws. rows: with
+    both.
+    """
+
+    metric: str
+    other: str
+    gap: float
+    low: float
+    high: float
+    methods: tuple[float, float] | None
+    rows: int
 
 
 def values(results: Sequence[Result], metric: str) -> dict[str, dict[int, float]]:
@@ -136,10 +154,60 @@ def correlate(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> 
     if len(goal) < LEAST:
         raise ConfigError(f"{len(goal)} rows have '{target}' under one protocol; ranks need at least "
                           f"{LEAST}: compare more rows, or wait for their diffusion runs")
-    given, methods = values(results, GIVEN), {r.label: r.method for r in results if r.method}
+    given, methods = values(results, GIVEN), _methods(results)
     every = (_one(metric, values(results, metric), goal, given, seed, methods)
              for metric in candidates(results))
     return sorted((one for one in every if one is not None), key=lambda c: -abs(c.rho))
+
+
+def leads(results: Sequence[Result], target: str = "gfd", seed: int = 0) -> list[Lead]:
+    """The :data:`PAIRS` that at least four rows have, by draws of the same rows for both metrics."""
+    goal, methods = values(results, target), _methods(results)
+    every = (_lead(pair, [values(results, metric) for metric in pair], goal, target, seed, methods)
+             for pair in PAIRS)
+    return [one for one in every if one is not None]
+
+
+def _lead(pair: tuple[str, str], mine: Sequence[dict[str, dict[int, float]]],
+          goal: dict[str, dict[int, float]], target: str, seed: int,
+          methods: Mapping[str, str]) -> Lead | None:
+    """None where fewer than four rows have both."""
+    labels = [label for label in goal if all(label in own for own in mine)]
+    if len(labels) < LEAST:
+        return None
+    xs, y = [_means(own, labels) for own in mine], _means(goal, labels)
+    signs = [_sign(quantity(metric).better, quantity(target).better) for metric in pair]
+
+    def gap(times: np.ndarray | None = None) -> np.ndarray:
+        rhos = [spearman(x, y, times) for x in xs]
+        one, two = (sign * rho if sign else np.abs(rho) for sign, rho in zip(signs, rhos, strict=True))
+        return one - two
+
+    random, groups = np.random.default_rng(seed), _groups(labels, methods)
+    low, high = _middle(gap, np.eye(len(labels)), random)
+    over = _middle(gap, groups, random) if len(groups) >= LEAST else None
+    return Lead(*pair, float(gap()), low, high, over, len(labels))
+
+
+def _sign(end: str | None, other: str | None) -> int:
+    """Of a correlation, so that better with better is above 0; 0 where one of them has no good end."""
+    return 0 if None in (end, other) else 1 if end == other else -1
+
+
+def _methods(results: Sequence[Result]) -> dict[str, str]:
+    return {r.label: r.method for r in results if r.method}
+
+
+def _means(mine: Mapping[str, Mapping[int, float]], labels: Sequence[str]) -> np.ndarray:
+    return np.array([statistics.fmean(mine[label].values()) for label in labels])
+
+
+def _groups(labels: Sequence[str], methods: Mapping[str, str]) -> np.ndarray:
+    """Methods x rows: 1 where the row is of the method; one without is a method by itself. None are known: no
+    groups."""
+    of = [methods.get(label, label) for label in labels]
+    kinds = sorted(set(of)) if methods else []
+    return np.array([[kind == mine for mine in of] for kind in kinds], float)
 
 
 def check_target(target: str) -> None:
@@ -160,8 +228,7 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
     labels = [label for label in goal if label in mine]
     if len(labels) < LEAST:
         return None
-    x = np.array([statistics.fmean(mine[label].values()) for label in labels])
-    y = np.array([statistics.fmean(goal[label].values()) for label in labels])
+    x, y = _means(mine, labels), _means(goal, labels)
     rho = float(spearman(x, y))
     if np.isnan(rho):
         return None
@@ -171,28 +238,28 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
                  and s in goal[label]]
         own = float(spearman(*np.array(pairs).T)) if len(pairs) >= LEAST else np.nan
         seeds += [] if np.isnan(own) else [own]  # a metric may be constant in one seed
+    def drawn(times: np.ndarray) -> np.ndarray:
+        return spearman(x, y, times)
+
     random = np.random.default_rng(seed)
-    low, high = _middle(x, y, np.eye(len(labels)), random)
+    low, high = _middle(drawn, np.eye(len(labels)), random)
     shape = (DRAWS, len(labels))
     shuffled = spearman(np.broadcast_to(x, shape), random.permuted(np.broadcast_to(y, shape), axis=1))
     p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + DRAWS)
-    mine_of = [methods.get(label, label) for label in labels]  # one without a method is one by itself
-    kinds = sorted(set(mine_of)) if methods else []
-    over = None
-    if len(kinds) >= LEAST:
-        over = _middle(x, y, np.array([[kind == of for of in mine_of] for kind in kinds], float), random)
+    groups = _groups(labels, methods)
+    over = _middle(drawn, groups, random) if len(groups) >= LEAST else None
     rest = None
     if metric != GIVEN and all(label in given for label in labels):
-        rest = partial(x, y, np.array([statistics.fmean(given[label].values()) for label in labels]))
-    return Correlation(metric, rho, tuple(seeds), low, high, p, len(labels), rest, over, len(kinds))
+        rest = partial(x, y, _means(given, labels))
+    return Correlation(metric, rho, tuple(seeds), low, high, p, len(labels), rest, over, len(groups))
 
 
-def _middle(x: np.ndarray, y: np.ndarray, groups: np.ndarray,
+def _middle(value: Callable[[np.ndarray], np.ndarray], groups: np.ndarray,
             random: np.random.Generator) -> tuple[float, float]:
-    """The middle 95 % of rho when groups are drawn with replacement. groups G R: the rows of each."""
+    """The middle 95 % of a value when groups are drawn with replacement. value: how often each row is there,
+    draws x rows -> one of each draw. groups: which rows each holds, groups x rows."""
     drawn = random.integers(len(groups), size=(DRAWS, len(groups)))
-    times = (drawn[..., None] == np.arange(len(groups))).sum(1) @ groups  # DRAWS R: how often each row is there
-    low, high = np.nanquantile(spearman(x, y, times), [0.025, 0.975])
+    low, high = np.nanquantile(value((drawn[..., None] == np.arange(len(groups))).sum(1) @ groups), [0.025, 0.975])
     return float(low), float(high)
 
 

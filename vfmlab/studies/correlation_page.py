@@ -10,11 +10,14 @@ import plotly.graph_objects as go
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LOWER, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
-from vfmlab.studies.correlation import DRAWS, ENOUGH, GIVEN, Correlation, values
+from vfmlab.studies.correlation import DRAWS, ENOUGH, GIVEN, Correlation, Lead, leads, values
 from vfmlab.studies.page import Lines, Page, definitions
 from vfmlab.studies.results import Result, spread
 
 SHOWN = 12  # metrics with a picture
+ABOUT_LEADS = ("How much closer the first goes along with the target than the second: the difference of their "
+               "correlations, signed so that better with better is above 0, by draws of the same rows. "
+               "Undecided where an interval holds 0.")
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
@@ -58,6 +61,16 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
             f"both sides share with the {quantity(GIVEN).label} taken out.")
 
 
+def lead_text(one: Lead) -> str:
+    """Both names, the gap with its intervals, and what they decide."""
+    ends = [(one.low, one.high), *([one.methods] if one.methods else [])]
+    sides = {(low > 0) - (high < 0) for low, high in ends}
+    said = "closer" if sides == {1} else "less close" if sides == {-1} else "undecided"
+    over = f", over methods {_range(*one.methods)}" if one.methods else ""
+    return (f"{quantity(one.metric).label} against {quantity(one.other).label}: {one.gap:+.2f} (95 % over rows "
+            f"{_range(one.low, one.high)}{over}), {one.rows} rows: **{said}**.")
+
+
 def left_out(results: Sequence[Result], target: str) -> list[str]:
     """Rows that stand in no correlation, or lack some numbers, and why."""
     goal = values(results, target)
@@ -85,6 +98,8 @@ def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str,
     page.add("", "", strengths(ranked, target), scatters(results, shown, target))
     page.add("Rows", "Best first.", primitives.table(table(results, target)))
     page.add(f"What goes along with {label}", reading(ranked, target), primitives.table(correlations(ranked)))
+    if found := leads(results, target):
+        page.add("One metric against another", ABOUT_LEADS, Lines([lead_text(one) for one in found]))
     if missing := left_out(results, target):
         page.add("Left out, or only in part", "", Lines(missing))
     return page
