@@ -70,6 +70,8 @@ def test_short_trainings_are_ranked_by_the_target_of_long_ones():
     assert results[0].numbers["gfd"].value == pytest.approx(11.05)
     found = {c.metric: c.rho for c in correlation.correlate(results)}
     assert found == {"psnr": pytest.approx(-1.0), "gfd_short": pytest.approx(stats.spearmanr(LUCK[1:], range(1, 9)).statistic)}
+    alike = correlation.aimed([*short, *(r.replace(seed=1) for r in short)], long, "gfd")
+    assert [(r.label, r.numbers["gfd"].value) for r in alike if r.label == "row 2"] == [("row 2", 12.0), ("row 2", 12.1)]
     with pytest.raises(ConfigError, match=r"no row has 'gfd' in --goal and stands in --from too; rows there: row 30"):
         correlation.aimed(short, [record("row 30", 0, 1.0, {})], "gfd")
 
@@ -117,13 +119,13 @@ def test_variants_of_a_method_are_no_independent_rows():
 
 def test_one_metric_against_another():
     """Better goes with better in the one, luck is in the other; the same two the other way round."""
-    rows = [record(f"row {i}", 0, 10 + i, {"psnr": i}, {"se_cknna": -i, "se_cknna_clean": LUCK[i]}) for i in range(9)]
+    rows = [record(f"row {i}", 0, 10 + i, {"psnr": i}, {"se_cknna": -i, "alignment_cknna": LUCK[i]}) for i in range(9)]
     one = correlation.leads(rows)[0]
     assert one.gap == pytest.approx(1 + stats.spearmanr(LUCK, range(9)).statistic)
     assert 0 < one.low < one.gap < one.high
     assert one.methods is None
     assert correlation_page.lead_text(one).endswith("9 rows: **closer**.")
-    other = correlation.leads([r.replace(instruments={"se_cknna": cell(LUCK[i]), "se_cknna_clean": cell(-i)}) for i, r in enumerate(rows)])[0]
+    other = correlation.leads([r.replace(instruments={"se_cknna": cell(LUCK[i]), "alignment_cknna": cell(-i)}) for i, r in enumerate(rows)])[0]
     assert other.gap == pytest.approx(-one.gap)
     assert correlation_page.lead_text(other).endswith("**less close**.")
     in_methods = [r.replace(method=f"method {i % 4}") for i, r in enumerate(rows)]

@@ -81,6 +81,16 @@ def test_a_representation_that_is_the_reference_agrees_wholly():
     assert sets.facts["reference_clean"][1] < sets.value[1]  # the reference that stays put agrees less
 
 
+def test_tokenizers_that_read_scaled_images_differently_compare_under_noise():
+    one, other = lossless(), lossless()
+    other.__dict__["scales"] = not one.scales
+    one, other = (bench.measure(subject, ["se_cknna"]) for subject in (one, other))
+    assert one["se_cknna_noise"].protocol == other["se_cknna_noise"].protocol
+    assert one["se_cknna_noise"].value == other["se_cknna_noise"].value
+    for name in ("se_cknna", "se_cknna_moved"):
+        assert one[name].protocol != other[name].protocol
+
+
 def test_as_released_the_reference_reads_small_images_at_their_size(monkeypatch):
     echo, sides = Echo(), {"se_cknna": set(), "se_cknna_release": set()}
     read = echo.forward

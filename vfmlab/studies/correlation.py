@@ -25,7 +25,8 @@ NAMES = ("alignment", "se_cknna", "lds", "probes", "factors", "segmentation", "g
          "interpolation", "robustness", "velocity_variance", "neighbours", "midpoints", "dct_energy")
 GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond it is its own
 LEAST = 4  # rows, below which ranks say nothing
-PAIRS = (("se_cknna", "se_cknna_clean"),)  # the first is said to track better (arXiv 2510.18457)
+# The first is said to track better (arXiv 2510.18457). Under noise alone all tokenizers are read in one way.
+PAIRS = (("se_cknna", "alignment_cknna"), ("se_cknna_noise", "alignment_cknna"))
 ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
 DRAWS = 2000  # of rows or methods, for the intervals; of permutations, for p
 
@@ -119,14 +120,16 @@ def check_goal(labels: Sequence[str], goals: Sequence[Result], target: str) -> N
 def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> list[Result]:
     """`results`, of short trainings, with the target that `goals`, of longer ones, have on the same rows.
 
-    What the short ones have of it stands with the instruments as `<target>_short`. Rows that are not in both
-    are left out.
+    What the short ones have of it stands with the instruments as `<target>_short`. A row with all seeds that
+    the long one has takes each seed's own value, another one their mean. Rows that are not in both are left
+    out.
 
     Raises:
         ConfigError: no such target, or no row in both.
     """
     check_target(target)
     goal, rows = values(goals, target), []
+    seeds = {label: {r.seed for r in results if r.label == label} for label in goal}
     for result in results:
         if result.label not in goal:
             continue
@@ -134,7 +137,9 @@ def aimed(results: Sequence[Result], goals: Sequence[Result], target: str) -> li
         mine = goal[result.label]  # under one protocol: another result may have the number under another
         number = next(number for r in goals if r.label == result.label and (number := r.number(target))
                       and number.value == mine.get(r.seed))
-        number = dataclasses.replace(number, value=statistics.fmean(mine.values()))
+        alike = mine.keys() <= seeds[result.label] and result.seed in mine
+        value = mine[result.seed] if alike else statistics.fmean(mine.values())
+        number = dataclasses.replace(number, value=value)
         rows.append(result.replace(numbers={**result.numbers, target: number},
                                     instruments={**result.instruments, **own}))
     if not rows:

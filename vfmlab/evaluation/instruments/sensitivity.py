@@ -36,6 +36,7 @@ from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
 PREPARED = {"k": K, "quantile": QUANTILE, "pool": "token mean", "hsic": "unbiased"}
+UNCLIPPED = "on [-1, 1], not clipped"
 
 
 @INSTRUMENTS.register("alignment")
@@ -78,14 +79,15 @@ class SeCknna(Instrument):
             mine = prepare(subject.pooled(disturbed))
             both[disturbed.name] = cknna(mine, prepare(subject.theirs(disturbed)), K)
             one[disturbed.name] = cknna(mine, still, K)
-        facts = _facts(subject, (*NOISY, MOVED), "on [-1, 1], not clipped")
+        facts = _facts(subject, (*NOISY, MOVED), UNCLIPPED)
         section, n = subject.section(facts, reference=True), len(still)
         mean = fmean(both.values())
         report.add("se_cknna", mean, section, n)
         report.add("se_cknna_corrected", beyond_chance(mean, K, n), section, n)
         report.add("se_cknna_clean", clean, section, n)
         _change("se_cknna_change", mean, clean, section, n, report)
-        report.add("se_cknna_noise", fmean(both[p.name] for p in NOISY), section, n)
+        report.add("se_cknna_noise", fmean(both[p.name] for p in NOISY),
+                   subject.section(_noise_facts(), reference=True), n)
         report.add("se_cknna_moved", both[MOVED.name], section, n)
         report.add("se_cknna_reference_clean", fmean(one.values()), section, n)
         values, alone = [clean, *both.values()], [clean, *one.values()]
@@ -113,6 +115,12 @@ def _change(name: str, value: float, clean: float, section: Resolved, n: int, re
         report.add(name, value / clean - 1, section, n)
     else:
         report.absent(name, f"the undisturbed value is {clean:.3g}; a relative change needs a positive one")
+
+
+def _noise_facts() -> dict[str, Any]:
+    """What noise alone depends on: not on how a scaled image is read, which differs between tokenizers."""
+    return {"measure": "CKNNA under noise", **PREPARED, "noise": UNCLIPPED, "combined": "mean of 4 noise sets",
+            "sets": {p.name: p.facts for p in NOISY}}
 
 
 def _facts(subject: Subject, sets: Sequence[Perturbation], noise: str) -> dict[str, Any]:
