@@ -109,6 +109,7 @@ def test_variants_of_a_method_are_no_independent_rows():
     single = correlation.correlate(alone)[0]
     assert single.kinds == 20
     assert single.methods == pytest.approx((single.low, single.high), abs=0.1), "every row a method of its own"
+    assert "| 95 % over rows | 95 % over methods | p |" in correlation_page.build(rows, [one], "gfd", "", "Title").markdown()
     few = correlation.correlate([r.replace(method=f"method {int(r.label[4:]) % 3}") for r in rows])[0]
     assert few.methods is None
     planned = [one._replace(rho=0.5, low=0.1, high=0.7, methods=methods) for methods in ((-0.2, 0.9), (0.05, 0.9), None)]
@@ -156,7 +157,8 @@ def test_rows_of_another_protocol_stand_apart():
     assert "- `broken`: it broke" in text
     assert "- `row 3, seed 0`: instruments: no masks" in text
     assert "| row 0 | 10.1 (10, 10.1) |" in text
-    assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | – | < .001 | 9 |" in text
+    assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
+    assert "methods" not in text
     assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
     assert page.html().count("plotly-graph-div") == 2
     assert "it broke" in page.html()

@@ -33,10 +33,11 @@ def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
 
 def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
     """One line per metric, strongest first."""
+    grouped = any(c.methods for c in ranked)
     return [
         {
             "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
-            "95 % over rows": _range(c.low, c.high), "95 % over methods": _range(*c.methods) if c.methods else "–",
+            "95 % over rows": _range(c.low, c.high), **({"95 % over methods": _range(*c.methods) if c.methods else "–"} if grouped else {}),
             "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
             f"given the {quantity(GIVEN).label}": "–" if c.partial is None else f"{c.partial:+.2f}",
         }
@@ -52,13 +53,16 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
     """What the table may be read for, and what luck alone would give."""
     chance, small = 0.05 * len(ranked), sum(c.p < 0.05 for c in ranked)
     good = "smaller" if quantity(target).better == LOWER else "larger"
+    kinds = ""
+    if any(c.methods for c in ranked):
+        kinds = ", and when methods are drawn and bring all their rows along"
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
-            f"95 % when rows are drawn with replacement ({DRAWS:,} times), and when methods are drawn and bring "
-            "all their rows along: ablations of one tokenizer are no independent draws; p by permutation of "
-            f"the rows, as if they were. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by "
-            "luck if they were independent, which they are not either. Last column: the correlation with what "
-            f"both sides share with the {quantity(GIVEN).label} taken out.")
+            f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the rows. "
+            f"{small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
+            "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
+            f"independent draws either. Last column: the correlation with what both sides share with the "
+            f"{quantity(GIVEN).label} taken out.")
 
 
 def lead_text(one: Lead) -> str:
