@@ -172,7 +172,8 @@ def test_a_process_that_is_slow_is_not_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
     next(slow)
     assert list(write(1)) == [(5, 5)]
-    assert len(waited) == 10 and (tmp_path / "slow-00000.safetensors").exists()
+    assert len(waited) == 10
+    assert (tmp_path / "slow-00000.safetensors").exists()
 
 
 def test_a_process_without_a_sign_of_life_is_dead(tmp_path, monkeypatch):
