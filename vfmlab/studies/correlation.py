@@ -264,7 +264,8 @@ def _middle(value: Callable[[np.ndarray], np.ndarray], groups: np.ndarray,
     """The middle 95 % of a value when groups are drawn with replacement. value: how often each row is there,
     draws x rows -> one of each draw. groups: which rows each holds, groups x rows."""
     drawn = random.integers(len(groups), size=(DRAWS, len(groups)))
-    low, high = np.nanquantile(value((drawn[..., None] == np.arange(len(groups))).sum(1) @ groups), [0.025, 0.975])
+    times = (drawn[..., None] == np.arange(len(groups))).sum(1) @ groups
+    low, high = np.nanquantile(value(times), [0.025, 0.975])
     return float(low), float(high)
 
 

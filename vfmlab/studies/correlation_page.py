@@ -15,8 +15,8 @@ from vfmlab.studies.page import Lines, Page, definitions
 from vfmlab.studies.results import Result, spread
 
 SHOWN = 12  # metrics with a picture
-ABOUT_LEADS = ("How much closer the first goes along with the target than the second: the difference of their "
-               "correlations, signed so that better with better is above 0, by draws of the same rows. "
+ABOUT_LEADS = ("How much closer the first goes along with the target than the second: the difference of "
+               "their correlations, signed so that better with better is above 0, by draws of the same rows. "
                "Undecided where an interval holds 0.")
 
 
@@ -58,8 +58,8 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
         kinds = ", and when methods are drawn and bring all their rows along"
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
-            f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the rows. "
-            f"{small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
+            f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the "
+            f"rows. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
             "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
             f"independent draws either. Last column: the correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")
@@ -71,8 +71,8 @@ def lead_text(one: Lead) -> str:
     sides = {(low > 0) - (high < 0) for low, high in ends}
     said = "closer" if sides == {1} else "less close" if sides == {-1} else "undecided"
     over = f", over methods {_range(*one.methods)}" if one.methods else ""
-    return (f"{quantity(one.metric).label} against {quantity(one.other).label}: {one.gap:+.2f} (95 % over rows "
-            f"{_range(one.low, one.high)}{over}), {one.rows} rows: **{said}**.")
+    return (f"{quantity(one.metric).label} against {quantity(one.other).label}: {one.gap:+.2f} (95 % over "
+            f"rows {_range(one.low, one.high)}{over}), {one.rows} rows: **{said}**.")
 
 
 def left_out(results: Sequence[Result], target: str) -> list[str]:
@@ -123,7 +123,8 @@ def verdict(ranked: Sequence[Correlation]) -> str:
 
 
 def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
-    """Spearman's rho of every metric with its interval over methods, or else over rows, strongest on top; small dots: seeds."""
+    """Spearman's rho of every metric with its interval over methods, or else over rows, strongest on top;
+    small dots: seeds."""
     shown = list(reversed(ranked))
     ends = [c.methods or (c.low, c.high) for c in shown]
     labels = [quantity(c.metric).label or c.metric for c in shown]

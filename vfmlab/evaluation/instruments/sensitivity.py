@@ -119,8 +119,8 @@ def _change(name: str, value: float, clean: float, section: Resolved, n: int, re
 
 def _noise_facts() -> dict[str, Any]:
     """What noise alone depends on: not on how a scaled image is read, which differs between tokenizers."""
-    return {"measure": "CKNNA under noise", **PREPARED, "noise": UNCLIPPED, "combined": "mean of 4 noise sets",
-            "sets": {p.name: p.facts for p in NOISY}}
+    return {"measure": "CKNNA under noise", **PREPARED, "noise": UNCLIPPED,
+            "combined": "mean of 4 noise sets", "sets": {p.name: p.facts for p in NOISY}}
 
 
 def _facts(subject: Subject, sets: Sequence[Perturbation], noise: str) -> dict[str, Any]:
