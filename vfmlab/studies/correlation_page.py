@@ -102,8 +102,8 @@ def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str,
     page.add("", "", strengths(ranked, target), scatters(results, shown, target))
     page.add("Rows", "Best first.", primitives.table(table(results, target)))
     page.add(f"What goes along with {label}", reading(ranked, target), primitives.table(correlations(ranked)))
-    if found := leads(results, target):
-        page.add("One metric against another", ABOUT_LEADS, Lines([lead_text(one) for one in found]))
+    if pairs := leads(results, target):
+        page.add("One metric against another", ABOUT_LEADS, Lines([lead_text(one) for one in pairs]))
     if missing := left_out(results, target):
         page.add("Left out, or only in part", "", Lines(missing))
     return page
