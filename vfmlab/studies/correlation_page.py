@@ -140,7 +140,9 @@ def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
     seeds = [(r, label) for c, label in zip(shown, labels, strict=True) for r in c.seeds]
     figure.add_scatter(x=[r for r, _ in seeds], y=[label for _, label in seeds], mode="markers",
                        name="one seed", marker={"size": 5, "color": primitives.PALETTE[1]})
-    figure.update_xaxes(range=[-1.05, 1.05], title=f"rank correlation with {quantity(target).label}")
+    over = "methods" if any(c.methods for c in ranked) else "rows"
+    figure.update_xaxes(range=[-1.05, 1.05],
+                        title=f"rank correlation with {quantity(target).label}, 95 % over {over}")
     return figure.update_layout(template=primitives.TEMPLATE, height=120 + 18 * len(shown),
                                 margin={"l": 180, "r": 12, "t": 24, "b": 44})
 
