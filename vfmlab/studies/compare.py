@@ -157,12 +157,13 @@ def correlate(specs: Sequence[str], seeds: Sequence[int], root: str | Path, out:
              "--instruments": names if tuple(names) != correlation.NAMES else [],
              "--compared-with": [compared_with] if compared_with else [],
              "--out": _named(out), "--set": _sets(overrides)}
-    return _correlated(results, target, out, command("correlate", specs, flags))
+    return _correlated(results, target, out, command("correlate", specs, flags), results)
 
 
 def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, made_by: str,
                     goal: Sequence[str | Path] = ()) -> Path:
-    """:func:`correlate` of results that comparisons wrote before; nothing is trained or measured.
+    """:func:`correlate` of results that studies wrote before; nothing is trained or measured, and its .json
+    names no result again.
 
     Args:
         goal: files that the target is taken from, see :func:`vfmlab.studies.correlation.aimed`.
@@ -176,12 +177,13 @@ def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, m
     return _correlated(results, target, writable(out), made_by)
 
 
-def _correlated(results: Sequence[Result], target: str, out: Path, made_by: str) -> Path:
+def _correlated(results: Sequence[Result], target: str, out: Path, made_by: str,
+                kept: Sequence[Result] = ()) -> Path:
     strengths = correlation.correlate(results, target)
     title = f"What goes along with {quantity(target).label}"
     record = {"target": target, "correlations": [c._asdict() for c in strengths],
               "leads": [one._asdict() for one in correlation.leads(results, target)],
-              "results": [r.as_json() for r in results]}
+              "results": [r.as_json() for r in kept]}
     return correlation_page.build(results, strengths, target, made_by, title).publish(out, record)
 
 
