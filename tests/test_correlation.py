@@ -160,9 +160,11 @@ def test_rows_of_another_protocol_stand_apart():
     assert "| LDS ↑ | -1.00 | -1.00, -1.00 | -1.00 … -1.00 | < .001 | 9 |" in text
     assert "methods" not in text
     assert "2 of 3 metrics have p < .05; 0.2 would by luck" in text
+    assert "by Holm over all of them PSNR, LDS stay below" in text
     assert page.html().count("plotly-graph-div") == 2
     assert "it broke" in page.html()
     assert page.verdict.startswith("Strongest: ")
+    assert "by Holm over 3 metrics" in page.verdict
 
 
 def test_a_seed_in_which_a_metric_is_constant_has_no_ranks():

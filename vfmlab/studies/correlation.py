@@ -28,7 +28,8 @@ LEAST = 4  # rows, below which ranks say nothing
 # The first is said to track better (arXiv 2510.18457). Under noise alone all tokenizers are read in one way.
 PAIRS = (("se_cknna", "alignment_cknna"), ("se_cknna_noise", "alignment_cknna"))
 ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
-DRAWS = 2000  # of rows or methods, for the intervals; of permutations, for p
+DRAWS = 2000  # of rows or methods, for the intervals
+PERMUTATIONS = 20_000  # for p, which Holm multiplies by the number of metrics
 
 
 class Correlation(NamedTuple):
@@ -248,9 +249,9 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
 
     random = np.random.default_rng(seed)
     low, high = _middle(drawn, np.eye(len(labels)), random)
-    shape = (DRAWS, len(labels))
+    shape = (PERMUTATIONS, len(labels))
     shuffled = spearman(np.broadcast_to(x, shape), random.permuted(np.broadcast_to(y, shape), axis=1))
-    p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + DRAWS)
+    p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + PERMUTATIONS)
     groups = _groups(labels, methods)
     over = _middle(drawn, groups, random) if len(groups) >= LEAST else None
     rest = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from vfmlab.evaluation.contrasts import holm
 from vfmlab.evaluation.number import HEADLINE, HIGHER, LOWER, quantities, quantity
 from vfmlab.plots import primitives
 from vfmlab.studies import compare_page
@@ -38,11 +39,15 @@ def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
         {
             "metric": quantity(c.metric).head, "Spearman": f"{c.rho:+.2f}", "each seed": ", ".join(f"{r:+.2f}" for r in c.seeds) or "–",
             "95 % over rows": _range(c.low, c.high), **({"95 % over methods": _range(*c.methods) if c.methods else "–"} if grouped else {}),
-            "p": f"{c.p:.3f}" if c.p >= 0.001 else "< .001", "rows": str(c.rows),
+            "p": _p(c.p), "rows": str(c.rows),
             f"given the {quantity(GIVEN).label}": "–" if c.partial is None else f"{c.partial:+.2f}",
         }
         for c in ranked
     ]  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< .001"
 
 
 def _range(low: float, high: float) -> str:
@@ -52,6 +57,8 @@ def _range(low: float, high: float) -> str:
 def reading(ranked: Sequence[Correlation], target: str) -> str:
     """What the table may be read for, and what luck alone would give."""
     chance, small = 0.05 * len(ranked), sum(c.p < 0.05 for c in ranked)
+    levels = holm([c.p for c in ranked])
+    left = [quantity(c.metric).label for c, level in zip(ranked, levels, strict=True) if level < 0.05]
     good = "smaller" if quantity(target).better == LOWER else "larger"
     kinds = ""
     if any(c.methods for c in ranked):
@@ -60,7 +67,8 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
             f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the "
             f"rows. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
-            "independent, which they are not. Rows that share parts (ablations of one tokenizer) are no "
+            f"independent, which they are not; by Holm over all of them {', '.join(left) or 'none'} "
+            f"{'stay' if len(left) > 1 else 'stays'} below. Rows that share parts (ablations of one tokenizer) are no "
             f"independent draws either. Last column: the correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")
 
@@ -111,15 +119,16 @@ def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str,
 
 def verdict(ranked: Sequence[Correlation]) -> str:
     """The strongest correlation whose intervals leave out 0; none where there is no such metric."""
-    clear = [c for c in ranked if c.clear]
+    clear = [pair for pair in zip(ranked, holm([c.p for c in ranked]), strict=True) if pair[0].clear]
     if not clear:
         return "None: an interval of every metric, over rows or over methods, holds 0."
-    one = clear[0]
+    one, level = clear[0]
     few = f" Fewer than {ENOUGH} rows: this describes them, and decides nothing." * (one.rows < ENOUGH)
     kinds = f", over methods {_range(*one.methods)}" if one.methods else ""
     of = f" of {one.kinds} methods" * bool(one.methods)
     return (f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows "
-            f"{_range(one.low, one.high)}{kinds}), over {one.rows} rows{of}.{few}")
+            f"{_range(one.low, one.high)}{kinds}), over {one.rows} rows{of}; p {_p(level)} by "
+            f"Holm over {len(ranked)} metrics.{few}")
 
 
 def strengths(ranked: Sequence[Correlation], target: str) -> go.Figure:
