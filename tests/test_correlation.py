@@ -115,7 +115,7 @@ def test_variants_of_a_method_are_no_independent_rows():
     planned = [one._replace(rho=0.5, low=0.1, high=0.7, methods=methods) for methods in ((-0.2, 0.9), (0.05, 0.9), None)]
     assert [c.clear for c in planned] == [False, True, True]
     assert correlation_page.verdict(planned[:1]) == "None: an interval of every metric, over rows or over methods, holds 0."
-    assert "(95 % over rows +0.10 … +0.70, over methods +0.05 … +0.90), over 20 rows of 5 methods." in correlation_page.verdict(planned[1:2])
+    assert "(95 % over rows +0.10 … +0.70, over methods +0.05 … +0.90), over 20 rows of 5 methods; p 0." in correlation_page.verdict(planned[1:2])
 
 
 def test_one_metric_against_another():
