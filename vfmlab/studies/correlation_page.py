@@ -67,9 +67,9 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
             f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the "
             f"rows. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
-            f"independent, which they are not; by Holm over all of them {', '.join(left) or 'none'} "
-            f"{'stay' if len(left) > 1 else 'stays'} below. Rows that share parts (ablations of one tokenizer) are no "
-            f"independent draws either. Last column: the correlation with what both sides share with the "
+            "independent, which they are not; by Holm over all of them "
+            f"{', '.join(left) or 'none'} {'stay' if len(left) > 1 else 'stays'} below. Rows that share "
+            "parts (ablations of one tokenizer) are no independent draws either. Last column: the correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")
 
 
