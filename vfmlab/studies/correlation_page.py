@@ -69,7 +69,8 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
             f"rows. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
             "independent, which they are not; by Holm over all of them "
             f"{', '.join(left) or 'none'} {'stay' if len(left) > 1 else 'stays'} below. Rows that share "
-            "parts (ablations of one tokenizer) are no independent draws either. Last column: the correlation with what both sides share with the "
+            "parts (ablations of one tokenizer) are no independent draws either. Last column: the "
+            "correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")
 
 
