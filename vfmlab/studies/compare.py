@@ -178,12 +178,12 @@ def correlate_files(files: Sequence[str | Path], out: str | Path, target: str, m
 
 
 def _correlated(results: Sequence[Result], target: str, out: Path, made_by: str,
-                kept: Sequence[Result] = ()) -> Path:
+                fresh: Sequence[Result] = ()) -> Path:
     strengths = correlation.correlate(results, target)
     title = f"What goes along with {quantity(target).label}"
     record = {"target": target, "correlations": [c._asdict() for c in strengths],
               "leads": [one._asdict() for one in correlation.leads(results, target)],
-              "results": [r.as_json() for r in kept]}
+              "results": [r.as_json() for r in fresh]}
     return correlation_page.build(results, strengths, target, made_by, title).publish(out, record)
 
 
