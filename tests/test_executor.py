@@ -230,7 +230,7 @@ sweep.result(loss=next(step["loss"] for step in reversed(steps) if step["kind"] 
 GRID = {
     "parameters": {"seed": [0, 1]},
     "set": {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 16, "diffusion.train.samples": 192,
-            "diffusion.train.checkpoint_every": 16, "diffusion.train.lr": [1e-3, 2e-3, 3e-3]},
+            "diffusion.train.checkpoint_every": 16, "diffusion.train.lr": [1e-3, 2e-3]},
 }  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def cluster(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_a_killed_worker_costs_nothing(cluster, tmp_path):
-    """Six points over two workers, one killed by force in the middle of a phase: as if one process had done it all."""
+    """Four points over two workers, one killed by force in the middle of a phase: as if one process had done it all."""
     pytest.importorskip("papermill")
     (tmp_path / "n.py").write_text(NOTEBOOK)
     address, (victim, _) = cluster
@@ -285,9 +285,9 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path):
     two = sweep.run(tmp_path / "n.py", GRID, tmp_path / "two", cluster=address, stream=stream)
     killer.join()
     assert victim.returncode == -signal.SIGKILL
-    assert [record["state"] for record in two.records] == ["finished"] * 6, stream.getvalue()
+    assert [record["state"] for record in two.records] == ["finished"] * 4, stream.getvalue()
     trained = runs.scan(root)
-    assert len(trained) == 8, "two tokenizers, six generators"
+    assert len(trained) == 6, "two tokenizers, four generators"
     assert all(run.model.stat().st_mtime_ns == kept[run.id] for run in trained if run.id in kept), "what was finished stays"
     assert {run.status().state for run in trained} == {"finished"}
 

@@ -20,7 +20,7 @@ from vfmlab.studies import site
 from vfmlab.studies.sweep import outputs
 from vfmlab.studies.sweep.notebook import execute
 
-pytest.importorskip("papermill")
+engines = pytest.importorskip("papermill.engines")
 jupytext = pytest.importorskip("jupytext")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
@@ -143,8 +143,10 @@ FORKED = """# %% tags=["parameters"]
 said = ""
 
 # %%
-import json, os, sys
+import atexit, json, os, pathlib, sys
 from vfmlab import runs
+
+atexit.register(pathlib.Path(said + ".end").touch)
 
 ready = "torch._dynamo" in sys.modules
 import numpy, torch
@@ -154,14 +156,19 @@ print(json.dumps(own + [numpy.random.rand()]))
 """
 
 
+def written(text, folder):
+    """A notebook of the percent format as .ipynb."""
+    book = jupytext.reads(text, fmt="py:percent")
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    jupytext.write(book, folder / "n.ipynb")
+    return folder / "n.ipynb"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kernel starts as jupyter starts it")
 def test_kernels_are_forks_of_one_process(tmp_path, monkeypatch):
     """Each has the imports, and a folder, variables and random numbers of its own; without that process they start anew."""
     monkeypatch.chdir(tmp_path)
-    source = tmp_path / "n.ipynb"
-    book = jupytext.reads(FORKED, fmt="py:percent")
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    jupytext.write(book, source)
+    source = written(FORKED, tmp_path)
 
     def run(said):
         monkeypatch.setenv("SAID", said)
@@ -170,12 +177,36 @@ def test_kernels_are_forks_of_one_process(tmp_path, monkeypatch):
 
     (parent, *one, first), (same, *other, second) = run("a"), run("b")
     assert parent == same != os.getpid()
+    assert [(tmp_path / f"{said}.end").exists() for said in "ab"] == [True, True], "what is to be done at exit is done"
     assert [one, other] == [[str(tmp_path), said, True, False, said] for said in "ab"]
     assert first != second
     os.kill(parent, signal.SIGKILL)
     psutil.Process(parent).wait(60)
     assert run("c")[2] == "c"
     assert run("d")[0] not in (parent, os.getpid()), "and the next is a fork again"
+
+
+KILLED = """# %% tags=["parameters"]
+said = ""
+
+# %%
+print("so far", said)
+
+# %%
+import os, signal
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kernel_that_dies_leaves_what_it_had_and_few_writes(tmp_path, monkeypatch):
+    """Twice a cell would be eight of a notebook that is over in a moment."""
+    count, write = [], engines.write_ipynb
+    monkeypatch.setattr(engines, "write_ipynb", lambda *arguments: (count.append(1), write(*arguments)))
+    with pytest.raises(TrainingError, match="[Kk]ernel died"):
+        execute(written(KILLED, tmp_path), tmp_path / "out.ipynb", {"said": "good"})
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert [o["text"] for cell in cells for o in cell.get("outputs", ()) if "text" in o] == ["so far good\n"]
+    assert len(count) <= 3
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -72,7 +72,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def test_a_killed_sweep_goes_on_and_no_point_runs_twice(notebook, tmp_path):
-    (tmp_path / "grid.yaml").write_text("parameters: {x: [1, 2, 4], y: [0.1, 1e0]}\nmetrics: {loss: lower}\n")
+    (tmp_path / "grid.yaml").write_text("parameters: {x: [1, 4], y: [0.1, 1e0]}\nmetrics: {loss: lower}\n")
     command = [sys.executable, "-m", "vfmlab", "sweep", str(notebook), "--grid", "grid.yaml", "--out", "out", "--jobs", "1"]
     out, options = tmp_path / "out", {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     first = subprocess.Popen(command, **options)
@@ -80,24 +80,24 @@ def test_a_killed_sweep_goes_on_and_no_point_runs_twice(notebook, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.communicate()
     before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/result.json")}
-    assert 2 <= len(before) < 6
+    assert 2 <= len(before) < 4
     assert not (out / "table.csv").exists()
 
     second = subprocess.run(command, timeout=240, **options)
     assert second.returncode == 0, second.stdout
-    assert f"{len(before)} of 6 points were done before" in second.stdout
-    assert "6 of 6 points finished" in second.stdout
+    assert f"{len(before)} of 4 points were done before" in second.stdout
+    assert "4 of 4 points finished" in second.stdout
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
-    wanted = sorted(f"{x} {y} a" for x in (1, 2, 4) for y in (0.1, 1.0))
+    wanted = sorted(f"{x} {y} a" for x in (1, 4) for y in (0.1, 1.0))
     assert sorted(set(lines(out / "runs/ended"))) == wanted
-    assert 6 <= len(lines(out / "runs/begun")) <= 7, "only the point that was cut off began again"
+    assert 4 <= len(lines(out / "runs/begun")) <= 5, "only the point that was cut off began again"
     rows = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
-    assert [(row["state"], row["x"], row["y"]) for row in rows] == [("finished", x, y) for x in "124" for y in ("0.1", "1")]
-    assert [float(row["loss"]) for row in rows] == pytest.approx([4.1, 5, 1.1, 2, 1.1, 2])
+    assert [(row["state"], row["x"], row["y"]) for row in rows] == [("finished", x, y) for x in "14" for y in ("0.1", "1")]
+    assert [float(row["loss"]) for row in rows] == pytest.approx([4.1, 5, 1.1, 2])
     table = pyarrow.parquet.read_table(out / "table.parquet").to_pylist()
     assert [row["loss"] for row in table] == [float(row["loss"]) for row in rows]
     page = (out / "index.html").read_text()
-    assert page.count("<figure><img alt=") == 6
+    assert page.count("<figure><img alt=") == 4
     assert 'src="http' not in page
 
 

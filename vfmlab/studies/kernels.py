@@ -7,6 +7,7 @@ where a notebook does not import the library, a kernel starts as jupyter starts 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -29,7 +30,7 @@ IMPORTED = (
     "vfmlab.widgets", "vfmlab.tokenizers", "vfmlab.decoders", "vfmlab.plots.figures", "vfmlab.training.loop",
     "vfmlab.evaluation.evaluate", "vfmlab.studies.show", "vfmlab.studies.compare", "vfmlab.studies.probing",
 )  # fmt: skip
-READ_BY_IMPORTS = ("PYTHON", "OMP_", "MKL_", "CUDA", "TORCH", "PYTORCH", "HF_")  # variables that begin so
+READ_BY_IMPORTS = ("PYTHON", "OMP_", "MKL_", "CUDA", "TORCH_", "PYTORCH", "HF_")  # variables that begin so
 
 
 class _Fork:
@@ -107,7 +108,7 @@ def serve() -> None:
         if (pid := os.fork()) == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _become_kernel(**json.loads(line))
-            return
+            os._exit(0)  # the destructors of libraries wait for threads that a fork does not have
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()
     os._exit(0)  # who had asked is gone, and its kernels look for their parent
@@ -127,6 +128,8 @@ def _become_kernel(arguments: list[str], environment: dict[str, str], cwd: str) 
     sys.argv[1:] = arguments
     quiet = "--log-level=CRITICAL"  # a kernel's end begins with an interrupt, which it logs as an error
     kernelapp.launch_new_instance(argv=[*arguments, quiet, f"--IPKernelApp.parent_handle={os.getppid()}"])
+    atexit.unregister(kernelapp.IPKernelApp.instance().close)  # waits for seconds on a stream that is closed
+    atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":

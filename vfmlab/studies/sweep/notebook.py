@@ -181,6 +181,7 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
     from traitlets.config import Config
 
     from vfmlab.studies.kernels import Kernels
+    from vfmlab.studies.sweep.engine import NAME
 
     try:
         text = Path(source).read_text(encoding="utf-8")
@@ -189,7 +190,7 @@ def execute(source: str | Path, target: str | Path, parameters: Mapping[str, Any
             if os.name != "nt":  # sockets that only this user opens, in a folder of this kernel alone
                 settings["KernelManager"] = {"transport": "ipc", "ip": f"{folder}/kernel"}
             return papermill.execute_notebook(
-                source, target, dict(parameters), progress_bar=False, kernel_name=kernel,
+                source, target, dict(parameters), NAME, progress_bar=False, kernel_name=kernel,
                 start_timeout=PATIENCE, kernel_manager_class=Kernels, config=Config(settings)
             )
     except papermill.PapermillExecutionError as error:
