@@ -40,7 +40,7 @@ def record(label, seed, gfd, metrics, measured=None, hash_="a", failed=None):
 def planted(n=9):
     """gFD falls as `lds` grows, grows with PSNR, and has nothing to do with what `se_cknna` holds."""
     return [
-        record(f"row {i}", seed, 10 + i + 0.1 * seed, {"psnr": i**3 + seed, "ssim": 1.0}, {"lds": -(i**0.5), "se_cknna": LUCK[i]})
+        record(f"row {i}", seed, 10 + i + 0.1 * seed, {"psnr": i**3 + seed, "ssim": 1.0}, {"lds": -(i**0.5), "se_cknna": LUCK[i % 9]})
         for seed in (0, 1)
         for i in range(n)
     ]
@@ -196,6 +196,19 @@ def test_wrong_names_are_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="target = 'fid'"):
         compare.correlate(specs, [0], tmp_path, tmp_path / "out", target="fid")
     assert not list(tmp_path.iterdir())
+
+
+def test_published_correlations_stand_beside_ours():
+    """Theirs counts as met where both intervals hold it; of metrics that nobody reports, and for other targets, nothing stands there."""
+    rows = planted(correlation.ENOUGH)
+    ranked = correlation.correlate(rows)
+    (line,) = correlation_page.published(ranked)
+    assert (line["metric"], line["theirs"], line["here"], line["in both intervals"]) == ("LDS ↑", "-0.13", "-1.00", "no")
+    wide = [c._replace(low=-1.0, high=0.2, methods=(-0.9, 0.1)) for c in ranked]
+    assert [line["in both intervals"] for line in correlation_page.published(wide)] == ["yes"]
+    headings = [[part.heading for part in correlation_page.build(rows, ranked, target, "", "").sections] for target in ("gfd", "psnr")]
+    assert ["Beside what others report" in each for each in headings] == [True, False]
+    assert correlation_page.published([c._replace(rows=9) for c in ranked]) == []
 
 
 @pytest.mark.timeout(600)

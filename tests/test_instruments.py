@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -177,6 +178,26 @@ def test_lds_equals_its_definition_and_keeps_what_it_should():
     torch.testing.assert_close(structure.lds(turn(maps, 1), far=4), values, atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="grid of 1 x 1 has no pairs"):
         structure.lds(torch.ones(2, 3, 1, 1))
+
+
+def test_srss_by_hand_and_by_its_definition():
+    halves, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    halves[:, 0, :, :2], halves[:, 1, :, 2:], mask[..., :4] = 1, 1, True
+    assert structure.srss(halves, mask).item() == pytest.approx(1)
+    assert structure.srss(halves, mask.transpose(2, 3)).item() == pytest.approx(24 / 56 - 0.5)  # of 7 others 3 are alike, across half
+    assert structure.srss(torch.ones(1, 2, 4, 4), mask).item() == pytest.approx(0, abs=1e-6)
+    maps, masks = normal(3, 5, 4, 4), (normal(3, 1, 4, 4, seed=2) > 0).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    masks[2] = False
+    values = structure.srss(maps, masks)
+    assert len(values) == 2, "an image without an object has no regions"
+    for value, image, own in zip(values, maps, masks, strict=False):
+        inside = own.float().view(4, 2, 4, 2).mean((1, 3)).flatten() >= 0.5
+        tokens = image.flatten(1).T
+        same, across = [], []
+        for i, j in itertools.permutations(range(16), 2):
+            (same if inside[i] == inside[j] else across).append(torch.cosine_similarity(tokens[i], tokens[j], dim=0).item())
+        assert value.item() == pytest.approx(statistics.fmean(same) - statistics.fmean(across), abs=1e-5)
+    assert len(structure.srss(maps, torch.zeros_like(masks))) == 0
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vfmlab.errors import ConfigError, DataError, TrainingError, nearest
 from vfmlab.registry import INSTRUMENTS
@@ -23,6 +23,17 @@ TABLE, CURVE, TARGET, HEADLINE, LATENT = "table", "curve", "target", "headline",
 VERSION = 2  # of the JSON; 1 had neither label, unit nor direction
 
 
+class Published(NamedTuple):
+    """A correlation with gFID over the tokenizers of a paper, above 0 where a worse gFID goes with more of
+    the number. Of 2606.03578 only sizes are known here: the sign is that of its claim."""
+
+    rho: float
+    over: str
+
+
+TOKENIZERS, ENCODERS = "86 tokenizers (arXiv 2606.03578)", "27 encoders in an RAE (arXiv 2605.18324)"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What is known of a number before it is measured.
@@ -30,7 +41,7 @@ class Quantity:
     better: HIGHER, LOWER, or None where that is open. shown: TABLE (columns of comparisons and of the
     leaderboard), CURVE (followed over training), TARGET (correlations may be taken with it), HEADLINE (first
     in correlations), LATENT (table of the instruments). many: a list of values, such as a curve over noise.
-    definition: one line for readers. apart: every tokenizer has a protocol of its own, so that it stands in
+    definition: one line for readers. published: what others report of its correlation with gFID. apart: every tokenizer has a protocol of its own, so that it stands in
     no table of several runs and does not keep their rows from standing together.
     """
 
@@ -42,6 +53,7 @@ class Quantity:
     many: bool = False
     definition: str = ""
     apart: bool = False
+    published: Published | None = None
 
     @property
     def title(self) -> str:

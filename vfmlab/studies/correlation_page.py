@@ -19,6 +19,10 @@ SHOWN = 12  # metrics with a picture
 ABOUT_LEADS = ("How much closer the first goes along with the target than the second: the difference of "
                "their correlations, signed so that better with better is above 0, by draws of the same rows. "
                "Undecided where an interval holds 0.")
+ABOUT_PUBLISHED = ("Correlations with gFID on ImageNet that papers give for their own tokenizers, and those "
+                   "found here; above 0 a worse gFID goes with more of the metric. Of 2606.03578 only sizes "
+                   "are known: the sign is that of its claim. Constants of several metrics are ours "
+                   "(docs/instruments.md).")
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:
@@ -44,6 +48,21 @@ def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
         }
         for c in ranked
     ]  # fmt: skip
+
+
+def published(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
+    """One line per metric whose correlation with gFID others report, their strongest first; both so signed
+    that above 0 a worse gFID goes with more of the metric. Too few rows describe themselves alone."""
+    own = [(quantity(c.metric), c) for c in ranked if c.rows >= ENOUGH]
+    lines = []
+    for q, c in sorted((pair for pair in own if pair[0].published), key=lambda pair: -abs(pair[0].published.rho)):
+        ends = [(c.low, c.high), *([c.methods] if c.methods else [])]
+        inside = all(low <= q.published.rho <= high for low, high in ends)
+        lines.append({"metric": q.head, "theirs": f"{q.published.rho:+.2f}", "over": q.published.over,
+                      "here": f"{c.rho:+.2f}", "95 % over rows": _range(c.low, c.high),
+                      "95 % over methods": _range(*c.methods) if c.methods else "–",
+                      "in both intervals": "yes" if inside else "no"})
+    return lines
 
 
 def _p(value: float) -> str:
@@ -111,6 +130,8 @@ def build(results: Sequence[Result], ranked: Sequence[Correlation], target: str,
     page.add("", "", strengths(ranked, target), scatters(results, shown, target))
     page.add("Rows", "Best first.", primitives.table(table(results, target)))
     page.add(f"What goes along with {label}", reading(ranked, target), primitives.table(correlations(ranked)))
+    if target == "gfd" and (beside := published(ranked)):
+        page.add("Beside what others report", ABOUT_PUBLISHED, primitives.table(beside))
     if pairs := leads(results, target):
         page.add("One metric against another", ABOUT_LEADS, Lines([lead_text(one) for one in pairs]))
     if missing := left_out(results, target):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument
-from vfmlab.evaluation.number import LATENT, Draft, Quantity
+from vfmlab.evaluation.number import LATENT, TOKENIZERS, Draft, Published, Quantity
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
@@ -39,7 +39,8 @@ class DctEnergy(Instrument):
     """
 
     quantities = (Quantity("dct_high", "high-frequency energy", shown=(LATENT,),
-                           definition="share of a latent's energy beyond the diagonal of its cosine coefficients"),)  # fmt: skip
+                           definition="share of a latent's energy beyond the diagonal of its cosine coefficients",
+                           published=Published(0.80, TOKENIZERS)),)  # fmt: skip
 
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument
-from vfmlab.evaluation.number import HEADLINE, LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.number import HEADLINE, LATENT, LOWER, TOKENIZERS, Draft, Published, Quantity
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 from vfmlab.seeding import generator
@@ -106,7 +106,8 @@ class Geometry(Instrument):
     one (VA-VAE: uniform is better), has a good end.
     """
 
-    quantities = (Quantity("density_gini", "density Gini", LOWER, shown=(LATENT,)),
+    quantities = (Quantity("density_gini", "density Gini", LOWER, shown=(LATENT,),
+                           published=Published(0.64, TOKENIZERS + ", of its coefficient of variation")),
                   Quantity("effective_rank", "effective rank", shown=(LATENT, HEADLINE)),
                   Quantity("effective_rank_share", "effective rank / channels"),
                   Quantity("top_variance", "variance of the first component"),

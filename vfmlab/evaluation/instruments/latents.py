@@ -5,7 +5,7 @@ from __future__ import annotations
 from vfmlab.errors import DataError
 from vfmlab.evaluation import probes
 from vfmlab.evaluation.instruments.base import LATENTS, Metric
-from vfmlab.evaluation.number import HEADLINE, HIGHER, TABLE, Draft, Quantity
+from vfmlab.evaluation.number import ENCODERS, HEADLINE, HIGHER, TABLE, Draft, Published, Quantity
 from vfmlab.evaluation.protocol import Resolved
 from vfmlab.evaluation.representation import QUANTILE, K, beyond_chance, cknna, prepare
 from vfmlab.evaluation.roundtrip import evaluating
@@ -21,7 +21,8 @@ class LatentProbes(Metric):
     order, over = 30, LATENTS
     quantities = (
         Quantity("probe_linear", "linear probe", HIGHER, "", (TABLE, HEADLINE),
-                 definition="accuracy of a logistic regression on all values of the latent, on held-out images"),
+                 definition="accuracy of a logistic regression on all values of the latent, on held-out images",
+                 published=Published(-0.81, ENCODERS)),
         Quantity("probe_knn", "kNN", HIGHER, "", (TABLE,),
                  definition="accuracy of 10 nearest neighbours on all values of the latent"),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.instruments.neighbours import nearest
-from vfmlab.evaluation.number import LATENT, LOWER, Draft, Quantity
+from vfmlab.evaluation.number import LATENT, LOWER, TOKENIZERS, Draft, Published, Quantity
 from vfmlab.evaluation.roundtrip import as_saved
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
@@ -27,7 +27,8 @@ class Midpoints(Instrument):
 
     kinds = ("tokenizer",)
     quantities = (Quantity("midpoint_fd", "FD of midpoints", LOWER, shown=(LATENT,),
-                           definition="Frechet distance of images and of decodings half way to the nearest latent"),
+                           definition="Frechet distance of images and of decodings half way to the nearest latent",
+                           published=Published(0.65, TOKENIZERS)),
                   Quantity("midpoint_fd_excess", "FD of midpoints beyond rFD", LOWER,
                            definition="the same less that of reconstructions, in the same features"))  # fmt: skip
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument
-from vfmlab.evaluation.number import HIGHER, LATENT, Draft, Quantity
+from vfmlab.evaluation.number import HIGHER, LATENT, TOKENIZERS, Draft, Published, Quantity
 from vfmlab.evaluation.representation import pool
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
@@ -73,7 +73,8 @@ class Neighbours(Instrument):
     """
 
     quantities = (Quantity("lnc", "neighbours of the class", HIGHER, shown=(LATENT,),
-                           definition="share of the 10 nearest latents that have the image's class"),
+                           definition="share of the 10 nearest latents that have the image's class",
+                           published=Published(-0.79, TOKENIZERS)),
                   Quantity("ssc", "clusters against classes", HIGHER,
                            definition="normalised mutual information of classes and spectral clusters of token means"),
                   Quantity("gsq", "class of the nearest", HIGHER,

@@ -127,14 +127,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(either > 0, both / either.clamp_min(1), 1.0)
 
 
-def object_masks(subject: Subject) -> Tensor:
-    """Masks bool N 1 S S of the first :data:`SEGMENTED` held-out images.
+def object_masks(subject: Subject, count: int = SEGMENTED) -> Tensor:
+    """Masks bool N 1 S S of the first `count` held-out images.
 
     Raises:
         DataError: a source that knows no masks.
     """
     test = subject.held_out
-    masks = test.source.masks(test.indices[:SEGMENTED])
+    masks = test.source.masks(test.indices[:count])
     if masks is None:
         raise DataError("this data has no masks; scenes have them (data.source=scenes:medium)")
     return masks
