@@ -276,6 +276,19 @@ def root(tmp_path_factory):
     return folder
 
 
+def test_few_steps_end_at_the_reports_own_number(root):
+    """And differ from it before; a sampler that has few steps itself is told so."""
+    found = measure.measure("tiny_plain_vae", "few_steps", root, {"sampler.steps": 6})
+    curve, report = found.curves["gfd_over_steps"], api.evaluate("tiny_plain_vae", root, protocol={"sampler.steps": 6})
+    assert curve.facts["steps"] == [2, 4, 6]
+    assert curve.value[-1] == pytest.approx(report["gfd"].value, rel=1e-6)
+    assert len(set(curve.value)) == 3
+    assert found["gfd_few"].value == pytest.approx(curve.value[1] - curve.value[2])
+    assert found["gfd_few"].protocol != report["gfd"].protocol
+    absent = measure.measure("tiny_plain_vae", "few_steps", root, {"sampler.steps": 4})["gfd_few"]
+    assert "euler in 4 steps" in absent.reason
+
+
 def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     first = measure.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
     assert first.kind == "tokenizer"

@@ -41,8 +41,9 @@ class Quantity:
     better: HIGHER, LOWER, or None where that is open. shown: TABLE (columns of comparisons and of the
     leaderboard), CURVE (followed over training), TARGET (correlations may be taken with it), HEADLINE (first
     in correlations), LATENT (table of the instruments). many: a list of values, such as a curve over noise.
-    definition: one line for readers. published: what others report of its correlation with gFID. apart: every tokenizer has a protocol of its own, so that it stands in
-    no table of several runs and does not keep their rows from standing together.
+    definition: one line for readers. apart: every tokenizer has a protocol of its own, so that it stands in
+    no table of several runs and does not keep their rows from standing together. published: what others
+    report of its correlation with gFID.
     """
 
     name: str

@@ -53,9 +53,9 @@ def correlations(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
 def published(ranked: Sequence[Correlation]) -> list[dict[str, str]]:
     """One line per metric whose correlation with gFID others report, their strongest first; both so signed
     that above 0 a worse gFID goes with more of the metric. Too few rows describe themselves alone."""
-    own = [(quantity(c.metric), c) for c in ranked if c.rows >= ENOUGH]
+    own = [(q, c) for c in ranked if c.rows >= ENOUGH and (q := quantity(c.metric)).published]
     lines = []
-    for q, c in sorted((pair for pair in own if pair[0].published), key=lambda pair: -abs(pair[0].published.rho)):
+    for q, c in sorted(own, key=lambda pair: -abs(pair[0].published.rho)):
         ends = [(c.low, c.high), *([c.methods] if c.methods else [])]
         inside = all(low <= q.published.rho <= high for low, high in ends)
         lines.append({"metric": q.head, "theirs": f"{q.published.rho:+.2f}", "over": q.published.over,

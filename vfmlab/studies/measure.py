@@ -64,8 +64,9 @@ def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str
     if kind == "vfm":
         built_on = "pocket" if run is not None else str(ref).removeprefix("vfm:").partition("@")[0]
     theirs = compared_with or reference.default(built_on, settings.features)
+    drawn = set() if kind == "diffusion" else {"sampler", "guidance", "decoder"}  # of samples alone
     protocol = settings.model_dump(mode="json", exclude_none=True,
-                                   exclude={"batch", "sampler", "guidance", "decoder", "token_sampler"})
+                                   exclude={"batch", "token_sampler", *drawn})
     own = reference.family(theirs) in OWN  # a new one makes old reports stale
     version = open_space(theirs, images.size, root).version if own else ""
     state = (str(ref) if folder is None

@@ -26,7 +26,16 @@ from torch.nn import functional as F
 from vfmlab.errors import DataError
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.instruments.recovery import object_masks
-from vfmlab.evaluation.number import ENCODERS, HEADLINE, HIGHER, LATENT, TOKENIZERS, Draft, Published, Quantity
+from vfmlab.evaluation.number import (
+    ENCODERS,
+    HEADLINE,
+    HIGHER,
+    LATENT,
+    TOKENIZERS,
+    Draft,
+    Published,
+    Quantity,
+)  # fmt: skip
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
 
@@ -90,7 +99,8 @@ def srss(maps: Tensor, masks: Tensor) -> Tensor:
 class LocalStructure(Instrument):
     """`lds`: mean over images; spread over images."""
 
-    quantities = (Quantity("lds", "LDS", HIGHER, shown=(LATENT, HEADLINE), published=Published(-0.13, ENCODERS)),)
+    quantities = (Quantity("lds", "LDS", HIGHER, shown=(LATENT, HEADLINE),
+                           published=Published(-0.13, ENCODERS)),)
 
     def measure(self, subject: Subject, report: Draft) -> None:
         maps = subject.held_out.maps
