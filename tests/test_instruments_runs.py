@@ -285,6 +285,8 @@ def test_few_steps_end_at_the_reports_own_number(root):
     assert len(set(curve.value)) == 3
     assert found["gfd_few"].value == pytest.approx(curve.value[1] - curve.value[2])
     assert found["gfd_few"].protocol != report["gfd"].protocol
+    (line,) = figures.few_steps({"one": found}).data
+    assert (list(line.x), list(line.y)) == (curve.facts["steps"], curve.value)
     absent = measure.measure("tiny_plain_vae", "few_steps", root, {"sampler.steps": 4})["gfd_few"]
     assert "euler in 4 steps" in absent.reason
 

@@ -118,3 +118,11 @@ def robustness(reports: Reports) -> go.Figure:
         lines = {run: (axes["sigma"], values) for run, (values, axes) in _curves(reports, key).items()}
         parts.append(primitives.curves(lines, x="noise on z (standard deviations)", y=y, title=y))
     return primitives.panels(parts)
+
+
+def few_steps(reports: Reports) -> go.Figure:
+    """gFD of the same noise against the sampler's steps, of generators."""
+    curves = _curves(reports, "gfd_over_steps")
+    lines = {run: (axes["steps"], values) for run, (values, axes) in curves.items()}
+    figure = primitives.curves(lines, x="steps", y="gFD", title="samples in few steps")
+    return figure.update_xaxes(type="log", dtick="D1")

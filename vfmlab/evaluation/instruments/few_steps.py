@@ -8,7 +8,7 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation.generation import evaluate_generation
 from vfmlab.evaluation.instruments.base import Instrument
 from vfmlab.evaluation.number import LOWER, Draft, Quantity
-from vfmlab.evaluation.protocol import exact, open_setup
+from vfmlab.evaluation.protocol import Resolved, exact, open_setup
 from vfmlab.evaluation.reconstruction import measure
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
@@ -45,7 +45,7 @@ class FewSteps(Instrument):
                                         subject.num_classes, setup=replace(setup, protocol=own),
                                         baseline=baseline, seed=seed)
             values.append(drawn["gfd"].value)
-        section = setup.resolved(sampling=True)
-        section = replace(section, sections={**section.sections, "instrument": {"measure": "gFD over steps"}})
+        section = Resolved({**setup.resolved(sampling=True).sections,
+                            "instrument": {"measure": "gFD over steps", "few": FEW}})
         report.add("gfd_over_steps", values, section, protocol.n, steps=steps)
         report.add("gfd_few", values[steps.index(FEW)] - values[-1], section, protocol.n)
