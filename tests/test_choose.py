@@ -60,7 +60,16 @@ def test_small_folders_keep_a_fifth_apart(tmp_path):
         Image.new("RGB", (20, 20), (12 * k, 0, 0)).save(tmp_path / f"{k:02d}.png")
     data = config.Data(source=f"folder:{tmp_path}", size=16, train=20_000, val=1000)
     assert choose.images(data) == {"data.val": 4, "data.train": 16}
+    assert choose.images(data.model_copy(update={"train": 10})) == {"data.val": 4, "data.train": 10}
     assert choose.images(config.Data(source="scenes:easy", train=64)) == {}
+
+
+def test_a_split_of_the_folders_own_is_kept(tmp_path):
+    for k in range(20):
+        (tmp_path / ("val" if k < 3 else "train")).mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (12 * k, 0, 0)).save(tmp_path / ("val" if k < 3 else "train") / f"{k:02d}.png")
+    data = config.Data(source=f"folder:{tmp_path}", size=16, train=20_000, val=1000)
+    assert choose.images(data) == {"data.val": 3, "data.train": 17}
 
 
 def test_bad_input_is_one_line(tmp_path):
