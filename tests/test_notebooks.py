@@ -147,6 +147,8 @@ import atexit, json, os, pathlib, sys
 from vfmlab import runs
 
 atexit.register(pathlib.Path(said + ".end").touch)
+left = open(said + ".left", "w")
+left.write("not flushed")
 
 ready = "torch._dynamo" in sys.modules
 import numpy, torch
@@ -178,6 +180,7 @@ def test_kernels_are_forks_of_one_process(tmp_path, monkeypatch):
     (parent, *one, first), (same, *other, second) = run("a"), run("b")
     assert parent == same != os.getpid()
     assert [(tmp_path / f"{said}.end").exists() for said in "ab"] == [True, True], "what is to be done at exit is done"
+    assert [(tmp_path / f"{said}.left").read_text() for said in "ab"] == ["not flushed"] * 2, "files left open are written"
     assert [one, other] == [[str(tmp_path), said, True, False, said] for said in "ab"]
     assert first != second
     os.kill(parent, signal.SIGKILL)

@@ -19,10 +19,10 @@ SHOWN = 12  # metrics with a picture
 ABOUT_LEADS = ("How much closer the first goes along with the target than the second: the difference of "
                "their correlations, signed so that better with better is above 0, by draws of the same rows. "
                "Undecided where an interval holds 0.")
-ABOUT_PUBLISHED = ("Correlations with gFID on ImageNet that papers give for their own tokenizers, and those "
-                   "found here; above 0 a worse gFID goes with more of the metric. Of 2606.03578 only sizes "
-                   "are known: the sign is that of its claim. Constants of several metrics are ours "
-                   "(docs/instruments.md).")
+ABOUT_PUBLISHED = ("Correlations with gFID that papers give for their own tokenizers (of which kind is not "
+                   "known here), and those found here; above 0 a worse gFID goes with more of the "
+                   "metric. Of 2606.03578 only sizes are known: the sign is that of its claim. "
+                   "Constants of several metrics are ours (docs/instruments.md).")
 
 
 def table(results: Sequence[Result], target: str) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -108,6 +109,7 @@ def serve() -> None:
         if (pid := os.fork()) == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _become_kernel(**json.loads(line))
+            gc.collect()  # files that the notebook left open are written
             os._exit(0)  # the destructors of libraries wait for threads that a fork does not have
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()

@@ -67,8 +67,9 @@ def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str
     drawn = set() if kind == "diffusion" else {"sampler", "guidance", "decoder"}  # of samples alone
     protocol = settings.model_dump(mode="json", exclude_none=True,
                                    exclude={"batch", "token_sampler", *drawn})
-    own = reference.family(theirs) in OWN  # a new one makes old reports stale
-    version = open_space(theirs, images.size, root).version if own else ""
+    spaces = [theirs, *([settings.features] if kind == "diffusion" and settings.features != theirs else [])]
+    own = [space for space in spaces if reference.family(space) in OWN]  # a new one makes old reports stale
+    version = "".join(open_space(space, images.size, root).version for space in own)
     state = (str(ref) if folder is None
              else evaluate.weights(folder, settings.model_copy(update={"decoder": None})))
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]

@@ -1,4 +1,4 @@
-"""Few-step robustness: what becomes of gFD when a generator draws its samples in a few steps."""
+"""Few-step robustness (the steps are ours): what becomes of gFD when samples are drawn in a few steps."""
 
 from __future__ import annotations
 

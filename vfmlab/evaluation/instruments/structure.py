@@ -8,11 +8,13 @@ iREPA ("What matters for representation alignment: global information or spatial
 
 Its released evaluation takes the four neighbours as near and a Manhattan distance of at least 6 cells as far,
 on a grid of 16 x 16. Here the far bound is the same share of the grid's side, 6/16 (so exactly 6 on that
-grid, and ours elsewhere). Its SRSS is
+grid, and ours elsewhere).
+
+SRSS is a name in arXiv 2606.03578 whose formula was not at hand. Ours is
 
     SRSS(X) = E[K(t, t') | one region] - E[K(t, t') | two regions]
 
-Regions are ours: an object's mask and the rest, a token being of the object where that covers half its cell.
+over an object's mask and the rest, a token being of the object where that covers half its cell.
 """
 
 from __future__ import annotations

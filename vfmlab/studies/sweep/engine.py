@@ -1,4 +1,4 @@
-"""papermill's engine, but what a notebook has so far is written every few seconds instead of twice a cell."""
+"""papermill's engine, writing a notebook at most every ten seconds and at its end, not twice a cell."""
 
 from __future__ import annotations
 
