@@ -9,17 +9,20 @@ import subprocess
 import sys
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start(script, options, launcher="--multi_gpu"):
-    """`script` with `options` as JSON in its argument; a Popen with all output in one stream.
+    """`script` with `options` (a dict or a list of them) as JSON in its argument; a Popen with all output in one stream.
 
     accelerate's flag --cpu starts several processes through mpirun only; --multi_gpu and --use_fsdp take torchrun's launcher, and the
     variable keeps the processes on the CPU.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", launcher, "--num_processes", "2"]
-    flags = ["--num_machines", "1", "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = ["--num_machines", "1", "--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
     command = [*accelerate, *flags, str(script), json.dumps(options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)

@@ -13,15 +13,54 @@ from toy import TIMING, train_toy
 from vfmlab import runs
 from vfmlab.weights import io
 
+pytestmark = pytest.mark.timeout(900)
 
-def launch(root, wait=True, launcher="--multi_gpu", state="finished", **options):
-    """`accelerate launch` of tests/tiny.py with two processes on the CPU."""
-    process = processes.start(tiny.__file__, {"root": str(root), **options}, launcher)
-    if not wait:
-        return process
-    output, _ = process.communicate(timeout=290)
+# What two processes train: name -> job of tests/tiny.py. One launcher and one import serve all jobs of a kind.
+TOY = {"norm": False, "precision": "fp32", "samples": 128, "clip": 0.5}
+GAME = {"train.precision": "fp32", "train.lr": 2e-4}
+DIFFUSION = {"diffusion.train.precision": "fp32", "diffusion.train.evaluate_at": []}
+AR = {"ar.train.precision": "fp32", "ar.network.dropout": 0.0}  # dropout is drawn by each process for its own rows
+WHOLE = {
+    "toy": {"kind": "toy", **TOY},
+    "game": {"kind": "game", "overrides": GAME},
+    "adamw": {"kind": "diffusion", "overrides": DIFFUSION | {"diffusion.train.optimizer": "adamw"}},
+    "muon": {"kind": "diffusion", "overrides": DIFFUSION | {"diffusion.train.optimizer": "muon"}},
+    "ar": {"kind": "ar", "overrides": AR | {"ar.train.evaluate_at": []}},
+}
+STEPS = {"preview_every": 32, "clip": 0.1}
+SHARED = {
+    "muon": {"kind": "diffusion", "overrides": DIFFUSION | {f"diffusion.train.{key}": value for key, value in {
+        **STEPS, "evaluate_at": [32], "optimizer": "muon"}.items()}},
+    "ar": {"kind": "ar", "overrides": AR | {f"ar.train.{key}": value for key, value in {
+        **STEPS, "evaluate_at": [], "optimizer": "adamw"}.items()}},
+}  # fmt: skip
+
+
+def launch(folder, jobs, launcher, **more):
+    """`accelerate launch` of all jobs with two processes on the CPU, each job in a folder of its name below `folder`."""
+    told = [{"root": str(folder / name), "port": processes.free_port(), **job, **more} for name, job in jobs.items()]
+    process = processes.start(tiny.__file__, told, launcher)
+    output, _ = process.communicate(timeout=800)  # of all jobs, on a busy machine
     assert process.returncode == 0, output
-    (run_dir,) = runs.scan(root)
+    return folder, output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Every process has the whole model."""
+    return launch(tmp_path_factory.mktemp("whole"), WHOLE, "--multi_gpu")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Every process has a share of the model (FSDP), and stops twice."""
+    return launch(tmp_path_factory.mktemp("shared"), SHARED, "--use_fsdp", stops=[24, 48])
+
+
+def trained(launched, name, state="finished"):
+    folder, output = launched
+    assert [(folder / f"{name}.{rank}").read_text() for rank in (0, 1)] == ["0", "0"], output
+    (run_dir,) = runs.scan(folder / name)
     assert (run_dir.env()["processes"], run_dir.status().state) == (2, state), output
     return run_dir
 
@@ -44,25 +83,19 @@ def close(one, two, rtol=2e-4, atol=2e-6, later=1e-4):
             assert equal, (a["step"], key, a[key], b[key])
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(whole, tmp_path):
     """The toy, fp32: noise and data are the same rows of the same global batch, gradients are means over both."""
-    options = {"norm": False, "precision": "fp32", "samples": 128, "clip": 0.5}
-    two = launch(tmp_path / "two", kind="toy", **options)
-    one, *_ = train_toy(tmp_path / "one", **options)
+    two = trained(whole, "toy")
+    one, *_ = train_toy(tmp_path, **TOY)
     close(one, two)
     assert two.metrics("step")[0]["grad_norm"] > 0.5, "clipping must have been at work"
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("game", "adamw"), ("diffusion", "adamw"), ("diffusion", "muon"), ("ar", "adamw")])
-def test_two_processes_equal_one_for_real_parts(tmp_path, kind, optimizer):
+@pytest.mark.parametrize("name", list(WHOLE)[1:])
+def test_two_processes_equal_one_for_real_parts(whole, tmp_path, name):
     """Adaptive loss weights, equivariance and a discriminator included: choices and weights are those of the global batch."""
-    overrides = {"train.precision": "fp32", "train.lr": 2e-4}
-    if kind == "diffusion":
-        overrides = {"diffusion.train.precision": "fp32", "diffusion.train.evaluate_at": [], "diffusion.train.optimizer": optimizer}
-    if kind == "ar":  # dropout is drawn by each process for its own rows
-        overrides = {"ar.train.precision": "fp32", "ar.train.evaluate_at": [], "ar.network.dropout": 0.0}
-    two = launch(tmp_path / "two", kind=kind, overrides=overrides)
-    one, _ = tiny.train_tiny(kind, tmp_path / "one", **overrides)
+    two, (kind, overrides) = trained(whole, name), WHOLE[name].values()
+    one, _ = tiny.train_tiny(kind, tmp_path, **overrides)
     # A bias before a norm has no gradient but rounding, which Adam makes steps of: 8 x lr bounds it. The curves tell more.
     close(one, two, rtol=2e-3, atol=2e-3 if kind == "game" else 5e-4, later=1e-2)
     if kind == "game":
@@ -72,22 +105,17 @@ def test_two_processes_equal_one_for_real_parts(tmp_path, kind, optimizer):
         assert last["weight_adversarial"] > 0
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("diffusion", "muon"), ("ar", "adamw")])
-def test_shares_of_two_processes_equal_one_and_resume(tmp_path, kind, optimizer):
+@pytest.mark.parametrize("name", SHARED)
+def test_shares_of_two_processes_equal_one_and_resume(shared, tmp_path, name):
     """FSDP: stopped once, gone on sharded, then by one process: the same curve and weights as never sharded."""
-    measured = [32] if kind == "diffusion" else []
-    overrides = {"precision": "fp32", "evaluate_at": measured, "preview_every": 32, "optimizer": optimizer, "clip": 0.1}
-    overrides = {f"{kind}.train.{key}": value for key, value in overrides.items()}
-    overrides |= {"ar.network.dropout": 0.0} if kind == "ar" else {}
-    options = {"kind": kind, "overrides": overrides}
-    two = launch(tmp_path / "two", launcher="--use_fsdp", state="interrupted", stops=[24, 48], **options)
+    two, (kind, overrides) = trained(shared, name, "interrupted"), SHARED[name].values()
     assert (two.env()["sharded"], two.status().samples) == (True, 48)
-    whole, _ = tiny.train_tiny(kind, tmp_path / "one", **overrides)
-    resumed, events = tiny.train_tiny(kind, tmp_path / "two", **overrides)
+    one, _ = tiny.train_tiny(kind, tmp_path, **overrides)
+    resumed, events = tiny.train_tiny(kind, shared[0] / name, **overrides)
     assert [event.data["resumed"] for event in events if "resumed" in event.data] == [48]
-    close(whole, resumed, rtol=2e-3, atol=5e-4, later=1e-2)
-    assert [each.keys() for each in whole.metrics("evaluation")] == [each.keys() for each in two.metrics("evaluation")]
-    assert len(list(two.images.iterdir())) == len(list(whole.images.iterdir())) > 0
+    close(one, resumed, rtol=2e-3, atol=5e-4, later=1e-2)
+    assert [each.keys() for each in one.metrics("evaluation")] == [each.keys() for each in two.metrics("evaluation")]
+    assert len(list(two.images.iterdir())) == len(list(one.images.iterdir())) > 0
 
 
 def test_a_bad_step_is_skipped_by_all_and_ctrl_c_stops_all(tmp_path):
@@ -95,9 +123,8 @@ def test_a_bad_step_is_skipped_by_all_and_ctrl_c_stops_all(tmp_path):
 
     The first process sends it from inside a step, so that nobody has to wait until training has come far enough.
     """
-    process = launch(
-        tmp_path, wait=False, kind="toy", norm=False, precision="fp32", samples=10**9, poison_rank=1, interrupt_step=9
-    )
+    job = {"kind": "toy", **TOY, "samples": 10**9, "poison_rank": 1, "interrupt_step": 9}
+    process = processes.start(tiny.__file__, {"root": str(tmp_path), **job})
     output, _ = process.communicate(timeout=290)
     assert process.returncode, output
     (run_dir,) = runs.scan(tmp_path)

@@ -82,7 +82,8 @@ def outcome_of(root, run):
 def main():
     """argv: JSON of one job, see :func:`work`, or of a list of them, each for a process of its own.
 
-    Of a list, it writes how each process ended: a list of exit codes, minus the signal where one killed it.
+    Of a list, it writes how each process ended: a list of exit codes, minus the signal where one killed it. Jobs with
+    a `port` are for all processes of a launcher: they meet there, and each writes its code to the file `root`.rank.
     """
     jobs = json.loads(sys.argv[1])
     if isinstance(jobs, dict):
@@ -92,10 +93,15 @@ def main():
         importlib.import_module(name)
     ends = []
     for job in jobs:
+        port = job.pop("port", None)
         if (process := os.fork()) == 0:
+            if port is not None:  # the launcher's own store would hold what the job before wrote
+                os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
             work(job)
             os._exit(0)
         ends.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        if port is not None:
+            Path(f"{job['root']}.{os.environ['RANK']}").write_text(str(ends[-1]))
     sys.stdout.write(json.dumps(ends))
 
 
