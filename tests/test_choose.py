@@ -10,7 +10,7 @@ from PIL import Image
 from vfmlab import config, vfm
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import Number
-from vfmlab.studies import choose
+from vfmlab.studies import choose, compare
 from vfmlab.studies.results import Result
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16}
@@ -70,6 +70,26 @@ def test_a_split_of_the_folders_own_is_kept(tmp_path):
         Image.new("RGB", (20, 20), (12 * k, 0, 0)).save(tmp_path / ("val" if k < 3 else "train") / f"{k:02d}.png")
     data = config.Data(source=f"folder:{tmp_path}", size=16, train=20_000, val=1000)
     assert choose.images(data) == {"data.val": 3, "data.train": 17}
+
+
+def test_the_judge_is_none_of_the_candidates():
+    """Of no candidate's family where there is such a one, else of no candidate's model, else a line."""
+    ours = "classifier:mobilenetv2@128"
+    assert choose.judge(ours, ["efficientnet_lite0", "dinov2_b14"]) == ours
+    assert choose.judge(ours, ["mobilenetv2"]) == "classifier:efficientnet_lite2@128"
+    assert choose.judge(ours, ["efficientnet_lite0", "mobilenetv2"]) == "classifier:efficientnet_lite2@128"
+    assert choose.judge("judge", ["mobilenetv2"]) == "judge"
+    with pytest.raises(ConfigError, match="every judge that is at hand .* is a candidate"):
+        choose.judge(ours, ["efficientnet_lite2", "mobilenetv2"])
+
+
+def test_a_judge_that_is_a_candidate_is_refused_before_anything_is_trained(tmp_path):
+    """One line with the row's name, though only the generator, which comes last, is judged while it is trained."""
+    row = "photo_vfm_vae:vfm.name=mobilenetv2,vfm.layers=[1,5,-2],losses.vf.layer=-2,diffusion.train.evaluate_at=[64]"
+    more = {"data.source": "scenes:easy", "train.samples": 64, "diffusion.train.samples": 64}
+    with pytest.raises(ConfigError, match="row 'own eyes': the VFM 'mobilenetv2' and protocol.features .* the same vision model"):
+        compare.run(["plain=photo_plain_vae", f"own eyes={row}"], [0], tmp_path / "runs", tmp_path / "page", overrides=more)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_bad_input_is_one_line(tmp_path):

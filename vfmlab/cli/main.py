@@ -22,7 +22,7 @@ from vfmlab import __version__
 from vfmlab.cli.listing import doctor, plan, presets, runs
 from vfmlab.cli.pictures import reconstruct, sample
 from vfmlab.cli.serve import app
-from vfmlab.cli.studies import choose, claims, compare, correlate, demo, reuse, site, stop, sweep
+from vfmlab.cli.studies import choose, claims, compare, correlate, demo, guide, reuse, site, stop, sweep
 from vfmlab.cli.training import evaluate, train
 from vfmlab.cli.weights import export, import_
 from vfmlab.config.files import expand, root_folder
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "compare": compare,
     "choose": choose,
     "claims": claims,
+    "guide": guide,
     "reuse": reuse,
     "sweep": sweep,
     "correlate": correlate,

@@ -1,5 +1,5 @@
-"""Commands that train or measure many settings: `vfmlab compare`, `correlate`, `claims`, `reuse`, `sweep`,
-`demo`; and `stop`."""
+"""Commands that train or measure many settings: `vfmlab compare`, `correlate`, `claims`, `reuse`, `guide`,
+`sweep`, `demo`; and `stop`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ NOTEBOOK = "an .ipynb or py:percent file with a cell tagged 'parameters'"
 WORKERS = "worker processes on this machine, by default one per GPU or core; or jobs of the queue"
 ADDRESS = "a dask scheduler (tcp://HOST:PORT), or a YAML file for dask-jobqueue"
 Rows = Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="ROW ...", help=ROW)]
+RunArgs = Annotated[tuple[str, ...], tyro.conf.Positional,
+                    arg(metavar="RUN ...", help="ids, unique prefixes of ids, or directories")]
 NotebookArg = Annotated[Path, tyro.conf.Positional, arg(metavar="NOTEBOOK", help=NOTEBOOK)]
 LedgerArg = Annotated[str, tyro.conf.Positional, arg(metavar="LEDGER")]
 Files = Annotated[tuple[str, ...] | None, arg(name="from", metavar="FILE ...")]
@@ -227,6 +229,25 @@ def reuse(run: RunArg, /, root: Root = Path("runs"), out: Path = Path("reuse"),
 
     made_by = command("reuse", [run], {"--n": [n], "--every": every, "--batch": [batch]})
     print(f"written: {study.page(run, root, out, made_by, every, n, batch)}")
+    return 0
+
+
+def guide(runs: RunArgs, /, root: Root = Path("runs"), out: Out = Path("guidance"),
+          scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0), weaker: tuple[str, ...] = (),
+          n: int | None = None) -> int:
+    """How much guidance, and away from what: gFD over the scale of each kind, and which kind is ahead.
+
+    The first run chooses each kind's scale, the others decide: runs of one recipe that differ in their seed.
+
+    Args:
+        scales: of guidance, above 1.
+        weaker: runs of a weaker model, for auto-guidance; one for all runs, or one for each.
+        n: samples; left out: as the runs' protocol says.
+    """
+    from vfmlab.studies import guide as study
+
+    flags = {"--scales": scales, "--weaker": weaker, "--n": [] if n is None else [n]}
+    print(f"written: {study.page(runs, root, out, command('guide', runs, flags), scales, weaker, n)}")
     return 0
 
 

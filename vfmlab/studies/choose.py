@@ -23,6 +23,7 @@ from vfmlab.data import open_source
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.contrasts import Block
 from vfmlab.evaluation.number import LOWER, groups, quantity
+from vfmlab.evaluation.reference import SHIPPED, bare, family, related
 from vfmlab.plots import primitives
 from vfmlab.runs import write_json
 from vfmlab.studies import compare, compare_page, correlation
@@ -106,6 +107,24 @@ def images(data: Data) -> dict[str, Any]:
     return {"data.val": held_out, "data.train": train}
 
 
+def judge(features: str, vfms: Sequence[str]) -> str:
+    """A feature space to judge all candidates in: the one given, or a shipped one of a family that none of
+    them has, or at least of another model.
+
+    Raises:
+        ConfigError: every shipped judge is itself a candidate.
+    """
+    if not features.startswith("classifier:"):
+        return features
+    judges = (features, *(f"classifier:{name}" for name in SHIPPED))
+    for same in (family, bare):
+        for one in judges:
+            if same(one) not in map(same, vfms):
+                return one
+    raise ConfigError(f"--vfm {' '.join(vfms)}: every judge that is at hand ({', '.join(judges)}) is a "
+                      "candidate; name others, or set protocol.features to a vision model that is none")
+
+
 def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
           fields: Mapping[str, Any]) -> dict[str, Any]:
     """label -> (preset, fields): the baseline, and every method on every VFM."""
@@ -148,8 +167,9 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
         if field in GIVEN:
             raise ConfigError(f"--set {field}: a choice sets it itself; give {GIVEN[field]} in its place")
     root, out = Path(root).expanduser(), compare.writable(out)
-    fields = {"data.source": source, **(overrides or {})}
     baseline = presets.get(f"{tier}_{BASELINE}")
+    fields = {"data.source": source, "protocol.features": judge(baseline.protocol.features, vfms),
+              **(overrides or {})}
     fields |= images(override(baseline, dict(fields)).data)
     there, chosen = override(baseline, dict(fields)).data.train, specs(vfms, methods, tier, fields)
     short = fields | _short(budget, budget.screening, there)
@@ -164,6 +184,8 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     recipe = out.with_name(f"{out.name}.recipe.json")
     write_json(recipe, api.resolve(name, fields | own).model_dump(mode="json", exclude_unset=True))
     page = build(first, order, second, ranking, recipe.name, command)
+    space = rows[0].run.protocol.features
+    page.lead = " ".join(f"{text[0].upper()}{text[1:]}." for name in vfms if (text := related(name, space)))
     return page.publish(out, {"first": [r.as_json() for r in first], "results": [r.as_json() for r in second],
                               "ranking": [s._asdict() for s in ranking]})
 

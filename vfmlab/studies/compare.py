@@ -17,13 +17,14 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from vfmlab import runs
-from vfmlab.errors import Interrupted, TrainingError
+from vfmlab.errors import ConfigError, Interrupted, TrainingError
 from vfmlab.evaluation.instruments.base import choose
 from vfmlab.evaluation.number import quantity
 from vfmlab.studies import compare_page, correlation, correlation_page, executor, grids, measure
 from vfmlab.studies.command import command
 from vfmlab.studies.results import Result, collect, together
 from vfmlab.studies.rows import Row, Until, parse
+from vfmlab.training.check import unbiased
 
 TITLE = "Comparison"
 Instruments = Mapping[str, Sequence[str]]
@@ -42,8 +43,17 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
 
     Returns:
         id of a failed row's last phase -> why. Ctrl-C saves all and is raised.
+
+    Raises:
+        ConfigError: a row whose judge sees with its own VFM's eyes; before anything is trained.
     """
     root = Path(root).expanduser().resolve()
+    for row in rows:
+        try:
+            for phase in row.phases:
+                unbiased(phase)
+        except ConfigError as error:
+            raise ConfigError(f"row '{row.label}': {error}") from None
     names = [f"{row.label}, seed {row.seed}," for row in rows]
     parts = [executor.phase_nodes(row.phases, root, name, retry, evaluate=True)
              for row, name in zip(rows, names, strict=True)]

@@ -23,6 +23,14 @@ from vfmlab.training.task import trainable
 LEAST = 4  # held-out images: there are no distances over fewer
 
 
+def unbiased(phase: Phase) -> None:
+    """ConfigError where a classifier on the VFM's own features is to judge what is built on them."""
+    space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
+    judges = phase.train is not None and phase.train.evaluate_at and space.startswith("classifier:")
+    if judges and own is not None and bare(space) == bare(own):
+        raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
+
+
 def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta
     device.
@@ -53,11 +61,9 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             captions.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
             prompts.texts(phase.protocol, data.open_source(phase.data, "val"))
         open_compared(phase.protocol, phase.data)
+        unbiased(phase)
         if phase.train.evaluate_at:
-            space, own = phase.protocol.features, None if phase.vfm is None else phase.vfm.name
-            if own is not None and space.startswith("classifier:") and bare(space) == bare(own):
-                raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
-            spaces.add((space, size))
+            spaces.add((phase.protocol.features, size))
             protocols.add((phase.data, phase.protocol.n))
     for name, size in spaces:
         features.open_space(name, size, root)

@@ -106,7 +106,7 @@ CLAIMS = (
           open="a row without the stem and with the same decoder is not there"),
     Claim("guidance", "Internal guidance is ahead of a weaker model's, that of CFG, that of none.", RAEV2,
           "gFID 1.06, 1.14, 1.49, 1.65",
-          open="numbers under different guidance have protocols of their own, which are not compared"),
+          open="one network under several protocols: vfmlab guide decides it"),
     Claim("prediction", "With a second read-out clean latents should be predicted, not velocities.", RAEV2,
           "gFID 1.65 against 1.87, unguided",
           (better("gfd", "RAEv2's network", "RAEv2's network, velocities"),)),

@@ -1,0 +1,97 @@
+"""Guidance over its scale: which kinds a run has, whose scale is chosen where, what is ahead; runs that do not belong together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vfmlab import api, presets
+from vfmlab.cli.main import main
+from vfmlab.config import override
+from vfmlab.errors import ConfigError
+from vfmlab.plots import figures
+from vfmlab.studies import guide
+
+CHANGES = {"data.train": 48, "data.val": 16, "vfm.weights": "random", "protocol.n": 8, "protocol.sampler.steps": 2, "train.samples": 8,
+           "diffusion.train.samples": 16, "diffusion.train.evaluate_at": []}  # fmt: skip
+
+
+def rows(kind, scale, values):
+    return [{"run": f"r{seed}", "seed": seed, "kind": kind, "scale": scale, "gFD": gfd} for seed, gfd in enumerate(values)]
+
+
+def test_each_kind_takes_its_best_scale_of_one_run():
+    table = [*rows("none", 1.0, [9.0]), *rows("internal", 1.5, [7.0]), *rows("internal", 2.0, [6.0]), *rows("internal", 3.0, [8.0])]
+    assert guide.chosen(table) == {"none": 1.0, "internal": 2.0}
+
+
+def test_planted_kinds_are_ahead_level_or_undecided():
+    """Seeds move all kinds together and do not count; what surely differs by less than what counts as none is level."""
+    seeds = [0.0, 5.0, -3.0, 2.0]
+    noise = {"a": [0.02, -0.01, 0.01, -0.02], "b": [-0.02, 0.01, 0.02, -0.01], "c": [0.01, 0.02, -0.02, -0.01]}
+    means = {"a": 20.0, "b": 10.0, "c": 19.99}
+    table = [row for kind in means for row in rows(kind, 2.0, [means[kind] + s + e for s, e in zip(seeds, noise[kind], strict=True)])]
+    found = {(v.first, v.second): v for v in guide.verdicts(table, dict.fromkeys(means, 2.0), bound=1.0)}
+    assert {pair: v.verdict for pair, v in found.items()} == {("b", "a"): "ahead", ("b", "c"): "ahead", ("c", "a"): "level"}
+    assert found["b", "a"].interval.estimate == pytest.approx(10.0, abs=0.1)
+    wild = [*rows("a", 2.0, [10.0, 30.0, 14.0]), *rows("b", 2.0, [28.0, 12.0, 26.0])]
+    assert [v.verdict for v in guide.verdicts(wild, {"a": 2.0, "b": 2.0}, 1.0)] == ["undecided"]
+    assert guide.verdicts(rows("a", 2.0, [1.0]) + rows("b", 2.0, [2.0]), {"a": 2.0, "b": 2.0}, 1.0) == [], "one seed decides nothing"
+
+
+def test_the_figure_has_a_line_a_kind_and_a_point_a_run():
+    figure = figures.guidance_figure([*rows("none", 1.0, [9.0, 8.0]), *rows("auto", 2.0, [5.0, 7.0]), *rows("auto", 1.5, [6.0, 6.0])])
+    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
+    assert list(lines["auto"].x) == [1.5, 2.0]
+    assert list(lines["auto"].y) == [6.0, 6.0]
+    assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == 6
+    (unguided,) = figure.layout.shapes
+    assert unguided.y0 == 8.5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Generators with a second read-out, of three seeds, and the root."""
+    root, ids = tmp_path_factory.mktemp("runs"), []
+    for seed in range(3):
+        run = override(presets.get("tiny_multi_layer_rae_raev2"), {**CHANGES, "seed": seed})
+        list(api.train(run, root))
+        ids.append(run.last.id)
+    return root, ids
+
+
+def test_the_study_at_tiny(trained, tmp_path):
+    """The first run chooses, the others are compared; every number stands under its own protocol."""
+    root, ids = trained
+    command = ["guide", *ids, "--root", str(root), "--out", str(tmp_path / "page"), "--scales", "2", "--weaker", ids[1]]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "page.json").read_text())
+    table = record["records"]
+    assert [(r["kind"], r["scale"]) for r in table[:4]] == [("none", 1.0), ("null label", 2.0), ("internal", 2.0), ("auto", 2.0)]
+    assert len(table) == 12
+    assert len({r["protocol"] for r in table[:4]}) == 4
+    assert record["chosen"] == guide.chosen(table[:4])
+    assert len(record["verdicts"]) == 6
+    one = api.evaluate(ids[2], root, {"guidance.kind": "internal", "guidance.scale": 2.0})
+    assert next(r for r in table[8:] if (r["kind"], r["scale"]) == ("internal", 2.0))["gFD"] == one.value("gfd")
+    text = (tmp_path / "page.md").read_text()
+    assert "Scales are chosen on seed 0, and compared on 1, 2." in text
+    assert "gFD over the scale of guidance" in (tmp_path / "page.html").read_text()
+
+
+def test_runs_that_do_not_belong_together_are_one_line(trained):
+    root, ids = trained
+    with pytest.raises(ConfigError, match="scales 1, 2: give at least one run, and scales above 1"):
+        guide.records(ids, root, scales=(1, 2))
+    with pytest.raises(ConfigError, match="2 weaker models for 3 runs"):
+        guide.records(ids, root, weaker=ids[:2])
+    with pytest.raises(ConfigError, match="two runs have seed 0"):
+        guide.records([ids[0], ids[0]], root)
+    tokenizer = next(path.name for path in root.iterdir() if "tokenizer" in path.name)
+    with pytest.raises(ConfigError, match="is a tokenizer run; name runs of a generator"):
+        guide.records([tokenizer], root)
+    other = override(presets.get("tiny_multi_layer_rae_raev2"), {**CHANGES, "seed": 3, "diffusion.train.samples": 8})
+    list(api.train(other, root))
+    with pytest.raises(ConfigError, match="differ in 'diffusion'; name runs that differ in their seed alone"):
+        guide.records([ids[0], other.last.id], root)
