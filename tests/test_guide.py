@@ -40,14 +40,13 @@ def test_planted_kinds_are_ahead_level_or_undecided():
     assert guide.verdicts(rows("a", 2.0, [1.0]) + rows("b", 2.0, [2.0]), {"a": 2.0, "b": 2.0}, 1.0) == [], "one seed decides nothing"
 
 
-def test_the_figure_has_a_line_a_kind_and_a_point_a_run():
-    figure = figures.guidance_figure([*rows("none", 1.0, [9.0, 8.0]), *rows("auto", 2.0, [5.0, 7.0]), *rows("auto", 1.5, [6.0, 6.0])])
+def test_the_figure_has_a_line_of_the_first_run_and_a_point_a_run():
+    figure = figures.guidance_figure([*rows("none", 1.0, [9.0, 8.0]), *rows("auto", 2.0, [5.0, 7.0]), *rows("auto", 1.5, [6.0])])
     lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
-    assert list(lines["auto"].x) == [1.5, 2.0]
-    assert list(lines["auto"].y) == [6.0, 6.0]
-    assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == 6
+    assert (list(lines["auto"].x), list(lines["auto"].y)) == ([2.0, 1.5], [5.0, 6.0])
+    assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == 5
     (unguided,) = figure.layout.shapes
-    assert unguided.y0 == 8.5
+    assert unguided.y0 == 9.0
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +63,20 @@ def trained(tmp_path_factory):
 def test_the_study_at_tiny(trained, tmp_path):
     """The first run chooses, the others are compared; every number stands under its own protocol."""
     root, ids = trained
-    command = ["guide", *ids, "--root", str(root), "--out", str(tmp_path / "page"), "--scales", "2", "--weaker", ids[1]]
+    command = ["guide", *ids, "--root", str(root), "--out", str(tmp_path / "page"), "--scales", "1.5", "2", "--weaker", ids[1]]
     assert main(command) == 0
     record = json.loads((tmp_path / "page.json").read_text())
     table = record["records"]
-    assert [(r["kind"], r["scale"]) for r in table[:4]] == [("none", 1.0), ("null label", 2.0), ("internal", 2.0), ("auto", 2.0)]
-    assert len(table) == 12
-    assert len({r["protocol"] for r in table[:4]}) == 4
-    assert record["chosen"] == guide.chosen(table[:4])
+    assert [(r["kind"], r["scale"]) for r in table[:7]] == [
+        ("none", 1.0), ("null label", 1.5), ("null label", 2.0), ("internal", 1.5), ("internal", 2.0), ("auto", 1.5), ("auto", 2.0),
+    ]  # fmt: skip
+    assert len({r["protocol"] for r in table[:7]}) == 7
+    assert record["chosen"] == guide.chosen(table[:7])
+    for rest in (table[7:11], table[11:]):
+        assert {r["kind"]: r["scale"] for r in rest} == record["chosen"], "the others at the chosen scales"
     assert len(record["verdicts"]) == 6
-    one = api.evaluate(ids[2], root, {"guidance.kind": "internal", "guidance.scale": 2.0})
-    assert next(r for r in table[8:] if (r["kind"], r["scale"]) == ("internal", 2.0))["gFD"] == one.value("gfd")
+    one = api.evaluate(ids[2], root, {"guidance.kind": "internal", "guidance.scale": record["chosen"]["internal"]})
+    assert next(r for r in table[11:] if r["kind"] == "internal")["gFD"] == one.value("gfd")
     text = (tmp_path / "page.md").read_text()
     assert "Scales are chosen on seed 0, and compared on 1, 2." in text
     assert "gFD over the scale of guidance" in (tmp_path / "page.html").read_text()

@@ -209,18 +209,21 @@ def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def guidance_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """gFD over the scale of guidance, a line a kind: means of all runs, each run a point; dotted: unguided.
+    """gFD over the scale of guidance: of each kind a line of the first run, a point for each run.
+
+    Dotted: unguided.
 
     records: of :func:`vfmlab.studies.guide.records`.
     """
     figure, x = go.Figure(), "scale of guidance"
     for i, kind in enumerate(dict.fromkeys(r["kind"] for r in records)):
         mine = [r for r in records if r["kind"] == kind]
-        (scales, means), = _means([(kind, r["scale"], r["gFD"]) for r in mine]).values()
-        line = {"color": primitives.PALETTE[i], "dash": "solid" if len(scales) > 1 else "dot"}
-        if len(scales) == 1:
-            figure.add_hline(means[0], line=line)
-        figure.add_scatter(x=scales, y=means, name=kind, mode="lines", line=line, legendgroup=kind)
+        first = [r for r in mine if r["run"] == records[0]["run"]]
+        line = {"color": primitives.PALETTE[i], "dash": "solid" if len(first) > 1 else "dot"}
+        if len(first) == 1:
+            figure.add_hline(first[0]["gFD"], line=line)
+        figure.add_scatter(x=[r["scale"] for r in first], y=[r["gFD"] for r in first], name=kind,
+                           mode="lines", line=line, legendgroup=kind)
         figure.add_scatter(x=[r["scale"] for r in mine], y=[r["gFD"] for r in mine], mode="markers",
                            marker={"color": line["color"]}, legendgroup=kind, showlegend=False,
                            text=[f"{kind}, seed {r['seed']}" for r in mine])

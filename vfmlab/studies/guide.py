@@ -1,9 +1,9 @@
 """How much guidance, and away from what: gFD over the scale for every kind of guidance, and which is ahead.
 
 The network is one, and so are the noise and all else of the protocol; what differs is the guidance alone:
-away from the null label (classifier-free), from the network's own second read-out, from a weaker model. Each
-kind takes the scale that is best on the first run, which then takes no part in the verdict: that is of the
-other runs, which differ from it in their seed.
+away from the null label (classifier-free), from the network's own second read-out, from a weaker model. The
+first run is drawn at every scale, and each kind takes the one that is best there. The verdict is of the other
+runs, which differ from it in their seed and are drawn at these scales alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vfmlab.studies.page import Page, definitions
 
 QUESTION = "How much guidance, and away from what?"
 NONE = "none"
-KINDS: Mapping[str, str | None] = {"null label": None, "internal": "internal", "auto": "auto"}
+KINDS: Mapping[str, str | None] = {NONE: None, "null label": None, "internal": "internal", "auto": "auto"}
 SCALES = (1.25, 1.5, 2.0, 3.0)
 METRICS = {"gfd": "gFD", "gfd_own": "gFD to own rec.", "class_accuracy": "class accuracy"}
 Record = Mapping[str, Any]
@@ -38,7 +38,8 @@ def kinds_of(run: config.Phase, weaker: Sequence[str]) -> list[str]:
 
 def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCALES,
             weaker: Sequence[str] = (), n: int | None = None) -> list[dict[str, Any]]:
-    """One row a run, kind and scale, the unguided one of each run first.
+    """One row a run, kind and scale: of the first run all scales, of the others those that were best there;
+    the unguided one of each run first.
 
     All are measured under the runs' protocol but for its guidance; what was measured before is read.
 
@@ -59,22 +60,26 @@ def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCA
     folders = [runs.open_run(ref, root) for ref in refs]
     phases = [folder.config() for folder in folders]
     _alike(folders, phases)
-    table = []
+    kinds, table = kinds_of(phases[0], weaker), []
+    plans = [(NONE, 1.0), *itertools.product(kinds, sorted(set(scales)))]
     for k, (folder, phase) in enumerate(zip(folders, phases, strict=True)):
-        own = weaker[k % len(weaker)] if weaker else None
-        plans = {(NONE, 1.0): config.Guidance()}
-        for kind, scale in itertools.product(kinds_of(phase, weaker), sorted(set(scales))):
-            plans[kind, scale] = config.Guidance(kind=KINDS[kind], scale=scale,
-                                                 weaker=own if kind == "auto" else None)
-        for (kind, scale), guidance in plans.items():
-            changes = {"guidance": guidance.model_dump(mode="json"), **({} if n is None else {"n": n})}
-            report = api.evaluate(folder.path, root, changes)
-            if report.value("gfd") is None:
-                raise DataError(f"run '{folder.id}', {kind} {scale:g}: no gFD; {report['gfd'].reason}")
-            numbers = {label: report.value(name) for name, label in METRICS.items()}
-            table.append({"run": folder.id, "seed": phase.seed, "kind": kind, "scale": scale, **numbers,
-                          "N": report["gfd"].n, "protocol": report.hash})
+        for kind, scale in plans:
+            other = weaker[k % len(weaker)] if kind == "auto" else None
+            guidance = config.Guidance(kind=KINDS[kind], scale=scale, weaker=other)
+            table.append({"run": folder.id, "seed": phase.seed, "kind": kind, "scale": scale,
+                          **_measured(folder, root, guidance, n)})
+        plans = list(chosen(table).items()) if k == 0 else plans
     return table
+
+
+def _measured(folder: runs.RunDir, root: str | Path, guidance: config.Guidance,
+              n: int | None) -> dict[str, Any]:
+    changes = {"guidance": guidance.model_dump(mode="json"), **({} if n is None else {"n": n})}
+    report = api.evaluate(folder.path, root, changes)
+    if report.value("gfd") is None:
+        raise DataError(f"run '{folder.id}', guidance {guidance.scale:g}: no gFD; {report['gfd'].reason}")
+    numbers = {label: report.value(name) for name, label in METRICS.items()}
+    return {**numbers, "N": report["gfd"].n, "protocol": report.hash}
 
 
 def _alike(folders: Sequence[runs.RunDir], phases: Sequence[config.Phase]) -> None:
@@ -153,8 +158,9 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
                      f"Scales are chosen on seed {first[0]['seed']}, and compared on "
                      f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}.")
     made.add("At the chosen scales", "gFD of the second less that of the first."
-             + (f" Level: at most {bound:g} apart." if bound else ""), primitives.table([_row(one, at) for one in decided]))
-    made.add("Over the scale", "", figures.guidance_figure(table),
+             + (f" Level: at most {bound:g} apart." if bound else ""),
+             primitives.table([_row(one, at) for one in decided]))
+    made.add("Over the scale", "Lines: the first run. Points: every run.", figures.guidance_figure(table),
              primitives.table([{**row, "chosen": "yes" if at[row["kind"]] == row["scale"] else ""}
                                for row in table]))
     record = {"records": table, "chosen": at, "verdicts": [_row(one, at) for one in decided]}
