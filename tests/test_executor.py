@@ -229,8 +229,8 @@ sweep.result(loss=next(step["loss"] for step in reversed(steps) if step["kind"] 
 '''
 GRID = {
     "parameters": {"seed": [0, 1]},
-    "set": {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 16, "diffusion.train.samples": 192,
-            "diffusion.train.checkpoint_every": 16, "diffusion.train.lr": [1e-3, 2e-3]},
+    "set": {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 64, "diffusion.train.samples": 192,
+            "diffusion.train.checkpoint_every": 64, "diffusion.train.lr": [1e-3, 2e-3]},
 }  # fmt: skip
 
 

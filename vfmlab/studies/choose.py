@@ -23,7 +23,7 @@ from vfmlab.data import open_source
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation.contrasts import Block
 from vfmlab.evaluation.number import LOWER, groups, quantity
-from vfmlab.evaluation.reference import SHIPPED, bare, family, related
+from vfmlab.evaluation.reference import SHIPPED, bare, family
 from vfmlab.plots import primitives
 from vfmlab.runs import write_json
 from vfmlab.studies import compare, compare_page, correlation
@@ -185,7 +185,8 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     write_json(recipe, api.resolve(name, fields | own).model_dump(mode="json", exclude_unset=True))
     page = build(first, order, second, ranking, recipe.name, command)
     space = rows[0].run.protocol.features
-    page.lead = " ".join(f"{text[0].upper()}{text[1:]}." for name in vfms if (text := related(name, space)))
+    kin = [name for name in vfms if family(name) == family(space)]
+    page.lead = f"The judge, {space}, is of one family with {', '.join(kin)} and favours it." if kin else ""
     return page.publish(out, {"first": [r.as_json() for r in first], "results": [r.as_json() for r in second],
                               "ranking": [s._asdict() for s in ranking]})
 
