@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vfmlab import config, vfm
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.number import Number
 from vfmlab.studies import choose, compare
 from vfmlab.studies.results import Result
@@ -81,6 +81,11 @@ def test_the_judge_is_none_of_the_candidates():
     assert choose.judge("judge", ["mobilenetv2"]) == "judge"
     with pytest.raises(ConfigError, match="every judge that is at hand .* is a candidate"):
         choose.judge(ours, ["efficientnet_lite2", "mobilenetv2"])
+    candidates = ("folder:nowhere", ["efficientnet_lite2", "mobilenetv2"], "runs", "page", "")
+    with pytest.raises(ConfigError, match="is a candidate; name others, or set protocol.features"):
+        choose.run(*candidates)
+    with pytest.raises(DataError, match="nowhere"):  # it goes on, to the images
+        choose.run(*candidates, overrides={"protocol.features": "vfm:dinov2_b14"})
 
 
 def test_a_judge_that_is_a_candidate_is_refused_before_anything_is_trained(tmp_path):

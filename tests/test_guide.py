@@ -26,6 +26,13 @@ def test_each_kind_takes_its_best_scale_of_one_run():
     assert guide.chosen(table) == {"none": 1.0, "internal": 2.0}
 
 
+def test_a_kind_needs_what_it_leads_away_from():
+    full = presets.get("tiny_multi_layer_rae_raev2")
+    assert guide.kinds_of(full, ()) == ["null label", "internal"]
+    assert guide.kinds_of(override(full, {"diffusion.class_dropout": 0.0}), ["other"]) == ["internal", "auto"]
+    assert guide.kinds_of(presets.get("tiny_ar_orders"), ()) == ["null label"]
+
+
 def test_planted_kinds_are_ahead_level_or_undecided():
     """Seeds move all kinds together and do not count; what surely differs by less than what counts as none is level."""
     seeds = [0.0, 5.0, -3.0, 2.0]

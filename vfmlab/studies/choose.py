@@ -116,7 +116,7 @@ def judge(features: str, vfms: Sequence[str]) -> str:
     """
     if not features.startswith("classifier:"):
         return features
-    judges = (features, *(f"classifier:{name}" for name in SHIPPED))
+    judges = dict.fromkeys((features, *(f"classifier:{name}" for name in SHIPPED)))
     for same in (family, bare):
         for one in judges:
             if same(one) not in map(same, vfms):
@@ -168,8 +168,9 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
             raise ConfigError(f"--set {field}: a choice sets it itself; give {GIVEN[field]} in its place")
     root, out = Path(root).expanduser(), compare.writable(out)
     baseline = presets.get(f"{tier}_{BASELINE}")
-    fields = {"data.source": source, "protocol.features": judge(baseline.protocol.features, vfms),
-              **(overrides or {})}
+    fields = {"data.source": source, **(overrides or {})}
+    if "protocol.features" not in fields:
+        fields["protocol.features"] = judge(baseline.protocol.features, vfms)
     fields |= images(override(baseline, dict(fields)).data)
     there, chosen = override(baseline, dict(fields)).data.train, specs(vfms, methods, tier, fields)
     short = fields | _short(budget, budget.screening, there)

@@ -31,9 +31,10 @@ Record = Mapping[str, Any]
 
 
 def kinds_of(run: config.Phase, weaker: Sequence[str]) -> list[str]:
-    """The kinds of guidance that a generator can have."""
+    """The kinds of guidance that a generator can have; the null label is one where it was trained with."""
+    null = run.generator.class_dropout > 0
     second = run.diffusion is not None and getattr(run.diffusion.network, "base_depth", None)
-    return ["null label", *(["internal"] if second else []), *(["auto"] if weaker else [])]
+    return [kind for kind, there in zip(list(KINDS)[1:], (null, second, weaker), strict=True) if there]
 
 
 def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCALES,
@@ -150,13 +151,16 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
     bound = 0.0 if "gfd" in UNSET.get(space, ()) else DELTAS["gfd"]
     decided = verdicts(rest, at, bound)
     ahead = [one for one in decided if one.verdict == "ahead"]
+    edge = [kind for kind, scale in at.items() if kind != NONE and scale in (min(scales), max(scales))]
     verdict = "None: one run chooses the scales, and a spread needs two more."
     if decided:
         verdict = "; ".join(_says(one, at) for one in ahead) + "." if ahead else "None is ahead of another."
     made = Page("Guidance", QUESTION, verdict, command=command, definitions=definitions(("gfd", "gfd_own")),
                 lead=f"One network, one set of noises a seed; protocols that differ in their guidance alone. "
                      f"Scales are chosen on seed {first[0]['seed']}, and compared on "
-                     f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}.")
+                     f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}."
+                     + (f" At the edge of the scales, and perhaps better beyond: {', '.join(edge)}." if edge
+                        else ""))
     made.add("At the chosen scales", "gFD of the second less that of the first."
              + (f" Level: at most {bound:g} apart." if bound else ""),
              primitives.table([_row(one, at) for one in decided]))
