@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from urllib.error import URLError
 
+import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -275,12 +275,9 @@ def _weight(part):
 
 
 def test_adaptive_weight_over_two_processes_is_that_of_the_whole_batch():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with mp.Manager() as manager:
         out = manager.dict()
-        mp.spawn(_worker, (port, out), nprocs=2)
+        mp.spawn(_worker, (processes.free_port(), out), nprocs=2)
         both = dict(out)
     assert both[0] == both[1] == pytest.approx(_weight(slice(0, 4)).item(), rel=1e-5)
 
