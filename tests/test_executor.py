@@ -24,9 +24,8 @@ from vfmlab import api, runs
 from vfmlab.cli import main
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import cluster as clusters
-from vfmlab.studies import executor, sweep
+from vfmlab.studies import executor
 from vfmlab.studies.executor import Node
-from vfmlab.studies.sweep import notebook as notebooks
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 64, "train.checkpoint_every": 16, "train.log_every": 16}
 
@@ -207,31 +206,9 @@ def write_environment(folder):
 
 # -- a cluster started by hand, one worker of which is killed ---------------------------------------------------------
 
-NOTEBOOK = '''# %% tags=["parameters"]
-preset = "tiny_plain_vae"
-overrides = "{}"
-root = "runs"
-seed = 0
-
-# %% tags=["train:diffusion"]
-import json
-from pathlib import Path
-
-from vfmlab.studies import sweep
-
-lr = json.loads(overrides)["diffusion.train.lr"]  # read without torch: a kernel less to wait for
-configs = {path.parent: json.loads(path.read_text()) for path in Path(root).glob("*/config.json")}
-(run,) = (p for p, c in configs.items() if c["seed"] == seed and c["diffusion"] and c["diffusion"]["train"]["lr"] == lr)
-
-# %%
-steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-sweep.result(loss=next(step["loss"] for step in reversed(steps) if step["kind"] == "step"))
-'''
-GRID = {
-    "parameters": {"seed": [0, 1]},
-    "set": {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 64, "diffusion.train.samples": 192,
-            "diffusion.train.checkpoint_every": 64, "diffusion.train.lr": [1e-3, 2e-3]},
-}  # fmt: skip
+POINTS = [(seed, lr) for seed in (0, 1) for lr in (1e-3, 2e-3)]  # two tokenizers, four generators
+BUDGET = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 192, "train.checkpoint_every": 64, "diffusion.train.samples": 192,
+          "diffusion.train.checkpoint_every": 64}  # fmt: skip
 
 
 @pytest.fixture
@@ -260,11 +237,10 @@ def cluster(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_a_killed_worker_costs_nothing(cluster, tmp_path):
-    """Four points over two workers, one killed by force in the middle of a phase: as if one process had done it all."""
-    pytest.importorskip("papermill")
-    (tmp_path / "n.py").write_text(NOTEBOOK)
+    """Four recipes over two workers, one killed by force in the middle of a phase: as if one process had done it all."""
     address, (victim, _) = cluster
-    root, kept = tmp_path / "two/runs", {}
+    root, kept = tmp_path / "two", {}
+    recipes = [api.resolve("tiny_plain_vae", {**BUDGET, "diffusion.train.lr": lr}, seed=seed) for seed, lr in POINTS]
 
     def kill():
         while victim.poll() is None:
@@ -282,25 +258,20 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     stream = io.StringIO()
-    two = sweep.run(tmp_path / "n.py", GRID, tmp_path / "two", cluster=address, stream=stream)
+    nodes = [node for recipe in recipes for node in executor.phase_nodes(recipe.phases(), root, recipe.id)]
+    outcomes = executor.run(nodes, cluster=address, stream=stream)
     killer.join()
     assert victim.returncode == -signal.SIGKILL
-    assert [record["state"] for record in two.records] == ["finished"] * 4, stream.getvalue()
+    assert not [ended.error for ended in outcomes.values() if ended.error], stream.getvalue()
     trained = runs.scan(root)
     assert len(trained) == 6, "two tokenizers, four generators"
     assert all(run.model.stat().st_mtime_ns == kept[run.id] for run in trained if run.id in kept), "what was finished stays"
     assert {run.status().state for run in trained} == {"finished"}
 
-    source, ends = notebooks.read(tmp_path / "n.py"), []
-    for point in sweep.sweep._plan(tmp_path / "n.py", GRID, tmp_path / "one", False, io.StringIO()).points:
-        ends.append(source.check(point)[-1])
-        list(api.train(ends[-1], tmp_path / "one/runs"))
-    losses = [runs.RunDir(tmp_path / "one/runs" / phase.id).metrics("step")[-1]["loss"] for phase in ends]
-    assert [record["loss"] for record in two.records] == losses
+    for recipe in recipes:
+        list(api.train(recipe, tmp_path / "one"))
     for run in trained:
-        assert outcome(run) == outcome(runs.RunDir(tmp_path / "one/runs" / run.id)), run.id
-
-
+        assert outcome(run) == outcome(runs.RunDir(tmp_path / "one" / run.id)), run.id
 
 
 def test_workers_hold_on_to_freed_memory_and_have_one_thread():
