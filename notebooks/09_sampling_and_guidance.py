@@ -184,6 +184,7 @@ verdicts()
 #
 # One network and one seed: how much guidance helps other latents is undecided. Keep the protocol fixed when
 # tokenizers are compared.
+# `vfmlab guide RUN RUN RUN` draws gFD over the scale and compares kinds of guidance over seeds.
 #
 # ## What next
 # `10_compare_and_report`.
