@@ -46,6 +46,45 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.93 <= hits / draws <= 0.97
 
 
+def test_a_row_that_spreads_more_is_not_pooled():
+    rng = np.random.default_rng(4)
+    y = rng.normal(size=(ROWS, SEEDS))
+    y[0] = [0.0, 30.0, -30.0]
+    with_it, without = block(y).contrast({"a": 1, "b": -1}), block(y).contrast({"b": 1, "c": -1})
+    test = stats.ttest_rel(y[0], y[1])
+    assert with_it.odd == "a"
+    assert with_it.freedom == SEEDS - 1
+    assert with_it.p_beyond(0) == pytest.approx(test.pvalue)
+    assert with_it.each == pytest.approx(tuple(y[0] - y[1]))
+    assert without.odd is None
+    assert without == block(y[1:]).contrast({"a": 1, "b": -1}), "as if the row were not there"
+    assert block(y[:2]).uneven is None, "of two rows none can be told to spread more"
+    assert block(np.ones((ROWS, SEEDS))).uneven is None
+
+
+@pytest.mark.parametrize("rows", [4, 6, 13])
+def test_rows_of_one_spread_are_seldom_told_apart(rows):
+    rng = np.random.default_rng(5)
+    odd = [Block(tuple(map(str, range(rows))), tuple(range(SEEDS)), rng.normal(size=(rows, SEEDS))).uneven is not None for _ in range(2000)]
+    assert 0.03 <= np.mean(odd) <= 0.07
+
+
+@pytest.mark.parametrize("rows", [6, 13])
+def test_a_noisy_row_costs_the_others_nothing_and_its_own_interval_is_wider_for_it(rows):
+    """What the module's text says of a row with five times the spread."""
+    rng, labels = np.random.default_rng(6), tuple(map(str, range(rows)))
+    hits = {"own": 0, "others": 0}
+    for _ in range(1500):
+        y = rng.normal(size=(rows, SEEDS))
+        y[0] *= 5
+        one = Block(labels, tuple(range(SEEDS)), y)
+        for name, weights in (("own", {"0": 1, "1": -1}), ("others", {"1": 1, "2": -1})):
+            interval = one.contrast(weights)
+            hits[name] += interval.low <= 0 <= interval.high
+    assert 0.93 <= hits["others"] / 1500 <= 0.97
+    assert 0.81 <= hits["own"] / 1500 <= 0.9
+
+
 @pytest.mark.parametrize(
     ("gap", "kind", "delta", "word", "least", "most"),
     [

@@ -146,6 +146,21 @@ def test_p_is_uniform_enough_under_luck():
     assert 0.35 < statistics.fmean(ps) < 0.65
 
 
+def test_variants_do_not_make_luck_significant():
+    """Six methods that have nothing to do with the target, with four variants each: p counts the methods."""
+    random, ps = np.random.default_rng(0), []
+    labels = [f"{i}-{k}" for i in range(6) for k in range(4)]
+    methods = {label: label[0] for label in labels}
+    for _ in range(60):
+        values = random.normal(size=(2, 6)).repeat(4, axis=1) + 0.01 * random.normal(size=(2, 24))
+        goal, mine = ({label: {0: float(v)} for label, v in zip(labels, side, strict=True)} for side in values)
+        one = correlation._one("psnr", mine, goal, {}, 0, methods)
+        assert one.independent == 6
+        ps.append(one.p)
+    assert 0.35 < statistics.fmean(ps) < 0.65
+    assert "Fewer than 24 methods: this describes them" in correlation_page.verdict([one._replace(rho=0.5, low=0.1, high=0.7, methods=(0.1, 0.7))])
+
+
 def test_rows_of_another_protocol_stand_apart():
     rows = [*planted(), record("other", 0, 1.0, {"psnr": 0.0}, {"lds": 0.0}, hash_="b"), record("broken", 0, None, {"psnr": 1.0}, failed="it broke")]
     rows[3] = rows[3].replace(failed="instruments: no masks")

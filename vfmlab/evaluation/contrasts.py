@@ -3,6 +3,12 @@
 Rows times seeds are a block: within a seed all rows share the generator's first weights, the order of images,
 noise and times, so a seed moves all rows together. The model is value = row + seed + rest. A contrast is a
 weighted sum of row means; its error comes from the rest, with (rows - 1)(seeds - 1) degrees of freedom.
+
+That takes one spread for all rows. A row that spreads more than the others (its share of the rest, by a beta
+distribution, at 5 % over all rows) is not pooled with them: contrasts without it take the spread of the
+others, and a contrast with it that of its own value over the seeds, with seeds - 1 degrees of freedom. Three
+seeds do not always show such a row: of one with three to five times the spread among 4 to 13, the interval
+holds the truth in .81 to .87 of simulated cases (pooled alone: .63 to .85), that of the others in .94 to .96.
 """
 
 from __future__ import annotations
@@ -61,9 +67,30 @@ class Block:
         """Standard deviation of the rest; NaN without degrees of freedom."""
         if not self.freedom:
             return float("nan")
+        return float(np.sqrt((self._rest**2).sum() / self.freedom))
+
+    @property
+    def uneven(self) -> str | None:
+        """The row whose rest is too large a share of all for rows of one spread; None: no row's is.
+
+        A row's share of the sum of squares, times R / (R - 1), has a beta distribution then; 5 % by Bonferroni.
+        """
+        rows, seeds = self.values.shape
+        if rows < 3 or seeds < 2 or not self.spread:
+            return None  # of two rows both have the same rest
+        own = (self._rest**2).sum(1)
+        share = min(1.0, float(own.max() / own.sum()) * rows / (rows - 1))
+        luck = _special().betaincc((seeds - 1) / 2, (rows - 2) * (seeds - 1) / 2, share)
+        return self.labels[int(own.argmax())] if rows * luck < 1 - LEVEL else None
+
+    @property
+    def _rest(self) -> np.ndarray:
         y = self.values
-        rest = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
-        return float(np.sqrt((rest**2).sum() / self.freedom))
+        return y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
+
+    def _without(self, label: str) -> Block:
+        left = [k for k, other in enumerate(self.labels) if other != label]
+        return Block(tuple(self.labels[k] for k in left), self.seeds, self.values[left])
 
     def contrast(self, weights: Mapping[str, float]) -> Interval:
         """The weighted sum of row means.
@@ -79,8 +106,15 @@ class Block:
         if abs(sum(weights.values())) > 1e-9:
             raise ConfigError(f"weights {dict(weights)} do not add up to 0, so seeds do not cancel")
         w = np.array([weights.get(label, 0.0) for label in self.labels])
-        return Interval(float(w @ self.values.mean(1)), self.spread * float(np.sqrt(w @ w)), len(self.seeds),
-                        len(self.labels))
+        each = w @ self.values
+        pooled = self
+        while (odd := pooled.uneven) is not None and not weights.get(odd):
+            pooled = pooled._without(odd)
+        if odd is not None:
+            return Interval(float(each.mean()), float(each.std(ddof=1)), len(self.seeds), 2, tuple(each.tolist()),
+                            odd)
+        return Interval(float(each.mean()), pooled.spread * float(np.sqrt(w @ w)), len(self.seeds),
+                        len(pooled.labels), tuple(each.tolist()))
 
 
 @dataclass(frozen=True)
@@ -88,14 +122,17 @@ class Interval:
     """A contrast with its error.
 
     Args:
-        estimate: of the contrast. deviation: standard deviation of its value in one seed. seeds, rows: of its
-        block.
+        estimate: of the contrast. deviation: standard deviation of its value in one seed. seeds, rows: that
+        the deviation comes from; 2 rows: the contrast's own value over the seeds. each: its value in each
+        seed. odd: its row that spreads more than the others of the block, so that they are not pooled.
     """
 
     estimate: float
     deviation: float
     seeds: int
     rows: int
+    each: tuple[float, ...] = ()
+    odd: str | None = None
 
     @property
     def freedom(self) -> int:
@@ -108,7 +145,7 @@ class Interval:
 
     def half_width(self) -> float:
         """Half of the 95 % interval."""
-        return _t().ppf((1 + LEVEL) / 2, self.freedom) * self.error if self.freedom else float("inf")
+        return float(_special().stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.error if self.freedom else float("inf")
 
     @property
     def low(self) -> float:
@@ -125,7 +162,7 @@ class Interval:
         distance = abs(self.estimate - border)
         if self.error == 0:
             return 1.0 if distance == 0 else 0.0
-        return float(2 * _t().sf(distance / self.error, self.freedom))
+        return float(2 * _special().stdtr(self.freedom, -distance / self.error))
 
 
 @dataclass(frozen=True)
@@ -194,7 +231,7 @@ def seeds_to_decide(interval: Interval, kind: Kind = "gap", delta: float = 0.0,
     return None
 
 
-def _t():
-    from scipy.stats import t
+def _special():
+    from scipy import special
 
-    return t
+    return special

@@ -23,7 +23,9 @@ COLOURS = {
 }
 RULE = (
     "A contrast is a weighted sum of row means, so written that the claim puts it above 0. Its 95 % interval "
-    "comes from all rows and seeds of a block (value = row + seed + rest). Supported: wholly above 0. "
+    "comes from all rows and seeds of a block (value = row + seed + rest), which takes one spread for its "
+    "rows. A row that spreads more than the others (p < .05) is not pooled: contrasts with it have the spread "
+    "of their own value over the seeds, marked *. Supported: wholly above 0. "
     "Refuted: wholly below 0, or wholly within the largest difference that counts as none. A claim of no gap "
     "is supported within it, and refuted wholly outside of it. Levels are adjusted by Holm over all "
     "contrasts of the page, also for the seeds that would decide; what its own interval alone would say "
@@ -45,7 +47,9 @@ def line(finding: Finding) -> dict[str, str]:
               "none within": number(c.metric, c.bound).replace("+", "±") if c.bound else "not set"}
     if one is not None and one.freedom:
         seeds = str(finding.seeds or "more than 99") if finding.verdict == "undecided" else "–"
-        record |= {"95 % interval": f"{number(c.metric, one.low)} … {number(c.metric, one.high)}",
+        own = "" if one.odd is None else " *"
+        record |= {"95 % interval": f"{number(c.metric, one.low)} … {number(c.metric, one.high)}{own}",
+                   "each seed": ", ".join(number(c.metric, value) for value in one.each),
                    "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< .001",
                    "alone": finding.alone, "verdict": finding.verdict,
                    "seeds that would decide": seeds}
@@ -120,6 +124,7 @@ def record(decided: Decided) -> dict[str, Any]:
         if f.interval is not None and f.interval.freedom:
             entry |= {"estimate": f.interval.estimate, "low": f.interval.low, "high": f.interval.high,
                       "freedom": f.interval.freedom, "seeds": f.interval.seeds, "rows": f.interval.rows,
+                      "each": f.interval.each, "odd": f.interval.odd,
                       "seeds_to_decide": f.seeds}
         findings.append(entry)
     return {"id": claim.id, "statement": claim.statement, "source": claim.source, "figures": claim.figures,

@@ -27,7 +27,7 @@ GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond 
 LEAST = 4  # rows, below which ranks say nothing
 # The first is said to track better (arXiv 2510.18457). Under noise alone all tokenizers are read in one way.
 PAIRS = (("se_cknna", "alignment_cknna"), ("se_cknna_noise", "alignment_cknna"))
-ENOUGH = 24  # independent rows, from which on a correlation over them may decide something
+ENOUGH = 24  # methods, or rows of which nothing is known, from which on a correlation over them may decide something
 DRAWS = 2000  # of rows or methods, for the intervals
 PERMUTATIONS = 20_000  # for p, which Holm multiplies by the number of metrics
 
@@ -38,9 +38,9 @@ class Correlation(NamedTuple):
     rho: over the means of the rows. seeds: rho over the rows of each seed alone. low, high: the middle 95 %
     of rho when rows are drawn with replacement. methods: the same when methods are drawn and bring all their
     rows along, since variants of one method are no independent rows; None for fewer than 4 methods. p: share
-    of permutations of the rows with as large an |rho|, two-sided. rows, kinds: how many rows and methods.
-    partial: rho with what both share with the ranks of :data:`GIVEN` taken out, None where that cannot be
-    had.
+    of permutations with as large an |rho|, two-sided: of the means of methods, or of rows where `methods` is
+    None. rows, kinds: how many rows and methods. partial: rho with what both share with the ranks of
+    :data:`GIVEN` taken out, None where that cannot be had.
     """
 
     metric: str
@@ -53,6 +53,11 @@ class Correlation(NamedTuple):
     partial: float | None = None
     methods: tuple[float, float] | None = None
     kinds: int = 0
+
+    @property
+    def independent(self) -> int:
+        """Methods, or rows where none are known: variants of a method share most of what they are."""
+        return self.kinds or self.rows
 
     @property
     def clear(self) -> bool:
@@ -249,15 +254,22 @@ def _one(metric: str, mine: dict[str, dict[int, float]], goal: dict[str, dict[in
 
     random = np.random.default_rng(seed)
     low, high = _middle(drawn, np.eye(len(labels)), random)
-    shape = (PERMUTATIONS, len(labels))
-    shuffled = spearman(np.broadcast_to(x, shape), random.permuted(np.broadcast_to(y, shape), axis=1))
-    p = (1 + int((np.abs(shuffled) >= abs(rho) - 1e-12).sum())) / (1 + PERMUTATIONS)
     groups = _groups(labels, methods)
     over = _middle(drawn, groups, random) if len(groups) >= LEAST else None
+    units = np.eye(len(labels)) if over is None else groups / groups.sum(1, keepdims=True)
+    p = _chance(units @ x, units @ y, random)
     rest = None
     if metric != GIVEN and all(label in given for label in labels):
         rest = partial(x, y, _means(given, labels))
     return Correlation(metric, rho, tuple(seeds), low, high, p, len(labels), rest, over, len(groups))
+
+
+def _chance(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> float:
+    """Share of permutations with as large an |rho|, two-sided; 1 where one side is constant."""
+    shape, rho = (PERMUTATIONS, len(x)), spearman(x, y)
+    shuffled = spearman(np.broadcast_to(x, shape), random.permuted(np.broadcast_to(y, shape), axis=1))
+    below = int((np.abs(shuffled) < abs(rho) - 1e-12).sum())
+    return (1 + PERMUTATIONS - below) / (1 + PERMUTATIONS)
 
 
 def _middle(value: Callable[[np.ndarray], np.ndarray], groups: np.ndarray,

@@ -79,16 +79,16 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
     levels = holm([c.p for c in ranked])
     left = [quantity(c.metric).label for c, level in zip(ranked, levels, strict=True) if level < 0.05]
     good = "smaller" if quantity(target).better == LOWER else "larger"
-    kinds = ""
+    kinds, units = "", "rows"
     if any(c.methods for c in ranked):
         kinds = ", and when methods are drawn and bring all their rows along"
+        units = "means of methods, since variants of one method are no independent rows"
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
             f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the "
-            f"rows. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
+            f"{units}. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
             "independent, which they are not; by Holm over all of them "
-            f"{', '.join(left) or 'none'} {'stay' if len(left) > 1 else 'stays'} below. Rows that share "
-            "parts (ablations of one tokenizer) are no independent draws either. Last column: the "
+            f"{', '.join(left) or 'none'} {'stay' if len(left) > 1 else 'stays'} below. Last column: the "
             "correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")
 
@@ -145,7 +145,9 @@ def verdict(ranked: Sequence[Correlation]) -> str:
     if not clear:
         return "None: an interval of every metric, over rows or over methods, holds 0."
     one, level = clear[0]
-    few = f" Fewer than {ENOUGH} rows: this describes them, and decides nothing." * (one.rows < ENOUGH)
+    what = "methods" if one.kinds else "rows"
+    few = f" Fewer than {ENOUGH} {what}: this describes them, and decides nothing."
+    few *= one.independent < ENOUGH
     kinds = f", over methods {_range(*one.methods)}" if one.methods else ""
     of = f" of {one.kinds} methods" * bool(one.methods)
     return (f"Strongest: {quantity(one.metric).label}, {one.rho:+.2f} (95 % over rows "
