@@ -58,8 +58,32 @@ def test_a_row_that_spreads_more_is_not_pooled():
     assert with_it.each == pytest.approx(tuple(y[0] - y[1]))
     assert without.odd is None
     assert without == block(y[1:]).contrast({"a": 1, "b": -1}), "as if the row were not there"
+    alone = Block(tuple("abcdef"), (0, 1, 2), y, ("x", *["y"] * 5)).contrast({"a": 1, "b": -1})
+    assert (alone.odd, alone.freedom) == ("a", SEEDS - 1), "the only row of its group"
     assert block(y[:2]).uneven is None, "of two rows none can be told to spread more"
     assert block(np.ones((ROWS, SEEDS))).uneven is None
+
+
+def test_groups_have_spreads_of_their_own():
+    """Welch's test is the case of two groups of rows, whatever the seeds: variances add, freedom by Satterthwaite."""
+    rng = np.random.default_rng(7)
+    y = rng.normal(size=(8, SEEDS)) * np.repeat([1.0, 6.0], 4)[:, None]
+    one = Block(tuple("abcdefgh"), (0, 1, 2), y, tuple("xxxxyyyy"))
+    within, over = one.contrast({"a": 1, "b": -1}), one.contrast({"a": 1, "e": -1})
+    assert within == block(y[:4]).contrast({"a": 1, "b": -1})
+    spreads = [block(y[:4]).spread, block(y[4:]).spread]
+    assert over.deviation == pytest.approx(np.hypot(*spreads))
+    assert over.freedom == pytest.approx((spreads[0] ** 2 + spreads[1] ** 2) ** 2 / sum(s**4 / 6 for s in spreads))
+    assert over.odd is None
+
+
+def test_a_contrast_over_groups_covers_the_truth():
+    rng, hits = np.random.default_rng(8), 0
+    for _ in range(1500):
+        y = rng.normal(size=(1, SEEDS)) + rng.normal(size=(9, SEEDS)) * np.repeat([1.0, 5.0], [5, 4])[:, None]
+        interval = Block(tuple("abcdefghi"), (0, 1, 2), y, tuple("xxxxxyyyy")).contrast({"a": 1, "f": -1})
+        hits += interval.low <= 0 <= interval.high
+    assert 0.93 <= hits / 1500 <= 0.97
 
 
 @pytest.mark.parametrize("rows", [4, 6, 13])

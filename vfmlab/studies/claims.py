@@ -125,7 +125,7 @@ class Entry:
 
     Args:
         spec: domain -> what :mod:`vfmlab.studies.rows` reads, without label. until: what is trained. block:
-            rows of one block have one spread over seeds; a contrast takes it from the blocks of its rows.
+            rows of one block have one spread over seeds; a contrast of two takes each row's from its own.
     """
 
     spec: Mapping[str, str]
@@ -315,7 +315,7 @@ def _block(contrast: Contrast, results: Sequence[Result], blocks: Mapping[str, s
         usable = common and common == set(taken) and all(map(math.isfinite, taken.values()))
         if usable and same_protocol:
             values[label] = taken
-    return Block.of(values)
+    return Block.of(values, {row: blocks[row.partition("#")[0]] for row in values})
 
 
 def _number(result: Result, metric: str, stage: str):

@@ -42,7 +42,8 @@ def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCA
     """One row a run, kind and scale: of the first run all scales, of the others those that were best there;
     the unguided one of each run first.
 
-    All are measured under the runs' protocol but for its guidance; what was measured before is read.
+    All are measured under the runs' protocol but for kind and scale of its guidance, which acts at the times
+    t that the protocol has; what was measured before is read.
 
     Args:
         refs: generators of one recipe, with a seed each. weaker: for kind auto, the model that guidance leads
@@ -66,7 +67,8 @@ def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCA
     for k, (folder, phase) in enumerate(zip(folders, phases, strict=True)):
         for kind, scale in plans:
             other = weaker[k % len(weaker)] if kind == "auto" else None
-            guidance = config.Guidance(kind=KINDS[kind], scale=scale, weaker=other)
+            when = {} if kind == NONE else {"interval": phase.protocol.guidance.interval}
+            guidance = config.Guidance(kind=KINDS[kind], scale=scale, weaker=other, **when)
             table.append({"run": folder.id, "seed": phase.seed, "kind": kind, "scale": scale,
                           **_measured(folder, root, guidance, n)})
         plans = list(chosen(table).items()) if k == 0 else plans
@@ -147,7 +149,8 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
     first = [row for row in table if row["run"] == table[0]["run"]]
     rest = table[len(first):]
     at = chosen(first)
-    space = runs.open_run(refs[0], root).config().protocol.features.partition(":")[0]
+    protocol = runs.open_run(refs[0], root).config().protocol
+    space, (late, early) = protocol.features.partition(":")[0], protocol.guidance.interval
     bound = 0.0 if "gfd" in UNSET.get(space, ()) else DELTAS["gfd"]
     decided = verdicts(rest, at, bound)
     ahead = [one for one in decided if one.verdict == "ahead"]
@@ -156,8 +159,8 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
     if decided:
         verdict = "; ".join(_says(one, at) for one in ahead) + "." if ahead else "None is ahead of another."
     made = Page("Guidance", QUESTION, verdict, command=command, definitions=definitions(("gfd", "gfd_own")),
-                lead=f"One network, one set of noises a seed; protocols that differ in their guidance alone. "
-                     f"Scales are chosen on seed {first[0]['seed']}, and compared on "
+                lead=f"One network, one set of noises a seed; protocols that differ in their guidance alone, "
+                     f"which acts where {late:g} <= t <= {early:g} (t = 1: noise). Scales are chosen on seed {first[0]['seed']}, and compared on "
                      f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}."
                      + (f" At the edge of the scales, and perhaps better beyond: {', '.join(edge)}." if edge
                         else ""))
