@@ -154,6 +154,18 @@ def test_guidance_of_one_or_less_is_none():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0}], ids=str)
+def test_a_code_is_drawn_from_the_codebook_of_its_place(options):
+    """Wherever the network would rather have one: top-k and top-p are taken among the codebook's own entries."""
+    network, labels = build(CodeShape(12, 6, None, 3)), torch.arange(3).repeat(20)
+    network.head.weight[4:] = 0
+    network.head.weight[:4] *= 30  # by far the strongest logits, of either sign, are those of the first codebook
+    for guidance in (None, Guidance(scale=3)):
+        codes = sample(network, labels, SampleRandom(0, range(60)), TokenSampler(**options), guidance)
+        assert torch.equal(codes // 4, torch.tensor([0, 1, 2, 0, 1, 2]).expand(60, 6))
+
+
+@torch.no_grad()
 def test_rar_knows_every_order():
     torch.manual_seed(0)
     shape = {"kind": "rar", "width": 16, "depth": 2, "heads": 2, "dropout": 0.0}
@@ -201,6 +213,7 @@ def test_what_does_not_fit_is_one_line():
         (lambda: sample(network, labels[:0], random), "at least one"),
         (lambda: sample(network, labels[:3], random), "4 random streams for 3 labels"),
         (lambda: LlamaGen(network.config, CodeShape(11, 7, (2, 3)), 2), "a grid of 2 x 3 does not hold 7"),
+        (lambda: LlamaGen(network.config, CodeShape(12, 7, None, 2), 2), "2 codebooks do not divide 12 entries and 7 tokens"),
     ]
     for call, words in cases:
         with pytest.raises(ConfigError) as caught:

@@ -96,6 +96,22 @@ def test_numbers(trained):
     assert (result.kind, result.numbers["gfd"].value) == ("ar", report["gfd"].value)
 
 
+@pytest.mark.parametrize("preset", ["tiny_ar_orders", "tiny_rar"])
+def test_codes_of_several_codebooks_are_trained_drawn_and_measured(tmp_path, preset):
+    several = {"tokenizer.quantizer": {"kind": "multi", "size": 32, "codebooks": 2}, "protocol.guidance.scale": 2.0}
+    short = {"train.samples": 16, "ar.train.samples": 16, "ar.train.evaluate_at": [], "ar.ten_crops": None}
+    recipe = override(presets.get(preset), COMMON | several | short)
+    list(api.train(recipe, tmp_path))
+    assert (runs.open_run(recipe.id, tmp_path).images / "0000000016_ema.png").exists(), "previews are decoded"
+    model = api.load_generator(recipe.id, tmp_path)
+    assert model.network.codes == CodeShape(32, 32, None, 2)
+    steps = list(api.sample(model, [0, 1], previews=32))
+    assert [step.images.shape for step in steps] == [(2, 3, 16, 16)] * 32
+    report = api.evaluate(recipe.id, tmp_path)
+    assert report["gfd"].value > 0
+    assert 0 < report["bits_per_image"].value < 2 * 32 * math.log2(32)
+
+
 def test_bits_of_two_codebooks_are_never_ranked(trained):
     root, recipe, _ = trained
     numbers = dict(api.evaluate(recipe.id, root).measured)
@@ -193,7 +209,7 @@ def test_released_weights_become_a_run(trained, tmp_path):
     *_, last = api.sample(model, [0, 2], previews=0)
     assert last.images.shape == (2, 3, 16, 16)
     other = import_release.open_release("llamagen-gpt", *released(tmp_path, 7, 16)[:2])
-    with pytest.raises(ConfigError, match="codes .entries, tokens, grid. .7, 16"):
+    with pytest.raises(ConfigError, match="codes .entries, tokens, grid, codebooks. .7, 16"):
         import_release.draft(other, root=root, tokenizer=recipe.last.parent)
     with pytest.raises(ConfigError, match="no config of its own"):
         import_release.open_release("llamagen-gpt", file)

@@ -39,12 +39,13 @@ INIT = 0.02  # std of linear layers and embeddings
 
 
 class CodeShape(NamedTuple):
-    """Codes of a tokenizer. entries: of the codebook, K. tokens: T an image. grid: (rows, columns) or
-    None."""
+    """Codes of a tokenizer. entries: of the codebook, K. tokens: T an image. grid: (rows, columns) or None.
+    parts: codebooks of K / parts entries each, one after the other; code k is of codebook k mod parts."""
 
     entries: int
     tokens: int
     grid: tuple[int, int] | None
+    parts: int = 1
 
     @classmethod
     def of(cls, tokenizer: nn.Module) -> CodeShape:
@@ -52,10 +53,21 @@ class CodeShape(NamedTuple):
         if not tokenizer.quantised:
             raise ConfigError(f"tokenizer '{tokenizer.config.method}' has continuous latents, and the ar "
                               "generator draws codes; use a quantised tokenizer, or a 'diffusion' section")
-        return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid)
+        return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid,
+                   tokenizer.quantizer.parts)
+
+    def of_place(self, k: int) -> slice:
+        """The entries that code k can be: those of its codebook."""
+        each = self.entries // self.parts
+        first = k % self.parts * each
+        return slice(first, first + each)
 
     def check(self) -> None:
-        """:class:`ConfigError` for a grid that does not hold the tokens."""
+        """:class:`ConfigError` for a grid that does not hold the tokens, and codebooks that do not divide
+        entries and tokens."""
+        if self.entries % self.parts or self.tokens % self.parts:
+            raise ConfigError(f"codes: {self.parts} codebooks do not divide {self.entries} entries and "
+                              f"{self.tokens} tokens; give a common divisor")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise ConfigError(f"codes: a grid of {self.grid[0]} x {self.grid[1]} does not hold {self.tokens} "
                               "tokens; give rows x columns = tokens, or no grid")
@@ -147,7 +159,7 @@ class LlamaGen(nn.Module):
         null label ("no class").
 
     Raises:
-        ConfigError: a grid that does not hold the tokens.
+        ConfigError: a grid that does not hold the tokens, codebooks that do not divide them.
     """
 
     Config = Shape
@@ -155,7 +167,7 @@ class LlamaGen(nn.Module):
     def __init__(self, config: Shape, codes: CodeShape, num_classes: int):
         super().__init__()
         codes.check()
-        entries, tokens, grid = codes
+        entries, tokens, grid, _ = codes
         self.config, self.codes, self.num_classes = config, codes, num_classes
         width, depth, heads = config.sizes
         self.class_embedding = nn.Embedding(num_classes + 1, width)
