@@ -56,9 +56,14 @@ def test_the_input_gets_a_gradient_and_autocast_does_not_reach_the_look_up(kind)
     out = quantizer(x)
     (out.latent * tokens(*x.shape, seed=1)).sum().backward()
     assert x.grad.abs().sum() > 0
+    entries, near = quantizer.entries(), quantizer.snap(x)
     with torch.autocast("cpu", torch.bfloat16):
         half = quantizer(x)
         assert half.entropy.dtype == half.loss.dtype == half.latent.dtype == torch.float32
+        for ours, plain in ((quantizer.look_up(half.indices), out.latent), (quantizer.entries(), entries),
+                            (quantizer.snap(x), near)):
+            assert ours.dtype == torch.float32
+            assert torch.equal(ours, plain)
     assert torch.equal(half.indices, out.indices)
     assert torch.equal(half.latent, out.latent)
 

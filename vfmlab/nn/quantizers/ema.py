@@ -30,7 +30,7 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("weight", F.normalize(torch.randn(config.size, channels), dim=-1))
         self.track()
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         return F.normalize(self.weight.float(), dim=-1)
 
     def quantise(self, x: Tensor) -> Quantised:
