@@ -208,6 +208,10 @@ def test_what_does_not_fit_is_one_line():
         (lambda: network.next(codes[:2, 0], network.cache(2)), "2 codes for 0 sequences that have begun"),
         (lambda: [network.first(labels[:1], cache), network.next(codes[:2, 0], cache)], "2 codes for 1 sequences"),
         (lambda: network.first(labels, cache), "room for 2"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] + 11, cache)], "another codebook"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] - 11, cache)], "codes from -"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0].float(), cache)], "as long integers"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] > 0, cache)], "as long integers"),
         (lambda: [network.first(labels[:2], cache), *(network.next(c, cache) for c in codes[:2].T)], "all 6 codes"),
         (lambda: sample(network, labels + 1, random), "outside 0 to 3"),
         (lambda: sample(network, labels[:0], random), "at least one"),
@@ -220,6 +224,22 @@ def test_what_does_not_fit_is_one_line():
             call()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_what_is_refused_leaves_the_cache_as_it_was():
+    network, (labels, codes) = build(), inputs()
+    empty, begun = network.cache(2), network.cache(2)
+    whole = network.logits(labels[:2], codes[:2])
+    network.first(labels[:2], begun)
+    for cache in (empty, begun):
+        with pytest.raises(ConfigError, match="room for 2"):
+            network.first(labels, cache)
+    with pytest.raises(ConfigError, match="2 codes for 0 sequences that have begun"):
+        network.next(codes[:2, 0], empty)
+    with pytest.raises(ConfigError, match="another codebook"):
+        network.next(codes[:2, 0] + 11, begun)
+    close(network.next(codes[:2, 0], begun), whole[:, 1])
 
 
 @pytest.mark.parametrize("kind", TOKEN_NETWORKS.names())

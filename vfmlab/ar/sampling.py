@@ -121,7 +121,7 @@ def trajectory(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
             logits = network.first(both, cache)
         else:
             last = drawn[:, -1]
-            logits = network.next(torch.cat([last, last]) if k < doubled else last, cache)
+            logits = network._next(torch.cat([last, last]) if k < doubled else last, cache)
         book = network.codes.of_place(k)  # of other codebooks no code can stand here
         own = logits[:, book]
         p = probabilities(own[:n], own[n:] if k < doubled else None, now, sampler)
