@@ -18,6 +18,7 @@ from vfmlab.evaluation.protocol import Resolved
 from vfmlab.registry import TOKENIZERS
 from vfmlab.studies import interpolate
 from vfmlab.tokenizers.base import measure
+from vfmlab.training.check import check
 
 
 def build(**changes):
@@ -155,6 +156,17 @@ def test_every_quantiser_is_a_variant_that_trains(images, kind):
     tokenizer.decode_raw(posterior.mean)[0].square().mean().backward()
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
     assert ("codebook" in run.losses) == (kind != "fsq")
+
+
+def test_a_codebook_that_moves_once_a_batch_sees_it_undivided():
+    """In parts it would move once a part, and `train.accumulation`, which is about memory, would change the result."""
+    change = {"train.accumulation": 2, "train.evaluate_at": []}
+    check(override(presets.get("tiny_vqgan+cosine"), change).phases())
+    moves = override(presets.get("tiny_vqgan+ema"), change)
+    with pytest.raises(ConfigError, match=r"train\.accumulation = 2: .*kind=ema moves once a batch.*accumulation=1") as caught:
+        check(moves.phases())
+    assert "\n" not in str(caught.value)
+    check(override(moves, {"train.accumulation": 1}).phases())
 
 
 @pytest.mark.parametrize(("chain", "size"), [("vq", 32), ("fsq+vq", 32), ("lfq+simvq", 32), ("ema+cosine", 32)])

@@ -53,7 +53,13 @@ class DecoderConfig(Section):
 
 
 class QuantizerConfig(Section):
-    """Vectors -> codes -> vectors. Each registered quantiser extends this."""
+    """Vectors -> codes -> vectors. Each registered quantiser extends this.
+
+    whole_batch: whether the codebook moves by what all vectors of a batch chose, which one forward pass must
+    then see.
+    """
+
+    whole_batch: ClassVar[bool] = False
 
     kind: str
 
