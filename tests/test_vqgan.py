@@ -109,13 +109,17 @@ def test_diffusion_refuses_codes():
     assert "\n" not in str(caught.value)
 
 
-def test_paper_sizes():
-    """71,883,403 parameters of LlamaGen's f16, as counted on the release."""
-    run = presets.get("paper_vqgan")
+VQ_8 = {"factor": 8, "multipliers": [1, 2, 2, 4], "attention": [32], "decoder.multipliers": [1, 2, 2, 4], "decoder.attention": [32]}
+
+
+@pytest.mark.parametrize(("changes", "count", "codes"), [({}, 71_883_403, 256), (VQ_8, 70_109_835, 1024)], ids=["f16", "f8"])
+def test_paper_sizes(changes, count, codes):
+    """LlamaGen's, as counted on the releases."""
+    run = override(presets.get("paper_vqgan"), {f"tokenizer.{key}": value for key, value in changes.items()})
     with torch.device("meta"):
         tokenizer = TOKENIZERS.get("vqgan")(run.tokenizer, 256)
-    assert sum(p.numel() for p in tokenizer.parameters()) == 71_883_403
-    assert tokenizer.latent_shape == (256,)
+    assert sum(p.numel() for p in tokenizer.parameters()) == count
+    assert tokenizer.latent_shape == (codes,)
 
 
 def test_a_walk_stays_in_the_codebook(images):
