@@ -189,6 +189,7 @@ def _under(ref: str | Path, root: str | Path, protocol: dict[str, Any] | config.
     elif protocol:
         run = config.override(run, {f"protocol.{key.removeprefix('protocol.')}": value
                                     for key, value in config.parse_overrides(protocol).items()})
+    run.check_guidance(run.protocol.guidance)
     return folder, run, launched()
 
 
@@ -251,7 +252,8 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     """The run's protocol with what is given here in its place; arguments as in :func:`sample`.
 
     Raises:
-        ConfigError: no label or one that is no class, a seed, scale or number of steps that cannot be.
+        ConfigError: no label or one that is no class, a seed, scale or number of steps that cannot be,
+            guidance away from a null label that was not trained.
     """
     if not len(labels):
         raise ConfigError("labels is empty; name at least one class")
@@ -272,6 +274,7 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     changes = {f"protocol.{section}.{key}": value for section, part in sections.items()
                for key, value in part.items()}
     protocol = config.override(model.run, changes).protocol
+    model.run.check_guidance(protocol.guidance)
     if not protocol.guidance.scale <= STRONGEST:
         raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
                           f"at most {STRONGEST}")

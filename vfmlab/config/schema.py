@@ -354,6 +354,11 @@ class Generator(Section):
             raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
         return self
 
+    @property
+    def null_label(self) -> bool:
+        """Whether "no class" (or the empty text) was trained, so that guidance can lead away from it."""
+        return self.class_dropout > 0 or self.imported is not None
+
 
 class Diffusion(Generator):
     """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""

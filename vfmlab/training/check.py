@@ -47,14 +47,16 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on, accumulation where a codebook needs whole batches. DataError: a reference that cannot serve, captions or a file of
-        prompts that are missing.
+        too few held-out images to measure on, accumulation where a codebook needs whole batches, guidance
+        away from a null label that is not trained. DataError: a reference that cannot serve, captions or a
+        file of prompts that are missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
         if phase.tokenizer is None or phase.train is None or phase.imported is not None:
             continue
         undivided(phase)
+        phase.check_guidance(phase.protocol.guidance)
         size = phase.data.size
         with torch.device("meta"):
             if phase.diffusion is None:
