@@ -75,6 +75,17 @@ def test_samples_come_token_by_token(trained):
     assert not steps[-1].note
 
 
+@pytest.mark.parametrize(
+    ("scale", "power", "note"),
+    [(0.5, None, "guidance.scale 0.5: 1 or less means no guidance here"), (1, None, ""), (2, 3.0, ""),
+     (1, 3.0, "guidance.scale 1: 1 or less means no guidance here, and token_sampler.guidance_power has nothing to raise")],
+)  # fmt: skip
+def test_settings_that_guide_nothing_are_named(trained, scale, power, note):
+    root, recipe, _ = trained
+    *_, last = api.sample(recipe.id, [0], guidance=scale, sampler={"guidance_power": power}, root=root, previews=0)
+    assert last.note == note
+
+
 def test_numbers(trained):
     root, recipe, _ = trained
     report = api.evaluate(recipe.id, root)

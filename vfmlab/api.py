@@ -346,9 +346,17 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
             if previews and step.number < step.total and step.number % stride == 0:
                 yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
         images.append(_finite(_decode(loaded, step.x), f"run '{loaded.run.id}'"))
-    unguided = loaded.run.ar is not None and protocol.guidance.scale < 1
-    note = f"guidance.scale {protocol.guidance.scale:g}: 1 or less means no guidance here" if unguided else ""
-    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=note)
+    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=_note(protocol))
+
+
+def _note(protocol: config.Protocol) -> str:
+    """That tokens are drawn without guidance, where a setting may be meant to guide them; else ""."""
+    scale, tokens = protocol.guidance.scale, protocol.token_sampler
+    course = tokens is not None and tokens.guidance_power is not None
+    if tokens is None or scale > 1 or (scale == 1 and not course):
+        return ""
+    more = ", and token_sampler.guidance_power has nothing to raise" if course else ""
+    return f"guidance.scale {scale:g}: 1 or less means no guidance here{more}"
 
 
 def _trajectory(loaded: LoadedDiffusion, labels: Tensor, random: Any, protocol: config.Protocol,
