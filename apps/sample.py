@@ -122,7 +122,8 @@ def build(root: Path) -> share.Tab:
                 *_, last = api.sample(one.model, labels[:1], previews=0, **how)
                 images.append(primitives.tile(last.images, scale=1))
                 calls.append((one.model.folder.id, labels[:1], how))
-                cells[row][column] = cards.figure(last.images, one.model.class_names[labels[0]])
+                caption = "; ".join(filter(None, (one.model.class_names[labels[0]], last.note)))
+                cells[row][column] = cards.figure(last.images, caption)
                 yield {tab.shown: _table(xs, ys, cells, across, down, time.monotonic() - began)}
         total = len(xs) * len(ys)
         state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
@@ -210,6 +211,7 @@ def _cards(newest, loaded, labels, ema, seconds: float, early: bool = False) -> 
     for run_id, preview in newest.items():
         state = cards.state(preview, early)
         state += "" if preview.final or early else f", t = {preview.t:.2f}"
+        state += f"; {preview.note}" if preview.note else ""
         titles = [loaded[run_id].model.class_names[label] for label in labels[run_id]]
         figures = [cards.figure(preview.images[i : i + 1], title) for i, title in enumerate(titles)]
         n, _, px, _ = preview.images.shape

@@ -39,6 +39,14 @@ def test_each_side_has_the_python_of_its_own_settings(monkeypatch, tmp_path):
     assert ("steps=7" in flow, "steps" in tokens) == (True, False)
 
 
+def test_what_a_reader_must_know_of_the_settings_stands_in_the_facts():
+    shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"]), card=lambda figures, facts, many: facts)
+    said = {note: sample._cards({"run": api.Preview(1, 1, 0.0, torch.zeros(1, 3, 8, 8), True, note)}, {"run": shown}, {"run": [0]}, True, 1.0)
+            for note in ("", "no guidance here")}  # fmt: skip
+    assert "done; no guidance here; N = 1, 8 px" in said["no guidance here"]
+    assert "done; N = 1, 8 px" in said[""]
+
+
 def test_a_table_is_headed_by_what_is_drawn(tmp_path):
     with gr.Blocks():
         fields = {"seed": gr.Number(0, precision=0, minimum=0, maximum=sample.SEED, label="seed"), "scale": gr.Slider(0, 8, step=0.1, label="guidance (1: off)")}

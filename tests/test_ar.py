@@ -154,6 +154,18 @@ def test_guidance_of_one_or_less_is_none():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0}], ids=str)
+def test_a_code_is_drawn_from_the_codebook_of_its_place(options):
+    """Wherever the network would rather have one: top-k and top-p are taken among the codebook's own entries."""
+    network, labels = build(CodeShape(12, 6, None, 3)), torch.arange(3).repeat(20)
+    network.head.weight[4:] = 0
+    network.head.weight[:4] *= 30  # by far the strongest logits, of either sign, are those of the first codebook
+    for guidance in (None, Guidance(scale=3)):
+        codes = sample(network, labels, SampleRandom(0, range(60)), TokenSampler(**options), guidance)
+        assert torch.equal(codes // 4, torch.tensor([0, 1, 2, 0, 1, 2]).expand(60, 6))
+
+
+@torch.no_grad()
 def test_rar_knows_every_order():
     torch.manual_seed(0)
     shape = {"kind": "rar", "width": 16, "depth": 2, "heads": 2, "dropout": 0.0}
@@ -196,17 +208,38 @@ def test_what_does_not_fit_is_one_line():
         (lambda: network.next(codes[:2, 0], network.cache(2)), "2 codes for 0 sequences that have begun"),
         (lambda: [network.first(labels[:1], cache), network.next(codes[:2, 0], cache)], "2 codes for 1 sequences"),
         (lambda: network.first(labels, cache), "room for 2"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] + 11, cache)], "another codebook"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] - 11, cache)], "codes from -"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0].float(), cache)], "as long integers"),
+        (lambda: [network.first(labels[:2], cache), network.next(codes[:2, 0] > 0, cache)], "as long integers"),
         (lambda: [network.first(labels[:2], cache), *(network.next(c, cache) for c in codes[:2].T)], "all 6 codes"),
         (lambda: sample(network, labels + 1, random), "outside 0 to 3"),
         (lambda: sample(network, labels[:0], random), "at least one"),
         (lambda: sample(network, labels[:3], random), "4 random streams for 3 labels"),
         (lambda: LlamaGen(network.config, CodeShape(11, 7, (2, 3)), 2), "a grid of 2 x 3 does not hold 7"),
+        (lambda: LlamaGen(network.config, CodeShape(12, 7, None, 2), 2), "2 codebooks do not divide 12 entries and 7 tokens"),
     ]
     for call, words in cases:
         with pytest.raises(ConfigError) as caught:
             call()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_what_is_refused_leaves_the_cache_as_it_was():
+    network, (labels, codes) = build(), inputs()
+    empty, begun = network.cache(2), network.cache(2)
+    whole = network.logits(labels[:2], codes[:2])
+    network.first(labels[:2], begun)
+    for cache in (empty, begun):
+        with pytest.raises(ConfigError, match="room for 2"):
+            network.first(labels, cache)
+    with pytest.raises(ConfigError, match="2 codes for 0 sequences that have begun"):
+        network.next(codes[:2, 0], empty)
+    with pytest.raises(ConfigError, match="another codebook"):
+        network.next(codes[:2, 0] + 11, begun)
+    close(network.next(codes[:2, 0], begun), whole[:, 1])
 
 
 @pytest.mark.parametrize("kind", TOKEN_NETWORKS.names())

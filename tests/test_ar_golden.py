@@ -104,6 +104,8 @@ def test_probabilities(golden):
         sampler = TokenSampler(**{key: combo[key] for key in ("temperature", "top_k", "top_p")})
         p = probabilities(stored["in.cond"], stored["in.uncond"], combo["cfg_scale"], sampler)
         close(p, stored[f"probs.{i}"])
+        assert torch.equal(p > 0, stored[f"kept.{i}"].bool())
+        assert torch.equal(p.gather(1, stored[f"argmax.{i}"]), p.amax(1, keepdim=True)), "one row's logits are all alike"
         assert (p > 0).sum(1).tolist() == combo["kept"]
     for i, course in enumerate(facts["rar_schedules"]):
         sampler = TokenSampler(guidance_power=course["guidance_scale_pow"])

@@ -75,6 +75,17 @@ def test_samples_come_token_by_token(trained):
     assert not steps[-1].note
 
 
+@pytest.mark.parametrize(
+    ("scale", "power", "note"),
+    [(0.5, None, "guidance.scale 0.5: 1 or less means no guidance here"), (1, None, ""), (2, 3.0, ""),
+     (1, 3.0, "guidance.scale 1: 1 or less means no guidance here, and token_sampler.guidance_power has nothing to raise")],
+)  # fmt: skip
+def test_settings_that_guide_nothing_are_named(trained, scale, power, note):
+    root, recipe, _ = trained
+    *_, last = api.sample(recipe.id, [0], guidance=scale, sampler={"guidance_power": power}, root=root, previews=0)
+    assert last.note == note
+
+
 def test_numbers(trained):
     root, recipe, _ = trained
     report = api.evaluate(recipe.id, root)
@@ -94,6 +105,22 @@ def test_numbers(trained):
     assert other["bits_per_image"] == bits
     (result,) = scan(root)
     assert (result.kind, result.numbers["gfd"].value) == ("ar", report["gfd"].value)
+
+
+@pytest.mark.parametrize("preset", ["tiny_ar_orders", "tiny_rar"])
+def test_codes_of_several_codebooks_are_trained_drawn_and_measured(tmp_path, preset):
+    several = {"tokenizer.quantizer": {"kind": "multi", "size": 32, "codebooks": 2}, "protocol.guidance.scale": 2.0}
+    short = {"train.samples": 16, "ar.train.samples": 16, "ar.train.evaluate_at": [], "ar.ten_crops": None}
+    recipe = override(presets.get(preset), COMMON | several | short)
+    list(api.train(recipe, tmp_path))
+    assert (runs.open_run(recipe.id, tmp_path).images / "0000000016_ema.png").exists(), "previews are decoded"
+    model = api.load_generator(recipe.id, tmp_path)
+    assert model.network.codes == CodeShape(32, 32, None, 2)
+    steps = list(api.sample(model, [0, 1], previews=32))
+    assert [step.images.shape for step in steps] == [(2, 3, 16, 16)] * 32
+    report = api.evaluate(recipe.id, tmp_path)
+    assert report["gfd"].value > 0
+    assert 0 < report["bits_per_image"].value < 2 * 32 * math.log2(32)
 
 
 def test_bits_of_two_codebooks_are_never_ranked(trained):
@@ -193,7 +220,7 @@ def test_released_weights_become_a_run(trained, tmp_path):
     *_, last = api.sample(model, [0, 2], previews=0)
     assert last.images.shape == (2, 3, 16, 16)
     other = import_release.open_release("llamagen-gpt", *released(tmp_path, 7, 16)[:2])
-    with pytest.raises(ConfigError, match="codes .entries, tokens, grid. .7, 16"):
+    with pytest.raises(ConfigError, match="codes .entries, tokens, grid, codebooks. .7, 16"):
         import_release.draft(other, root=root, tokenizer=recipe.last.parent)
     with pytest.raises(ConfigError, match="no config of its own"):
         import_release.open_release("llamagen-gpt", file)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from vfmlab.config import Guidance
+from vfmlab import api, config, presets, runs
+from vfmlab.config import Guidance, override
 from vfmlab.diffusion.guidance import Guided
+from vfmlab.errors import ConfigError
+from vfmlab.training.check import check
 
 NULL = 3
 
@@ -75,3 +80,38 @@ def test_channels_limit_what_is_guided():
 def test_an_empty_interval_is_refused():
     with pytest.raises(ValueError, match="low <= high"):
         field(interval=(0.8, 0.2))
+
+
+# -- away from what was never trained ----------------------------------------------------------------------------------
+
+NEVER = r"guidance\.scale = {scale}: .*null label, which {kind}\.class_dropout = 0 never trains; set the scale to 1, or train"
+
+
+@pytest.mark.parametrize(("preset", "kind", "scale"), [("tiny_plain_vae", "diffusion", 3), ("tiny_plain_vae", "diffusion", 0.5), ("tiny_ar", "ar", 3)])
+def test_a_null_label_that_was_never_trained_guides_nothing(preset, kind, scale, tmp_path):
+    """Refused before training, where samples are drawn, and where a run is evaluated."""
+    plain = override(presets.get(preset), {f"{kind}.class_dropout": 0.0, "protocol.guidance.scale": 1.0})
+    guided = override(plain, {"protocol.guidance.scale": scale})
+    run = runs.create(plain.last, tmp_path)
+    model = SimpleNamespace(run=plain.last, num_classes=3, class_names=["a", "b", "c"])
+    cases = [lambda: check(guided.phases()), lambda: api.sampling_protocol(model, [0], guidance=scale),
+             lambda: api.evaluate(run.path, tmp_path, {"guidance.scale": scale}),
+             lambda: api.sample_npz(run.path, 8, root=tmp_path, protocol={"guidance.scale": scale})]  # fmt: skip
+    for call in cases:
+        with pytest.raises(ConfigError, match=NEVER.format(scale=scale, kind=kind)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    check(plain.phases())
+    assert api.sampling_protocol(model, [0], guidance=1).guidance.scale == 1
+
+
+def test_other_guidance_and_other_runs_need_no_trained_null_label():
+    plain = override(presets.get("tiny_plain_vae"), {"diffusion.class_dropout": 0.0})
+    plain.last.check_guidance(Guidance(kind="auto", weaker="another", scale=3))
+    plain.phases()[0].check_guidance(Guidance(scale=3))  # a tokenizer
+    released = {"train": None, "imported": {"name": "made-up"}, "class_dropout": 0.0}
+    section = {**plain.diffusion.model_dump(mode="json"), **released}
+    imported = config.parse({**plain.model_dump(mode="json"), "diffusion": section})
+    imported.last.check_guidance(Guidance(scale=3))
+    unguided = override(presets.get("tiny_ar"), {"ar.class_dropout": 0.0})
+    unguided.last.check_guidance(Guidance(scale=0.5))  # 1 or less is none there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation.instruments.base import Part
+from vfmlab.evaluation.instruments.codebook import CodebookUse, perplexity
+from vfmlab.evaluation.number import Draft
+from vfmlab.evaluation.protocol import Resolved
+from vfmlab.losses import adversarial
 from vfmlab.nn.quantizers.base import counting, nearest
 from vfmlab.nn.quantizers.simvq import rotated
 from vfmlab.registry import QUANTIZERS
@@ -56,9 +62,14 @@ def test_the_input_gets_a_gradient_and_autocast_does_not_reach_the_look_up(kind)
     out = quantizer(x)
     (out.latent * tokens(*x.shape, seed=1)).sum().backward()
     assert x.grad.abs().sum() > 0
+    entries, near = quantizer.entries(), quantizer.snap(x)
     with torch.autocast("cpu", torch.bfloat16):
         half = quantizer(x)
         assert half.entropy.dtype == half.loss.dtype == half.latent.dtype == torch.float32
+        for ours, plain in ((quantizer.look_up(half.indices), out.latent), (quantizer.entries(), entries),
+                            (quantizer.snap(x), near)):
+            assert ours.dtype == torch.float32
+            assert torch.equal(ours, plain)
     assert torch.equal(half.indices, out.indices)
     assert torch.equal(half.latent, out.latent)
 
@@ -249,19 +260,41 @@ def test_stored_learned_codebooks(stored, name, kind, options):
         scalar(entropy * out.entropy, io[f"{name}.entropy_loss"])
         scalar(out.loss, io[f"{name}.vq_loss"] + io[f"{name}.commit_loss"])
         close(quantizer.look_up(out.indices), rows(io[f"{name}.entry"]))
-    # The release counts entry 0 as used from the start.
-    if f"{name}.usage_after_2" in io:
-        used = {0} | set(out.indices.flatten().tolist())
-        assert io[f"{name}.usage_after_1"].item() == pytest.approx(len(used) / 40)
-        used |= set(quantizer(rows(io["in.z_second_batch"])).indices.flatten().tolist())
-        assert io[f"{name}.usage_after_2"].item() == pytest.approx(len(used) / 40)
 
 
-def test_stored_perplexity(stored):
+@pytest.mark.parametrize(("name", "kind"), [("llamagen_l2", "cosine"), ("llamagen_plain", "vq")])
+def test_stored_usage(stored, name, kind):
+    """Of the running use and of the exact counts; the release counts entry 0 as used from the start."""
+    io, facts = stored
+    quantizer = build(kind, 6, size=40, beta=facts["beta"]).train()
+    quantizer.weight.data.copy_(io["in.codebook"])
+    exact = CodebookUse(SimpleNamespace(tokenizer=SimpleNamespace(codebook_size=40), resolved=Resolved({"images": {"n": 4}})))
+    for number, z in enumerate((io["in.z"], io["in.z_second_batch"]), start=1):
+        out, draft = quantizer(rows(z)), Draft()
+        exact.update(Part(None, None, None, None, None, codes=out.indices))
+        exact.write(draft)
+        by_default = int(exact.counts[0] == 0) / 40
+        expected = pytest.approx(io[f"{name}.usage_after_{number}"].item() - by_default)
+        assert draft.numbers["codebook_used"].value == expected
+        assert out.usage.item() / 100 == expected
+
+
+def test_stored_first_version_of_the_plain_codebook(stored):
+    io, facts = stored
+    quantizer = build("vq", 6, size=40, beta=facts["beta"], legacy=True)
+    quantizer.weight.data.copy_(io["in.codebook"])
+    out = quantizer(rows(io["in.z"]))
+    close(out.latent, rows(io["taming_v1.zq"]))
+    scalar(out.loss, io["taming_v1.loss"])
+    assert perplexity(out.indices.flatten().bincount(minlength=40)) == pytest.approx(io["taming_v1.perplexity"].item(), rel=1e-5)
+
+
+def test_stored_adversarial_losses(stored):
     io, _ = stored
-    counts = io["taming_legacy_false.indices"].flatten().bincount(minlength=40).double()
-    share = counts / counts.sum()
-    assert io["taming_v1.perplexity"].item() == pytest.approx(math.exp(-(share * (share + 1e-10).log()).sum()), rel=1e-5)
+    real, fake = [io["in.gan.real"]], [io["in.gan.fake"]]
+    for kind, of_generator, of_discriminator in (("hinge", "hinge_g", "hinge_d"), ("nonsaturating", "softplus_g", "vanilla_d")):
+        scalar(adversarial.generator_loss(fake, kind), io[f"gan.{of_generator}"])
+        scalar(sum(adversarial.discriminator_losses(real, fake, kind)) / 2, io[f"gan.{of_discriminator}"])
 
 
 @pytest.mark.parametrize(
@@ -309,6 +342,7 @@ def test_stored_lfq(stored):
     close(out.latent, io["lfq.out"])
     assert torch.equal(out.indices, io["lfq.indices"])
     close(quantizer.entries(), io["lfq.codebook"])
+    scalar(out.loss, options["commitment_loss_weight"] * io["lfq.commitment"])
     scalar(out.entropy, io["lfq.per_sample_entropy"] - options["diversity_gamma"] * io["lfq.batch_entropy"])
     total = out.loss + options["entropy_loss_weight"] * out.entropy
     scalar(total, io["lfq.aux_loss"])

@@ -18,6 +18,7 @@ from vfmlab.evaluation.protocol import Resolved
 from vfmlab.registry import TOKENIZERS
 from vfmlab.studies import interpolate
 from vfmlab.tokenizers.base import measure
+from vfmlab.training.check import check
 
 
 def build(**changes):
@@ -108,13 +109,17 @@ def test_diffusion_refuses_codes():
     assert "\n" not in str(caught.value)
 
 
-def test_paper_sizes():
-    """71,883,403 parameters of LlamaGen's f16, as counted on the release."""
-    run = presets.get("paper_vqgan")
+VQ_8 = {"factor": 8, "multipliers": [1, 2, 2, 4], "attention": [32], "decoder.multipliers": [1, 2, 2, 4], "decoder.attention": [32]}
+
+
+@pytest.mark.parametrize(("changes", "count", "codes"), [({}, 71_883_403, 256), (VQ_8, 70_109_835, 1024)], ids=["f16", "f8"])
+def test_paper_sizes(changes, count, codes):
+    """LlamaGen's, as counted on the releases."""
+    run = override(presets.get("paper_vqgan"), {f"tokenizer.{key}": value for key, value in changes.items()})
     with torch.device("meta"):
         tokenizer = TOKENIZERS.get("vqgan")(run.tokenizer, 256)
-    assert sum(p.numel() for p in tokenizer.parameters()) == 71_883_403
-    assert tokenizer.latent_shape == (256,)
+    assert sum(p.numel() for p in tokenizer.parameters()) == count
+    assert tokenizer.latent_shape == (codes,)
 
 
 def test_a_walk_stays_in_the_codebook(images):
@@ -155,6 +160,17 @@ def test_every_quantiser_is_a_variant_that_trains(images, kind):
     tokenizer.decode_raw(posterior.mean)[0].square().mean().backward()
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
     assert ("codebook" in run.losses) == (kind != "fsq")
+
+
+def test_a_codebook_that_moves_once_a_batch_sees_it_undivided():
+    """In parts it would move once a part, and `train.accumulation`, which is about memory, would change the result."""
+    change = {"train.accumulation": 2, "train.evaluate_at": []}
+    check(override(presets.get("tiny_vqgan+cosine"), change).phases())
+    moves = override(presets.get("tiny_vqgan+ema"), change)
+    with pytest.raises(ConfigError, match=r"train\.accumulation = 2: .*kind=ema moves once a batch.*accumulation=1") as caught:
+        check(moves.phases())
+    assert "\n" not in str(caught.value)
+    check(override(moves, {"train.accumulation": 1}).phases())
 
 
 @pytest.mark.parametrize(("chain", "size"), [("vq", 32), ("fsq+vq", 32), ("lfq+simvq", 32), ("ema+cosine", 32)])

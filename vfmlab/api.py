@@ -189,6 +189,7 @@ def _under(ref: str | Path, root: str | Path, protocol: dict[str, Any] | config.
     elif protocol:
         run = config.override(run, {f"protocol.{key.removeprefix('protocol.')}": value
                                     for key, value in config.parse_overrides(protocol).items()})
+    run.check_guidance(run.protocol.guidance)
     return folder, run, launched()
 
 
@@ -251,7 +252,8 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     """The run's protocol with what is given here in its place; arguments as in :func:`sample`.
 
     Raises:
-        ConfigError: no label or one that is no class, a seed, scale or number of steps that cannot be.
+        ConfigError: no label or one that is no class, a seed, scale or number of steps that cannot be,
+            guidance away from a null label that was not trained.
     """
     if not len(labels):
         raise ConfigError("labels is empty; name at least one class")
@@ -272,6 +274,7 @@ def sampling_protocol(model: LoadedDiffusion, labels: Sequence[int], seed: int =
     changes = {f"protocol.{section}.{key}": value for section, part in sections.items()
                for key, value in part.items()}
     protocol = config.override(model.run, changes).protocol
+    model.run.check_guidance(protocol.guidance)
     if not protocol.guidance.scale <= STRONGEST:
         raise ConfigError(f"guidance.scale = {protocol.guidance.scale:g}: images are noise long before; give "
                           f"at most {STRONGEST}")
@@ -343,9 +346,17 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
             if previews and step.number < step.total and step.number % stride == 0:
                 yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
         images.append(_finite(_decode(loaded, step.x), f"run '{loaded.run.id}'"))
-    unguided = loaded.run.ar is not None and protocol.guidance.scale < 1
-    note = f"guidance.scale {protocol.guidance.scale:g}: 1 or less means no guidance here" if unguided else ""
-    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=note)
+    yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=_note(protocol))
+
+
+def _note(protocol: config.Protocol) -> str:
+    """That tokens are drawn without guidance, where a setting may be meant to guide them; else ""."""
+    scale, tokens = protocol.guidance.scale, protocol.token_sampler
+    course = tokens is not None and tokens.guidance_power is not None
+    if tokens is None or scale > 1 or (scale == 1 and not course):
+        return ""
+    more = ", and token_sampler.guidance_power has nothing to raise" if course else ""
+    return f"guidance.scale {scale:g}: 1 or less means no guidance here{more}"
 
 
 def _trajectory(loaded: LoadedDiffusion, labels: Tensor, random: Any, protocol: config.Protocol,

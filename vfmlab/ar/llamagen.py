@@ -39,12 +39,13 @@ INIT = 0.02  # std of linear layers and embeddings
 
 
 class CodeShape(NamedTuple):
-    """Codes of a tokenizer. entries: of the codebook, K. tokens: T an image. grid: (rows, columns) or
-    None."""
+    """Codes of a tokenizer. entries: of the codebook, K. tokens: T an image. grid: (rows, columns) or None.
+    parts: codebooks of K / parts entries each, one after the other; code k is of codebook k mod parts."""
 
     entries: int
     tokens: int
     grid: tuple[int, int] | None
+    parts: int = 1
 
     @classmethod
     def of(cls, tokenizer: nn.Module) -> CodeShape:
@@ -52,10 +53,21 @@ class CodeShape(NamedTuple):
         if not tokenizer.quantised:
             raise ConfigError(f"tokenizer '{tokenizer.config.method}' has continuous latents, and the ar "
                               "generator draws codes; use a quantised tokenizer, or a 'diffusion' section")
-        return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid)
+        return cls(tokenizer.codebook_size, tokenizer.latent_shape[0], tokenizer.code_grid,
+                   tokenizer.quantizer.parts)
+
+    def of_place(self, k: int) -> slice:
+        """The entries that code k can be: those of its codebook."""
+        each = self.entries // self.parts
+        first = k % self.parts * each
+        return slice(first, first + each)
 
     def check(self) -> None:
-        """:class:`ConfigError` for a grid that does not hold the tokens."""
+        """:class:`ConfigError` for a grid that does not hold the tokens, and codebooks that do not divide
+        entries and tokens."""
+        if self.entries % self.parts or self.tokens % self.parts:
+            raise ConfigError(f"codes: {self.parts} codebooks do not divide {self.entries} entries and "
+                              f"{self.tokens} tokens; give a common divisor")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise ConfigError(f"codes: a grid of {self.grid[0]} x {self.grid[1]} does not hold {self.tokens} "
                               "tokens; give rows x columns = tokens, or no grid")
@@ -147,7 +159,7 @@ class LlamaGen(nn.Module):
         null label ("no class").
 
     Raises:
-        ConfigError: a grid that does not hold the tokens.
+        ConfigError: a grid that does not hold the tokens, codebooks that do not divide them.
     """
 
     Config = Shape
@@ -155,7 +167,7 @@ class LlamaGen(nn.Module):
     def __init__(self, config: Shape, codes: CodeShape, num_classes: int):
         super().__init__()
         codes.check()
-        entries, tokens, grid = codes
+        entries, tokens, grid, _ = codes
         self.config, self.codes, self.num_classes = config, codes, num_classes
         width, depth, heads = config.sizes
         self.class_embedding = nn.Embedding(num_classes + 1, width)
@@ -225,34 +237,42 @@ class LlamaGen(nn.Module):
         return Cache([Past(torch.empty(shape, **room), torch.empty(shape, **room)) for _ in range(depth)])
 
     def first(self, labels: Tensor, cache: Cache) -> Tensor:
-        """Logits of the first code (B K), for labels B, without gradients; the cache begins anew."""
+        """Logits of the first code (B K), for labels B, without gradients; the cache begins anew.
+
+        Raises:
+            ConfigError: labels outside the table, more than the cache has room for; it is then as it was.
+        """
         inside("labels", labels, self.num_classes + 1, f"{self.num_classes}: no class")
+        if len(labels) > cache.rows:
+            raise ConfigError(f"{len(labels)} sequences, and the cache has room for {cache.rows}; make one "
+                              f"with network.cache({len(labels)})")
         cache.length, cache.live, cache.condition = 0, len(labels), self.class_embedding(labels).detach()
-        return self._next(cache.condition, cache)
+        return self._step(cache.condition, cache)
 
     def next(self, codes: Tensor, cache: Cache) -> Tensor:
         """Logits of the code after `codes` (long B), which were drawn last: B K.
 
-        Fewer rows than before go on with the first sequences. Raises ConfigError before :meth:`first`, and
-        for more sequences than it began with.
+        Fewer rows than before go on with the first sequences.
+
+        Raises:
+            ConfigError: before :meth:`first`, more sequences than it began with, codes outside the codebook,
+            all codes are drawn.
         """
         if not 0 < len(codes) <= cache.live:
             raise ConfigError(f"{len(codes)} codes for {cache.live} sequences that have begun; begin each "
                               "with network.first(labels, cache)")
-        return self._next(self.token_embedding(codes), cache)
+        inside("codes", codes, self.codes.entries, "are they of another codebook?")
+        return self._next(codes, cache)
 
-    def room(self, rows: int, cache: Cache) -> int:
-        """The number of the next input; :class:`ConfigError` where the cache has no room for it."""
-        if rows > cache.rows:
-            raise ConfigError(f"{rows} sequences, and the cache has room for {cache.rows}; make one with "
-                              f"network.cache({rows})")
-        if cache.length == self.codes.tokens:
-            raise ConfigError(f"all {cache.length} codes are drawn; begin anew with network.first")
-        return cache.length
+    def _next(self, codes: Tensor, cache: Cache) -> Tensor:
+        """:meth:`next` for codes that the network drew: to look at them waits for the device at every one."""
+        return self._step(self.token_embedding(codes), cache)
 
     @torch.no_grad()
-    def _next(self, x: Tensor, cache: Cache) -> Tensor:
-        at = self.room(len(x), cache)
+    def _step(self, x: Tensor, cache: Cache) -> Tensor:
+        at = cache.length
+        if at == self.codes.tokens:
+            raise ConfigError(f"all {at} codes are drawn; begin anew with network.first")
         cache.live = len(x)
         x, beside = self._input(x, at, cache)
         for block, past in zip(self.blocks, cache.blocks, strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfmlab.ar.llamagen import inside
+from vfmlab.ar.llamagen import CodeShape, inside
 from vfmlab.config import Guidance, TokenSampler
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import SampleRandom
@@ -85,7 +85,8 @@ def choose(p: Tensor, u: Tensor) -> Tensor:
 @torch.no_grad()
 def trajectory(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
                sampler: TokenSampler | None = None, guidance: Guidance | None = None) -> Iterator[Step]:
-    """Draw the codes of `labels`, token by token.
+    """Draw the codes of `labels`, token by token; where there are several codebooks, code k among the entries
+    of its own (`CodeShape.of_place`), to which top-k and top-p then refer.
 
     Args:
         network: a token network (`vfmlab.ar.llamagen`), in eval mode, on the device of `labels`.
@@ -120,9 +121,11 @@ def trajectory(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
             logits = network.first(both, cache)
         else:
             last = drawn[:, -1]
-            logits = network.next(torch.cat([last, last]) if k < doubled else last, cache)
-        p = probabilities(logits[:n], logits[n:] if k < doubled else None, now, sampler)
-        drawn = torch.cat([drawn, choose(p, u[:, k])[:, None]], dim=1)
+            logits = network._next(torch.cat([last, last]) if k < doubled else last, cache)
+        book = network.codes.of_place(k)  # of other codebooks no code can stand here
+        own = logits[:, book]
+        p = probabilities(own[:n], own[n:] if k < doubled else None, now, sampler)
+        drawn = torch.cat([drawn, book.start + choose(p, u[:, k])[:, None]], dim=1)
         yield Step(k + 1, total, drawn)
 
 
@@ -137,14 +140,17 @@ def sample(network: torch.nn.Module, labels: Tensor, random: SampleRandom,
 def partial_images(tokenizer: torch.nn.Module, codes: Tensor) -> Tensor:
     """Images B 3 H W of the first codes (B n, n <= T) of a quantised tokenizer.
 
-    The others are the entry nearest to the codebook's mean; where codes lie in a grid, their places are grey.
+    The others are the entry nearest to their codebook's mean; where codes lie in a grid, their places are
+    grey.
     """
-    total, n = tokenizer.latent_shape[0], codes.shape[1]
+    shape, n = CodeShape.of(tokenizer), codes.shape[1]
+    total, parts = shape.tokens, shape.parts
     if n == total:
         return tokenizer.decode_codes(codes)
-    entries = tokenizer.codebook()
-    middle = (entries - entries.mean(0)).square().sum(1).argmin()
-    images = tokenizer.decode_codes(torch.cat([codes, middle.expand(len(codes), total - n)], dim=1))
+    books = tokenizer.codebook().unflatten(0, (parts, -1))  # parts K / parts d
+    middle = (books - books.mean(1, keepdim=True)).square().sum(2).argmin(1)
+    middle = (middle + torch.arange(parts, device=middle.device) * books.shape[1]).repeat(total // parts)
+    images = tokenizer.decode_codes(torch.cat([codes, middle[n:].expand(len(codes), -1)], dim=1))
     if tokenizer.code_grid is None:
         return images
     drawn = (torch.arange(total, device=images.device) < n).view(1, 1, *tokenizer.code_grid)

@@ -38,6 +38,7 @@ from vfmlab.config.schema import (
     under,
 )
 from vfmlab.config.section import Part
+from vfmlab.errors import ConfigError
 from vfmlab.registry import TOKENIZERS
 
 Kind = Literal["pretrain", "tokenizer", "diffusion", "ar"]
@@ -339,6 +340,16 @@ class Phase:
     def tuned(self) -> bool:
         """Whether the tokenizer learns on in a diffusion training (REPA-E)."""
         return False
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """:class:`ConfigError` for guidance away from a null label that is not trained."""
+        if self.generator is None or self.generator.null_label or guidance.kind is not None:
+            return
+        changes = guidance.scale > 1 if self.ar is not None else guidance.scale != 1
+        if changes or guidance.token not in (None, 1):
+            raise ConfigError(f"protocol.guidance.scale = {guidance.scale:g}: it leads away from the null "
+                              f"label, which {self.kind}.class_dropout = 0 never trains; set the scale to 1, "
+                              f"or train with {self.kind}.class_dropout above 0, such as 0.1")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,13 @@ class DecoderConfig(Section):
 
 
 class QuantizerConfig(Section):
-    """Vectors -> codes -> vectors. Each registered quantiser extends this."""
+    """Vectors -> codes -> vectors. Each registered quantiser extends this.
+
+    whole_batch: whether the codebook moves by what all vectors of a batch chose, which one forward pass must
+    then see.
+    """
+
+    whole_batch: ClassVar[bool] = False
 
     kind: str
 
@@ -347,6 +353,11 @@ class Generator(Section):
         if (self.train is None) == (self.imported is None):
             raise ValueError("needs a training budget, 'train', or 'imported' weights, one of the two")
         return self
+
+    @property
+    def null_label(self) -> bool:
+        """Whether "no class" (or the empty text) was trained, so that guidance can lead away from it."""
+        return self.class_dropout > 0 or self.imported is not None
 
 
 class Diffusion(Generator):

@@ -32,9 +32,9 @@ Record = Mapping[str, Any]
 
 def kinds_of(run: config.Phase, weaker: Sequence[str]) -> list[str]:
     """The kinds of guidance that a generator can have; the null label is one where it was trained with."""
-    null = run.generator.class_dropout > 0
     second = run.diffusion is not None and getattr(run.diffusion.network, "base_depth", None)
-    return [kind for kind, there in zip(list(KINDS)[1:], (null, second, weaker), strict=True) if there]
+    there = (run.generator.null_label, second, weaker)
+    return [kind for kind, one in zip(list(KINDS)[1:], there, strict=True) if one]
 
 
 def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCALES,

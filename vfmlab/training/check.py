@@ -31,19 +31,32 @@ def unbiased(phase: Phase) -> None:
         raise ConfigError(related(own, space).replace("look with another one too", "set another one"))
 
 
+def undivided(phase: Phase) -> None:
+    """ConfigError where a codebook that moves once a batch would see it in parts."""
+    quantizer, parts = getattr(phase.tokenizer, "quantizer", None), phase.train.accumulation
+    if phase.generator is None and parts > 1 and quantizer is not None and quantizer.whole_batch:
+        raise ConfigError(f"train.accumulation = {parts}: the codebook of tokenizer.quantizer.kind="
+                          f"{quantizer.kind} moves once a batch, by all that its images chose; set "
+                          "train.accumulation=1 (for less memory with a smaller train.batch), or another "
+                          "kind, such as cosine")
+
+
 def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta
     device.
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on. DataError: a reference that cannot serve, captions or a file of
-        prompts that are missing.
+        too few held-out images to measure on, accumulation where a codebook needs whole batches, guidance
+        away from a null label that is not trained. DataError: a reference that cannot serve, captions or a
+        file of prompts that are missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
         if phase.tokenizer is None or phase.train is None or phase.imported is not None:
             continue
+        undivided(phase)
+        phase.check_guidance(phase.protocol.guidance)
         size = phase.data.size
         with torch.device("meta"):
             if phase.diffusion is None:

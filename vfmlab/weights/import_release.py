@@ -124,7 +124,8 @@ def _generator_run(release: Release, overrides: dict[str, Any] | str | None, roo
     folder = _tokenizer_folder(release.row, root, tokenizer)
     parent, network, kind = folder.config(), release.module, release.row.kind
     if kind == "ar":
-        made, expected, what = tuple(network.codes), tuple(_codes(parent)), "codes (entries, tokens, grid)"
+        made, expected = tuple(network.codes), tuple(_codes(parent))
+        what = "codes (entries, tokens, grid, codebooks)"
     else:
         made, what = tuple(network.latent_shape), "latents (C, h, w)"
         expected = (parent.tokenizer.channels, *(parent.data.size // parent.tokenizer.factor,) * 2)

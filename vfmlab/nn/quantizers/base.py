@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,11 @@ from vfmlab.config import QuantizerConfig
 from vfmlab.errors import DataError
 
 CHUNK = 4096  # tokens whose distances to all entries are in memory at a time
+
+
+def exact(where: Tensor) -> torch.autocast:
+    """Autocast off, on the device of `where`."""
+    return torch.autocast(where.device.type, enabled=False)
 
 
 class EntriesConfig(QuantizerConfig):
@@ -58,15 +64,16 @@ class Quantised:
         steps each part has its own."""
         if self.assignment is None:
             return torch.zeros_like(self.loss)
-        with torch.autocast(self.latent.device.type, enabled=False):
+        with exact(self.latent):
             return self.assignment()
 
 
 class Quantizer(nn.Module):
     """Base of all quantisers: `forward(tokens B N C) -> Quantised`, `look_up(indices B T) -> B N C`.
 
-    A quantiser subclasses this in one file, registers itself, and implements `quantise`, `entries` and, where
-    an entry is not a row of `entries()`, `look_up`. Its constructor takes `(config, channels)`.
+    A quantiser subclasses this in one file, registers itself, and implements `quantise`, `table` and, where
+    a token is not one row of it, `rows` and `near`: the rules, which run with autocast off. Its constructor
+    takes `(config, channels)`.
 
     Attributes:
         channels: C. size: number of entries, over all codebooks. parts: codes of one token.
@@ -86,12 +93,45 @@ class Quantizer(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, tokens: Tensor) -> Quantised:  # B N C
-        with torch.autocast(tokens.device.type, enabled=False):
+        with exact(tokens):
             return self.quantise(tokens.float())
 
+    def entries(self) -> Tensor:
+        """All entries as decoding uses them, size x width, fp32, with gradients."""
+        with exact(next(chain(self.parameters(), self.buffers()))):
+            return self.table()
+
+    @torch.no_grad()
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Indices B T -> latent tokens B N C, fp32, the very values that `forward` gave with them."""
+        with exact(indices):
+            return self.rows(indices)
+
+    @torch.no_grad()
+    def snap(self, tokens: Tensor) -> Tensor:
+        """The nearest entry of each latent token: B N C -> B N C. For latents, not for what is quantised."""
+        with exact(tokens):
+            return self.near(tokens.float())
+
+    # -- what a quantiser implements, in fp32 and outside of autocast ---------------------------------------
+
     def quantise(self, x: Tensor) -> Quantised:
-        """The rule, on fp32 tokens (B N C) outside of autocast."""
+        """Tokens (B N C) -> the result of :meth:`forward`."""
         raise NotImplementedError
+
+    def table(self) -> Tensor:
+        """The result of :meth:`entries`."""
+        raise NotImplementedError
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The result of :meth:`look_up`. Here: codes are rows of the table."""
+        return self.table()[indices]
+
+    def near(self, tokens: Tensor) -> Tensor:
+        """The result of :meth:`snap`. Here: by Euclidean distance."""
+        return self.rows(nearest(tokens, self.table()))
+
+    # -- what they share ------------------------------------------------------------------------------------
 
     def assign(self, x: Tensor, codebook: float, commitment: float, unit: bool = False,
                turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Quantised:
@@ -100,7 +140,7 @@ class Quantizer(nn.Module):
 
         unit: tokens and entries have length 1. turn: what is handed the gradient, of tokens and entries.
         """
-        entries = self.entries()
+        entries = self.table()
         indices = nearest(x, entries)
         chosen = entries[indices]
 
@@ -113,20 +153,6 @@ class Quantizer(nn.Module):
         loss = codebook * F.mse_loss(chosen, x.detach()) + commitment * F.mse_loss(x, chosen.detach())
         latent = straight_through(x if turn is None else turn(x, chosen), chosen)
         return Quantised(latent, indices, loss, self.count(indices), entropy)
-
-    def entries(self) -> Tensor:
-        """All entries as decoding uses them, size x width, fp32, with gradients."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def look_up(self, indices: Tensor) -> Tensor:
-        """Indices B T -> latent tokens B N C, the very values that `forward` gave with them."""
-        return self.entries()[indices]
-
-    @torch.no_grad()
-    def snap(self, tokens: Tensor) -> Tensor:
-        """The nearest entry of each latent token: B N C -> B N C. For latents, not for what is quantised."""
-        return self.look_up(nearest(tokens.float(), self.entries()))
 
     def check(self, indices: Tensor) -> Tensor:
         """Indices, long; :class:`DataError` for what are no codes of this quantiser."""

@@ -31,7 +31,7 @@ class CosineQuantizer(Quantizer):
         self.weight = nn.Parameter(torch.randn(config.size, channels) / channels**0.5)
         self.track()
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         return F.normalize(self.weight.float(), dim=-1)
 
     def quantise(self, x: Tensor) -> Quantised:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,10 +16,13 @@ from vfmlab.registry import QUANTIZERS
 @QUANTIZERS.register("ema")
 class EMAQuantizer(Quantizer):
     """The cosine rule, with loss beta |z - sg(e)|^2 alone. After each training batch every entry that it used
-    moves: e = normalise(decay e + (1 - decay) normalise(mean of its tokens)); the others stay.
+    moves: e = normalise(decay e + (1 - decay) normalise(mean of its tokens)); the others stay. A batch is
+    what one call sees on all processes together: training refuses to cut it into accumulation steps.
     """
 
     class Config(EntriesConfig):
+        whole_batch: ClassVar = True
+
         kind: Literal["ema"] = "ema"
         size: int = Field(8192, ge=2, description="entries")
         beta: float = Field(1.0, ge=0, description="weight of the commitment term")
@@ -30,7 +33,7 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("weight", F.normalize(torch.randn(config.size, channels), dim=-1))
         self.track()
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         return F.normalize(self.weight.float(), dim=-1)
 
     def quantise(self, x: Tensor) -> Quantised:

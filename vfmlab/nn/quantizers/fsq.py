@@ -65,11 +65,10 @@ class FSQ(Quantizer):
         latent = straight_through(bounded, rounded) / width
         return Quantised(latent, indices, x.new_zeros(()), self.count(indices))
 
-    def entries(self) -> Tensor:
-        return self.look_up(torch.arange(self.size, device=self.levels.device))
+    def table(self) -> Tensor:
+        return self.rows(torch.arange(self.size, device=self.levels.device))
 
-    @torch.no_grad()
-    def look_up(self, indices: Tensor) -> Tensor:
+    def rows(self, indices: Tensor) -> Tensor:
         width = self.levels // 2
         digits = indices[..., None] // self.step % self.levels
         return (digits - width).float() / width

@@ -50,7 +50,7 @@ class LFQ(Quantizer):
         indices = (positive.long() * self.bit).sum(-1)
 
         def entropy() -> Tensor:
-            logits = 2 * self.config.inverse_temperature * (x.flatten(0, -2) @ self.entries().t())
+            logits = 2 * self.config.inverse_temperature * (x.flatten(0, -2) @ self.table().t())
             share = logits.softmax(-1)
             return self._entropy(share).mean() - self.config.gamma * self._entropy(share.mean(0))
 
@@ -60,9 +60,8 @@ class LFQ(Quantizer):
     def _entropy(self, share: Tensor) -> Tensor:
         return -(share * share.clamp_min(self.config.floor).log()).sum(-1)
 
-    def entries(self) -> Tensor:
-        return self.look_up(torch.arange(self.size, device=self.bit.device))
+    def table(self) -> Tensor:
+        return self.rows(torch.arange(self.size, device=self.bit.device))
 
-    @torch.no_grad()
-    def look_up(self, indices: Tensor) -> Tensor:
+    def rows(self, indices: Tensor) -> Tensor:
         return ((indices[..., None] & self.bit) > 0).float() * 2 - 1

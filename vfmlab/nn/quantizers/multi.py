@@ -50,9 +50,9 @@ class MultiCodebookQuantizer(Quantizer):
         first = torch.arange(self.parts) * each.size
         self.register_buffer("first", first, persistent=False)  # code of each codebook's entry 0
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         """V x C / n: the entries of the codebooks, one after the other."""
-        return torch.cat([book.entries() for book in self.codebooks])
+        return torch.cat([book.table() for book in self.codebooks])
 
     def quantise(self, x: Tensor) -> Quantised:
         chunks = x.chunk(self.parts, dim=-1)
@@ -65,14 +65,12 @@ class MultiCodebookQuantizer(Quantizer):
             lambda: torch.stack([result.entropy for result in results]).mean(),
         )  # fmt: skip
 
-    @torch.no_grad()
-    def look_up(self, indices: Tensor) -> Tensor:
-        return self.entries()[indices.unflatten(1, (-1, self.parts))].flatten(2)
+    def rows(self, indices: Tensor) -> Tensor:
+        return self.table()[indices.unflatten(1, (-1, self.parts))].flatten(2)
 
-    @torch.no_grad()
-    def snap(self, tokens: Tensor) -> Tensor:
+    def near(self, tokens: Tensor) -> Tensor:
         parts = zip(self.codebooks, tokens.chunk(self.parts, dim=-1), strict=True)
-        return torch.cat([book.snap(part) for book, part in parts], dim=-1)
+        return torch.cat([book.near(part) for book, part in parts], dim=-1)
 
     def check(self, indices: Tensor) -> Tensor:
         indices = super().check(indices)

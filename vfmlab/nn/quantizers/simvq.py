@@ -41,7 +41,7 @@ class SimVQ(Quantizer):
         self.map = nn.Linear(channels, channels, bias=config.bias)
         self.track()
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         bias = None if self.map.bias is None else self.map.bias.float()
         return F.linear(self.vectors.float(), self.map.weight.float(), bias)
 

@@ -29,7 +29,7 @@ class VectorQuantizer(Quantizer):
         self.weight = nn.Parameter(torch.empty(config.size, channels).uniform_(-span, span))
         self.track()
 
-    def entries(self) -> Tensor:
+    def table(self) -> Tensor:
         return self.weight.float()
 
     def quantise(self, x: Tensor) -> Quantised:
