@@ -14,7 +14,7 @@ from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.instruments import base as bench
-from vfmlab.evaluation.instruments import blocks, recovery
+from vfmlab.evaluation.instruments import blocks, recovery, sensitivity
 from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
@@ -102,6 +102,20 @@ def test_as_released_the_reference_reads_small_images_at_their_size(monkeypatch)
     # both read the same images at the same size: they agree wholly, as in no other way
     assert found["se_cknna_release"].value == pytest.approx(1, abs=1e-5)
     assert found["se_cknna_release_change"].value == pytest.approx(0, abs=1e-5)
+
+
+def test_what_disturbance_costs_is_counted_beyond_chance(monkeypatch):
+    """Of .5 undisturbed and .4 disturbed, both with a chance value of 10 / 59."""
+    def cost(clean: float, disturbed: float):
+        values = iter([clean, *[disturbed] * 5])
+        monkeypatch.setattr(sensitivity, "cknna", lambda *_: next(values))
+        return bench.measure(lossless(), ["se_cknna_release"])
+
+    both, chance = cost(0.5, 0.4), 10 / 59
+    assert both["se_cknna_release_change"].value == pytest.approx(-0.2)
+    assert both["se_cknna_release_change_corrected"].value == pytest.approx((0.4 - chance) / (0.5 - chance) - 1)
+    assert cost(0.5, chance)["se_cknna_release_change_corrected"].value == pytest.approx(-1), "nothing is left"
+    assert "needs a positive one" in cost(0.1, 0.05)["se_cknna_release_change_corrected"].reason
 
 
 def test_neither_batch_size_nor_kept_files_change_features(tmp_path):
@@ -307,6 +321,20 @@ def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     assert whole["lds"] == first["lds"]
     assert whole.protocols.keys() == {v.protocol for g in (whole, whole.curves) for v in g.values()}
     assert set(measure.measure(folder.path, ["geometry"], root)) == set(first) - {"lds"}
+
+
+def test_an_instrument_that_has_a_new_number_is_measured_anew(root):
+    """And the others of the same report are not."""
+    folder = runs.open_run("tiny_plain_vae_tokenizer", root)
+    first = measure.measure(folder.path, ["lds", "neighbours"], root, {"n": 40})
+    (path,) = [p for p in (folder.path / "instruments").glob("*.json") if json.loads(p.read_text())["metrics"]["lds"]["n"] == 40]
+    stored = json.loads(path.read_text())
+    del stored["metrics"]["gsq"]
+    stored["metrics"]["lds"]["value"] = 9.0
+    path.write_text(json.dumps(stored))
+    again = measure.measure(folder.path, ["lds", "neighbours"], root, {"n": 40})
+    assert again["gsq"] == first["gsq"]
+    assert again["lds"].value == 9.0
 
 
 def test_other_protocols_have_other_hashes(root):
