@@ -14,7 +14,7 @@ from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.instruments import base as bench
-from vfmlab.evaluation.instruments import blocks, recovery, sensitivity
+from vfmlab.evaluation.instruments import blocks, recovery, sensitivity, spaces
 from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
@@ -198,7 +198,7 @@ def test_every_instrument_measures_every_kind_it_names():
         assert set(found) | set(found.curves) == {q.name for name in bench.names(kind) for q in INSTRUMENTS.get(name).quantities}
         for key, entry in {**found, **found.curves}.items():
             if entry.absent:
-                assert key.startswith(("gfd", "bpp", "probe_1bpp")), (kind, key, entry.reason)
+                assert key.startswith(("gfd", "rfd", "bpp", "probe_1bpp")), (kind, key, entry.reason)
             else:
                 assert entry.protocol in found.protocols, key
         assert all(math.isfinite(v.value) for v in found.measured.values())
@@ -303,6 +303,28 @@ def test_few_steps_end_at_the_reports_own_number(root):
     assert (list(line.x), list(line.y)) == (curve.facts["steps"], curve.value)
     absent = measure.measure("tiny_plain_vae", "few_steps", root, {"sampler.steps": 4})["gfd_few"]
     assert "euler in 4 steps" in absent.reason
+
+
+def test_distances_in_the_protocols_own_space_are_the_reports(root, monkeypatch):
+    """The others stand beside under their own hashes; a space whose weights are not here is absent with the reason."""
+    monkeypatch.setattr(spaces, "SPACES", {"judge": "judge", "factors": "factors", "groups": "groups", "mobilenetv2": "judge:nowhere"})
+    for ref, name, short in (("tiny_plain_vae_tokenizer", "reconstruction_spaces", "rfd"), ("tiny_plain_vae", "sample_spaces", "gfd")):
+        found, report = measure.measure(ref, name, root), api.evaluate(ref, root)
+        assert found[f"{short}_judge"].value == pytest.approx(report[short].value, rel=1e-4)
+        assert found[f"{short}_judge"].protocol == report[short].protocol
+        assert found[f"{short}_factors"].value > 0
+        assert found[f"{short}_factors"].value != pytest.approx(found[f"{short}_judge"].value, rel=0.01)
+        section = found.protocols[found[f"{short}_factors"].protocol]
+        assert section["features"]["name"] == found[f"{short}_factors"].facts["space"] == "factors"
+        assert "nowhere" in found[f"{short}_mobilenetv2"].reason
+        assert found[f"{short}_groups"].reason == "'groups' has seen scenes:groups only"
+
+
+def test_spaces_judge_images_of_the_kind_that_they_have_seen():
+    fitting = {source: [space for space in spaces.SPACES.values() if not spaces._foreign(space, source)]
+               for source in ("scenes:hard", "scenes:groups", "folder:pets")}
+    assert fitting == {"scenes:hard": ["judge", "factors"], "scenes:groups": ["judge", "factors", "groups"],
+                       "folder:pets": ["mobilenetv2@128", "efficientnet_lite2@128"]}
 
 
 def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
