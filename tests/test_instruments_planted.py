@@ -9,19 +9,21 @@ import pytest
 import torch
 from evaluation_toys import CFG, SIZE, Lossless, Toy
 from scipy.fft import idctn
+from torch import nn
 
 from vfmlab import config, data
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
 from vfmlab.evaluation.instruments import base as bench
+from vfmlab.evaluation.instruments import continuity
 from vfmlab.evaluation.number import Report
 from vfmlab.evaluation.reference import Reference
 from vfmlab.evaluation.roundtrip import as_saved
 
 
-def planted(maps: torch.Tensor, labels: torch.Tensor | None = None, indices: torch.Tensor | None = None, tokenizer=None) -> subject.Subject:
+def planted(maps: torch.Tensor, labels: torch.Tensor | None = None, indices: torch.Tensor | None = None, tokenizer=None, cfg=CFG) -> subject.Subject:
     """A tokenizer whose latents of the held-out images are `maps`."""
-    s = subject.of_tokenizer(tokenizer or Lossless(), CFG, config.Protocol(n=60), Reference(Toy()))
+    s = subject.of_tokenizer(tokenizer or Lossless(), cfg, config.Protocol(n=60), Reference(Toy()))
     labels = torch.zeros(len(maps), dtype=torch.long) if labels is None else labels
     s._maps["val"] = subject.Maps(maps, labels, torch.arange(len(maps)) if indices is None else indices, s.source)
     return s
@@ -135,3 +137,34 @@ def test_midpoints_are_decoded_half_way_to_the_nearest_latent(levels: float):
 def test_one_image_has_no_midpoint():
     z = torch.zeros(1, 12, SIZE // 2, SIZE // 2)
     assert measured("midpoints", z)["midpoint_fd"].reason == "one held-out image has no neighbour"
+
+
+# -- continuity -------------------------------------------------------------------------------------------------------
+
+
+def moved(side: int = 32) -> Report:
+    """Grey images of a linear tokenizer: latents of standard deviation .5 on average."""
+    cfg = CFG.model_copy(update={"size": side})
+    return measured("continuity", torch.zeros(60, 12, side // 2, side // 2), tokenizer=Lossless(size=side), cfg=cfg)
+
+
+def test_a_latent_is_moved_forth_and_back_by_a_tenth(monkeypatch):
+    """By a distance that is the mean absolute difference: twice epsilon, the deviation, and the mean of |normal|."""
+    seen = []
+    network = nn.Module()
+    network.forward = lambda a, b: seen.append((a, b)) or (a - b).abs().mean((1, 2, 3)).view(-1, 1, 1, 1)
+    monkeypatch.setattr(continuity, "perceptual", lambda device: network)
+    found = moved()
+    assert found["lpc"].value == pytest.approx(2 * 0.1 * 0.5 * math.sqrt(2 / math.pi), rel=0.01)
+    assert found["lpc"].n == 60
+    one, other = seen[0]
+    middle = (one + other) / 2
+    torch.testing.assert_close(middle, middle[:1].expand_as(middle), atol=1e-6, rtol=0)  # the latent itself
+    assert (one[0] - one[1]).abs().max() > 0.01, "every image has moves of its own"
+    assert moved()["lpc"] == found["lpc"]
+    assert "too small for its backbone" in moved(16)["lpc"].reason
+
+
+def test_without_the_weights_of_lpips_there_is_no_continuity(monkeypatch):
+    monkeypatch.setattr(continuity, "perceptual", lambda device: "LPIPS (alex): weights are not here")
+    assert moved()["lpc"].reason == "LPIPS (alex): weights are not here"
