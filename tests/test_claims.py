@@ -189,11 +189,13 @@ def test_a_row_in_two_files_has_the_numbers_of_both(tmp_path: Path):
     """Of what both have, those of the first file."""
     stages = (Stage("tokenizer", "tokenizer", "a-0", 1.0), Stage("diffusion", "diffusion", "a-1", 1.0))
     whole = measured({"a": [20.0]})[0].replace(stages=stages)
-    short = measured({"a": [30.0]}, "psnr")[0].replace(stages=stages[:1], failed="out of memory")
+    short = measured({"a": [30.0]}, "psnr")[0].replace(stages=stages[:1], failed="out of memory", instruments={"lds": Number(0.1, "p0")})
+    whole = whole.replace(instruments={"lds": Number(0.2, "p0"), "gsq": Number(0.3, "p0")})
     for name, one in (("short", short), ("whole", whole.replace(numbers={**whole.numbers, "psnr": Number(31.0, "p0")}))):
         (tmp_path / f"{name}.json").write_text(json.dumps({"results": [one.as_json()]}))
     both, = results.together([tmp_path / "short.json", tmp_path / "whole.json"])
     assert {name: number.value for name, number in both.numbers.items()} == {"gfd": 20.0, "psnr": 30.0}
+    assert {name: number.value for name, number in both.instruments.items()} == {"lds": 0.1, "gsq": 0.3}
     assert both.failed is None
     assert len(both.stages) == 2
 

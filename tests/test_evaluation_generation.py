@@ -12,7 +12,7 @@ from vfmlab import config, data
 from vfmlab.errors import DataError
 from vfmlab.evaluation import generation, reconstruction
 from vfmlab.evaluation.features import Seen
-from vfmlab.evaluation.frechet import FeatureSet, frechet_distance
+from vfmlab.evaluation.frechet import FeatureSet, class_offset, frechet_distance
 from vfmlab.evaluation.generation import evaluate_generation, labels_of
 from vfmlab.evaluation.instruments import pixels
 from vfmlab.evaluation.number import quantities
@@ -56,6 +56,22 @@ def test_samples_of_a_network_that_knows_its_targets():
     assert {"rfd", "gkd", "gkd_own", "psnr", "class_accuracy_own"} <= set(numbers) <= set(quantities())
     assert numbers["gfd"].protocol != numbers["rfd"].protocol
     json.dumps(numbers.as_json(), allow_nan=False)
+
+
+def test_what_fixed_numbers_of_classes_add_to_gkd_is_taken_away():
+    """Of the images in any case, of samples where their labels are not drawn at random."""
+    _, _, images, _ = knowing()
+    space, source = Toy(), data.open_source(CFG, "val")
+    of_real = class_offset(space(data.to_float(source.batch(torch.arange(60)).images)).features, source.labels)
+    labels = labels_of(torch.arange(60), len(images))
+    of_samples = class_offset(space(images[labels]).features, labels)
+    for drawn, offset in (("balanced", of_real + of_samples), ("random", of_real)):
+        numbers = evaluate(BASE.model_copy(update={"labels": drawn}))
+        assert numbers["gkd_corrected"].value == pytest.approx(numbers["gkd"].value - offset, rel=1e-3)
+        assert numbers["gkd_corrected"].facts["offset"] == pytest.approx(offset, rel=1e-3)
+        assert offset < 0
+    few = evaluate(BASE.model_copy(update={"n": 40, "labels": "random"}))["gkd_corrected"]
+    assert of_real * 1.5 < few.facts["offset"] < of_real / 1.5, "40 of the 60 images, chosen at random"
 
 
 def test_two_references_differ_when_the_tokenizer_loses():

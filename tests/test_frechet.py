@@ -15,6 +15,7 @@ from vfmlab.evaluation.frechet import (
     FeatureSet,
     Moments,
     _range_factor,
+    class_offset,
     few_samples_warning,
     frechet_distance,
     gaussian_distance,
@@ -132,6 +133,41 @@ def test_kernel_distance_is_seeded_and_ordered_by_seed():
     x, y = normal(40, 4, 1), normal(40, 4, 2)
     assert kernel_distance(x, y, seed=3) == kernel_distance(x, y, seed=3)
     assert kernel_distance(x, y, seed=3, subsets=5) != kernel_distance(x, y, seed=4, subsets=5)
+
+
+def test_the_offset_of_classes_is_that_of_two_different_rows_against_two_independent_ones():
+    """Against the definition, written out with loops."""
+    x, labels = normal(9, 3, 1), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1])
+    share = labels.bincount() / 9
+    kernel = (x.double() @ x.double().T / 3 + 1) ** 3
+    of_pairs = {(a, b): [float(kernel[i, j]) for i in range(9) for j in range(9) if i != j and (labels[i], labels[j]) == (a, b)]
+                for a in range(3) for b in range(3)}
+    different = sum(map(sum, of_pairs.values())) / (9 * 8)
+    independent = sum(float(share[a] * share[b]) * sum(values) / len(values) for (a, b), values in of_pairs.items())
+    assert class_offset(x, labels) == pytest.approx(different - independent, rel=1e-6)
+    assert class_offset(x, torch.zeros(9, dtype=torch.long)) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_random_part_of_a_balanced_set_has_the_offset_of_the_whole():
+    """Rows are the corners (3, 0) and (0, 3): kernels of 166.375 within a class, of 1 across."""
+    x, labels = 3 * torch.eye(2)[torch.arange(4) % 2], torch.arange(4) % 2
+    assert class_offset(x, labels) == pytest.approx((1 / 3 - 1 / 2) * 165.375)
+    assert class_offset(x, labels, torch.arange(6) % 2) == pytest.approx((2 / 5 - 1 / 2) * 165.375)
+    with pytest.raises(DataError, match="class 1 has 1 images of 3, its kernel needs 2"):
+        class_offset(x[:3], labels[:3])
+
+
+def test_without_the_offset_balanced_sets_of_one_distribution_are_0_apart():
+    labels, values, corrected = torch.arange(30) % 3, [], []
+    for seed in range(60):
+        x, y = (3 * torch.eye(3)[labels] + 0.3 * normal(30, 3, 2 * seed + k) for k in (0, 1))
+        values.append(kernel_distance(x, y, subsets=10, seed=seed)[0])
+        corrected.append(values[-1] - class_offset(x, labels) - class_offset(y, labels))
+    value, left = (float(torch.tensor(part).mean()) for part in (values, corrected))
+    error = float(torch.tensor(corrected).std()) / 60**0.5
+    assert value < -3 * error
+    assert abs(left) < 2.5 * error
+    assert abs(left) < 0.3 * abs(value)
 
 
 def test_agrees_with_torch_fidelity():

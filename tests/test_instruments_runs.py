@@ -14,7 +14,7 @@ from vfmlab import api, config, data, runs
 from vfmlab.errors import ConfigError, DataError, RunError, VfmlabError
 from vfmlab.evaluation import subject
 from vfmlab.evaluation.instruments import base as bench
-from vfmlab.evaluation.instruments import blocks, recovery
+from vfmlab.evaluation.instruments import blocks, recovery, sensitivity, spaces
 from vfmlab.evaluation.number import LATENT, quantities
 from vfmlab.evaluation.perturbations import CLEAN, MOVED, NOISY
 from vfmlab.evaluation.reference import Reference
@@ -104,6 +104,20 @@ def test_as_released_the_reference_reads_small_images_at_their_size(monkeypatch)
     assert found["se_cknna_release_change"].value == pytest.approx(0, abs=1e-5)
 
 
+def test_what_disturbance_costs_is_counted_beyond_chance(monkeypatch):
+    """Of .5 undisturbed and .4 disturbed, both with a chance value of 10 / 59."""
+    def cost(clean: float, disturbed: float):
+        values = iter([clean, *[disturbed] * 5])
+        monkeypatch.setattr(sensitivity, "cknna", lambda *_: next(values))
+        return bench.measure(lossless(), ["se_cknna_release"])
+
+    both, chance = cost(0.5, 0.4), 10 / 59
+    assert both["se_cknna_release_change"].value == pytest.approx(-0.2)
+    assert both["se_cknna_release_change_corrected"].value == pytest.approx((0.4 - chance) / (0.5 - chance) - 1)
+    assert cost(0.5, chance)["se_cknna_release_change_corrected"].value == pytest.approx(-1), "nothing is left"
+    assert "needs a positive one" in cost(0.1, 0.05)["se_cknna_release_change_corrected"].reason
+
+
 def test_neither_batch_size_nor_kept_files_change_features(tmp_path):
     for make in (lossless, lambda protocol, **more: diffusion(protocol, **more)):
         whole = make(PROTOCOL)
@@ -184,7 +198,7 @@ def test_every_instrument_measures_every_kind_it_names():
         assert set(found) | set(found.curves) == {q.name for name in bench.names(kind) for q in INSTRUMENTS.get(name).quantities}
         for key, entry in {**found, **found.curves}.items():
             if entry.absent:
-                assert key.startswith(("gfd", "bpp", "probe_1bpp")), (kind, key, entry.reason)
+                assert key.startswith(("gfd", "rfd", "bpp", "probe_1bpp", "lpc")), (kind, key, entry.reason)
             else:
                 assert entry.protocol in found.protocols, key
         assert all(math.isfinite(v.value) for v in found.measured.values())
@@ -291,6 +305,28 @@ def test_few_steps_end_at_the_reports_own_number(root):
     assert "euler in 4 steps" in absent.reason
 
 
+def test_distances_in_the_protocols_own_space_are_the_reports(root, monkeypatch):
+    """The others stand beside under their own hashes; a space whose weights are not here is absent with the reason."""
+    monkeypatch.setattr(spaces, "SPACES", {"judge": "judge", "factors": "factors", "groups": "groups", "mobilenetv2": "judge:nowhere"})
+    for ref, name, short in (("tiny_plain_vae_tokenizer", "reconstruction_spaces", "rfd"), ("tiny_plain_vae", "sample_spaces", "gfd")):
+        found, report = measure.measure(ref, name, root), api.evaluate(ref, root)
+        assert found[f"{short}_judge"].value == pytest.approx(report[short].value, rel=1e-4)
+        assert found[f"{short}_judge"].protocol == report[short].protocol
+        assert found[f"{short}_factors"].value > 0
+        assert found[f"{short}_factors"].value != pytest.approx(found[f"{short}_judge"].value, rel=0.01)
+        section = found.protocols[found[f"{short}_factors"].protocol]
+        assert section["features"]["name"] == found[f"{short}_factors"].facts["space"] == "factors"
+        assert "nowhere" in found[f"{short}_mobilenetv2"].reason
+        assert found[f"{short}_groups"].reason == "'groups' has seen scenes:groups only"
+
+
+def test_spaces_judge_images_of_the_kind_that_they_have_seen():
+    fitting = {source: [space for space in spaces.SPACES.values() if not spaces._foreign(space, source)]
+               for source in ("scenes:hard", "scenes:groups", "folder:pets")}
+    assert fitting == {"scenes:hard": ["judge", "factors"], "scenes:groups": ["judge", "factors", "groups"],
+                       "folder:pets": ["mobilenetv2@128", "efficientnet_lite2@128"]}
+
+
 def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     first = measure.measure("tiny_plain_vae_tokenizer", ["lds", "geometry"], root)
     assert first.kind == "tokenizer"
@@ -307,6 +343,20 @@ def test_the_door_measures_once_and_keeps_it(root, monkeypatch):
     assert whole["lds"] == first["lds"]
     assert whole.protocols.keys() == {v.protocol for g in (whole, whole.curves) for v in g.values()}
     assert set(measure.measure(folder.path, ["geometry"], root)) == set(first) - {"lds"}
+
+
+def test_an_instrument_that_has_a_new_number_is_measured_anew(root):
+    """And the others of the same report are not."""
+    folder = runs.open_run("tiny_plain_vae_tokenizer", root)
+    first = measure.measure(folder.path, ["lds", "neighbours"], root, {"n": 40})
+    (path,) = [p for p in (folder.path / "instruments").glob("*.json") if json.loads(p.read_text())["metrics"]["lds"]["n"] == 40]
+    stored = json.loads(path.read_text())
+    del stored["metrics"]["gsq"]
+    stored["metrics"]["lds"]["value"] = 9.0
+    path.write_text(json.dumps(stored))
+    again = measure.measure(folder.path, ["lds", "neighbours"], root, {"n": 40})
+    assert again["gsq"] == first["gsq"]
+    assert again["lds"].value == 9.0
 
 
 def test_other_protocols_have_other_hashes(root):

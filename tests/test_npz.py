@@ -180,6 +180,7 @@ def test_statistics_of_a_file_stand_in_for_its_images(tmp_path):
     for name in ("gfd_own", "gkd_own"):  # reconstructions have images, whatever the reference
         assert alone[name].value == pytest.approx(both[name].value)
     assert "without images" in alone["precision"].reason
+    assert "classes of the images" in both["gkd_corrected"].reason
     assert "mu_s" in alone["sfd"].reason
     assert alone["gfd"].n == 60
     rows = stand()(data.to_float(torch.from_numpy(pictures(30, 0)).permute(0, 3, 1, 2))).features

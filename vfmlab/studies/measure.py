@@ -79,7 +79,9 @@ def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str
     where = folder.path if folder is not None else cache.folder()
     path = where / "instruments" / f"{key}.json"
     report = number.read(path)
-    missing = [name for name in wanted if again or report is None or name not in report.instruments]
+    # an instrument writes all its numbers, so one that lacks some was measured before it had them
+    missing = [name for name in wanted if again or report is None or name not in report.instruments
+               or not {q.name for q in INSTRUMENTS.get(name).quantities} <= {*report, *report.curves}]
     if missing:
         space = reference.Reference(open_space(theirs, images.size, root).to(api.device()))
         opened = _open(kind, str(ref), folder, layer, root, images, settings, space, where / "features")

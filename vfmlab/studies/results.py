@@ -144,7 +144,7 @@ def together(files: Sequence[str | Path]) -> list[Result]:
         before = merged.setdefault((result.label, result.seed), result)
         merged[result.label, result.seed] = before.replace(
             numbers={**result.numbers, **before.numbers},
-            instruments={**before.instruments, **result.instruments},
+            instruments={**result.instruments, **before.instruments},
             stages=max(before.stages, result.stages, key=len), failed=before.failed and result.failed)
     if not any(result.numbers for result in merged.values()):
         raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json of a study "

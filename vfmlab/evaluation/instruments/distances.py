@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional
 
 from vfmlab.errors import DataError
-from vfmlab.evaluation.frechet import FeatureSet, frechet_distance, kernel_distance
+from vfmlab.evaluation.frechet import FeatureSet, class_offset, frechet_distance, kernel_distance
 from vfmlab.evaluation.instruments.base import SAMPLES, Metric, Part, Pass
 from vfmlab.evaluation.number import CURVE, HEADLINE, LOWER, TABLE, TARGET, Draft, Quantity
+from vfmlab.evaluation.protocol import TrainingImages, selection
 from vfmlab.registry import INSTRUMENTS
 
 BALANCED = "kernel distance (KID) of the same sets; slightly below 0 for equal sets that are class-balanced"
@@ -97,13 +98,48 @@ class OfSamples(Metric):
         Quantity("gfd", "gFD", LOWER, "", SHOWN,
                  definition="Frechet distance between features of held-out images and of samples"),
         Quantity("gkd", "gKD", LOWER, "", (), definition=BALANCED),
+        Quantity("gkd_corrected", "gKD, numbers of classes corrected", LOWER, "", (),
+                 definition="gKD without what fixed numbers of every class add to it: 0 on average for samples like the images"),
         Quantity("gfd_own", "gFD to own rec.", LOWER, "", SHOWN,
                  definition="gFD to the tokenizer's own reconstructions: how well its latents are modelled, whatever its decoder loses"),
         Quantity("gkd_own", "gKD to own rec.", LOWER, "", (), definition=BALANCED),
     )  # fmt: skip
+
+    def __init__(self, gathered: Pass):
+        super().__init__(gathered)
+        self.labels: list[torch.Tensor] = []
+
+    def update(self, part: Part) -> None:
+        self.labels.append(part.drawn_for)
 
     def write(self, draft: Draft) -> None:
         try:
             write(draft, "g", "", self.gathered.samples, self.gathered.compared, self.gathered)
         finally:  # a reference without images has no kernel distance, the reconstructions have
             write(draft, "g", "_own", self.gathered.samples, self.gathered.own, self.gathered)
+        self._correct(draft)
+
+    def _correct(self, draft: Draft) -> None:
+        """Without what fixed numbers of every class add; classes drawn at random add nothing."""
+        one, protocol = self.gathered, self.gathered.setup.protocol
+        if protocol.prompts is not None:
+            raise DataError("samples of prompts have no fixed number of every class")
+        offset = self._of_real()
+        if protocol.labels == "balanced":
+            rows = one.samples.features()
+            offset += class_offset(rows, torch.cat(self.labels)[: len(rows)])
+        value = draft.numbers["gkd"]
+        draft.add("gkd_corrected", value.value - offset, one.resolved, value.n, value.spread, offset=offset)
+
+    def _of_real(self) -> float:
+        """The offset of what samples are compared with."""
+        setup, rows = self.gathered.setup, self.gathered.compared.features()
+        reference, source, chosen = setup.reference, setup.source, None
+        if isinstance(reference, TrainingImages):
+            labels = reference.source.labels
+        elif reference is not None:
+            raise DataError(f"the classes of the images of '{reference.path}' are not known")
+        else:
+            ids = selection(setup.resolved(), source)
+            labels, chosen = source.labels[ids], source.labels if len(ids) < len(source) else None
+        return class_offset(rows, labels[: len(rows)], chosen)

@@ -99,7 +99,9 @@ class SeCknnaRelease(Instrument):
     """SE-CKNNA of images that are disturbed as in VFM-VAE's release; see the module."""
 
     quantities = (Quantity("se_cknna_release", "SE-CKNNA (release)", HIGHER),
-                  Quantity("se_cknna_release_change", "SE-CKNNA (release) against CKNNA", HIGHER))
+                  Quantity("se_cknna_release_change", "SE-CKNNA (release) against CKNNA", HIGHER),
+                  Quantity("se_cknna_release_change_corrected", "SE-CKNNA (release) against CKNNA, beyond chance",
+                           HIGHER, definition="relative change under the release's disturbances of what CKNNA has beyond its chance value k / (N - 1)"))  # fmt: skip
 
     def measure(self, subject: Subject, report: Draft) -> None:
         clean = cknna(prepare(subject.pooled()), prepare(subject.theirs()), K)
@@ -108,6 +110,8 @@ class SeCknnaRelease(Instrument):
         section = subject.section(facts, reference=True)
         report.add("se_cknna_release", value, section, subject.n)
         _change("se_cknna_release_change", value, clean, section, subject.n, report)
+        beyond = (beyond_chance(x, K, subject.n) for x in (value, clean))
+        _change("se_cknna_release_change_corrected", *beyond, section, subject.n, report)
 
 
 def _change(name: str, value: float, clean: float, section: Resolved, n: int, report: Draft) -> None:
