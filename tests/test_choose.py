@@ -43,6 +43,20 @@ def test_standings_are_contrasts_with_the_first():
     assert choose.standings([]) == []
 
 
+@pytest.mark.parametrize(
+    ("rfd", "own", "says"),
+    [((1.0, 2.0), (3.0, 4.0), "its decoder loses less and its latents are modelled better"), ((2.0, 1.0), (3.0, 4.0), "though its decoder loses more"),
+     ((1.0, 2.0), (4.0, 3.0), "though its latents are modelled worse"), ((2.0, 1.0), (4.0, 3.0), "neither its decoder nor its latents")],
+)  # fmt: skip
+def test_why_the_first_is_first(rfd, own, says):
+    ranking = choose.standings(rows({"a": [1.0, 2.0], "b": [3.0, 4.0]}))
+    parts = [{"a": [numbers[0]] * 2, "b": [numbers[1]] * 2} for numbers in (rfd, own)]
+    results = [one.replace(numbers={**one.numbers, "gfd_own": other.numbers["gfd_own"]})
+               for one, other in zip(rows(parts[0], "rfd"), rows(parts[1], "gfd_own"), strict=True)]
+    assert says in choose.why(results, ranking)
+    assert choose.why(rows(parts[0], "rfd"), ranking) == "", "half of it is no reason"
+
+
 def test_round_one_goes_by_gfd_and_leaves_out_what_has_none():
     found = [*rows({"a": [31.0], "b": [20.0]}), Result("c", "c-0", failed="out of memory")]
     assert choose.screened(found) == ["b", "a"]

@@ -258,17 +258,21 @@ def test_a_ledger_runs_from_its_price_to_its_page(tmp_path: Path, monkeypatch):
         assert finding["seeds"] == 2
 
 
-@pytest.mark.parametrize("name", ["claims", "claims_two_seeds", "claims_photo"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("claims*.md")))
 def test_a_page_in_docs_follows_from_its_files(name: str, tmp_path: Path):
-    """From those that its command names, or from its own rows where it trained them."""
+    """From those that its command names, or from its own rows where it trained them; numbers and all."""
     record = json.loads((RESULTS / f"{name}.json").read_text())
     words = record["command"].split()
     named = words[words.index("--from") + 1 :] if "--from" in words else [f"docs/results/{name}.json"]
     files = [RESULTS.parents[1] / word for word in named if word.endswith(".json")]
     only = [one["id"] for one in record["claims"]]
-    claims_study.from_files("a", files, only, tmp_path / "new" / "claims.md", record["command"])
+    claims_study.from_files(words[2], files, only, tmp_path / "new" / "claims.md", record["command"])
     again = json.loads((tmp_path / "new" / "claims.json").read_text())
-    assert [one["verdict"] for one in again["claims"]] == [one["verdict"] for one in record["claims"]]
+    for new, old in zip(again["claims"], record["claims"], strict=True):
+        assert new["verdict"] == old["verdict"], new["id"]
+        for one, other in zip(new["contrasts"], old["contrasts"], strict=True):
+            numbers = [{key: side[key] for key in ("estimate", "low", "high", "p") if key in side} for side in (one, other)]
+            assert numbers[0] == pytest.approx(numbers[1], rel=1e-6), (new["id"], one["says"])
 
 
 def test_files_without_rows_decide_nothing_and_train_nothing(tmp_path: Path, capsys):

@@ -243,11 +243,33 @@ def verdict(ranking: Sequence[Standing], seeds: int) -> str:
     return f"{text}: ahead of all others by more than {seeds} seeds leave open."
 
 
+def why(results: Sequence[Result], ranking: Sequence[Standing]) -> str:
+    """What of the first's gFD is its decoder's and what its latents', beside the next; "" without both.
+
+    rFD says what the decoder loses, gFD to own reconstructions how well the latents are modelled.
+    """
+    if len(ranking) < 2:
+        return ""
+    sides = {}
+    for name in ("rfd", "gfd_own"):
+        mine = correlation.values(results, name)
+        if not all(s.label in mine for s in ranking[:2]):
+            return ""
+        one, other = (statistics.fmean(mine[s.label].values()) for s in ranking[:2])
+        sides[name] = one < other, f"{quantity(name).label} {one:.3g} against {other:.3g}"
+    (keeps, decoder), (learnt, latents) = sides.values()
+    text = {(True, True): "its decoder loses less and its latents are modelled better",
+            (True, False): "its decoder loses less, though its latents are modelled worse",
+            (False, True): "its latents are modelled better, though its decoder loses more",
+            (False, False): "neither its decoder nor its latents say it"}[keeps, learnt]
+    return f" Why, beside {ranking[1].label}: {text} ({decoder}, {latents}; means, no verdicts)."
+
+
 def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result],
           ranking: Sequence[Standing], recipe: str, command: str) -> Page:
     """The page of a choice."""
     question = "Which VFM and which tokenizer serve a generator of these images best?"
-    said = verdict(ranking, len({r.seed for r in second}))
+    said = verdict(ranking, len({r.seed for r in second})) + why(second, ranking)
     title = "Which tokenizer for these images?"
     page = Page(title, question, said, definitions=definitions(), command=command)
     table = [{"row": s.label, quantity(TARGET).head: spread(s.values)} for s in ranking]

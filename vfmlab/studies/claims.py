@@ -34,6 +34,7 @@ DELTAS = {
     "rfd": math.log(1.1),
     "se_cknna_change": 0.02,
     "se_cknna_release_change": 0.02,
+    "se_cknna_release_change_corrected": 0.02,
     "codebook_used": 0.02,
     "probe_1bpp": 0.02,
 }
