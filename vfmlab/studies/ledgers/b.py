@@ -112,7 +112,8 @@ CLAIMS = (
           open="a row without the stem and with the same decoder is not there"),
     Claim("guidance", "Internal guidance is ahead of a weaker model's, that of CFG, that of none.", RAEV2,
           "gFID 1.06, 1.14, 1.49, 1.65",
-          open="one network under several protocols: vfmlab guide decides it"),
+          open="one network under several protocols: vfmlab guide decides it, and here it does not "
+               "(docs/results/guidance_raev2.md)"),
     Claim("prediction", "Internal guidance wants clean latents predicted, not velocities.", RAEV2,
           "gFID 1.06 against 1.87, both with internal guidance",
           (better("gfd", "RAEv2's network, guided", "RAEv2's network, velocities, guided"),)),
