@@ -20,6 +20,7 @@ from vfmlab.diffusion.objective import Flow
 from vfmlab.diffusion.raev2 import RAEv2
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.seeding import SampleRandom, StepRandom
+from vfmlab.studies import reuse
 from vfmlab.tokenizers.rae import RAE
 from vfmlab.weights import import_state_dict
 
@@ -195,3 +196,7 @@ def test_a_run_and_a_weaker_one(tmp_path):
     *_, auto = api.sample(run.id, [0, 1], root=tmp_path, previews=0, guidance={"kind": "auto", "weaker": run.id, "scale": 2.0})
     *_, plain = api.sample(run.id, [0, 1], root=tmp_path, previews=0, guidance={"kind": None, "scale": 1.0})
     torch.testing.assert_close(auto.images, plain.images, atol=1e-3, rtol=0)
+    every, half, *_ = reuse.records(run.id, tmp_path, every=(2,), n=4, batch=2, repeats=1)
+    assert (every["encoder"], half["encoder"]) == ("every step", "every 2 steps")
+    assert every["encodings"] == every["head"] == half["head"] == run.protocol.sampler.steps, "drawn unguided: once a step"
+    assert half["encodings"] < every["encodings"]
