@@ -216,7 +216,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
         raise ConfigError(f"run '{folder.id}' is a {run.kind} run and draws no samples; give a generator's")
     protocol = config.override(run, {"protocol.n": n}).protocol
     loaded = load_generator(folder.path, root, protocol.ema, decoder=protocol.decoder)
-    with_weaker(loaded.network, protocol.guidance, folder.path.parent)
+    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, folder.path.parent)
     source = data.open_source(run.data, "val")
     network = prompts.prompted(loaded.network, protocol, source)
     classes = loaded.num_classes if protocol.prompts is None else network.num_classes
@@ -328,7 +328,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
     loaded = loaded if prompts is None else loaded.prompted(prompts)
     labels = _classes(labels, loaded.class_names)
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
-    with_weaker(loaded.network, protocol.guidance, root)
+    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, root)
     previews = previews if len(labels) <= CHUNK else 0
     total = protocol.sampler.steps if loaded.run.ar is None else loaded.network.codes.tokens
     stride, images, step = max(1, -(-total // max(1, previews))), [], None

@@ -200,7 +200,7 @@ class DiffusionTask(Task):
         """Samples of fixed seeds and labels, decoded: N 3 H W. Solver and guidance are the protocol's."""
         protocol, ids = self.run.protocol, torch.arange(self.columns)
         network, tokenizer = self._parts(weights)
-        with_weaker(network, protocol.guidance, self.root)
+        with_weaker(network, tokenizer, protocol.guidance, self.root)
         labels = torch.arange(self.columns, device=self.device) % self.num_classes
         random, shape = SampleRandom(self.run.seed, ids.tolist(), self.device), tokenizer.latent_shape
         z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape,
@@ -209,7 +209,7 @@ class DiffusionTask(Task):
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
         network, tokenizer = self._parts(weights)
-        with_weaker(network, self.run.protocol.guidance, self.root)
+        with_weaker(network, tokenizer, self.run.protocol.guidance, self.root)
         report = evaluated.generated(self, network, tokenizer)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 
