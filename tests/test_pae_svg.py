@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +93,44 @@ def test_branch_of_svg(golden):
     assert torch.equal(masked, g["masked"])
     masked = masked.unflatten(2, (4, 4))
     close(matched(masked, spread(masked), spread(maps)).flatten(2), g["masked_aligned"], 1e-5)
+
+
+class Tokens(torch.nn.Module):
+    """A VFM of 24 channels on a 4 x 4 grid, whose maps are given."""
+
+    upscale = 1.0
+
+    def width(self, layer):
+        return 24
+
+    def grid(self, layer):
+        return (4, 4)
+
+
+def test_svg_matches_by_the_batch_as_released(golden, monkeypatch):
+    """The branch is masked before it is matched, so the token counts in the masked batch's mean and std."""
+    g = load_file(golden / "continuous" / "svg_branch.safetensors")
+    kind = TOKENIZERS.get("svg")
+    tokenizer = kind(kind.Config.model_validate({**SIZES["svg"], "channels": 32, "factor": 16, "extra": 8, "match": "batch"}), 64, Tokens())
+    wanted = torch.cat([g["vfm"], g["masked_aligned"]], dim=1).unflatten(2, (4, 4))
+    branch = g["branch"].unflatten(2, (4, 4)).clone().requires_grad_()
+    monkeypatch.setattr(tokenizer.branch, "forward", lambda images: branch[: len(images)])
+    tokenizer.mask_token.data.copy_(g["mask_token"].unsqueeze(-1))
+
+    def latent(n=3):
+        return tokenizer.posterior(g["x"][:n], {-1: g["vfm"][:n].unflatten(2, (4, 4))}).mean
+
+    close(tokenizer.eval().posterior(g["x"], {-1: g["vfm"].unflatten(2, (4, 4))}).mean, g["latent"], 1e-5)
+    tokenizer.train()
+    draws = SimpleNamespace(rand=lambda *shape: 1 - g["mask_flags"].view(3, *shape))
+    z = tokenizer.perturb(latent(), draws)
+    close(z.detach(), wanted, 1e-5)
+    weight = torch.randn(z.shape, generator=generator("svg"))
+    (z * weight).sum().backward()
+    masked = torch.where(g["mask_flags"].bool().unsqueeze(-1), tokenizer.mask_token, branch)
+    there = matched(masked, spread(masked), spread(g["vfm"].unflatten(2, (4, 4))))
+    close(branch.grad, torch.autograd.grad((there * weight[:, 24:]).sum(), branch)[0], 1e-5)
+    close(latent(1)[:, 24:].flatten(2).detach(), g["aligned_first_alone"], 1e-5)
 
 
 @torch.no_grad()
