@@ -14,14 +14,16 @@ from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.diffusion import path
 from vfmlab.errors import ConfigError
+from vfmlab.losses.base import LossContext, Reconstruction
 from vfmlab.losses.cascade import turned
 from vfmlab.losses.gram import gram
 from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder
 from vfmlab.nn.frequency_attention import FrequencyAttention, filtered
 from vfmlab.nn.residual_branch import ResidualBranch, matched, spread
 from vfmlab.nn.sphere import lengths, rms_over_channels, rms_over_image
-from vfmlab.registry import TOKENIZERS
+from vfmlab.registry import LOSSES, TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
+from vfmlab.tokenizers.base import Posterior
 from vfmlab.training.tokenizer import TokenizerTask
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
@@ -193,6 +195,19 @@ def test_turned_tokens_have_their_length_and_angle():
         close(lengths(moved), lengths(z), 1e-5)
         cosine = torch.nn.functional.cosine_similarity(moved, z, dim=1)
         close(cosine, torch.full_like(cosine, torch.tensor(degrees).deg2rad().cos().item()), 1e-5)
+
+
+def test_the_cascade_moves_the_more_perturbed_of_two_neighbours():
+    """Images 0, 1, 3: neighbours lie 1 and 2 apart; the last two learn towards those before them, which stay."""
+    shown = [torch.full((2, 3, 4, 4), value, requires_grad=True) for value in (0.0, 1.0, 3.0)]
+    r = Reconstruction(shown[0].detach(), shown[:1], Posterior(torch.zeros(2, 4, 1, 1)), torch.zeros(2, 4, 1, 1), perturbed=shown[1:])
+    cascade = LOSSES.get("cascade")
+    value = cascade(cascade.Config(), LossContext(4, 4, 4, None))(r)
+    assert value.item() == pytest.approx(1.5)
+    value.backward()
+    assert shown[0].grad is None
+    for image in shown[1:]:
+        close(image.grad, torch.full_like(image, 1 / (2 * image.numel())), 1e-9)
 
 
 def test_one_set_of_perturbed_images_has_one_set_of_angles():
