@@ -49,5 +49,5 @@ ROWS = (
                 protocol__sampler__shift=96**0.5 / 4),
            needs=HUB,
            result="published: rFID 0.203, PSNR 28.8; no class-conditional gFID; not run here",
-           ours="weight of KL, when the discriminator begins, budgets; the published generator is text to image"),
+           ours="weight of KL, when the discriminator begins, budgets; one linear layer each way in the place of an MLP; the published generator is text to image"),
 )  # fmt: skip
