@@ -13,13 +13,15 @@ from vfmlab import api, presets
 from vfmlab.config import override
 from vfmlab.decoders.diffusion import DiffusionDecoder, log_grid
 from vfmlab.diffusion import path
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation import generation
 from vfmlab.evaluation.reconstruction import evaluate_reconstruction
-from vfmlab.evaluation.roundtrip import seeds, through
+from vfmlab.evaluation.roundtrip import as_saved, seeds, through
 from vfmlab.registry import TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
+from vfmlab.studies import explore, interpolate
 from vfmlab.tokenizers.base import Statistics
+from vfmlab.weights.load import build_network
 
 DECODER = {"kind": "diffusion", "base": 8, "multipliers": [1, 2], "blocks": 1}
 
@@ -86,6 +88,47 @@ def test_evaluations_decode_each_image_with_its_own_noise():
         parts = torch.cat(list(generation.drawn(network, zeros, protocol, torch.arange(6).split(2), 10)))
     assert len(whole.unique(dim=0)) == 6
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_samples_are_those_that_evaluations_measure(monkeypatch):
+    run = override(presets.get("tiny_epsilon_vae"), {"protocol.sampler.steps": 2}).phases()[-1]
+    network, tokenizer, names = build_network(run, (4, 4, 4), ["a", "b", "c"]).eval(), make(), ["a", "b", "c"]
+    loaded, seed, ids = api.LoadedDiffusion(network, tokenizer, run, 3, names), generation.noise_of(run.protocol, 0), torch.arange(5)
+    labels = generation.labels_of(ids, 3, run.protocol).tolist()
+    measured = next(generation.drawn(network, tokenizer, run.protocol, [ids], 3))
+
+    def shown(labels, **how):
+        return list(api.sample(loaded, labels, seed=seed, **how))[-1].images
+
+    torch.testing.assert_close(shown(labels), measured, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown(labels[2:], first=2), measured[2:], atol=1e-5, rtol=0)
+    monkeypatch.setattr(api, "CHUNK", 2)
+    torch.testing.assert_close(shown(labels), measured, atol=1e-5, rtol=0)
+    same = shown([0, 0], noise=torch.zeros(2, 4, 4, 4))
+    torch.testing.assert_close(same[0], same[1], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_reconstructions_are_those_that_evaluations_measure():
+    tokenizer, image = make(), torch.rand(1, 3, 16, 16, generator=generator("image")) * 2 - 1
+    same = image.expand(70, -1, -1, -1)
+    restored = api.reconstruct(tokenizer, same)[1]
+    assert len(restored.unique(dim=0)) == 70
+    torch.testing.assert_close(as_saved(restored), through(tokenizer, same).restored, atol=0.01, rtol=0)
+    torch.testing.assert_close(explore.reconstruct(tokenizer, same[:40], space=None).images, as_saved(restored[:40]), atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_frames_between_two_images_share_one_noise():
+    image = torch.rand(1, 3, 16, 16, generator=generator("image")) * 2 - 1
+    frames = interpolate.images(make(), image, image, frames=3).frames
+    torch.testing.assert_close(frames, frames[:1].expand(3, -1, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_latents_of_another_shape_are_one_line():
+    with pytest.raises(DataError, match=r"decode: latents \(2, 3, 4, 4\); it takes B x 4 x h x w"):
+        make().decode(torch.zeros(2, 3, 4, 4), seeds=[1, 2])
 
 
 @torch.no_grad()

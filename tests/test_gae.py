@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.losses.preservation import preservation
 from vfmlab.losses.semantic import semantic
 from vfmlab.losses.vf import alignment
 from vfmlab.nn.plain_vit import hidden_width
@@ -80,7 +81,8 @@ def test_teacher(taught, case):
     close(code, g["latent"])
     close(out.code.flatten(2).transpose(1, 2), g["latent"])
     close(out.rebuilt, g["recon"])
-    torch.testing.assert_close(F.mse_loss(out.rebuilt, out.target), g["mse"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(preservation(out.rebuilt, out.target, "l2"), g["mse"], rtol=1e-5, atol=0)
+    close(1 - preservation(out.rebuilt, out.target, "cosine"), g["cos"], 1e-5)
 
 
 def test_losses(taught):

@@ -9,9 +9,11 @@ import torch
 
 from vfmlab import api, config, presets, runs
 from vfmlab.config import Guidance, override
+from vfmlab.diffusion import path
 from vfmlab.diffusion.guidance import Guided
 from vfmlab.errors import ConfigError
 from vfmlab.training.check import check
+from vfmlab.weights import load
 
 NULL = 3
 
@@ -115,3 +117,30 @@ def test_other_guidance_and_other_runs_need_no_trained_null_label():
     imported.last.check_guidance(Guidance(scale=3))
     unguided = override(presets.get("tiny_ar"), {"ar.class_dropout": 0.0})
     unguided.last.check_guidance(Guidance(scale=0.5))  # 1 or less is none there
+
+
+def model(gain=1.0, classes=3, size=8, way=path.LINE):
+    """A generator whose tokenizer's latents are `gain` times the pixels."""
+    network = torch.nn.Linear(1, 1)
+    network.latent_shape, network.num_classes, network.path = (3, 8, 8), classes, way
+    tokenizer = SimpleNamespace(size=size, stat_mean=torch.zeros(3), encode=lambda x: SimpleNamespace(mode=lambda: gain * x))
+    return SimpleNamespace(network=network, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"classes": 4}, "has latents, classes and pixels .*; name a run on the same tokenizer and data"),
+        ({"size": 16}, "has latents, classes and pixels .*; name a run on the same tokenizer and data"),
+        ({"gain": 1.1}, r"has other latents than the model itself \(they differ by up to 0\.1\); name a run on the same tokenizer and data"),
+        ({"way": path.make("sphere", radius=2.0)}, r"goes the path \('sphere', 2\.0\), the model itself \('linear', None\)"),
+    ],
+)
+def test_a_weaker_model_on_other_latents_or_another_path_is_one_line(other, line, monkeypatch, tmp_path):
+    own, guidance = model(), Guidance(kind="auto", weaker="weak", scale=2.0)
+    monkeypatch.setattr(load, "load_diffusion", lambda *args, **more: model(**other))
+    with pytest.raises(ConfigError, match=f"guidance.weaker 'weak' {line}"):
+        load.with_weaker(own.network, own.tokenizer, guidance, tmp_path)
+    monkeypatch.setattr(load, "load_diffusion", lambda *args, **more: model())
+    load.with_weaker(own.network, own.tokenizer, guidance, tmp_path)
+    assert len(own.network.weaker) == 1

@@ -10,7 +10,7 @@ import yaml
 from golden_values import close, part
 from safetensors.torch import load_file, save_file
 
-from vfmlab import api, config, runs, vfm
+from vfmlab import api, config, presets, runs, vfm
 from vfmlab.cli.main import main
 from vfmlab.decoders.dc_ae import DCDecoder
 from vfmlab.decoders.vit import ViTDecoder
@@ -20,6 +20,9 @@ from vfmlab.nn.dc_blocks import ConvStem
 from vfmlab.registry import IMPORTERS, TOKENIZERS
 from vfmlab.tokenizers.gae import GAE
 from vfmlab.weights import import_release, import_state_dict, table
+from vfmlab.weights.families import hae as hae_family
+from vfmlab.weights.families import pae as pae_family
+from vfmlab.weights.families import vfmtok
 from vfmlab.weights.families.hae import HAEParts
 from vfmlab.weights.families.pae import PAEParts
 
@@ -209,3 +212,14 @@ def test_licences_that_are_asked_for(capsys, tmp_path):
     assert [table.get(name).kind for name in ("gae", "hae", "pae", "raev2-ddt", "rjf")] == ["tokenizer"] * 3 + ["diffusion"] * 2
     with pytest.raises(ConfigError, match="'hae' has no config of its own; give the release's: --config FILE"):
         import_release.open_release("hae", __file__)
+
+
+@pytest.mark.parametrize(
+    ("default", "preset"),
+    [(hae_family.VFM, "paper_dino_sae"), (pae_family.VFM, "paper_pae"), ({"name": vfmtok.DEFAULTS["vfm"]}, "paper_vfmtok")],
+    ids=["hae", "pae", "vfmtok"],
+)
+def test_an_import_takes_the_vfm_of_the_papers_preset(default, preset):
+    """Weights do not say which VFM they were trained on, so nothing else would notice another one."""
+    own, theirs = config.VFM(**default), presets.get(preset).vfm
+    assert (own.name, own.upscale) == (theirs.name, theirs.upscale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.diffusion import path
 from vfmlab.errors import ConfigError
+from vfmlab.losses.base import LossContext, Reconstruction
 from vfmlab.losses.cascade import turned
 from vfmlab.losses.gram import gram
 from vfmlab.nn.delta import Compressor, Decompressor, DeltaEncoder
 from vfmlab.nn.frequency_attention import FrequencyAttention, filtered
 from vfmlab.nn.residual_branch import ResidualBranch, matched, spread
 from vfmlab.nn.sphere import lengths, rms_over_channels, rms_over_image
-from vfmlab.registry import TOKENIZERS
+from vfmlab.registry import LOSSES, TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
+from vfmlab.tokenizers.base import Posterior
 from vfmlab.training.tokenizer import TokenizerTask
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
@@ -94,6 +97,44 @@ def test_branch_of_svg(golden):
     close(matched(masked, spread(masked), spread(maps)).flatten(2), g["masked_aligned"], 1e-5)
 
 
+class Tokens(torch.nn.Module):
+    """A VFM of 24 channels on a 4 x 4 grid, whose maps are given."""
+
+    upscale = 1.0
+
+    def width(self, layer):
+        return 24
+
+    def grid(self, layer):
+        return (4, 4)
+
+
+def test_svg_matches_by_the_batch_as_released(golden, monkeypatch):
+    """The branch is masked before it is matched, so the token counts in the masked batch's mean and std."""
+    g = load_file(golden / "continuous" / "svg_branch.safetensors")
+    kind = TOKENIZERS.get("svg")
+    tokenizer = kind(kind.Config.model_validate({**SIZES["svg"], "channels": 32, "factor": 16, "extra": 8, "match": "batch"}), 64, Tokens())
+    wanted = torch.cat([g["vfm"], g["masked_aligned"]], dim=1).unflatten(2, (4, 4))
+    branch = g["branch"].unflatten(2, (4, 4)).clone().requires_grad_()
+    monkeypatch.setattr(tokenizer.branch, "forward", lambda images: branch[: len(images)])
+    tokenizer.mask_token.data.copy_(g["mask_token"].unsqueeze(-1))
+
+    def latent(n=3):
+        return tokenizer.posterior(g["x"][:n], {-1: g["vfm"][:n].unflatten(2, (4, 4))}).mean
+
+    close(tokenizer.eval().posterior(g["x"], {-1: g["vfm"].unflatten(2, (4, 4))}).mean, g["latent"], 1e-5)
+    tokenizer.train()
+    draws = SimpleNamespace(rand=lambda *shape: 1 - g["mask_flags"].view(3, *shape))
+    z = tokenizer.perturb(latent(), draws)
+    close(z.detach(), wanted, 1e-5)
+    weight = torch.randn(z.shape, generator=generator("svg"))
+    (z * weight).sum().backward()
+    masked = torch.where(g["mask_flags"].bool().unsqueeze(-1), tokenizer.mask_token, branch)
+    there = matched(masked, spread(masked), spread(g["vfm"].unflatten(2, (4, 4))))
+    close(branch.grad, torch.autograd.grad((there * weight[:, 24:]).sum(), branch)[0], 1e-5)
+    close(latent(1)[:, 24:].flatten(2).detach(), g["aligned_first_alone"], 1e-5)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("band", ["low", "high"])
 def test_frequency_attention(golden, band):
@@ -154,6 +195,19 @@ def test_turned_tokens_have_their_length_and_angle():
         close(lengths(moved), lengths(z), 1e-5)
         cosine = torch.nn.functional.cosine_similarity(moved, z, dim=1)
         close(cosine, torch.full_like(cosine, torch.tensor(degrees).deg2rad().cos().item()), 1e-5)
+
+
+def test_the_cascade_moves_the_more_perturbed_of_two_neighbours():
+    """Images 0, 1, 3: neighbours lie 1 and 2 apart; the last two learn towards those before them, which stay."""
+    shown = [torch.full((2, 3, 4, 4), value, requires_grad=True) for value in (0.0, 1.0, 3.0)]
+    r = Reconstruction(shown[0].detach(), shown[:1], Posterior(torch.zeros(2, 4, 1, 1)), torch.zeros(2, 4, 1, 1), perturbed=shown[1:])
+    cascade = LOSSES.get("cascade")
+    value = cascade(cascade.Config(), LossContext(4, 4, 4, None))(r)
+    assert value.item() == pytest.approx(1.5)
+    value.backward()
+    assert shown[0].grad is None
+    for image in shown[1:]:
+        close(image.grad, torch.full_like(image, 1 / (2 * image.numel())), 1e-9)
 
 
 def test_one_set_of_perturbed_images_has_one_set_of_angles():

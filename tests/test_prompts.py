@@ -137,7 +137,7 @@ def test_other_networks_and_guidance_read_no_text(root):
     with pytest.raises(ValueError, match="network 'ddt' reads no text; use lightningdit or sit"):
         config.Diffusion(network=ddt, text={}, train={"samples": 1})
     with pytest.raises(ConfigError, match="not of a network that reads text; set guidance.kind=null"):
-        api.with_weaker(prompts.prompted(network(), prompts.blank((12, 64))), config.Guidance(kind="auto", weaker="x"), root)
+        api.with_weaker(prompts.prompted(network(), prompts.blank((12, 64))), None, config.Guidance(kind="auto", weaker="x"), root)
 
 
 def test_images_without_captions_are_one_line(tmp_path):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from golden_values import close
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import awake
 
 from vfmlab import api, presets
@@ -19,9 +19,11 @@ from vfmlab.diffusion.guidance import Guided, Steered, internal
 from vfmlab.diffusion.objective import Flow
 from vfmlab.diffusion.raev2 import RAEv2
 from vfmlab.errors import CheckpointError, ConfigError
+from vfmlab.nn.standardise import Standardise
 from vfmlab.seeding import SampleRandom, StepRandom
+from vfmlab.studies import reuse
 from vfmlab.tokenizers.rae import RAE
-from vfmlab.weights import import_state_dict
+from vfmlab.weights import import_state_dict, statistics, table
 
 SHAPE = (6, 4, 4)
 SIZES = {"width": 16, "depth": 3, "heads": 2, "head_width": 32, "head_depth": 1, "head_heads": 2, "time_tokens": 2, "class_tokens": 3}
@@ -96,6 +98,17 @@ def test_layers(golden):
     for k in (1, 2, 3, 5):
         for name, pooled in (("v2", False), ("v3", True)):
             close(RAE.fuse(layers[-k:], pooled).flatten(2).transpose(1, 2), g[f"{name}.K{k}"], 1e-6)
+
+
+@torch.no_grad()
+def test_an_import_standardises_latents_as_released(golden, tmp_path):
+    """(z - mean) / sqrt(var + 1e-5) by place, from a file of mean and variance."""
+    g = load_file(golden / "continuous" / "raev2_layers.safetensors")
+    save_file({"mean": g["stat.mean"], "var": g["stat.var"]}, tmp_path / "stat.safetensors")
+    mean, std = statistics.read(tmp_path / "stat.safetensors", table.get("rae-decoder").statistics.eps)
+    layer = Standardise(14, (3, 3))
+    layer.load_state_dict({"mean": mean, "std": std})
+    close(layer(g["stat.z"]), g["stat.out"], 1e-6)
 
 
 # -- the network -------------------------------------------------------------------------------------------------------
@@ -195,3 +208,7 @@ def test_a_run_and_a_weaker_one(tmp_path):
     *_, auto = api.sample(run.id, [0, 1], root=tmp_path, previews=0, guidance={"kind": "auto", "weaker": run.id, "scale": 2.0})
     *_, plain = api.sample(run.id, [0, 1], root=tmp_path, previews=0, guidance={"kind": None, "scale": 1.0})
     torch.testing.assert_close(auto.images, plain.images, atol=1e-3, rtol=0)
+    every, half, *_ = reuse.records(run.id, tmp_path, every=(2,), n=4, batch=2, repeats=1)
+    assert (every["encoder"], half["encoder"]) == ("every step", "every 2 steps")
+    assert every["encodings"] == every["head"] == half["head"] == run.protocol.sampler.steps, "drawn unguided: once a step"
+    assert half["encodings"] < every["encodings"]

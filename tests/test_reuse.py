@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from vfmlab import api, presets
 from vfmlab.cli.main import main
-from vfmlab.config import Guidance, Sampler, override
+from vfmlab.config import Guidance, Protocol, Sampler, override
 from vfmlab.config.stale import Stale
 from vfmlab.diffusion import path
 from vfmlab.diffusion.ddt import DDT
@@ -19,6 +20,7 @@ from vfmlab.diffusion.objective import Flow
 from vfmlab.diffusion.reuse import KEYS_50, Reused, groups, scaled_keys
 from vfmlab.diffusion.sampling import sample
 from vfmlab.errors import ConfigError
+from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import SampleRandom, StepRandom
 from vfmlab.studies import reuse
 
@@ -90,6 +92,30 @@ def test_steps_in_parallel_look_at_the_state_of_their_encoding():
     for fields in ({}, {"reuse": 2, "solver": "heun"}):
         with pytest.raises(ValidationError, match="parallel: runs the steps that share an encoding"):
             Sampler(parallel=True, **fields)
+
+
+def test_prior_noise_as_published(golden):
+    """A field of zeros: the state moves only where some of the first noise is added."""
+    c = json.loads((golden / "continuous" / "formulas.json").read_text())["faster_diffusion"]
+    still = SimpleNamespace(encode=lambda x, t, y: [x], head=lambda x, t, tokens: (torch.zeros_like(x), []), latent_shape=(4, 4, 4), num_classes=3)
+    noise, states = torch.randn(2, 4, 4, 4), []
+    sampler = Sampler(steps=50, reuse=KEYS_50, prior_noise=c["prior_noise_weight"])
+    sample(still, torch.tensor([0, 1]), None, sampler, noise=noise, callback=lambda n, total, t, x, estimate: states.append(x))
+    moved = [x - before for before, x in pairwise([noise, *states])]
+    assert [k for k, step in enumerate(moved) if step.any()] == c["prior_noise_steps"]
+    for k in c["prior_noise_steps"]:
+        torch.testing.assert_close(moved[k], c["prior_noise_weight"] * noise, atol=1e-6, rtol=0)
+
+
+def test_prior_noise_belongs_to_reuse_on_the_straight_path():
+    assert dump(Protocol())["sampler"].keys() == {"solver", "steps", "shift"}, "earlier hashes stay"
+    for fields in ({}, {"reuse": 2, "solver": "heun"}):
+        with pytest.raises(ValidationError, match="prior_noise 0.003: makes up for detail that reuse loses"):
+            Sampler(prior_noise=0.003, **fields)
+    network = ddt()
+    network.path = path.make("sphere", radius=2.0)
+    with pytest.raises(ConfigError, match="prior_noise 0.003 on the path 'sphere': added noise leaves the sphere; set prior_noise=null"):
+        sample(network, torch.tensor([0]), SampleRandom(0, [0]), Sampler(reuse=2, prior_noise=0.003))
 
 
 def test_training_shares_encodings():

@@ -84,6 +84,9 @@ def test_paths_of_rjf(stored):
         assert far[~clamped].max() < 1e-5
         assert far[clamped].max() < 1e-3
     close(point.angle[~clamped], g["rjf.omega"][~clamped], 1e-5)
+    weight = along.weight(point)
+    close(weight[~clamped], g["rjf.weight"][~clamped], 1e-5)
+    close(weight[clamped], g["rjf.weight"][clamped], 2e-3)
     assert point.angle[0, 0, 0, 1].item() == pytest.approx(LARGEST)
     close(along.prior(g["noise"]), g["rjf.x0"], 1e-6)  # that release calls noise x0
     tangent = along.tangent(g["rjf.xt"], field(g, 24**0.5 * g["rjf.xt"], g["t"].view(-1, 1, 1, 1)))

@@ -217,7 +217,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
         raise ConfigError(f"run '{folder.id}' is a {run.kind} run and draws no samples; give a generator's")
     protocol = config.override(run, {"protocol.n": n}).protocol
     loaded = load_generator(folder.path, root, protocol.ema, decoder=protocol.decoder)
-    with_weaker(loaded.network, protocol.guidance, folder.path.parent)
+    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, folder.path.parent)
     source = data.open_source(run.data, "val")
     network = prompts.prompted(loaded.network, protocol, source)
     classes = loaded.num_classes if protocol.prompts is None else network.num_classes
@@ -319,6 +319,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
         previews: at most so many intermediate decodings. decoder: as in :func:`load_generator`, for a
         reference.
         noise: N C h w to start from, one for each label, in place of the seed's; an ar generator has none.
+        A decoder that draws noise then gives all images that of number `first`.
         prompts: texts in place of classes, for a generator that reads text; its labels are their numbers.
 
     Raises:
@@ -330,7 +331,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
     loaded = loaded if prompts is None else loaded.prompted(prompts)
     labels = _classes(labels, loaded.class_names)
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
-    with_weaker(loaded.network, protocol.guidance, root)
+    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, root)
     previews = previews if len(labels) <= CHUNK else 0
     total = protocol.sampler.steps if loaded.run.ar is None else loaded.network.codes.tokens
     stride, images, step = max(1, -(-total // max(1, previews))), [], None
@@ -341,11 +342,12 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
                           f"{(len(labels), *loaded.tokenizer.latent_shape)}")
     for part in torch.arange(len(labels)).split(CHUNK):
         y = torch.tensor(labels)[part].to(loaded.device)
-        random, start = SampleRandom(seed, first + part), None if noise is None else noise[part]
-        for step in _trajectory(loaded, y, random, protocol, start):
+        ids, start = first + part, None if noise is None else noise[part]
+        shown = ids if noise is None else torch.full_like(ids, first)
+        for step in _trajectory(loaded, y, SampleRandom(seed, ids), protocol, start):
             if previews and step.number < step.total and step.number % stride == 0:
-                yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate))
-        images.append(_finite(_decode(loaded, step.x), f"run '{loaded.run.id}'"))
+                yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate, seed, shown))
+        images.append(_finite(_decode(loaded, step.x, seed, shown), f"run '{loaded.run.id}'"))
     yield Preview(step.total, step.total, step.t, torch.cat(images), final=True, note=_note(protocol))
 
 
@@ -373,13 +375,16 @@ def _trajectory(loaded: LoadedDiffusion, labels: Tensor, random: Any, protocol: 
 
 
 @torch.no_grad()
-def _decode(loaded: LoadedDiffusion, z: Tensor) -> Tensor:
-    decode = loaded.tokenizer.decode
+def _decode(loaded: LoadedDiffusion, z: Tensor, seed: int, ids: Tensor) -> Tensor:
+    """Images on the CPU of latents, or of codes drawn so far; seed, ids: of the samples, as evaluations take
+    them for a decoder that draws noise."""
     if loaded.run.ar is not None:
         from vfmlab.ar.sampling import partial_images
 
-        decode = functools.partial(partial_images, loaded.tokenizer)
-    return torch.cat([decode(part).cpu() for part in z.split(64)])
+        return torch.cat([partial_images(loaded.tokenizer, part).cpu() for part in z.split(64)])
+    from vfmlab.evaluation.roundtrip import images_of
+
+    return images_of(loaded.tokenizer, z, seed, ids, part=64)
 
 
 def _finite(images: Tensor, where: str) -> Tensor:
@@ -425,6 +430,8 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
                 root: str | Path = "runs") -> tuple[Tensor, Tensor, Tensor]:
     """Images through a tokenizer and back (posterior mode).
 
+    A decoder that draws noise takes that of seed 0 and the image's place.
+
     Args:
         model: a loaded tokenizer or a reference to a run. images: [N 3 H W] in [-1, 1], or image files.
 
@@ -433,11 +440,12 @@ def reconstruct(model: Tokenizer | str | Path, images: Tensor | Sequence[str | P
         in dB.
     """
     from vfmlab.evaluation.pixels import psnr
+    from vfmlab.evaluation.roundtrip import images_of
 
     tokenizer = model if isinstance(model, Tokenizer) else load_tokenizer(model, root)
     images = images_for(tokenizer, images)
     where = tokenizer.stat_mean.device
-    restored = torch.cat([tokenizer.decode(tokenizer.encode(part.to(where)).mode()).cpu()
-                          for part in images.split(64)])
+    z = torch.cat([tokenizer.encode(part.to(where)).mode() for part in images.split(64)])
+    restored = images_of(tokenizer, z, part=64)
     _finite(restored, f"tokenizer '{tokenizer.config.method}'")
     return images.cpu(), restored, psnr(images.cpu(), restored)

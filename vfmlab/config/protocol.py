@@ -52,6 +52,8 @@ class Sampler(Section):
                           "evaluations listed, from 0; None: always")
     parallel: bool | None = Field(None, description="with reuse: the head's evaluations up to the next "
         "encoding run as one batch on the state at that encoding (Faster Diffusion); null: one by one")
+    prior_noise: float | None = Field(None, gt=0, le=1, description="with reuse: so much of the first noise "
+        "is added at every step from t = 1/2 on, which restores detail (Faster Diffusion: 0.003); null: none")
 
     @model_validator(mode="after")
     def _reused(self) -> Sampler:
@@ -63,6 +65,10 @@ class Sampler(Section):
             raise ValueError(f"parallel: runs the steps that share an encoding as one batch of euler's, here "
                              f"reuse is {self.reuse} and solver '{self.solver}'; set reuse and solver=euler, "
                              "or parallel=null")
+        if self.prior_noise is not None and (self.reuse is None or self.solver != "euler"):
+            raise ValueError(f"prior_noise {self.prior_noise:g}: makes up for detail that reuse loses, step "
+                             f"by step of euler's, here reuse is {self.reuse} and solver '{self.solver}'; "
+                             "set reuse and solver=euler, or prior_noise=null")
         return self
 
     @field_validator("parallel")

@@ -88,13 +88,18 @@ class Sphere:
         tangent = self.tangent(point.x, v)
         wrong = (tangent - point.v).square()
         if self.config.weighting == "jacobi":
-            wrong = wrong * sinc((1 - over(point.t, point.x)) * point.angle).square()
+            wrong = wrong * self.weight(point)
         loss = wrong.flatten(1).mean(1)
         if self.config.radial:
             loss = loss + self.config.radial * (v - tangent).square().flatten(1).mean(1)
         if cosine:
             loss = loss + cosine * (1 - F.cosine_similarity(tangent, point.v, dim=1)).flatten(1).mean(1)
         return loss.to(torch.promote_types(dtype, torch.float32))
+
+    @staticmethod
+    def weight(point: PathSample) -> Tensor:
+        """RJF's weight of each token's error (weighting "jacobi"): sinc((1 - t) angle)^2, B 1 h w."""
+        return sinc((1 - over(point.t, point.x)) * point.angle).square()
 
     # -- geometry ---------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def cached(run: config.Phase, folder: runs.RunDir, load: Callable[..., Any], aga
         report = tokenizer_report(loaded, run.data, run.protocol, setup, progress)
     else:
         model, classes = loaded.network, loaded.num_classes
-        with_weaker(model, run.protocol.guidance, folder.path.parent)
+        with_weaker(model, loaded.tokenizer, run.protocol.guidance, folder.path.parent)
         about = samples.facts(run.protocol, setup.source, run=folder.id,
                               weights=weights(folder, run.protocol))
         setup.drawn = samples.earlier(Path(folder.path), run.protocol, run.data.size, about)

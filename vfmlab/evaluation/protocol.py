@@ -57,7 +57,7 @@ class Resolved:
         return self.sections.get("sampling", self.sections["images"])["n"]
 
 
-LATER = {"sampler": ("reuse", "parallel"), "guidance": ("token", "kind", "weaker")}
+LATER = {"sampler": ("reuse", "parallel", "prior_noise"), "guidance": ("token", "kind", "weaker")}
 LATER_DEFAULTS = {"noise": "protocol", "token_sampler": None, "labels": "balanced", "reference": None,
                   "precision": "fp32", "prompts": None}
 DTYPES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}

@@ -71,6 +71,18 @@ def decode(tokenizer: Tokenizer, raw: Tensor, **noise: list[int]) -> Tensor:
     return tokenizer.decode_raw(raw, **noise)[0].float().clamp(-1, 1)
 
 
+@torch.no_grad()
+def images_of(tokenizer: Tokenizer, z: Tensor, seed: int = 0, ids: Tensor | None = None,
+              part: int = CPU_PART) -> Tensor:
+    """Normalised latents N C h w -> images in [-1, 1] on the CPU, `part` at a time.
+
+    seed, ids: of the images, see :func:`seeds`; ids None: their places.
+    """
+    on, ids = tokenizer.stat_mean.device, torch.arange(len(z)) if ids is None else ids
+    return torch.cat([tokenizer.decode(some.to(on), **seeds(tokenizer, seed, own)).cpu()
+                      for some, own in zip(z.split(part), ids.split(part), strict=True)])
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Eval mode inside, what was before outside."""

@@ -197,7 +197,11 @@ class Subject:
         return None if self.store is None else self.store / f"{key}.safetensors"
 
     def decode(self, z: Tensor) -> Tensor:
-        """Normalised latents -> images in [-1, 1] on the CPU; tokenizers only."""
+        """Normalised latents -> images in [-1, 1] on the CPU; tokenizers only.
+
+        A decoder that draws noise gives all of them one noise: what differs between two images then comes
+        from their latents.
+        """
         if self.tokenizer is None or self.kind != "tokenizer":
             what = f"'{self.name}' is a {self.kind} subject and decodes nothing"
             raise ConfigError(f"{what}; measure its tokenizer's run")

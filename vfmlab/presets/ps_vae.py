@@ -36,7 +36,8 @@ ROWS = (
     Preset("pocket_ps_vae", "PS-VAE (f4d16) on the pocket VFM: features first, then pixels and the VFM through the latent.",
            base("pocket", tokenizer=POCKET, vfm={"name": "pocket"}, losses={**FEATURES, "l1": 1.0, "l2": 1.0},
                 stages=_stages({"lr": 5e-4}), train__samples=7680),
-           result=NOT_RUN, ours="sizes, weights, no perceptual term, no GAN"),
+           result="docs/results/claims_continuous.md: 20.2 dB, gFD 12.0 (three seeds, N = 4000)",
+           ours="sizes, weights, no perceptual term, no GAN"),
     Preset("photo_ps_vae", "PS-VAE (f4d16) on EfficientNet-Lite0's last block for 32 px photographs: features first, then pixels and the VFM.",
            base("photo", tokenizer=POCKET | {"layer": -2, "decoder": POCKET_DECODER}, vfm=PHOTO_VFM, losses={**FEATURES, "l1": 1.0, "l2": 1.0},
                 stages=_stages({"lr": 5e-4}), train__samples=38_400),
@@ -48,5 +49,5 @@ ROWS = (
                 protocol__sampler__shift=96**0.5 / 4),
            needs=HUB,
            result="published: rFID 0.203, PSNR 28.8; no class-conditional gFID; not run here",
-           ours="weight of KL, when the discriminator begins, budgets; the published generator is text to image"),
+           ours="weight of KL, when the discriminator begins, budgets; one linear layer each way in the place of an MLP; the published generator is text to image"),
 )  # fmt: skip

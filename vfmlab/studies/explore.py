@@ -22,7 +22,7 @@ from vfmlab.errors import ConfigError, DataError, VfmlabError
 from vfmlab.evaluation import pixels
 from vfmlab.evaluation.coder import Coder
 from vfmlab.evaluation.features import FeatureSpace, open_space
-from vfmlab.evaluation.roundtrip import CPU_PART, as_saved, evaluating
+from vfmlab.evaluation.roundtrip import CPU_PART, as_saved, evaluating, images_of
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import primitives
 from vfmlab.seeding import SampleRandom, derive, generator
@@ -43,11 +43,13 @@ def encode(tokenizer: Tokenizer, images: Images) -> Tensor:
 
 
 @torch.no_grad()
-def decode(tokenizer: Tokenizer, z: Tensor) -> Tensor:
-    """Images of normalised latents N C h w: N 3 S S."""
+def decode(tokenizer: Tokenizer, z: Tensor, ids: Tensor | None = None) -> Tensor:
+    """Images of normalised latents N C h w: N 3 S S.
+
+    ids: of the images, where decoding draws noise; None: their places.
+    """
     with evaluating(tokenizer):
-        on = tokenizer.stat_mean.device
-        return torch.cat([tokenizer.decode(part.to(on)).cpu() for part in z.split(CPU_PART)])
+        return images_of(tokenizer, z, ids=ids)
 
 
 # -- reconstruction ----------------------------------------------------------------------

@@ -95,7 +95,9 @@ def images(tokenizer: Tokenizer, first: explore.Images, second: explore.Images, 
     line = walk(z[0], z[1], frames, kind)
     if tokenizer.quantised:
         line = tokenizer.on_codebook(line.to(tokenizer.stat_mean.device)).cpu()
-    return _walk(explore.decode(tokenizer, line))
+    # one noise along the line, which then shows the latent alone
+    same = torch.zeros(len(line), dtype=torch.long)
+    return _walk(explore.decode(tokenizer, line, same))
 
 
 def pixels(first: Tensor, second: Tensor, frames: int = 9) -> Walk:

@@ -68,7 +68,8 @@ def records(run: str, root: str | Path, every: Sequence[int] = (2, 3, 4), n: int
 
     gFD by the run's protocol, with solver euler and at most n samples; seconds an image: of network and
     sampler alone on this machine, the least of `repeats` batches. Counts and seconds are those of unguided or
-    guided sampling, as the protocol has it: guidance doubles both counts.
+    guided sampling, as the protocol has it: guidance doubles both counts. Guidance of a kind (`internal`,
+    `auto`) needs the whole network at every step, so such a run is drawn unguided.
 
     Raises:
         ConfigError: a network that is not split into encoder and head, numbers that cannot be.
@@ -81,13 +82,15 @@ def records(run: str, root: str | Path, every: Sequence[int] = (2, 3, 4), n: int
     reuse.Reused(loaded.network, every[0])  # refuses what is not split
     protocol = loaded.run.protocol
     n, table = min(n, protocol.n), []
+    guidance = protocol.guidance if protocol.guidance.kind is None else config.Guidance()
+    led = {f"guidance.{k}": v for k, v in guidance.model_dump(mode="json").items()}
     ways = {name: plan.model_copy(update={"shift": protocol.sampler.shift})
             for name, plan in plans(protocol.sampler.steps, every).items()}
     # in turn: what else the machine does in these seconds meets all of them
-    costs = [{name: cost(loaded, plan, protocol.guidance, batch) for name, plan in ways.items()}
+    costs = [{name: cost(loaded, plan, guidance, batch) for name, plan in ways.items()}
              for _ in range(repeats)]
     for name, plan in ways.items():
-        changes = {"n": n, **{f"sampler.{k}": v for k, v in plan.model_dump(mode="json").items()}}
+        changes = {"n": n, **led, **{f"sampler.{k}": v for k, v in plan.model_dump(mode="json").items()}}
         report = api.evaluate(run, root, changes)
         encoded, read, seconds = min((turn[name] for turn in costs), key=lambda one: one[2])
         table.append({
@@ -144,7 +147,8 @@ def page(run: str, root: str | Path, out: Path, command: str, every: Sequence[in
     same = equal_quality(table)
     made = Page("Reuse of an encoder", QUESTION, command=command, definitions=definitions(("gfd",)))
     made.add("All ways", "One run and one set of noises: differences smaller than between two seeds of the "
-             "protocol are none. Counts are rows of encoder and head an image.", primitives.table(table),
+             "protocol are none. Counts are rows of encoder and head an image. A run guided by a second "
+             "read-out or a weaker model is drawn unguided here.", primitives.table(table),
              figures.reuse_figure(table))
     made.add("At equal quality", "What the network without reuse needs for the same gFD, read off the line "
              "through its numbers of steps; empty: its line does not pass there.", primitives.table(same))

@@ -10,7 +10,7 @@ latents are then rows of its codebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
@@ -307,13 +307,14 @@ class Tokenizer(nn.Module):
         raw = Posterior(raw.mean.float(), None if raw.logvar is None else raw.logvar.float())
         return raw.normalised(statistics.mean, statistics.std)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Normalised latents (B C h w), or codes (B T, long), -> images clamped to [-1, 1] (B 3 H W)."""
+    def decode(self, z: Tensor, **noise: Sequence[int] | None) -> Tensor:
+        """Normalised latents (B C h w), or codes (B T, long), -> images clamped to [-1, 1] (B 3 H W).
+        noise: `seeds`, one for each image (default: all 0), where decoding draws noise (`config.seeded`)."""
         if not z.is_floating_point():
             return self.decode_codes(z)
         if z.ndim != 4 or z.shape[1] != self.config.channels:
             raise DataError(f"decode: latents {tuple(z.shape)}; it takes B x {self.config.channels} x h x w")
-        return self.decode_raw(self.denormalise(z))[0].float().clamp(-1, 1)
+        return self.decode_raw(self.denormalise(z), **noise)[0].float().clamp(-1, 1)
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents (B C h w) -> normalised ones, with gradients."""

@@ -57,10 +57,6 @@ class EpsilonVAE(Tokenizer):
     def decode_raw(self, z: Tensor, seeds: Sequence[int] | None = None) -> list[Tensor]:
         return self.decoder(z, seeds)
 
-    def decode(self, z: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Normalised latents (B C h w) -> images clamped to [-1, 1]; seeds: one for each image, default 0."""
-        return self.decode_raw(self.denormalise(z), seeds)[0].float().clamp(-1, 1)
-
     def decode_in_training(self, z: Tensor, target: Tensor,
                            rng: StepRandom) -> tuple[list[Tensor], Denoised | None]:
         denoised = self.decoder.denoise(z, target, rng)

@@ -8,7 +8,8 @@ Stage one trains the feature autoencoder on the VFM's tokens (losses `feature_re
 cosine, `kl`) and the pixel decoder on latents that pixels do not shape. Stage two trains everything: rebuilt
 tokens stay near to those of the *original* VFM, and pixels reach the encoder. Which of the two it is follows
 from what trains: as long as the copy of the VFM is frozen, the pixel decoder sees detached latents. No code
-was published; the blocks start from scratch here, not from the VFM's (ours).
+was published. Ours: the blocks start from scratch, not from the VFM's, and one linear layer leads to the
+latent and one back, in the place of the paper's perceptrons, whose widths it does not give.
 """
 
 from __future__ import annotations

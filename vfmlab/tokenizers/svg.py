@@ -6,7 +6,8 @@
 Only branch and decoder train. In training whole images lose their branch to a token, with chance `mask`. The
 release takes mean and std over the *current batch*, in evaluation too, so that an image decodes differently
 in another batch. Here evaluation takes running means of those of the training batches (`match` "fixed",
-ours, as batch normalisation does); "batch" is the release's way, for parity.
+ours, as batch normalisation does); "batch" is the release's way, for parity: there a masked branch is matched
+by its own mean and std, token included.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class SVG(Tokenizer):
             raise ConfigError(f"tokenizer.heads {config.heads}: width {config.width} is no multiple of it")
         self.branch = ResidualBranch(size, config.factor, config.width, config.depth, config.heads,
                                      config.hidden, config.extra)
+        self._matched_from: Spread | None = None  # of this batch, until `perturb`
         self.mask_token = nn.Parameter(torch.zeros(1, config.extra, 1, 1))
         for name in ("own", "target"):
             self.register_buffer(f"{name}_spread", torch.tensor([0.0, 1.0]))  # mean, std
@@ -90,6 +92,7 @@ class SVG(Tokenizer):
         own, target = spread(branch), spread(maps)
         if self.training:
             self._follow(own, target)
+        self._matched_from = own if self.config.match == "batch" else None
         return matched(branch, own, target)
 
     @torch.no_grad()
@@ -104,10 +107,16 @@ class SVG(Tokenizer):
         return Posterior(torch.cat([maps, self.match(self.branch(images).float(), maps)], dim=1))
 
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
-        """Masks the branch of some images; the token is matched as the branch is."""
+        """Masks the branch of some images; the token is matched as the branch is.
+
+        z: of the last posterior.
+        """
         maps, branch = z.split((z.shape[1] - self.config.extra, self.config.extra), dim=1)
-        token = self.mask_token.float()
-        if self.config.match == "fixed":
-            token = matched(token, Spread(*self.own_spread), Spread(*self.target_spread))
-        gone = rng.rand(1, 1, 1) < self.config.mask
+        token, gone = self.mask_token.float(), rng.rand(1, 1, 1) < self.config.mask
+        if self.config.match == "batch":
+            target, own = spread(maps), self._matched_from
+            self._matched_from = None  # it belongs to this step's graph
+            masked = torch.where(gone, token, matched(branch, target, own))  # B C' h w, before it was matched
+            return torch.cat([maps, matched(masked, spread(masked), target)], dim=1)
+        token = matched(token, Spread(*self.own_spread), Spread(*self.target_spread))
         return torch.cat([maps, torch.where(gone, token, branch)], dim=1)

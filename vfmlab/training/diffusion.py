@@ -18,6 +18,7 @@ from vfmlab.diffusion.alignment import Projection
 from vfmlab.diffusion.objective import DiffusionObjective
 from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation.number import Number
+from vfmlab.evaluation.roundtrip import seeds
 from vfmlab.nn import parts as given
 from vfmlab.registry import NETWORKS
 from vfmlab.runs import RunDir
@@ -197,18 +198,18 @@ class DiffusionTask(Task):
 
     def preview(self, weights: nn.Module) -> Tensor:
         """Samples of fixed seeds and labels, decoded: N 3 H W. Solver and guidance are the protocol's."""
-        protocol, ids = self.run.protocol, range(self.columns)
+        protocol, ids = self.run.protocol, torch.arange(self.columns)
         network, tokenizer = self._parts(weights)
-        with_weaker(network, protocol.guidance, self.root)
+        with_weaker(network, tokenizer, protocol.guidance, self.root)
         labels = torch.arange(self.columns, device=self.device) % self.num_classes
-        random, shape = SampleRandom(self.run.seed, ids, self.device), tokenizer.latent_shape
+        random, shape = SampleRandom(self.run.seed, ids.tolist(), self.device), tokenizer.latent_shape
         z = sampling.sample(network, labels, random, protocol.sampler, protocol.guidance, shape,
                             self.num_classes)
-        return tokenizer.decode(z)
+        return tokenizer.decode(z, **seeds(tokenizer, self.run.seed, ids))
 
     def evaluate(self, weights: nn.Module, samples: int) -> dict[str, Any]:
         network, tokenizer = self._parts(weights)
-        with_weaker(network, self.run.protocol.guidance, self.root)
+        with_weaker(network, tokenizer, self.run.protocol.guidance, self.root)
         report = evaluated.generated(self, network, tokenizer)
         return report.record() | {name: number.entry() for name, number in self._blocks(network).items()}
 

@@ -140,7 +140,10 @@ class TokenizerTask(Task):
         """The first held-out images (first row) and what is decoded from their posterior's mean: 2N 3 H W."""
         first = torch.arange(min(SHOWN, len(self.held_out)))
         images = to_float(self.held_out.batch(first).images).to(self.device)
-        return torch.cat([images, weights.decode_raw(weights.posterior(images).mode().float())[0].float()])
+        from vfmlab.evaluation.roundtrip import seeds
+
+        z, noise = weights.posterior(images).mode().float(), seeds(weights, self.run.protocol.seed, first)
+        return torch.cat([images, weights.decode_raw(z, **noise)[0].float()])
 
     def evaluate(self, weights: Tokenizer, samples: int) -> dict[str, Any]:
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction

@@ -12,13 +12,15 @@ from torch import nn
 
 from vfmlab import config, runs, vfm
 from vfmlab.ar.llamagen import CodeShape
+from vfmlab.diffusion import path as flow
 from vfmlab.diffusion import prompts
-from vfmlab.diffusion.path import of_run as path_of_run
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.nn import parts
 from vfmlab.registry import NETWORKS, TOKEN_NETWORKS, TOKENIZERS
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.weights import io
+
+SAME = 1e-3  # of a latent's std: tokenizers that differ by less have the same latents
 
 
 def device() -> torch.device:
@@ -144,7 +146,7 @@ def build_network(run: config.Phase, shape: tuple[int, ...] | CodeShape, names: 
     network = registry.get(section.network.kind)(section.network, shape, len(names))
     network = parts.replace(network, run.recipe.parts, "network", run.seed)
     if run.diffusion is not None:
-        network.path = path_of_run(run.diffusion, run.tokenizer)
+        network.path = flow.of_run(run.diffusion, run.tokenizer)
         if run.diffusion.text is not None:
             prompts.set_prompts(network, prompts.of(names, prompts.encoder_of(run.diffusion)))
     return network
@@ -187,36 +189,55 @@ def load_diffusion(ref: str | Path, root: str | Path = "runs", ema: bool = True,
     return loaded
 
 
-def with_weaker(network: nn.Module, guidance: config.Guidance, root: str | Path) -> None:
+def with_weaker(network: nn.Module, tokenizer: Tokenizer, guidance: config.Guidance,
+                root: str | Path) -> None:
     """Set `network.weaker`, the model that auto-guidance leads away from, where `guidance` names one.
 
+    Args:
+        tokenizer: of the network. root: where the weaker run lies.
+
     Raises:
-        RunError: no such run. ConfigError: it makes other latents or other classes.
+        RunError: no such run. ConfigError: it makes other latents or other classes, or goes another path.
     """
     if guidance.kind != "auto":
         return
     if getattr(network, "prompts", None) is not None:
         raise ConfigError("guidance.kind 'auto': not of a network that reads text; set guidance.kind=null, "
                           "which leads away from the empty text")
-    other = load_diffusion(guidance.weaker, root, on=next(network.parameters()).device).network
-    mine, theirs = ((n.latent_shape, n.num_classes) for n in (network, other))
+    loaded = load_diffusion(guidance.weaker, root, on=next(network.parameters()).device)
+    other = loaded.network
+    mine, theirs = ((n.latent_shape, n.num_classes, t.size)
+                    for n, t in ((network, tokenizer), (other, loaded.tokenizer)))
     if mine != theirs:
-        raise ConfigError(f"guidance.weaker '{guidance.weaker}' has latents and classes {theirs}, the model "
-                          f"itself {mine}; name a run on the same tokenizer and data")
+        raise ConfigError(f"guidance.weaker '{guidance.weaker}' has latents, classes and pixels {theirs}, "
+                          f"the model itself {mine}; name a run on the same tokenizer and data")
+    mine, theirs = ((p.config.kind, p.radius) for p in map(flow.of, (network, other)))
+    if mine != theirs:
+        raise ConfigError(f"guidance.weaker '{guidance.weaker}' goes the path {theirs}, the model itself "
+                          f"{mine}; name a run with the same diffusion.path and tokenizer.radius")
+    gap = _gap(tokenizer, loaded.tokenizer)
+    if not gap < SAME:
+        raise ConfigError(f"guidance.weaker '{guidance.weaker}' has other latents than the model itself "
+                          f"(they differ by up to {gap:.3g}); name a run on the same tokenizer and data")
     network.weaker = (other,)  # in a tuple: no part of the network
 
 
 @torch.no_grad()
+def _gap(own: Tokenizer, other: Tokenizer) -> float:
+    """The largest difference of two tokenizers' normalised latents of noise images."""
+    images = torch.rand(4, 3, own.size, own.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one, two = (t.encode(images.to(t.stat_mean.device)).mode().cpu() for t in (own, other))
+    return (one - two).abs().max().item()
+
+
 def _refined(own: Tokenizer, other: Tokenizer, own_name: str, other_name: str) -> Tokenizer:
     """`other` in place of `own`, if both encode noise images alike, to a thousandth of a latent's std."""
     if own.latent_shape != other.latent_shape or own.size != other.size:
         raise ConfigError(f"decoder '{other_name}' has latents {other.latent_shape}, the run's tokenizer "
                           f"'{own_name}' {own.latent_shape}")
-    images = torch.rand(4, 3, own.size, own.size,
-                        generator=torch.Generator().manual_seed(0)).to(own.stat_mean.device) * 2 - 1
     other.set_statistics(own.statistics)
-    gap = (own.encode(images).mode() - other.encode(images).mode()).abs().max().item()
-    if not gap < 1e-3:
+    gap = _gap(own, other)
+    if not gap < SAME:
         raise ConfigError(f"decoder '{other_name}' belongs to other latents than '{own_name}' (they differ "
                           f"by up to {gap:.3g}); name a stage that trained nothing but the decoder")
     return other

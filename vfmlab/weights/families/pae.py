@@ -27,7 +27,7 @@ PARTS = {
     "compressor.1.": "compressor.conv.", "decompressor.0.": "decompressor.conv.",
     "decompressor.1.": "decompressor.attn.",
 }  # fmt: skip
-VFM = {"name": "dinov2_l14_reg", "upscale": 0.875}
+VFM = {"name": "dinov2_l14", "upscale": 0.875}
 SIZES = ("img", "patch", "dim", "depth", "heads", "latent")  # of the release's config
 
 
