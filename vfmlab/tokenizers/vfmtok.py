@@ -160,6 +160,10 @@ class VFMTok(Tokenizer):
     def rebuild(self, z: Tensor) -> dict[int, Tensor]:
         return {self.rebuilt: self.decoder.features(self.memory(z))[1]}
 
+    def class_token(self, z: Tensor) -> Tensor:
+        """Raw latents (B channels s s) -> class token of the feature branch, B width, which the paper probes."""
+        return self.decoder.features(self.memory(z))[0]
+
     def last_decoder_layer(self) -> nn.Parameter:
         return self.pixels.conv_out.weight
 

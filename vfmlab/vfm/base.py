@@ -164,8 +164,8 @@ class VisionModel(nn.Module):
         return twin
 
     def random_copy(self, seed: int = 0) -> Self:
-        """A frozen model of the same architecture, layers and size, with the weights that `vfm.weights=random`
-        and `vfm.seed=SEED` give."""
+        """A frozen model of the same architecture, layers and size, with the weights that
+        `vfm.weights=random` and `vfm.seed=SEED` give."""
         return type(self)(self.facts, self.size, self.layers, "random", self.upscale, seed, **self.options)
 
     def train(self, mode: bool = True) -> Self:

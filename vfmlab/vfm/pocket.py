@@ -158,8 +158,8 @@ class PocketModel(VisionModel):
 
 
 def untrained(**spec: int) -> PocketNet:
-    """A random network of that `spec` whose batch norms hold the statistics of smooth noise images; otherwise the position
-    embedding would drown the signal. Draws from torch's global generator."""
+    """A random network of that `spec` whose batch norms hold the statistics of smooth noise images; otherwise
+    the position embedding would drown the signal. Draws from torch's global generator."""
     net = PocketNet(**spec)
     settle(net, smooth_noise(64, 32))
     return net
