@@ -161,7 +161,7 @@ class VFMTok(Tokenizer):
         return {self.rebuilt: self.decoder.features(self.memory(z))[1]}
 
     def class_token(self, z: Tensor) -> Tensor:
-        """Raw latents (B channels s s) -> class token of the feature branch, B width, which the paper probes."""
+        """Raw latents (B channels s s) -> class token of the feature branch, B width; the paper probes it."""
         return self.decoder.features(self.memory(z))[0]
 
     def last_decoder_layer(self) -> nn.Parameter:
