@@ -280,6 +280,25 @@ def _ar(size: str, epochs: int, scale: float) -> tuple[Fact, ...]:
 
 FACTS |= {"paper_ar_l": _ar("L", 300, 2.0), "paper_ar_xl": _ar("XL", 50, 1.75),
           "paper_ar_xxl": _ar("XXL", 50, 1.75), "paper_ar_3b": _ar("3B", 50, 1.65)}
+
+
+def _vfmtok_ar(size: str, epochs: int) -> tuple[Fact, ...]:
+    return (
+        release("ar.network.kind", "llamagen"), release("ar.network.size", size), paper("ar.train.samples", epochs * EPOCH, "300 epochs below 1 B parameters, else 200"),
+        release("ar.train.batch", 512), release("ar.train.lr", 1e-4, "the paper: per 256 images; not scaled in the release"),
+        release("ar.train.schedule", "constant"), release("ar.train.warmup", 0), release("ar.train.optimizer", "adamw"), release("ar.train.betas", (0.9, 0.95)),
+        release("ar.train.weight_decay", 0.05, "of tensors of two and more dimensions"), release("ar.train.clip", 1.0),
+        release("ar.train.ema_halflife", 3_550_000, "0.9999 a step"), release("ar.class_dropout", 0.1),
+        release("ar.network.dropout", 0.1, "not of attention's probabilities, of which the paper has it too"),
+        release("ar.cache", False, "codes are computed at every step"), release("ar.ten_crops", None, "LlamaGen stores ten crops; here data.crop and data.flip"),
+        unknown("protocol.guidance.scale", "ours: LlamaGen's" if size != "2B" else "ours: LlamaGen's of 3B"),
+        unknown("protocol.labels", "ours: LlamaGen's random labels"),
+        unknown("protocol.token_sampler.top_k", "ours: LlamaGen's"), unknown("protocol.token_sampler.temperature", "ours: LlamaGen's"),
+    )  # fmt: skip
+
+
+FACTS |= {f"paper_vfmtok_ar_{size.lower()}": _vfmtok_ar(size, epochs)
+          for size, epochs in (("B", 300), ("L", 300), ("XL", 300), ("XXL", 200), ("2B", 200), ("3B", 200))}
 FACTS["paper_hirae"] = (
     paper("tokenizer.last", 24, "all blocks"), paper("tokenizer.stride", 1), unknown("tokenizer.pooled"), paper("train.batch", 128),
 )  # fmt: skip
