@@ -88,6 +88,17 @@ def test_feature_matching_equals_the_reference(values: dict, multi):
             assert float(found) == pytest.approx(float(g[f"multi.l1.{scale}.{layer}"]), rel=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "sides"), [("hinge", "hinge_d hinge_g"), ("nonsaturating", "vanilla_d softplus_g"),
+                                            ("softplus_hinge", "hinge_d softplus_g")])
+def test_losses_of_discrete_tokenizers_equal_the_reference(golden: Path, kind: str, sides: str):
+    """The last is VFMTok's: the decoder's loss and the discriminator's are of two kinds."""
+    io = load_file(golden / "discrete" / "quantizers.safetensors")
+    real, fake = [io["in.gan.real"]], [io["in.gan.fake"]]
+    ours = (sum(discriminator_losses(real, fake, kind)) / 2, generator_loss(fake, kind))
+    for value, name in zip(ours, sides.split(), strict=True):
+        torch.testing.assert_close(value, io[f"gan.{name}"], rtol=1e-5, atol=1e-8)
+
+
 def test_feature_matching_does_not_depend_on_the_number_of_layers():
     """Two maps that differ by 1 everywhere weigh as four do (pix2pixHD's 4 / layers), and nothing flows into `real`."""
     real = [[torch.zeros(2, 3, 4, 4, requires_grad=True) for _ in range(2)]]
@@ -99,7 +110,7 @@ def test_feature_matching_does_not_depend_on_the_number_of_layers():
     assert fake[0][0].grad is not None
 
 
-@pytest.mark.parametrize("kind", ["hinge", "lsgan", "nonsaturating"])
+@pytest.mark.parametrize("kind", ["hinge", "lsgan", "nonsaturating", "softplus_hinge"])
 def test_gradients_push_the_right_way(kind: str):
     """The discriminator raises real and lowers generated logits, the generator raises its own."""
     real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)

@@ -81,6 +81,19 @@ def test_rows_of_a_contrast_decode_with_the_same_means(name: str):
             assert not own or max(own) < 2 * min(own), f"{domain}: {contrast.says}: parameters of the decoders {own}"
 
 
+def test_vqrae_end_to_end_sees_as_many_images_as_in_two_stages():
+    """Its first stage is one step that leaves the encoder, which is then the one that it distils from, as it is."""
+    book = claims.ledger("c")
+    labels = ["VQRAE, SimVQ, width 128", "VQRAE, end to end", "VQRAE, end to end, no distillation"]
+    for domain in book.domains:
+        study = {row.label: row.tokenizers for row in book.study(domain, book.claims, [0], {})}
+        two, one, bare = ([stage.train for stage in study[label]] for label in labels)
+        assert sum(train.samples for train in two) == sum(train.samples for train in one) == sum(train.samples for train in bare)
+        assert one[0].samples == one[0].batch
+        assert not any(glob.startswith(("*", "encoder")) for glob in study[labels[1]][0].trains)
+        assert ["preservation" in study[label][-1].losses for label in labels] == [True, True, False]
+
+
 def test_verdicts_follow_the_planted_truth():
     chosen = [claim(better("gfd", "a", "b")), claim(better("gfd", "b", "a")), claim(same("gfd", "a", "c")), claim(better("gfd", "a", "b"), better("gfd", "c", "a"))]
     assert [d.verdict for d in decide(chosen, rows(), BLOCKS)] == ["supported", "refuted", "refuted", "refuted"]

@@ -162,9 +162,9 @@ def test_vfmtok_losses_and_gradients(vfmtok):
     perceptual = 0.3 * (io["in.image"] - image).abs().mean()
     before = pixels + perceptual + record.codes.loss + entropy + feature
     scalar(before, io["loss.generator_before_start"])
-    whole = before + 0.5 * adversarial.generator_loss(judge(image), "nonsaturating")
+    whole = before + 0.5 * adversarial.generator_loss(judge(image), "softplus_hinge")
     scalar(whole, io["loss.generator_after_start"])
-    real, fake = adversarial.discriminator_losses(judge(io["in.image"]), judge(image.detach()), "hinge")
+    real, fake = adversarial.discriminator_losses(judge(io["in.image"]), judge(image.detach()), "softplus_hinge")
     scalar(0.5 * (real + fake) / 2, io["loss.discriminator_after_start"])
     whole.backward()
     d, e = tokenizer.decoder, tokenizer.encoder

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import untrained
 
-from vfmlab import presets
+from vfmlab import presets, runs
 from vfmlab.config import Data
-from vfmlab.data import BatchStream, open_source
+from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.data.base import ImageSource
 from vfmlab.data.decode import Cut, decode
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.training.ar import ARTask
 from vfmlab.training.tokenizer import TokenizerTask
 
 
@@ -94,6 +96,23 @@ def test_a_tokenizer_trains_on_cuts_and_is_measured_on_centre_crops(folder):
     assert torch.equal(centre.labels, batch.labels)
     assert all(not torch.equal(a, b) for a, b in zip(centre.images, batch.images, strict=True))
     assert torch.equal(task.held_out.batch(torch.arange(4)).images, open_source(Data(source=f"folder:{folder}", size=16, val=4), "val").batch(torch.arange(4)).images)
+
+
+def test_codes_are_of_cuts_where_they_are_encoded_anew_and_of_centre_crops_where_they_are_stored(folder, tmp_path):
+    change = {"data.source": f"folder:{folder}", "data.size": 16, "data.crop": [0.5, 1.0], "data.train": None, "data.val": 4,
+              "data.flip": False, "ar.ten_crops": None}
+    for cached in (False, True):
+        run = presets.get("tiny_ar", change | {"ar.cache": cached}).last
+        task = ARTask(run, untrained(run), tmp_path / "latents")
+        list(task.prepare(runs.create(run, tmp_path / str(cached)), True))
+        stream, images = task.stream(3, slice(0, 8)), BatchStream(task.source, 8, run.seed, 3, crop=run.data.crop)
+        batch, cut = next(stream), next(images)
+        stream.close(), images.close()
+        centre = task.source.batch(batch.indices)
+        assert torch.equal(batch.labels.cpu(), centre.labels)
+        of_cut, of_centre = (task.tokenizer.codes(to_float(one.images).to(task.device)).cpu() for one in (cut, centre))
+        assert torch.equal(batch.codes.cpu(), of_centre if cached else of_cut)
+        assert not torch.equal(of_cut, of_centre)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -11,6 +11,7 @@ from torch import nn
 from vfmlab import config, vfm
 from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.vfm.describe import describe
+from vfmlab.vfm.pocket import PocketModel
 from vfmlab.vfm.table import TABLE, Facts
 from vfmlab.vfm.vit import TimmModel
 
@@ -53,6 +54,21 @@ def test_every_row_gives_its_layers(row: Facts):
     assert {layer: m.shape for layer, m in maps.items()} == {k: (2, model.width(k), 3, 3) for k in row.layers}
     assert pooled is not None
     assert pooled.shape == (2, model.width(-1))
+
+
+def test_a_random_copy_is_the_random_model_of_the_same_architecture():
+    """Its layers, size and options too, whatever weights it is made from."""
+    twins = [(small(TABLE["dinov2_s14_reg"], 56, seed=seed, layers=(1, -1)), 56) for seed in (5, 0)]
+    twins += [(vfm.build(config.VFM(name="timm:resnet10t", weights="random", seed=seed, upscale=2.0, stride=16), 32), 32) for seed in (5, 0)]
+    trained = PocketModel(TABLE["pocket"], 32, weights="random", seed=5, width=32, heads=2)
+    twins += [(trained, 32), (PocketModel(TABLE["pocket"], 32, weights="random", width=32, heads=2), 32)]
+    for (one, size), (zero, _) in zip(twins[::2], twins[1::2], strict=True):
+        copy = one.random_copy()
+        assert copy.fingerprint == zero.fingerprint != one.fingerprint
+        assert copy.layers == one.layers
+        x = images(size)
+        ours, theirs = (model.features(x).maps for model in (copy, zero))
+        assert all(torch.equal(ours[layer], theirs[layer]) for layer in one.layers)
 
 
 @families

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfmlab import api, presets
+from vfmlab import api, presets, runs
+from vfmlab.api import load_tokenizer
 from vfmlab.config import override
-from vfmlab.errors import ConfigError
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.regions import RegionDecoder, causal
 from vfmlab.registry import TOKENIZERS
 from vfmlab.training import plan
+from vfmlab.training.loop import fit
+from vfmlab.training.tokenizer import TokenizerTask
+from vfmlab.weights import io
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+RANDOM = {"tokenizer.encoder": "random"}
 
 
 def build(name="tiny_vfmtok", **changes):
@@ -106,7 +111,7 @@ def test_registers_matter_only_in_front(first):
 @pytest.mark.parametrize("changes", [
     {"tokenizer.attends": "cross"}, {"tokenizer.shared": False}, {"tokenizer.masks": True}, {"tokenizer.registers": 0},
     {"tokenizer.tokens": 9}, {"vfm.layers": [-1]}, {"vfm.layers": [1, -1], "tokenizer.levels": [1]}, {"vfm.weights": "random"},
-    {"tokenizer.registers_first": False},
+    {"tokenizer.registers_first": False}, {"tokenizer.encoder": "random"},
 ])  # fmt: skip
 def test_ablations_train(changes):
     tokenizer = build(**changes).train()
@@ -121,11 +126,76 @@ def test_ablations_train(changes):
     assert tokenizer.last_encoder_layer().grad.abs().sum() > 0
 
 
+@torch.no_grad()
+def test_a_random_encoder_reads_other_features_and_rebuilds_the_vfms_last(vfmtok):
+    one = build(**RANDOM)
+    random, vfm = one.frozen["random"], one.vfm
+    assert vfm.fingerprint == vfmtok.vfm.fingerprint
+    assert random.fingerprint == build(**{"vfm.weights": "random"}).vfm.fingerprint
+    own, theirs = (model.features(IMAGES, one.levels).maps for model in (random, vfm))
+    assert one.levels == (0, 2, -1)
+    for level in one.levels:
+        assert own[level].shape == theirs[level].shape
+        assert not torch.allclose(own[level], theirs[level], atol=0.1)
+    codes = one.codes(IMAGES)
+    assert torch.equal(one.encode_features([m.flatten(2).mT for m in own.values()]).indices, codes)
+    assert torch.equal(one.posterior(IMAGES, theirs).indices, codes), "the VFM's maps are the loss's, not the encoder's"
+    assert one.layers == (-1,), "what is asked of the VFM, and cached"
+    assert list(one.rebuild(one.posterior(IMAGES).mode())) == [-1]
+    assert not [name for name, _ in one.named_parameters() if name.startswith("frozen")]
+
+
+@pytest.mark.parametrize("cache", [None, 1.0])
+def test_a_random_encoder_trains_towards_the_true_vfm(tmp_path, cache, monkeypatch):
+    """With the stored features of the VFM too: only the random one is asked at the steps."""
+    more = {"data.train": 16, "data.val": 16, "protocol.n": 16, "train.samples": 16, "train.vfm_cache": cache, **RANDOM}
+    run = override(presets.get("tiny_vfmtok"), more).phases()[0]
+    task = TokenizerTask(run)
+    targets = []
+    value = task.objective.losses["feature_reconstruction"].value
+    monkeypatch.setattr(task.objective.losses["feature_reconstruction"], "value",
+                        lambda r: targets.append((r.target, r.features)) or value(r))
+    events = list(fit(task, runs.create(run, tmp_path), device="cpu"))
+    assert [event for event in events if event.kind == "step"]
+    images, features = targets[0]
+    true, random = (task.weights.frozen[name].features(images, (-1,)).maps[-1] for name in ("vfm", "random"))
+    torch.testing.assert_close(features[-1], true, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(features[-1], random, atol=0.1)
+    one, other = (load_tokenizer(tmp_path / run.id) for _ in range(2))
+    assert one.frozen["random"].fingerprint == other.frozen["random"].fingerprint == task.weights.frozen["random"].fingerprint
+    assert torch.equal(one.codes(IMAGES), other.codes(IMAGES))
+
+
+def test_weights_of_another_random_encoder_are_refused():
+    one = build(**RANDOM)
+    other = dict(one.state_dict(), encoder_fingerprint=one.encoder_fingerprint + 1)
+    for load in (one.load_state_dict, lambda tensors: io.load(one, tensors, "weights")):
+        with pytest.raises(CheckpointError, match="another random encoder"):
+            load(other)
+
+
+def test_a_plan_counts_a_random_encoder_among_the_frozen():
+    """And its FLOPs: the VFM is asked for the target, the other is a part of encoding."""
+    one, other = (plan.plan(presets.get("tiny_vfmtok", more))["phases"][0] for more in ({}, RANDOM))
+    assert other["vfm_parameters"] == 2 * one["vfm_parameters"]
+    assert other["flops"]["vfm"] == one["flops"]["vfm"] > 0
+    assert other["flops"]["encode"] == one["flops"]["encode"] + one["flops"]["vfm"]
+    assert other["trained"] == one["trained"]
+
+
+def test_a_variant_names_the_random_encoder_where_there_is_one():
+    run = presets.get("tiny_vfmtok+encoder_random")
+    assert (run.tokenizer.encoder, run.vfm.weights) == ("random", "pretrained")
+    with pytest.raises(ConfigError, match="encoder of region tokens, which this run does not have"):
+        presets.get("tiny_vqgan+encoder_random")
+
+
 def test_what_does_not_fit(vfmtok):
     with pytest.raises(ConfigError, match="tokens 15: queries lie on a square grid; use 16"):
         build(**{"tokenizer.tokens": 15})
-    with pytest.raises(ConfigError, match="no 'vfm' section"):
-        build(vfm=None)
+    for more in ({}, RANDOM):
+        with pytest.raises(ConfigError, match="no 'vfm' section"):
+            build(vfm=None, **more)
     with pytest.raises(ConfigError, match=r"equivariance\.p_latent=0"):
         vfmtok.decode_raw(torch.zeros(1, 4, 2, 2))
     with pytest.raises(ConfigError, match="grid"):

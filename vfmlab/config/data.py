@@ -20,8 +20,10 @@ class Data(Section):
     val: int = Field(1000, ge=1, le=10**10,
                      description="held-out images, taken from the source's own split where it has one")
     flip: bool = Field(False, description="random horizontal flips in training")
-    crop: tuple[float, float] | None = Field(None, description="in a tokenizer's training: a square at "
-        "a random place, its side a random share of the short side, resized (Lanczos); null: the centre crop")
+    crop: tuple[float, float] | None = Field(None, description="in a tokenizer's training, and in that of "
+        "an ar generator whose codes are encoded anew (ar.cache=false; cached codes are of the centre crop "
+        "or of ar.ten_crops): a square at a random place, its side a random share of the short side, resized "
+        "(Lanczos); null: the centre crop")
     least_side: int | None = Field(None, ge=1, description="pixels; in a tokenizer's training images with a "
         "shorter side are left out; null: none are")
     image_column: str | None = Field(None,

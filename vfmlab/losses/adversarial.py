@@ -23,7 +23,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, LossContext, Reconstruction
 from vfmlab.registry import DISCRIMINATORS, LOSSES
 
-Kind = Literal["hinge", "lsgan", "nonsaturating"]
+Kind = Literal["hinge", "lsgan", "nonsaturating", "softplus_hinge"]
 
 # (real, generated) for the discriminator, generated for the generator; each from logits to pointwise losses.
 _POINTWISE: dict[str, tuple[Callable, Callable, Callable]] = {
@@ -32,6 +32,8 @@ _POINTWISE: dict[str, tuple[Callable, Callable, Callable]] = {
     "lsgan": (lambda x: (x - 1).square(), lambda x: x.square(), lambda x: (x - 1).square()),
     # Goodfellow et al. 1406.2661
     "nonsaturating": (lambda x: F.softplus(-x), F.softplus, lambda x: F.softplus(-x)),
+    # VFMTok's release (2507.08441): each side its own
+    "softplus_hinge": (lambda x: F.relu(1 - x), lambda x: F.relu(1 + x), lambda x: F.softplus(-x)),
 }
 
 

@@ -1,7 +1,9 @@
 """Generators of codes, token by token (LlamaGen, arXiv 2406.06525; RAR's orders, 2411.00776), at every tier.
 
 Each stands on VQGAN's codes; on those of another tokenizer: `PRESET@pocket_ar`. From LlamaGen's release:
-sizes, optimiser, constant rate, ten crops, guidance of the published numbers. Below `paper` all is ours.
+sizes, optimiser, constant rate, ten crops, guidance of the published numbers. `paper_vfmtok_ar_*` are
+VFMTok's (2507.08441): the same network, another batch, codes of random crops and flips encoded at every step.
+The guidance of its numbers is unknown; LlamaGen's is taken. Below `paper` all is ours.
 """
 
 from __future__ import annotations
@@ -36,6 +38,22 @@ def _published(size: str, epochs: int, guidance: float) -> Tree:
     return _on("paper_vqgan", _paper(size, epochs), **{"guidance.scale": guidance, "labels": "random"})
 
 
+def _vfmtok(size: str, epochs: int, guidance: float) -> Tree:
+    """VFMTok's training over its own codes, with LlamaGen's labels and guidance."""
+    train = _paper(size, epochs)["train"] | {"batch": 512, "ema_halflife": 3_550_000}
+    ar = {"network": {"kind": "llamagen", "size": size}, "train": train, "cache": False}
+    return _on("paper_vfmtok", ar, **{"guidance.scale": guidance, "labels": "random"})
+
+
+# size, parameters, epochs, LlamaGen's guidance (of 2B: 3B's), published gFID with and without guidance
+VFMTOK = (
+    ("B", "111 M", 300, 2.0, "gFID 3.43 guided, 3.09 without"),
+    ("L", "343 M", 300, 2.0, "gFID 2.75 guided, 2.11 without"),
+    ("XL", "775 M", 300, 1.75, "gFID 2.41 guided"),
+    ("XXL", "1.4 B", 200, 1.75, "gFID 2.19 guided, 1.95 without"),
+    ("2B", "2.2 B", 200, 1.65, ""),
+    ("3B", "3.1 B", 200, 1.65, "gFID 2.07 guided, 2.04 without"),
+)
 TINY = {"network": {"kind": "llamagen", "width": 32, "depth": 2, "heads": 2, "multiple": 32},
         "train": _train("tiny"), "ten_crops": 1.25}
 OURS = "the half-life of the average"
@@ -72,6 +90,11 @@ ROWS = (
            of="paper_vqgan", result="published: gFID 3.09 with guidance 1.75; not run here", ours=OURS),
     Preset("paper_ar_3b", "LlamaGen-3B over 256 codes of its tokenizer, 50 epochs.", _published("3B", 50, 1.65),
            of="paper_vqgan", result="published: gFID 3.06 with guidance 1.75; not run here", ours=OURS),
+    *(Preset(f"paper_vfmtok_ar_{size.lower()}", f"LlamaGen-{size} ({count}) over the 256 codes of paper_vfmtok, encoded anew from random crops, {epochs} epochs.",
+             _vfmtok(size, epochs, scale), of="paper_vfmtok",
+             result=f"published: {numbers}, at 256 px after resizing; not run here" if numbers else "no number is known here; not run here",
+             ours="the scale of guidance and the labels, both LlamaGen's; numbers at 336 px, not resized to 256")
+      for size, count, epochs, scale, numbers in VFMTOK),
     *(Preset(f"paper_rar_{size.lower()}", f"RAR-{size} over 256 codes, 400 epochs, random orders up to 200, raster from 300, guidance that grows.",
              {"ar.network": {"kind": "rar", "size": size}, "protocol.guidance.scale": scale, "protocol.token_sampler": {"guidance_power": power}},
              of="paper_ar_l_orders", result="published on another tokenizer (MaskGIT-VQGAN) and on VFMTok; not run here",

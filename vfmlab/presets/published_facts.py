@@ -229,7 +229,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         release("losses.adversarial.weight", 0.5), release("losses.adversarial.start", 20_000 * 128), release("losses.adversarial.loss", "hinge"),
         release("train.optimizer", "adam", "the paper's is taken", paper="adamw"), release("train.weight_decay", 0.0, "the paper's is taken", paper=0.05),
         release("train.lr", 1e-4), release("train.schedule", "constant"), release("train.clip", 1.0), release("train.batch", 128),
-        release("train.samples", 40 * EPOCH), release("data.crop", (0.8, 1.0), "ADM's random crop, the short side 1 to 1.25 x 256; the centre here"),
+        release("train.samples", 40 * EPOCH), release("data.crop", (0.8, 1.0), "ADM's random crop, the short side 1 to 1.25 x 256 at random; here its share is uniform"),
         release("data.flip", True), unknown("train.ema_halflife"),
     ),
     "paper_vfmtok": (
@@ -241,14 +241,14 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         release("tokenizer.masks", False, "two mask tokens there", paper=True), release("losses.l2.weight", 2.0, "added twice there", paper=1.0),
         release("losses.lpips.weight", 1.0), release("losses.feature_reconstruction.weight", 1.0), release("losses.adversarial.weight", 0.5),
         release("losses.adversarial.start", 20_000 * 256, "step 20,000; of 256 images, the paper's batch"),
-        release("losses.adversarial.loss", "hinge", "softplus for the generator, hinge for the discriminator; ours: softplus for both"),
+        release("losses.adversarial.loss", "softplus_hinge", "softplus for the generator, hinge for the discriminator"),
         release("losses.adversarial.discriminator.backbone", "dino_s16"), release("losses.adversarial.discriminator.add_class", True),
         release("losses.adversarial.discriminator.crop", 0.5), release("losses.adversarial.discriminator.virtual_batch", 8),
         release("losses.adversarial.discriminator.augment", ()),
         release("train.optimizer", "adam", "the paper's is taken", paper="adamw"), release("train.weight_decay", 0.0, "the paper's is taken", paper=0.05),
         release("train.betas", (0.9, 0.95)), release("train.lr", 1e-4), release("train.warmup", 4 * EPOCH), release("train.schedule", "constant"),
         release("train.clip", 1.0), release("train.batch", 16, "of the scripts; the paper's is taken", paper=256), release("train.samples", 50 * EPOCH),
-        release("data.crop", (0.8, 1.0), "ADM's random crop, the short side 1 to 1.25 x 336; the centre here"), release("data.flip", True),
+        release("data.crop", (0.8, 1.0), "ADM's random crop, the short side 1 to 1.25 x 336 at random; here its share is uniform"), release("data.flip", True),
     ),
     "paper_vqrae": (
         paper("vfm.name", "siglip2_so400m_256"), paper("tokenizer.channels", 1536), paper("tokenizer.quantizer.kind", "simvq"),
@@ -280,6 +280,25 @@ def _ar(size: str, epochs: int, scale: float) -> tuple[Fact, ...]:
 
 FACTS |= {"paper_ar_l": _ar("L", 300, 2.0), "paper_ar_xl": _ar("XL", 50, 1.75),
           "paper_ar_xxl": _ar("XXL", 50, 1.75), "paper_ar_3b": _ar("3B", 50, 1.65)}
+
+
+def _vfmtok_ar(size: str, epochs: int) -> tuple[Fact, ...]:
+    return (
+        release("ar.network.kind", "llamagen"), release("ar.network.size", size), paper("ar.train.samples", epochs * EPOCH, "300 epochs below 1 B parameters, else 200"),
+        release("ar.train.batch", 512), release("ar.train.lr", 1e-4, "the paper: per 256 images; not scaled in the release"),
+        release("ar.train.schedule", "constant"), release("ar.train.warmup", 0), release("ar.train.optimizer", "adamw"), release("ar.train.betas", (0.9, 0.95)),
+        release("ar.train.weight_decay", 0.05, "of tensors of two and more dimensions"), release("ar.train.clip", 1.0),
+        release("ar.train.ema_halflife", 3_550_000, "0.9999 a step"), release("ar.class_dropout", 0.1),
+        release("ar.network.dropout", 0.1, "not of attention's probabilities, of which the paper has it too"),
+        release("ar.cache", False, "codes are computed at every step"), release("ar.ten_crops", None, "LlamaGen stores ten crops; here data.crop and data.flip"),
+        unknown("protocol.guidance.scale", "ours: LlamaGen's" if size != "2B" else "ours: LlamaGen's of 3B"),
+        unknown("protocol.labels", "ours: LlamaGen's random labels"),
+        unknown("protocol.token_sampler.top_k", "ours: LlamaGen's"), unknown("protocol.token_sampler.temperature", "ours: LlamaGen's"),
+    )  # fmt: skip
+
+
+FACTS |= {f"paper_vfmtok_ar_{size.lower()}": _vfmtok_ar(size, epochs)
+          for size, epochs in (("B", 300), ("L", 300), ("XL", 300), ("XXL", 200), ("2B", 200), ("3B", 200))}
 FACTS["paper_hirae"] = (
     paper("tokenizer.last", 24, "all blocks"), paper("tokenizer.stride", 1), unknown("tokenizer.pooled"), paper("train.batch", 128),
 )  # fmt: skip

@@ -258,6 +258,7 @@ VARIANTS: dict[str, Variant] = {
     )
 } | {
     "random": Variant("control: a VFM of random weights, as encoder and as target", {"vfm.weights": "random"}, named=True),
+    "encoder_random": Variant("VFMTok reads a VFM of random weights, rebuilds the true one's last level", {"tokenizer.encoder": "random"}, named=True, needs="regions"),
     "no_vf": Variant("control: without the VF loss", {"losses.vf.weight": 0.0}, named=True),
     "last_layer": Variant("control: the last of the VFM's layers only", _last_layer, named=True, needs="vfm"),
     "64px": Variant("images of 64 px on the same latent and VFM grids", _at_64, True, "tokenizer"),
@@ -286,6 +287,8 @@ PARTS: dict[str, tuple[Callable[[Recipe], Any], str, str]] = {
     "tokenizer": (lambda run: run.tokenizer, "a tokenizer", "pocket_vfm_vae"),
     "diffusion": (lambda run: run.diffusion, "a diffusion model", "pocket_vfm_vae"),
     "quantiser": (lambda run: run.tokenizer and run.tokenizer.quantised, "a quantiser", "pocket_vqgan"),
+    "regions": (lambda run: run.tokenizer and run.tokenizer.method == "vfmtok",
+                "VFMTok's encoder of region tokens", "pocket_vfmtok"),
     "vfm": (lambda run: run.vfm, "the 'vfm' section", "pocket_vfm_vae"),
 }
 

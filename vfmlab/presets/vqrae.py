@@ -71,6 +71,6 @@ ROWS = (
                      "preview_every": 512_000, "checkpoint_every": 1_024_000},
               stages=stages(100_000 * STEP, 70_000 * STEP, 0.1, {"adversarial": GAN | {"start": 50_000 * STEP, "lr": 4e-5}}, lr=1e-4)),
         needs=HUB, result="published: rFID 1.31, PSNR 22.23, SSIM 0.762; not run here",
-        ours="LPIPS for a ConvNeXt-S perceptual loss, the discriminator, the average, rates that fall to 0, centre crops, ImageNet for BLIP3-o",
+        ours="LPIPS for a ConvNeXt-S perceptual loss, the discriminator, the average, rates that fall to 0, centre crops (random there), ImageNet for BLIP3-o",
     ),
 )  # fmt: skip

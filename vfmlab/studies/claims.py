@@ -29,6 +29,7 @@ DELTAS = {
     "gfd_own": 1.0,
     "probe_linear": 0.02,
     "probe_knn": 0.02,
+    "probe_class_token": 0.02,
     "class_accuracy": 0.02,
     "psnr": 0.25,
     "rfd": math.log(1.1),

@@ -24,9 +24,9 @@ COLOURS = {
 RULE = (
     "A contrast is a weighted sum of row means, so written that the claim puts it above 0. Its 95 % interval "
     "comes from all rows and seeds of a block (value = row + seed + rest), which takes one spread for its "
-    "rows; a contrast over two blocks adds their variances. A row that spreads more than its block (p < .05), "
-    "or is alone in it, is not pooled: contrasts with it have the spread of their own value over the seeds, "
-    "marked *. Supported: wholly above 0. "
+    "rows; a contrast over two blocks adds their variances. A row that spreads more than its block "
+    "(p < .05), or is alone in it, is not pooled: contrasts with it have the spread of their own value over "
+    "the seeds, marked *. Supported: wholly above 0. "
     "Refuted: wholly below 0, or wholly within the largest difference that counts as none. A claim of no gap "
     "is supported within it, and refuted wholly outside of it. Levels are adjusted by Holm over all "
     "contrasts of the page, also for the seeds that would decide; what its own interval alone would say "

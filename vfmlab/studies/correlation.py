@@ -27,7 +27,7 @@ GIVEN = "probe_linear"  # what alignment moves first; what a metric says beyond 
 LEAST = 4  # rows, below which ranks say nothing
 # The first is said to track better (arXiv 2510.18457). Under noise alone all tokenizers are read in one way.
 PAIRS = (("se_cknna", "alignment_cknna"), ("se_cknna_noise", "alignment_cknna"))
-ENOUGH = 24  # methods, or rows of which nothing is known, from which on a correlation over them may decide something
+ENOUGH = 24  # methods (or rows), from which on a correlation over them may decide something
 DRAWS = 2000  # of rows or methods, for the intervals
 PERMUTATIONS = 20_000  # for p, which Holm multiplies by the number of metrics
 

@@ -86,8 +86,8 @@ def reading(ranked: Sequence[Correlation], target: str) -> str:
     return (f"Spearman's rank correlation of each metric of the tokenizer with {quantity(target).label} "
             f"({good} is better) over the means of the rows; the same over the rows of each seed; the middle "
             f"95 % when rows are drawn with replacement ({DRAWS:,} times){kinds}; p by permutation of the "
-            f"{units}. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they were "
-            "independent, which they are not; by Holm over all of them "
+            f"{units}. {small} of {len(ranked)} metrics have p < .05; {chance:.1f} would by luck if they "
+            "were independent, which they are not; by Holm over all of them "
             f"{', '.join(left) or 'none'} {'stay' if len(left) > 1 else 'stays'} below. Last column: the "
             "correlation with what both sides share with the "
             f"{quantity(GIVEN).label} taken out.")

@@ -160,7 +160,8 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
         verdict = "; ".join(_says(one, at) for one in ahead) + "." if ahead else "None is ahead of another."
     made = Page("Guidance", QUESTION, verdict, command=command, definitions=definitions(("gfd", "gfd_own")),
                 lead=f"One network, one set of noises a seed; protocols that differ in their guidance alone, "
-                     f"which acts where {late:g} <= t <= {early:g} (t = 1: noise). Scales are chosen on seed {first[0]['seed']}, and compared on "
+                     f"which acts where {late:g} <= t <= {early:g} (t = 1: noise). "
+                     f"Scales are chosen on seed {first[0]['seed']}, and compared on "
                      f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}."
                      + (f" At the edge of the scales, and perhaps better beyond: {', '.join(edge)}." if edge
                         else ""))

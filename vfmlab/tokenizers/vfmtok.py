@@ -6,22 +6,25 @@
 
 The paper's ablations are options: `levels` of vfm.layers [the last of these is what the feature loss
 rebuilds], `tokens`, `attends` cross (all places of all levels; the paper's has a window of 16 x 16), `shared`
-off, `masks` shared, `registers` 0, and no feature loss [losses.feature_reconstruction=0]. A random VFM
-[vfm.weights=random] is the target of the feature loss too. The paper's random encoder cannot be that: its
-linear probe is 59, of 69 with the VFM and 23 without the feature loss.
+off, `masks` shared, `registers` 0, `encoder` random, and no feature loss [losses.feature_reconstruction=0].
+With a random encoder the feature loss still rebuilds the true VFM's last level: in the paper its linear probe
+is 59, of 69 with the VFM and 23 without the feature loss. A random VFM [vfm.weights=random] is the target
+too: a control of ours. How the paper draws its random encoder is unknown; here it is the VFM's architecture
+with the weights of vfm.weights=random, vfm.seed=0, drawn again whenever the tokenizer is built.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vfmlab import config
-from vfmlab.errors import ConfigError
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.conv_blocks import ConvUpsampler, levels
 from vfmlab.nn.regions import Attends, RegionDecoder, RegionEncoder
 from vfmlab.registry import QUANTIZERS, TOKENIZERS
@@ -33,6 +36,9 @@ from vfmlab.tokenizers.shapes import LayerShape, as_maps, need_vfm, shapes_of
 class VFMTok(Tokenizer):
     """Raw latents are the entries chosen: B channels s s, `tokens` = s x s in raster order.
 
+    With a random encoder the VFM's maps, given or not, are only the feature loss's: the encoder's own are
+    computed from the images at each call, so they are not among those that train.vfm_cache stores.
+
     Args:
         config: see `Config`; the defaults are the paper's. size: side of the images in pixels. vfm: the
         frozen VisionModel of the run; its layers are the levels, the last is what the feature branch
@@ -41,7 +47,8 @@ class VFMTok(Tokenizer):
         to :meth:`encode_features`, or a VFM is attached later.
 
     Raises:
-        ConfigError: neither `vfm` nor `shapes`.
+        ConfigError: neither `vfm` nor `shapes`; a random encoder without `vfm`.
+        CheckpointError: loaded weights were trained on another random encoder than the one drawn here.
     """
 
     last = "quant.weight"
@@ -60,6 +67,8 @@ class VFMTok(Tokenizer):
         hidden: int = Field(1024, ge=1, description="of the encoder's feed-forward")
         levels: tuple[int, ...] | None = Field(None, min_length=1, description="those of vfm.layers that the "
                                                "encoder reads; null: all")
+        encoder: Literal["random"] | None = Field(None, description="'random': it reads a VFM of random "
+                                                  "weights; null: the run's VFM")
         attends: Attends = Field("deformable", description="'cross': plain attention on all places")
         decoder_depth: int = Field(6, ge=1)
         decoder_heads: int = Field(8, ge=1)
@@ -93,14 +102,21 @@ class VFMTok(Tokenizer):
     def __init__(self, config: VFMTok.Config, size: int, vfm: nn.Module | None = None,
                  shapes: dict[int, LayerShape] | None = None):
         super().__init__(config, size, vfm)
-        if shapes is None:
+        if shapes is None or config.encoder is not None:
             need_vfm(vfm, config.method, "encodes with a vision foundation model")
-            shapes = shapes_of(vfm, vfm.layers)
+            shapes = shapes or shapes_of(vfm, vfm.layers)
         c, self.layers, self.shapes = config, tuple(shapes), shapes
-        self.levels, target = c.levels or self.layers, shapes[self.layers[-1]]
+        self.levels, self.rebuilt = c.levels or self.layers, self.layers[-1]
+        target = shapes[self.rebuilt]
         if not set(self.levels) <= set(self.layers):
             raise ConfigError(f"tokenizer.levels {list(self.levels)} must be of vfm.layers "
                               f"{list(self.layers)}; put them there, the target of the feature loss last")
+        if c.encoder == "random":
+            self.frozen["random"] = own = vfm.random_copy()
+            self.layers = (self.rebuilt,)  # all that is asked of the run's VFM
+            # saved, so that weights never meet another random encoder than theirs
+            drawn = torch.tensor(list(bytes.fromhex(own.fingerprint)), dtype=torch.uint8)
+            self.register_buffer("encoder_fingerprint", drawn)
         self.encoder = RegionEncoder([shapes[level].width for level in self.levels], c.tokens, c.width,
                                      c.depth, c.heads, c.points, c.hidden, c.attends)
         self.quant = nn.Linear(c.width, c.channels)
@@ -116,11 +132,14 @@ class VFMTok(Tokenizer):
     # -- encoder --------------------------------------------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
+        if self.config.encoder == "random":
+            return self._encode(self.frozen["random"].features(images, self.levels).maps)
         return self._encode(self.read_features(images, features, self.levels))
 
     def encode_features(self, features: Sequence[Tensor]) -> CodePosterior:
-        """Tokens (B N D) of the VFM's layers, in `layers`' order -> `indices` B T, `latents` B T channels."""
-        return self._encode(as_maps(features, self.layers, self.shapes))
+        """Tokens (B N D) of vfm.layers, in their order, of the VFM that the encoder reads -> `indices` B T,
+        `latents` B T channels."""
+        return self._encode(as_maps(features, tuple(self.shapes), self.shapes))
 
     def _encode(self, maps: dict[int, Tensor]) -> CodePosterior:
         tokens = self.quant(self.encoder([maps[level] for level in self.levels]))
@@ -139,7 +158,22 @@ class VFMTok(Tokenizer):
         return [self.pixels(self.decoder.pixels(self.memory(z)))]
 
     def rebuild(self, z: Tensor) -> dict[int, Tensor]:
-        return {self.layers[-1]: self.decoder.features(self.memory(z))[1]}
+        return {self.rebuilt: self.decoder.features(self.memory(z))[1]}
+
+    def class_token(self, z: Tensor) -> Tensor:
+        """Raw latents (B channels s s) -> class token of the feature branch, B width; the paper probes it."""
+        return self.decoder.features(self.memory(z))[0]
 
     def last_decoder_layer(self) -> nn.Parameter:
         return self.pixels.conv_out.weight
+
+    # -- weights --------------------------------------------------------------------------------------------
+
+    def adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        super().adapt(tensors)
+        theirs = tensors.get("encoder_fingerprint")
+        if self.config.encoder == "random" and theirs is not None and not torch.equal(
+                theirs.cpu(), self.encoder_fingerprint.cpu()):
+            raise CheckpointError("tokenizer.encoder 'random': the weights were trained on another random "
+                                  "encoder than this torch and timm draw; use the versions of their run, or "
+                                  "train again")

@@ -78,7 +78,8 @@ class ARTask(Task):
         batch, seed, data = self.train.batch, self.run.seed, self.run.data
         if self.cached is not None:
             return cache.cached_stream(self.cached, batch, seed, start_step, rows)
-        images = BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers)
+        images = BatchStream(self.source, batch, seed, start_step, rows, data.flip, data.workers,
+                             data.crop)
         return cache.fresh_stream(images, self.tokenizer)
 
     def example(self, rows: slice) -> cache.CodeBatch:

@@ -105,8 +105,8 @@ def classes(cfg: config.Data) -> tuple[int, str]:
 def _watch_tokenizer(meter: Meter, objective: TokenizerObjective) -> None:
     """Which part of the plan the steps of a tokenizer's training forward belong to."""
     tokenizer, discriminators = objective.tokenizer, objective.discriminators
-    if tokenizer.vfm is not None:
-        meter.watch(tokenizer.vfm, "features", "vfm")
+    for part in tokenizer.frozen.parts.values():
+        meter.watch(part, "features", "vfm")
     for method, part in {"own_features": "encode", "posterior": "encode", "decode_raw": "decode",
                          "rebuild": "decode"}.items():
         meter.watch(tokenizer, method, part)
@@ -135,14 +135,13 @@ def _step(meter: Meter, objective: nn.Module, discriminators: nn.Module | None, 
 def _tokenizer_phase(run: config.Phase) -> dict[str, Any]:
     size, meter = run.data.size, Meter()
     tokenizer, parent = empty_tokenizers(run, 2)
-    model = tokenizer.vfm
     costs = {
         "kind": "tokenizer",
         "id": run.id,
         "latent_shape": list(tokenizer.latent_shape),
         "parameters": _parts(tokenizer),
         "loss_parameters": {},
-        "vfm_parameters": 0 if model is None else _count(model),
+        "vfm_parameters": _frozen_of(tokenizer),
         "frozen_in_losses": 0,
         "notes": [],
     }
@@ -259,7 +258,7 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
         objective = ARObjective(network, run.ar)
     frozen = 0
     if not run.ar.cache:
-        frozen = _count(tokenizer) + (0 if tokenizer.vfm is None else _count(tokenizer.vfm))
+        frozen = _count(tokenizer) + _frozen_of(tokenizer)
     meter.watch(network, "forward", "network")
     notes = _recompute(network, run.ar.train)
     with meter.fake(objective):
@@ -317,6 +316,11 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _frozen_of(tokenizer: Tokenizer) -> int:
+    """Parameters of the VFM that a tokenizer uses, and of a random one beside it."""
+    return sum(_count(part) for part in tokenizer.frozen.parts.values())
+
+
 def _parts(module: nn.Module) -> dict[str, int]:
     """Parameters by child, and of the module's own."""
     parts = {name: _count(child) for name, child in module.named_children() if not isinstance(child, Frozen)}
@@ -325,8 +329,8 @@ def _parts(module: nn.Module) -> dict[str, int]:
 
 
 def _frozen_in(objective: TokenizerObjective) -> int:
-    """Parameters of what losses and discriminators hold without training it, and of the tokenizer's VFM."""
-    others = everything(objective.tokenizer.vfm, *objective.losses.values(), objective.frozen)
+    """Parameters of what losses and discriminators hold without training it, and of the tokenizer's VFMs."""
+    others = everything(objective.tokenizer.frozen, *objective.losses.values(), objective.frozen)
     trained = {id(p) for module in (objective, objective.discriminators) if module is not None
                for p in module.parameters()}
     return sum(p.numel() for child in others for p in child.parameters(recurse=False) if id(p) not in trained)

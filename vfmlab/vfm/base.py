@@ -34,6 +34,7 @@ class VisionModel(nn.Module):
         facts: the model's row of the table. layers: read when none are asked for. size: side of the images in
             pixels.
         fingerprint: first 16 hex digits of the SHA-256 of the weights. depth: number of blocks or stages.
+        options: arguments of the class beside those that every model has.
     """
 
     depth: int
@@ -43,7 +44,7 @@ class VisionModel(nn.Module):
     def __init__(self, facts: Facts, size: int, layers: Iterable[int] | None, upscale: float, depth: int):
         super().__init__()
         self.facts, self.size, self.upscale, self.depth = facts, size, upscale, depth
-        self.fingerprint = ""
+        self.fingerprint, self.options = "", {}
         self.layers = self.check_layers(facts.layers if layers is None else layers)
         self.input_size = round(size * upscale)
         self._check_size(self.input_size)
@@ -161,6 +162,11 @@ class VisionModel(nn.Module):
         for parameter, gradient in zip(parameters, reached, strict=True):
             parameter.requires_grad_(gradient is not None)
         return twin
+
+    def random_copy(self, seed: int = 0) -> Self:
+        """A frozen model of the same architecture, layers and size, with the weights that
+        `vfm.weights=random` and `vfm.seed=SEED` give."""
+        return type(self)(self.facts, self.size, self.layers, "random", self.upscale, seed, **self.options)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever contains it, a trainable copy too."""

@@ -60,7 +60,7 @@ class HierarchicalModel(VisionModel):
             if path is None:
                 with only_errors_of_size(facts, side):
                     settle(net, smooth_noise(16, side))
-        self.net = net.eval()
+        self.net, self.options = net.eval(), {"stride": stride, **options}
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
             raise ConfigError(f"vfm.name '{facts.name}': {type(net).__name__} has no convolution, so no "

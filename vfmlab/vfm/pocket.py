@@ -120,22 +120,23 @@ class PocketModel(VisionModel):
             `config.VFM`.
         weights: "pretrained" (the bundled file of that name), "random", a safetensors file, or the directory
             of a pretraining run. `pocket_random` is random whatever is asked for.
+        spec: arguments of a random :class:`PocketNet`, another one's `spec`.
     """
 
     def __init__(
         self, facts: Facts, size: int, layers: Iterable[int] | None = None, weights: str = "pretrained",
-        upscale: float = 1.0, seed: int = 0,
+        upscale: float = 1.0, seed: int = 0, **spec: int,
     ):  # fmt: skip
         if weights == "random" or (weights == "pretrained" and facts.name == "pocket_random"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive("vfm", "pocket", seed))
-                net, fingerprint = untrained(), ""
+                net, fingerprint = untrained(**spec), ""
         else:
             net, fingerprint = read(
                 io.ASSETS / f"{facts.name}.safetensors" if weights == "pretrained" else weights
             )
         super().__init__(facts, size, layers, upscale, net.depth)
-        self.net = net
+        self.net, self.options = net, net.spec
         self.freeze((0.5,) * 3, (0.5,) * 3, fingerprint or io.digest(net)[:16])
 
     @property
@@ -156,10 +157,10 @@ class PocketModel(VisionModel):
         return {layer: maps[layer] for layer in layers}, maps[-1].mean(dim=(2, 3))
 
 
-def untrained() -> PocketNet:
-    """A random network whose batch norms hold the statistics of smooth noise images; otherwise the position
-    embedding would drown the signal. Draws from torch's global generator."""
-    net = PocketNet()
+def untrained(**spec: int) -> PocketNet:
+    """A random network of that `spec` whose batch norms hold the statistics of smooth noise images; otherwise
+    the position embedding would drown the signal. Draws from torch's global generator."""
+    net = PocketNet(**spec)
     settle(net, smooth_noise(64, 32))
     return net
 

@@ -77,7 +77,7 @@ class TimmModel(VisionModel):
             dynamic = {"dynamic_img_size": True, **options}
             net = create(facts, side, derive("vfm", facts.name, seed), None, dynamic)
         super().__init__(facts, size, layers, upscale, len(net.blocks))
-        self.net = net
+        self.net, self.options = net, options
         data = timm.data.resolve_model_data_config(net)
         fingerprint = io.digest(net)[:16] if path is None else load_into(net, path, facts)
         self.freeze(data["mean"], data["std"], fingerprint)
