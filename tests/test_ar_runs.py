@@ -179,6 +179,13 @@ def test_plan_counts_the_network():
     assert "latent 256" in table(found)
 
 
+def test_plan_counts_the_encoding_of_codes_that_are_not_stored():
+    stored, anew = (plan(presets.get("tiny_ar", {"ar.ten_crops": None, "ar.cache": cached}))["phases"] for cached in (True, False))
+    assert anew[1]["flops"] == stored[1]["flops"] | {"encode": anew[0]["flops"]["encode"], "step_per_image": anew[1]["flops"]["step_per_image"]}
+    assert anew[1]["flops"]["step_per_image"] == stored[1]["flops"]["step_per_image"] + anew[0]["flops"]["encode"]
+    assert anew[1]["memory"]["activations"] == stored[1]["memory"]["activations"]
+
+
 def test_the_app_draws_tokens_as_they_come(trained):
     sample = pytest.importorskip("apps.sample")
     root, recipe, _ = trained

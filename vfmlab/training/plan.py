@@ -263,6 +263,9 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
     notes = _recompute(network, run.ar.train)
     with meter.fake(objective):
         _step(meter, objective, None, ar.example(1, codes, num_classes))
+    if not run.ar.cache:  # each step encodes its images
+        with meter.fake(tokenizer.eval()), torch.no_grad(), meter.part("encode"):
+            tokenizer.posterior(torch.empty(1, 3, run.data.size, run.data.size))
     costs = {
         "kind": "ar",
         "cached": run.ar.cache and run.imported is None,
