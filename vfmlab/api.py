@@ -354,10 +354,9 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
 def _note(protocol: config.Protocol) -> str:
     """That tokens are drawn without guidance, where a setting may be meant to guide them; else ""."""
     scale, tokens = protocol.guidance.scale, protocol.token_sampler
-    course = tokens is not None and tokens.guidance_power is not None
-    if tokens is None or scale > 1 or (scale == 1 and not course):
+    if tokens is None or scale > 1 or (scale == 1 and tokens.guidance_power is None):
         return ""
-    more = ", and token_sampler.guidance_power has nothing to raise" if course else ""
+    more = ", and token_sampler.guidance_power has nothing to raise" * (tokens.guidance_power is not None)
     return f"guidance.scale {scale:g}: 1 or less means no guidance here{more}"
 
 
