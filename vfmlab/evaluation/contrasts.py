@@ -7,9 +7,9 @@ weighted sum of row means; its error comes from the rest, with (rows - 1)(seeds 
 That takes one spread for all rows. Rows that are known to spread otherwise are groups, each with a spread of
 its own; a contrast over groups adds their variances, with degrees of freedom by Welch and Satterthwaite. A
 row that spreads more than the rest of its group (its share of the rest, by a beta distribution, at 5 % over
-the rows) is not pooled: contrasts without it take the spread of the others, and a contrast with it that of its
-own value over the seeds, with seeds - 1 degrees of freedom. Three seeds do not always show such a row: of one
-with three to five times the spread among 4 to 13, the interval holds the truth in .81 to .87 of simulated
+the rows) is not pooled: contrasts without it take the spread of the others, and a contrast with it that of
+its own value over the seeds, with seeds - 1 degrees of freedom. Three seeds do not always show such a row: of
+one with three to five times the spread among 4 to 13, the interval holds the truth in .81 to .87 of simulated
 cases (pooled alone: .63 to .85), that of the others in .94 to .96.
 """
 
