@@ -114,7 +114,8 @@ CLAIMS = (
                "(docs/results/guidance_raev2.md)"),
     Claim("prediction", "Internal guidance wants clean latents predicted, not velocities.", RAEV2,
           "gFID 1.06 against 1.87, both with internal guidance",
-          open="a network under two protocols is no two rows; docs/results/raev2_guided.json has its numbers"),
+          open="a network under two protocols is no two rows; docs/results/raev2_guided.json has its "
+               "numbers"),
     Claim("prediction_unguided",
           "Clean latents serve a network of two read-outs better without guidance too.",
           "asked beside RAEv2", "none published for velocities; 1.65 for clean latents",
