@@ -55,6 +55,8 @@ def test_why_the_first_is_first(rfd, own, says):
                for one, other in zip(rows(parts[0], "rfd"), rows(parts[1], "gfd_own"), strict=True)]
     assert says in choose.why(results, ranking)
     assert choose.why(rows(parts[0], "rfd"), ranking) == "", "half of it is no reason"
+    tied = choose.standings(rows({"a": [1.0, 2.0], "b": [3.0, 1.5]}))
+    assert choose.why(results, tied) == "", "what is not told apart has no reason"
 
 
 def test_round_one_goes_by_gfd_and_leaves_out_what_has_none():

@@ -244,11 +244,12 @@ def verdict(ranking: Sequence[Standing], seeds: int) -> str:
 
 
 def why(results: Sequence[Result], ranking: Sequence[Standing]) -> str:
-    """What of the first's gFD is its decoder's and what its latents', beside the next; "" without both.
+    """What of the first's gFD is its decoder's and what its latents', beside the next; "" without both, and
+    where the next is not told from it.
 
     rFD says what the decoder loses, gFD to own reconstructions how well the latents are modelled.
     """
-    if len(ranking) < 2:
+    if len(ranking) < 2 or ranking[1].tied:
         return ""
     sides = {}
     for name in ("rfd", "gfd_own"):
@@ -261,7 +262,7 @@ def why(results: Sequence[Result], ranking: Sequence[Standing]) -> str:
     text = {(True, True): "its decoder loses less and its latents are modelled better",
             (True, False): "its decoder loses less, though its latents are modelled worse",
             (False, True): "its latents are modelled better, though its decoder loses more",
-            (False, False): "neither its decoder nor its latents say it"}[keeps, learnt]
+            (False, False): "neither its decoder nor its latents alone say it"}[keeps, learnt]
     return f" Why, beside {ranking[1].label}: {text} ({decoder}, {latents}; means, no verdicts)."
 
 
