@@ -115,6 +115,9 @@ def test_names_are_read_from_left_to_right():
     assert (both.diffusion, both.protocol) == (plain.diffusion, plain.protocol)
     assert [phase.id for phase in both.phases()[:-1]] == [phase.id for phase in rae.phases()[:-1]]
     assert presets.get("pocket_rae@pocket_plain_vae+repa") == variants.apply(both, "repa")
+    round_ = presets.get("pocket_dino_sae@pocket_plain_vae")  # latents on a sphere stay there
+    assert (round_.tokenizer, round_.diffusion.path.kind) == (presets.get("pocket_dino_sae").tokenizer, "sphere")
+    assert round_.diffusion == presets.get("pocket_rae@pocket_plain_vae+sphere").diffusion
     aligned = presets.get("pocket_rae@pocket_plain_vae_repa")
     assert aligned.diffusion.tokenizer_of is None
     assert aligned.last.parent == rae.last.parent, "the tokenizer is the first one's, by name too"

@@ -146,12 +146,15 @@ def _base(name: str) -> Recipe:
 
 
 def _with_generator_of(recipe: Recipe, other: Recipe) -> Recipe:
-    """`recipe` with the generator and the protocol of `other`; its tokenizer's runs stay the same ones."""
+    """`recipe` with the generator and the protocol of `other`; its tokenizer's runs stay the same ones. Latents
+    on a sphere stay there: the other's path and solver become a sphere's."""
     pair = f"{recipe.name}@{other.name}"
     for one, what in ((recipe, "tokenizer"), (other, "generator")):
         if getattr(one, what) is None:
             named = "tokenizer" if what == "tokenizer" else "diffusion or ar"
             raise ConfigError(f"'{pair}': '{one.name}' has no {named} section; name a preset that trains one")
+    if getattr(recipe.tokenizer, "radius", None) is not None and other.ar is None:
+        other = variants.apply(other, "sphere")
     own = None if recipe.generator is None else recipe.generator.tokenizer_of
     taken = {"diffusion": None, "ar": None, "protocol": other.protocol.model_dump()}
     kind = "diffusion" if other.ar is None else "ar"

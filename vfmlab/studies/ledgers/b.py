@@ -7,6 +7,10 @@ docs/results/photo.md: 30,720 images for a tokenizer, whatever its stages, 76,80
 
 from __future__ import annotations
 
+import json
+
+from vfmlab.presets import dino_sae, pae
+from vfmlab.presets.tiers import Tree
 from vfmlab.registry import LEDGERS
 from vfmlab.studies.claims import Claim, Entry, Ledger, better, gains_more, same
 from vfmlab.studies.ledgers.a import OUTCOMES
@@ -14,7 +18,8 @@ from vfmlab.studies.rows import Until
 
 HAE, GAE, PAE, RAEV2 = "HAE (2601.22904)", "GAE (2603.10365)", "PAE (2605.07915)", "RAEv2 (2605.18324)"
 JOINT = "joint compression and classification (2310.19675)"
-PS_VAE, EPSILON, COMMON = "PS-VAE (2512.17909)", "Epsilon-VAE (2410.04081)", "@pocket_plain_vae"
+PS_VAE, EPSILON, SVG = "PS-VAE (2512.17909)", "Epsilon-VAE (2410.04081)", "SVG (2510.15301)"
+COMMON = "@pocket_plain_vae"
 SPHERE = "rae@pocket_plain_vae+sphere"
 UNGUIDED = "protocol.guidance.kind=null,protocol.guidance.scale=1,protocol.guidance.interval=[0,1]"
 RAEV2_NET = f"multi_layer_rae{COMMON}+raev2:{UNGUIDED}"
@@ -23,6 +28,7 @@ WIDTHS = (4, 8, 16)
 WHOLE, HALVES = "train.samples=30720", "train.samples=15360"  # of one stage, of each of two
 APART = ",".join(f"stages.{stage}.train.samples={images}" for stage, images in
                  (("apart", 10_240), ("pixels", 15_360), ("together", 5120)))
+HALF, TWICE = ", half as wide a network", ", twice as wide a network"
 PRIORS = "stages.autoencoder.losses"
 
 
@@ -50,6 +56,19 @@ def _length(scenes: int, photo: int) -> Entry:
                  "wide latents")
 
 
+def _frozen(decoder: Tree, images: int) -> Entry:
+    """The frozen VFM's tokens without noise, before another tokenizer's decoder and budget: its control."""
+    return _row("rae:tokenizer.noise=0,tokenizer.linear_start=false,losses.multiscale=0,"
+                f"train.samples={images},tokenizer.decoder={json.dumps(decoder)}", "wide latents",
+                "tokenizer", photo="")
+
+
+def _network(spec: str, width: int) -> Entry:
+    """Under the common generator in another width, with heads of the same 32 channels."""
+    change = f":diffusion.network.width={width},diffusion.network.heads={width // 32}"
+    return _row(spec + change, "wide latents", photo="")
+
+
 def _pae(*without: str) -> Entry:
     changes = ",".join(f"{PRIORS}.{name}.weight=0" for name in without)
     return _row(f"pae{':' if changes else ''}{changes}", "small latents", photo=HALVES)
@@ -59,10 +78,17 @@ ROWS = {
     "RAE": _row(f"rae{COMMON}", "wide latents"),
     "RAE, no noise": _row(f"rae{COMMON}:tokenizer.noise=0", "wide latents"),
     "RAE on a sphere": _row(SPHERE, "wide latents"),
+    **{f"{label}{how}": _network(spec, width) for how, width in ((HALF, 64), (TWICE, 256))
+       for label, spec in (("RAE", f"rae{COMMON}"), ("RAE on a sphere", SPHERE))},
     "RAE on a sphere, radial 0": _row(f"{SPHERE}:diffusion.path.radial=0", "wide latents"),
     "RAE on a sphere, radial 1": _row(f"{SPHERE}:diffusion.path.radial=1", "wide latents"),
     "RAE on a sphere, half length": _length(6, 9),
     "RAE on a sphere, twice the length": _length(24, 36),
+    # The VFM of photographs has no patch embedding in whose place a stem could stand.
+    "DINO-SAE": _row(f"dino_sae{COMMON}", "wide latents", photo=""),
+    "frozen tokens, DINO-SAE's decoder": _frozen(dino_sae.POCKET["decoder"], 7680),
+    "SVG": _row(f"svg{COMMON}", "wide latents", photo=""),
+    "frozen tokens, SVG's decoder": _frozen(pae.SVG_POCKET["decoder"], 30_720),
     # The layers of the VFM of photographs have other widths and grids: nothing to fuse.
     "bounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion={{}}", "wide latents", photo=""),
     "unbounded fusion": _row(f"multi_layer_rae{COMMON}:tokenizer.fusion.caps=null,"
@@ -95,7 +121,9 @@ CLAIMS = (
           HAE, "gFID 2.65 against 15.95", (better("gfd", "RAE on a sphere", "RAE"),)),
     Claim("sphere_width", "That gap shrinks as the network gets wider than the tokens.", "RJF (2602.10099)",
           "gFID 24.2 -> 6.77 at B, 10.08 -> 4.21 at L, 9.29 -> 3.62 at XL",
-          open="rows with a wider network are not there"),
+          tuple(gains_more("gfd", (f"RAE{narrow}", f"RAE on a sphere{narrow}"),
+                           (f"RAE{wide}", f"RAE on a sphere{wide}"))
+                for narrow, wide in ((HALF, ""), ("", TWICE)))),
     Claim("radial", "A little radial penalty is best.", HAE, "4.40 / 3.90 / 5.70 at 0 / .1 / 1",
           (better("gfd", "RAE on a sphere", "RAE on a sphere, radial 0"),
            better("gfd", "RAE on a sphere", "RAE on a sphere, radial 1"))),
@@ -106,8 +134,14 @@ CLAIMS = (
     Claim("noise", "Noise on the decoder's latents costs reconstruction and helps generation.", HAE,
           "rFID .37 -> .78, gFID 32.64 -> 2.65",
           (better("rfd", "RAE, no noise", "RAE"), better("gfd", "RAE", "RAE, no noise"))),
-    Claim("stem", "A convolutional stem buys PSNR at the same meaning.", HAE, "19.55 -> 26.20 dB",
-          open="a row without the stem and with the same decoder is not there"),
+    Claim("stem", "A convolutional stem buys PSNR at the same meaning.", HAE,
+          "19.55 -> 26.20 dB without noise, linear probe 89 -> 87",
+          (better("psnr", "DINO-SAE#align", "frozen tokens, DINO-SAE's decoder"),
+           same("probe_linear", "DINO-SAE#align", "frozen tokens, DINO-SAE's decoder"))),
+    Claim("branch", "Eight trained channels beside a VFM's tokens buy PSNR at the same meaning.", SVG,
+          "rFID .65 with them; none without at hand",
+          (better("psnr", "SVG", "frozen tokens, SVG's decoder"),
+           same("probe_linear", "SVG", "frozen tokens, SVG's decoder"))),
     Claim("guidance", "Internal guidance is ahead of a weaker model's, that of CFG, that of none.", RAEV2,
           "gFID 1.06, 1.14, 1.49, 1.65",
           open="one network under several protocols: vfmlab guide decides it, and here it does not "
