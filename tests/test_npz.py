@@ -365,3 +365,14 @@ def test_labels_and_precision_are_part_of_the_hash():
     protocol = BASE.model_copy(update={"precision": "tf32"})
     with pytest.raises(ConfigError, match="'cpu' has no TF32"):
         measured(setup(protocol), protocol)
+
+
+def test_two_calls_do_not_draw_into_one_file(tmp_path):
+    def second(*_):
+        with pytest.raises(DataError, match=r"samples.npz' is being drawn by another call; wait for it, or give another --out"):
+            drawn(tmp_path)
+        calls.append(drawn(tmp_path, "other.npz"))
+
+    calls: list = []
+    first = drawn(tmp_path, progress=second)
+    assert first.read_bytes() == calls[0].read_bytes(), "what was refused has not changed it"

@@ -7,9 +7,12 @@ file until it is whole, so that a call that was broken off goes on; several proc
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from torch import nn
@@ -61,8 +64,30 @@ def write(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, n
         progress: called with (samples that are there, samples in all), of all processes together.
 
     Raises:
-        DataError: a file or parts of other samples lie there already; samples that are not finite.
+        DataError: a file or parts of other samples lie there already, or another call draws them; samples
+            that are not finite.
     """
+    with _alone(path, ranks):
+        return _write(network, tokenizer, protocol, num_classes, path, about, seed, ranks, progress)
+
+
+@contextmanager
+def _alone(path: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the place for one call, whose parts no other writes; the system drops it with the process."""
+    lock = filelock.FileLock(path.parent / f".{path.name}.lock", thread_local=False)
+    try:
+        if ranks.main:
+            lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise DataError(f"'{path}' is being drawn by another call; wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(network: nn.Module, tokenizer: Tokenizer, protocol: config.Protocol, num_classes: int,
+           path: Path, about: dict[str, Any], seed: int, ranks: Ranks, progress: Progress | None) -> Path:
     manifest, folder = path.with_suffix(".json"), path.with_suffix(".parts")
     stamp = config.digest(about)
     ranks.agree("samples", stamp)
