@@ -211,6 +211,14 @@ def test_command_prints_and_dumps(capsys):
     assert json.loads(capsys.readouterr().out)["tier"] == "tiny"
 
 
+def test_without_a_cache_a_step_encodes_its_images(planned):
+    run, cached = planned
+    tokenizer, generator = plan.plan(config.override(run, {"diffusion.cache": False}))["phases"]
+    encode = tokenizer["flops"].get("vfm", 0) + tokenizer["flops"]["encode"]
+    assert generator["flops"] == cached["phases"][1]["flops"] | {"encode": encode, "step_per_image": cached["phases"][1]["flops"]["step_per_image"] + encode}
+    assert not [row for row in price.price({"phases": [tokenizer, generator]}, 1, 64)["rows"] if "latents of" in row["what"]]
+
+
 def test_hours_are_flops_over_peak_and_share(planned):
     _, found = planned
     priced = price.price(found, n=100, images=64, gpus=4, mfu=0.5)

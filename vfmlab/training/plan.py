@@ -210,6 +210,8 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         shape, size = original.latent_shape, run.data.size
         _step(meter, objective, others,
               diffusion.example(1, shape, size, num_classes, parts.targets, tune is not None))
+    if tune is None and not run.diffusion.cache:
+        _encode(meter, original, size)
     costs = {
         "kind": "diffusion",
         "cached": run.diffusion.cache and tune is None and run.imported is None,
@@ -263,9 +265,8 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
     notes = _recompute(network, run.ar.train)
     with meter.fake(objective):
         _step(meter, objective, None, ar.example(1, codes, num_classes))
-    if not run.ar.cache:  # each step encodes its images
-        with meter.fake(tokenizer.eval()), torch.no_grad(), meter.part("encode"):
-            tokenizer.posterior(torch.empty(1, 3, run.data.size, run.data.size))
+    if not run.ar.cache:
+        _encode(meter, tokenizer, run.data.size)
     costs = {
         "kind": "ar",
         "cached": run.ar.cache and run.imported is None,
@@ -282,6 +283,12 @@ def _ar_phase(run: config.Phase) -> dict[str, Any]:
     # Keys and values are kept, so drawing all tokens costs what one pass over them does.
     costs["sampling_flops"] = meter.flops["network"] * (2 if run.protocol.guidance.scale > 1 else 1)
     return _finish(costs, run.ar.train, frozen, meter.activations)
+
+
+def _encode(meter: Meter, tokenizer: Tokenizer, size: int) -> None:
+    """One image, as each step of a generator without a cache encodes those that it sees."""
+    with meter.fake(tokenizer.eval()), torch.no_grad(), meter.part("encode"):
+        tokenizer.posterior(torch.empty(1, 3, size, size))
 
 
 def _recompute(weights: nn.Module, train: config.Train) -> list[str]:
