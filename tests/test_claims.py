@@ -181,12 +181,16 @@ def test_stages_stand_for_themselves():
 
 def test_page_json_and_results_go_round(tmp_path: Path):
     whole = rows()
-    decided = decide([claim(better("gfd", "a", "b")), claim(open="it needs more rows")], whole, BLOCKS)
+    decided = decide([claim(better("gfd", "a", "b")), claim(open="it needs more rows"),
+                      claim(open="one network under two protocols", elsewhere="guide.md")], whole, BLOCKS)
     page = claims_page.build(decided, whole, "Ledger", "vfmlab claims", (), [claim(better("gfd", "c", "d"))])
     record = {"claims": [claims_page.record(one) for one in decided], "results": [r.as_json() for r in whole]}
     written = page.publish(tmp_path / "ledger", record)
     text = written.read_text()
-    assert "Of 2 claims: 1 supported, 1 not run." in text
+    assert "Of 3 claims: 1 supported, 1 elsewhere, 1 not run." in text
+    assert "Missing: it needs more rows." in text
+    assert "Verdict: elsewhere: [guide.md](guide.md)." in text
+    assert "Not contrasts of rows: one network under two protocols." in text
     assert "Not run for want of budget" in text
     assert text.count("## Rows under protocol") == len(number.groups(whole))
     assert "parameters trained / all" in text
@@ -233,6 +237,12 @@ def test_shared_phases_are_paid_once_and_a_budget_holds():
     assert claims.affordable(listed(30.0), 30.0) == (list(book.claims), [])
     assert [seconds for _, seconds in listed(29.0)] == [30.0, 30.0]  # nobody has paid for it
     assert claims.affordable(listed(29.0), 29.0) == ([], list(book.claims))
+
+
+def test_a_page_that_decides_in_a_ledgers_place_is_there():
+    pages = [one.elsewhere for name in "abc" for one in claims.ledger(name).claims if one.elsewhere]
+    assert len(pages) > 4
+    assert [page for page in pages if not (RESULTS / page).resolve().exists()] == []
 
 
 def test_bad_input_is_one_line():

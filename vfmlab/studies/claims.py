@@ -105,7 +105,7 @@ class Claim:
     Args:
         id: short, unique in its ledger. statement: one sentence. source: paper, table. figures: the paper's
         own. contrasts: all of them must hold. open: why it cannot be decided by contrasts here; then it has
-        none.
+        none. elsewhere: a page beside the ledger's that decides it by other means.
     """
 
     id: str
@@ -114,6 +114,7 @@ class Claim:
     figures: str
     contrasts: tuple[Contrast, ...] = ()
     open: str = ""
+    elsewhere: str = ""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Decided:
-    """A claim with what came of it. verdict: supported, refuted, undecided, or not run."""
+    """A claim with what came of it. verdict: supported, refuted, undecided, elsewhere, or not run."""
 
     claim: Claim
     findings: tuple[Finding, ...]
@@ -210,6 +211,8 @@ class Decided:
     @property
     def verdict(self) -> str:
         verdicts = [finding.verdict for finding in self.findings]
+        if self.claim.elsewhere:
+            return "elsewhere"
         if not verdicts or all(finding.lacks for finding in self.findings):
             return "not run"
         if "refuted" in verdicts:

@@ -84,7 +84,7 @@ def forest(findings: Sequence[Finding]) -> go.Figure | None:
 def verdict(decided: Sequence[Decided]) -> str:
     """How many claims came out how."""
     count = {word: sum(d.verdict == word for d in decided)
-             for word in ("supported", "refuted", "undecided", "not run")}
+             for word in ("supported", "refuted", "undecided", "elsewhere", "not run")}
     return f"Of {len(decided)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items() if n) + "."
 
 
@@ -97,14 +97,15 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
     page = Page(title, "Which claims of the papers hold here, which do not, and which are undecided?",
                 verdict(decided), lead, definitions(), command=command)
     page.add("Claims", "", primitives.table([
-        {"claim": d.claim.id, "statement": d.claim.statement, "verdict": d.verdict,
+        {"claim": d.claim.id, "statement": d.claim.statement, "verdict": _said(d),
          "the paper's figures": d.claim.figures, "source": d.claim.source} for d in decided]))
     for d in decided:
-        note = f"{d.claim.statement} Source: {d.claim.source}; {d.claim.figures}. Verdict: {d.verdict}."
+        note = f"{d.claim.statement} Source: {d.claim.source}; {d.claim.figures}. Verdict: {_said(d)}."
         table = primitives.table([line(f) for f in d.findings if f.interval is not None])
         blocks = [forest(d.findings), table if table.records else None]
         page.add(d.claim.id, note, *blocks,
-                 Lines([f"Missing: {text}." for text in d.lacks]) if d.lacks else None)
+                 Lines([f"{'Missing' if d.verdict != 'elsewhere' else 'Not contrasts of rows'}: {text}."
+                        for text in d.lacks]) if d.lacks else None)
     for part in groups(results):  # what the contrasts are made of, with the parameters that the rows have
         page.add(f"Rows under protocol {compare_page.longest(part).hash}", "Bold: best mean.",
                  primitives.table(records(part, "**{}**")))
@@ -112,6 +113,12 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
         page.add("Not run for want of budget", "",
                  Lines([f"{claim.id}: {claim.statement}" for claim in left_out]))
     return page
+
+
+def _said(decided: Decided) -> str:
+    """The verdict, or where it is."""
+    page = decided.claim.elsewhere
+    return f"elsewhere: [{page.rpartition('/')[2]}]({page})" if page else decided.verdict
 
 
 def record(decided: Decided) -> dict[str, Any]:

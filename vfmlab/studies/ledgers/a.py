@@ -95,7 +95,7 @@ CLAIMS = (
                     "VFM-VAE, not trained for it, loses less CKNNA than VA-VAE"))),
     Claim("se_cknna", "SE-CKNNA tracks generation better than CKNNA.",
           VFM_VAE, "three points",
-          open="a difference of two correlations over tokenizers needs at least 24 independent ones"),
+          open="a difference of two correlations over tokenizers", elsewhere="instruments_three_seeds.md"),
     Claim("vf_loss", "Without the VF loss a frozen VFM still serves diffusion better than a plain VAE.",
           "nobody published VF = 0", "none published",
           (better("gfd", "VFM-VAE, VF 0", "plain VAE"),)),

@@ -144,8 +144,8 @@ CLAIMS = (
            same("probe_linear", "SVG", "frozen tokens, SVG's decoder"))),
     Claim("guidance", "Internal guidance is ahead of a weaker model's, that of CFG, that of none.", RAEV2,
           "gFID 1.06, 1.14, 1.49, 1.65",
-          open="one network under several protocols: vfmlab guide decides it, and here it does not "
-               "(docs/results/guidance_raev2.md)"),
+          open="one network under several protocols, which vfmlab guide draws",
+          elsewhere="guidance_raev2.md"),
     Claim("prediction", "Internal guidance wants clean latents predicted, not velocities.", RAEV2,
           "gFID 1.06 against 1.87, both with internal guidance",
           open="a network under two protocols is no two rows; docs/results/raev2_guided.json has its "
@@ -176,7 +176,8 @@ CLAIMS = (
           PS_VAE, "table of S-VAE, RAE, PS-VAE",
           (better("gfd", "PS-VAE", "RAE"), better("psnr", "PS-VAE", "PS-VAE#semantic"))),
     Claim("toy", "The share of samples off the manifold grows with the ambient dimension.", PS_VAE, "a toy",
-          open="no row of tokenizers: notebook 13 measures it"),
+          open="networks on points of a plane, in notebook 13",
+          elsewhere="../site/notebooks/13_spheres_priors_decoders.html"),
     Claim("decoding",
           "Of a diffusion decoder's losses that on the image gains most; more than three steps lose.",
           EPSILON, "rFID 22.04 -> 11.76 -> 8.24",
@@ -188,9 +189,9 @@ CLAIMS = (
     Claim("reuse",
           "An encoder's features vary less over t than the head's; key steps should be dense at noise.",
           "Faster Diffusion, TiUE", "9 of 50 key steps",
-          open="one network, many samplers: vfmlab reuse draws it"),
+          open="one network under many samplers, which vfmlab reuse draws", elsewhere="reuse.md"),
     Claim("instruments", "VIV, LNC and iFID predict gFID better than rFID.", "their papers", ".87, .79, .65",
-          open="a correlation over tokenizers: vfmlab correlate"),
+          open="correlations over tokenizers", elsewhere="instruments_three_seeds.md"),
     Claim("joint", "After a first stage that tells classes apart they are read better at equal bits.", JOINT,
           "+1.5 % accuracy on CIFAR-10, over cross-entropy end to end",
           tuple(better("probe_1bpp", f"classes apart, width {channels}", f"plain VAE, width {channels}")

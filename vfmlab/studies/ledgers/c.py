@@ -108,7 +108,7 @@ CLAIMS = (
            same("rfd", "VFMTok", "VFMTok, no feature loss"))),
     Claim("guidance_gap", "Codes of a VFM need no guidance, those of pixels do.",
           VFMTOK, "gFID unguided / guided .8 to 1.0 against 4 to 6",
-          open="each network under two protocols: vfmlab guide measures what each gains"),
+          open="each network under two protocols", elsewhere="codes_guided.md"),
     Claim("levels", "A middle level reconstructs better, the last level generates better and means more.",
           VFMTOK, f"rFID best in the middle; gFID and probe ({OF_TOKEN}) best with the last",
           (better("rfd", "VFMTok, second level", "VFMTok, last level"),
