@@ -79,7 +79,8 @@ def _alone(path: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.main:
             lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise DataError(f"'{path}' is being drawn by another call; wait for it, or give another --out") from None
+        way = "wait for it, or give another --out"
+        raise DataError(f"'{path}' is being drawn by another call; {way}") from None
     try:
         yield
     finally:

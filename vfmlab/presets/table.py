@@ -146,8 +146,8 @@ def _base(name: str) -> Recipe:
 
 
 def _with_generator_of(recipe: Recipe, other: Recipe) -> Recipe:
-    """`recipe` with the generator and the protocol of `other`; its tokenizer's runs stay the same ones. Latents
-    on a sphere stay there: the other's path and solver become a sphere's."""
+    """`recipe` with the generator and the protocol of `other`; its tokenizer's runs stay the same ones.
+    Latents on a sphere stay there: the other's path and solver become a sphere's."""
     pair = f"{recipe.name}@{other.name}"
     for one, what in ((recipe, "tokenizer"), (other, "generator")):
         if getattr(one, what) is None:
