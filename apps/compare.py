@@ -77,7 +77,7 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run"]
         known = leaderboard.metrics(results)
         named = [(quantity(key).label or key, key) for key in known] or [("rFD", "rfd"), ("gFD", "gfd")]
-        measurable = models.choices(root, "diffusion", "tokenizer")
+        measurable = models.choices(root, *models.GENERATORS, "tokenizer")
         ids = [run_id for _, run_id in measurable]
         run = run if run in ids else rows[0]["run"] if rows else (ids or [None])[0]
         state = {"which": heading, "phases": phases, "metric": metric, "x": x, "y": y, "run": run}
@@ -117,11 +117,12 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         """Measure a run under its own protocol, or read what was measured before; its report.json as JSON."""
         folder = models.checked(root, run_id)
         kind = folder.kind
-        if kind not in ("tokenizer", "diffusion"):
-            raise problem(f"Run '{folder.id}' is a {kind} run; tokenizers and diffusion models are measured.")
+        if kind not in (*models.GENERATORS, "tokenizer"):
+            raise problem(f"Run '{folder.id}' is a {kind} run; tokenizers and generators are measured.")
         report = api.evaluate(models.checked(root, run_id, kind).path, root)
-        facts = f"N = {report.protocol['n']}, protocol {report.hash}, EMA weights, {report.seconds:.0f} s"
-        return f"**{folder.id}**: measured; {facts}", report.as_json()["metrics"]
+        weights = "EMA" if folder.config().protocol.ema else "raw"
+        facts = f"N = {report.protocol['n']}, protocol {report.hash}, {weights} weights"
+        return f"**{folder.id}**: measured; {facts}, {report.seconds:.0f} s", report.as_json()["metrics"]
 
     def pick_row(event: gr.SelectData):
         row = event.row_value
@@ -158,6 +159,6 @@ def _cloud(results: list[dict[str, Any]], x: str, y: str, known: list[str]) -> t
     points = clouds[0]
     counts = ", ".join(f"{a} / {b}" for a, b in sorted({(p.x.n or 0, p.y.n or 0) for p in points}))
     others, protocols = sum(len(c) for c in clouds[1:]), f"{points[0].x.protocol} / {points[0].y.protocol}"
-    about = f"{len(points)} run{'s' * (len(points) > 1)}; N = {counts}, protocols {protocols}, EMA weights"
+    about = f"{len(points)} run{'s' * (len(points) > 1)}; N = {counts}, protocols {protocols}"
     about += f"; {others} runs measured under other protocols are left out" if others else ""
     return themed(leaderboard.scatter(points, x, y)), about

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -32,7 +33,7 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
     with share.columns("interpolate") as tab:
         with gr.Row():
             first = pictures.picture("from", examples, height=160, value=examples[0], min_width=130)
-            second = pictures.picture("to", examples, height=160, value=examples[1], min_width=130)
+            second = pictures.picture("to", examples, height=160, value=examples[:2][-1], min_width=130)
         gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
         runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
         kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
@@ -134,11 +135,14 @@ def _samples(root: Path) -> share.Tab:
         shared = share.outputs("interpolate_samples", state, code, cards.stack(walks))
         yield cards.cards(list(done.values())), *shared
 
-    def classes(run_ids: list[str] | None):
-        names = models.class_names(root, run_ids[0]) if isinstance(run_ids, list) and run_ids else []
-        return [gr.update(choices=names, value=names[i % len(names)] if names else None) for i in (0, 1)]
+    def classes(run_ids: list[str] | None, *chosen: Any):
+        run_id = run_ids[0] if isinstance(run_ids, list) and run_ids else None
+        names = models.class_names(root, run_id)
+        firsts = [names[i % len(names)] if names else None for i in (0, 1)]
+        return [gr.update(choices=names, value=one if models.fits(root, run_id, one, names) else first)
+                for one, first in zip(chosen, firsts, strict=True)]
 
-    runs.input(classes, runs, [label, other], **LIGHT)
+    runs.change(classes, [runs, label, other], [label, other], **LIGHT)
     fields = [runs, what, label, other, seed, other_seed, kind, frames, steps, scale]
     free = ("label", "other")
     return share.connect("interpolate_samples", interpolate_samples, tab, fields, free=free)

@@ -176,6 +176,16 @@ def class_names(root: Path, run_id: Any) -> list[str]:
         return []
 
 
+def fits(root: Path, run_id: Any, chosen: Any, names: Sequence[str]) -> bool:
+    """Is what stands in a list of classes one of `names`, the number of a class, or a prompt for a run that
+    reads text?"""
+    run = _known(root)[0].get(run_id) if isinstance(run_id, str) else None
+    if not isinstance(chosen, str) or run is None:
+        return False
+    number = chosen.isdecimal() and len(chosen) < 9 and int(chosen) < len(class_names(root, run_id))
+    return chosen in names or number or (run.raw_config.get("protocol") or {}).get("prompts") is not None
+
+
 def class_index(model: api.LoadedDiffusion, name: Any) -> int:
     """The class of that name, else of that number."""
     names, given = [printable(n) for n in model.class_names], str(name)[:60]

@@ -119,6 +119,9 @@ def build(root: Path) -> share.Tab:
                 if stopped():
                     break
                 one, labels, how = _call(root, call | {AXES[across]: x, AXES[down]: y})
+                if one.model.run.ar is not None and (only := {across, down} & {"steps", "time shift"}):
+                    raise problem(f"'{one.name}' draws codes one after the other and has no {min(only)}; "
+                                  "choose another setting for the table.")
                 *_, last = api.sample(one.model, labels[:1], previews=0, **how)
                 images.append(primitives.tile(last.images, scale=1))
                 calls.append((one.model.folder.id, labels[:1], how))
@@ -147,10 +150,11 @@ def build(root: Path) -> share.Tab:
         yield {progress: line, run: gr.update(choices=new, **value),
                beside: gr.update(choices=beside.fresh()), nothing: gr.update(visible=not new)}
 
-    def names_of(run_id: Any):
-        return gr.update(choices=[EVERY, *models.class_names(root, run_id)], value=EVERY)
+    def names_of(run_id: Any, chosen: Any):
+        names = [EVERY, *models.class_names(root, run_id)]
+        return gr.update(choices=names, value=chosen if models.fits(root, run_id, chosen, names) else EVERY)
 
-    run.change(names_of, run, label, **LIGHT)
+    run.change(names_of, [run, label], label, **LIGHT)
     dice.click(lambda: random.randint(0, SEED), None, seed, **LIGHT)
     fields = run, beside, label, count, seed, steps, solver, scale, low, high, shift, ema
     settings = dict(zip(FIELDS, fields, strict=True))
@@ -173,7 +177,8 @@ def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], di
         how["steps"], how["guidance"]["interval"] = call["steps"], [low, high]
         how["sampler"] = {"solver": call["solver"], "shift": call["shift"]}
     if call["label"] in (None, EVERY):
-        return one, [i for i in range(one.model.num_classes) for _ in range(count)][:MOST], how
+        classes = min(one.model.num_classes, MOST)
+        return one, [i for i in range(classes) for _ in range(min(count, MOST // classes))], how
     if one.model.run.protocol.prompts is not None:
         how["prompts"] = [text(call["label"])]
         return replace(one, model=one.model.prompted(how["prompts"])), [0] * count, how
@@ -216,7 +221,12 @@ def _cards(newest, loaded, labels, ema, seconds: float, early: bool = False) -> 
         figures = [cards.figure(preview.images[i : i + 1], title) for i, title in enumerate(titles)]
         n, _, px, _ = preview.images.shape
         weights = f"{'EMA' if ema else 'raw'} weights, {seconds:.1f} s"
-        facts = f"{state}; N = {n}, {px} px, {weights}; the same place, the same noise"
+        shapes = {one.model.tokenizer.latent_shape for one in loaded.values()}
+        alike = len(shapes) == 1 and all(one.model.run.ar is None for one in loaded.values())
+        classes = loaded[run_id].model.num_classes
+        cut = f"; the first {MOST} of {classes} classes" * (len(set(labels[run_id])) == MOST < classes)
+        same = "; the same place, the same noise" * alike
+        facts = f"{state}; N = {n}, {px} px, {weights}{cut}{same}"
         parts.append(loaded[run_id].card(figures, facts, many=True))
     return cards.cards(parts)
 
@@ -230,7 +240,8 @@ def _table(xs, ys, cells, across: str, down: str, seconds: float, state: str = "
 
 def _past(one: models.Shown, state: dict[str, Any], picture: Any, done: bool) -> str:
     """A card of the history: a small picture, the settings, and the link back to them."""
-    steps = f"{state['steps']} steps, {state['solver']}, guidance {state['scale']:g}"
+    solver = "" if one.model.run.ar is not None else f"{state['steps']} steps, {state['solver']}, "
+    steps = f"{solver}guidance {state['scale']:g}"
     line = f"{state['label']}, seed {state['seed']}, {steps}" + ("" if done else ", stopped")
     link = f'<figcaption><a href="{share.href("sample", state)}">these settings</a></figcaption>'
     return one.card([cards.figure(picture, line), link], "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 gr = pytest.importorskip("gradio")
 
-from apps import choices  # noqa: E402
+from apps import choices, models  # noqa: E402
 
 PAGE = "# Which tokenizer for these images?\n\n**Verdict.** {}.\n\n## Ranking\n\n| row | gFD |\n\n## Finalists\n\nlong tables\n"
 
@@ -41,3 +43,13 @@ def test_choices_beside_the_runs_and_in_their_folder(tmp_path):
         assert (update["choices"], update["value"]) == (["cats", "dogs"], given)
         assert f"**Verdict.** {given}." in page
         assert "long tables" not in page
+
+
+def test_what_a_list_of_classes_keeps_when_the_run_changes(monkeypatch, tmp_path):
+    """A shared link sets run and class at once; the change of the run must not take the class away."""
+    known = {"plain": SimpleNamespace(raw_config={}), "text": SimpleNamespace(raw_config={"protocol": {"prompts": "held_out"}})}
+    monkeypatch.setattr(models, "_known", lambda root: (known, {}))
+    monkeypatch.setattr(models, "class_names", lambda root, run: ["cat", "dog"])
+    for run, chosen, stays in (("plain", "dog", True), ("plain", "1", True), ("plain", "2", False), ("plain", "bird", False),
+                               ("text", "a red square", True), ("gone", "dog", False), (None, "dog", False), ("plain", None, False)):  # fmt: skip
+        assert bool(models.fits(tmp_path, run, chosen, ["every class", "cat", "dog"])) is stays, (run, chosen)

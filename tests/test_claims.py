@@ -214,6 +214,10 @@ def test_a_row_in_two_files_has_the_numbers_of_both(tmp_path: Path):
     assert {name: number.value for name, number in both.instruments.items()} == {"lds": 0.1, "gsq": 0.3}
     assert both.failed is None
     assert len(both.stages) == 2
+    longer = whole.replace(hash="p1", seconds={"tokenizer": 1.0, "diffusion": 2.0})
+    (tmp_path / "whole.json").write_text(json.dumps({"results": [longer.as_json()]}))
+    both, = results.together([tmp_path / "short.json", tmp_path / "whole.json"])
+    assert (both.hash, both.seconds) == ("p1", longer.seconds), "curves, costs and protocol are those of the longer one"
 
 
 def test_results_of_another_version_are_refused_in_one_line(tmp_path: Path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from vfmlab import api, runs
 from vfmlab.cli import main
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import cluster as clusters
-from vfmlab.studies import executor
+from vfmlab.studies import executor, results, rows
 from vfmlab.studies.executor import Node
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 64, "train.checkpoint_every": 16, "train.log_every": 16}
@@ -283,3 +284,16 @@ def test_workers_hold_on_to_freed_memory_and_have_one_thread():
         environment = dask.config.get("distributed.nanny.pre-spawn-environ")
     assert "MALLOC_TRIM_THRESHOLD_" not in environment
     assert environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_row_is_measured_under_its_own_protocol_whatever_another_study_left(tmp_path):
+    """Both train one tokenizer, whose directory holds the protocol of the one that came last."""
+    few, many = (rows.parse(["a=tiny_plain_vae"], [0], SMALL | {"protocol.n": n}, "tokenizer") for n in (8, 16))
+    for study in (many, few):
+        deque(api.train(study[0].run, tmp_path), maxlen=0)
+    assert few[0].run.id == many[0].run.id
+    for study, n in ((many, 16), (few, 8), (many, 16)):
+        result, = results.collect(study, tmp_path)
+        assert result.number("psnr").n == n
+    *_, last = executor.phase_nodes(many[0].phases, tmp_path, "row", evaluate=True)
+    assert last.task(**last.arguments)["psnr"].n == 16

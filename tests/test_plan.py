@@ -190,6 +190,15 @@ def test_a_sample_is_priced_by_what_the_sampler_does():
     assert any("sampler.reuse" in note for note in evaluations(**{"sampler.reuse": 2})[1])
 
 
+@pytest.mark.parametrize(("preset", "change"), [
+    ("tiny_plain_vae_repa_e", {"diffusion.tune.statistics": "batch"}),  # reads its network twice a step
+    ("tiny_rae", {"diffusion.stale": {}}),  # calls its halves, one of them several times
+])  # fmt: skip
+def test_a_sample_costs_the_same_however_the_network_was_trained(preset, change):
+    usual, other = (plan.plan(api.resolve(preset, given))["phases"][-1] for given in ({}, change))
+    assert other["sampling_flops"] == usual["sampling_flops"] > 0
+
+
 def test_a_loss_that_looks_at_labels_has_a_plan():
     apart, _, together, _ = plan.plan(api.resolve("tiny_plain_vae_apart"))["phases"]
     assert apart["flops"]["step_per_image"] > 0 < together["flops"]["step_per_image"]

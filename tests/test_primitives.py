@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 from vfmlab.plots import primitives
+from vfmlab.registry import TOKENIZERS
+
+
+def test_every_method_has_a_colour_of_its_own():
+    colours = {name: primitives.colour(f"pocket_{name}") for name in TOKENIZERS.names()}
+
+    assert len(set(colours.values())) == len(colours)
 
 
 def test_a_plane_has_one_scale_and_joins_lines_alone():

@@ -88,6 +88,18 @@ def test_interrupted_at_every_event_equals_uninterrupted(tmp_path, uninterrupted
         assert outcome(run_dir) == expected, f"after {events[n - 1].kind}"
 
 
+def test_a_run_closed_at_its_last_event_is_finished(tmp_path, uninterrupted):
+    """As by the stop button of a notebook, pressed in the last step."""
+    run = busy_toy()
+    run_dir = runs.create(run, tmp_path)
+    generator = fit(ToyTask(run), run_dir, device="cpu")
+    while next(generator).kind != "finish":
+        pass
+    generator.close()
+    assert run_dir.status().state == "finished"
+    assert outcome(run_dir) == uninterrupted[1]
+
+
 class Struck(ToyTask):
     """Gets Ctrl-C inside the forward of a step, or the n-th time that something else of it is called."""
 

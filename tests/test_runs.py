@@ -9,13 +9,14 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from vfmlab import runs
 from vfmlab.config import files, parse
-from vfmlab.errors import ConfigError, RunError, TrainingError
+from vfmlab.errors import ConfigError, RunBusy, RunError, TrainingError
 
 
 def config(name="a", **changes):
@@ -171,6 +172,20 @@ def test_a_run_that_fails_to_start_leaves_nothing_behind(tmp_path):
     with pytest.raises(TrainingError), runs.starting(config(), tmp_path):
         raise TrainingError("again")
     assert len(runs.scan(tmp_path)) == 1, "what was there stays"
+
+
+def test_who_comes_second_to_a_new_run_leaves_it_to_the_first(tmp_path):
+    """Two studies want one tokenizer; the first holds it and has not yet written that it runs."""
+    def second():
+        with runs.starting(config(), tmp_path) as folder:
+            first.enter_context(first.enter_context(runs.starting(config(), tmp_path)).lock())
+            with folder.lock():
+                pass
+
+    with ExitStack() as first:
+        with pytest.raises(RunBusy):
+            second()
+        assert len(runs.scan(tmp_path)) == 1
 
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

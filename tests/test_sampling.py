@@ -11,6 +11,7 @@ import torch
 from vfmlab.config import Guidance, Sampler
 from vfmlab.diffusion import path
 from vfmlab.diffusion.dit import LightningDiT
+from vfmlab.diffusion.joint import State
 from vfmlab.diffusion.sampling import SOLVERS, sample, trajectory
 from vfmlab.errors import ConfigError
 from vfmlab.seeding import SampleRandom, generator
@@ -173,3 +174,11 @@ def test_refusals(network):
         sample(network, labels, None, Sampler(solver="sde"), noise=torch.zeros(2, 4, 4, 4))
     with pytest.raises(ConfigError, match="no labels"):
         sample(network, labels[:0], SampleRandom(0, []), noise=torch.zeros(0, 4, 4, 4))
+
+
+def test_a_class_tokens_noise_is_the_samples_whatever_the_latents_are():
+    """So the frames of a walk between two noises differ in their latents alone."""
+    state = State(SHAPE, 5)
+    usual, given = (state.noise(SampleRandom(0, [3]), latents) for latents in (None, torch.zeros(1, *SHAPE)))
+    torch.testing.assert_close(state.token(given), state.token(usual), rtol=0, atol=0)
+    assert not state.latents(given).any()

@@ -199,8 +199,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
     """Draw n samples of a generator run into one npz file for ADM's evaluator (`arr_0`, uint8 N H W 3).
 
     They are those that :func:`evaluate` measures under the same protocol, which reads them where they lie in
-    the run's directory. Called again, it goes on where it
-    was broken off; all processes of an `accelerate launch` take part.
+    the run's directory. Called again, it goes on; all processes of an `accelerate launch` take part.
 
     Args:
         out: the file; None: npz/ in the run's directory. protocol: as in :func:`evaluate`.
@@ -319,7 +318,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
         previews: at most so many intermediate decodings. decoder: as in :func:`load_generator`, for a
         reference.
         noise: N C h w to start from, one for each label, in place of the seed's; an ar generator has none.
-        A decoder that draws noise then gives all images that of number `first`.
+        All else that is drawn (a class token, a decoder's noise) is then that of number `first` for all.
         prompts: texts in place of classes, for a generator that reads text; its labels are their numbers.
 
     Raises:
@@ -331,7 +330,8 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
     loaded = loaded if prompts is None else loaded.prompted(prompts)
     labels = _classes(labels, loaded.class_names)
     protocol = sampling_protocol(loaded, labels, seed, guidance, steps, sampler)
-    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, root)
+    beside = root if loaded.folder is None else loaded.folder.path.parent
+    with_weaker(loaded.network, loaded.tokenizer, protocol.guidance, beside)
     previews = previews if len(labels) <= CHUNK else 0
     total = protocol.sampler.steps if loaded.run.ar is None else loaded.network.codes.tokens
     stride, images, step = max(1, -(-total // max(1, previews))), [], None
@@ -344,7 +344,7 @@ def sample(model: LoadedDiffusion | str | Path, labels: Sequence[int | str] | No
         y = torch.tensor(labels)[part].to(loaded.device)
         ids, start = first + part, None if noise is None else noise[part]
         shown = ids if noise is None else torch.full_like(ids, first)
-        for step in _trajectory(loaded, y, SampleRandom(seed, ids), protocol, start):
+        for step in _trajectory(loaded, y, SampleRandom(seed, shown), protocol, start):
             if previews and step.number < step.total and step.number % stride == 0:
                 yield Preview(step.number, step.total, step.t, _decode(loaded, step.estimate, seed, shown))
         images.append(_finite(_decode(loaded, step.x, seed, shown), f"run '{loaded.run.id}'"))

@@ -344,8 +344,10 @@ def starting(run: Phase, root: str | Path = "runs") -> Iterator[RunDir]:
     try:
         yield folder
     except BaseException:
-        if not there and folder.status().state == "created":
-            shutil.rmtree(folder.path, ignore_errors=True)
+        with suppress(RunBusy):  # another process has begun it
+            if not there and folder.status().state == "created":
+                with folder.lock():
+                    shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 

@@ -46,17 +46,19 @@ class State:
         return None if self.token_width is None else x[:, self.values :]
 
     def noise(self, random: SampleRandom | None, latents: Tensor | None = None) -> Tensor:
-        """A state of noise: each sample's stream gives the latents (unless they are given), then the token.
+        """A state of noise: each sample's stream gives the latents, in whose place others may be given, then
+        the token.
 
         Raises:
             ConfigError: a token has to be drawn and there is no stream.
         """
-        z = random.randn(*self.shape) if latents is None else latents
         if self.token_width is None:
-            return z
+            return random.randn(*self.shape) if latents is None else latents
         if random is None:
             raise ConfigError("this network denoises a class token too, whose noise is drawn; give a "
                               "SampleRandom, not only the latents' noise")
+        z = random.randn(*self.shape)  # drawn in any case, so that the token is the sample's
+        z = z if latents is None else latents
         return self.pack(z, random.randn(self.token_width).to(z))
 
     def velocity(self, network: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -15,6 +15,7 @@ from vfmlab.evaluation.frechet import few_samples_warning
 from vfmlab.evaluation.generation import evaluate_generation
 from vfmlab.evaluation.instruments.base import LATENTS, Metrics
 from vfmlab.evaluation.number import Report
+from vfmlab.evaluation.precision import tf32
 from vfmlab.evaluation.protocol import Setup, dump, open_compared, open_setup
 from vfmlab.evaluation.ranks import ALONE, Ranks
 from vfmlab.evaluation.reconstruction import Progress, measure
@@ -37,7 +38,8 @@ def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Pr
     started = time.perf_counter()
     setup = setup or open_setup(cfg, protocol, device=tokenizer.stat_mean.device)
     gathered = measure(tokenizer, cfg, protocol, setup, progress)
-    report = gathered.report.joined(Metrics(LATENTS, gathered).write().report())
+    with tf32(False):
+        report = gathered.report.joined(Metrics(LATENTS, gathered).write().report())
     return _closed(report, setup, started, tokenizer)
 
 
@@ -92,6 +94,8 @@ def request(run: config.Phase, folder: runs.RunDir) -> str:
         facts.append(prompts.mark(run.protocol, source))
     if run.protocol.reference is not None:
         facts.append(open_compared(run.protocol, run.data).digest)
+    if not run.data.source.startswith("scenes:"):  # probes and a classifier's head are fitted on them
+        facts.append(data.open_source(run.data, "train").fingerprint)
     return config.digest(facts)
 
 

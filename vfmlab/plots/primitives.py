@@ -30,7 +30,10 @@ TEMPLATE = "plotly_white"
 METHOD_COLOURS = {
     "vfm_vae": PALETTE[0], "plain_vae": PALETTE[1], "va_vae": PALETTE[2], "aligntok": PALETTE[3],
     "rae": PALETTE[4], "sd_vae": PALETTE[5], "fae": PALETTE[6], "multi_layer_rae": PALETTE[7],
-}
+    # Tol's muted colours
+    "vqgan": "#332288", "vfmtok": "#117733", "vqrae": "#882255", "gae": "#AA4499", "dino_sae": "#999933", "pae": "#44AA99",
+    "svg": "#661100", "epsilon_vae": "#6699CC", "ps_vae": "#DDCC77",
+}  # fmt: skip
 
 
 def colour(name: str, index: int = 0) -> str:

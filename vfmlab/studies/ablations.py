@@ -58,7 +58,7 @@ def sizes_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def reconstructions(rows: Sequence[Row], root: str | Path, n: int = 8) -> go.Figure:
     """The same held-out images through every trained row (first seed), with four-fold error maps."""
     phases = {row.label: row.tokenizers[-1] for row in rows if row.seed == rows[0].seed}
-    chosen = {k: api.load_tokenizer(p.id, root) for k, p in phases.items() if finished(p, Path(root))}
+    chosen = {k: api.load_tokenizer(p.id, root) for k, p in phases.items() if finished(p, root)}
     images, _, _ = data.examples(rows[0].run.data, n)
     return show.reconstructions(chosen, images)
 

@@ -47,7 +47,7 @@ def train(rows: Sequence[Row], root: str | Path, jobs: int | None = None, stream
     Raises:
         ConfigError: a row whose judge sees with its own VFM's eyes; before anything is trained.
     """
-    root = Path(root).expanduser().resolve()
+    root = runs.root_folder(root).resolve()
     for row in rows:
         try:
             for phase in row.phases:

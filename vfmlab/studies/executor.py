@@ -84,7 +84,7 @@ def phase_nodes(phases: Sequence[config.Phase], root: Path, label: str, retry: b
         nodes.append(Node(key, phase.kind, name, train_phase, given, needs, units=units, folder=key))
         needs = (key,)
         if evaluate:
-            given = {"ref": phase.id, "root": str(root)}
+            given = {"ref": phase.id, "root": str(root), "protocol": recipe["protocol"]}
             nodes.append(Node(report_key(key), "evaluation", f"{name} report", api.evaluate, given, needs))
     return nodes
 

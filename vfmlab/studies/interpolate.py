@@ -124,7 +124,8 @@ def noises(model: api.LoadedDiffusion, label: int, seeds: tuple[int, int], frame
     """Samples of one class from noises between those of two seeds; previews as they form, the frames last.
 
     frames: how many, both ends included. seeds: the ends are the first sample of each seed, as `api.sample`
-    draws it. how: as in `api.sample`.
+    draws it. how: as in `api.sample`. A class token that is denoised too starts in
+    all frames from the first seed's noise.
     """
     _need_noise(model)
     ends = [SampleRandom(seed, [0]).randn(*model.tokenizer.latent_shape)[0] for seed in seeds]
@@ -143,6 +144,9 @@ def classes(model: api.LoadedDiffusion, labels: tuple[int, int], seed: int = 0, 
     if wrong:
         raise ConfigError(f"label {wrong[0]} is not one of this run's {model.num_classes} classes")
     first, second = (model.class_names[label] for label in labels)
+    if api.sampling_protocol(model, [0], seed, how.get("guidance")).guidance.kind == "auto":
+        raise ConfigError(f"run '{model.folder.id}' is guided by a weaker model, which has no classes in "
+                          "between; interpolate between two noises, or set guidance.kind and weaker to null")
     names = [f"{first} to {second}, frame {i}" for i in range(frames)]
     network = blended(model.network, labels, frames, kind)
     mixed = replace(model, network=network, num_classes=frames, class_names=names)

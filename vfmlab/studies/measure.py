@@ -73,6 +73,8 @@ def measure(ref: str | Path, names: Sequence[str] | str | None = None, root: str
     state = (str(ref) if folder is None
              else evaluate.weights(folder, settings.model_copy(update={"decoder": None})))
     shown = [images.model_dump(mode="json", exclude_none=True), open_source(images, "val").fingerprint]
+    if not images.source.startswith("scenes:"):
+        shown.append(open_source(images, "train").fingerprint)
     if run is not None and run.tokenizer is not None and run.tokenizer.radius is not None:
         shown.append(evaluate.ON_SPHERE)
     key = config.digest([base.VERSION, kind, protocol, shown, theirs, state, version, layer])

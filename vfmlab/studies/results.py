@@ -11,6 +11,7 @@ import fnmatch
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,10 @@ def together(files: Sequence[str | Path]) -> list[Result]:
     merged: dict[tuple[str, int], Result] = {}
     for result in (one for path in files for one in read(path)):
         before = merged.setdefault((result.label, result.seed), result)
-        merged[result.label, result.seed] = before.replace(
-            numbers={**result.numbers, **before.numbers},
-            instruments={**result.instruments, **before.instruments},
-            stages=max(before.stages, result.stages, key=len), failed=before.failed and result.failed)
+        longer = max(before, result, key=lambda one: len(one.stages))  # its curves, costs and protocol
+        merged[result.label, result.seed] = longer.replace(
+            numbers={**result.numbers, **before.numbers}, failed=before.failed and result.failed,
+            instruments={**result.instruments, **before.instruments})
     if not any(result.numbers for result in merged.values()):
         raise DataError(f"no row in {', '.join(map(str, files))} has a number; name the .json of a study "
                         "that trained rows, not one made of other files")
@@ -161,7 +162,7 @@ def collect(rows: Sequence[Row], root: str | Path, failed: Mapping[str, str] | N
     failed: id of a row's last phase -> why its training failed.
     """
     built: dict[str, dict[str, Any]] = {}  # seeds of a row have one size
-    return [_row(row, Path(root), failed or {}, built) for row in rows]
+    return [_row(row, runs.root_folder(root), failed or {}, built) for row in rows]
 
 
 def _row(row: Row, root: Path, failed: Mapping[str, str], built: dict[str, dict[str, Any]]) -> Result:
@@ -180,7 +181,7 @@ def _row(row: Row, root: Path, failed: Mapping[str, str], built: dict[str, dict[
             why.append(f"run '{phase.id}' is not finished ({how})")
             break
         try:
-            report = api.evaluate(phase.id, root)
+            report = api.evaluate(phase.id, root, phase.protocol)
         except Exception as error:  # whatever it is: the other rows must come out
             line = (str(error).splitlines() or [type(error).__name__])[0]
             why.append(f"evaluation of run '{phase.id}': {line}")
@@ -191,8 +192,7 @@ def _row(row: Row, root: Path, failed: Mapping[str, str], built: dict[str, dict[
         result = result.replace(stages=(*result.stages, stage), seconds={**result.seconds, phase.kind: spent})
         if phase.generator is not None:
             result = result.replace(logged=course.logged(folder))
-    # the reason of the training first: the others come from the same config
-    first = failed.get(last.id) or next(iter(why), None)
+    first = failed.get(last.id) or next(iter(why), None)  # of the training first: all have one config
     return result.replace(failed=first and first.replace(f"{root}/", ""))
 
 
@@ -202,8 +202,7 @@ def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
     A diffusion run carries the numbers of its tokenizer too; one without a report has what it logged alone.
     Runs that another one was built on are left out unless `every_phase`.
     """
-    folders = {folder.id: folder for folder in runs.scan(root)}
-    results, parents = [], set()
+    folders, results, parents = {folder.id: folder for folder in runs.scan(root)}, [], set()
     for folder in folders.values():
         try:
             run = folder.config()
@@ -215,10 +214,14 @@ def scan(root: str | Path, every_phase: bool = False) -> list[Result]:
             continue
         if run.parent is not None:
             parents.add(run.parent)
+        spent, one = {}, folder
+        with suppress(VfmlabError, OSError):  # an earlier stage of another version of the library
+            while one is not None:
+                spent[one.kind] = round(spent.get(one.kind, 0.0) + one.status().seconds, 1)
+                one = folders.get(one.config().parent or "")
         below = folders.get(run.parent) if run.generator is not None and run.parent is not None else None
         chain = [(below, "tokenizer")] * (below is not None) + [(folder, run.kind)]
-        result = _begin(run, folder.id).replace(logged=logged,
-                                                seconds={k: round(f.status().seconds, 1) for f, k in chain})
+        result = _begin(run, folder.id).replace(logged=logged, seconds=spent)
         for one, kind in chain if report is not None else ():
             own = number.of_run(one)
             result = result if own is None else result.with_report(own, kind)

@@ -32,8 +32,12 @@ def unbiased(phase: Phase) -> None:
 
 
 def undivided(phase: Phase) -> None:
-    """ConfigError where a codebook that moves once a batch would see it in parts."""
+    """ConfigError where what moves once a batch, by all of its images, would see it in parts."""
     quantizer, parts = getattr(phase.tokenizer, "quantizer", None), phase.train.accumulation
+    if phase.diffusion is not None and phase.diffusion.tune is not None and parts > 1:
+        raise ConfigError(f"diffusion.train.accumulation = {parts}: with diffusion.tune the latents' running "
+                          "statistics move once a batch, by all of its images; set it to 1 (for less memory "
+                          "with a smaller diffusion.train.batch)")
     if phase.generator is None and parts > 1 and quantizer is not None and quantizer.whole_batch:
         raise ConfigError(f"train.accumulation = {parts}: the codebook of tokenizer.quantizer.kind="
                           f"{quantizer.kind} moves once a batch, by all that its images chose; set "

@@ -217,7 +217,7 @@ class DiffusionTask(Task):
         """Agreement (CKNNA) of every block at t = 1/2 with the protocol's feature space, and with the VFM it
         is aligned with."""
         from vfmlab.evaluation.instruments.blocks import BLOCK_KEY, block_alignment
-        from vfmlab.evaluation.protocol import exact, resolve, selection
+        from vfmlab.evaluation.protocol import Resolved, exact, resolve, selection
 
         z, setup = self._baseline.latents, self._setup
         resolved = resolve(exact(setup.protocol), setup.cfg, setup.source, setup.space)
@@ -231,8 +231,10 @@ class DiffusionTask(Task):
             references[TARGET_KEY] = torch.cat(parts)
         numbers: dict[str, Number] = {}
         for key, theirs in references.items():
+            facts = self.targets.of("target").facts() if key == TARGET_KEY else {}
+            mark = Resolved({**resolved.sections, "target": facts} if facts else resolved.sections).hash
             try:
-                numbers |= block_alignment(network, z, ids.tolist(), theirs, resolved.hash, key)
+                numbers |= block_alignment(network, z, ids.tolist(), theirs, mark, key)
             except DataError:  # too few images, or features that do not differ yet: no reason to stop
                 continue
         return numbers

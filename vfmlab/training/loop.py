@@ -84,7 +84,7 @@ class _Loop:
         self.state: State | None = None
         self.on: Prepared | None = None
         self.stream: Any = None
-        self.ready, self.leaving = False, False  # the state is complete; all processes stop after this step
+        self.ready = self.leaving = self.over = False  # state complete; all stop after this step; has ended
         self.clock, self.beat, self.unreadable = Clock(), 0.0, -1  # images, at the last account of them
 
     @property
@@ -220,6 +220,7 @@ class _Loop:
         if self.main:
             remark = self.task.remark()
             self._status(state="finished", message=remark)
+        self.over = True
         self.accelerator.wait_for_everyone()
         images = self.task.images.get("train")
         yield from self.warnings(() if images is None else [account.lost(images)])
@@ -416,7 +417,7 @@ class _Loop:
 
     def _status(self, **changes: Any) -> None:
         self.beat = time.time()
-        if self.main:
+        if self.main and not self.over:
             seen = min(self.samples, self.train.samples)
             seconds = 0.0 if self.state is None else self.state.seconds
             self.run_dir.set_status(samples=seen, total=self.train.samples, seconds=seconds, **changes)
@@ -429,7 +430,7 @@ class _Loop:
         """Save if the state is complete. Only the first process works here: the others may be gone. A sharded
         state is saved where all of them stop after the same step."""
         alone = self.on is None or not self.on.sharded
-        if not self.main and (alone or not self.leaving):
+        if self.over or (not self.main and (alone or not self.leaving)):
             return
         if self.ready and not self.stop.busy and self.step and (alone or self.leaving):
             try:

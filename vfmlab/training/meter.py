@@ -93,6 +93,7 @@ class Meter:
 
     def __init__(self):
         self.flops: dict[str, int] = {}
+        self.calls: dict[str, int] = {}  # of watched methods, by part
         self._stored: dict[int, Tensor] = {}
         self._own: set[int] = set()
         self._inside = False
@@ -123,6 +124,7 @@ class Meter:
         inner: Callable = getattr(owner, method)
 
         def counted(*args: Any, **options: Any) -> Any:
+            self.calls[part] = self.calls.get(part, 0) + 1
             with self.part(part):
                 return inner(*args, **options)
 

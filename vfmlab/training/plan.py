@@ -201,6 +201,9 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
         frozen += 0 if original.vfm is None else _count(original.vfm)
         frozen += _count(original) if tune is None else 0
     meter.watch(parts.network, "forward", "network")
+    if (stale := run.diffusion.stale) is not None:  # its halves are called by themselves
+        meter.watch(parts.network, "encode", "network")
+        meter.watch(parts.network, "head", "heads")
     if parts.projection is not None:
         meter.watch(parts.projection, "forward", "alignment")
     if own is not None:
@@ -227,7 +230,9 @@ def _diffusion_phase(run: config.Phase) -> dict[str, Any]:
     }
     solver = run.protocol.sampler
     if solver.solver != "dopri5":  # an adaptive solver decides its evaluations while it runs
-        costs["sampling_flops"] = meter.flops["network"] * _evaluations(run.protocol)
+        once = meter.flops["network"] // meter.calls["network"]
+        once += 0 if stale is None else meter.flops["heads"] // stale.heads
+        costs["sampling_flops"] = once * _evaluations(run.protocol)
     if solver.reuse is not None:
         costs["notes"].append("a sample is priced without sampler.reuse, which makes it cheaper")
     return _finish(costs, run.diffusion.train, frozen, meter.activations)

@@ -42,7 +42,7 @@ async def train(run: config.Recipe | dict[str, Any] | str, root: str | Path = "r
     """
     if headless:
         return progress.follow(api.train(run, root, **how), "plain")
-    return await Monitor(Path(root)).follow(api.train(run, root, **how))
+    return await Monitor(runs.root_folder(root)).follow(api.train(run, root, **how))
 
 
 class Monitor:

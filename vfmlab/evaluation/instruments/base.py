@@ -23,6 +23,7 @@ from vfmlab.errors import ConfigError, DataError, nearest
 from vfmlab.evaluation.features import Seen
 from vfmlab.evaluation.frechet import FeatureSet
 from vfmlab.evaluation.number import Draft, Quantity, Report
+from vfmlab.evaluation.precision import tf32
 from vfmlab.evaluation.protocol import Resolved, Setup, compared_features
 from vfmlab.evaluation.subject import Subject
 from vfmlab.registry import INSTRUMENTS
@@ -184,7 +185,8 @@ def measure(subject: Subject, wanted: Sequence[str] | None = None,
     selected = choose(wanted, subject.kind, subject.name)
     for k, name in enumerate(selected):
         instrument, started = INSTRUMENTS.get(name)(), time.perf_counter()
-        _attempt(instrument.quantities, draft, instrument.measure, subject, draft)
+        with tf32(False):
+            _attempt(instrument.quantities, draft, instrument.measure, subject, draft)
         spent[name] = round(time.perf_counter() - started, 2)
         if progress is not None:
             progress(k + 1, len(selected))

@@ -6,6 +6,7 @@ from vfmlab.errors import DataError
 from vfmlab.evaluation import probes
 from vfmlab.evaluation.instruments.base import LATENTS, Metric
 from vfmlab.evaluation.number import ENCODERS, HEADLINE, HIGHER, TABLE, Draft, Published, Quantity
+from vfmlab.evaluation.precision import precise
 from vfmlab.evaluation.protocol import Resolved
 from vfmlab.evaluation.representation import QUANTILE, K, beyond_chance, cknna, prepare
 from vfmlab.evaluation.roundtrip import evaluating
@@ -34,7 +35,7 @@ class LatentProbes(Metric):
             raise DataError("the data has no classes")
         if int(tokenizer.stat_count) == 0:
             raise DataError("the tokenizer has no latent statistics yet")
-        with evaluating(tokenizer):
+        with evaluating(tokenizer), precise(setup.protocol.precision, tokenizer.stat_mean.device):
             train = probes.training_latents(tokenizer, setup.cfg, setup.protocol.seed, setup.protocol.batch)
         scores = probes.probe_split(*train, one.latents, one.labels)
         fitted = {"train_images": len(train[0]), "test_images": n}
