@@ -124,9 +124,34 @@ def test_bad_input_is_one_line(tmp_path):
         ({"vfms": ["pocket"], "finalists": -1}, "finalists = -1"),
         ({"vfms": ["pocket"], "overrides": {"seed": 5}}, "--set seed: .* give --seeds"),
         ({"vfms": ["pocket"], "overrides": {"train.samples": 5}}, "--set train.samples: .* give --tokenizer-images"),
+        ({"vfms": ["pocket"], "overrides": {"vfm.layers": [-1]}}, "--set vfm.layers: .* leave it out"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             choose.run("scenes:easy", root=tmp_path, out=tmp_path / "c", command="", tier="tiny", **more)
+
+
+def test_every_candidate_has_one_network_and_one_budget():
+    """Also those whose own generator is another, and those that are trained in stages."""
+    fields = {"data.source": "scenes:easy", **choose._short(choose.Budget(6400, 800, 400), 400, None)}
+    chosen = choose.specs(["pocket"], ["vfm_vae", "vfm_vae_last_layer", "rae", "aligntok", "pae"], "pocket", {"data.source": "scenes:easy"})
+    study = choose._rows(chosen, [0], fields)
+    assert len({row.run.diffusion.network.model_dump_json() for row in study}) == 1
+    for row in study:
+        seen = [phase.budget for phase in row.phases if phase.generator is None]
+        assert sum(seen) == pytest.approx(6400, abs=len(seen)), row.label
+    assert len([phase for phase in study[-2].phases if phase.generator is None]) == 3
+    layers = {row.label: row.run.vfm.layers for row in study if row.run.vfm is not None}
+    assert layers["vfm_vae_last_layer on pocket"] == (-1,)
+    assert len(layers["vfm_vae on pocket"]) == 3
+
+
+def test_finalists_are_told_apart_by_holm():
+    """Three lie behind the first by more than the interval of each; all three at once, that may be luck."""
+    behind = {"b": [10.5, 10.8], "c": [10.65, 10.5], "d": [10.6, 10.7]}
+    first, *rest = choose.standings(rows({"a": [10.0, 10.1], **behind}))
+    assert all(s.behind > s.half_width for s in rest)
+    assert [s.tied for s in rest] == [True] * 3
+    assert choose.verdict([first, *rest], 2).startswith("None: 2 seeds do not tell c, ")
 
 
 def test_both_rounds_and_the_recipe(tmp_path, capsys):

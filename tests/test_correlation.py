@@ -136,6 +136,15 @@ def test_one_metric_against_another():
     assert "## One metric against another" in correlation_page.build(rows, correlation.correlate(rows), "gfd", "", "Title").markdown()
 
 
+def test_a_metric_that_one_row_alone_differs_in_has_no_clear_interval():
+    """Most draws leave that row out, and say nothing; those that hold it all say the same."""
+    rows = [record(f"row {i}", 0, 10 + i, {"psnr": float(i == 0)}) for i in range(7)]
+    one, = correlation.correlate(rows)
+    assert abs(one.rho) > 0.5
+    assert 0 in (one.low, one.high)
+    assert min(one.low, one.high) < 0 or max(one.low, one.high) > 0
+
+
 def test_p_is_uniform_enough_under_luck():
     random = np.random.default_rng(0)
     ps = []

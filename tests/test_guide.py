@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vfmlab import api, presets
+from vfmlab import api, presets, runs
 from vfmlab.cli.main import main
 from vfmlab.config import override
 from vfmlab.errors import ConfigError
@@ -105,3 +105,7 @@ def test_runs_that_do_not_belong_together_are_one_line(trained):
     list(api.train(other, root))
     with pytest.raises(ConfigError, match="differ in 'diffusion'; name runs that differ in their seed alone"):
         guide.records([ids[0], other.last.id], root)
+    apart = override(presets.get("tiny_multi_layer_rae_raev2"), {**CHANGES, "seed": 4, "train.lr": 1e-5})
+    runs.create(apart.last, root)  # its tokenizer learns otherwise
+    with pytest.raises(ConfigError, match="differ in 'train'; name runs that differ in their seed alone"):
+        guide.records([ids[0], apart.last.id], root)

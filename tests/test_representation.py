@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vfmlab.errors import DataError
-from vfmlab.evaluation.representation import cknna, linear_cka, mutual_knn, neighbours, pool, prepare
+from vfmlab.evaluation.representation import beyond_chance, cknna, linear_cka, mutual_knn, neighbours, pool, prepare
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -199,3 +199,9 @@ def test_memory_stays_far_below_a_dense_matrix():
     with Watch():
         assert 0.1 < cknna(a, b) < 1
     assert largest <= 512 * 4000
+
+
+def test_nothing_is_beyond_chance_where_all_others_are_neighbours():
+    assert beyond_chance(0.5, 10, 12) < 0 < beyond_chance(0.5, 10, 100)
+    with pytest.raises(DataError, match="N = 11: at k = 10 all others are neighbours"):
+        beyond_chance(1.0, 10, 11)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,12 +108,12 @@ def _named(files: tuple[str, ...] | None, rows: tuple[str, ...] = ()) -> None:
         raise ConfigError("--from names no file; give the .json that vfmlab compare wrote, or leave it out")
 
 
-def _written(page: Path) -> int:
+def _written(page: Path, rounds: Sequence[str] = ("results",)) -> int:
     """Says where the page is, and how many of its rows failed: the exit code is then 1."""
     from vfmlab.studies.results import read
 
     print(f"written: {page}")
-    failed = [result for result in read(page.with_suffix(".json")) if result.failed]
+    failed = [result for key in rounds for result in read(page.with_suffix(".json"), key) if result.failed]
     if failed:
         print(f"{len(failed)} rows failed; the first, {failed[0].label}, seed {failed[0].seed}: "
               f"{failed[0].failed}")
@@ -160,8 +160,7 @@ def choose(sets: Assignments = (),
              "--set": sets}
     page = choosing.run(data, vfm, root, out, command("choose", (), flags), methods, tier, seeds, finalists,
                         budget, assignments(sets), jobs, cluster, retry)
-    print(f"written: {page}")
-    return 0
+    return _written(page, ("first", "results"))
 
 
 def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | None = None,

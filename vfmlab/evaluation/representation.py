@@ -111,7 +111,14 @@ def cknna(a: Tensor, b: Tensor, k: int = K, unbiased: bool = True, epsilon: floa
 
 
 def beyond_chance(value: float, k: int, n: int) -> float:
-    """CKNNA of n samples beyond chance: (value - c) / (1 - c), c = k / (n - 1)."""
+    """CKNNA of n samples beyond chance: (value - c) / (1 - c), c = k / (n - 1).
+
+    Raises:
+        DataError: k >= n - 1, where all others are neighbours.
+    """
+    if n <= k + 1:
+        raise DataError(f"N = {n}: at k = {k} all others are neighbours, and nothing is beyond chance; use "
+                        "more images")
     chance = k / (n - 1)
     return (value - chance) / (1 - chance)
 

@@ -102,6 +102,9 @@ class Subject:
     def section(self, instrument: Mapping[str, Any], reference: bool = False) -> Resolved:
         """The protocol of a number that an instrument with these facts measures here."""
         more = {"reference": self.reference.facts()} if reference else {}
+        held = self._maps.get("val")
+        if held is not None and len(held) < self.n:  # wide maps of fewer images are held: another protocol
+            instrument = {**instrument, "maps": len(held)}
         return Resolved({**self.resolved.sections, "representation": self.facts, **more,
                          "instrument": dict(instrument)})
 

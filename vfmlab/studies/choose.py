@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfmlab import api, presets, vfm
-from vfmlab.config import VFM, Data, override
+from vfmlab.config import VFM, Data, Recipe, override
 from vfmlab.data import open_source
 from vfmlab.errors import ConfigError
-from vfmlab.evaluation.contrasts import Block
+from vfmlab.evaluation.contrasts import LEVEL, Block, holm
 from vfmlab.evaluation.number import LOWER, groups, quantity
 from vfmlab.evaluation.reference import SHIPPED, bare, family
 from vfmlab.plots import primitives
@@ -38,6 +38,9 @@ TARGET = "gfd"
 GIVEN = {"seed": "--seeds", "data.source": "--data", "vfm.name": "--vfm",
          "train.samples": "--tokenizer-images",
          "diffusion.train.samples": "--generator-images"}
+# Fields that it sets for each VFM, or for each round.
+FIXED = ("vfm.layers", "vfm.upscale", "vfm.stride", "losses.vf.layer", "protocol.noise",
+         "diffusion.train.evaluate_at")
 
 
 class Budget(NamedTuple):
@@ -53,17 +56,18 @@ SHORT = Budget()
 
 class Standing(NamedTuple):
     """A finalist: its gFD by seed, and how far it is behind the first, with the half-width of the 95 %
-    interval."""
+    interval, and with p by Holm over all finalists behind it."""
 
     label: str
     values: tuple[float, ...]
     behind: float
     half_width: float
+    p: float = 1.0
 
     @property
     def tied(self) -> bool:
         """Whether the seeds do not tell it from the first."""
-        return self.behind <= self.half_width
+        return self.p > 1 - LEVEL
 
 
 def settings(name: str, size: int, factor: int) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def judge(features: str, vfms: Sequence[str]) -> str:
 
 def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
           fields: Mapping[str, Any]) -> dict[str, Any]:
-    """label -> (preset, fields): the baseline, and every method on every VFM."""
+    """label -> (recipe, fields): the baseline, and every method on every VFM, under the baseline's
+    generator."""
     if not vfms:
         raise ConfigError(f"--vfm names no vision model; choose from {', '.join(vfm.names())}, or "
                           "timm:NAME")
@@ -140,8 +145,10 @@ def specs(vfms: Sequence[str], methods: Sequence[str], tier: str,
                               "anyway")
         for name in vfms:
             own = settings(name, run.data.size, run.tokenizer.factor)
+            if run.vfm.layers is not None and len(run.vfm.layers) == 1:  # the method reads one
+                own["vfm.layers"] = [own["losses.vf.layer"]]
             own = {k: v for k, v in own.items() if k != "losses.vf.layer" or "vf" in (run.losses or {})}
-            rows[f"{method} on {name}"] = (preset, own)
+            rows[f"{method} on {name}"] = (f"{preset}@{tier}_{BASELINE}", own)
     return rows
 
 
@@ -166,6 +173,8 @@ def run(source: str, vfms: Sequence[str], root: str | Path, out: str | Path, com
     for field in overrides or {}:
         if field in GIVEN:
             raise ConfigError(f"--set {field}: a choice sets it itself; give {GIVEN[field]} in its place")
+        if field in FIXED:
+            raise ConfigError(f"--set {field}: a choice sets it itself; leave it out")
     root, out = Path(root).expanduser(), compare.writable(out)
     baseline = presets.get(f"{tier}_{BASELINE}")
     fields = {"data.source": source, **(overrides or {})}
@@ -201,8 +210,21 @@ def _short(budget: Budget, generator: int, there: int | None) -> dict[str, Any]:
 
 
 def _rows(chosen: Mapping[str, Any], seeds: Sequence[int], fields: Mapping[str, Any]) -> list[Row]:
-    return [Row(label, seed, api.resolve(name, {**fields, **own}, seed), None)
-            for seed in seeds for label, (name, own) in chosen.items()]
+    images = fields["train.samples"]
+    rest = {field: value for field, value in fields.items() if field != "train.samples"}
+    whole = {label: {**rest, **own, **_stages(api.resolve(name, own), images)}
+             for label, (name, own) in chosen.items()}
+    return [Row(label, seed, api.resolve(name, whole[label], seed), None)
+            for seed in seeds for label, (name, _) in chosen.items()]
+
+
+def _stages(run: Recipe, images: int) -> dict[str, int]:
+    """So many images for all stages of a tokenizer together, shared out as its preset shares its own."""
+    parts = [phase for phase in run.phases() if phase.generator is None]
+    total = sum(phase.budget for phase in parts)
+    if len(parts) == 1:
+        return {"train.samples": images}
+    return {f"stages.{phase.stage}.train.samples": max(1, images * phase.budget // total) for phase in parts}
 
 
 def screened(results: Sequence[Result]) -> list[str]:
@@ -220,12 +242,11 @@ def standings(results: Sequence[Result]) -> list[Standing]:
         return []
     block, sign = Block.of(values), 1 if quantity(TARGET).better == LOWER else -1
     order = [label for label in screened(results) if label in values]
-    ranks = []
-    for label in order:
-        gap = block.contrast({label: float(sign), order[0]: -float(sign)}) if label != order[0] else None
-        behind = (gap.estimate, gap.half_width()) if gap else (0.0, 0.0)
-        ranks.append(Standing(label, tuple(values[label][s] for s in sorted(seeds)), *behind))
-    return ranks
+    gaps = [block.contrast({label: float(sign), order[0]: -float(sign)}) for label in order[1:]]
+    levels = holm([gap.p_beyond(0.0) for gap in gaps])
+    behind = [(0.0, 0.0), *((gap.estimate, gap.half_width(), p) for gap, p in zip(gaps, levels, strict=True))]
+    return [Standing(label, tuple(values[label][s] for s in sorted(seeds)), *mine)
+            for label, mine in zip(order, behind, strict=True)]
 
 
 def verdict(ranking: Sequence[Standing], seeds: int) -> str:
@@ -276,9 +297,10 @@ def build(first: Sequence[Result], order: Sequence[str], second: Sequence[Result
     table = [{"row": s.label, quantity(TARGET).head: spread(s.values)} for s in ranking]
     for line, s in zip(table[1:], ranking[1:], strict=True):
         line |= {"behind the first": f"{s.behind:+.3g} ± {s.half_width:.2g}",
+                 "p (Holm)": "< .001" if s.p < 0.001 else f"{s.p:.3f}",
                  "told apart": "no" if s.tied else "yes"}
     note = ("A generator of one network and budget on each finalist's latents. Behind the first: with its "
-            "95 % interval from all finalists and seeds.")
+            "95 % interval from all finalists and seeds. Told apart: at 5 %, by Holm over all behind it.")
     page.add("Ranking", note, primitives.table(table), *compare_page.over_training(second))
     page.add("Go on", "The recipe of the first by its mean, at the tier's own budget: "
              f"`vfmlab train {recipe}`.")

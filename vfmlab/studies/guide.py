@@ -90,8 +90,8 @@ def _alike(folders: Sequence[runs.RunDir], phases: Sequence[config.Phase]) -> No
     for folder, phase in zip(folders, phases, strict=True):
         if phase.generator is None:
             raise ConfigError(f"run '{folder.id}' is a {phase.kind} run; name runs of a generator")
-        parts = [part for part in ("data", "tokenizer", "diffusion", "ar", "protocol")
-                 if getattr(phase, part) != getattr(phases[0], part)]
+        one, other = (p.recipe.model_dump(mode="json", exclude={"seed", "name"}) for p in (phases[0], phase))
+        parts = [part for part in one if one[part] != other[part]]
         if parts:
             raise ConfigError(f"runs '{folders[0].id}' and '{folder.id}' differ in '{parts[0]}'; name runs "
                               "that differ in their seed alone")

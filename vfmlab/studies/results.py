@@ -122,7 +122,7 @@ class Result:
         return cls(**{name: value for name, value in data.items() if name in fields} | more)
 
 
-def read(path: str | Path) -> list[Result]:
+def read(path: str | Path, key: str = "results") -> list[Result]:
     """The results in the JSON that a comparison or a correlation wrote.
 
     Raises:
@@ -130,7 +130,7 @@ def read(path: str | Path) -> list[Result]:
     """
     try:
         data = json.loads(Path(path).expanduser().read_bytes())
-        return [Result.from_json(entry) for entry in data["results"]]
+        return [Result.from_json(entry) for entry in data[key]]
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
     except (AttributeError, KeyError, TypeError, ValueError):
