@@ -39,14 +39,15 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         link, Python lines, and the state with all numbers as JSON.
         """
         path, run_ids = pictures.given(image), models.several(root, runs, "tokenizer")
-        parts, depths, numbers, done, vfms = [], [], {}, {}, set()
+        parts, depths, numbers, done, vfms, taken = [], [], {}, {}, set(), []
         for run_id in run_ids:
             if stopped():
                 break
             began, one = time.monotonic(), models.opened(root, run_id, "tokenizer")
             tokenizer, name = one.model, one.name
             c, h, w = tokenizer.map_shape
-            how = explore.Disturbance(sigma, channels if 0 < channels < c else None, bits or None, seed)
+            taken.append(channels if 0 < channels < c else None)
+            how = explore.Disturbance(sigma, taken[-1], bits or None, seed)
             bank = models.bank(root, run_id) if how.rounds else None
             result = explore.reconstruct(tokenizer, [path], how, bank)
             numbers[run_id] = {metric: values[0] for metric, values in result.metrics.items()}
@@ -77,11 +78,12 @@ def build(root: Path, examples: list[str]) -> share.Tab:
         pairs = [x for _, result in done.values() for x in (result.target, result.images)]
         sheet = cards.stack([primitives.tile(x, scale=1) for x in pairs])
         bank = f"explore.bank(tokenizer, vfmlab.runs.open_run(RUN, ROOT).config().data, {models.BANK})"
-        how = f"sigma={sigma}, channels={channels or None}, bits={bits or None}, seed={seed}"
+        taken = next(iter(taken), None)  # by the first run, which the lines are about
+        how = f"sigma={sigma}, channels={taken}, bits={bits or None}, seed={seed}"
         code = [
             "import vfmlab", "from vfmlab.studies import explore", "",
             f"RUN, ROOT = {run_ids[0]!r}, {str(root)!r}", "tokenizer = vfmlab.load_tokenizer(RUN, ROOT)",
-            f"bank = {bank if channels or bits else None}", f"how = explore.Disturbance({how})",
+            f"bank = {bank if taken or bits else None}", f"how = explore.Disturbance({how})",
             "result = explore.reconstruct(tokenizer, ['picture.png'], how, bank)",
             "print(result.metrics)  # result.images, result.error(), result.latent_map()",
         ]  # fmt: skip

@@ -164,14 +164,15 @@ def formation(model: api.LoadedDiffusion, labels: Sequence[int], steps: int = 12
 
 
 def sampling(model: api.LoadedDiffusion, labels: Sequence[int], view: str = SAMPLING[0], seed: int = 0,
-             scale: float | None = None, interval: tuple[float, float] = (0.0, 1.0), steps: int | None = None,
-             solver: str | None = None) -> go.Figure:
+             scale: float | None = None, interval: tuple[float, float] | None = None,
+             steps: int | None = None, solver: str | None = None) -> go.Figure:
     """Samples of `labels` as chosen above those of the run's own protocol (same noise); or how they form.
 
     What is None is as in the protocol. interval: of t, in which guidance acts.
     """
     own = model.run.protocol
     scale = own.guidance.scale if scale is None else scale
+    interval = own.guidance.interval if interval is None else interval
     steps, solver = steps or own.sampler.steps, solver or own.sampler.solver
     how = {"guidance": {"scale": scale, "interval": list(interval)}, "sampler": {"solver": solver}}
     if view == "forming":
