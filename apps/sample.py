@@ -221,8 +221,9 @@ def _cards(newest, loaded, labels, ema, seconds: float, early: bool = False) -> 
         figures = [cards.figure(preview.images[i : i + 1], title) for i, title in enumerate(titles)]
         n, _, px, _ = preview.images.shape
         weights = f"{'EMA' if ema else 'raw'} weights, {seconds:.1f} s"
-        shapes = {one.model.tokenizer.latent_shape for one in loaded.values()}
-        alike = len(shapes) == 1 and all(one.model.run.ar is None for one in loaded.values())
+        others = [one.model for one in loaded.values()]
+        alike = len(others) == 1 or (all(model.run.ar is None for model in others)
+                                     and len({model.tokenizer.latent_shape for model in others}) == 1)
         classes = loaded[run_id].model.num_classes
         cut = f"; the first {MOST} of {classes} classes" * (len(set(labels[run_id])) == MOST < classes)
         same = "; the same place, the same noise" * alike

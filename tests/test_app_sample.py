@@ -20,7 +20,8 @@ def test_each_side_has_the_python_of_its_own_settings(monkeypatch, tmp_path):
 
     def call(root, fields):
         run = fields["run"]
-        shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"], folder=SimpleNamespace(id=run)), card=lambda *_, **__: "")
+        shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"], num_classes=1, folder=SimpleNamespace(id=run),
+                                                      run=SimpleNamespace(ar=None if run == "flow" else {}), tokenizer=None), card=lambda *_, **__: "")
         return shown, [0], hows[run]
 
     def draw(model, labels, previews, **how):
@@ -40,7 +41,7 @@ def test_each_side_has_the_python_of_its_own_settings(monkeypatch, tmp_path):
 
 
 def test_what_a_reader_must_know_of_the_settings_stands_in_the_facts():
-    shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"]), card=lambda figures, facts, many: facts)
+    shown = SimpleNamespace(model=SimpleNamespace(class_names=["cat"], num_classes=1), card=lambda figures, facts, many: facts)
     said = {note: sample._cards({"run": api.Preview(1, 1, 0.0, torch.zeros(1, 3, 8, 8), True, note)}, {"run": shown}, {"run": [0]}, True, 1.0)
             for note in ("", "no guidance here")}  # fmt: skip
     assert "done; no guidance here; N = 1, 8 px" in said["no guidance here"]

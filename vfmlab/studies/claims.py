@@ -105,7 +105,7 @@ class Claim:
     Args:
         id: short, unique in its ledger. statement: one sentence. source: paper, table. figures: the paper's
         own. contrasts: all of them must hold. open: why it cannot be decided by contrasts here; then it has
-        none. elsewhere: a page beside the ledger's that decides it by other means.
+        none. elsewhere: what decides it by other means, a page beside the ledger's or a notebook.
     """
 
     id: str

@@ -117,8 +117,10 @@ def build(decided: Sequence[Decided], results: Sequence[Result], title: str, com
 
 def _said(decided: Decided) -> str:
     """The verdict, or where it is."""
-    page = decided.claim.elsewhere
-    return f"elsewhere: [{page.rpartition('/')[2]}]({page})" if page else decided.verdict
+    where = decided.claim.elsewhere
+    if not where:
+        return decided.verdict
+    return f"elsewhere: [{where}]({where})" if where.endswith(".md") else f"elsewhere: `{where}`"
 
 
 def record(decided: Decided) -> dict[str, Any]:

@@ -177,7 +177,7 @@ CLAIMS = (
           (better("gfd", "PS-VAE", "RAE"), better("psnr", "PS-VAE", "PS-VAE#semantic"))),
     Claim("toy", "The share of samples off the manifold grows with the ambient dimension.", PS_VAE, "a toy",
           open="networks on points of a plane, in notebook 13",
-          elsewhere="../../notebooks/13_spheres_priors_decoders.ipynb"),
+          elsewhere="notebooks/13_spheres_priors_decoders"),
     Claim("decoding",
           "Of a diffusion decoder's losses that on the image gains most; more than three steps lose.",
           EPSILON, "rFID 22.04 -> 11.76 -> 8.24",
