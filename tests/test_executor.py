@@ -25,7 +25,7 @@ from vfmlab import api, runs
 from vfmlab.cli import main
 from vfmlab.errors import ConfigError, TrainingError
 from vfmlab.studies import cluster as clusters
-from vfmlab.studies import executor, results, rows
+from vfmlab.studies import compare, executor, results, rows
 from vfmlab.studies.executor import Node
 
 SMALL = {"data.train": 48, "data.val": 16, "protocol.n": 16, "train.samples": 64, "train.checkpoint_every": 16, "train.log_every": 16}
@@ -297,3 +297,20 @@ def test_a_row_is_measured_under_its_own_protocol_whatever_another_study_left(tm
         assert result.number("psnr").n == n
     *_, last = executor.phase_nodes(many[0].phases, tmp_path, "row", evaluate=True)
     assert last.task(**last.arguments)["psnr"].n == 16
+
+
+def test_the_default_root_is_one_place_for_training_and_measuring(tmp_path, monkeypatch):
+    """A notebook says "runs"; $VFMLAB_ROOT, or the checkout, says where that is."""
+    monkeypatch.setenv("VFMLAB_ROOT", str(tmp_path / "there"))
+    monkeypatch.chdir(tmp_path)
+
+    def here(nodes, *_):
+        for each in nodes:
+            each.task(**each.arguments)
+        return {each.key: executor.Outcome() for each in nodes}
+
+    monkeypatch.setattr(compare.executor, "run", here)
+    result, = compare.measured(rows.parse(["a=tiny_plain_vae"], [0], SMALL, "tokenizer"), "runs")
+    assert result.failed is None
+    assert result.number("psnr").n == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
