@@ -144,3 +144,20 @@ def test_a_weaker_model_on_other_latents_or_another_path_is_one_line(other, line
     monkeypatch.setattr(load, "load_diffusion", lambda *args, **more: model())
     load.with_weaker(own.network, own.tokenizer, guidance, tmp_path)
     assert len(own.network.weaker) == 1
+
+
+def test_a_weaker_model_is_sought_beside_the_run_that_it_guides(monkeypatch, tmp_path):
+    """A loaded run is sampled without a root: that of the run counts, not the default folder."""
+    run = presets.get("tiny_plain_vae").last
+    folder = runs.create(run, tmp_path)
+    sought = []
+
+    def stop(network, tokenizer, guidance, root):
+        sought.append(root)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(api, "with_weaker", stop)
+    for where, root in ((folder, tmp_path), (None, "runs")):
+        with pytest.raises(ConfigError, match="seen"):
+            next(api.sample(api.LoadedDiffusion(torch.nn.Linear(1, 1), None, run, 2, ["a", "b"], where), [0]))
+        assert sought[-1] == root
