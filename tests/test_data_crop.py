@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import untrained
+from tiny import make_task, untrained
 
 from vfmlab import presets, runs
 from vfmlab.config import Data
@@ -17,6 +17,7 @@ from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.data.base import ImageSource
 from vfmlab.data.decode import Cut, decode
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.training import open_step
 from vfmlab.training.ar import ARTask
 from vfmlab.training.tokenizer import TokenizerTask
 
@@ -113,6 +114,37 @@ def test_codes_are_of_cuts_where_they_are_encoded_anew_and_of_centre_crops_where
         of_cut, of_centre = (task.tokenizer.codes(to_float(one.images).to(task.device)).cpu() for one in (cut, centre))
         assert torch.equal(batch.codes.cpu(), of_centre if cached else of_cut)
         assert not torch.equal(of_cut, of_centre)
+
+
+@pytest.mark.parametrize("how", ["stored", "fresh", "tuned"])
+def test_diffusion_and_its_targets_see_cuts_where_images_are_encoded_anew_and_centre_crops_where_latents_are_stored(folder, tmp_path, how):
+    change = {"data.source": f"folder:{folder}", "data.size": 16, "data.crop": [0.5, 1.0], "data.train": None, "data.val": 4, "data.flip": False,
+              "diffusion.alignment.vfm.weights": "random"}
+    change |= {} if how == "tuned" else {"diffusion.tune": None, "diffusion.cache": how == "stored", "diffusion.sample_posterior": False}
+    run = presets.get("tiny_plain_vae_repa_e", change).last
+    task = make_task(run, tmp_path)
+    said = list(task.prepare(runs.create(run, tmp_path / "run"), True))
+    stream, images = task.stream(3, slice(0, 8)), BatchStream(task.source, 8, run.seed, 3, crop=run.data.crop)
+    batch, cut = next(stream), next(images)
+    stream.close(), images.close()
+    seen, other = (cut, task.source.batch(batch.indices))[:: -1 if how == "stored" else 1]
+    assert torch.equal(batch.labels.cpu(), seen.labels)
+    for value, of in ((batch[0], lambda one: one if how == "tuned" else task.tokenizer.encode(to_float(one)).mode()), (batch.target, lambda one: task.targets.of("target").read(to_float(one))["target"])):
+        right, wrong = (of(one.images).float() for one in (seen, other))
+        assert (value.float() - right).abs().max() < 0.01 * (value.float() - wrong).abs().max()
+    assert ("targets" in {what for what, *_ in said}) == (how == "stored")
+    assert ("targets of random crops" in task.started.get("note", "")) == (how != "stored")
+
+
+def test_an_opened_step_on_an_untrained_tokenizer_sees_cuts_where_training_does(folder, tmp_path):
+    change = {"data.source": f"folder:{folder}", "data.size": 16, "data.crop": [0.5, 1.0], "data.train": None, "data.val": 4}
+    for name, of in (("tiny_plain_vae", "diffusion"), ("tiny_ar", "ar")):
+        for cached in (False, True):
+            more = {"ar.ten_crops": None} if of == "ar" else {}
+            phase = presets.get(name, change | more | {f"{of}.cache": cached}).last
+            task, _ = open_step._task(phase, tmp_path)
+            assert (task.run.data.crop is None) == cached
+            assert not getattr(task.run, of).cache
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -21,9 +21,9 @@ class Data(Section):
                      description="held-out images, taken from the source's own split where it has one")
     flip: bool = Field(False, description="random horizontal flips in training")
     crop: tuple[float, float] | None = Field(None, description="in a tokenizer's training, and in that of "
-        "an ar generator whose codes are encoded anew (ar.cache=false; cached codes are of the centre crop "
-        "or of ar.ten_crops): a square at a random place, its side a random share of the short side, resized "
-        "(Lanczos); null: the centre crop")
+        "a generator whose images are encoded anew (diffusion.cache=false, diffusion.tune, ar.cache=false; "
+        "what is cached is of the centre crop, or of ar.ten_crops): a square at a random place, its side a "
+        "random share of the short side, resized (Lanczos); null: the centre crop")
     least_side: int | None = Field(None, ge=1, description="pixels; in a tokenizer's training images with a "
         "shorter side are left out; null: none are")
     image_column: str | None = Field(None,

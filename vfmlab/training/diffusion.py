@@ -80,6 +80,8 @@ class DiffusionTask(Task):
         )
         self.shards, self.completes = run.diffusion.tune is None, run.diffusion.tune is not None
         self.columns = min(SHOWN, max(self.num_classes, 8))
+        self.caches = run.diffusion.cache and run.diffusion.tune is None
+        self.crop = None if self.caches else run.data.crop  # stored latents are of the centre crop
         self.cached: latents.LatentSource | None = None
         self.sources: list[targets.Targets | targets.Teacher] = []
 
@@ -127,7 +129,7 @@ class DiffusionTask(Task):
         self.root = str(run_dir.path.parent)
         self.tokenizer.to(self.device)
         share, flip = self.share, self.run.data.flip
-        if self.run.diffusion.cache and self.run.diffusion.tune is None:
+        if self.caches:
             options = {"flip": flip, "sampled": self.run.diffusion.sample_posterior}
             wanted = latents.fingerprint(self.tokenizer, self.source, **options)
             folder = self.cache_root / wanted
@@ -149,6 +151,10 @@ class DiffusionTask(Task):
         self.sources, share, flip = [], self.share, self.run.data.flip
         for teacher, cached in zip(self.targets.teachers, self.targets.cached, strict=True):
             teacher.to(self.device)
+            if cached and self.crop is not None:
+                cached = False
+                self.started = {"note": f"'{teacher.name}' is asked at every step: targets of random crops "
+                                        "(data.crop) cannot be kept"}
             if cached:
                 folder = self.cache_root / f"targets-{teacher.fingerprint(self.source, flip)}"
                 for done, of in targets.build(folder, teacher, self.source, flip, **share):
@@ -174,7 +180,7 @@ class DiffusionTask(Task):
         images = None
         if asks or encodes:
             images = targets.Tap(BatchStream(self.source, batch, seed, start_step, rows, data.flip,
-                                             data.workers))
+                                             data.workers, self.crop))
         if tunes:
             batches = images
         elif encodes:

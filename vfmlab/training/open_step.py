@@ -316,13 +316,15 @@ def _task(phase: config.Phase, root: str | Path) -> tuple[Task, str]:
     note = f"the tokenizer is untrained: '{phase.parent}' is not trained under '{root}'"
     if isinstance(phase, config.TokenizerPhase):
         return TokenizerTask(phase, tokenizer), note
+    # What a training caches is of the centre crop.
+    centre = {"data.crop": None} if phase.generator.cache and not phase.tuned else {}
     if phase.ar is not None:  # codes need no statistics
-        phase = config.override(phase.recipe, {"ar.cache": False, "ar.ten_crops": None}).last
+        phase = config.override(phase.recipe, centre | {"ar.cache": False, "ar.ten_crops": None}).last
         return ARTask(phase, tokenizer, runs.root_folder(root)), note
     source = open_source(phase.data, "train")
     images = some_images(source, FEW, "statistics", phase.seed, batch=64)
     tokenizer.set_statistics(measure(tokenizer.eval(), images, source.fingerprint))
-    uncached = {"diffusion.cache": False}
+    uncached = centre | {"diffusion.cache": False}
     uncached |= {f"diffusion.{part}.cache": False for part in ("alignment", "class_token")
                  if getattr(phase.diffusion, part) is not None}
     phase = config.override(phase.recipe, uncached).last
