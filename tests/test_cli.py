@@ -425,7 +425,7 @@ def test_a_line_comes_at_once_on_a_terminal(capsys, monkeypatch):
 def test_runs_lists_what_is_there(capsys, tmp_path):
     code, out, _ = call(capsys, "runs", "--root", tmp_path)
     assert code == 0
-    assert "no runs" in out
+    assert f"begin with: vfmlab train tiny_vfm_vae --root {tmp_path}" in out
     run = api.resolve("tiny_plain_vae").phases()[0]
     folder = runs.create(run, tmp_path)
     folder.save_report({"hash": "x", "metrics": {"psnr": {"value": 21.5}}})

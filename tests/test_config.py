@@ -169,6 +169,9 @@ def test_overrides_round_trip(values):
         ({"diffusion.alignment": {"block": 99}}, ["alignment.block 99", "blocks 1 to 2"]),
         ({"train.guard_explode": 5.0}, ["train.guard_explode", "no longer there", "1000.0"]),
         ({"train.lr": math.nan}, ["train.lr"]),
+        ({"train.evaluate_at": [0, 64]}, ["train.evaluate_at.0", "greater than or equal to 1"]),
+        ({"equivariance.scales": []}, ["equivariance.scales", "at least 1 item"]),
+        ({"equivariance.scales": [0.5, 0]}, ["equivariance.scales.1", "greater than 0"]),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused_before_anything_is_built(run, changes, words):

@@ -44,6 +44,11 @@ def test_patterns_are_counted_before_they_are_expanded(tmp_path, pattern):
         both(f"wds:{tmp_path}/{pattern}")
 
 
+def test_ranges_in_brackets_choose_shards(tmp_path):
+    shards(tmp_path, {f"x-{k}": range(10 * k, 10 * k + 10) for k in range(3)})
+    assert sum(map(len, both(f"wds:{tmp_path}/x-[01].tar"))) == 20
+
+
 def test_members_that_are_no_regular_files_or_too_large_are_not_read(tmp_path):
     shard(tmp_path / "x.tar", [(f"{i}.png", png(i)) for i in range(12)])
     with tarfile.open(tmp_path / "x.tar", "a") as tar:

@@ -56,6 +56,13 @@ def test_a_class_with_too_few_images_is_said(tmp_path):
     assert "2 of 3 classes have fewer than 5 training images: 'one', 'two'" in notes
 
 
+def test_classes_that_a_cap_leaves_too_few_images_are_said(tmp_path):
+    fill(tmp_path, classes=("a", "b", "c"), each=20)
+    train, _ = both(f"folder:{tmp_path}", train=9)
+    assert "3 of 3 classes have fewer than 5 training images: 'a', 'b', 'c'" in "\n".join(train.notes)
+    assert not both(f"folder:{tmp_path}", train=30)[0].notes
+
+
 @pytest.mark.parametrize("kind", ["folder", "parquet", "wds"])
 def test_one_image_more_does_not_draw_the_split_anew(tmp_path, kind):
     def write(folder, which):

@@ -141,6 +141,16 @@ def test_exchanged_asset(assets: Path):
     assert "sha256" in check_assets(assets).detail
 
 
+def test_asset_whose_facts_are_damaged(assets: Path):
+    (assets / "net.json").write_text('{"sha256": ')
+    assert check_assets(assets).state == "fail"
+    assert "net.json' is damaged: not JSON" in check_assets(assets).detail
+
+
+def test_every_bundled_file_is_missed():
+    assert {path.stem for path in doctor.ASSETS.glob("*.safetensors")} == set(doctor.BUNDLED)
+
+
 def test_asset_that_is_no_safetensors(assets: Path):
     (assets / "net.safetensors").write_bytes(b"PK\x03\x04" + bytes(200))
     assert check_assets(assets).state == "fail"

@@ -243,6 +243,8 @@ def test_a_collapsed_quantiser_is_told(tmp_path):
     ("change", "complaint"),
     [
         ({"losses.vf.layer": 9}, r"losses\.vf\.layer 9: 'pocket' has 4 blocks; name different layers among"),
+        ({"losses.gram.layer": 9}, r"losses\.gram\.layer 9: 'pocket' has 4 blocks; name different layers among"),
+        ({"losses.token_cosine.layer": 9}, r"losses\.token_cosine\.layer 9: 'pocket' has 4 blocks; name different layers among"),
         ({"losses.adversarial.discriminator": {"kind": "projected"}}, r"discriminator\.backbone\.weights.*discriminator\.kind=patchgan needs no backbone"),
         ({"losses.adversarial.discriminator": {"kind": "projected", "backbone": {"name": "pocket"}, "kernel": 3}}, "is the tokenizer's own VFM"),
     ],

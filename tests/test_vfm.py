@@ -109,6 +109,11 @@ def test_any_size(row: Facts):
         model.features(images(4 * row.patch + 1))
 
 
+def test_an_upscale_that_leaves_nothing_is_one_line():
+    with pytest.raises(ConfigError, match=r"upscale 0.001: images of 0 px enter 'pocket'.*use vfm.upscale=0.125 \(4 px\)"):
+        vfm.build(config.VFM(upscale=0.001), 32)
+
+
 def test_preparation_matches_timms_own():
     row = TABLE["clip_b16"]
     model = small(row, 32)

@@ -24,12 +24,14 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from vfmlab import runs
-from vfmlab.config.files import root_folder
+from vfmlab.config.files import read_json, root_folder
+from vfmlab.errors import ConfigError
 from vfmlab.studies.cluster import cores
 
 State = Literal["ok", "warn", "fail"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = ("bundled_plain_vae", "bundled_vfm_vae", "factors", "groups", "judge", "pocket", "pocket_leaky", "pocket_text")
 REINSTALL = "python -m uv pip install --reinstall -c constraints.txt torch torchvision"
 EXTRAS = {  # extra -> what of it is looked for
     "data": ("datasets", "webdataset"),
@@ -252,24 +254,27 @@ def _extras() -> Iterator[Check]:
         yield Check("extras", "ok", ", ".join(EXTRAS))
 
 
-def asset_checks(folder: Path, expected: tuple[str, ...] = ("judge", "factors", "pocket")) -> Iterator[Check]:
+def asset_checks(folder: Path, expected: tuple[str, ...] = BUNDLED) -> Iterator[Check]:
     """Bundled weights: there, whole (sha256 in a sibling .json), and with their provenance."""
     advice = "git checkout -- vfmlab/assets, or install the package again"
     for name in sorted({path.stem for path in folder.glob("*.safetensors")} | set(expected)):
-        path = folder / f"{name}.safetensors"
+        path, sibling = folder / f"{name}.safetensors", folder / f"{name}.json"
         if not path.is_file():
             yield Check("assets", "fail", f"{path.name} is missing", advice)
             continue
         try:
             with safe_open(path, framework="numpy") as file:
                 facts, content = file.metadata(), path.read_bytes()
+            stated = read_json(sibling).get("sha256") if sibling.is_file() else None
+        except ConfigError as error:
+            yield Check("assets", "fail", _line(str(error)), advice)
+            continue
         except (SafetensorError, OSError) as error:
             detail = f"{path.name}: truncated, or not a safetensors file ({_line(str(error))})"
             yield Check("assets", "fail", detail, advice)
             continue
-        digest, sibling = hashlib.sha256(content).hexdigest(), path.with_suffix(".json")
-        stated = (json.loads(sibling.read_text()).get("sha256") if sibling.is_file() else None) or digest
-        if stated != digest:
+        digest = hashlib.sha256(content).hexdigest()
+        if stated not in (None, digest):
             detail = f"{path.name}: sha256 {digest[:12]} is not {stated[:12]}, which {sibling.name} states"
             yield Check("assets", "fail", detail, advice)
         elif not facts:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vfmlab.cli.arguments import Assignments, Json, Root, arg, assignments
+from vfmlab.cli.arguments import Assignments, Json, Root, arg, assignments, root_flag
 from vfmlab.errors import ConfigError
 from vfmlab.studies.command import command
 
@@ -41,7 +42,8 @@ def runs(root: Root = Path("runs"), as_json: Json = False) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     if not rows:
-        print(f"no runs in '{root}'; begin with: vfmlab train tiny_vfm_vae")
+        begin = ["vfmlab", "train", "tiny_vfm_vae", *root_flag(root)]
+        print(f"no runs in '{root}'; begin with: {shlex.join(begin)}")
         return 0
     width = max(len(row["id"]) for row in rows)
     print(f"{'run':<{width}}  {'kind':<9}  {'state':<11}  {'images':>17}  metrics")

@@ -179,7 +179,7 @@ class Equivariance(Section):
                             description="chance that latent and target are scaled / rotated alike; 0: off")
     p_prior: float = Field(0.0, ge=0, le=1,
                            description="otherwise, chance that the input is down-scaled before encoding")
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
 
 
 class Train(Section):
@@ -211,8 +211,8 @@ class Train(Section):
     log_every: int = Field(640, ge=1)
     preview_every: int = Field(8_000, ge=1)
     checkpoint_every: int = Field(8_000, ge=1)
-    evaluate_at: tuple[int, ...] = Field((), description="sample counts at which the protocol is run on the "
-                                                         "EMA weights")
+    evaluate_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="sample counts at which the "
+        "protocol is run on the EMA weights")
     guard_patience: int = Field(3, ge=1, description="bad steps in a row that end the run")
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
 

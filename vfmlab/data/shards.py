@@ -67,7 +67,7 @@ def _expand(what: str, pattern: str) -> list[str]:
         path = Path(name)
         if path.is_dir():
             files += sorted(str(file) for file in path.glob("*.tar"))
-        elif "*" in path.name or "?" in path.name:
+        elif re.search(r"[*?[]", path.name) and not path.exists():
             files += sorted(str(file) for file in existing(what, str(path.parent)).glob(path.name))
         else:
             files.append(str(path))

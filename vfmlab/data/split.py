@@ -54,7 +54,7 @@ def source(config: Data, split: str, parts: dict[str, Records]) -> RecordSource:
         hashes[part] = _hashes(records, config.seed)
     caps = {"train": config.train, "val": config.val}
     picked = every[split][stratified(hashes[part][every[split]], mine[every[split]])][: caps[split]]
-    values = {name: labels.get(name, mine)[rows] for name, rows in every.items()}
+    values = {name: labels.get(name, mine)[rows] for name, rows in (every | {split: picked}).items()}
     counts = {name: np.bincount(rows, minlength=len(names)) for name, rows in values.items()}
     records.labels = None  # from here on they are numbers
     made = RecordSource(records, picked, torch.from_numpy(mine[picked]), names, config.size,

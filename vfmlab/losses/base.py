@@ -120,6 +120,14 @@ class Loss(nn.Module):
                               "no 'vfm' section; add vfm.name=pocket")
         return self.context.vfm
 
+    def width_of(self, layer: int) -> int:
+        """Channels of the layer of the run's VFM that `losses.NAME.layer` names."""
+        try:
+            return self.need_vfm().width(layer)
+        except ConfigError as error:  # the line speaks of the layers that the tokenizer reads
+            raise ConfigError(str(error).replace(f"vfm.layers [{layer}]",
+                                                 f"losses.{self.registered_name}.layer {layer}")) from None
+
 
 def build(terms: Mapping[str, LossConfig], context: LossContext) -> dict[str, Loss]:
     """The terms of a recipe by name. A label behind a colon makes a second term of one kind:

@@ -33,7 +33,7 @@ class Gram(Loss):
 
     def __init__(self, config: Gram.Config, context: LossContext):
         super().__init__(config, context)
-        self.need_vfm().width(config.layer)
+        self.width_of(config.layer)  # an error where there is no such layer
         self.layers = (config.layer,)
 
     def value(self, r: Reconstruction) -> Tensor:

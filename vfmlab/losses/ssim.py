@@ -13,7 +13,7 @@ class SSIM(Loss):
     """1 - SSIM (Wang et al. 2004), Gaussian window of sigma 1.5 (11 px), data range 2, averaged over the
     batch.
 
-    Images under 12 px, which equivariance scaling can produce, get the widest window that fits.
+    Images under 11 px, which equivariance scaling can produce, get the widest window that fits.
     """
 
     def value(self, r: Reconstruction) -> Tensor:

@@ -24,7 +24,7 @@ class TokenCosine(Loss):
     def __init__(self, config: TokenCosine.Config, context: LossContext):
         super().__init__(config, context)
         self.layers = (config.layer,)
-        width = self.need_vfm().width(config.layer)
+        width = self.width_of(config.layer)
         if width != context.channels:
             raise ConfigError("losses.token_cosine compares tokens one to one: the latent has "
                               f"{context.channels} channels, the VFM's layer {config.layer} {width}; use "

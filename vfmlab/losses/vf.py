@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab import config
-from vfmlab.errors import ConfigError
 from vfmlab.losses.base import Loss, LossContext, Reconstruction
 from vfmlab.registry import LOSSES
 
@@ -61,12 +60,7 @@ class VF(Loss):
     def __init__(self, config: VF.Config, context: LossContext):
         super().__init__(config, context)
         self.layers, self.adaptive = (config.layer,), config.adaptive
-        try:
-            width = self.need_vfm().width(config.layer)
-        except ConfigError as error:  # the line speaks of the layers that the tokenizer reads
-            raise ConfigError(str(error).replace(f"vfm.layers [{config.layer}]",
-                                                 f"losses.vf.layer {config.layer}")) from None
-        self.project = nn.Linear(context.channels, width, bias=False)
+        self.project = nn.Linear(context.channels, self.width_of(config.layer), bias=False)
 
     def value(self, r: Reconstruction) -> Tensor:
         z = torch.einsum("bchw,dc->bdhw", r.z.float(), self.project.weight.float())

@@ -140,7 +140,8 @@ class VisionModel(nn.Module):
             near = max(patch, round(side / patch) * patch)
             raise ConfigError(f"vfm.upscale {self.upscale:g}: images of {side} px enter '{self.facts.name}', "
                               f"which needs a multiple of its patch of {patch}; use "
-                              f"vfm.upscale={near * self.upscale / side:.6g} ({near} px)")
+                              f"vfm.upscale={near * (self.upscale / side if side else 1 / self.size):.6g} "
+                              f"({near} px)")
 
     def trainable_copy(self, layers: Iterable[int] | None = None) -> Self:
         """A copy that can be trained, to be a submodule of what trains it: its own weights, in state_dict and
