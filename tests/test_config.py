@@ -230,6 +230,7 @@ def test_home_is_expanded_wherever_a_path_comes_in(tmp_path, monkeypatch):
     changed = api.resolve("tiny_vfm_vae", {"data.source": "parquet:~/images", "vfm": {"weights": "~/w.safetensors"}})
     assert changed.data.source == f"parquet:{tmp_path}/images"
     assert changed.vfm.weights == f"{tmp_path}/w.safetensors"
+    assert api.resolve("tiny_t2i_vfm_vae", {"diffusion.text.encoder": "pocket:~/tower"}).diffusion.text.encoder == f"pocket:{tmp_path}/tower"
     (tmp_path / "run.json").write_text(changed.model_dump_json())
     assert api.resolve("~/run.json") == api.resolve(changed.last) == changed
 

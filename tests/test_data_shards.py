@@ -74,7 +74,7 @@ def test_members_that_are_no_regular_files_or_too_large_are_not_read(tmp_path):
 def test_labels_of_several_types_in_json(tmp_path):
     for k, values in enumerate((["3", "1", "2"], ["true", "false"], ["1.0", "0.0"], ['"a"', '"7"'])):
         members = [(f"{i:02}.{kind}", c) for i in range(12) for kind, c in (
-            ("png", png(i)), ("json", b'{"label": %s}' % values[i % len(values)].encode()))]  # fmt: skip
+            ("png", png(i)), ("json", b"\xef\xbb\xbf" * (k == 3) + b'{"label": %s}' % values[i % len(values)].encode()))]  # fmt: skip
         (tmp_path / f"{k}").mkdir()
         shard(tmp_path / f"{k}/x.tar", members)
     names = [both(f"wds:{tmp_path}/{k}")[0].class_names for k in range(4)]

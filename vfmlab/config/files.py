@@ -43,7 +43,7 @@ def expand(path: str | Path) -> Path:
 def absolute_source(source: Any) -> Any:
     """A data source or text encoder with an absolute path: the same words in two folders are two runs."""
     kind, colon, path = str(source).partition(":")
-    local = kind in ("folder", "parquet", "wds") or (
+    local = kind in ("folder", "parquet", "wds", "pocket") or (
         kind in ("hf", "transformers") and (path[:1] in (".", "~") or os.path.exists(path)))
     if not local or not path or "://" in path or path.startswith(("{", "pipe:")):
         return source

@@ -158,7 +158,7 @@ class FolderRecords(Records):
         if path is None:
             return None
         try:
-            return read_bytes(path, LONGEST).decode()
+            return read_bytes(path, LONGEST).decode("utf-8-sig")
         except (UnicodeDecodeError, OSError) as error:
             raise DataError(f"{self.what}: the caption {readable(str(path))} cannot be read: "
                             f"{error}") from None

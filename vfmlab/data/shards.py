@@ -154,7 +154,7 @@ class ShardRecords(Records):
 
     def _label(self, kind: str, data: bytes) -> int | str | None:
         try:
-            text = data.decode().strip()
+            text = data.decode("utf-8-sig").strip()
             value = json.loads(text).get(self.label_field) if kind == ".json" else text
         except (UnicodeDecodeError, ValueError, AttributeError, RecursionError):
             return None
