@@ -129,7 +129,8 @@ def test_diffusion_and_its_targets_see_cuts_where_images_are_encoded_anew_and_ce
     stream.close(), images.close()
     seen, other = (cut, task.source.batch(batch.indices))[:: -1 if how == "stored" else 1]
     assert torch.equal(batch.labels.cpu(), seen.labels)
-    for value, of in ((batch[0], lambda one: one if how == "tuned" else task.tokenizer.encode(to_float(one)).mode()), (batch.target, lambda one: task.targets.of("target").read(to_float(one))["target"])):
+    latent = (lambda one: one) if how == "tuned" else lambda one: task.tokenizer.encode(to_float(one)).mode()
+    for value, of in ((batch[0], latent), (batch.target, lambda one: task.targets.of("target").read(to_float(one))["target"])):
         right, wrong = (of(one.images).float() for one in (seen, other))
         assert (value.float() - right).abs().max() < 0.01 * (value.float() - wrong).abs().max()
     assert ("targets" in {what for what, *_ in said}) == (how == "stored")

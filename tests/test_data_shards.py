@@ -79,6 +79,7 @@ def test_labels_of_several_types_in_json(tmp_path):
         shard(tmp_path / f"{k}/x.tar", members)
     names = [both(f"wds:{tmp_path}/{k}")[0].class_names for k in range(4)]
     assert names == [["0", "1", "2", "3"], ["False", "True"], ["0", "1"], ["7", "a"]]
+    assert both(f"wds:{tmp_path}/0", label_column="")[0].class_names == ["all"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -28,9 +28,8 @@ class Data(Section):
         "shorter side are left out; null: none are")
     image_column: str | None = Field(None,
                                      description="parquet / hf column with the image; None: found by type")
-    label_column: str | None = Field(None,
-                                     description="parquet / hf column with the class, field of a shard's .json; "
-                                                 "None: found by name, in shards 'label'; '': no classes")
+    label_column: str | None = Field(None, description="parquet / hf column with the class, field of a "
+                                     "shard's .json; None: found by name, in shards 'label'; empty: no classes")
     caption_column: str | None = Field(None, description="parquet / hf column with the caption, for "
                                        "diffusion.text; null: found by name")
     seed: int = 0

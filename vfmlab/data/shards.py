@@ -44,7 +44,7 @@ def open_shards(config: Data, pattern: str, split: str) -> RecordSource:
     fixed = os.path.expanduser(re.split(r"[{*?\[]", pattern)[0])
     root = fixed if os.path.isdir(fixed) else os.path.dirname(fixed) or "."
     groups = split_names([os.path.relpath(file, root) for file in files])
-    field = config.label_column or "label"
+    field = "label" if config.label_column is None else config.label_column
     parts = {part: ShardRecords(what, root, names, field) for part, names in groups.items()}
     return source(config, split, parts)
 
@@ -85,7 +85,8 @@ def _block(file: str, offset: int) -> bytes:
 
 
 class ShardRecords(Records):
-    """Index of some shards, `files` below `root`: where each image lies, and its label (field `label`)."""
+    """Index of some shards, `files` below `root`: where each image lies, and its label (field `label`; empty:
+    none)."""
 
     def __init__(self, what: str, root: str, files: list[str], label: str):
         super().__init__(what)
@@ -101,6 +102,8 @@ class ShardRecords(Records):
             count = f"{broken} of {len(files)} shards"
             raise DataError(f"{what}: {count} cannot be read, for example {examples[-1]}")
         self.bytes = sum(self.length)
+        if not label:
+            return
         if odd := [i for i, label in enumerate(labels) if not isinstance(label, int | str | None)]:
             raise DataError(f"{what}: {self.name(odd[0])} has the label {str(labels[odd[0]])[:40]}, which is "
                             "no class; name another field in data.label_column")
