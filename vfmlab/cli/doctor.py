@@ -31,7 +31,8 @@ from vfmlab.studies.cluster import cores
 State = Literal["ok", "warn", "fail"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = ("bundled_plain_vae", "bundled_vfm_vae", "factors", "groups", "judge", "pocket", "pocket_leaky", "pocket_text")
+BUNDLED = ("bundled_plain_vae", "bundled_vfm_vae", "factors", "groups", "judge", "pocket", "pocket_leaky",
+           "pocket_text")
 REINSTALL = "python -m uv pip install --reinstall -c constraints.txt torch torchvision"
 EXTRAS = {  # extra -> what of it is looked for
     "data": ("datasets", "webdataset"),

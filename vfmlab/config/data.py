@@ -29,7 +29,7 @@ class Data(Section):
     image_column: str | None = Field(None,
                                      description="parquet / hf column with the image; None: found by type")
     label_column: str | None = Field(None, description="parquet / hf column with the class, field of a "
-                                     "shard's .json; None: found by name, in shards 'label'; empty: no classes")
+                                     "shard's .json; None: found by name, in shards 'label'; empty: none")
     caption_column: str | None = Field(None, description="parquet / hf column with the caption, for "
                                        "diffusion.text; null: found by name")
     seed: int = 0
