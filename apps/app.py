@@ -37,7 +37,7 @@ def build(root: str | Path, temporary: Path) -> Page:
     fresh = not models.choices(root, "tokenizer")
     if fresh:
         bundled.put(root)
-    examples = pictures.examples(root, temporary / folder.EXAMPLES)
+    examples, whose = pictures.examples(root, temporary / folder.EXAMPLES)
     with Page(title="vfmlab", analytics_enabled=False) as page:
         page.listening = Counter()
         about = "What tokenizers keep of an image, and what diffusion models make of their latents."
@@ -48,7 +48,7 @@ def build(root: str | Path, temporary: Path) -> Page:
         left_out = gr.Markdown(models.unreadable(root), elem_classes="vl-facts")
         with gr.Tabs() as tabs:
             with gr.Tab("Reconstruct", id="reconstruct"):
-                parts = [reconstruct.build(root, examples)]
+                parts = [reconstruct.build(root, examples, whose)]
             with gr.Tab("Sample", id="sample"):
                 parts.append(sample.build(root))
             with gr.Tab("Interpolate", id="interpolate"):
@@ -58,7 +58,7 @@ def build(root: str | Path, temporary: Path) -> Page:
                 compared, (read, *reading) = compare.build(root)
                 parts.append(compared)
             with gr.Tab("Explore", id="explore"):
-                parts.append(explore.build(root, examples))
+                parts.append(explore.build(root, examples, whose))
         with gr.Accordion("Open a shared state", open=False):
             given = gr.Textbox(label="state (JSON, from below a figure)", lines=2, max_lines=6)
             apply = gr.Button("set the page to it")

@@ -18,12 +18,12 @@ from vfmlab.studies import explore
 SHOWN = 512  # side of the picture that is clicked
 
 
-def build(root: Path, examples: list[str]) -> share.Tab:
-    """Lay the tab out. root: folder of runs."""
+def build(root: Path, examples: list[str], whose: str) -> share.Tab:
+    """Lay the tab out. root: folder of runs. examples: image files offered, and `whose` they are."""
     with share.columns("look inside") as tab:
         run = models.dropdown(root, ("tokenizer",), "tokenizer")
         image = pictures.picture("picture", examples, height=200, value=examples[0])
-        gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
+        gr.Examples(examples, image, label=whose, cache_examples=False)
         neighbours = gr.Slider(1, 16, 8, step=1, label="neighbours")
         pooled = gr.Checkbox(False, label="compare means over positions (places do not count)")
         with tab.right, gr.Row():

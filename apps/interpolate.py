@@ -34,7 +34,8 @@ def _images(root: Path, examples: list[str]) -> share.Tab:
         with gr.Row():
             first = pictures.picture("from", examples, height=160, value=examples[0], min_width=130)
             second = pictures.picture("to", examples, height=160, value=examples[:2][-1], min_width=130)
-        gr.Examples([examples[:2], examples[2:4]], [first, second], label="pairs", cache_examples=False)
+        pairs = [pair for pair in (examples[:2], examples[2:4]) if pair]
+        gr.Examples(pairs, [first, second], label="pairs", cache_examples=False)
         runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
         kind = gr.Radio(KINDS, value="linear", label="path through the latent space")
         frames = gr.Slider(3, 25, 9, step=1, label="frames")

@@ -79,16 +79,19 @@ def given(path: str | None) -> str:
     return path
 
 
-def examples(root: Path, folder: Path, n: int = 4) -> list[str]:
-    """Files of a few held-out images in `folder`: of the newest tokenizer run's data, else drawn scenes."""
-    drawn = config.Data(size=64, val=64)
+def examples(root: Path, folder: Path, n: int = 4) -> tuple[list[str], str]:
+    """Files of a few held-out images in `folder`, and whose: the newest tokenizer run's, else drawn scenes."""
+    drawn, whose = config.Data(size=64, val=64), "drawn scenes"
     try:
         newest = next((run for run in reversed(runs.scan(root)) if run.kind == "tokenizer"), None)
         images, _, _ = data.examples(drawn if newest is None else newest.config().data, n, seed=1)
+        if newest is not None:
+            whose = "held-out images of the newest tokenizer"
     except (VfmlabError, OSError, ValueError):
         images, _, _ = data.examples(drawn, n, seed=1)
+        whose += "; the images of the newest tokenizer cannot be read here"
     # larger to the eye; halving gives back the very pixels
     scale = 2 ** max(0, (256 // images.shape[-1]).bit_length() - 1)
     for i, image in enumerate(images):
         primitives.tile(image, scale=scale).save(folder / f"example_{i}.png")
-    return [str(folder / f"example_{i}.png") for i in range(len(images))]
+    return [str(folder / f"example_{i}.png") for i in range(len(images))], whose

@@ -17,11 +17,11 @@ from vfmlab.studies import explore
 UNITS = {"psnr": "{:.2f} dB", "ssim": "{:.3f}", "lpips": "{:.3f}", "feature_distance": "{:.2g}"}
 
 
-def build(root: Path, examples: list[str]) -> share.Tab:
-    """Lay the tab out. root: folder of runs. examples: image files offered to people who bring none."""
+def build(root: Path, examples: list[str], whose: str) -> share.Tab:
+    """Lay the tab out. root: folder of runs. examples: image files for people who bring none, and `whose`."""
     with share.columns("reconstruct") as tab:
         image = pictures.picture("picture", examples, height=200, value=examples[0])
-        gr.Examples(examples, image, label="held-out images of the newest run", cache_examples=False)
+        gr.Examples(examples, image, label=whose, cache_examples=False)
         runs = models.dropdown(root, ("tokenizer",), "tokenizers", most=models.MOST_RUNS)
         with gr.Accordion("Disturb the latent", open=False):
             sigma = gr.Slider(0, 2, 0, step=0.05, label="noise (standard deviations of the latent)")

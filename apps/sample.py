@@ -129,12 +129,13 @@ def build(root: Path) -> share.Tab:
                 cells[row][column] = cards.figure(last.images, caption)
                 yield {tab.shown: _table(xs, ys, cells, across, down, time.monotonic() - began)}
         total = len(xs) * len(ys)
-        state = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
-        html = _table(xs, ys, cells, across, down, time.monotonic() - began, state)
+        early = f"stopped at cell {len(images)} of {total}; " if len(images) < total else ""
+        html = _table(xs, ys, cells, across, down, time.monotonic() - began, early)
         lines = ["import vfmlab", "", "calls = [", *(f"    {call!r}," for call in calls), "]"]
         given = f"run, labels, ema={ema}, root={str(root)!r}, **how"
         lines += ["for run, labels, how in calls:", f"    *_, last = vfmlab.sample({given})  # last.images"]
-        yield html, *share.outputs("sample", _state(call), lines, cards.stack(images))
+        state = _state(call) | {"across": across, "columns": columns, "down": down, "rows": rows}
+        yield html, *share.outputs("sample", state, lines, cards.stack(images))
 
     def train():
         for event, line, images in until_stopped(bundled.make(root)):
@@ -163,7 +164,9 @@ def build(root: Path) -> share.Tab:
     make.click(train, None, [progress, tab.shown, run, beside, nothing], api_visibility="private", **COMPUTE)
 
     outputs = [tab.shown, *tab.panel, history, before]
-    return share.connect("sample", sample, tab, [*fields, history], outputs, ("label",))
+    one = share.connect("sample", sample, tab, [*fields, history], outputs, ("label", "columns", "rows"))
+    axes = {"across": across, "columns": columns, "down": down, "rows": rows}
+    return replace(one, fields={**one.fields, **axes})
 
 
 def _call(root: Path, call: dict[str, Any]) -> tuple[models.Shown, list[int], dict[str, Any]]:
@@ -192,7 +195,7 @@ def _line(run: str, labels: list[int], how: dict[str, Any], ema: bool, root: Pat
 
 
 def _state(call: dict[str, Any]) -> dict[str, Any]:
-    return call | {"beside": call["beside"] or NONE, "label": str(call["label"])}
+    return call | {"beside": call["beside"] or NONE, "label": str(call["label"] or EVERY)}
 
 
 def _values(root: Path, axis: Any, values: Any, fields: dict[str, Any]) -> list[tuple[str, Any]]:

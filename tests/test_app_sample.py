@@ -53,3 +53,20 @@ def test_a_table_is_headed_by_what_is_drawn(tmp_path):
         fields = {"seed": gr.Number(0, precision=0, minimum=0, maximum=sample.SEED, label="seed"), "scale": gr.Slider(0, 8, step=0.1, label="guidance (1: off)")}
     assert sample._values(tmp_path, "seed", "1.6, 7", fields) == [("seed 2", 2), ("seed 7", 7)]
     assert sample._values(tmp_path, "guidance", "1, 1.50", fields) == [("guidance 1", 1.0), ("guidance 1.5", 1.5)]
+
+
+def test_the_link_of_a_table_brings_its_axes_back(monkeypatch, tmp_path):
+    one = SimpleNamespace(name="flow", model=SimpleNamespace(class_names=["cat"], folder=SimpleNamespace(id="flow"), run=SimpleNamespace(ar=None)))
+    monkeypatch.setattr(sample, "_call", lambda root, call: (one, [0], {}))
+    monkeypatch.setattr(sample.api, "sample", lambda *_, **__: iter([api.Preview(1, 1, 0.0, torch.zeros(1, 3, 8, 8), final=True)]))
+    with gr.Blocks() as blocks:
+        tab = sample.build(tmp_path)
+    handler = next(fn.fn for fn in blocks.fns.values() if fn.api_name == "sample_table")
+    axes = {"across": "seed", "columns": "3, 4", "down": "run", "rows": ""}
+    monkeypatch.setattr(sample, "_values", lambda root, axis, values, fields: [(axis, 1)])
+    *_, last = handler("flow", "none", None, 1, 0, 7, "euler", 1.5, 0, 1, 1, True, *axes.values())
+    state = sample.share.parse(last[-1])
+    assert {name: state.get(name) for name in axes} == axes
+    assert state["label"] == sample.EVERY
+    changes = dict(zip(tab.fields, sample.share.updates(tab, state), strict=True))
+    assert {name: changes[name].get("value") for name in axes} == axes
