@@ -67,13 +67,17 @@ def build(root: str | Path, temporary: Path) -> Page:
         outputs = [came, left_out, tabs, inner, *fields]
 
         def restore(state: dict[str, Any]) -> list[Any]:
-            part = next((part.name for part in parts if part.name == str(state.get("tab", ""))), None)
-            chosen = part and part.partition("_")[0]
-            within = gr.Tabs(selected=part) if chosen == "interpolate" else gr.skip()
+            changes = [share.updates(part, state) for part in parts]
+            both = zip(parts, changes, strict=True)
+            part, mine = next((one for one in both if one[0].name == state.get("tab")), (None, []))
+            chosen = part and part.name.partition("_")[0]
+            within = gr.Tabs(selected=part.name) if chosen == "interpolate" else gr.skip()
             message = f"Set to a shared state of '{chosen}'." if chosen else ""
+            if part and (missing := share.left_out(part, state, mine)):
+                message += f" Not as it says, since gone from here or not fitting: {', '.join(missing)}."
             outer = gr.Tabs(selected=chosen) if chosen else gr.skip()
             shown = [message, models.unreadable(root), outer, within]
-            return [*shown, *(update for part in parts for update in share.updates(part, state))]
+            return [*shown, *(update for of_part in changes for update in of_part)]
 
         def opened(request: gr.Request) -> list[Any]:
             return restore(share.parse(request.query_params.get("state")))

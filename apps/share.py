@@ -130,6 +130,15 @@ def updates(tab: Tab, state: Mapping[str, Any]) -> list[Any]:
     return changes
 
 
+def left_out(tab: Tab, state: Mapping[str, Any], changes: Sequence[Any]) -> list[str]:
+    """Labels of the fields that a state names and its `updates` show otherwise: a run that is gone, a value
+    that does not fit."""
+    named = ((component, state[name], change) for (name, component), change
+             in zip(tab.fields.items(), changes, strict=True) if name in state)
+    return [component.label.partition(" (")[0] for component, value, change in named
+            if "value" not in change or not (change["value"] == value or hasattr(component, "from_name"))]
+
+
 def fitting(component: Any, value: Any, known: list[Any]) -> Any:
     """A value from outside as it may be shown in a component; None where it may not."""
     if isinstance(component, gr.Slider | gr.Number):

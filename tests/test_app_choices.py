@@ -8,7 +8,7 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from apps import choices, models  # noqa: E402
+from apps import choices, models, share  # noqa: E402
 
 PAGE = "# Which tokenizer for these images?\n\n**Verdict.** {}.\n\n## Ranking\n\n| row | gFD |\n\n## Finalists\n\nlong tables\n"
 
@@ -53,3 +53,14 @@ def test_what_a_list_of_classes_keeps_when_the_run_changes(monkeypatch, tmp_path
     for run, chosen, stays in (("plain", "dog", True), ("plain", "1", True), ("plain", "2", False), ("plain", "bird", False),
                                ("text", "a red square", True), ("gone", "dog", False), (None, "dog", False), ("plain", None, False)):  # fmt: skip
         assert bool(models.fits(tmp_path, run, chosen, ["every class", "cat", "dog"])) is stays, (run, chosen)
+
+
+def test_a_shared_state_says_what_of_it_is_not_shown(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "choices", lambda root, *kinds: [("new", "new-1"), ("old", "old-1")])
+    with gr.Blocks():
+        run, runs = models.dropdown(tmp_path, ("tokenizer",), "tokenizer"), models.dropdown(tmp_path, ("tokenizer",), "tokenizers", most=2)
+        tab = share.Tab("t", {"run": run, "runs": runs, "steps": gr.Slider(1, 9, 3, step=1, label="steps (of the sampler)")})
+    for state, names in (({"run": "old-1", "runs": ["new-1"], "steps": 4}, []), ({"run": "gone", "steps": 4}, ["tokenizer"]),
+                         ({"runs": ["old-1", "gone"]}, ["tokenizers"]), ({"steps": 70}, ["steps"]), ({}, [])):  # fmt: skip
+        state |= {"tab": "t"}
+        assert share.left_out(tab, state, share.updates(tab, state)) == names, state

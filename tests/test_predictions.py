@@ -54,3 +54,9 @@ def test_shown_as_text_and_as_html():
 def test_a_comparison_in_place_of_a_function_is_refused():
     with pytest.raises(ConfigError, match="Comparison is no function.*write lambda: in front of it"):
         expect("known already", less(1, 2))
+
+
+def test_a_number_that_was_not_measured_is_no_traceback():
+    expect("the first is ahead", lambda: less(None, 3.0))
+    expect("the second too", lambda: close([1.0, None], 3.0, within=1.0))
+    assert [row["verdict"] for row in verdicts().records] == ["not measured", "not measured"]

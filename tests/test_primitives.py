@@ -34,3 +34,7 @@ def test_names_of_a_heatmap_may_repeat():
     assert figure.layout.xaxis.tickvals == (0, 1, 2)
     assert figure.layout.xaxis.ticktext == ("4", "7", "4")
     assert figure.data[0].y == ("row",)
+
+
+def test_a_number_is_rounded_before_its_form_is_chosen():
+    assert [primitives.number(v) for v in (999.4, 999.6, -999.6, 1000.4, 0.12345)] == ["999", "1,000", "-1,000", "1,000", "0.123"]

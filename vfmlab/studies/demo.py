@@ -121,6 +121,8 @@ def choose(preset: str, baseline: str, source: str, overrides: dict[str, Any], f
     """The rows that are asked for; errors as :func:`run`."""
     if preset or baseline:
         names, guided = (preset or SCENES[0], baseline or SCENES[1]), {}
+        if len(set(names)) == 1:
+            raise ConfigError(f"'{names[0]}' would stand beside itself; name another --preset or --baseline")
     else:
         names, guided = SCENES, GUIDED
     if not source:

@@ -84,7 +84,10 @@ def _all(values: Values) -> list[float]:
         if values.absent:
             raise LookupError(f"{values.label or 'a number'} could not be had: {values.reason}")
         return [float(values.value)]
-    numbers = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
+    every = values if isinstance(values, Sequence) else [values]
+    if None in every:
+        raise LookupError("a number was not measured")
+    numbers = [float(v) for v in every]
     if not numbers:
         raise LookupError("there is no value")
     return numbers

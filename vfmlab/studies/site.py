@@ -339,7 +339,7 @@ def _manual(tree: Path, out: Path, *endings: str) -> list[Path]:
 
 
 def _copy(tree: Path, out: Path) -> None:
-    """What pages link to besides pages: pictures and data of the manual, the licence, and plotly.js."""
+    """What pages link to besides pages: pictures and data of the manual, and plotly.js."""
     from plotly.offline import get_plotlyjs
 
     for source in _manual(tree, out, ".png", ".svg", ".json"):

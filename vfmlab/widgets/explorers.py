@@ -112,7 +112,7 @@ def sampling(model: api.LoadedDiffusion, headless: bool = False, classes: int = 
              "steps": own.sampler.steps, "solver": own.sampler.solver, **how}
     return Panel(lambda **chosen: show.sampling(model, labels, **chosen),
                  {"view": widgets.Dropdown(options=show.SAMPLING, value=start["view"], description="view"),
-                  "scale": _slider(0.0, 8.0, 0.1, start["scale"], "guidance"),
+                  "scale": _slider(0.0, max(8.0, start["scale"]), 0.1, start["scale"], "guidance"),
                   "interval": widgets.FloatRangeSlider(value=start["interval"], min=0.0, max=1.0, step=0.05,
                                                        description="in t", continuous_update=False),
                   "steps": widgets.IntSlider(value=start["steps"], min=1, max=max(100, start["steps"]),
