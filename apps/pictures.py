@@ -80,7 +80,7 @@ def given(path: str | None) -> str:
 
 
 def examples(root: Path, folder: Path, n: int = 4) -> tuple[list[str], str]:
-    """Files of a few images in `folder`, and whose: held-out ones of the newest tokenizer, or drawn scenes."""
+    """Files of a few images in `folder`, and whose: the newest tokenizer's held-out ones, or drawn scenes."""
     drawn, whose = config.Data(size=64, val=64), "drawn scenes"
     try:
         newest = next((run for run in reversed(runs.scan(root)) if run.kind == "tokenizer"), None)
