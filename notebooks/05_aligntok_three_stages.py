@@ -179,7 +179,7 @@ verdicts()
 # | 2 perceptual | 0.36 | 0.635 (0.697, 0.645, 0.564) | 23.8 (23.7, 23.5, 24.3) | 0.869 (0.867, 0.863, 0.876) |
 # | 3 refine | 0.26 | 0.611 (0.678, 0.587, 0.57) | 24.2 (24.1, 23.8, 24.8) | 0.869 (0.867, 0.863, 0.876) |
 #
-# - Stage 2 halves rFD, as predicted (**supported**). Stage 3 takes 4 % off, between -14 and +26 %: undecided.
+# - Stage 2 halves rFD, as predicted (**supported**). Stage 3 takes 4 % off, between -15 and +26 %: undecided.
 # - The probe falls a little in stage 2, and in stage 3 it stays what it is, as predicted.
 # - Stage 2 is the slowest per image, as predicted. Stage 3 is not the fastest: stage 1 takes as long.
 #
@@ -190,9 +190,9 @@ verdicts()
 # | w_sp 1, before the adapter | 0.34, 15.6 | 0.486 (0.531, 0.498, 0.43) | 0.849 (0.849, 0.843, 0.854) |
 # | w_sp 1, cosine | 0.37, 38.0 | 0.587 (0.637, 0.58, 0.543) | 0.857 (0.851, 0.852, 0.869) |
 #
-# - The preservation loss stops the encoder from forgetting: probe +0.124, between +0.094 and +0.154
+# - The preservation loss stops the encoder from forgetting: probe +0.124, between +0.11 and +0.139
 #   (**supported**), and takes a quarter of the rFD that stage 2 could win.
-# - Where the anchor stands, and L2 or cosine: gFD -0.04 and +0.36, both +-1.1 or more (**undecided**).
+# - Where the anchor stands, and L2 or cosine: gFD -0.04 and +0.36, both +-1.1 (**undecided**).
 # - w_sp 5 has seed 0 alone: rFD 0.857, probe 0.878, the published direction.
 #
 # The small scale is a limit: drawn scenes, minutes of training, no adversarial term, and a small VFM whose
