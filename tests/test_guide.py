@@ -54,6 +54,8 @@ def test_the_figure_has_a_line_of_the_first_run_and_a_point_a_run():
     assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == 5
     (unguided,) = figure.layout.shapes
     assert unguided.y0 == 9.0
+    figure = figures.guidance_figure([*rows("none", 1.0, [9.0]), *rows("auto", 2.0, [5.0])])
+    assert [shape.y0 for shape in figure.layout.shapes] == [9.0]  # a kind at one scale is no level line
 
 
 @pytest.fixture(scope="module")

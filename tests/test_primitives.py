@@ -38,3 +38,9 @@ def test_names_of_a_heatmap_may_repeat():
 
 def test_a_number_is_rounded_before_its_form_is_chosen():
     assert [primitives.number(v) for v in (999.4, 999.6, -999.6, 1000.4, 0.12345)] == ["999", "1,000", "-1,000", "1,000", "0.123"]
+
+
+def test_a_dashed_line_has_the_colour_of_its_own():
+    lines = {name: ([0, 1], [0, 1]) for name in ("mine", "mine, less", "other", "other, less")}
+    figure = primitives.curves(lines, dashed=("mine, less", "other, less"))
+    assert [line.line.color for line in figure.data] == [primitives.PALETTE[i] for i in (0, 0, 1, 1)]

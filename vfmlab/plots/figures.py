@@ -219,8 +219,8 @@ def guidance_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     for i, kind in enumerate(dict.fromkeys(r["kind"] for r in records)):
         mine = [r for r in records if r["kind"] == kind]
         first = [r for r in mine if r["run"] == records[0]["run"]]
-        line = {"color": primitives.PALETTE[i], "dash": "solid" if len(first) > 1 else "dot"}
-        if len(first) == 1:
+        line = {"color": primitives.PALETTE[i], "dash": "dot" if kind == "none" else "solid"}
+        if kind == "none":
             figure.add_hline(first[0]["gFD"], line=line)
         figure.add_scatter(x=[r["scale"] for r in first], y=[r["gFD"] for r in first], name=kind,
                            mode="lines", line=line, legendgroup=kind)

@@ -151,12 +151,14 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
            by_place: bool = False) -> go.Figure:
     """Lines over training: {name: (x, y)}.
 
-    dashed: names that are drawn dashed. by_place: colours by place in `series`, for runs of one method.
+    dashed: names that are drawn dashed, in the colour of the line before. by_place: colours by place in
+    `series`, for runs of one method.
     """
-    figure = go.Figure()
+    figure, solid = go.Figure(), -1
     for i, (name, (xs, ys)) in enumerate(series.items()):
         mode = "lines+markers" if len(xs) <= 12 else "lines"
-        hue = PALETTE[i % len(PALETTE)] if by_place else colour(name, i)
+        solid += name not in dashed
+        hue = PALETTE[i % len(PALETTE)] if by_place else colour(name, max(solid, 0))
         line = {"color": hue, "dash": "dash" if name in dashed else "solid"}
         figure.add_trace(go.Scatter(x=list(xs), y=list(ys), name=name, mode=mode, line=line))
     figure.update_xaxes(rangemode="tozero")
