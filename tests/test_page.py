@@ -45,6 +45,14 @@ def test_a_page_begins_with_question_verdict_and_definitions():
     assert "Under aa." in page.html()
 
 
+def test_signs_of_markdown_are_not_in_the_html():
+    page = Page("Title", verdict="**None**: `a` is one seed.")
+    page.add("Lines", "", Lines(["`a` against `b`: **undecided**."]))
+    assert "None: a is one seed." in page.html()
+    assert "<li>a against b: undecided.</li>" in page.html()
+    assert "**undecided**" in page.markdown()
+
+
 def test_plotly_is_in_a_page_once():
     page = Page("Title")
     page.add("Figures", "", go.Figure(), go.Figure())

@@ -182,5 +182,5 @@ def _template() -> Any:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["plain"] = lambda text: str(text).replace("`", "")
+    environment.filters["plain"] = lambda text: str(text).replace("`", "").replace("**", "")
     return environment.get_template("page.html.j2")
