@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -252,6 +253,12 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(ConfigError, match="or set headless = True"):
         widgets.choose(lambda n: n, n=[3])
+
+
+def test_a_generator_of_codes_has_no_sampler_to_choose():
+    model = SimpleNamespace(run=SimpleNamespace(ar={}, protocol=None), folder=SimpleNamespace(id="codes-1"), num_classes=2)
+    with pytest.raises(ConfigError, match="run 'codes-1' draws codes one after the other"):
+        widgets.sampling(model, headless=True)
 
 
 def test_a_parameter_that_a_notebook_does_not_have_is_refused():

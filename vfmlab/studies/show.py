@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vfmlab import api, config, runs
 from vfmlab.diffusion import path as flow
+from vfmlab.errors import ConfigError
 from vfmlab.evaluation.number import of_run
 from vfmlab.evaluation.subject import Maps
 from vfmlab.plots import primitives
@@ -169,7 +170,13 @@ def sampling(model: api.LoadedDiffusion, labels: Sequence[int], view: str = SAMP
     """Samples of `labels` as chosen above those of the run's own protocol (same noise); or how they form.
 
     What is None is as in the protocol. interval: of t, in which guidance acts.
+
+    Raises:
+        ConfigError: a generator of codes, which has none of these but a scale.
     """
+    if model.run.ar is not None:
+        raise ConfigError(f"run '{model.folder.id}' draws codes one after the other and has no steps, solver "
+                          "or interval to choose; draw from it with vfmlab.sample(RUN, guidance=2)")
     own = model.run.protocol
     scale = own.guidance.scale if scale is None else scale
     interval = own.guidance.interval if interval is None else interval

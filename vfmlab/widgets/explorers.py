@@ -24,7 +24,7 @@ BANK = 200  # images on which rounding chooses channels and levels
 def pick_run(root: str | Path = "runs", kind: str | None = None, headless: bool = False) -> Any:
     """Choose one of the runs under `root`, newest first, and see what it is; `.value["run"]` is its id.
 
-    kind: "tokenizer", "diffusion" or "pretrain"; None: all. headless: the card of the newest run.
+    kind: "tokenizer", "diffusion", "ar" or "pretrain"; None: all. headless: the card of the newest run.
     """
 
     def listed() -> list[str]:
