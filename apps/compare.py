@@ -79,7 +79,10 @@ def build(root: Path) -> tuple[share.Tab, tuple]:
         named = [(quantity(key).label or key, key) for key in known] or [("rFD", "rfd"), ("gFD", "gfd")]
         measurable = models.choices(root, *models.GENERATORS, "tokenizer")
         ids = [run_id for _, run_id in measurable]
-        run = run if run in ids else rows[0]["run"] if rows else (ids or [None])[0]
+        here = {*ids, *(r.run for r in results)}
+        if run and run not in here:
+            about = f"The run that was asked for is not here (any more). {about}"
+        run = run if run in here else rows[0]["run"] if rows else (ids or [None])[0]
         state = {"which": heading, "phases": phases, "metric": metric, "x": x, "y": y, "run": run}
         code = [
             "from vfmlab.studies import leaderboard, results", "",

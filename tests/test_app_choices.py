@@ -8,7 +8,7 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from apps import choices, models, share  # noqa: E402
+from apps import choices, compare, models, share  # noqa: E402
 
 PAGE = "# Which tokenizer for these images?\n\n**Verdict.** {}.\n\n## Ranking\n\n| row | gFD |\n\n## Finalists\n\nlong tables\n"
 
@@ -64,3 +64,13 @@ def test_a_shared_state_says_what_of_it_is_not_shown(monkeypatch, tmp_path):
                          ({"runs": ["old-1", "gone"]}, ["tokenizers"]), ({"steps": 70}, ["steps"]), ({}, [])):  # fmt: skip
         state |= {"tab": "t"}
         assert share.left_out(tab, state, share.updates(tab, state)) == names, state
+
+
+def test_a_run_that_is_gone_is_not_replaced_without_a_word(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "choices", lambda root, *kinds: [("new", "new-1")])
+    with gr.Blocks():
+        _, (read, *_) = compare.build(tmp_path)
+    for run, said in (("gone-1", True), ("new-1", False), ("", False)):
+        shown = read("", False, "gfd", "rfd", "gfd", run)
+        assert shown[2].startswith("The run that was asked for is not here") is said
+        assert shown[8]["value"] == "new-1"
