@@ -66,13 +66,15 @@ def build(root: str | Path, temporary: Path) -> Page:
         fields = [component for part in parts for component in part.fields.values()]
         outputs = [came, left_out, tabs, inner, *fields]
 
-        def restore(state: dict[str, Any]) -> list[Any]:
+        def restore(text: str | None) -> list[Any]:
+            state = share.parse(text)
             changes = [share.updates(part, state) for part in parts]
             both = zip(parts, changes, strict=True)
             part, mine = next((one for one in both if one[0].name == state.get("tab")), (None, []))
             chosen = part and part.name.partition("_")[0]
             within = gr.Tabs(selected=part.name) if chosen == "interpolate" else gr.skip()
-            message = f"Set to a shared state of '{chosen}'." if chosen else ""
+            message = "This is no shared state of this page." if text else ""
+            message = f"Set to a shared state of '{chosen}'." if chosen else message
             if part and (missing := share.left_out(part, state, mine)):
                 message += f" Not as it says, since gone from here or not fitting: {', '.join(missing)}."
             outer = gr.Tabs(selected=chosen) if chosen else gr.skip()
@@ -80,11 +82,11 @@ def build(root: str | Path, temporary: Path) -> Page:
             return [*shown, *(update for of_part in changes for update in of_part)]
 
         def opened(request: gr.Request) -> list[Any]:
-            return restore(share.parse(request.query_params.get("state")))
+            return restore(request.query_params.get("state"))
 
         tables = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "tables"}
         page.load(opened, None, outputs, **LIGHT).then(read, *reading, **tables)
-        apply.click(lambda text: restore(share.parse(text)), given, outputs, **LIGHT)
+        apply.click(restore, given, outputs, **LIGHT)
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 

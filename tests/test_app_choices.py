@@ -8,7 +8,7 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from apps import choices, compare, models, share  # noqa: E402
+from apps import app, choices, compare, models, share  # noqa: E402
 
 PAGE = "# Which tokenizer for these images?\n\n**Verdict.** {}.\n\n## Ranking\n\n| row | gFD |\n\n## Finalists\n\nlong tables\n"
 
@@ -74,3 +74,14 @@ def test_a_run_that_is_gone_is_not_replaced_without_a_word(monkeypatch, tmp_path
         shown = read("", False, "gfd", "rfd", "gfd", run)
         assert shown[2].startswith("The run that was asked for is not here") is said
         assert shown[8]["value"] == "new-1"
+
+
+def test_a_state_that_is_none_is_said(tmp_path):
+    (tmp_path / "examples").mkdir()
+    page = app.build(tmp_path / "runs", tmp_path)
+    restore = next(fn.fn for fn in page.fns.values() if fn.name == "restore")
+    said = {text: restore(text)[0] for text in ("", None, "{", '{"tab": "sample", "seed": 3}', '{"tab": "sample", "run": "gone"}')}
+    assert said[""] == said[None] == ""
+    assert said["{"] == "This is no shared state of this page."
+    assert said['{"tab": "sample", "seed": 3}'] == "Set to a shared state of 'sample'."
+    assert said['{"tab": "sample", "run": "gone"}'].endswith("fitting: diffusion or ar run.")
