@@ -68,6 +68,7 @@ def test_every_flag_reaches_the_demo(monkeypatch, tmp_path, capsys):
         (f"--overrides {'[' * 100_000}", "more than 64 levels deep"), ("--overrides '{\"seed\": 1}' --seed 2", "give one of them"),
         ("--preset tiny_plane_vae", "did you mean"), ("--data scenes:easy", "drawn scenes are what the presets use already"),
         ("--baseline tiny_vfm_vae", "would stand beside itself"),
+        ("--baseline photo_plain_vae", "'photo_plain_vae': parquet:"),
     ],
 )  # fmt: skip
 def test_a_demo_that_cannot_be_is_one_line(graph, tmp_path, capsys, flags, complaint):

@@ -81,6 +81,7 @@ def run(preset: str, baseline: str, source: str, overrides: dict[str, Any], root
         say(f"a judge is trained on these images first ({number}): the bundled one knows drawn scenes")
         nodes = executor.phase_nodes(rows.judge.phases(), folder, "judge")
     chosen = {name: api.resolve(name, overrides, seed=own or 0) for name in rows.names}
+    _alike(chosen)
     preset, baseline, *others = chosen
     images = data.open_source(chosen[preset].data, "train")
     for line in (f"images: {images.describe()}, at {images.size} px; results go to {root}", *images.notes,
@@ -139,6 +140,16 @@ def choose(preset: str, baseline: str, source: str, overrides: dict[str, Any], f
                         guided | PHOTO_BUDGET | {"data.source": source})
     fields, judge = real_data(source, overrides, folder)
     return Rows(names, guided | fields, judge)
+
+
+def _alike(chosen: dict[str, config.Recipe]) -> None:
+    """ConfigError where rows have other images or another judge, so that none of their numbers compare."""
+    seen = {name: f"{run.data.source} at {run.data.size} px, judge {run.protocol.features}"
+            for name, run in chosen.items()}
+    if len(set(seen.values())) > 1:
+        rows = "; ".join(f"'{name}': {what}" for name, what in seen.items())
+        raise ConfigError(f"these do not stand beside each other: {rows}; name a --preset and a --baseline "
+                          "of the same images, or --data for both")
 
 
 def _side(source: str) -> int:
