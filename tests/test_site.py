@@ -134,6 +134,12 @@ def test_pages_stay_without_the_executed_notebooks(built, tree, tmp_path):
     assert "<title>A reader&#39;s small notebook &amp; more</title>" in before
     assert "Is it" in (out / "notebooks" / "index.html").read_text()
     source = folder / "notebooks" / "00_small.ipynb"
+    source.write_text(source.read_text().replace("A section", "A section, *corrected*"))
+    site.build(out, [], folder)
+    assert "A section, <em>corrected</em>" in page.read_text(), "text is written after the execution"
+    assert page.read_text().count("small notebook &amp; more</h1>") == 1
+    assert site.CHANGED not in page.read_text()
+    before = page.read_text()
     source.write_text(source.read_text().replace("y=[1, 2]", "y=[1, 3]"))
     assert site.missing(out, folder) == ["00"]
     for _ in range(2):

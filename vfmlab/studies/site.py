@@ -36,6 +36,9 @@ LONG = 70  # characters of a cell that breaks into lines
 SCRIPT = "plotly.min.js"
 DRAWN_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 PLOTLY = "application/vnd.plotly.v1+json"
+# what stands between a text cell's frame, as nbconvert writes it
+TEXT = (r'(?<=<div class="text_cell_render border-box-sizing rendered_html">\n)'
+        r"(.*?)(?=\n</div>\n</div>\n</div>)")
 CHANGED = "The notebook's code has changed since this was executed."
 SHORT = ("Executed at the tiny tier, which shows that every cell runs: its networks have seen a few images, "
          "so figures of what was trained here are noise and verdicts on it say nothing. At pocket they do.")
@@ -221,18 +224,38 @@ def _notebook(path: Path, tree: Path) -> str:
 
 
 def _earlier(out: Path, tree: Path) -> dict[Path, str]:
-    """Pages of executed notebooks that are in `out`; one whose notebook has other code today says so."""
+    """Pages of executed notebooks that are in `out`, with the text that their notebooks have today; one whose
+    notebook has other code says so, and keeps its text."""
     import nbformat
 
     pages = {}
     for source in sorted((tree / "notebooks").glob("[0-9]*.ipynb")):
         path = Path("notebooks", f"{source.stem}.html")
         page = (out / path).read_text(encoding="utf-8") if (out / path).exists() else ""
-        code = notebook.digest(nbformat.read(source, as_version=4).cells)
+        cells = nbformat.read(source, as_version=4).cells
+        code = notebook.digest(cells)
         if body := re.search('<article data-code="(.*?)">.*</article>', page, re.S):
-            changed = "" if body[1] == code else f"<p><em>{CHANGED}</em></p>"
-            pages[path] = f"<h1>{_escape(_title(page))}</h1>{changed}{body[0]}"
+            article = _with_text(body[0], cells) if body[1] == code else f"<p><em>{CHANGED}</em></p>{body[0]}"
+            pages[path] = f"<h1>{_escape(_title(page))}</h1>{article}"
     return pages
+
+
+def _with_text(article: str, cells: Sequence[Any]) -> str:
+    """An executed page whose text cells are those of `cells`: a finding is written after the execution."""
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    parts = re.split(TEXT, article, flags=re.S)
+    if len(parts) != 2 * len(texts) + 1:  # text was added or taken away
+        return article
+    for i, text in enumerate(texts):
+        now = _markdown(text).strip("\n")
+        now = now if i else re.sub(r"<h1\b.*?</h1>", "", now, flags=re.S)  # the page has a title of its own
+        if _words(now) != _words(parts[2 * i + 1]):  # not where other versions wrote the same
+            parts[2 * i + 1] = now
+    return "".join(parts)
+
+
+def _words(body: str) -> list[str]:
+    return html.unescape(re.sub(r"<[^>]+>", " ", body)).split()
 
 
 def _joined(outputs: Sequence[Any]) -> list[Any]:
