@@ -174,6 +174,27 @@ def test_what_does_not_fit_is_one_line(tokenizer, generator, tmp_path):
         pipeline.save(generator[1].id, tmp_path / "foreign", generator[0])
 
 
+@pytest.mark.parametrize("source", ["/no/such/folder", "no folder", "../out"])
+def test_a_folder_that_is_not_there_is_one_line(source, tmp_path):
+    with pytest.raises(CheckpointError, match=f"'{source}' is neither a folder that is there nor the name of a hub repository"):
+        pipeline.VFMLabAutoencoder.from_pretrained(source)
+    with pytest.raises(CheckpointError, match="no folder '.*vae'"):
+        pipeline.VFMLabAutoencoder.from_pretrained(tmp_path, subfolder="vae")
+
+
+def test_a_tokenizer_is_not_written_over_a_pipeline(tokenizer, generator, tmp_path):
+    """A reader takes the autoencoder of a pipeline where there is one: the old one."""
+    root, run_dir, folder = tokenizer
+    old = shutil.copytree(generator[2], tmp_path / "pipeline")
+    with pytest.raises(ConfigError, match="holds other files"):
+        pipeline.save(run_dir.id, old, root)
+    new = shutil.copytree(folder, tmp_path / "autoencoder")
+    with pytest.raises(ConfigError, match="holds other files"):
+        pipeline.save(generator[1].id, new, generator[0])
+    assert pipeline.save(run_dir.id, new, root) == new
+    assert pipeline.save(generator[1].id, old, generator[0]) == old
+
+
 def test_codes_have_no_such_form(tmp_path):
     run_dir = untrained(smallest("vqgan"), tmp_path)
     with pytest.raises(ConfigError, match="makes codes"):

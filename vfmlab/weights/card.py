@@ -80,6 +80,8 @@ def _origin_rows(run: config.Phase, facts: Mapping[str, str]) -> dict[str, str]:
                  else ", from a file given by hand")
         rows["imported"] = f"{facts['imported']}{where} (SHA-256 {facts['imported_sha256']})"
         rows["licence of that release"] = facts.get("licence", UNSTATED)
+    if facts.get("tokenizer") and run.generator is None:
+        rows["tuned"] = f"together with a generator (REPA-E), from {facts['tokenizer']}"
     if run.recipe.stages:
         rows["stages"] = ", ".join(stage.name for stage in run.recipe.stages)
     if run.imported is None:

@@ -32,7 +32,8 @@ CONFIG, WEIGHTS, CARD, LIBRARY = "config.json", "model.safetensors", "README.md"
 def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str | Path = "runs",
                     ema: bool = True, licence: str | None = None, overwrite: bool = False,
                     data_licence: str | None = None) -> Path:
-    """Write the tokenizer of run `ref` (of a diffusion run: its own) to `folder`; returns that.
+    """Write the tokenizer of run `ref` (of a diffusion run: its own, as tuned by it where it was) to
+    `folder`; returns that.
 
     Args:
         folder: new, empty, or an earlier export; None: `exported` in the run's directory. ema: averaged
@@ -46,11 +47,14 @@ def save_pretrained(ref: str | Path, folder: str | Path | None = None, root: str
         ConfigError: a folder inside a run or with other files in it, or one that cannot be written.
     """
     run_dir = api.tokenizer_run(ref, root)
-    tensors, facts = io.read(load.weights_file(run_dir, ema))
+    run, (tensors, facts) = run_dir.config(), io.read(load.weights_file(run_dir, ema))
+    if run.tuned:  # the network lies beside it
+        tensors = {key.removeprefix("tokenizer."): value for key, value in tensors.items()
+                   if key.startswith("tokenizer.")}
     if int(tensors["stat_count"]) == 0:
         raise CheckpointError(f"run '{run_dir.id}' has no latent statistics yet (state: "
                               f"{run_dir.status().state}); finish its training")
-    run = public(run_dir.config())
+    run = public(run.tokenizer_phase)
     folder = target(folder, run_dir, "exported", _made_here, overwrite)
     images = "  # images: B 3 H W in [-1, 1]"
     usage = ["from vfmlab.weights.export import from_pretrained", "",

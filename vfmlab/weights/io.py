@@ -162,9 +162,11 @@ def in_folder(folder: str | Path) -> tuple[Path, Path | None]:
     Of a whole pipeline (`model_index.json`) the autoencoder's folder `vae` counts.
 
     Raises:
-        CheckpointError: no weights, or several.
+        CheckpointError: no such folder, no weights, or several.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder '{folder}'; give one with a .safetensors file")
     if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():
         folder = folder / "vae"
     for endings in ((INDEX,), (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")):
@@ -228,11 +230,17 @@ def fetch(repo: str, name: str, revision: str | None = None, way: str = "pass a 
     """File `name` of a repository on the Hugging Face hub, from the local cache or downloaded into it.
 
     Raises:
-        CheckpointError: not to be had; one line that ends with `way`, what to do with a copy.
+        CheckpointError: no name of a repository, or not to be had; one line that ends with `way`, what to do
+        with a copy.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(repo, name, revision=revision)
+    try:
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+    except HFValidationError:
+        raise CheckpointError(f"'{repo}' is neither a folder that is there nor the name of a hub repository "
+                              f"(user/name); for '{name}' of one, {way}") from None
     if isinstance(cached, str):
         return Path(cached)
     try:

@@ -30,13 +30,13 @@ def device() -> torch.device:
 
 
 def tokenizer_run(ref: str | Path, root: str | Path = "runs") -> runs.RunDir:
-    """The run directory of the tokenizer that `ref` is, or was trained on."""
+    """The run directory of the tokenizer that `ref` is, has tuned, or was trained on."""
     folder = runs.open_run(ref, root, kind="tokenizer")
     phase = folder.config()
     if phase.tokenizer_phase is None:
         raise RunError(f"run '{folder.id}' is a {phase.kind} run and has no tokenizer; give a tokenizer or "
                        "generator run")
-    return folder if phase.tokenizer_phase is phase else _parent(folder)
+    return folder if phase.tuned or phase.tokenizer_phase is phase else _parent(folder)
 
 
 def _parent(folder: runs.RunDir) -> runs.RunDir:

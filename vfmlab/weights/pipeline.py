@@ -12,6 +12,7 @@ run. A frozen VFM is named in the config, not included.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -250,10 +251,12 @@ def save(ref: str | Path, folder: str | Path | None = None, root: str | Path = "
             raise ConfigError(f"run '{run_dir.id}' {what}, which has no form in diffusers here; export its "
                               "tokenizer without --form")
         loaded = load.load_diffusion(run_dir.path, root, ema, "cpu")
-        folders, usage = [run_dir, load.tokenizer_run(run_dir.path, root)], PIPELINE
+        others = [] if run.tuned else [load.tokenizer_run(run_dir.path, root)]
+        folders, usage = [run_dir, *others], PIPELINE
         vae = VFMLabAutoencoder.of(loaded.tokenizer, export.public(loaded.run.before))
         model = VFMLabPipeline(vae, VFMLabGenerator.of(loaded))
-    folder = export.target(folder, run_dir, "diffusers", made, overwrite)
+    first = CONFIG if run.generator is None else INDEX
+    folder = export.target(folder, run_dir, "diffusers", functools.partial(made, first=first), overwrite)
     facts = io.metadata(weights)
     models = getattr(model, "components", {"vae": model}).values()
     count = sum(p.numel() for part in models for p in part.parameters())
@@ -264,9 +267,9 @@ def save(ref: str | Path, folder: str | Path | None = None, root: str | Path = "
     return folder
 
 
-def made(folder: Path) -> bool:
-    """Whether `folder` is an export of this module."""
-    for name in (INDEX, CONFIG):
-        if (folder / name).is_file():
-            return str(read_json(folder / name).get("_class_name", "")).startswith("VFMLab")
-    return False
+def made(folder: Path, first: str) -> bool:
+    """Whether `folder` is an export of this module, of the form that `first` tells: where both were, a reader
+    would take the pipeline's autoencoder."""
+    if [name for name in (INDEX, CONFIG) if (folder / name).is_file()] != [first]:
+        return False
+    return str(read_json(folder / first).get("_class_name", "")).startswith("VFMLab")
