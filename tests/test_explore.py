@@ -65,6 +65,22 @@ def test_bundled_tokenizers_are_what_their_reports_say(root, tokenizer, images):
         bundled.pipeline("nothing")
 
 
+def test_bundled_runs_that_were_cut_short_are_put_whole(root, tmp_path, monkeypatch):
+    real = runs.RunDir.set_status
+
+    def killed(folder, **changes):
+        if changes.get("state") == "finished":
+            raise KeyboardInterrupt
+        return real(folder, **changes)
+
+    monkeypatch.setattr(runs.RunDir, "set_status", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bundled.put(tmp_path, ["bundled_plain_vae"])
+    monkeypatch.setattr(runs.RunDir, "set_status", real)
+    (name,) = bundled.put(tmp_path, ["bundled_plain_vae"])
+    assert runs.open_run(name, tmp_path).metrics() == runs.open_run(name, root).metrics(), "no point of its curves twice"
+
+
 def test_runs_under_their_earlier_name_open(root, tmp_path):
     """The bundled tokenizers were called starter_* once; what was put into a folder then stays what it was."""
     old = tmp_path / "starter_plain_vae_tokenizer-8b21d204"

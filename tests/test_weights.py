@@ -217,6 +217,8 @@ def test_weights_in_several_files(tmp_path):
 def test_folders_of_weights(tmp_path):
     with pytest.raises(CheckpointError, match="holds no weights"):
         io.in_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="no folder '.*nowhere'; give one"):
+        io.in_folder(tmp_path / "nowhere")
     index = in_parts(tmp_path)
     assert io.in_folder(tmp_path) == (index, None)
     vae = tmp_path / "pipeline" / "vae"
@@ -599,6 +601,15 @@ def test_other_statistics_need_another_name(va_vae, tmp_path):
             again(tmp_path / name)
     with pytest.raises(RunError, match="other latent statistics"):
         again("measured")
+
+
+def test_an_import_that_is_stopped_did_not_fail(va_vae, tmp_path):
+    _, release, run = va_vae
+    events = import_run(run, tmp_path, release=release)
+    assert next(events).kind == "start"
+    events.close()
+    status = runs.open_run(run.id, tmp_path).status()
+    assert (status.state, status.message) == ("interrupted", "stopped by hand; start it again to import it")
 
 
 def test_what_does_not_fit_is_one_line_and_leaves_a_failed_run(va_vae, ldm, tmp_path):

@@ -50,8 +50,8 @@ def put(root: str | Path, names: Iterable[str] = NAMES) -> list[str]:
                      for key, value in tensors.items()}
             io.write(folder.ema, whole, {**metadata, "run_id": run.id})
             folder.save_report({**record["report"], "run": run.id, "request": request(run, folder)})
-            for point in record["metrics"]:
-                folder.log(point)
+            lines = "".join(json.dumps(point) + "\n" for point in record["metrics"])
+            runs.write_atomic(folder.path / "metrics.jsonl", lines)  # whole: a call before may be cut short
             samples, message = record["samples"], "bundled with vfmlab"
             folder.set_status(state="finished", samples=samples, total=samples, seconds=record["seconds"],
                               message=message)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vfmlab import config, data, runs
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config.files import read_mapping
-from vfmlab.errors import CheckpointError, ConfigError, RunError, VfmlabError
+from vfmlab.errors import CheckpointError, ConfigError, RunError, TrainingError, VfmlabError
 from vfmlab.registry import IMPORTERS, NETWORKS, TOKEN_NETWORKS
 from vfmlab.tokenizers.base import Statistics, measure
 from vfmlab.training import checkpoint
@@ -196,7 +196,8 @@ def import_run(run: config.Phase, root: str | Path = "runs", statistics_from: st
             default the release's, else measured.
 
     Raises:
-        VfmlabError: one line; the run is then marked as failed and can be imported again.
+        VfmlabError: one line; the run is then marked as failed and can be imported again, as one that was
+        stopped by hand.
     """
     if run.imported is None:
         raise ConfigError(f"run '{run.id}' has no imported weights; train it instead")
@@ -233,9 +234,11 @@ def _import(run: config.Phase, folder: runs.RunDir, release: Release | None,
                 facts |= event.data if event.kind == "step" else {}
                 yield event
         except BaseException as error:
-            message = str(error) if isinstance(error, VfmlabError) else type(error).__name__
-            with contextlib.suppress(OSError):
-                folder.set_status(state="failed", message=message)
+            state, message = "failed", str(error) if isinstance(error, VfmlabError) else type(error).__name__
+            if isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit):
+                state, message = "interrupted", "stopped by hand; start it again to import it"
+            with contextlib.suppress(OSError, TrainingError):
+                folder.set_status(state=state, message=message)
             raise
         folder.set_status(state="finished", message="", seconds=time.monotonic() - started)
     yield Event("finish", run.id, run.stage, data=facts)
