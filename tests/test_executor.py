@@ -154,7 +154,7 @@ def test_vfmlab_stop(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("cluster", "jobs", "complaint"),
     [
-        ("nowhere.yaml", None, "cannot be read"), ("bad.yaml", None, "expected one of"), ("tcp://127.0.0.1:9", 2, "leave it out"),
+        ("nowhere.yaml", None, "cannot be read"), ("bad.yaml", None, "expected one of"), ("many.yaml", None, "expected one of"), ("tcp://127.0.0.1:9", 2, "leave it out"),
         ("tcp://127.0.0.1:9", None, "no dask scheduler answers there"), (None, 0, "at least one worker"),
     ],
 )  # fmt: skip
@@ -162,6 +162,7 @@ def test_a_cluster_that_cannot_be_is_one_line(cluster, jobs, complaint, tmp_path
     import dask
 
     (tmp_path / "bad.yaml").write_text("slorm: {memory: 1GB}")
+    (tmp_path / "many.yaml").write_text("slurm: {memory: 1GB, jobs: many}")
     monkeypatch.chdir(tmp_path)
     if cluster and cluster.endswith(".yaml") and importlib.util.find_spec("dask_jobqueue") is None:
         pytest.skip("dask-jobqueue is not installed")

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import filelock
 import pyarrow.parquet
 import pytest
 
 pytest.importorskip("papermill")
 from vfmlab.cli import main
-from vfmlab.errors import ConfigError
+from vfmlab.errors import ConfigError, Stopped
 from vfmlab.evaluation.number import Number, Report
 from vfmlab.studies import cluster, executor, sweep
 from vfmlab.studies.sweep import grid, page, table
@@ -247,6 +249,8 @@ def test_the_root_of_a_grid_may_be_at_home(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     plan = sweep.sweep._plan(notebook, {"parameters": {"root": "~/mine"}}, "~/out", False, io.StringIO())
     assert (plan.root, plan.out) == (tmp_path / "mine", tmp_path / "out")
+    nowhere = sweep.sweep._plan(notebook, {"parameters": {"root": ""}}, "~/out", False, io.StringIO())
+    assert nowhere.root == tmp_path / "out" / "runs"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", '{"state": "finished"}', '{"state": "finished", "seconds": 1, "runs": [1], "numbers": {}}',
@@ -271,6 +275,23 @@ def test_a_notebook_that_does_not_heed_the_grid_fails(tmp_path):
     (tmp_path / "n.py").write_text(DEAF)
     result = sweep.run(tmp_path / "n.py", {"set": {"train.lr": [0.5]}, "parameters": {"seed": 3}}, tmp_path / "out", jobs=1, stream=io.StringIO())
     assert result.records[0]["error"] == "the notebook trained with another 'train.lr' than the 0.5 of the grid; mend its code"
+
+
+def test_a_point_at_which_another_sweep_is_can_be_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "POLL", 0.01)
+    monkeypatch.setattr(executor, "_stopping", {str(tmp_path)})
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(Stopped, match="started again, it goes on"):
+        notebooks.execute_point(str(tmp_path), str(tmp_path))
+
+
+def test_a_cluster_that_ends_decides_nothing_about_its_points(notebook, tmp_path):
+    plan = _plan(notebook, {"parameters": {"x": 2}}, tmp_path / "out", False, io.StringIO())
+    (point,) = plan.points
+    plan.nodes(point)  # makes its folder
+    plan.record(point, executor._outcome(SimpleNamespace(status="cancelled")))
+    assert plan.folder(point).outcome() is None, "it is open, and runs when the sweep is started again"
+    plan.record(point, executor.Outcome(error="its phase failed"))
+    assert plan.folder(point).outcome()["state"] == "failed"
 
 
 def test_files_that_are_not_there(tmp_path, notebook, capsys):
@@ -424,6 +445,21 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
     assert any(f["state"] == "failed" and f["error"] == "y = 2 cannot be" for f in parts.found.values()), "what cannot be is a failed trial"
     losses = [parts.found[key]["numbers"]["loss"]["value"] for key in parts.run]
     assert min(losses) <= 2
+
+
+def test_what_cannot_be_is_no_point_when_failed_ones_are_run_again(tmp_path):
+    points = Points()
+    study = points.study(tmp_path)
+    while (p := study.take()) is not None:
+        points.finish(p)
+    refused = [key for key, outcome in points.found.items() if outcome["state"] == "failed"]
+    assert refused
+    for key in refused:  # --retry
+        del points.found[key]
+    again = points.study(tmp_path)
+    assert again.left == len(refused)
+    assert again.take() is None
+    assert {points.found[key]["state"] for key in refused} == {"failed"}
 
 
 def test_a_search_side_by_side_takes_no_point_twice(tmp_path):

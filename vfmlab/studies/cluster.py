@@ -141,7 +141,7 @@ def _queue(path: Path, jobs: int | None) -> Any:
     try:
         ((system, options),) = read_mapping(path, "cluster").items()
         options = {"cores": 1, "processes": 1, "jobs": 1} | options
-        number = options.pop("jobs")
+        number = int(options.pop("jobs"))
         queue = getattr(dask_jobqueue, systems[system])(**options)
     except (ValueError, TypeError, KeyError) as error:
         way = f"expected one of {', '.join(sorted(systems))} with its options, as slurm: {{memory: 32GB}}"

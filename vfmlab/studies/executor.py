@@ -60,7 +60,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a node ended. error: one line, or None; trace: of a program error; stopped: on request."""
+    """How a node ended. error: one line, or None; trace: of a program error; stopped: on request, or with the
+    cluster, which decides nothing about the node."""
 
     seconds: float = 0.0
     error: str | None = None
@@ -332,4 +333,4 @@ def _outcome(future: Future) -> Outcome:
         if type(error).__name__ == "KilledWorker":
             return Outcome(error=f"{error.allowed_failures + 1} workers died running it: out of memory?")
         return Outcome(error=f"{type(error).__name__}: {_line(error)}")
-    return Outcome(error="the cluster ended before it was done")
+    return Outcome(error="the cluster ended before it was done", stopped=True)

@@ -146,8 +146,15 @@ def execute_point(folder: str, root: str) -> None:
     Raises:
         TrainingError: the notebook fails. Stopped: it was interrupted, which decides nothing about the point.
     """
-    point = Folder(Path(folder))
-    with filelock.FileLock(point.path / ".lock"):  # the process of a killed sweep may still be saving
+    point, lock = Folder(Path(folder)), filelock.FileLock(Path(folder) / ".lock")
+    while True:
+        try:  # another sweep may be at this point, or the process of a killed one still be saving
+            held = lock.acquire(timeout=executor.POLL)
+            break
+        except filelock.Timeout:
+            if executor.stopping(folder):
+                raise Stopped("stopped on request; started again, it goes on") from None
+    with held:
         if (result := point.outcome()) is None:
             began, job = time.monotonic(), point.job()
             try:

@@ -64,17 +64,18 @@ class Study:
 
     def take(self) -> Point | None:
         """The next point to run, or None when there is no further one."""
-        while not (waiting := self._undecided()):  # first those of an interrupted search
+        while True:
+            if waiting := self._undecided():  # first those of an interrupted search, and failed ones again
+                try:
+                    self.check(waiting[0])
+                except ConfigError as error:  # a combination that cannot be is a failed trial
+                    self.refuse(waiting[0], str(error))
+                    continue
+                self.running.add(waiting[0].key)
+                return waiting[0]
             if len(self.trials) >= self.search.trials:
                 return None
-            p = self._point(self._draw())
-            if p.key not in self.running and self.outcome(p) is None:
-                try:
-                    self.check(p)
-                except ConfigError as error:  # a combination that cannot be is a failed trial
-                    self.refuse(p, str(error))
-        self.running.add(waiting[0].key)
-        return waiting[0]
+            self._draw()
 
     def ended(self, point: Point, outcome: Outcome | None) -> None:
         """Raises ConfigError when the objective is not among the numbers, or not measured as before."""
@@ -99,7 +100,7 @@ class Study:
         finished = outcome["state"] == "finished"
         return outcome["numbers"][self.search.objective]["value"] if finished else None
 
-    def _draw(self) -> dict[str, Any]:
+    def _draw(self) -> None:
         seed = derive("search", self.search.seed, len(self.trials)) % 2**32
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
         if self.search.sampler == "tpe":
@@ -114,7 +115,6 @@ class Study:
         params = study.ask(self.space).params
         self.trials.append(params)
         runs.write_json(self.file, self.trials)  # before it is run, so that it is not drawn again
-        return params
 
     def _point(self, params: dict[str, Any]) -> Point:
         chosen = {}

@@ -175,7 +175,7 @@ def _plan(notebook: str | Path, grid: Source, out: str | Path | None, retry: boo
     source, read = notebooks.read(Path(notebook).expanduser()), grids.read(grid)
     name = Path(notebook).stem if isinstance(grid, Mapping) else f"{Path(notebook).stem}-{Path(grid).stem}"
     out = Path(out or Path("sweeps") / name).expanduser().resolve()
-    root = Path(read.parameters.get("root", out / "runs")).expanduser().resolve()
+    root = Path(read.parameters.get("root") or out / "runs").expanduser().resolve()
     points = [] if read.search else grids.expand(read, source.code, where)
     for i, point in enumerate(points):
         _check(source, point, f"{where}: point {i + 1} ({point.label()})")
