@@ -231,12 +231,14 @@ def test_damaged_files_are_one_clear_line(tmp_path, half_way, name, damage):
         assert list(fit(ToyTask(run_dir.config()), run_dir, device="cpu"))[-1].kind == "finish"
 
 
-def test_state_of_another_step_is_refused(run_dir):
+@pytest.mark.parametrize("name", ["model", "ema"])
+def test_weights_of_another_step_are_refused(run_dir, name):
     save(run_dir, 1)
-    old = run_dir.model.read_bytes()
+    path = getattr(run_dir, name)
+    old = path.read_bytes()
     save(run_dir, 2)
-    run_dir.model.write_bytes(old)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is of step 1, state\.pt of 2"):
+    path.write_bytes(old)
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors is of step 1, state\.pt of 2"):
         checkpoint.load(run_dir)
 
 

@@ -70,6 +70,13 @@ def test_samples_that_are_there_are_measured_and_not_drawn_anew(trained, monkeyp
         assert again[name].protocol == alone[name].protocol
 
 
+def test_a_file_of_samples_may_be_at_home(trained, tmp_path, monkeypatch):
+    root, _, generator = trained
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(samples, "write", lambda network, tokenizer, protocol, classes, path, *rest: path)
+    assert api.sample_npz(generator, 13, "~/samples.npz", root, PROTOCOL) == tmp_path / "samples.npz"
+
+
 def test_shares_are_equal_and_join_to_the_whole():
     """The joined shares, cut to n, are the batch; fewer rows than processes included."""
     for n in (1, 2, 5, 8):

@@ -79,6 +79,9 @@ def test_maps_of_others_are_not_read(tmp_path):
     fewer = open_source(tiny_run("vfm_vae", **{"data.train": 24}).data, "train")
     assert stored(folder, tokenizer, images, flip=True) is not None
     assert stored(folder, tokenizer, fewer, flip=True) is None
+    (folder / "features-0").mkdir()
+    (folder / "features-0" / "meta.json").write_text('{"format": "of another version"}')
+    assert stored(folder, tokenizer, images, flip=True) is not None, "a folder that nobody can read is no reason to stop"
     small, reader = open_source(tiny_run("vfm_vae").data, "train"), Reader(tokenizer.vfm, tuple(tokenizer.layers))
     small.least = 20  # data.least_side: others stand in for images that are smaller, so the maps are theirs
     list(targets.build(tmp_path / "small" / f"features-{reader.fingerprint(small, True)}", reader, small, True))

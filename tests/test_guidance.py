@@ -11,7 +11,7 @@ from vfmlab import api, config, presets, runs
 from vfmlab.config import Guidance, override
 from vfmlab.diffusion import path
 from vfmlab.diffusion.guidance import Guided
-from vfmlab.errors import ConfigError
+from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.training.check import check
 from vfmlab.weights import load
 
@@ -105,6 +105,17 @@ def test_a_null_label_that_was_never_trained_guides_nothing(preset, kind, scale,
         assert "\n" not in str(caught.value)
     check(plain.phases())
     assert api.sampling_protocol(model, [0], guidance=1).guidance.scale == 1
+
+
+def test_a_weaker_model_that_is_not_there_is_told_before_the_first_step(tmp_path):
+    """Previews are guided by it: the run would end at the first of them."""
+    guided = override(presets.get("tiny_plain_vae"), {"protocol.guidance": {"kind": "auto", "weaker": "weak", "scale": 2.0}})
+    with pytest.raises(RunError, match="unknown run 'weak'"):
+        check(guided.phases(), tmp_path)
+    runs.create(override(presets.get("tiny_plain_vae"), {"name": "weak"}).last, tmp_path)
+    with pytest.raises(CheckpointError, match="has no weights yet"):
+        check(guided.phases(), tmp_path)
+    check(guided.phases()[:1], tmp_path)  # a tokenizer's previews are not guided
 
 
 def test_other_guidance_and_other_runs_need_no_trained_null_label():

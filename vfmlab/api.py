@@ -221,7 +221,7 @@ def sample_npz(ref: str | Path, n: int = 50_000, out: str | Path | None = None, 
     network = prompts.prompted(loaded.network, protocol, source)
     classes = loaded.num_classes if protocol.prompts is None else network.num_classes
     about = samples.facts(protocol, source, run=folder.id, weights=measure.weights(folder, protocol))
-    path = samples.place(folder.path, n, about) if out is None else Path(out)
+    path = samples.place(folder.path, n, about) if out is None else files.expand(out)
     if path.suffix != ".npz":
         raise ConfigError(f"out = '{path}': the file's name ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)

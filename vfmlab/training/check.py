@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vfmlab import data, vfm
+from vfmlab import data, runs, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
 from vfmlab.diffusion import captions
@@ -19,6 +19,7 @@ from vfmlab.registry import TOKENIZERS
 from vfmlab.training import ar, diffusion
 from vfmlab.training.meter import weightless
 from vfmlab.training.task import trainable
+from vfmlab.weights import load
 
 LEAST = 4  # held-out images: there are no distances over fewer
 
@@ -52,7 +53,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
         too few held-out images to measure on, accumulation where a codebook needs whole batches, guidance
-        away from a null label that is not trained. DataError: a reference that cannot serve, captions or a
+        away from a null label that is not trained. RunError, CheckpointError: no model that guidance leads
+        away from, or one without weights. DataError: a reference that cannot serve, captions or a
         file of prompts that are missing.
     """
     spaces, protocols = set(), set()
@@ -61,6 +63,8 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             continue
         undivided(phase)
         phase.check_guidance(phase.protocol.guidance)
+        if phase.diffusion is not None and phase.protocol.guidance.kind == "auto":  # previews are guided
+            load.weights_file(runs.open_run(phase.protocol.guidance.weaker, root, ("diffusion", "ar")), True)
         size = phase.data.size
         with torch.device("meta"):
             if phase.diffusion is None:

@@ -84,13 +84,11 @@ def load(run_dir: runs.RunDir) -> tuple[dict[str, Tensor], dict[str, Tensor], di
     if missing := [path.name for path in paths if not path.exists()]:
         raise CheckpointError(f"run '{run_dir.id}' lacks checkpoints/{missing[0]}; {_way_out(run_dir)}")
     state = _read_state(paths[2], run_dir)
-    (model, facts), (ema, _) = io.read(paths[0]), io.read(paths[1])
-    if facts.get("step") != str(state["step"]):
-        raise CheckpointError(
-            f"run '{run_dir.id}': model.safetensors is of step {facts.get('step')}, state.pt of "
-            f"{state['step']}; "
-            + _way_out(run_dir)
-        )
+    (model, facts), (ema, averaged) = io.read(paths[0]), io.read(paths[1])
+    for path, step in ((paths[0], facts.get("step")), (paths[1], averaged.get("step"))):
+        if step != str(state["step"]):
+            raise CheckpointError(f"run '{run_dir.id}': {path.name} is of step {step}, state.pt of "
+                                  f"{state['step']}; {_way_out(run_dir)}")
     return model, ema, state
 
 

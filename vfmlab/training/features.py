@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vfmlab.data import Batch, BatchStream, ImageSource
 from vfmlab.diffusion import latents, shards, targets
+from vfmlab.errors import CheckpointError
 from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.vfm.base import VisionModel
 
@@ -70,7 +71,10 @@ def stored(folder: Path, tokenizer: Tokenizer, source: ImageSource, flip: bool, 
     if tokenizer.vfm is None or not tokenizer.layers:
         return None
     for file in sorted(folder.glob("features-*/meta.json")):
-        meta = shards.read_meta(file.parent, targets.FORMAT, "target cache")
+        try:
+            meta = shards.read_meta(file.parent, targets.FORMAT, "target cache")
+        except CheckpointError:  # damaged, or another version's: others may be whole
+            continue
         reader = Reader(tokenizer.vfm, tuple(meta["layers"]))
         same = meta["fingerprint"] == reader.fingerprint(source, meta["flip"])  # also of images left out
         whole = all(part.exists() for part in shards.files(file.parent, "targets", meta))
