@@ -13,11 +13,13 @@ from vfmlab import api, presets, runs
 from vfmlab.config import VFM, Data, override
 from vfmlab.data import BatchStream, open_source, to_float
 from vfmlab.diffusion import latents, targets
+from vfmlab.errors import ConfigError
 from vfmlab.evaluation.instruments.blocks import over_training
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import StepRandom
+from vfmlab.training.check import check, undivided
 from vfmlab.training.loop import fit
-from vfmlab.weights import io
+from vfmlab.weights import export, io
 
 SHORT = {**COMMON, "vfm.weights": "random", "diffusion.train.evaluate_at": [], "protocol.sampler.steps": 2}
 
@@ -185,6 +187,16 @@ def tuned(tmp_path_factory):
     return task
 
 
+@pytest.mark.parametrize("preset", ["tiny_plain_vae_repa_e", "tiny_aligntok+repa_e"])
+def test_running_statistics_see_a_batch_undivided(preset):
+    """In parts they would move once a part, and `accumulation`, which is about memory, would change the result."""
+    divided = override(presets.get(preset), {"diffusion.train.accumulation": 2, "diffusion.train.evaluate_at": []})
+    with pytest.raises(ConfigError, match=r"diffusion\.train\.accumulation = 2: with diffusion\.tune .*once a batch") as caught:
+        check(divided.phases()[-1:])
+    assert "\n" not in str(caught.value)
+    undivided(override(divided, {"diffusion.tune": None}).last)  # latents that nobody moves may come in parts
+
+
 def gradients(module):
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
 
@@ -291,6 +303,10 @@ def test_the_tuned_tokenizer_is_saved_and_used(tmp_path):
     assert not torch.allclose(loaded.tokenizer.encode(images).mode(), before.encode(images).mode(), atol=1e-3)
     again = api.load_tokenizer(run.id, tmp_path)
     assert torch.equal(again.encode(images).mode(), loaded.tokenizer.encode(images).mode())
+    assert api.tokenizer_run(run.id, tmp_path).id == run.id, "reconstructions lie, and count, as this run's"
+    out = export.save_pretrained(run.id, tmp_path / "out", tmp_path)
+    assert torch.equal(export.from_pretrained(out).encode(images).mode(), again.encode(images).mode()), "what is passed on is what was tuned"
+    assert f"| tuned | together with a generator (REPA-E), from {run.last.parent} |" in (out / "README.md").read_text()
     statistics, _ = io.read(runs.open_run(run.id, tmp_path).latent_stats)
     assert torch.equal(statistics["mean"], again.statistics.mean)
     train = to_float(open_source(run.data, "train").batch(torch.arange(32)).images)

@@ -145,6 +145,29 @@ def test_reports_are_kept_by_request(run_dir, monkeypatch):
     assert len(loads) == count + 3
 
 
+@pytest.mark.parametrize(("source", "again"), [("folder:photographs", True), ("scenes:easy", False)])
+def test_other_training_images_of_a_folder_are_other_numbers(run_dir, monkeypatch, source, again):
+    """Probes are fitted on them. Drawn scenes are what their config says."""
+    run, folder = run_dir
+    cfg, real, prints = CFG.model_copy(update={"source": source}), data.open_source, {"train": "first", "val": "held out"}
+    run = folder.run = run.model_copy(update={"data": cfg})
+    loads = []
+
+    def opened(cfg, split):
+        images = real(CFG, split)
+        images.fingerprint = prints[split]
+        return images
+
+    monkeypatch.setattr(data, "open_source", opened)
+    monkeypatch.setattr(evaluate, "open_setup", lambda cfg, protocol, root, device, ranks: setup(protocol, CFG))
+    monkeypatch.setattr(evaluate, "tokenizer_report", lambda tokenizer, cfg, *given: kept)
+    kept = Report({}, hash="0")
+    for count, fingerprint in ((1, "first"), (1, "first"), (1 + again, "second")):
+        prints["train"] = fingerprint
+        evaluate.cached(run, folder, lambda ema=True: loads.append(ema) or Lossless())
+        assert len(loads) == count
+
+
 def test_a_study_with_another_protocol_loses_no_report(run_dir):
     """It becomes the run's own; going back, or asking for either, measures nothing again."""
     run, folder = run_dir

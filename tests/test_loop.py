@@ -12,6 +12,7 @@ import time
 import traceback
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -25,14 +26,17 @@ from vfmlab import api, presets, runs
 from vfmlab.cli import main as cli
 from vfmlab.config import Train, override
 from vfmlab.errors import ConfigError, DataError, RunError, Stopped, TrainingError, VfmlabError
+from vfmlab.evaluation import generation, reconstruction
 from vfmlab.losses.l1 import L1
 from vfmlab.nn.resample import BinomialBlur
-from vfmlab.training import checkpoint, dryrun
+from vfmlab.training import checkpoint, dryrun, evaluated, loop
 from vfmlab.training.average import Average
+from vfmlab.training.guards import Guard
 from vfmlab.training.loop import fit
 from vfmlab.training.progress import describe
 from vfmlab.training.schedule import Clock, rate
-from vfmlab.training.step import make_accelerator, pick_precision
+from vfmlab.training.step import make_accelerator, my_rows, pick_precision
+from vfmlab.training.task import Task
 from vfmlab.training.tokenizer import TokenizerTask
 from vfmlab.weights import io
 
@@ -116,6 +120,27 @@ def test_no_time_below_zero_is_left(tmp_path):
     """The last batch is a whole one, beyond the budget where this is no multiple of it."""
     _, events, _ = train_toy(tmp_path, samples=70, preview_every=16, checkpoint_every=16)
     assert min(event.seconds_left for event in events if event.seconds_left is not None) >= 0
+
+
+def test_a_long_evaluation_shows_that_the_run_lives(tmp_path, monkeypatch):
+    """To another machine a run without a sign of life is dead after some minutes."""
+    monkeypatch.setattr(loop, "BEAT", 0.0)
+    run_dir = runs.create(toy_run(), tmp_path)
+    seen = []
+
+    def long(*given, **more):
+        progress, before = next(part for part in given if callable(part)), run_dir.status().heartbeat
+        progress(1, 2)
+        seen.append(run_dir.status().heartbeat > before)
+        return SimpleNamespace(record=dict)
+
+    for module, name in ((reconstruction, "measure"), (reconstruction, "evaluate_reconstruction"), (generation, "evaluate_generation")):
+        monkeypatch.setattr(module, name, long)
+    run = SimpleNamespace(id=run_dir.id, data=None, protocol=None, seed=0)
+    task = SimpleNamespace(root=str(tmp_path), run=run, _setup="shared", _baseline=None, tokenizer=None, num_classes=3, source=None, seed=0)
+    evaluated.generated(task, None, None)
+    TokenizerTask.evaluate(task, SimpleNamespace(config=SimpleNamespace(radius=None)), 0)
+    assert seen == [True, True, True]
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
@@ -344,6 +369,21 @@ def test_out_of_memory_says_what_to_change(tmp_path):
         list(fit(Greedy(run), run_dir, device="cpu"))
     assert "\n" not in str(caught.value)
     assert run_dir.status().state == "failed"
+
+
+@pytest.mark.parametrize(("kind", "at"), [("diffusion", "diffusion.train"), ("ar", "ar.train"), ("tokenizer", "train")])
+def test_advice_names_the_field_of_the_phase(kind, at):
+    """`train` in the recipe of a generator is its tokenizer's: changed, it would be trained anew, and nothing be mended."""
+    train = Train(samples=16, batch=16, accumulation=3, guard_patience=1)
+    section = Task.section.fget(SimpleNamespace(name=kind))
+    with pytest.raises(ConfigError, match=rf"^{at}\.batch 16 does not divide"):
+        my_rows(SimpleNamespace(train=train, section=section), SimpleNamespace(num_processes=1))
+    with pytest.raises(TrainingError, match=rf"set {at}\.accumulation=6 .*, {at}\.batch=8"), dryrun.exhaustion(kind, train):
+        raise MemoryError
+    keeper = Guard(train, section)
+    keeper.in_a_row = 1
+    with pytest.raises(TrainingError, match=rf"a lower {at}\.lr .*{at}\.precision=fp32, {at}\.clip .*{at}\.warmup"):
+        keeper.check_patience("loss is nan", "x")
 
 
 def test_dry_run_measures_and_restores(tmp_path):

@@ -87,8 +87,8 @@ class DiffusionTask(Task):
 
     def _tune(self, network: nn.Module, projection: Projection, tokenizer_dir: RunDir | None) -> None:
         if self.train.compile:
-            raise ConfigError("train.compile with diffusion.tune: the alignment's gradient is taken twice, "
-                              "which compiled networks do not allow; set train.compile=false")
+            raise ConfigError("diffusion.train.compile with diffusion.tune: the alignment's gradient is "
+                              "taken twice, which compiled networks do not allow; set it to false")
         self.weights = Tuned(network, repa_e.copy_of(self.tokenizer, self.run))
         self.trains, self.inner = repa_e.trains(self.run.diffusion.tune), "alignments that tune (REPA-E)"
         self.objective = repa_e.TunedObjective(self.weights, self.run.diffusion, self.run.losses,

@@ -17,7 +17,7 @@ from torch import Tensor
 from vfmlab.config import Train
 from vfmlab.errors import TrainingError
 from vfmlab.training.step import Prepared, backward, make_accelerator, make_optimizers
-from vfmlab.training.task import Task
+from vfmlab.training.task import Task, section
 
 # What torch says where the CPU has not so much memory, or no number is large enough for the size asked for.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "calculation overflowed",
@@ -111,10 +111,10 @@ def exhaustion(name: str, train: Train) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and not any(part in text.lower() for part in EXHAUSTED):
             raise
-        half = max(1, train.batch // 2)
-        advice = f"set train.accumulation={2 * train.accumulation} (same result), train.batch={half}"
+        half, at = max(1, train.batch // 2), section(name)
+        advice = f"set {at}.accumulation={2 * train.accumulation} (same result), {at}.batch={half}"
         if train.precision == "fp32":
-            advice += ", train.precision=auto"
+            advice += f", {at}.precision=auto"
         first = f" ({text.splitlines()[0][:100]})" if text else ""
         where = f"{name} training at batch {train.batch}, accumulation {train.accumulation}"
         raise TrainingError(f"out of memory in {where}: {advice}, or a smaller model{first}") from None

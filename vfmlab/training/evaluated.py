@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vfmlab.runs import RunDir
+from vfmlab.training import loop
 from vfmlab.training.task import Task
 
 if TYPE_CHECKING:  # imported where a run is evaluated
@@ -22,13 +27,27 @@ def setup(task: Task) -> Setup:
     return task._setup
 
 
+def alive(task: Task) -> Callable[[int, int], None]:
+    """The progress of an evaluation: signs of life in the run's status. Some evaluations take longer than the
+    time after which another machine counts a silent run as dead."""
+    folder, last = RunDir(Path(task.root) / task.run.id), time.time()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal last
+        if time.time() - last > loop.BEAT:
+            last = time.time()
+            folder.set_status()
+
+    return progress
+
+
 def generated(task: Task, network: nn.Module, tokenizer: nn.Module) -> Report:
     """Numbers of a generator's samples. Reconstructions change only where the tokenizer trains too."""
     from vfmlab.evaluation.generation import evaluate_generation
     from vfmlab.evaluation.reconstruction import measure
 
-    data, protocol = task.run.data, task.run.protocol
+    data, protocol, progress = task.run.data, task.run.protocol, alive(task)
     if task._baseline is None or tokenizer is not task.tokenizer:
-        task._baseline = measure(tokenizer, data, protocol, setup(task))
-    return evaluate_generation(network, tokenizer, data, protocol, task.num_classes, setup=setup(task),
-                               baseline=task._baseline, seed=task.run.seed)
+        task._baseline = measure(tokenizer, data, protocol, setup(task), progress)
+    return evaluate_generation(network, tokenizer, data, protocol, task.num_classes, progress, setup(task),
+                               task._baseline, task.run.seed)

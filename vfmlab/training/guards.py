@@ -23,9 +23,12 @@ class Guard:
     """Checks each step by numbers that are equal on all ranks, so that all skip together.
 
     Its state is part of the checkpoint: a resumed run decides as the uninterrupted one would.
+
+    at: where `train` stands in the recipe, for messages.
     """
 
-    def __init__(self, train: Train):
+    def __init__(self, train: Train, at: str = "train"):
+        self.at = at
         self.patience, self.explode = train.guard_patience, EXPLODE
         self.clip, self.lr, self.precision = train.clip, train.lr, train.precision
         self.losses: deque[float] = deque(maxlen=WINDOW)
@@ -73,14 +76,14 @@ class Guard:
 
     def _advice(self, reason: str) -> str:
         if "parameters" in reason:
-            return f"start from an earlier checkpoint with a lower train.lr (now {self.lr:g})"
+            return f"start from an earlier checkpoint with a lower {self.at}.lr (now {self.lr:g})"
         if "zero" in reason:
             return ("check that 'trains' and the loss weights leave something to learn, "
-                    "or set train.precision=fp32")
-        fp32 = "" if self.precision == "fp32" else "train.precision=fp32, "
-        lower = f"try a lower train.lr (now {self.lr:g}), "
+                    f"or set {self.at}.precision=fp32")
+        fp32 = "" if self.precision == "fp32" else f"{self.at}.precision=fp32, "
+        lower = f"try a lower {self.at}.lr (now {self.lr:g}), "
         clip = "none" if self.clip is None else f"{self.clip:g}"
-        return f"{lower}{fp32}train.clip (now {clip}) or more train.warmup"
+        return f"{lower}{fp32}{self.at}.clip (now {clip}) or more {self.at}.warmup"
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "in_a_row": self.in_a_row, "total": self.total}

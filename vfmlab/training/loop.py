@@ -164,7 +164,7 @@ class _Loop:
         data = "" if images is None else images.describe()
         self._status(state="running", message="", data=data)
         # refused here, before anything is computed
-        my_rows(train, acc), make_optimizers(task, select(task), acc.device)
+        my_rows(task, acc), make_optimizers(task, select(task), acc.device)
         yield from self._prepare(fresh)
         if sharded.asked(task):
             task.objective.cpu()  # from where it goes to the devices in shares
@@ -209,8 +209,8 @@ class _Loop:
         """The task's last act; refused where no step could be taken."""
         if not self.state.average.updates:
             raise TrainingError(f"none of the {self.steps} steps could be taken, so nothing was learned (see "
-                                f"bad_steps.jsonl for why); lower train.lr (now {self.train.lr:g}) or set "
-                                "train.precision=fp32")
+                                f"bad_steps.jsonl for why); lower {self.task.section}.lr (now "
+                                f"{self.train.lr:g}) or set {self.task.section}.precision=fp32")
         remark = ""
         if self.main:
             with self._evaluating():

@@ -27,8 +27,8 @@ from vfmlab.training.task import Task
 
 SWITCH = "ACCELERATE_USE_FSDP"
 # accelerate's options that would change what a run computes or where -> what does it here
-REFUSED = {"FSDP_OFFLOAD_PARAMS": "use more processes, or train.recompute=true",
-           "FSDP_ACTIVATION_CHECKPOINTING": "set train.recompute=true"}
+REFUSED = {"FSDP_OFFLOAD_PARAMS": "use more processes, or {at}.recompute=true",
+           "FSDP_ACTIVATION_CHECKPOINTING": "set {at}.recompute=true"}
 
 
 def asked(task: Task) -> bool:
@@ -40,12 +40,13 @@ def asked(task: Task) -> bool:
         return False
     for name, way in REFUSED.items():
         if parse_flag_from_env(name):
-            raise ConfigError(f"FSDP with {name}=true is not supported; {way}")
+            raise ConfigError(f"FSDP with {name}=true is not supported; {way.format(at=task.section)}")
     if task.train.compile:
-        raise ConfigError("FSDP with train.compile is not supported; set train.compile=false, or launch "
+        raise ConfigError(f"FSDP with {task.section}.compile is not supported; set it to false, or launch "
                           "without --use_fsdp")
     if task.train.precision == "fp16":
-        raise ConfigError("FSDP with train.precision=fp16 is not supported; use bf16, fp32 or auto")
+        raise ConfigError(f"FSDP with {task.section}.precision=fp16 is not supported; use bf16, fp32 or "
+                          "auto")
     return True
 
 

@@ -41,7 +41,7 @@ class State:
 
     def __init__(self, task: Task):
         self.task = task
-        self.guard = Guard(task.train)
+        self.guard = Guard(task.train, task.section)
         self.step, self.seconds = 0, 0.0
         self.done: list[str] = []
         self.sums: dict[str, list[float]] = {}
@@ -110,9 +110,10 @@ class State:
             return
         floats = [value for state in (model, ema) for value in state.values() if value.is_floating_point()]
         if not torch.isfinite(size + get_total_norm(floats)):
+            at, lr = self.task.section, self.task.train.lr
             raise TrainingError(f"weights are not finite at step {self.step}, so they are not saved; the "
-                                f"last checkpoint is intact: lower train.lr (now {self.task.train.lr:g}) or "
-                                "set train.precision=fp32")
+                                f"last checkpoint is intact: lower {at}.lr (now {lr:g}) or set "
+                                f"{at}.precision=fp32")
         state = {
             "step": self.step,
             "done": self.done,

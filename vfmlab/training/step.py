@@ -27,14 +27,15 @@ from vfmlab.training.task import Task, select
 WAIT = datetime.timedelta(hours=4)  # other processes wait so long for the first one's caches and evaluations
 
 
-def pick_precision(train: Train, device: torch.device) -> str:
-    """accelerate's name for `train.precision` on `device`: "no" (fp32), "bf16" or "fp16".
+def pick_precision(train: Train, device: torch.device, at: str = "train") -> str:
+    """accelerate's name for `train.precision` on `device`: "no" (fp32), "bf16" or "fp16". at: where `train`
+    stands in the recipe, for the message.
 
     "auto" is bf16 where it is faster: GPUs with native bf16, and CPUs with AMX; fp32 elsewhere (AVX512-BF16
     alone made matrix products and convolutions 1.4-2x slower than fp32 where it was measured).
     """
     if train.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"train.precision=fp16 needs a CUDA device, this is {device.type}; use auto, bf16 "
+        raise ConfigError(f"{at}.precision=fp16 needs a CUDA device, this is {device.type}; use auto, bf16 "
                           "or fp32")
     if train.precision != "auto":
         return "no" if train.precision == "fp32" else train.precision
@@ -76,16 +77,16 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()
     if task.discriminators is not None and task.train.precision == "fp16":
-        raise ConfigError("train.precision=fp16 scales the loss for one optimiser, and adversarial terms "
-                          "bring a second; use bf16, fp32 or auto")
+        raise ConfigError(f"{task.section}.precision=fp16 scales the loss for one optimiser, and "
+                          "adversarial terms bring a second; use bf16, fp32 or auto")
     if task.inner and task.train.precision == "fp16":
-        raise ConfigError(f"train.precision=fp16 does not scale the gradients that {task.inner} take inside "
-                          "the forward, and in 16 bits these vanish; use bf16, fp32 or auto")
-    precision = pick_precision(task.train, open_processes(device).device)
+        raise ConfigError(f"{task.section}.precision=fp16 does not scale the gradients that {task.inner} "
+                          "take inside the forward, and in 16 bits these vanish; use bf16, fp32 or auto")
+    precision = pick_precision(task.train, open_processes(device).device, task.section)
     logger = task.train.logger if run_dir is not None else "none"
     if logger != "none" and importlib.util.find_spec(logger) is None:
-        raise ConfigError(f"train.logger={logger} needs a package that is missing: pip install {logger}, or "
-                          "set none")
+        raise ConfigError(f"{task.section}.logger={logger} needs a package that is missing: pip install "
+                          f"{logger}, or set none")
     # accelerate would shard every model, in half precision throughout, and none on a CPU: see sharded.py
     with patch_environment(**{sharded.SWITCH: "false"}):
         return Accelerator(
@@ -97,11 +98,11 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
         )
 
 
-def my_rows(train: Train, accelerator: Accelerator) -> slice:
+def my_rows(task: Task, accelerator: Accelerator) -> slice:
     """This process's rows of the global batch; :class:`ConfigError` where the batch does not divide."""
-    processes = accelerator.num_processes
+    train, processes = task.train, accelerator.num_processes
     if train.batch % (processes * train.accumulation):
-        raise ConfigError(f"train.batch {train.batch} does not divide into {processes} processes x "
+        raise ConfigError(f"{task.section}.batch {train.batch} does not divide into {processes} processes x "
                           f"{train.accumulation} accumulation steps; use a multiple of "
                           f"{processes * train.accumulation}")
     share = train.batch // processes
@@ -121,7 +122,7 @@ class Prepared:
     """
 
     def __init__(self, task: Task, accelerator: Accelerator, average: Average | None = None):
-        self.task, self.accelerator, self.rows = task, accelerator, my_rows(task.train, accelerator)
+        self.task, self.accelerator, self.rows = task, accelerator, my_rows(task, accelerator)
         self.sharded, self.plain = sharded.asked(task), None
         self.recomputed = recompute.start(task.weights) if task.train.recompute else []
         if task.train.compile:
@@ -179,7 +180,7 @@ def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.de
     rates and betas, and no weight decay. half: Muon's products in bf16, as where the run's own are.
     """
     train = task.train
-    factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()])
+    factors = lr_factors(train.lr_for, [name for name, _ in task.weights.named_parameters()], task.section)
     by_id = {id(p): factors.get(name, 1.0) for name, p in task.weights.named_parameters()}
     is_muon = train.optimizer == "muon"
     inside = muon.matrices(task.weights) if is_muon else set()
@@ -207,14 +208,15 @@ def make_optimizers(task: Task, parameters: list[nn.Parameter], device: torch.de
     return optimizers
 
 
-def lr_factors(globs: dict[str, float], names: list[str]) -> dict[str, float]:
-    """`train.lr_for`: name -> factor; :class:`ConfigError` for a glob that matches no parameter."""
+def lr_factors(globs: dict[str, float], names: list[str], at: str = "train") -> dict[str, float]:
+    """`train.lr_for`: name -> factor; :class:`ConfigError` for a glob that matches no parameter. at: where
+    `train` stands in the recipe."""
     factors: dict[str, float] = {}
     for glob, value in globs.items():
         hits = fnmatch.filter(names, glob)
         if not hits:
             part = names[0].split(".")[0]
-            raise ConfigError(f"train.lr_for: '{glob}' matches no parameter; name a part such as '{part}.*'")
+            raise ConfigError(f"{at}.lr_for: '{glob}' matches no parameter; name a part such as '{part}.*'")
         factors |= dict.fromkeys(hits, value)
     return factors
 

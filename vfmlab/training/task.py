@@ -65,6 +65,10 @@ class Task:
         return self.run.seed
 
     @property
+    def section(self) -> str:
+        return section(self.name)
+
+    @property
     def device(self) -> torch.device:
         return next(self.weights.parameters()).device
 
@@ -156,6 +160,11 @@ class Task:
     def facts(self) -> dict[str, str]:
         """More metadata of the weights files: "fingerprint", "vfm_fingerprint"."""
         return {}
+
+
+def section(kind: str) -> str:
+    """Where the `train` of a phase stands in its recipe, for messages: a generator has its own."""
+    return f"{kind}.train" if kind in ("diffusion", "ar") else "train"
 
 
 def select(task: Task) -> list[nn.Parameter]:

@@ -149,8 +149,8 @@ class TokenizerTask(Task):
         from vfmlab.evaluation.reconstruction import evaluate_reconstruction
 
         with _on_its_sphere(weights, self.source, self.seed):
-            return evaluate_reconstruction(weights, self.run.data, self.run.protocol,
-                                           evaluated.setup(self)).record()
+            return evaluate_reconstruction(weights, self.run.data, self.run.protocol, evaluated.setup(self),
+                                           evaluated.alive(self)).record()
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""
