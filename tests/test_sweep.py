@@ -483,6 +483,15 @@ def test_a_search_ranks_one_protocol_only(tmp_path):
         points.study(tmp_path, SEARCH | {"search": SEARCH["search"] | {"objective": "gfd"}}).ended(first, points.found[first.key])
 
 
+def test_two_processes_do_not_search_in_one_folder(notebook, tmp_path):
+    """Each would overwrite what the other has drawn."""
+    spec = {"parameters": {"y": {"low": 0.0, "high": 1.0}}, "search": {"objective": "loss", "trials": 1, "direction": "minimize"}}
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / ".search.lock"), pytest.raises(ConfigError, match="another process searches in"):
+        sweep.run(notebook, spec, tmp_path / "out", stream=io.StringIO())
+    assert not (tmp_path / "out" / "sweep.json").exists()
+
+
 def test_a_search_on_a_notebook(notebook, tmp_path):
     pytest.importorskip("optuna")
     spec = {"parameters": {"x": [1, 2], "y": {"low": 0.0, "high": 1.0}}, "search": {"objective": "loss", "trials": 1, "direction": "minimize"}}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import filelock
 from tqdm import tqdm
 
 from vfmlab import runs
@@ -58,10 +60,29 @@ def run(notebook: str | Path, grid: Source, out: str | Path | None = None, jobs:
         what there is now. Ctrl-C saves what is being trained, and is raised when table and page are written.
 
     Raises:
-        ConfigError: the grid, the notebook, a point or the cluster cannot be; nothing was run.
+        ConfigError: the grid, the notebook, a point or the cluster cannot be, or another process searches in
+        `out`; nothing was run.
     """
     plan = _plan(notebook, grid, out, retry, stream or sys.stderr)
-    study = _study(plan) if plan.grid.search else None
+    with _searching(plan.out) if plan.grid.search else contextlib.nullcontext():
+        return _run(plan, jobs, cluster)
+
+
+@contextlib.contextmanager
+def _searching(out: Path) -> Iterator[None]:
+    """Alone in `out`: what is drawn next depends on all that was drawn. A grid needs no such thing."""
+    lock = filelock.FileLock(runs.output_folder(out, bool, overwrite=True) / ".search.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ConfigError(f"search: another process searches in '{out}'; wait for it, or give another folder "
+                          "(--out). One search may have many workers: --jobs, --cluster") from None
+    with held:
+        yield
+
+
+def _run(plan: _Plan, jobs: int | None, cluster: str | None) -> Sweep:
+    study, retry = _study(plan) if plan.grid.search else None, plan.retry
     plan.write()
     points = study.points if study else plan.points
     for point in points if retry else ():
