@@ -68,8 +68,8 @@ def test_tokenizers_and_one_process_train_as_without(root, launched, monkeypatch
 
 @pytest.mark.parametrize(("variable", "update", "line"), [
     ("FSDP_OFFLOAD_PARAMS", {}, "FSDP_OFFLOAD_PARAMS=true is not supported; use more processes"),
-    ("FSDP_ACTIVATION_CHECKPOINTING", {}, "set train.recompute=true"),
-    ("UNUSED", {"compile": True}, "set train.compile=false"),
+    ("FSDP_ACTIVATION_CHECKPOINTING", {}, "set diffusion.train.recompute=true"),
+    ("UNUSED", {"compile": True}, "diffusion.train.compile is not supported; set it to false"),
     ("UNUSED", {"precision": "fp16"}, "use bf16, fp32 or auto"),
 ])
 def test_what_cannot_be_sharded_is_refused_in_a_line(root, launched, monkeypatch, variable, update, line):

@@ -225,8 +225,8 @@ def _import(run: config.Phase, folder: runs.RunDir, release: Release | None,
     with folder.lock():
         folder.set_status(state="running", message="importing")
         folder.save_env()
-        yield Event("start", run.id, run.stage)
         try:
+            yield Event("start", run.id, run.stage)
             fill = _fill_tokenizer if run.generator is None else _fill_generator
             facts = {}
             release = release or open_release(run.imported.name, sha256=run.imported.sha256)
