@@ -142,6 +142,10 @@ def test_discriminators_go_on_in_the_next_stage(trained):
     assert all(torch.equal(value, before[key]) for key, value in task.discriminators.state_dict().items())
     after = load_state(second)["discriminators"]
     assert any(not torch.equal(after[key], before[key]) for key in before)
+    assert not task.started
+    state = (first.checkpoints / "state.pt").rename(first.path / "aside")  # the largest file of a run: somebody needed the room
+    assert f"begin anew: '{first.id}' has no checkpoints/state.pt" in TokenizerTask(run.phases()[1], parent, first).started["note"]
+    state.rename(first.checkpoints / "state.pt")
 
 
 def test_the_preservation_loss_reads_the_frozen_parent(trained):

@@ -95,7 +95,8 @@ class DiffusionTask(Task):
                                                self.tokenizer, projection)
         self.discriminators = self.objective.own.discriminators
         if tokenizer_dir is not None:
-            inherit(tokenizer_dir, {"others": self.objective, "discriminators": self.discriminators})
+            self.started = inherit(tokenizer_dir,
+                                   {"others": self.objective, "discriminators": self.discriminators})
 
     def _parts(self, weights: nn.Module) -> tuple[nn.Module, Tokenizer]:
         """Network and tokenizer of `weights`."""

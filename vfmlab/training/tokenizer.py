@@ -70,7 +70,8 @@ class TokenizerTask(Task):
         self.inner = "adaptive weights" * any(loss.adaptive for loss in self.objective.losses.values())
         self.discriminators = self.objective.discriminators
         if parent_dir is not None:
-            inherit(parent_dir, {"others": self.objective, "discriminators": self.discriminators})
+            self.started = inherit(parent_dir,
+                                   {"others": self.objective, "discriminators": self.discriminators})
         self.fresh_start = parent is None
         self.cached: targets.Targets | None = None
 
@@ -97,9 +98,12 @@ class TokenizerTask(Task):
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
             images = some_images(self.source, START_IMAGES, "start", self.run.seed, device=self.device)
-            note = self.weights.begin(list(images))
-            self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
+            self._say(self.weights.begin(list(images)))
             yield "closed-form start", 1, 1
+
+    def _say(self, note: str) -> None:
+        """Add a note to the event of the start."""
+        self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
 
     def _prepare_features(self) -> Iterator[tuple[str, int, int]]:
         """The frozen VFM's maps of all training images, where they fit in what the run allows."""
@@ -107,14 +111,13 @@ class TokenizerTask(Task):
         if most is None or not layers:
             return
         if self.run.data.crop is not None:
-            self.started = {"note": "the VFM is asked at every step: features of random crops (data.crop) "
-                                    "cannot be kept"}
+            self._say("the VFM is asked at every step: features of random crops (data.crop) cannot be kept")
             return
         reader = features.Reader(self.weights.vfm, layers)
         needed = reader.size(len(self.source), flip)
         if needed > most:
-            self.started = {"note": f"the VFM is asked at every step: its features take {needed:.2g} GB, "
-                                    f"train.vfm_cache allows {most:g}"}
+            self._say(f"the VFM is asked at every step: its features take {needed:.2g} GB, "
+                      f"train.vfm_cache allows {most:g}")
             return
         folder = Path(self.root) / ".latents" / f"features-{reader.fingerprint(self.source, flip)}"
         for done, of in targets.build(folder, reader, self.source, flip, **self.share):
@@ -200,12 +203,16 @@ def write_statistics(run_dir: RunDir, tokenizers: list[Tokenizer], source: Image
 
 
 @torch.no_grad()
-def inherit(parent: RunDir, modules: dict[str, nn.Module | None]) -> None:
+def inherit(parent: RunDir, modules: dict[str, nn.Module | None]) -> dict[str, str]:
     """Copy what the training state of `parent` holds for these modules, tensor by tensor, where name and
     shape agree.
 
     Terms and discriminators that the parent did not have begin anew; imported parents have no training state
     at all.
+
+    Returns:
+        facts for the event of the start: a note where a trained parent's state is gone, and with it what
+        losses had learned.
     """
     state = checkpoint.load_state(parent)
     for name, module in modules.items():
@@ -214,3 +221,8 @@ def inherit(parent: RunDir, modules: dict[str, nn.Module | None]) -> None:
         for key, value in saved.items():
             if key in own and own[key].shape == value.shape:
                 own[key].copy_(value)
+    learn = [key for module in modules.values() if module is not None for key, _ in module.named_parameters()
+             if key.startswith(("losses.", "objectives."))]
+    gone = state is None and parent.config().imported is None and learn
+    return {"note": f"losses and discriminators begin anew: '{parent.id}' has no checkpoints/state.pt, which "
+                    "holds what they had learned"} if gone else {}
