@@ -128,7 +128,8 @@ ROWS = (
     Preset(
         "paper_rae", "RAE on DINOv2-B with registers (f16d768), ViT-XL decoder; DiT-XL/1 with DDT head, 80 epochs, 50 Euler steps.",
         # Its training images are crops of 256 from 384 px.
-        _paper("rae", 768, {"name": "dinov2_b14_reg", "upscale": 0.875}, crop=[2 / 3, 2 / 3]), ours="of the diffusion training the learning rate's decay is left out; its random crops are the decoder's",
+        _paper("rae", 768, {"name": "dinov2_b14_reg", "upscale": 0.875}, crop=[2 / 3, 2 / 3]),
+        ours="of the diffusion training the decay of the rate is left out; it has random crops too",
         result="published: gFID 2.16 at 80 epochs, 1.51 at 800 (1.13 guided by a weaker model); not run here",
     ),
     Preset(
