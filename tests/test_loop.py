@@ -31,6 +31,7 @@ from vfmlab.losses.l1 import L1
 from vfmlab.nn.resample import BinomialBlur
 from vfmlab.training import checkpoint, dryrun, evaluated, loop
 from vfmlab.training.average import Average
+from vfmlab.training.check import check
 from vfmlab.training.guards import Guard
 from vfmlab.training.loop import fit
 from vfmlab.training.progress import describe
@@ -155,9 +156,15 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-def test_batches_that_do_not_divide(tmp_path):
+def test_batches_that_do_not_divide(tmp_path, monkeypatch):
+    """Those of a generator are refused before its tokenizer is trained."""
     with pytest.raises(ConfigError, match=r"train\.batch 16 does not divide.*3 accumulation.*multiple of 3"):
         train_toy(tmp_path, accumulation=3)
+    recipe = override(presets.get("tiny_plain_vae"), {"diffusion.train.batch": 7})
+    check(recipe.phases())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"^diffusion\.train\.batch 7 does not divide into 2 processes"):
+        check(recipe.phases())
 
 
 def test_what_trains(tmp_path):
@@ -377,7 +384,7 @@ def test_advice_names_the_field_of_the_phase(kind, at):
     train = Train(samples=16, batch=16, accumulation=3, guard_patience=1)
     section = Task.section.fget(SimpleNamespace(name=kind))
     with pytest.raises(ConfigError, match=rf"^{at}\.batch 16 does not divide"):
-        my_rows(SimpleNamespace(train=train, section=section), SimpleNamespace(num_processes=1))
+        my_rows(SimpleNamespace(train=train, section=section), SimpleNamespace(num_processes=1, process_index=0))
     with pytest.raises(TrainingError, match=rf"set {at}\.accumulation=6 .*, {at}\.batch=8"), dryrun.exhaustion(kind, train):
         raise MemoryError
     keeper = Guard(train, section)

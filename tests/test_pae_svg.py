@@ -24,6 +24,7 @@ from vfmlab.nn.sphere import lengths, rms_over_channels, rms_over_image
 from vfmlab.registry import LOSSES, TOKENIZERS
 from vfmlab.seeding import StepRandom, generator
 from vfmlab.tokenizers.base import Posterior
+from vfmlab.training.check import check
 from vfmlab.training.tokenizer import TokenizerTask
 
 VIT = {"kind": "vit", "width": 16, "depth": 1, "heads": 2, "hidden": 16}
@@ -277,3 +278,11 @@ def test_tiny_tokenizers_train(method, tmp_path):
     tokenizer = api.load_tokenizer(run.last.parent, tmp_path)
     x = images(2)
     assert tokenizer.decode(tokenizer.encode(x).mode()).shape == (2, 3, 16, 16)
+
+
+def test_statistics_of_a_batch_are_those_of_all_of_its_images():
+    """In parts each part would be matched by its own, and the running ones move once a part."""
+    divided = override(presets.get("tiny_svg"), {"train.accumulation": 2})
+    with pytest.raises(ConfigError, match=r"train\.accumulation = 2: 'svg' takes mean and spread of a batch"):
+        check(divided.phases())
+    check(override(divided, {"train.accumulation": 1}).phases())

@@ -12,7 +12,7 @@ by its own mean and std, token included.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,7 @@ class SVG(Tokenizer):
     last = "branch.head.2.weight"
 
     class Config(config.TokenizerConfig):
+        whole_batch: ClassVar = True  # its statistics are those of all images of a batch
         method: Literal["svg"] = "svg"
         channels: int = Field(392, ge=2, description="must be the VFM's width + extra")
         factor: int = Field(16, ge=1, description="spatial down-sampling; must give the VFM's grid")

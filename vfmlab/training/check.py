@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from vfmlab.evaluation import features, prompts
 from vfmlab.evaluation.protocol import open_compared
 from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
-from vfmlab.training import ar, diffusion
+from vfmlab.training import ar, diffusion, step
 from vfmlab.training.meter import weightless
-from vfmlab.training.task import trainable
+from vfmlab.training.task import section, trainable
 from vfmlab.weights import load
 
 LEAST = 4  # held-out images: there are no distances over fewer
@@ -39,6 +40,10 @@ def undivided(phase: Phase) -> None:
         raise ConfigError(f"diffusion.train.accumulation = {parts}: with diffusion.tune the latents' running "
                           "statistics move once a batch, by all of its images; set it to 1 (for less memory "
                           "with a smaller diffusion.train.batch)")
+    if phase.generator is None and parts > 1 and getattr(phase.tokenizer, "whole_batch", False):
+        raise ConfigError(f"train.accumulation = {parts}: '{phase.tokenizer.method}' takes mean and spread of "
+                          "a batch from all of its images; set train.accumulation=1 (for less memory with a "
+                          "smaller train.batch)")
     if phase.generator is None and parts > 1 and quantizer is not None and quantizer.whole_batch:
         raise ConfigError(f"train.accumulation = {parts}: the codebook of tokenizer.quantizer.kind="
                           f"{quantizer.kind} moves once a batch, by all that its images chose; set "
@@ -52,15 +57,16 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
 
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
-        too few held-out images to measure on, accumulation where a codebook needs whole batches, guidance
-        away from a null label that is not trained. RunError, CheckpointError: no model that guidance leads
-        away from, or one without weights. DataError: a reference that cannot serve, captions or a
-        file of prompts that are missing.
+        too few held-out images to measure on, batches that do not divide, accumulation where a tokenizer
+        needs whole ones, guidance away from a null label that is not trained. RunError, CheckpointError: no
+        model that guidance leads away from, or one without weights. DataError: a reference that cannot serve,
+        captions or a file of prompts that are missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
         if phase.tokenizer is None or phase.train is None or phase.imported is not None:
             continue
+        step.share(phase.train, section(phase.kind), int(os.environ.get("WORLD_SIZE", 1)))
         undivided(phase)
         phase.check_guidance(phase.protocol.guidance)
         if phase.diffusion is not None and phase.protocol.guidance.kind == "auto":  # previews are guided

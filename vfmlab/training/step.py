@@ -98,15 +98,20 @@ def make_accelerator(task: Task, run_dir: RunDir | None = None, device: str | No
         )
 
 
-def my_rows(task: Task, accelerator: Accelerator) -> slice:
-    """This process's rows of the global batch; :class:`ConfigError` where the batch does not divide."""
-    train, processes = task.train, accelerator.num_processes
+def share(train: Train, at: str, processes: int) -> int:
+    """Images of the global batch for each process; :class:`ConfigError` where it does not divide. at: where
+    `train` stands in the recipe."""
     if train.batch % (processes * train.accumulation):
-        raise ConfigError(f"{task.section}.batch {train.batch} does not divide into {processes} processes x "
+        raise ConfigError(f"{at}.batch {train.batch} does not divide into {processes} processes x "
                           f"{train.accumulation} accumulation steps; use a multiple of "
                           f"{processes * train.accumulation}")
-    share = train.batch // processes
-    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    return train.batch // processes
+
+
+def my_rows(task: Task, accelerator: Accelerator) -> slice:
+    """This process's rows of the global batch."""
+    rows, rank = share(task.train, task.section, accelerator.num_processes), accelerator.process_index
+    return slice(rank * rows, (rank + 1) * rows)
 
 
 class Prepared:
