@@ -41,9 +41,9 @@ def undivided(phase: Phase) -> None:
                           "statistics move once a batch, by all of its images; set it to 1 (for less memory "
                           "with a smaller diffusion.train.batch)")
     if phase.generator is None and parts > 1 and getattr(phase.tokenizer, "whole_batch", False):
-        raise ConfigError(f"train.accumulation = {parts}: '{phase.tokenizer.method}' takes mean and spread of "
-                          "a batch from all of its images; set train.accumulation=1 (for less memory with a "
-                          "smaller train.batch)")
+        raise ConfigError(f"train.accumulation = {parts}: '{phase.tokenizer.method}' takes mean and spread "
+                          "of a batch from all of its images; set train.accumulation=1 (for less memory "
+                          "with a smaller train.batch)")
     if phase.generator is None and parts > 1 and quantizer is not None and quantizer.whole_batch:
         raise ConfigError(f"train.accumulation = {parts}: the codebook of tokenizer.quantizer.kind="
                           f"{quantizer.kind} moves once a batch, by all that its images chose; set "
