@@ -123,6 +123,7 @@ def test_diffusion_and_its_targets_see_cuts_where_images_are_encoded_anew_and_ce
     change |= {} if how == "tuned" else {"diffusion.tune": None, "diffusion.cache": how == "stored", "diffusion.sample_posterior": False}
     run = presets.get("tiny_plain_vae_repa_e", change).last
     task = make_task(run, tmp_path)
+    task.started = {"note": "said before"}
     said = list(task.prepare(runs.create(run, tmp_path / "run"), True))
     stream, images = task.stream(3, slice(0, 8)), BatchStream(task.source, 8, run.seed, 3, crop=run.data.crop)
     batch, cut = next(stream), next(images)
@@ -134,7 +135,8 @@ def test_diffusion_and_its_targets_see_cuts_where_images_are_encoded_anew_and_ce
         right, wrong = (of(one.images).float() for one in (seen, other))
         assert (value.float() - right).abs().max() < 0.01 * (value.float() - wrong).abs().max()
     assert ("targets" in {what for what, *_ in said}) == (how == "stored")
-    assert ("targets of random crops" in task.started.get("note", "")) == (how != "stored")
+    assert task.started["note"].startswith("said before")
+    assert ("targets of random crops" in task.started["note"]) == (how != "stored")
 
 
 def test_an_opened_step_on_an_untrained_tokenizer_sees_cuts_where_training_does(folder, tmp_path):

@@ -154,8 +154,8 @@ class DiffusionTask(Task):
             teacher.to(self.device)
             if cached and self.crop is not None:
                 cached = False
-                self.started = {"note": f"'{teacher.name}' is asked at every step: targets of random crops "
-                                        "(data.crop) cannot be kept"}
+                self.say(f"'{teacher.name}' is asked at every step: targets of random crops (data.crop) "
+                         "cannot be kept")
             if cached:
                 folder = self.cache_root / f"targets-{teacher.fingerprint(self.source, flip)}"
                 for done, of in targets.build(folder, teacher, self.source, flip, **share):

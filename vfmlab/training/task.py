@@ -68,6 +68,10 @@ class Task:
     def section(self) -> str:
         return section(self.name)
 
+    def say(self, note: str) -> None:
+        """Add a note to the event of the start."""
+        self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
+
     @property
     def device(self) -> torch.device:
         return next(self.weights.parameters()).device

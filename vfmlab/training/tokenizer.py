@@ -98,12 +98,8 @@ class TokenizerTask(Task):
         if fresh and self.fresh_start:
             yield "closed-form start", 0, 1
             images = some_images(self.source, START_IMAGES, "start", self.run.seed, device=self.device)
-            self._say(self.weights.begin(list(images)))
+            self.say(self.weights.begin(list(images)))
             yield "closed-form start", 1, 1
-
-    def _say(self, note: str) -> None:
-        """Add a note to the event of the start."""
-        self.started = {"note": "; ".join(filter(None, (self.started.get("note"), note)))}
 
     def _prepare_features(self) -> Iterator[tuple[str, int, int]]:
         """The frozen VFM's maps of all training images, where they fit in what the run allows."""
@@ -111,12 +107,12 @@ class TokenizerTask(Task):
         if most is None or not layers:
             return
         if self.run.data.crop is not None:
-            self._say("the VFM is asked at every step: features of random crops (data.crop) cannot be kept")
+            self.say("the VFM is asked at every step: features of random crops (data.crop) cannot be kept")
             return
         reader = features.Reader(self.weights.vfm, layers)
         needed = reader.size(len(self.source), flip)
         if needed > most:
-            self._say(f"the VFM is asked at every step: its features take {needed:.2g} GB, "
+            self.say(f"the VFM is asked at every step: its features take {needed:.2g} GB, "
                       f"train.vfm_cache allows {most:g}")
             return
         folder = Path(self.root) / ".latents" / f"features-{reader.fingerprint(self.source, flip)}"
