@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -101,12 +102,20 @@ def launch(root: str | Path = "runs", host: str = "127.0.0.1", port: int | None 
             Context Protocol too. block: return only when stopped. limits: those of :class:`apps.guard.Guard`.
 
     Raises:
-        ConfigError: the port is no port or taken, or mcp is asked for and its package is missing.
+        ConfigError: the port is no port or taken, the host is not this machine's, or mcp is asked for and
+            its package is missing.
     """
     if mcp and importlib.util.find_spec("mcp") is None:
         raise ConfigError("mcp needs the package 'mcp', which is not installed: uv pip install 'gradio[mcp]'")
     if port is not None and not 0 < port < 65536:
         raise ConfigError(f"port = {port}: give a number from 1 to 65535")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError as error:
+        place = f"{host}, port {port}," if port is not None else host
+        raise ConfigError(f"{place} cannot be listened on ({error}); choose another --port, or another "
+                          "--host: an address of this machine") from None
     with ExitStack() as stack:
         temporary = stack.enter_context(folder.private())
         page = build(root, temporary)
@@ -140,7 +149,6 @@ def launch(root: str | Path = "runs", host: str = "127.0.0.1", port: int | None 
     except BaseException as error:
         until_closed.close()
         if isinstance(error, OSError):
-            message = f"port {port} on {host} cannot be used ({error}); choose another --port"
-            raise ConfigError(message) from None
+            raise ConfigError(f"no port is free on {host} ({error}); name one with --port") from None
         raise
     return page

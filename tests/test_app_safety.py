@@ -684,8 +684,10 @@ def test_ports_that_are_none(server, capsys):
         with pytest.raises(ConfigError, match="1 to 65535"):
             app.launch(server[1], port=port, block=False)
     taken = urlsplit(server[0]).port
-    with pytest.raises(ConfigError, match="cannot be used"):
+    with pytest.raises(ConfigError, match=f"127.0.0.1, port {taken}, cannot be listened on .*--port"):
         app.launch(server[1], port=taken, block=False)
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 cannot be listened on .*--host: an address of this machine"):
+        app.launch(server[1], host="192.0.2.1", block=False)
     assert main.main(["app", "--root", str(server[1]), "--port", "99999"]) == 2
     assert "99999" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ OWN = {  # not in the demo
     "04": {"seeds": 1, "widths": "4,8"}, "05": {"preset": "tiny_aligntok", "ablations": "w_sp 0"}, "06": {"baseline": "tiny_plain_vae"},
     "08": {"baseline": "tiny_plain_vae", "settings": "joint"}, "11": {"baseline": "tiny_plain_vae", "drawn": 40},
     "12": {"preset": "tiny_vqgan", "entries": 64, "steps": 20, "quantisers": "vq,simvq", "draws": 20},
-    "13": {"preset": "tiny_epsilon_vae", "baseline": "tiny_plain_vae", "steps": 20, "dimensions": "2,8"},
+    "13": {"preset": "tiny_epsilon_vae", "baseline": "tiny_plain_vae", "steps": 20, "dimensions": "2,8", "networks": 2},
 }  # fmt: skip
 
 HANDED_OUT = {"02": "psnr", "07": "gfd"}  # what a sweep collects

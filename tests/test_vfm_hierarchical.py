@@ -91,7 +91,7 @@ def test_maps_are_timms_own(models, name):
     for k, info in enumerate(model.net.feature_info, 1):
         hook = model.net.get_submodule(info["module"]).register_forward_hook(lambda _, args, out, k=k: seen.setdefault(k, out))
         with hook:
-            final = model.net.forward_features(model.prepare(x))
+            final = model.net.forward_features(model.prepare(x).contiguous(memory_format=torch.channels_last))
     maps, pooled = model.features(x, (*range(1, model.depth + 1), -1))
     for k, out in seen.items():
         if isinstance(out, tuple):  # PVT's stages also say their size

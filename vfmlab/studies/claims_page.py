@@ -85,7 +85,8 @@ def verdict(decided: Sequence[Decided]) -> str:
     """How many claims came out how."""
     count = {word: sum(d.verdict == word for d in decided)
              for word in ("supported", "refuted", "undecided", "elsewhere", "not run")}
-    return f"Of {len(decided)} claims: " + ", ".join(f"{n} {word}" for word, n in count.items() if n) + "."
+    claims = "claim" if len(decided) == 1 else "claims"
+    return f"Of {len(decided)} {claims}: " + ", ".join(f"{n} {word}" for word, n in count.items() if n) + "."
 
 
 def build(decided: Sequence[Decided], results: Sequence[Result], title: str, command: str,

@@ -22,6 +22,7 @@ from vfmlab.evaluation import course, number
 from vfmlab.evaluation.contrasts import Block
 from vfmlab.evaluation.instruments import convergence
 from vfmlab.evaluation.number import CURVE, HIGHER, TABLE, TARGET, Number, Quantity, Report, quantities
+from vfmlab.plots import primitives
 from vfmlab.studies.command import shown_source
 from vfmlab.studies.rows import Row
 from vfmlab.training import plan
@@ -296,13 +297,12 @@ def best(results: Sequence[Result], metric: str) -> str | None:
                 metric)[0][0]
 
 
-def spread(values: Sequence[float], form: str = ".3g") -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and, in brackets, every value; from four values on mean ± standard deviation."""
-    text = f"{statistics.fmean(values):{form}}"
-    if len(values) == 1:
-        return text
-    return (f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 3
-            else f"{text} ({', '.join(f'{v:{form}}' for v in values)})")
+    text, *each = map(primitives.number, (statistics.fmean(values), *values))
+    if len(each) > 3:
+        return f"{text} ± {statistics.stdev(values):.2g}"
+    return f"{text} ({', '.join(each)})" if len(each) > 1 else text
 
 
 def verdict(results: Sequence[Result]) -> str:
@@ -439,7 +439,7 @@ def curve_records(results: Sequence[Result], metric: str) -> list[dict[str, str]
             row[f"{at:,}"] = spread(values) if values else "–"
         if len(points) > 1:
             reached = [convergence.reach(c.samples, c.values, level, lower) for c in mine]
-            row[f"images until {level:.3g}"] = spread(reached, ",.0f")
+            row[f"images until {primitives.number(level)}"] = spread(reached)
         table.append(row)
     return table
 

@@ -98,6 +98,7 @@ class HierarchicalModel(VisionModel):
         return self._shapes[self.depth if layer == -2 else layer]
 
     def _read(self, x: Tensor, layers: tuple[int, ...]) -> tuple[dict[int, Tensor], Tensor | None]:
+        x = x.contiguous(memory_format=torch.channels_last)  # on the CPU half as fast again
         first, hooks = [], []
         if 0 in layers:  # a copy, because activations may work in place
             hooks.append(self._first[0].register_forward_hook(lambda _, args, out: first.append(out.clone())))
