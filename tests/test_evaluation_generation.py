@@ -148,5 +148,11 @@ def test_inception_space_adds_scores_by_torch_fidelity():
     space.name = "inception"
     numbers = evaluate(BASE.model_copy(update={"n": 1000}), space=space)
     assert numbers["inception_score"].value == pytest.approx(len(images), rel=0.08)  # ten parts of 100 samples
+
+
+def test_precision_and_recall_in_any_space():
+    pytest.importorskip("torch_fidelity")
+    numbers = evaluate(BASE.model_copy(update={"n": 1000}))
     assert numbers["precision"].value == 1.0  # every sample is one of the real images
     assert 0 < numbers["recall"].value <= 1
+    assert "inception_score" not in numbers

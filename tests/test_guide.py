@@ -58,6 +58,23 @@ def test_the_figure_has_a_line_of_the_first_run_and_a_point_a_run():
     assert [shape.y0 for shape in figure.layout.shapes] == [9.0]  # a kind at one scale is no level line
 
 
+def test_what_the_scale_does_by_planted_runs():
+    """Seeds move all scales together; the first run chooses the scale and has no say on it."""
+    shift, numbers = [40.0, 2.0, -1.0], {1.0: (20.0, 0.5, 0.8), 2.0: (10.0, 0.6, 0.7), 4.0: (15.0, 0.7, 0.6)}
+    table = [{"run": f"r{seed}", "seed": seed, "kind": "none" if scale == 1 else "null label", "scale": scale, "gFD": gfd + shift[seed] + 0.01 * seed * scale,
+              "precision": precision + 0.01 * seed, "recall": recall - 0.01 * seed}
+             for seed in range(3) for scale, (gfd, precision, recall) in numbers.items()]  # fmt: skip
+    found = {row["expected"]: row for row in guide.shape(table, {"none": 1.0, "null label": 2.0})}
+    assert list(found) == ["gFD at 1 above that at 2", "gFD at 4 above that at 2", "precision at 4 above that at 1", "recall at 1 above that at 4"]
+    assert {row["verdict"] for row in found.values()} == {"supported"}
+    assert found["gFD at 1 above that at 2"]["difference"] == pytest.approx(10.0, abs=0.1)
+    at_the_edge = guide.shape(table, {"none": 1.0, "null label": 4.0})
+    assert [row["expected"] for row in at_the_edge][0:2] == ["gFD at 1 above that at 4", "precision at 4 above that at 1"], "nothing beyond the largest"
+    flat = [{**row, "recall": 0.5 + 0.1 * (row["seed"] == 1) * (row["scale"] == 2)} for row in table]
+    assert guide.shape(flat, {"none": 1.0, "null label": 2.0})[-1]["verdict"] == "undecided"
+    assert guide.shape([row for row in table if row["seed"] < 1], {"none": 1.0, "null label": 2.0}) == [], "one run decides nothing"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Generators with a second read-out, of three seeds, and the root."""
@@ -90,6 +107,29 @@ def test_the_study_at_tiny(trained, tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert "Scales are chosen on seed 0, and compared on 1, 2." in text
     assert "gFD over the scale of guidance" in (tmp_path / "page.html").read_text()
+    assert "precision over the scale of guidance" in (tmp_path / "page.html").read_text()
+
+    assert main([*command[:-2], "--whole"]) == 0
+    whole = json.loads((tmp_path / "page.json").read_text())
+    assert [(r["seed"], r["kind"], r["scale"]) for r in whole["records"]] == [
+        (seed, kind, scale) for seed in range(3) for kind, scale in (("none", 1.0), *((k, s) for k in ("null label", "internal") for s in (1.5, 2.0)))
+    ]  # fmt: skip
+    assert whole["records"][:5] == table[:5], "what was measured is read"
+    assert {row["kind"] for row in whole["shape"]} == {"null label", "internal"}
+    assert "--whole" in (tmp_path / "page.md").read_text()
+
+
+def test_a_report_without_precision_is_measured_anew(trained):
+    """As versions before it wrote it."""
+    root, ids = trained
+    path = runs.open_run(ids[0], root).path / "report.json"
+    api.evaluate(ids[0], root)
+    report = json.loads(path.read_text())
+    group = next(group for group in report.values() if isinstance(group, dict) and "precision" in group)
+    now = group.pop("precision")
+    path.write_text(json.dumps(report))
+    assert "precision" not in api.evaluate(ids[0], root)
+    assert guide.records(ids[:1], root, scales=(1.5,))[0]["precision"] == now["value"]
 
 
 def test_runs_that_do_not_belong_together_are_one_line(trained):

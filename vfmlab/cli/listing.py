@@ -111,6 +111,7 @@ def plan(names: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="PR
 
     if not names:
         raise ConfigError("no preset; name one, for example: vfmlab plan pocket_vfm_vae")
+    price.check(gpus, mfu)  # before minutes of planning
     tiers = {tier: [name for name in known.names() if known.row(name).tier == tier] for tier in known.TIERS}
     recipes = [api.resolve(each, assignments(sets)) for name in names for each in tiers.get(name, [name])]
     plans = [(recipe, planning.plan(recipe, measure=measure)) for recipe in recipes]

@@ -233,7 +233,7 @@ def reuse(run: RunArg, /, root: Root = Path("runs"), out: Path = Path("reuse"),
 
 def guide(runs: RunArgs, /, root: Root = Path("runs"), out: Out = Path("guidance"),
           scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0), weaker: tuple[str, ...] = (),
-          n: int | None = None) -> int:
+          n: int | None = None, whole: bool = False) -> int:
     """How much guidance, and away from what: gFD over the scale of each kind, and which kind is ahead.
 
     The first run chooses each kind's scale, the others decide: runs of one recipe that differ in their seed.
@@ -242,11 +242,13 @@ def guide(runs: RunArgs, /, root: Root = Path("runs"), out: Out = Path("guidance
         scales: of guidance, above 1.
         weaker: runs of a weaker model, for auto-guidance; one for all runs, or one for each.
         n: samples; left out: as the runs' protocol says.
+        whole: draw every run at every scale, and test what the scale does to gFD, precision and recall.
     """
     from vfmlab.studies import guide as study
 
-    flags = {"--scales": scales, "--weaker": weaker, "--n": [] if n is None else [n]}
-    print(f"written: {study.page(runs, root, out, command('guide', runs, flags), scales, weaker, n)}")
+    all_scales = [*scales, *(["--whole"] if whole else [])]
+    made_by = command("guide", runs, {"--scales": all_scales, "--weaker": weaker, "--n": [n] if n else []})
+    print(f"written: {study.page(runs, root, out, made_by, scales, weaker, n, whole)}")
     return 0
 
 

@@ -208,12 +208,12 @@ def reuse_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     return primitives.framed(figure, x, "gFD", "quality against time", 400)
 
 
-def guidance_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """gFD over the scale of guidance: of each kind a line of the first run, a point for each run.
+def guidance_figure(records: Sequence[Mapping[str, Any]], label: str = "gFD") -> go.Figure:
+    """A number over the scale of guidance: of each kind a line of the first run, a point for each run.
 
     Dotted: unguided.
 
-    records: of :func:`vfmlab.studies.guide.records`.
+    records: of :func:`vfmlab.studies.guide.records`. label: of the number there.
     """
     figure, x = go.Figure(), "scale of guidance"
     for i, kind in enumerate(dict.fromkeys(r["kind"] for r in records)):
@@ -221,10 +221,10 @@ def guidance_figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
         first = [r for r in mine if r["run"] == records[0]["run"]]
         line = {"color": primitives.PALETTE[i], "dash": "dot" if kind == "none" else "solid"}
         if kind == "none":
-            figure.add_hline(first[0]["gFD"], line=line)
-        figure.add_scatter(x=[r["scale"] for r in first], y=[r["gFD"] for r in first], name=kind,
+            figure.add_hline(first[0][label], line=line)
+        figure.add_scatter(x=[r["scale"] for r in first], y=[r[label] for r in first], name=kind,
                            mode="lines", line=line, legendgroup=kind)
-        figure.add_scatter(x=[r["scale"] for r in mine], y=[r["gFD"] for r in mine], mode="markers",
+        figure.add_scatter(x=[r["scale"] for r in mine], y=[r[label] for r in mine], mode="markers",
                            marker={"color": line["color"]}, legendgroup=kind, showlegend=False,
                            text=[f"{kind}, seed {r['seed']}" for r in mine])
-    return primitives.framed(figure, x, "gFD", "gFD over the scale of guidance", 400)
+    return primitives.framed(figure, x, label, f"{label} over the scale of guidance", 400)

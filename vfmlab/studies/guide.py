@@ -3,7 +3,8 @@
 The network is one, and so are the noise and all else of the protocol; what differs is the guidance alone:
 away from the null label (classifier-free), from the network's own second read-out, from a weaker model. The
 first run is drawn at every scale, and each kind takes the one that is best there. The verdict is of the other
-runs, which differ from it in their seed and are drawn at these scales alone.
+runs, which differ from it in their seed and are drawn at these scales alone, or at all, to see what a scale
+does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ QUESTION = "How much guidance, and away from what?"
 NONE = "none"
 KINDS: Mapping[str, str | None] = {NONE: None, "null label": None, "internal": "internal", "auto": "auto"}
 SCALES = (1.25, 1.5, 2.0, 3.0)
-METRICS = {"gfd": "gFD", "gfd_own": "gFD to own rec.", "class_accuracy": "class accuracy"}
+METRICS = {"gfd": "gFD", "gfd_own": "gFD to own rec.", "class_accuracy": "class accuracy",
+           "precision": "precision", "recall": "recall"}
+DRAWN = ("gFD", "precision", "recall")  # a figure each, over the scale
 Record = Mapping[str, Any]
 
 
@@ -38,12 +41,12 @@ def kinds_of(run: config.Phase, weaker: Sequence[str]) -> list[str]:
 
 
 def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCALES,
-            weaker: Sequence[str] = (), n: int | None = None) -> list[dict[str, Any]]:
-    """One row a run, kind and scale: of the first run all scales, of the others those that were best there;
-    the unguided one of each run first.
+            weaker: Sequence[str] = (), n: int | None = None, whole: bool = False) -> list[dict[str, Any]]:
+    """One row a run, kind and scale: of the first run all scales, of the others those that were best there,
+    or all where `whole`; the unguided one of each run first.
 
     All are measured under the runs' protocol but for kind and scale of its guidance, which acts at the times
-    t that the protocol has; what was measured before is read.
+    t that the protocol has; what was measured before is read, unless it lacks one of `METRICS`.
 
     Args:
         refs: generators of one recipe, with a seed each. weaker: for kind auto, the model that guidance leads
@@ -71,7 +74,7 @@ def records(refs: Sequence[str], root: str | Path, scales: Sequence[float] = SCA
             guidance = config.Guidance(kind=KINDS[kind], scale=scale, weaker=other, **when)
             table.append({"run": folder.id, "seed": phase.seed, "kind": kind, "scale": scale,
                           **_measured(folder, root, guidance, n)})
-        plans = list(chosen(table).items()) if k == 0 else plans
+        plans = list(chosen(table).items()) if k == 0 and not whole else plans
     return table
 
 
@@ -79,6 +82,8 @@ def _measured(folder: runs.RunDir, root: str | Path, guidance: config.Guidance,
               n: int | None) -> dict[str, Any]:
     changes = {"guidance": guidance.model_dump(mode="json"), **({} if n is None else {"n": n})}
     report = api.evaluate(folder.path, root, changes)
+    if not set(METRICS) <= set(report):  # of a version that did not measure all of them
+        report = api.evaluate(folder.path, root, changes, again=True)
     if report.value("gfd") is None:
         raise DataError(f"run '{folder.id}', guidance {guidance.scale:g}: no gFD; {report['gfd'].reason}")
     numbers = {label: report.value(name) for name, label in METRICS.items()}
@@ -142,10 +147,40 @@ def verdicts(table: Sequence[Record], scales: Mapping[str, float], bound: float)
             for pair, interval, d, p in zip(pairs, intervals, decisions, levels, strict=True)]
 
 
+def shape(table: Sequence[Record], scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the scale does, of runs that were drawn at all: is gFD less at the chosen one than unguided and at
+    the largest, which all runs but the first decide; and are precision greater and recall less at the
+    largest than unguided, which all do. Levels by Holm; nothing with fewer than two runs beside the first.
+    """
+    first, cases = table[0]["run"], []
+    for kind in (kind for kind in scales if kind != NONE):
+        mine = [row for row in table if row["kind"] in (NONE, kind)]
+        largest = max(row["scale"] for row in mine)
+        rest = [row for row in mine if row["run"] != first]
+        cases += [(kind, "gFD", 1.0, scales[kind], rest), (kind, "gFD", largest, scales[kind], rest),
+                  (kind, "precision", largest, 1.0, mine), (kind, "recall", 1.0, largest, mine)]
+    shown, levels = [], []
+    for kind, label, more, less, rows in cases:
+        values: dict[str, dict[int, float]] = {}
+        for row in rows:
+            values.setdefault(f"{row['scale']:g}", {})[row["seed"]] = row[label]
+        few = len({row["seed"] for row in rows}) < 2
+        if few or more == less or None in (row[label] for row in rows):
+            continue
+        interval = contrasts.Block.of(values).contrast({f"{more:g}": 1.0, f"{less:g}": -1.0})
+        levels.append(contrasts.decide(interval))
+        shown.append({"kind": kind, "expected": f"{label} at {more:g} above that at {less:g}",
+                      "difference": interval.estimate,
+                      "95 % interval": f"{interval.low:+.3g} … {interval.high:+.3g}"})
+    for row, decision, p in zip(shown, levels, contrasts.holm([d.p for d in levels]), strict=True):
+        row |= {"p (Holm)": p, "verdict": decision.verdict if p <= 1 - contrasts.LEVEL else "undecided"}
+    return shown
+
+
 def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales: Sequence[float] = SCALES,
-         weaker: Sequence[str] = (), n: int | None = None) -> Path:
+         weaker: Sequence[str] = (), n: int | None = None, whole: bool = False) -> Path:
     """Measure, write `out`.md (returned), .json and .html."""
-    table = records(refs, root, scales, weaker, n)
+    table = records(refs, root, scales, weaker, n, whole)
     first = [row for row in table if row["run"] == table[0]["run"]]
     rest = table[len(first):]
     at = chosen(first)
@@ -158,7 +193,8 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
     verdict = "None: one run chooses the scales, and a spread needs two more."
     if decided:
         verdict = "; ".join(_says(one, at) for one in ahead) + "." if ahead else "None is ahead of another."
-    made = Page("Guidance", QUESTION, verdict, command=command, definitions=definitions(("gfd", "gfd_own")),
+    made = Page("Guidance", QUESTION, verdict, command=command,
+                definitions=definitions(("gfd", "gfd_own", "precision", "recall")),
                 lead=f"One network, one set of noises a seed; protocols that differ in their guidance alone, "
                      f"which acts where {late:g} <= t <= {early:g} (t = 1: noise). "
                      f"Scales are chosen on seed {first[0]['seed']}, and compared on "
@@ -168,10 +204,16 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
     made.add("At the chosen scales", "gFD of the second less that of the first."
              + (f" Level: at most {bound:g} apart." if bound else ""),
              primitives.table([_row(one, at) for one in decided]))
-    made.add("Over the scale", "Lines: the first run. Points: every run.", figures.guidance_figure(table),
+    drawn = [label for label in DRAWN if all(row[label] is not None for row in table)]
+    made.add("Over the scale", "Lines: the first run. Points: every run.",
+             *(figures.guidance_figure(table, label) for label in drawn),
              primitives.table([{**row, "chosen": "yes" if at[row["kind"]] == row["scale"] else ""}
                                for row in table]))
     record = {"records": table, "chosen": at, "verdicts": [_row(one, at) for one in decided]}
+    if whole and (effects := shape(table, at)):
+        made.add("What the scale does", "gFD: of all runs but the first, which chose the scale. Precision "
+                 "and recall: of all runs, at the largest scale and unguided.", primitives.table(effects))
+        record["shape"] = effects
     return made.publish(out, record)
 
 

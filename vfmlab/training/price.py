@@ -16,6 +16,13 @@ MFU, GPUS = 0.35, 8
 IMAGENET = 1_281_167  # images of a data set of unknown size
 
 
+def check(gpus: int, mfu: float) -> None:
+    """ConfigError where nothing can be priced: no GPU, or a share outside (0, 1]."""
+    if gpus < 1 or not 0 < mfu <= 1:
+        raise ConfigError(f"gpus = {gpus}, mfu = {mfu:g}: give at least one GPU, and a share of its peak "
+                          "above 0 and up to 1")
+
+
 def price(costs: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: float = MFU) -> dict[str, Any]:
     """What :func:`~vfmlab.training.plan.plan` found, in hours on `gpus` GPUs of each kind in `PEAK`.
 
@@ -28,11 +35,9 @@ def price(costs: dict[str, Any], n: int, images: int, gpus: int = GPUS, mfu: flo
         their sum: "what", "flops", "hours" (GPU -> hours). Work that the plan has no FLOPs of is left out.
 
     Raises:
-        ConfigError: no GPU, or a share outside (0, 1].
+        ConfigError: as :func:`check`.
     """
-    if gpus < 1 or not 0 < mfu <= 1:
-        raise ConfigError(f"gpus = {gpus}, mfu = {mfu:g}: give at least one GPU, and a share of its peak "
-                          "above 0 and up to 1")
+    check(gpus, mfu)
     work: list[tuple[str, float]] = []
     encode = 0
     for phase in costs["phases"]:
