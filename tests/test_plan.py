@@ -247,3 +247,9 @@ def test_hours_are_flops_over_peak_and_share(planned):
         with pytest.raises(ConfigError, match="at least one GPU"):
             price.price(found, 1, 1, **wrong)
     assert "35%" in price.table(price.price(found, 1, 1))
+
+
+def test_a_wrong_number_of_gpus_is_told_before_anything_is_planned(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "plan", None)
+    assert main.main(["plan", "tiny_plain_vae", "--gpus", "0"]) == 2
+    assert "gpus = 0, mfu = 0.35: give at least one GPU" in capsys.readouterr().err
