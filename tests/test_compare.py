@@ -75,6 +75,7 @@ def test_a_page_knows_nothing_of_this_machine():
 def test_spread_shows_every_seed():
     assert results.spread([1.0]) == "1"
     assert results.spread([1032.0, 1046.4]) == "1,039 (1,032, 1,046)", "no powers of ten"
+    assert results.spread([1000.0, 1200.0, 1400.0, 1600.0]) == "1,300 ± 260"
     assert results.spread([1.0, 2.0]) == "1.5 (1, 2)"
     assert results.spread([1.0, 2.0, 3.0, 4.0]) == "2.5 ± 1.3"
 

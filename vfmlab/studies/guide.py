@@ -205,7 +205,9 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
              + (f" Level: at most {bound:g} apart." if bound else ""),
              primitives.table([_row(one, at) for one in decided]))
     drawn = [label for label in DRAWN if all(row[label] is not None for row in table)]
-    made.add("Over the scale", "Lines: the first run. Points: every run.",
+    left = ", ".join(label for label in DRAWN if label not in drawn)
+    made.add("Over the scale", "Lines: the first run. Points: every run."
+             + (f" Not measured of all: {left}; `vfmlab eval RUN` says why." if left else ""),
              *(figures.guidance_figure(table, label) for label in drawn),
              primitives.table([{**row, "chosen": "yes" if at[row["kind"]] == row["scale"] else ""}
                                for row in table]))

@@ -301,7 +301,7 @@ def spread(values: Sequence[float]) -> str:
     """Mean and, in brackets, every value; from four values on mean ± standard deviation."""
     text, *each = map(primitives.number, (statistics.fmean(values), *values))
     if len(each) > 3:
-        return f"{text} ± {statistics.stdev(values):.2g}"
+        return f"{text} ± {primitives.number(float(f'{statistics.stdev(values):.2g}'))}"
     return f"{text} ({', '.join(each)})" if len(each) > 1 else text
 
 

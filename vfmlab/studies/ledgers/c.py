@@ -121,7 +121,7 @@ CLAIMS = (
            same("gfd", "VFMTok", "VFMTok, 36 tokens"))),
     Claim("sweep", "Over guidance FID is U-shaped, precision rises and recall falls.",
           LLAMAGEN, "guided samples of one network",
-          open="one network under several protocols: vfmlab guide draws its curve of gFD"),
+          open="one network under several protocols: vfmlab guide --whole decides it"),
     Claim("random", "With random weights, as encoder and as target of the feature loss, generation is worse.",
           "a control of ours", "none published",
           (better("gfd", "VFMTok", "VFMTok, random VFM"),)),
