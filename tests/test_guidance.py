@@ -10,7 +10,7 @@ import torch
 from vfmlab import api, config, presets, runs
 from vfmlab.config import Guidance, override
 from vfmlab.diffusion import path
-from vfmlab.diffusion.guidance import Guided
+from vfmlab.diffusion.guidance import Guided, Steered
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.training.check import check
 from vfmlab.weights import load
@@ -172,3 +172,10 @@ def test_a_weaker_model_is_sought_beside_the_run_that_it_guides(monkeypatch, tmp
         with pytest.raises(ConfigError, match="seen"):
             next(api.sample(api.LoadedDiffusion(torch.nn.Linear(1, 1), None, run, 2, ["a", "b"], where), [0]))
         assert sought[-1] == root
+
+
+def test_steering_is_no_arithmetic_of_16_bits():
+    """Networks under autocast give bf16; their difference is scaled in fp32, as against the null label."""
+    v, w = (torch.randn(4, 3, 2, 2).bfloat16() for _ in range(2))
+    steered = Steered(lambda x, t, y: (v, w), 3.0)(v, torch.ones(4), torch.zeros(4))
+    assert torch.equal(steered, w.float() + 3.0 * (v.float() - w.float()))

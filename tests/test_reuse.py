@@ -23,6 +23,7 @@ from vfmlab.errors import ConfigError
 from vfmlab.evaluation.protocol import dump
 from vfmlab.seeding import SampleRandom, StepRandom
 from vfmlab.studies import reuse
+from vfmlab.training.check import check
 
 
 def ddt():
@@ -92,6 +93,34 @@ def test_steps_in_parallel_look_at_the_state_of_their_encoding():
     for fields in ({}, {"reuse": 2, "solver": "heun"}):
         with pytest.raises(ValidationError, match="parallel: runs the steps that share an encoding"):
             Sampler(parallel=True, **fields)
+
+
+@pytest.mark.parametrize("way", [{"reuse": 3}, {"reuse": (0, 1, 4)}, {"reuse": 3, "parallel": True}])
+def test_a_null_label_is_drawn_the_same_beside_classes(way):
+    """Encodings are made anew where guidance ends; whether it acts at all must not depend on the other rows."""
+    network, labels, guidance = ddt(), torch.tensor([0, 3, 1]), Guidance(scale=2.0, interval=(0.0, 0.7))
+    sampler = Sampler(steps=6, **way)
+    whole = sample(network, labels, SampleRandom(0, range(3)), sampler, guidance)
+    for k in range(3):
+        alone = sample(network, labels[k : k + 1], SampleRandom(0, [k]), sampler, guidance)
+        torch.testing.assert_close(alone, whole[k : k + 1], atol=1e-5, rtol=0)
+
+
+REFUSED = {
+    "sampler.reuse 2: network 'lightningdit' is not split": ("tiny_plain_vae", {"protocol.sampler.reuse": 2}),
+    "sampler.solver 'sde' has no form on the path 'sphere'": ("tiny_dino_sae", {"protocol.sampler.solver": "sde"}),
+    "sampler.parallel on the path 'sphere'": ("tiny_dino_sae", {"protocol.sampler": {"reuse": 2, "parallel": True}}),
+    "sampler.prior_noise 0.1 on the path 'sphere'": ("tiny_dino_sae", {"protocol.sampler": {"reuse": 2, "prior_noise": 0.1}}),
+    "solver 'dopri5' chooses its own steps": ("tiny_vfm_vae_ddt", {"protocol.sampler": {"reuse": 2, "solver": "dopri5"}}),
+    "sampler.reuse 2 with guidance.kind 'internal'": ("tiny_multi_layer_rae_raev2", {"protocol.sampler.reuse": 2, "protocol.guidance.kind": "internal"}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_samplers_that_a_network_has_no_form_of_are_refused_before_anything_is_trained(message, tmp_path):
+    preset, changes = REFUSED[message]
+    with pytest.raises(ConfigError, match=message):
+        check(override(presets.get(preset), changes).phases(), tmp_path)
 
 
 def test_prior_noise_as_published(golden):

@@ -29,7 +29,7 @@ class Steered:
         self.pair, self.scale, self.interval = pair, scale, interval
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        (v, w), (low, high) = self.pair(x, t, y), self.interval
+        (v, w), (low, high) = (out.float() for out in self.pair(x, t, y)), self.interval
         inside = ((t >= low - EDGE) & (t <= high + EDGE)).view(-1, *[1] * (v.ndim - 1))
         return torch.where(inside, w + self.scale * (v - w), v)
 
@@ -68,7 +68,9 @@ class Guided:
     An interval (0, 0.9) therefore leaves the noisiest tenth of the way unguided, (0.1, 1) the last steps.
     With `channels`, only the first so many are guided and the rest is v_cond: the releases' behaviour, kept
     for parity. Where no guidance acts (scale 1, outside the interval, only null labels) the network runs
-    once; elsewhere condition and null run as one batch of twice the size.
+    once; elsewhere condition and null run as one batch of twice the size. With `always` only null labels are
+    such a batch too: encodings that are reused are made anew where the batch changes its size, and when that
+    is must not depend on the other rows' labels.
 
     Args:
         network: called `(x, t B, y B) -> v`, x and v: B C h w, or B D flat states (see
@@ -78,14 +80,14 @@ class Guided:
     """
 
     def __init__(self, network: Callable[..., Tensor], labels: Tensor, guidance: Guidance, null: int,
-                 scales: Tensor | None = None):
+                 scales: Tensor | None = None, always: bool = False):
         low, high = guidance.interval
         if low > high:
             raise ConfigError(f"guidance.interval ({low}, {high}) is empty; give low <= high (t = 0 is data)")
         self.network, self.labels, self.guidance, self.null = network, labels, guidance, null
-        self.scales = None if scales is None else scales.to(labels.device)
+        self.scales, self.always = None if scales is None else scales.to(labels.device), always
         changes = guidance.scale != 1 if scales is None else bool((scales != 1).any())
-        self.conditional = changes and bool((labels != null).any())
+        self.conditional = changes and (always or bool((labels != null).any()))
 
     def active(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t."""
@@ -108,4 +110,4 @@ class Guided:
 
     def rows(self, which: slice) -> Guided:
         """The same field for some of the samples."""
-        return Guided(self.network, self.labels[which], self.guidance, self.null, self.scales)
+        return Guided(self.network, self.labels[which], self.guidance, self.null, self.scales, self.always)

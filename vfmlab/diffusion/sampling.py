@@ -131,6 +131,32 @@ def dopri5(field: Guided, x: Tensor) -> Iterator[Reached]:
         yield path.DATA, x, x
 
 
+def suits(network: nn.Module | Callable[..., Tensor], sampler: Sampler, guidance: Guidance) -> None:
+    """:class:`ConfigError` for a solver, a reuse of encodings or a second read-out that the network or its
+    path does not have; arguments as in :func:`trajectory`. It computes nothing."""
+    along = path.of(network)
+    if sampler.solver not in along.solvers:
+        raise ConfigError(f"sampler.solver '{sampler.solver}' has no form on the path '{along.config.kind}'; "
+                          f"choose from: {', '.join(along.solvers)}")
+    if guidance.kind == "internal":
+        internal(network)
+    if sampler.reuse is None:
+        return
+    Reused(network, sampler.reuse)
+    if sampler.solver == "dopri5":
+        raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use "
+                          "euler, heun or sde, or reuse=null")
+    if sampler.parallel and along.config.kind != "linear":
+        raise ConfigError(f"sampler.parallel on the path '{along.config.kind}': velocities of one state "
+                          "are steps of the straight path only; set parallel=null")
+    if sampler.prior_noise is not None and along.config.kind != "linear":
+        raise ConfigError(f"sampler.prior_noise {sampler.prior_noise:g} on the path "
+                          f"'{along.config.kind}': added noise leaves the sphere; set prior_noise=null")
+    if guidance.kind is not None:
+        raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both "
+                          "read-outs need the whole network; set one of them to null")
+
+
 @torch.no_grad()
 def trajectory(network: nn.Module | Callable[..., Tensor], labels: Tensor, random: SampleRandom | None,
                sampler: Sampler | None = None, guidance: Guidance | None = None,
@@ -166,31 +192,17 @@ def trajectory(network: nn.Module | Callable[..., Tensor], labels: Tensor, rando
         raise ConfigError(f"{streams} noise streams for {len(labels)} labels; give SampleRandom one id per "
                           "label")
     state, along = State(latent_shape, token_width(network)), path.of(network)
-    if sampler.solver not in along.solvers:
-        raise ConfigError(f"sampler.solver '{sampler.solver}' has no form on the path '{along.config.kind}'; "
-                          f"choose from: {', '.join(along.solvers)}")
+    suits(network, sampler, guidance)
     grid = (path.sde_grid if sampler.solver == "sde" else path.time_grid)(sampler.steps, sampler.shift)
     if sampler.reuse is not None:
-        if sampler.solver == "dopri5":
-            raise ConfigError(f"sampler.reuse {sampler.reuse}: solver 'dopri5' chooses its own steps; use "
-                              "euler, heun or sde, or reuse=null")
-        if sampler.parallel and along.config.kind != "linear":
-            raise ConfigError(f"sampler.parallel on the path '{along.config.kind}': velocities of one state "
-                              "are steps of the straight path only; set parallel=null")
-        if sampler.prior_noise is not None and along.config.kind != "linear":
-            raise ConfigError(f"sampler.prior_noise {sampler.prior_noise:g} on the path "
-                              f"'{along.config.kind}': added noise leaves the sphere; set prior_noise=null")
         network = Reused(network, sampler.reuse, grid if sampler.parallel else None)
     x = along.prior(state.noise(random, noise).to(labels.device, torch.float32))
     scales, velocity = state.scales(guidance), state.velocity(network)
     if guidance.kind is not None:
-        if sampler.reuse is not None:
-            raise ConfigError(f"sampler.reuse {sampler.reuse} with guidance.kind '{guidance.kind}': both "
-                              "read-outs need the whole network; set one of them to null")
         pair = internal(network) if guidance.kind == "internal" else auto(network, velocity, state.velocity)
         velocity, scales = Steered(pair, guidance.scale, guidance.interval), None
         guidance = Guidance()
-    field = Guided(velocity, labels, guidance, null, scales)
+    field = Guided(velocity, labels, guidance, null, scales, always=sampler.reuse is not None)
     if sampler.solver == "dopri5":
         total, steps = len(labels), dopri5(field, x)
     else:

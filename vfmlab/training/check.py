@@ -11,7 +11,7 @@ import torch
 from vfmlab import data, runs, vfm
 from vfmlab.ar.llamagen import CodeShape
 from vfmlab.config import Phase
-from vfmlab.diffusion import captions
+from vfmlab.diffusion import captions, path, sampling
 from vfmlab.errors import ConfigError
 from vfmlab.evaluation import features, prompts
 from vfmlab.evaluation.protocol import open_compared
@@ -58,9 +58,10 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
         too few held-out images to measure on, batches that do not divide, accumulation where a tokenizer
-        needs whole ones, guidance away from a null label that is not trained. RunError, CheckpointError: no
-        model that guidance leads away from, or one without weights. DataError: a reference that cannot serve,
-        captions or a file of prompts that are missing.
+        needs whole ones, guidance away from a null label that is not trained, a sampler that the network or
+        its path has no form of. RunError, CheckpointError: no model that guidance leads away from, or one
+        without weights. DataError: a reference that cannot serve, captions or a file of prompts that are
+        missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
@@ -83,7 +84,10 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
             else:
                 side = size // phase.tokenizer.factor
                 shape = (phase.tokenizer.channels, side, side)
-                diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, num_classes=1)
+                network = diffusion.build(weightless(phase.diffusion), size, phase.seed, shape, 1).network
+                network.path = path.of_run(phase.diffusion, phase.tokenizer)
+                if not phase.recipe.parts:  # a notebook's own network may have what the recipe's lacks
+                    sampling.suits(network, phase.protocol.sampler, phase.protocol.guidance)
         if phase.diffusion is not None and phase.diffusion.text is not None:
             captions.Captioned(phase.diffusion, data.open_source(phase.data, "train"))
             prompts.texts(phase.protocol, data.open_source(phase.data, "val"))
