@@ -51,6 +51,17 @@ def images(n=4):
     return torch.rand(n, 3, 16, 16, generator=generator("pae images")) * 2 - 1
 
 
+@pytest.mark.parametrize("method", SIZES)
+@torch.no_grad()
+def test_images_of_another_size(model, method):
+    """Smaller ones, as equivariance's prior path makes them, and wide ones: positions are interpolated."""
+    tokenizer = make(model, method).eval()
+    for height, width in ((8, 8), (16, 32)):
+        z = tokenizer.posterior(torch.rand(2, 3, height, width) * 2 - 1).mean
+        assert z.shape[-2:] == (height // 4, width // 4)
+        assert tokenizer.decode_raw(z)[0].shape == (2, 3, height, width)
+
+
 # -- reference values --------------------------------------------------------------------------------------------------
 
 

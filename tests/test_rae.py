@@ -124,6 +124,24 @@ def test_statistics_of_every_place(model):
 # -- fusion ------------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def test_statistics_of_every_place_are_interpolated_on_another_grid(model):
+    """Of smaller images, as equivariance's prior path makes them, and of wide ones."""
+    tokenizer = make(model, places=True, noise_on="raw")
+    tokenizer.begin([images()])
+    tokenizer.set_statistics(measure(tokenizer, [images()], "f"))
+    for height, width in ((2, 2), (4, 8)):
+        wide = images(2, 32)[..., : 4 * height, : 4 * width]
+        z = tokenizer.encode(wide).mode()
+        torch.testing.assert_close(tokenizer.perturb(z, StepRandom(0, 0, 2)).shape, torch.Size([2, 128, height, width]))
+        assert tokenizer.decode(z).shape == wide.shape
+        torch.testing.assert_close(tokenizer.normalise(tokenizer.denormalise(z)), z, atol=1e-5, rtol=1e-4)
+    plain = Standardise(2, (4, 4))
+    plain.mean.copy_(torch.arange(4.0).view(1, 4, 1).expand(2, 4, 4))
+    assert plain(torch.zeros(1, 2, 2, 2))[0, 0].tolist() == [[-0.5, -0.5], [-2.5, -2.5]]
+
+
+@torch.no_grad()
 def test_bounded_fusion():
     torch.manual_seed(0)
     maps = [torch.randn(3, 8, 2, 2) for _ in range(7)]

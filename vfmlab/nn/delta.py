@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmlab.nn.attention import SelfAttention, attend
-from vfmlab.nn.rope import sincos_table
+from vfmlab.nn.rope import positions, sincos_table
 
 EPS = 1e-5
 Fusion = Literal["sft", "add", "concat", "none"]
@@ -73,7 +73,8 @@ class DeltaEncoder(nn.Module):
         """pixels: B 3 H W as the VFM sees them. u: B N D."""
         if self.fusion == "none":
             return self.final_ln(u)
-        x = self.patch_embed(pixels).flatten(2).transpose(1, 2) + self.pos_embed
+        maps = self.patch_embed(pixels)
+        x = maps.flatten(2).transpose(1, 2) + positions(self.pos_embed, maps.shape[-2:])
         for layer in self.layers:
             x = layer(x, u)
         if self.fusion == "sft":

@@ -7,13 +7,19 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LEAST_STD = 1e-5  # a channel that never changes stays at zero
 
 
-def over(statistic: Tensor) -> Tensor:
-    """Mean or std, [C] or [C h w], in the form that meets maps B C h w."""
-    return statistic.view(1, -1, 1, 1) if statistic.ndim == 1 else statistic[None]
+def over(statistic: Tensor, maps: Tensor | None = None) -> Tensor:
+    """Mean or std, [C] or [C h w], in the form that meets maps B C h w; one for each place is interpolated
+    where `maps` stand on another grid."""
+    if statistic.ndim == 1:
+        return statistic.view(1, -1, 1, 1)
+    if maps is None or maps.shape[-2:] == statistic.shape[-2:]:
+        return statistic[None]
+    return F.interpolate(statistic[None], maps.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def channel_moments(maps: Iterable[Tensor], places: bool = False) -> tuple[Tensor, Tensor]:
@@ -49,7 +55,7 @@ class Standardise(nn.Module):
         self.std.copy_(variance.sqrt().clamp_min(LEAST_STD))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - over(self.mean)) / over(self.std)
+        return (x - over(self.mean, x)) / over(self.std, x)
 
     def inverse(self, x: Tensor) -> Tensor:
-        return x * over(self.std) + over(self.mean)
+        return x * over(self.std, x) + over(self.mean, x)

@@ -66,7 +66,7 @@ class Posterior:
 
     def normalised(self, mean: Tensor, std: Tensor) -> Posterior:
         """The posterior of (z - mean) / std; mean, std: [C] or [C h w]."""
-        mean, std = over(mean), over(std)
+        mean, std = over(mean, self.mean), over(std, self.mean)
         logvar = None if self.logvar is None else self.logvar - 2 * std.log()
         return Posterior((self.mean - mean) / std, logvar)
 
@@ -322,7 +322,7 @@ class Tokenizer(nn.Module):
             return onto(raw, self.config.radius)
         # copies: running statistics move before backward
         mean, std = self.stat_mean.clone(), self.stat_std.clone()
-        return (raw - over(mean)) / over(std)
+        return (raw - over(mean, raw)) / over(std, raw)
 
     def denormalise(self, z: Tensor) -> Tensor:
         """Normalised latents (B C h w) -> raw ones; :class:`CheckpointError` without statistics. On a sphere
@@ -330,7 +330,7 @@ class Tokenizer(nn.Module):
         statistics, radius = self.statistics, self.config.radius
         if radius is not None:
             return onto(z.float(), self.config.decode_length or radius * statistics.std[0])
-        return z.float() * over(statistics.std) + over(statistics.mean)
+        return z.float() * over(statistics.std, z) + over(statistics.mean, z)
 
     # -- codes, of quantised tokenizers: those with a `quantizer` -------------------------------------------
 

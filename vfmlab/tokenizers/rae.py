@@ -126,7 +126,7 @@ class RAE(Tokenizer):
     def perturb(self, z: Tensor, rng: StepRandom) -> Tensor:
         draw = rng.randn(1, 1, 1).abs() if self.config.noise_law == "half_normal" else rng.rand(1, 1, 1)
         noise = self.config.noise * draw * rng.randn(*z.shape[1:])
-        return z + (noise if self.config.noise_on is None else noise / over(self.standardise.std))
+        return z + (noise if self.config.noise_on is None else noise / over(self.standardise.std, z))
 
     def last_encoder_layer(self) -> nn.Parameter:
         if self.fusion is not None:
