@@ -187,6 +187,11 @@ def tuned(tmp_path_factory):
     return task
 
 
+def test_running_statistics_are_per_channel():
+    with pytest.raises(ConfigError, match=r"tokenizer\.places: a tuned tokenizer's running statistics are per channel"):
+        override(presets.get("tiny_plain_vae_repa_e"), {"tokenizer.places": True})
+
+
 @pytest.mark.parametrize("preset", ["tiny_plain_vae_repa_e", "tiny_aligntok+repa_e"])
 def test_running_statistics_see_a_batch_undivided(preset):
     """In parts they would move once a part, and `accumulation`, which is about memory, would change the result."""

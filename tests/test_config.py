@@ -172,6 +172,7 @@ def test_overrides_round_trip(values):
         ({"train.evaluate_at": [0, 64]}, ["train.evaluate_at.0", "greater than or equal to 1"]),
         ({"equivariance.scales": []}, ["equivariance.scales", "at least 1 item"]),
         ({"equivariance.scales": [0.5, 0]}, ["equivariance.scales.1", "greater than 0"]),
+        ({"tokenizer.radius": 1e-20, "diffusion.path": "sphere"}, ["tokenizer.radius", "greater than or equal to"]),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused_before_anything_is_built(run, changes, words):

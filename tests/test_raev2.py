@@ -67,6 +67,16 @@ def test_both_read_outs_and_guidance(stored, released):
             close(x[i : i + 1] - v * divisor[i], g[name][i : i + 1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits(stored, released, dtype):
+    """Their rotary tables are rounded as they are; those of another grid are refused still."""
+    state = {key.removeprefix("sd."): value.to(dtype) for key, value in stored[0].items() if key.startswith("sd.")}
+    half = import_state_dict("raev2-ddt", state, stored[1]["config"])
+    assert all(value.dtype == torch.float32 for value in half.state_dict().values())
+    with pytest.raises(CheckpointError, match="is not the rotary table of this config"):
+        import_state_dict("raev2-ddt", state | {"enc_rope.freqs_cos": state["enc_rope.freqs_cos"] + 0.02}, stored[1]["config"])
+
+
 @torch.no_grad()
 def test_loss(stored, released):
     g, c = stored

@@ -257,9 +257,9 @@ def test_reconstructions_go_over_the_sphere():
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("radius", [None, 0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("radius", [None, 0.0, -1.0, 1e-20, 1e20, math.inf, math.nan])
 def test_a_radius_is_needed(radius):
-    with pytest.raises(ConfigError, match=r"path 'sphere': radius .* is no length above 0; give radius=R, for example 27\.70"):
+    with pytest.raises(ConfigError, match=r"path 'sphere': radius .* is no length from 1e-9 to 1e9; give radius=R, for example 27\.70"):
         path.make("sphere", radius=radius)
 
 

@@ -146,6 +146,9 @@ class Recipe(Section):
             raise ValueError("diffusion.path 'sphere' needs latents on a sphere, but tokenizer.radius is "
                              f"null; set tokenizer.radius, for example to {tokenizer.channels**0.5:.4g} = "
                              "sqrt(channels), or diffusion.path=null")
+        if tokenizer.places and diffusion.tune is not None:
+            raise ValueError("tokenizer.places: a tuned tokenizer's running statistics are per channel; set "
+                             "tokenizer.places or diffusion.tune to null")
 
     def _one_generator(self) -> None:
         protocol, guidance = self.protocol, self.protocol.guidance

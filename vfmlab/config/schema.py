@@ -82,8 +82,8 @@ class TokenizerConfig(Section):
     method: str
     channels: int = Field(8, ge=1, description="latent channels (d in f16d32)")
     factor: int = Field(4, ge=1, description="spatial down-sampling (f in f16d32)")
-    radius: float | None = Field(None, gt=0, description="normalised latents lie on a sphere: each token has "
-        "this length; null: zero mean and unit variance")
+    radius: float | None = Field(None, ge=1e-9, le=1e9, description="normalised latents lie on a sphere: "
+        "each token has this length; null: zero mean and unit variance")
     places: bool | None = Field(None, description="latent statistics for every place by itself; null: for "
         "every channel")
     decode_length: float | None = Field(None, gt=0, description="length of the raw tokens that are decoded, "

@@ -43,7 +43,8 @@ class Sphere:
         config: see `Config`. radius: R, the length of the tokenizer's normalised tokens.
 
     Raises:
-        ConfigError: no radius, or none above zero. Its methods: :class:`DataError` for tokens of no length.
+        ConfigError: no radius, or none from 1e-9 to 1e9. Its methods: :class:`DataError` for tokens of no
+        length.
     """
 
     class Config(config.PathConfig):
@@ -56,10 +57,10 @@ class Sphere:
     solvers = ("euler", "heun")
 
     def __init__(self, config: Sphere.Config, radius: float | None = None):
-        if radius is None or not math.isfinite(radius) or radius <= 0:
-            raise ConfigError(f"path 'sphere': radius {radius} is no length above 0; give radius=R, for "
-                              f"example {mean_length(768):.2f}, the mean length of a normal vector of 768 "
-                              "channels (of a run: tokenizer.radius)")
+        if radius is None or not 1e-9 <= radius <= 1e9:  # its square, and a token's, must fit fp32
+            raise ConfigError(f"path 'sphere': radius {radius} is no length from 1e-9 to 1e9; give radius=R, "
+                              f"for example {mean_length(768):.2f}, the mean length of a normal vector of "
+                              "768 channels (of a run: tokenizer.radius)")
         self.config, self.radius = config, float(radius)
 
     # -- training ---------------------------------------------------------------------------------------

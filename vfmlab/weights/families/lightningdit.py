@@ -82,7 +82,8 @@ def check_rope(state: dict[str, Tensor], prefix: str, table: Tensor | None, what
         if stored is None:
             continue
         fits = table is not None and stored.shape == table[part].shape
-        if not fits or not torch.allclose(stored.float(), table[part], atol=1e-4):
+        least = max(1e-4, torch.finfo(stored.dtype).eps)  # of weights in 16 bits the tables are too
+        if not fits or not torch.allclose(stored.float(), table[part], atol=least):
             raise CheckpointError(f"{what}: {prefix}{name} {list(stored.shape)} is not the rotary table of "
                                   "this config; check use_rope and input_size")
 
