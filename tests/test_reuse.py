@@ -210,6 +210,11 @@ def test_the_study_at_tiny(tmp_path, capsys):
     counts = {r["encoder"]: (r["encodings"], r["head"]) for r in record["records"]}
     assert counts == {"every step": (6, 6), "every 2 steps": (3, 6), "key steps": (5, 6), "key steps, parallel": (5, 6), "4 steps": (4, 4), "3 steps": (3, 3)}
     assert len({r["protocol"] for r in record["records"]}) == 6
+    changes = {k: v for k, v in changes.items() if k != "diffusion.stale"}
+    run = override(presets.get("tiny_dino_sae"), changes)
+    list(api.train(run, tmp_path))
+    rows = reuse.records(run.id, tmp_path, (2,), 8, 4, 1)
+    assert [r["encoder"] for r in rows] == ["every step", "every 2 steps", "key steps", "4 steps", "3 steps"], "none in parallel on a sphere"
     assert "At equal quality" in (tmp_path / "page.html").read_text()
     whole = SimpleNamespace(**vars(api.load_diffusion(run.id, tmp_path)))
     whole.network.encode = None

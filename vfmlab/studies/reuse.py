@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vfmlab import api, config
-from vfmlab.diffusion import reuse, sampling
+from vfmlab.diffusion import path, reuse, sampling
 from vfmlab.errors import ConfigError
 from vfmlab.plots import figures, primitives
 from vfmlab.seeding import SampleRandom
@@ -69,7 +69,8 @@ def records(run: str, root: str | Path, every: Sequence[int] = (2, 3, 4), n: int
     gFD by the run's protocol, with solver euler and at most n samples; seconds an image: of network and
     sampler alone on this machine, the least of `repeats` batches. Counts and seconds are those of unguided or
     guided sampling, as the protocol has it: guidance doubles both counts. Guidance of a kind (`internal`,
-    `auto`) needs the whole network at every step, so such a run is drawn unguided.
+    `auto`) needs the whole network at every step, so such a run is drawn unguided. Steps run in parallel on
+    the straight path only: elsewhere that row is not there.
 
     Raises:
         ConfigError: a network that is not split into encoder and head, numbers that cannot be.
@@ -85,7 +86,8 @@ def records(run: str, root: str | Path, every: Sequence[int] = (2, 3, 4), n: int
     guidance = protocol.guidance if protocol.guidance.kind is None else config.Guidance()
     led = {f"guidance.{k}": v for k, v in guidance.model_dump(mode="json").items()}
     ways = {name: plan.model_copy(update={"shift": protocol.sampler.shift})
-            for name, plan in plans(protocol.sampler.steps, every).items()}
+            for name, plan in plans(protocol.sampler.steps, every).items()
+            if not plan.parallel or path.of(loaded.network).config.kind == "linear"}
     # in turn: what else the machine does in these seconds meets all of them
     costs = [{name: cost(loaded, plan, guidance, batch) for name, plan in ways.items()}
              for _ in range(repeats)]
@@ -148,8 +150,8 @@ def page(run: str, root: str | Path, out: Path, command: str, every: Sequence[in
     made = Page("Reuse of an encoder", QUESTION, command=command, definitions=definitions(("gfd",)))
     made.add("All ways", "One run and one set of noises: differences smaller than between two seeds of the "
              "protocol are none. Counts are rows of encoder and head an image. A run guided by a second "
-             "read-out or a weaker model is drawn unguided here.", primitives.table(table),
-             figures.reuse_figure(table))
+             "read-out or a weaker model is drawn unguided here. On a sphere steps cannot run in parallel.",
+             primitives.table(table), figures.reuse_figure(table))
     made.add("At equal quality", "What the network without reuse needs for the same gFD, read off the line "
              "through its numbers of steps; empty: its line does not pass there.", primitives.table(same))
     return made.publish(out, {"run": run, "records": table, "equal_quality": same})
