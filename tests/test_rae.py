@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vfmlab import api, config, presets, vfm
 from vfmlab.config import override
 from vfmlab.data import open_source, to_float
-from vfmlab.errors import ConfigError
+from vfmlab.errors import CheckpointError, ConfigError
 from vfmlab.nn.layer_fusion import BoundedFusion, FusionConfig
 from vfmlab.nn.standardise import Standardise
 from vfmlab.registry import DECODERS, TOKENIZERS
@@ -115,6 +115,9 @@ def test_statistics_of_every_place(model):
     z, plain = torch.zeros(6, 128, 4, 4), make(model, noise=0.5)
     noise = tokenizer.perturb(z, StepRandom(0, 0, 6)) * tokenizer.standardise.std
     torch.testing.assert_close(noise, plain.perturb(z, StepRandom(0, 0, 6)), atol=1e-5, rtol=1e-4)  # equal before standardising
+    found.std[3, 0, 2] = 0  # one place of one channel: the message does not list all of them
+    with pytest.raises(CheckpointError, match=r"not usable: 1 of 2048 are constant .* the first at \[3, 0, 2\]$"):
+        tokenizer.set_statistics(found)
     with pytest.raises(ValueError, match="linear_start is fitted for noise on the standardised latent; set noise_on=null"):
         TOKENIZERS.get("rae").Config(linear_start=True, noise_on="raw")
     with pytest.raises(ValueError, match="places: latents on a sphere have no statistics of places"):

@@ -278,9 +278,9 @@ class Tokenizer(nn.Module):
         if mean.shape not in ((self.config.channels,), self.map_shape) or std.shape != mean.shape:
             raise CheckpointError(f"latent statistics have {tuple(mean.shape)} channels, the tokenizer "
                                   f"{self.config.channels}; measure them again")
-        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
-            raise CheckpointError(f"latent statistics are not usable (std {std.tolist()}): a channel is "
-                                  "constant or not finite")
+        if (bad := ~(mean.isfinite() & std.isfinite() & (std > 0))).any():
+            raise CheckpointError(f"latent statistics are not usable: {int(bad.sum())} of {bad.numel()} are "
+                                  f"constant or not finite, the first at {bad.nonzero()[0].tolist()}")
         self.adapt({"stat_mean": mean})
         self.stat_mean.copy_(mean)
         self.stat_std.copy_(std)
