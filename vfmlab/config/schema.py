@@ -361,7 +361,7 @@ class Generator(Section):
 
 
 class Diffusion(Generator):
-    """Latent diffusion (flow matching, linear path, velocity) on a tokenizer's normalised latents."""
+    """Latent diffusion (flow matching on a straight path or a sphere) of a tokenizer's normalised latents."""
 
     network: Annotated[SerializeAsAny[NetworkConfig], by_name(NETWORKS, "kind")]
     path: Annotated[SerializeAsAny[PathConfig], by_name(PATHS, "kind")] | None = Field(
