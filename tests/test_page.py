@@ -53,6 +53,16 @@ def test_signs_of_markdown_are_not_in_the_html():
     assert "**undecided**" in page.markdown()
 
 
+def test_links_of_markdown_are_links_in_the_html():
+    page = Page("Title", verdict="See [`a` & b](results/a.md#b-c) and [bad](javascript:alert(1)).")
+    page.add("Table", "", primitives.table([{"where": "elsewhere: [a.md](a.md)", "bold": "**[b](https://b.org/c)**"}]))
+    text = page.html()
+    for link in ('<a href="results/a.md#b-c">a &amp; b</a>', '<a href="a.md">a.md</a>', '<b><a href="https://b.org/c">b</a></b>'):
+        assert link in text
+    assert "[bad](javascript:alert(1))" in text
+    assert "[a.md](a.md)" in page.markdown()
+
+
 def test_plotly_is_in_a_page_once():
     page = Page("Title")
     page.add("Figures", "", go.Figure(), go.Figure())

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from vfmlab.data import to_uint8
 # Okabe-Ito, readable with colour-vision deficiency and on light and dark ground.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 TEMPLATE = "plotly_white"
+LINK = re.compile(r"\[([^][]+)\]\(((?:https?://)?[\w./#%-]+)\)")
 METHOD_COLOURS = {
     "vfm_vae": PALETTE[0], "plain_vae": PALETTE[1], "va_vae": PALETTE[2], "aligntok": PALETTE[3],
     "rae": PALETTE[4], "sd_vae": PALETTE[5], "fae": PALETTE[6], "multi_layer_rae": PALETTE[7],
@@ -235,9 +237,14 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
+def linked(text: str) -> str:
+    """`text` as HTML: escaped, with Markdown's links, to files and over http alone, as links."""
+    return LINK.sub(r'<a href="\2">\1</a>', html.escape(text))
+
+
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Records as a table: one row each, columns as they first appear. A cell in ** is bold.
+    """Records as a table: one row each, columns as they first appear. A cell in ** is bold, links are links.
 
     Notebooks and pages show it as HTML (nothing is cut, and it can be selected), documents as Markdown.
     """
@@ -257,7 +264,7 @@ class Table:
     def __html__(self) -> str:
         def cell(text: str) -> str:
             bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
-            return f"<td><b>{html.escape(text[2:-2])}</b></td>" if bold else f"<td>{html.escape(text)}</td>"
+            return f"<td><b>{linked(text[2:-2])}</b></td>" if bold else f"<td>{linked(text)}</td>"
 
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in self.rows)

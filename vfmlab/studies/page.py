@@ -1,7 +1,7 @@
 """The one writer of pages: one HTML file that needs no network (`page.html.j2`), or Markdown.
 
-A page begins with its question, its verdict and what its words mean. Text is escaped by the template; the
-only parts that bring their own HTML are tables and figures.
+A page begins with its question, its verdict and what its words mean. Text is escaped by the template, which
+makes links of those in Markdown; the only parts that bring their own HTML are tables and figures.
 """
 
 from __future__ import annotations
@@ -175,6 +175,7 @@ def _markdown(block: Any) -> list[str]:
 def _template() -> Any:
     try:
         import jinja2
+        from markupsafe import Markup
     except ImportError:
         raise ConfigError("pages are written with jinja2, which is not installed: pip install "
                           "'vfmlab[studies]'") from None
@@ -182,5 +183,6 @@ def _template() -> Any:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["plain"] = lambda text: str(text).replace("`", "").replace("**", "")
+    environment.filters["plain"] = lambda text: Markup(
+        primitives.linked(str(text).replace("`", "").replace("**", "")))
     return environment.get_template("page.html.j2")
