@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import re
 import signal
@@ -510,12 +511,19 @@ def test_help_is_quick_to_import():
     assert done.stdout.strip() == "2 []", done.stderr
 
 
+def letters(text):
+    return re.sub(r"[\s│]", "", text)
+
+
 def test_module_and_every_command_have_help(capsys):
     for name, command in main.COMMANDS.items():
         assert command.__doc__
         with pytest.raises(SystemExit):
             main.main([name, "--help"])
-        assert "Args:" not in capsys.readouterr().out, "what options mean stands beside them"
+        text = capsys.readouterr().out
+        assert "Args:" not in text, "what options mean stands beside them"
+        meanings = re.split(r"^ {4,8}\w+:", inspect.getdoc(command).partition("Args:")[2], flags=re.MULTILINE)[1:]
+        assert [m for m in map(letters, meanings) if m not in letters(text)] == [], f"{name}: not in its help"
         assert len(command.__doc__.splitlines()[0]) > 20
     done = subprocess.run([sys.executable, "-m", "vfmlab", "--help"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 arg = tyro.conf.arg
-SET_HELP = "dotted fields, e.g. train.samples=50000 tokenizer.channels=8"
-Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...", help=SET_HELP)]
+Assignments = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...")]  # a command says of what
 PresetArg = Annotated[
     str, tyro.conf.Positional,
     arg(metavar="PRESET", help="a preset, PRESET+VARIANT, PRESET@PRESET, or a config file (.json)")

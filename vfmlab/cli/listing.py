@@ -99,6 +99,7 @@ def plan(names: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="PR
     """What presets would cost: parameters, latent shape, FLOPs, memory, hours on named GPUs.
 
     Args:
+        sets: dotted fields, e.g. train.samples=50000 tokenizer.channels=8.
         measure: also run the most expensive step on this machine and report its time and peak memory.
         gpus: how many GPUs the hours are for.
         mfu: share of their peak that is reached, an assumption.

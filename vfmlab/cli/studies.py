@@ -42,6 +42,7 @@ def compare(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...] |
     Exit code 1: some rows failed.
 
     Args:
+        sets: dotted fields that hold for all rows, e.g. train.samples=50000 tokenizer.channels=8.
         seeds: every row is trained with each; left out: 0 1.
         title: heading of the page.
         until: leave diffusion out, or all but the first stage of each recipe.
@@ -72,6 +73,7 @@ def correlate(rows: Rows = (), /, sets: Assignments = (), seeds: tuple[int, ...]
     """Which numbers of a tokenizer go along with how well diffusion trains on it: rank correlations, figures.
 
     Args:
+        sets: dotted fields that hold for all rows, e.g. train.samples=50000 tokenizer.channels=8.
         seeds: every row is trained with each; left out: 0 1.
         files: take the results that vfmlab compare wrote before, in place of rows; nothing is trained.
         target: gfd, gfd_own or class_accuracy.
@@ -170,6 +172,7 @@ def claims(ledger: LedgerArg = "a", /, sets: Assignments = (), domain: str | Non
     """Decide what papers claim: train the rows of a ledger with several seeds, and write a verdict per claim.
 
     Args:
+        sets: dotted fields that hold for all rows, e.g. train.samples=50000 tokenizer.channels=8.
         domain: scenes, or photo (then --set data.source=parquet:PATH); left out: scenes.
         seeds: every row is trained with each; left out: 0 1 2.
         only: ids of claims; all without.

@@ -32,6 +32,7 @@ def train(preset: PresetArg, /, sets: Assignments = (), root: Root = Path("runs"
     """Train a preset, phase by phase; started again, it goes on where it stopped.
 
     Args:
+        sets: dotted fields, e.g. train.samples=50000 tokenizer.channels=8.
         until: stop after this phase: a stage's name, or "tokenizer" for all of its stages.
         progress: auto takes a bar on a terminal and a line every few seconds elsewhere.
     """
