@@ -89,9 +89,9 @@ def trained(tmp_path_factory):
 def test_the_study_at_tiny(trained, tmp_path):
     """The first run chooses, the others are compared; every number stands under its own protocol."""
     root, ids = trained
-    command = ["guide", *ids, "--root", str(root), "--out", str(tmp_path / "page"), "--scales", "1.5", "2", "--weaker", ids[1]]
+    command = ["guide", *ids, "--root", str(root), "--out", str(tmp_path / "new" / "page.md"), "--scales", "1.5", "2", "--weaker", ids[1]]
     assert main(command) == 0
-    record = json.loads((tmp_path / "page.json").read_text())
+    record = json.loads((tmp_path / "new" / "page.json").read_text())
     table = record["records"]
     assert [(r["kind"], r["scale"]) for r in table[:7]] == [
         ("none", 1.0), ("null label", 1.5), ("null label", 2.0), ("internal", 1.5), ("internal", 2.0), ("auto", 1.5), ("auto", 2.0),
@@ -104,19 +104,19 @@ def test_the_study_at_tiny(trained, tmp_path):
     one = api.evaluate(ids[2], root, {"guidance.kind": "internal", "guidance.scale": record["chosen"]["internal"]})
     mine = next(r for r in table[11:] if r["kind"] == "internal")
     assert (mine["gFD"], mine["protocol"]) == (one.value("gfd"), one.hash), "under the run's own interval of t"
-    text = (tmp_path / "page.md").read_text()
+    text = (tmp_path / "new" / "page.md").read_text()
     assert "Scales are chosen on seed 0, and compared on 1, 2." in text
-    assert "gFD over the scale of guidance" in (tmp_path / "page.html").read_text()
-    assert "precision over the scale of guidance" in (tmp_path / "page.html").read_text()
+    assert "gFD over the scale of guidance" in (tmp_path / "new" / "page.html").read_text()
+    assert "precision over the scale of guidance" in (tmp_path / "new" / "page.html").read_text()
 
     assert main([*command[:-2], "--whole"]) == 0
-    whole = json.loads((tmp_path / "page.json").read_text())
+    whole = json.loads((tmp_path / "new" / "page.json").read_text())
     assert [(r["seed"], r["kind"], r["scale"]) for r in whole["records"]] == [
         (seed, kind, scale) for seed in range(3) for kind, scale in (("none", 1.0), *((k, s) for k in ("null label", "internal") for s in (1.5, 2.0)))
     ]  # fmt: skip
     assert whole["records"][:5] == table[:5], "what was measured is read"
     assert {row["kind"] for row in whole["shape"]} == {"null label", "internal"}
-    assert "--whole" in (tmp_path / "page.md").read_text()
+    assert "--whole" in (tmp_path / "new" / "page.md").read_text()
 
 
 def test_a_report_without_precision_is_measured_anew(trained):

@@ -204,18 +204,17 @@ def test_the_study_at_tiny(tmp_path, capsys):
                "diffusion.train.samples": 16, "diffusion.train.evaluate_at": [], "diffusion.stale": {"heads": 2}}
     run = override(presets.get("tiny_vfm_vae_ddt"), changes)
     list(api.train(run, tmp_path))
-    command = ["reuse", run.id, "--root", str(tmp_path), "--out", str(tmp_path / "page"), "--n", "8", "--every", "2", "--batch", "4"]
+    command = ["reuse", run.id, "--root", str(tmp_path), "--out", str(tmp_path / "new" / "page.md"), "--n", "8", "--every", "2", "--batch", "4"]
     assert main(command) == 0
-    record = json.loads((tmp_path / "page.json").read_text())
+    record = json.loads((tmp_path / "new" / "page.json").read_text())
     counts = {r["encoder"]: (r["encodings"], r["head"]) for r in record["records"]}
     assert counts == {"every step": (6, 6), "every 2 steps": (3, 6), "key steps": (5, 6), "key steps, parallel": (5, 6), "4 steps": (4, 4), "3 steps": (3, 3)}
     assert len({r["protocol"] for r in record["records"]}) == 6
-    changes = {k: v for k, v in changes.items() if k != "diffusion.stale"}
-    run = override(presets.get("tiny_dino_sae"), changes)
-    list(api.train(run, tmp_path))
-    rows = reuse.records(run.id, tmp_path, (2,), 8, 4, 1)
+    assert "At equal quality" in (tmp_path / "new" / "page.html").read_text()
+    sphere = override(presets.get("tiny_dino_sae"), {k: v for k, v in changes.items() if k != "diffusion.stale"})
+    list(api.train(sphere, tmp_path))
+    rows = reuse.records(sphere.id, tmp_path, (2,), 8, 4, 1)
     assert [r["encoder"] for r in rows] == ["every step", "every 2 steps", "key steps", "4 steps", "3 steps"], "none in parallel on a sphere"
-    assert "At equal quality" in (tmp_path / "page.html").read_text()
     whole = SimpleNamespace(**vars(api.load_diffusion(run.id, tmp_path)))
     whole.network.encode = None
     with pytest.raises(ConfigError, match="is not split into encoder and head"):

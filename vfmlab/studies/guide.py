@@ -21,6 +21,7 @@ from vfmlab.errors import ConfigError, DataError
 from vfmlab.evaluation import contrasts
 from vfmlab.plots import figures, primitives
 from vfmlab.studies.claims import DELTAS, UNSET
+from vfmlab.studies.compare import writable
 from vfmlab.studies.page import Page, definitions
 
 QUESTION = "How much guidance, and away from what?"
@@ -180,6 +181,7 @@ def shape(table: Sequence[Record], scales: Mapping[str, float]) -> list[dict[str
 def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales: Sequence[float] = SCALES,
          weaker: Sequence[str] = (), n: int | None = None, whole: bool = False) -> Path:
     """Measure, write `out`.md (returned), .json and .html."""
+    out = writable(out)
     table = records(refs, root, scales, weaker, n, whole)
     first = [row for row in table if row["run"] == table[0]["run"]]
     rest = table[len(first):]

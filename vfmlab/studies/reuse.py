@@ -21,6 +21,7 @@ from vfmlab.diffusion import path, reuse, sampling
 from vfmlab.errors import ConfigError
 from vfmlab.plots import figures, primitives
 from vfmlab.seeding import SampleRandom
+from vfmlab.studies.compare import writable
 from vfmlab.studies.page import Page, definitions
 
 QUESTION = "Is it better to reuse the encoder of a split network, or to take fewer steps?"
@@ -145,7 +146,7 @@ def _between(a: Record, b: Record, gfd: float) -> float | None:
 def page(run: str, root: str | Path, out: Path, command: str, every: Sequence[int] = (2, 3, 4),
          n: int = 500, batch: int = 64) -> Path:
     """Measure, write `out`.html, .md and .json; returns the page."""
-    table = records(run, root, every, n, batch)
+    out, table = writable(out), records(run, root, every, n, batch)
     same = equal_quality(table)
     made = Page("Reuse of an encoder", QUESTION, command=command, definitions=definitions(("gfd",)))
     made.add("All ways", "One run and one set of noises: differences smaller than between two seeds of the "
