@@ -62,6 +62,12 @@ def test_import_that_kills_the_process_is_a_finding(tmp_path: Path):
     assert next(iter(doctor.torch_checks(found))).state == "fail"
 
 
+def test_a_file_of_the_folder_stands_for_no_module(tmp_path: Path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('of the folder')\n")
+    monkeypatch.chdir(tmp_path)
+    assert "of the folder" not in str(doctor.probe(timeout=280)["errors"])
+
+
 def test_missing_torch_is_a_finding(tmp_path: Path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
     found = doctor.probe(env={**os.environ, "PYTHONPATH": str(tmp_path)})

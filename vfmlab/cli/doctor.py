@@ -109,7 +109,9 @@ def probe(python: str = sys.executable, timeout: float = 180.0,
           env: dict[str, str] | None = None) -> dict[str, Any]:
     """What torch, torchvision and timm say of themselves in a process of their own, and `errors`."""
     try:
-        done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=timeout, env=env)
+        # -P: a file of the folder that it is called from, called like a module, is not imported in its place
+        done = subprocess.run([python, "-P", "-c", PROBE], capture_output=True, text=True, timeout=timeout,
+                              env=env)
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"errors": {"torch": f"no answer within {timeout:.0f} s"}}
