@@ -118,6 +118,11 @@ def test_the_study_at_tiny(trained, tmp_path):
     assert {row["kind"] for row in whole["shape"]} == {"null label", "internal"}
     assert "--whole" in (tmp_path / "new" / "page.md").read_text()
 
+    assert main([command[0], ids[0], *command[4:-2]]) == 0
+    text = (tmp_path / "new" / "page.md").read_text()
+    assert "None: one run chooses the scales" in text
+    assert "At the chosen scales" not in text, "no empty table"
+
 
 def test_a_report_without_precision_is_measured_anew(trained):
     """As versions before it wrote it."""

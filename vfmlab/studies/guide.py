@@ -203,9 +203,10 @@ def page(refs: Sequence[str], root: str | Path, out: Path, command: str, scales:
                      f"{', '.join(str(row['seed']) for row in rest if row['kind'] == NONE) or 'no other'}."
                      + (f" At the edge of the scales, and perhaps better beyond: {', '.join(edge)}." if edge
                         else ""))
-    made.add("At the chosen scales", "gFD of the second less that of the first."
-             + (f" Level: at most {bound:g} apart." if bound else ""),
-             primitives.table([_row(one, at) for one in decided]))
+    if decided:
+        made.add("At the chosen scales", "gFD of the second less that of the first."
+                 + (f" Level: at most {bound:g} apart." if bound else ""),
+                 primitives.table([_row(one, at) for one in decided]))
     drawn = [label for label in DRAWN if all(row[label] is not None for row in table)]
     left = ", ".join(label for label in DRAWN if label not in drawn)
     made.add("Over the scale", "Lines: the first run. Points: every run."
