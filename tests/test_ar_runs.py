@@ -12,6 +12,7 @@ from tiny import COMMON, awake, untrained
 from vfmlab import api, presets, runs
 from vfmlab.ar import codes as cache
 from vfmlab.ar.llamagen import CodeShape, LlamaGen
+from vfmlab.cli import main
 from vfmlab.config import override
 from vfmlab.errors import CheckpointError, ConfigError, RunError
 from vfmlab.evaluation.number import groups, rank
@@ -231,6 +232,19 @@ def test_released_weights_become_a_run(trained, tmp_path):
         import_release.draft(other, root=root, tokenizer=recipe.last.parent)
     with pytest.raises(ConfigError, match="no config of its own"):
         import_release.open_release("llamagen-gpt", file)
+
+
+def test_the_command_takes_every_field_of_the_sampler(trained, tmp_path, capsys):
+    root, recipe, _ = trained
+    call = ["sample", recipe.id, "--labels", "0", "3", "--root", str(root), "--out", str(tmp_path)]
+    assert main.main([*call, "--guidance", "3", "--set", "token_sampler.top_k=2", "protocol.token_sampler.temperature=0.5"]) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["sampler"]["top_k"], manifest["sampler"]["temperature"], manifest["guidance"]["scale"]) == (2, 0.5, 3)
+    for wrong, words in ((["labels=random"], "only fields of guidance and token_sampler"), (["token_sampler.top_q=1"], "top_q"),
+                         (["sampler.steps=3"], "token_sampler"), (["guidance.scale=2", "--guidance", "3"], "a flag of its own")):
+        capsys.readouterr()
+        assert main.main([*call, "--set", *wrong]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_one_line(trained):

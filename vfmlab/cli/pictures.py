@@ -47,7 +47,8 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | No
             model.
         npz: draw so many samples under the run's protocol into one npz file for ADM's evaluator instead;
             --out names it. Goes on where it was broken off, also under accelerate launch.
-        sets: changes to the protocol, with --npz, e.g. labels=random precision=bf16 batch=64.
+        sets: changes to the protocol; without --npz those of guidance and of the sampler, e.g.
+            token_sampler.top_k=100; with it any, e.g. labels=random precision=bf16 batch=64.
         prompt: texts, one image each, of a run that reads text: --prompt "a striped red disc" "two blue
             rings". Left out: a few captions of its training images.
     """
@@ -66,9 +67,6 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | No
             raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; "
                               "give one of them")
         return _npz(run, npz, labels, out, root, changes | flags)
-    if sets:
-        raise ConfigError(f"--set {sets[0]}: changes the protocol of --npz N; give N too, or use --steps, "
-                          "--guidance, --solver")
     seed = 0 if seed is None else seed
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
@@ -77,8 +75,7 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | No
         model = model.prompted(prompt)
     classes = model.class_names
     chosen = range(len(classes)) if labels is None else [data.class_number(text, classes) for text in labels]
-    how = {"seed": seed, "guidance": guidance, "steps": steps,
-           "sampler": {"solver": solver} if solver else None}
+    how = {"seed": seed, "steps": steps, **_drawn(sets, model.run.ar is not None, guidance, solver)}
     protocol = api.sampling_protocol(model, chosen, **how)
     names = [f"{i:04d}_{_safe(model.class_names[label])}" for i, label in enumerate(chosen)]
     facts = {
@@ -150,6 +147,26 @@ def reconstruct(run: RunArg, images: ImageArgs, /, out: Path | None = None, root
     print(f"{len(values)} images at {tokenizer.size} px, mean PSNR {mean:.2f} dB{left}: "
           f"{_grid(folder, first)}")
     return 0
+
+
+def _drawn(sets: Assignments, tokens: bool, guidance: float | None, solver: str | None
+           ) -> dict[str, dict[str, Any]]:
+    """`guidance` and `sampler` as `api.sample` takes them, from --set and the flags beside it."""
+    name = "token_sampler" if tokens else "sampler"
+    sections: dict[str, dict[str, Any]] = {"guidance": {}, name: {}}
+    flags = {"guidance.scale": guidance, f"{name}.solver": solver}
+    flags = {field: value for field, value in flags.items() if value is not None}
+    changes = {field.removeprefix("protocol."): value for field, value in assignments(sets).items()}
+    if twice := next(iter(changes.keys() & flags), None):
+        raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; "
+                          "give one of them")
+    for field, value in (changes | flags).items():
+        section, _, own = field.partition(".")
+        if section not in sections or not own:
+            raise ConfigError(f"--set {field}={value}: without --npz N only fields of guidance and {name} "
+                              "can be set, such as guidance.scale=2; give N too")
+        sections[section][own] = value
+    return {"guidance": sections["guidance"], "sampler": sections[name]}
 
 
 def _npz(run: str, n: int, labels: tuple[str, ...] | None, out: Path | None, root: Path,
