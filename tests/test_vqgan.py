@@ -11,6 +11,7 @@ from vfmlab import presets
 from vfmlab.config import override
 from vfmlab.data import to_uint8
 from vfmlab.errors import ConfigError, DataError
+from vfmlab.evaluation import evaluate
 from vfmlab.evaluation.instruments.base import Part
 from vfmlab.evaluation.instruments.codebook import CodebookUse
 from vfmlab.evaluation.number import Draft
@@ -19,6 +20,7 @@ from vfmlab.registry import TOKENIZERS
 from vfmlab.studies import interpolate
 from vfmlab.tokenizers.base import measure
 from vfmlab.training.check import check
+from vfmlab.training.tokenizer import TokenizerTask
 
 
 def build(**changes):
@@ -150,6 +152,19 @@ def test_use_is_counted_over_a_whole_set(images):
     assert numbers["codebook_used"].n == 4
 
 
+def test_a_codebook_of_32_of_which_one_entry_is_used_collapsed(images):
+    """It is more than the share below which a large codebook is said to have collapsed."""
+    run = presets.get("tiny_vqgan")
+    tokenizer = build(quantizer={"kind": "vq", "size": 32})
+    tokenizer.quantizer.weight.data.zero_()  # the first of equal entries is the nearest
+    tokenizer.set_statistics(measure(tokenizer, [images], "test"))
+    report = evaluate.tokenizer_report(tokenizer, run.data, run.protocol)
+    assert report["codebook_used"].value == 1 / 32
+    assert any("the quantiser collapsed: 3.12% of" in line for line in report.warnings)
+    tokenizer.train().posterior(images)
+    assert "the quantiser collapsed" in TokenizerTask.remark(SimpleNamespace(weights=tokenizer))
+
+
 @pytest.mark.parametrize("kind", ["vq", "cosine", "simvq", "fsq", "lfq", "ema"])
 def test_every_quantiser_is_a_variant_that_trains(images, kind):
     run = presets.get(f"tiny_vqgan+{kind}")
@@ -175,7 +190,18 @@ def test_a_codebook_that_moves_once_a_batch_sees_it_undivided():
 
 @pytest.mark.parametrize(("chain", "size"), [("vq", 32), ("fsq+vq", 32), ("lfq+simvq", 32), ("ema+cosine", 32)])
 def test_a_variant_has_about_as_many_entries(chain, size):
-    assert presets.get(f"tiny_vqgan+{chain}").tokenizer.quantizer.size == size
+    recipe = presets.get(f"tiny_vqgan+{chain}")
+    assert recipe.tokenizer.quantizer.size == size
+    assert recipe.losses["codebook"].weight == 1, "also after fsq, which has no loss"
+
+
+def test_a_codebook_does_not_train_without_its_loss():
+    off = override(presets.get("tiny_vqgan+simvq"), {"losses.codebook": 0})
+    with pytest.raises(ConfigError, match="losses.codebook: it is off.*'simvq'.*losses.codebook=1"):
+        check(off.phases())
+    check(override(off, {"trains": ["decoder.*"]}).phases())
+    for kind in ("fsq", "ema"):  # nothing to learn; moved by averages
+        check(override(presets.get(f"tiny_vqgan+{kind}"), {"losses.codebook": 0}).phases())
 
 
 def test_a_variant_of_the_quantiser_needs_one():

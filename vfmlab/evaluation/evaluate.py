@@ -27,6 +27,7 @@ from vfmlab.weights.load import with_weaker
 OWN_NOISE = "noise of its own for each image"  # earlier reports decoded all from that of seed 0
 ON_SPHERE = "every latent decoded from the sphere"  # earlier reports decoded raw ones, or some as they were
 FEW_CODES = 0.03  # of a codebook's entries
+ALONE_CODE = 0.01  # perplexity over 1 of a codebook of which one entry is as good as alone
 
 
 def tokenizer_report(tokenizer: Tokenizer, cfg: config.Data, protocol: config.Protocol,
@@ -62,7 +63,9 @@ def _closed(report: Report, setup: Setup, started: float, tokenizer: Tokenizer) 
     few = few_samples_warning(report.protocol["images"]["n"])
     warnings = [few, related(model, setup.protocol.features)]
     used = report.value("codebook_used")
-    if used is not None and used < FEW_CODES:
+    # one entry of 32 is more than that share
+    if used is not None and (used < FEW_CODES or (
+            report.value("codebook_perplexity") < tokenizer.quantizer.parts + ALONE_CODE)):
         warnings.append(f"the quantiser collapsed: {used:.2%} of the codebook's entries are used; fewer "
                         "entries, a narrower latent, or a quantiser that moves all entries (simvq, "
                         "fsq) may help")

@@ -206,7 +206,8 @@ def _quantiser(kind: str) -> Callable[[Recipe], Changes]:
         if kind == "lfq":
             return {"tokenizer.quantizer": {"kind": kind, "commitment": 0.25},
                     "tokenizer.channels": round(math.log2(size)), "losses.codebook.entropy": 0.1}
-        return {"tokenizer.quantizer": {"kind": kind, "size": size}}
+        back = {} if "codebook" in run.losses else {"losses.codebook": 1.0}  # fsq had none
+        return {"tokenizer.quantizer": {"kind": kind, "size": size}} | back
 
     return changes
 

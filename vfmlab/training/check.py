@@ -17,6 +17,7 @@ from vfmlab.evaluation import features, prompts
 from vfmlab.evaluation.protocol import open_compared
 from vfmlab.evaluation.reference import bare, related
 from vfmlab.registry import TOKENIZERS
+from vfmlab.tokenizers.base import Tokenizer
 from vfmlab.training import ar, diffusion, step
 from vfmlab.training.meter import weightless
 from vfmlab.training.task import section, trainable
@@ -51,6 +52,18 @@ def undivided(phase: Phase) -> None:
                           "kind, such as cosine")
 
 
+def learning(phase: Phase, tokenizer: Tokenizer) -> None:
+    """ConfigError where a codebook trains and no loss reaches it: nothing comes through the straight-through
+    gradient."""
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if quantizer is None or any(name.partition(":")[0] == "codebook" for name in phase.losses):
+        return
+    if any(parameter.requires_grad for parameter in quantizer.parameters()):
+        raise ConfigError(f"losses.codebook: it is off, and from it alone the entries of tokenizer '"
+                          f"{phase.tokenizer.method}' learn (quantiser '{quantizer.registered_name}'); set "
+                          "losses.codebook=1, or leave quantizer.* out of 'trains'")
+
+
 def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     """Build tokenizer, network, alignment and feature space of every phase that is trained, on the meta
     device.
@@ -58,10 +71,10 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
     Raises:
         ConfigError: a part that does not fit the others, globs that match nothing, an unknown feature space,
         too few held-out images to measure on, batches that do not divide, accumulation where a tokenizer
-        needs whole ones, guidance away from a null label that is not trained, a sampler that the network or
-        its path has no form of. RunError, CheckpointError: no model that guidance leads away from, or one
-        without weights. DataError: a reference that cannot serve, captions or a file of prompts that are
-        missing.
+        needs whole ones, a codebook that trains without its loss, guidance away from a null label that is not
+        trained, a sampler that the network or its path has no form of. RunError, CheckpointError: no model
+        that guidance leads away from, or one without weights. DataError: a reference that cannot serve,
+        captions or a file of prompts that are missing.
     """
     spaces, protocols = set(), set()
     for phase in phases:
@@ -81,6 +94,7 @@ def check(phases: Sequence[Phase], root: str | Path = "runs") -> None:
                 ar.build(phase.ar, phase.seed, CodeShape.of(tokenizer), num_classes=1)
             elif phase.diffusion is None:
                 trainable(tokenizer, tokenizer, phase.trains, phase.kind)
+                learning(phase, tokenizer)
             else:
                 side = size // phase.tokenizer.factor
                 shape = (phase.tokenizer.channels, side, side)

@@ -153,10 +153,12 @@ class TokenizerTask(Task):
 
     def remark(self) -> str:
         """Whether the quantiser collapsed, for discrete tokenizers."""
-        shares = [book.effective() for book in counting(self.weights)]
-        if not shares or max(shares) >= COLLAPSED:
+        shares = {book: book.effective() for book in counting(self.weights)}
+        # of a small codebook one entry is more than that share
+        if not shares or any(share >= max(COLLAPSED, 1.01 / book.size) for book, share in shares.items()):
             return ""
-        return (f"the quantiser collapsed: its codebooks use {100 * max(shares):.2g} % of their entries; try "
+        most = 100 * max(shares.values())
+        return (f"the quantiser collapsed: its codebooks use {most:.2g} % of their entries; try "
                 "losses.codebook.entropy above 0, fewer entries, more codebooks, or a quantiser that moves "
                 "all entries, such as simvq or fsq")
 
