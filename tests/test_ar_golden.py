@@ -127,6 +127,8 @@ def test_what_does_not_fit_is_one_line(state, config):
     for change, words in {"block_size": 15, "n_kv_head": 2, "rope_base": 500}.items():
         with pytest.raises(ConfigError, match=change):
             import_state_dict("llamagen-gpt", state, config | {change: words})
+    with pytest.raises(ConfigError, match="block_size 0 is no square of 1 or more"):
+        import_state_dict("llamagen-gpt", state, config | {"block_size": 0})
     with pytest.raises(ConfigError, match="has no field 'n_head'"):
         import_state_dict("llamagen-gpt", state, {k: v for k, v in config.items() if k != "n_head"})
     with pytest.raises(ConfigError, match="the config is a list; give a dict"):

@@ -51,9 +51,9 @@ def import_llamagen_gpt(state_dict: dict[str, Tensor], config: dict[str, Any]) -
         c["n_kv_head"] = None
     check_fixed(c, FIXED, "llamagen-gpt")
     side = round(c["block_size"] ** 0.5)
-    if side * side != c["block_size"]:
-        raise ConfigError(f"llamagen-gpt: block_size {c['block_size']} is no square, and the release's "
-                          "positions are those of a square grid; give rows x columns, such as 256")
+    if side < 1 or side * side != c["block_size"]:
+        raise ConfigError(f"llamagen-gpt: block_size {c['block_size']} is no square of 1 or more, and the "
+                          "release's positions are those of a square grid; give rows x columns, such as 256")
     shape = LlamaGen.Config(width=c["dim"], depth=c["n_layer"], heads=c["n_head"], multiple=c["multiple_of"])
     codes = CodeShape(c["vocab_size"], c["block_size"], (side, side))
     network = LlamaGen(shape, codes, c["num_classes"])
