@@ -198,6 +198,8 @@ def test_what_does_not_fit(vfmtok):
             build(vfm=None, **more)
     with pytest.raises(ConfigError, match=r"equivariance\.p_latent=0"):
         vfmtok.decode_raw(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ConfigError, match=r"reads images of 16 x 16 px, not of 16 x 32; .* equivariance\.p_prior=0"):
+        vfmtok.posterior(torch.zeros(1, 3, 16, 32))
     with pytest.raises(ConfigError, match="grid"):
         build("tiny_vqrae", **{"tokenizer.factor": 8})
 

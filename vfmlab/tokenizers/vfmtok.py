@@ -132,6 +132,11 @@ class VFMTok(Tokenizer):
     # -- encoder --------------------------------------------------------------------------------------------
 
     def posterior(self, images: Tensor, features: dict[int, Tensor] | None = None) -> CodePosterior:
+        if images.shape[-2:] != (self.size, self.size):  # whatever it reads, it decodes to these
+            height, width = images.shape[-2:]
+            raise ConfigError(f"tokenizer 'vfmtok' reads images of {self.size} x {self.size} px, not of "
+                              f"{height} x {width}; resize or crop them, and set equivariance.p_prior=0, "
+                              "which scales them")
         if self.config.encoder == "random":
             return self._encode(self.frozen["random"].features(images, self.levels).maps)
         return self._encode(self.read_features(images, features, self.levels))
