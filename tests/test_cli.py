@@ -242,7 +242,7 @@ def test_sample_writes_a_grid_and_its_images(capsys, loaded, tmp_path):
     assert code == 0
     labels, how = loaded[0]
     assert labels == [1, 2]
-    assert (how["seed"], how["steps"], how["guidance"]) == (5, 3, 2.0)
+    assert (how["seed"], how["steps"], how["guidance"]) == (5, 3, {"scale": 2.0})
     files = ["0000_ring.png", "0001_cross_plain.png", "grid.png", "manifest.json"]
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == files
     assert str(tmp_path / "o" / "grid.png") in out

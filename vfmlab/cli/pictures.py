@@ -61,12 +61,8 @@ def sample(run: RunArg, /, labels: tuple[str, ...] | None = None, seed: int | No
     if npz is not None:
         flags = {"seed": seed, "sampler.steps": steps, "sampler.solver": solver, "guidance.scale": guidance,
                  "decoder": decoder, "ema": False if raw else None}
-        flags = {name: value for name, value in flags.items() if value is not None}
-        changes = {name.removeprefix("protocol."): value for name, value in assignments(sets).items()}
-        if twice := next(iter(changes.keys() & {"n", *flags}), None):
-            raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; "
-                              "give one of them")
-        return _npz(run, npz, labels, out, root, changes | flags)
+        changes = _changes(sets, flags | {"n": npz})
+        return _npz(run, changes.pop("n"), labels, out, root, changes)
     seed = 0 if seed is None else seed
     if labels == ():
         raise ConfigError("--labels: no class given; name some, or leave it out for one image of every class")
@@ -149,18 +145,22 @@ def reconstruct(run: RunArg, images: ImageArgs, /, out: Path | None = None, root
     return 0
 
 
-def _drawn(sets: Assignments, tokens: bool, guidance: float | None, solver: str | None
-           ) -> dict[str, dict[str, Any]]:
-    """`guidance` and `sampler` as `api.sample` takes them, from --set and the flags beside it."""
-    name = "token_sampler" if tokens else "sampler"
-    sections: dict[str, dict[str, Any]] = {"guidance": {}, name: {}}
-    flags = {"guidance.scale": guidance, f"{name}.solver": solver}
+def _changes(sets: Assignments, flags: dict[str, Any]) -> dict[str, Any]:
+    """The protocol's fields of --set and of the flags that are given (not None), without "protocol."."""
     flags = {field: value for field, value in flags.items() if value is not None}
     changes = {field.removeprefix("protocol."): value for field, value in assignments(sets).items()}
     if twice := next(iter(changes.keys() & flags), None):
         raise ConfigError(f"--set {twice}={changes[twice]}: the call gives it by a flag of its own too; "
                           "give one of them")
-    for field, value in (changes | flags).items():
+    return changes | flags
+
+
+def _drawn(sets: Assignments, tokens: bool, guidance: float | None, solver: str | None
+           ) -> dict[str, dict[str, Any]]:
+    """`guidance` and `sampler` as `api.sample` takes them, from --set and the flags beside it."""
+    name = "token_sampler" if tokens else "sampler"
+    sections: dict[str, dict[str, Any]] = {"guidance": {}, name: {}}
+    for field, value in _changes(sets, {"guidance.scale": guidance, f"{name}.solver": solver}).items():
         section, _, own = field.partition(".")
         if section not in sections or not own:
             raise ConfigError(f"--set {field}={value}: without --npz N only fields of guidance and {name} "
